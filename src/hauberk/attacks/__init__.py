@@ -1,0 +1,25 @@
+"""x': the attacks, all on one ascent engine."""
+
+from hauberk.attacks.ascent import ascend
+from hauberk.attacks.losses import cw_loss, dlr_loss, logit_margin
+from hauberk.attacks.pgd import cw, fgsm, pgd
+from hauberk.attacks.presets import PRESETS, Preset, get_preset
+from hauberk.attacks.result import AttackResult
+from hauberk.attacks.steps import Ascent
+from hauberk.attacks.view import attack_view
+
+__all__ = [
+    "PRESETS",
+    "Ascent",
+    "AttackResult",
+    "Preset",
+    "ascend",
+    "attack_view",
+    "cw",
+    "cw_loss",
+    "dlr_loss",
+    "fgsm",
+    "get_preset",
+    "logit_margin",
+    "pgd",
+]

@@ -1,0 +1,54 @@
+"""What an attack hands back."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """What an attack found and saw; everything here came from passes the attack made anyway.
+
+    Attributes:
+        x_adv: (B, ...), inside the threat model, detached.
+        success: (B,) bool, whether the model misclassifies ``x_adv`` (and so, as the best point ever visited is kept
+            unless the last was asked for, any point visited).
+        kappa: (B,) int64, how many of the K iterates ``x⁰ … x^{K-1}`` were classified right; GAIRAT's κ. Of the first start.
+        first_success: (B,) int64, index of the first misclassified iterate of the first start (0 is the start), -1 if none.
+        logits: (B, C) at ``x_adv``, detached; None where the attack was told not to look at its last point.
+        forwards: forward passes of the whole batch.
+        backwards: backward passes of the whole batch, to the input only.
+
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    kappa: Tensor
+    first_success: Tensor
+    logits: Tensor | None
+    forwards: int
+    backwards: int
+
+
+class Best:
+    """The best point of each example so far: misclassified before not, then the larger loss."""
+
+    def __init__(self, x: Tensor):
+        self.x_adv = x
+        self.logits: Tensor | None = None
+        self.wrong = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.loss = torch.full((len(x),), -torch.inf, device=x.device)
+
+    def offer(self, point: Tensor, logits: Tensor, loss: Tensor, wrong: Tensor, allowed: Tensor | None) -> None:
+        """Keep ``point`` (B, ...) where it is better than what is kept and ``allowed`` (B,)."""
+        if self.logits is None:
+            self.logits = logits
+            self.loss = self.loss.to(loss.dtype)
+        better = (wrong & ~self.wrong) | ((wrong == self.wrong) & (loss > self.loss))
+        if allowed is not None:
+            better &= allowed
+        self.x_adv = torch.where(better.view(-1, *[1] * (point.ndim - 1)), point, self.x_adv)
+        self.logits = torch.where(better[:, None], logits, self.logits)
+        self.loss = torch.where(better, loss, self.loss)
+        self.wrong = torch.where(better, wrong, self.wrong)

@@ -1,0 +1,81 @@
+"""How an ascent is set up: numbers of steps, step sizes in the field's notations, starts."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from hauberk.attacks.losses import LossName
+from hauberk.attacks.view import Mode
+from hauberk.errors import UserError
+from hauberk.threat import ThreatModel
+
+StepSize: TypeAlias = float | str | Tensor
+Start: TypeAlias = Literal["uniform", "normal", "clean"] | Tensor
+
+_IN_EPS = re.compile(r"(?:(?P<times>[\d./]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>[\d.]+))?")
+
+
+@dataclass(frozen=True, eq=False)
+class Ascent:
+    """Settings of one projected gradient ascent; what the engine in ``ascent.py`` runs.
+
+    Attributes:
+        steps: K, number of gradient steps.
+        step_size: length of a step in the units of the input: a number, a fraction string ("2/255"), a part of ε
+            ("eps/4", "2*eps", "1.25*eps/10"), or one value per feature.
+        start: where to begin: "uniform" in the ball, "normal" (x + 0.001·N(0, 1)), "clean" (x itself), or a tensor
+            (B, ...), used exactly as given for the first gradient.
+        loss: what to maximise: "ce", "kl" (from the clean prediction), "cw" (margin), "dlr".
+        confidence: κ of the "cw" loss.
+        restarts: how many independent starts; the best point of all is kept.
+        momentum: μ of the accumulated gradient (Dong et al. 2018); 0 for plain PGD.
+        mode: how the model behaves meanwhile: "eval", "train-frozen" or "train", see ``attack_view``.
+
+    """
+
+    steps: int = 10
+    step_size: StepSize = "eps/4"
+    start: Start = "uniform"
+    loss: LossName = "ce"
+    confidence: float = 0.0
+    restarts: int = 1
+    momentum: float = 0.0
+    mode: Mode = "eval"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise UserError(f"an attack needs at least 1 step and 1 restart, got {self.steps} and {self.restarts}")
+        if self.restarts > 1 and not isinstance(self.start, str):
+            raise UserError("restarts from a given start would all be the same; use a random start")
+        if isinstance(self.start, str) and self.start not in ("uniform", "normal", "clean"):
+            raise UserError(f"start is 'uniform', 'normal', 'clean' or a tensor, not {self.start!r}")
+        if self.mode not in ("eval", "train-frozen", "train"):
+            raise UserError(f"mode is 'eval', 'train-frozen' or 'train', not {self.mode!r}")
+
+
+def parse_step(step: StepSize, threat: ThreatModel) -> float | Tensor:
+    """Turn a step size as given into the units of the input.
+
+    Raises:
+        UserError: if it cannot be read or is not positive.
+
+    """
+    size: float | Tensor
+    if isinstance(step, str):
+        found = _IN_EPS.fullmatch(step.strip())
+        try:
+            if found:
+                size = threat.eps * (float(Fraction(found["times"] or 1)) / float(found["over"] or 1))
+            else:
+                size = float(Fraction(step))
+        except (ValueError, ZeroDivisionError) as error:
+            raise UserError(f"step_size = {step!r} is not a number, '2/255' or 'eps/4'") from error
+    else:
+        size = step
+    smallest = float(size.min()) if isinstance(size, Tensor) else size
+    if not smallest >= 0 or (smallest == 0 and not isinstance(size, Tensor) and threat.eps != 0):
+        raise UserError(f"step_size must be positive, got {step}")
+    return size

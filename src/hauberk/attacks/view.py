@@ -1,0 +1,58 @@
+"""The attack's view of a model: gradients for the input only, and nothing of the model changed when it ends."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+Mode: TypeAlias = Literal["eval", "train-frozen", "train"]
+
+
+@contextmanager
+def attack_view(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
+    """Lend a model to an attack.
+
+    Parameters take no gradients meanwhile. Afterwards the training flag of every module, ``requires_grad`` of every
+    parameter, all buffers and the global random generators are as they were; ``.grad`` is never touched.
+
+    Args:
+        model: the caller's model.
+        mode: ``"eval"``: evaluation mode, as nearly every method's public code attacks. ``"train-frozen"``: training mode
+            (batch statistics, dropout) with all buffers put back. ``"train"``: training mode, and the BatchNorm statistics
+            that the attack's passes leave behind are kept, as robust_overfitting's and AT-AWP's public code does.
+
+    Yields:
+        The same model, ready for ``torch.autograd.grad`` on its input.
+
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    learnable = [p for p in model.parameters() if p.requires_grad]
+    # The attack works on copies, so that even a graph the caller still holds is untouched (no in-place write).
+    buffers = (
+        []
+        if mode == "train"
+        else [
+            (module, name, buffer)
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+    )
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for parameter in learnable:
+                parameter.requires_grad_(False)
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer.clone()
+            model.train(mode != "eval")
+            yield model
+        finally:
+            for module, flag in flags:
+                module.training = flag
+            for parameter in learnable:
+                parameter.requires_grad_(True)
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer

@@ -1,0 +1,87 @@
+"""What must hold between data, model and threat model, checked with one clear line for what does not."""
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.errors import UserError
+from hauberk.threat import ThreatModel
+
+_BOX_SLACK = 1e-6  # float rounding of the box's own bounds
+
+
+def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None = None) -> None:
+    """Check a batch or a whole data set.
+
+    Args:
+        x: inputs, (N, ...), floating.
+        y: labels, (N,).
+        threat: whose box the inputs must lie in.
+        classes: number of classes, if known.
+
+    Raises:
+        UserError: for wrong types or shapes, NaN, inputs outside the box (normalised by mistake), labels out of range.
+
+    """
+    if not x.is_floating_point():
+        raise UserError(f"inputs have dtype {x.dtype}; convert them to floats inside the box of the threat model first")
+    if y.ndim != 1 or len(x) != len(y) or len(y) == 0:
+        raise UserError(f"inputs of shape {tuple(x.shape)} need labels of shape ({len(x)},), got {tuple(y.shape)}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise UserError(f"labels must be integers, got {y.dtype}")
+    if not bool(x.isfinite().all()):
+        raise UserError(f"the data has {int((~x.isfinite()).sum())} NaN or infinite values")
+    region = threat.around(x)
+    slack = _BOX_SLACK * (1 + x.abs().amax())
+    if bool(((x < region.low - slack) | (x > region.high + slack)).any()):
+        box = f"[{float(region.low.amin()):g}, {float(region.high.amax()):g}]"
+        seen = f"[{float(x.amin()):.3g}, {float(x.amax()):.3g}]"
+        hint = "divide by 255" if float(x.amin()) >= 0 and float(x.amax()) > 1.5 else "normalisation belongs inside the model"
+        raise UserError(f"inputs lie in {seen}, outside the threat model's box {box}; {hint}, or give low= and high=")
+    _check_labels(y, classes)
+
+
+def check_logits(logits: Tensor, y: Tensor, classes: int | None = None) -> None:
+    """Check what a model returned for a batch with labels ``y`` (B,).
+
+    Raises:
+        UserError: if it is not (B, C), not finite, has the wrong number of classes, or holds probabilities.
+
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"the model must return logits of shape ({len(y)}, classes), it returned {got}")
+    if logits.shape[1] < 2:
+        raise UserError("the model returns one number per input; a classifier needs one logit for each of at least 2 classes")
+    if classes is not None and logits.shape[1] != classes:
+        raise UserError(f"the model has {logits.shape[1]} outputs, but the data has {classes} classes")
+    _check_labels(y, logits.shape[1])
+    if not bool(logits.isfinite().all()):
+        raise UserError("the model returns NaN or infinite logits on clean inputs")
+    sums = logits.detach().double().sum(1)
+    if bool((logits >= 0).all() & (logits <= 1).all() & ((sums - 1).abs() < 1e-3).all()):
+        raise UserError("the model returns probabilities; return logits instead (remove the softmax), or attacks will fail")
+
+
+def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None) -> None:
+    """Run one batch through the model, in evaluation mode and leaving it as it was, and check the answer.
+
+    Raises:
+        UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
+
+    """
+    from hauberk.attacks.view import attack_view  # attacks stand on this module
+
+    with attack_view(model) as view, torch.no_grad():
+        try:
+            logits = view(x)
+        except (RuntimeError, ValueError, TypeError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"the model cannot take inputs of shape {tuple(x.shape)} and dtype {x.dtype}: {first}") from error
+        check_logits(logits, y, classes)
+
+
+def _check_labels(y: Tensor, classes: int | None) -> None:
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or (classes is not None and high >= classes):
+        allowed = f"0 to {classes - 1}" if classes is not None else "0 or more"
+        raise UserError(f"labels must be {allowed}, found {low} to {high}")

@@ -1,0 +1,20 @@
+"""Data sets by name or from Python; every input stays inside its declared bounds."""
+
+from hauberk.data.augment import Augmentation, augment
+from hauberk.data.sets import DATA_SETS, find_files, load_data
+from hauberk.data.source import Arrays, Items, Part, Source, as_source, check_source, labels
+
+__all__ = [
+    "DATA_SETS",
+    "Arrays",
+    "Augmentation",
+    "Items",
+    "Part",
+    "Source",
+    "as_source",
+    "augment",
+    "check_source",
+    "find_files",
+    "labels",
+    "load_data",
+]

@@ -1,0 +1,41 @@
+"""Downloads, only when asked, through torchvision where it works."""
+
+from pathlib import Path
+
+from hauberk.data.sets import DATA_SETS, load_data
+from hauberk.errors import UserError, unknown_name
+
+
+def download(name: str, folder: Path) -> None:
+    """Download a data set into ``folder`` with torchvision, in its original format, and verify it.
+
+    Raises:
+        UserError: if torchvision is missing or cannot be imported, or the download fails.
+
+    """
+    if name not in DATA_SETS:
+        raise unknown_name("data set", name, DATA_SETS)
+    home = DATA_SETS[name].home
+    if not home:
+        return
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"downloads go through torchvision, which cannot be imported here ({reason}); get {name} from {home}"
+        ) from error
+    makers = {
+        "mnist": "MNIST",
+        "fashion-mnist": "FashionMNIST",
+        "cifar10": "CIFAR10",
+        "cifar100": "CIFAR100",
+        "svhn": "SVHN",
+    }
+    make = getattr(datasets, makers[name])
+    try:
+        for split in ("train", "test"):
+            make(str(folder), download=True, **({"split": split} if name == "svhn" else {"train": split == "train"}))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"downloading {name} failed: {error}; get it from {home}") from error
+    load_data(name, "test", folder)

@@ -1,0 +1,38 @@
+"""The idx format of MNIST and Fashion-MNIST."""
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from hauberk.errors import UserError
+
+
+def read_idx(path: Path) -> tuple[np.ndarray, bytes]:
+    """Read an idx file of unsigned bytes, gzipped or not.
+
+    Returns:
+        The array, and the uncompressed bytes for a checksum.
+
+    Raises:
+        UserError: if the file is not idx or is cut short.
+
+    """
+    raw = path.read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise UserError(f"{path} is not an idx file of unsigned bytes")
+    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
+    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
+    count = 1
+    for size in shape:
+        count *= size  # Python integers: a hostile header cannot overflow
+    if count != len(body):
+        raise UserError(f"{path} is cut short: {len(body)} bytes where its header says {count}")
+    return body.reshape(shape), raw

@@ -1,0 +1,16 @@
+"""Mistakes a user can fix. The command line prints them as one line and exits with code 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be done; the message says what, and what to do instead."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """Build the error for a name that does not exist, with the nearest one that does."""
+    names = sorted(known)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return UserError(f"unknown {kind} {str(name)!r}; {hint}")

@@ -1,0 +1,5 @@
+"""Networks by name, for small images and vectors; normalisation lives inside the model."""
+
+from hauberk.models.spec import MODELS, WIDE_RESNETS, ModelSpec, Normalize
+
+__all__ = ["MODELS", "WIDE_RESNETS", "ModelSpec", "Normalize"]

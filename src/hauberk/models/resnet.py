@@ -1,0 +1,90 @@
+"""ResNet-18 and PreAct-ResNet-18 for small images (3×3 stem, no max-pooling), as the adversarial-training papers use them."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Convolution, BatchNorm, ReLU, twice, with the ReLU after the sum (He et al. 2016a)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H/stride, W/stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class PreActBlock(nn.Module):
+    """BatchNorm and ReLU before each convolution (He et al. 2016b)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H/stride, W/stride)."""
+        out = F.relu(self.bn1(x))
+        kept = x if self.shortcut is None else self.shortcut(out)
+        change: Tensor = self.conv2(F.relu(self.bn2(self.conv1(out))))
+        return change + kept
+
+
+class ResNet(nn.Module):
+    """Four stages of two blocks, 64 to 512 channels, global average pooling.
+
+    Args:
+        block: ``BasicBlock`` or ``PreActBlock``.
+        channels: of the input.
+        classes: number of logits.
+        preact: whether the stem leaves BatchNorm and ReLU to the first block, with a last pair before pooling.
+
+    """
+
+    def __init__(self, block: Callable[[int, int, int], nn.Module], channels: int, classes: int, preact: bool):
+        super().__init__()
+        self.preact = preact
+        self.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(512 if preact else 64)
+        self.layer1 = nn.Sequential(block(64, 64, 1), block(64, 64, 1))
+        self.layer2 = nn.Sequential(block(64, 128, 2), block(128, 128, 1))
+        self.layer3 = nn.Sequential(block(128, 256, 2), block(256, 256, 1))
+        self.layer4 = nn.Sequential(block(256, 512, 2), block(512, 512, 1))
+        self.linear = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, channels, H, W) -> logits (B, classes)."""
+        out = self.conv1(x)
+        if not self.preact:
+            out = F.relu(self.bn1(out))
+        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        if self.preact:
+            out = F.relu(self.bn1(out))
+        logits: Tensor = self.linear(out.mean((2, 3)))
+        return logits
+
+
+def resnet18(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """ResNet-18 for 32×32 images; 11.2 M parameters."""
+    return ResNet(BasicBlock, input_shape[0], classes, preact=False)
+
+
+def preact_resnet18(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """PreAct-ResNet-18 for 32×32 images, with a last BatchNorm as in robust_overfitting; 11.2 M parameters."""
+    return ResNet(PreActBlock, input_shape[0], classes, preact=True)

@@ -1,0 +1,153 @@
+"""Models by name, by ``module:factory``, and how a card remembers them."""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.errors import UserError, unknown_name
+from hauberk.models.resnet import preact_resnet18, resnet18
+from hauberk.models.small import mlp, small_cnn
+from hauberk.models.wide_resnet import WideResNet
+
+Builder = Callable[[tuple[int, ...], int], nn.Module]
+
+MODELS: dict[str, tuple[Builder, str]] = {
+    "small-cnn": (small_cnn, "two strided convolutions, two linear layers; minutes on a CPU"),
+    "mlp": (mlp, "two hidden layers of 128; vectors and small images"),
+    "resnet18": (resnet18, "ResNet-18 for 32×32 images (AT, MART, MAIL)"),
+    "preact-resnet18": (preact_resnet18, "PreAct-ResNet-18 for 32×32 images (robust overfitting, AWP)"),
+}
+WIDE_RESNETS = ("wrn-34-10", "wrn-32-10", "wrn-28-10")
+_WIDE = re.compile(r"wrn-(\d+)-(\d+)")
+
+
+class Normalize(nn.Module):
+    """Input normalisation as a layer, so that attacks and bounds live in the units of the data.
+
+    Args:
+        mean: per channel (first dimension of an example), or one number.
+        std: likewise, positive.
+
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C, ...)."""
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return (x - self.mean.to(x).view(shape)) / self.std.to(x).view(shape)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to build a model again; plain types, stored in every card.
+
+    Attributes:
+        name: a built-in name, ``"wrn-d-k"``, ``"module:factory"``, or ``"python:<class>"`` for an object given from Python.
+        input_shape: of one example, without the batch.
+        classes: number of logits.
+        mean: of the input normalisation inside the model; empty for none.
+        std: likewise.
+
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    classes: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether building it would run code that is not Hauberk's."""
+        return ":" in self.name
+
+    def build(self) -> nn.Module:
+        """Build the model with fresh weights from torch's global generator.
+
+        Raises:
+            UserError: if the name is unknown, or the model cannot take this input shape.
+
+        """
+        if self.name.startswith("python:"):
+            raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
+        net = _from_factory(self) if ":" in self.name else _built_in(self)
+        return nn.Sequential(Normalize(self.mean, self.std), net) if self.mean else net
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for a JSON card."""
+        return {
+            "name": self.name,
+            "input_shape": list(self.input_shape),
+            "classes": self.classes,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_dict(cls, card: dict[str, Any]) -> "ModelSpec":
+        """Read a spec from a card.
+
+        Raises:
+            UserError: if a field is missing or has the wrong type.
+
+        """
+        try:
+            shape, mean, std = (tuple(map(kind, card[key])) for key, kind in _TUPLES.items())
+            return cls(str(card["name"]), shape, int(card["classes"]), mean, std)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"this card has no readable model ({error})") from error
+
+
+_TUPLES: dict[str, Callable[[Any], Any]] = {"input_shape": int, "mean": float, "std": float}
+
+
+def _built_in(spec: ModelSpec) -> nn.Module:
+    if spec.classes < 2 or not spec.input_shape or min(spec.input_shape) < 1:
+        raise UserError(f"cannot build a model for inputs {spec.input_shape} and {spec.classes} classes")
+    wide = _WIDE.fullmatch(spec.name)
+    if not wide and spec.name not in MODELS:
+        raise unknown_name("model", spec.name, [*MODELS, *WIDE_RESNETS])
+    least = 1 if spec.name == "mlp" else 4
+    if spec.name != "mlp" and (len(spec.input_shape) != 3 or min(spec.input_shape[1:]) < least):
+        raise UserError(f"{spec.name} takes images of at least 4×4, not inputs of shape {spec.input_shape}; try 'mlp'")
+    if wide:
+        depth, width = int(wide[1]), int(wide[2])
+        if depth < 10 or (depth - 4) % 6 or not 1 <= width <= 100 or depth > 1000:
+            raise UserError(f"{spec.name}: the depth must be 6n + 4 (10, 16, 22, 28, 34, ...) and the width 1 to 100")
+        return WideResNet(depth, width, spec.input_shape[0], spec.classes)
+    return MODELS[spec.name][0](spec.input_shape, spec.classes)
+
+
+def _from_factory(spec: ModelSpec) -> nn.Module:
+    module_name, _, factory_name = spec.name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # a console script does not see the folder it is called from
+        sys.path.insert(0, here)
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"cannot load model {spec.name!r}: {error}") from error
+    offered = {"input_shape": spec.input_shape, "classes": spec.classes}
+    try:
+        accepted = inspect.signature(factory).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{spec.name!r} is not a function or class that returns a model") from error
+    net = factory(**{key: value for key, value in offered.items() if key in accepted})
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{spec.name!r} returned a {type(net).__name__}, not a torch.nn.Module")
+    return net

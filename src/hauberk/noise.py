@@ -1,0 +1,63 @@
+"""Random draws keyed by what they are for, not by when they are drawn.
+
+Every number is a hash of (seed, stage, example, tag, position), so an example gets the same draws in any order, in any
+batch, on any device and in any process, no generator has a state to save, and nobody's global generator is touched.
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, as a signed 64-bit integer
+_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+class Noise:
+    """Draws for one batch.
+
+    Args:
+        seed: any integer.
+        ids: (B,) int64, what identifies each example (its index in the data set).
+        stage: a second key that separates uses of the same examples: the training step, the attack, ...
+
+    """
+
+    def __init__(self, seed: int, ids: Tensor, stage: int = 0):
+        start = _mix(_mix(torch.tensor([seed], device=ids.device)) + _GOLDEN * _wrap(stage + 1))
+        self._keys = _mix(start + _GOLDEN * (ids.long() + 1))
+
+    def uniform(self, like: Tensor, tag: int) -> Tensor:
+        """Uniform draws in [0, 1) of the shape, dtype and device of ``like`` (B, ...); each tag is independent."""
+        keys = _mix(self._keys + _wrap(_GOLDEN * (tag + 1)))
+        positions = torch.arange(1, like[0].numel() + 1, device=like.device) * _GOLDEN
+        bits = _mix(keys.to(like.device)[:, None] + positions).view(like.shape)
+        if like.dtype == torch.float64:
+            return _shift(bits, 11).double() * 2.0**-53
+        return (_shift(bits, 40).float() * 2.0**-24).to(like.dtype)
+
+    def normal(self, like: Tensor, tag: int) -> Tensor:
+        """Standard normal draws, likewise, through the inverse distribution function."""
+        half = 2.0**-54 if like.dtype == torch.float64 else 2.0**-25
+        return torch.erfinv((self.uniform(like, tag) + half) * 2 - 1) * 2**0.5
+
+
+def batch_noise(seed: "int | Noise", x: Tensor) -> Noise:
+    """Take a seed, or noise already keyed by example. A bare seed keys each example by its place in the batch ``x``."""
+    return seed if isinstance(seed, Noise) else Noise(seed, torch.arange(len(x), device=x.device))
+
+
+def _shift(bits: Tensor, by: int) -> Tensor:
+    """Shift right without the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """Scramble 64 bits: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    bits = (bits ^ _shift(bits, 30)) * _MIX1
+    bits = (bits ^ _shift(bits, 27)) * _MIX2
+    return bits ^ _shift(bits, 31)
+
+
+def _wrap(number: int) -> int:
+    """Bring a Python integer into the signed 64-bit range, as the tensors wrap by themselves."""
+    return (number + 2**63) % 2**64 - 2**63

@@ -1,0 +1,30 @@
+"""What the adversary may do: threat models, and the sets they lay around inputs."""
+
+from hauberk.threat.model import (
+    L1,
+    L2,
+    NORMS,
+    Bound,
+    Epsilon,
+    Linf,
+    ThreatModel,
+    make_threat,
+    parse_eps,
+    threat_from_dict,
+)
+from hauberk.threat.region import Norm, Region
+
+__all__ = [
+    "L1",
+    "L2",
+    "NORMS",
+    "Bound",
+    "Epsilon",
+    "Linf",
+    "Norm",
+    "Region",
+    "ThreatModel",
+    "make_threat",
+    "parse_eps",
+    "threat_from_dict",
+]

@@ -1,0 +1,242 @@
+"""ThreatModel: what the adversary may do."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from hauberk.errors import UserError, unknown_name
+from hauberk.threat.region import Norm, Region
+
+Bound: TypeAlias = float | Sequence[float] | Tensor
+Epsilon: TypeAlias = float | str | Sequence[float] | Tensor
+
+NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ThreatModel:
+    """The set an adversarial example must stay in: a ball around the clean input, cut with a box.
+
+    ``S(x) = {x' : ‖(x' - x) / ε‖_p ≤ 1,  low ≤ x' ≤ high,  x'_j = x_j for frozen j}``
+
+    With a scalar ε this is the usual ball ``‖x' - x‖_p ≤ ε``. With one ε per feature it is the scaled ball, and
+    a feature with ε 0 cannot be changed. Make one with :func:`Linf`, :func:`L2` or :func:`L1`.
+
+    Attributes:
+        norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
+        eps: ε in the units of the input: a float, or a tensor that broadcasts to one example.
+        low: lower bound of every valid input: a float, or a tensor that broadcasts to one example.
+        high: upper bound, likewise.
+        frozen: boolean mask that broadcasts to one example, or indices into the flattened example; or None.
+        eps_text: ε as it was given, for printing ("8/255").
+
+    """
+
+    norm: Norm
+    eps: float | Tensor
+    low: float | Tensor
+    high: float | Tensor
+    frozen: Tensor | None
+    eps_text: str
+
+    def around(self, x: Tensor) -> Region:
+        """Lay the set around clean inputs.
+
+        Args:
+            x: clean inputs, (B, ...), any shape and floating dtype.
+
+        Returns:
+            The sets ``S(x_i)`` of the whole batch, on the device and in the dtype of ``x``.
+
+        Raises:
+            UserError: if per-feature ε, bounds or frozen features do not fit the shape of one example.
+
+        """
+        return Region(x, self.norm, self._radius(x), self._fit(self.low, x, "low"), self._fit(self.high, x, "high"))
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Bring points back to the nearest ones inside ``S(x)``. Shapes: (B, ...), (B, ...) -> (B, ...)."""
+        return self.around(x).project(x_adv)
+
+    def audit(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """By how much each point leaves ``S(x)``: 0 inside. (B, ...), (B, ...) -> (B,) float64, see Region.audit."""
+        return self.around(x).audit(x_adv)
+
+    def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Say which points are inside, up to the rounding of their dtype. (B, ...), (B, ...) -> (B,) bool."""
+        return self.around(x).contains(x_adv)
+
+    def scaled(self, factor: float) -> "ThreatModel":
+        """Return the same threat model with ε times ``factor``, for ε warm-up and curves of accuracy against ε."""
+        return replace(self, eps=self.eps * factor, eps_text=f"{factor:.4g}*({self.eps_text})")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for a JSON card; :func:`threat_from_dict` reads them back."""
+        return {
+            "norm": self.norm,
+            "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else _plain(self.eps),
+            "low": _plain(self.low),
+            "high": _plain(self.high),
+            "frozen": None if self.frozen is None else _plain(self.frozen),
+        }
+
+    def __repr__(self) -> str:
+        notes = [self.eps_text]
+        if self._bounds_text() != "[0, 1]":
+            notes.append(f"box {self._bounds_text()}")
+        if self.frozen is not None:
+            count = int(self.frozen.sum()) if self.frozen.dtype == torch.bool else self.frozen.numel()
+            notes.append(f"{count} frozen")
+        return f"{self.norm}({', '.join(notes)})"
+
+    def _bounds_text(self) -> str:
+        if isinstance(self.low, Tensor) or isinstance(self.high, Tensor):
+            return "per feature"
+        return f"[{self.low:g}, {self.high:g}]"
+
+    def _radius(self, x: Tensor) -> float | Tensor:
+        radius = self._fit(self.eps, x, "eps")
+        if self.frozen is None:
+            return radius
+        frozen = self.frozen.to(x.device)
+        if frozen.dtype != torch.bool:  # indices into the flattened example
+            if int(frozen.max()) >= x[0].numel() or int(frozen.min()) < 0:
+                raise UserError(f"frozen features go up to index {int(frozen.max())}, but an example has {x[0].numel()}")
+            mask = torch.zeros(x[0].numel(), dtype=torch.bool, device=x.device)
+            mask[frozen] = True
+            frozen = mask.view(x.shape[1:])
+        free = ~cast(Tensor, self._fit(frozen, x, "frozen"))
+        return free.to(x.dtype) * radius
+
+    def _fit(self, value: float | Tensor, x: Tensor, name: str) -> float | Tensor:
+        if not isinstance(value, Tensor):
+            return value
+        shape = x.shape[1:]
+        try:
+            fits = torch.broadcast_to(value, shape).shape == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise UserError(f"{name} has shape {tuple(value.shape)}, which does not fit one example of {tuple(shape)}")
+        return value.to(device=x.device, dtype=value.dtype if value.dtype == torch.bool else x.dtype)
+
+
+def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Sequence[int] | Tensor | None = None) -> ThreatModel:
+    """L∞ threat model: every feature may move by at most ε.
+
+    Args:
+        eps: ε as a float, a fraction string such as ``"8/255"``, or one value per feature.
+        low: lower bound of valid inputs, a number or one per feature; ``-inf`` for none.
+        high: upper bound, likewise.
+        frozen: features that nobody can change: a boolean mask, or indices into the flattened example.
+
+    Raises:
+        UserError: if ε is negative or not finite, wider than the box, or the bounds are crossed.
+
+    Example:
+        >>> Linf("8/255")
+        Linf(8/255)
+
+    """
+    return make_threat("Linf", eps, low, high, frozen)
+
+
+def L2(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Sequence[int] | Tensor | None = None) -> ThreatModel:
+    """L2 threat model: the Euclidean length of the change is at most ε. Arguments as in :func:`Linf`."""
+    return make_threat("L2", eps, low, high, frozen)
+
+
+def L1(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Sequence[int] | Tensor | None = None) -> ThreatModel:
+    """L1 threat model: the absolute changes add up to at most ε. Arguments as in :func:`Linf`."""
+    return make_threat("L1", eps, low, high, frozen)
+
+
+def make_threat(
+    norm: str,
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Sequence[int] | Tensor | None = None,
+) -> ThreatModel:
+    """Make a threat model from the name of its norm. Arguments as in :func:`Linf`.
+
+    Raises:
+        UserError: as :func:`Linf`, and if the norm is unknown.
+
+    """
+    if norm not in NORMS:
+        raise unknown_name("norm", norm, NORMS)
+    radius, text = parse_eps(eps)
+    lower, upper = _number_or_tensor(low, "low"), _number_or_tensor(high, "high")
+    width = torch.as_tensor(upper) - torch.as_tensor(lower)
+    if not bool((width > 0).all()):  # also catches NaN
+        raise UserError(f"the box is empty: low = {low} is not below high = {high}")
+    if norm == "Linf" and bool((torch.as_tensor(radius) > width).any()):
+        hint = f"; did you mean '{text}/255'?" if isinstance(radius, float) and 1 < radius < 255 else ""
+        raise UserError(f"eps = {text} is wider than the box [{low}, {high}]{hint}")
+    mask = None if frozen is None else torch.as_tensor(frozen)
+    if mask is not None and mask.dtype != torch.bool:
+        if mask.is_floating_point() or mask.numel() == 0:
+            raise UserError("frozen takes a boolean mask or a non-empty list of indices")
+        mask = mask.long()
+    return ThreatModel(norm, radius, lower, upper, mask, text)
+
+
+def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
+    """Read a threat model from a JSON card written by :meth:`ThreatModel.to_dict`.
+
+    Raises:
+        UserError: if a field is missing or makes no sense.
+
+    """
+    try:
+        low, high = (_unplain(card[side]) for side in ("low", "high"))
+        return make_threat(card["norm"], _unplain(card["eps"]), low, high, card["frozen"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"this card has no readable threat model ({error})") from error
+
+
+def parse_eps(eps: Epsilon, name: str = "eps") -> tuple[float | Tensor, str]:
+    """Read ε from a float, a fraction string or per-feature values; return it and how to print it.
+
+    Raises:
+        UserError: if it cannot be read, is negative or not finite.
+
+    """
+    if isinstance(eps, str):
+        try:
+            value: float | Tensor = float(Fraction(eps.replace(" ", "")))
+        except (ValueError, ZeroDivisionError) as error:
+            raise UserError(f"{name} = {eps!r} is not a number or a fraction such as '8/255'") from error
+        text = eps.replace(" ", "")
+    else:
+        value = _number_or_tensor(eps, name)
+        text = f"{value:.6g}" if isinstance(value, float) else f"per feature, {value.min():.4g} to {value.max():.4g}"
+    values = torch.as_tensor(value)
+    if not bool((values.isfinite() & (values >= 0)).all()):
+        raise UserError(f"{name} must be finite and not negative, got {eps}")
+    return value, text
+
+
+def _number_or_tensor(value: Bound | str, name: str) -> float | Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+        tensor = tensor if tensor.is_floating_point() else tensor.double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} = {value!r} is not a number or one number per feature") from error
+    return tensor.detach() if tensor.ndim and tensor.numel() > 1 else float(tensor)
+
+
+def _plain(value: float | Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return value if math.isfinite(value) else str(value)  # JSON has no infinity
+
+
+def _unplain(value: Any) -> Any:
+    return float(value) if value in ("inf", "-inf") else value

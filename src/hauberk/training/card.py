@@ -1,0 +1,110 @@
+"""Exported models: weights in safetensors, and beside them a JSON card that says what they are."""
+
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from hauberk import __version__
+from hauberk.errors import UserError
+from hauberk.models import ModelSpec
+from hauberk.training.files import read_json, write_atomically, write_json
+
+FORMAT = "hauberk-card/1"
+
+
+def save_model(path: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Write ``path``.safetensors and ``path``.json.
+
+    Args:
+        path: without suffix.
+        weights: a state dict.
+        card: plain types; the format, versions and date are added.
+
+    Raises:
+        UserError: if they cannot be written.
+    """
+    # safetensors refuses shared and non-contiguous memory.
+    whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+    write_atomically(path.with_suffix(".safetensors"), save_tensors(whole))
+    stamp = {"format": FORMAT, "weights": f"{path.name}.safetensors"}
+    write_json(path.with_suffix(".json"), stamp | card | {"versions": versions()})
+
+
+def load(
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    which: Literal["best", "last"] = "best",
+    allow_code: bool = False,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Load a trained model, in evaluation mode.
+
+    Args:
+        path: a run's folder, an exported ``.safetensors`` file or its ``.json`` card.
+        model: the network to load the weights into; needed where the card cannot build it.
+        which: of a run: the best checkpoint by validation, or the last.
+        allow_code: build a model that the card names as ``module:factory``, which imports that module.
+        device: where to put it.
+
+    Raises:
+        UserError: if files are missing, damaged, foreign, do not fit the model, or would need code.
+    """
+    card, weights = read_card(Path(path), which)
+    if model is None:
+        spec = ModelSpec.from_dict(card.get("model", {}))
+        if spec.is_foreign and not spec.name.startswith("python:") and not allow_code:
+            raise UserError(f"this card would import {spec.name!r}; pass model=, or allow_code=True if you trust it")
+        with torch.random.fork_rng(devices=[]):
+            model = spec.build()
+    try:
+        tensors = load_tensors(weights.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{weights} does not exist") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{weights} is not a whole safetensors file: {error}") from error
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the weights in {weights} do not fit this model: {reason}") from error
+    return model.to(device).eval()
+
+
+def read_card(path: Path, which: str = "best") -> tuple[dict[str, Any], Path]:
+    """Find and read a card.
+
+    Returns:
+        The card, and where its weights are: always in the card's own folder.
+
+    Raises:
+        UserError: if there is none, or it is not Hauberk's.
+    """
+    if path.is_dir():
+        path = path / f"{which}.json"
+        if not path.exists():
+            raise UserError(f"{path.parent} has no finished epoch to load ({path.name} is missing)")
+    card = read_json(path.with_suffix(".json"))
+    if card.get("format") != FORMAT:
+        raise UserError(f"{path.with_suffix('.json')} is not a Hauberk card (format {card.get('format')!r})")
+    name = card.get("weights")
+    if not isinstance(name, str) or Path(name).name != name:
+        raise UserError(f"{path.with_suffix('.json')} names its weights as {name!r}; they must lie beside it")
+    return card, path.parent / name
+
+
+def versions() -> dict[str, str]:
+    """Return versions and date, for provenance."""
+    return {
+        "hauberk": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

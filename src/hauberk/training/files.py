@@ -1,0 +1,111 @@
+"""Writing so that nothing is lost: whole files or none, and a checksum in front of every checkpoint."""
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hauberk.errors import UserError
+
+_MAGIC = b"HAUBERK-STATE-1\n"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+        UserError: if the folder cannot be written or the disk is full; the old file is then still there.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}; what was saved before is intact") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically. Raises UserError as :func:`write_atomically`."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: if the file is missing or is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return content
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint of tensors and plain types; the one before is kept beside it as ``*.previous``.
+
+    Raises:
+        UserError: as :func:`write_atomically`.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    if path.exists():
+        try:
+            path.replace(_previous(path))
+        except OSError as error:
+            raise UserError(f"cannot write to {path.parent}: {error.strerror or error}") from error
+    write_atomically(path, _MAGIC + hashlib.sha256(payload).digest() + payload)
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a checkpoint, or the one before if it is damaged. Never unpickles code.
+
+    Returns:
+        The state, and a warning to show (empty if all is well).
+
+    Raises:
+        UserError: if neither is whole.
+    """
+    try:
+        return _read_one(path), ""
+    except UserError as error:
+        if not _previous(path).exists():
+            raise
+        return _read_one(_previous(path)), f"{error}; going on from {_previous(path).name}"
+
+
+def _read_one(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    if not raw.startswith(_MAGIC):
+        raise UserError(f"{path} is not a Hauberk checkpoint")
+    start = len(_MAGIC) + 32
+    if hashlib.sha256(raw[start:]).digest() != raw[len(_MAGIC) : start]:
+        raise UserError(f"{path} is cut short or damaged")
+    try:
+        state = torch.load(io.BytesIO(raw[start:]), weights_only=True, map_location="cpu")
+    except Exception as error:  # torch refuses code with a long text; its first line says it
+        raise UserError(f"{path} holds more than tensors and plain values, and was not loaded") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is not a Hauberk checkpoint")
+    return state
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + ".previous")

@@ -1,0 +1,39 @@
+"""Learning rate and ε as pure functions of how far the training is: nothing to save, nothing to restore."""
+
+import math
+
+from hauberk.training.settings import TrainSettings
+
+_RISE = 0.3  # share of a one-cycle schedule that goes up
+_START, _END = 1 / 25, 1e-4  # of the peak, as torch's OneCycleLR and its paper (Smith and Topin 2018) have them
+
+
+def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
+    """Learning rate of a step.
+
+    Args:
+        settings: schedule, peak and milestones.
+        step: 0-based, over the whole training.
+        total: number of steps of the whole training.
+    """
+    done = step / total
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if settings.schedule == "one-cycle":
+        if done < _RISE:
+            return settings.lr * _between(_START, 1.0, done / _RISE)
+        return settings.lr * _between(1.0, _END, (done - _RISE) / (1 - _RISE))
+    epoch = math.floor(done * settings.epochs + 1e-9)
+    drops = sum(epoch >= (m * settings.epochs if m < 1 else m) for m in settings.milestones)
+    return settings.lr * 0.1**drops
+
+
+def eps_scale(settings: TrainSettings, step: int, total: int) -> float:
+    """Factor of ε at a step: rises from near 0 to 1 during the warm-up, then 1."""
+    if settings.eps_warmup == 0:
+        return 1.0
+    return min(1.0, (step + 1) / (settings.eps_warmup * total))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
