@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hauberk import attacks as attacks
+    from hauberk import data as data
     from hauberk import objectives as objectives
     from hauberk.errors import UserError as UserError
     from hauberk.evaluation import Evaluation as Evaluation
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 # Loaded when first used, so that `hauberk --help` does not wait for torch.
 _HOME = {
     "attacks": None,
+    "data": None,
     "objectives": None,
     "UserError": "errors",
     "Evaluation": "evaluation",

@@ -20,7 +20,6 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
 
     Raises:
         UserError: for wrong types or shapes, NaN, inputs outside the box (normalised by mistake), labels out of range.
-
     """
     if not x.is_floating_point():
         raise UserError(f"inputs have dtype {x.dtype}; convert them to floats inside the box of the threat model first")
@@ -45,7 +44,6 @@ def check_logits(logits: Tensor, y: Tensor, classes: int | None = None) -> None:
 
     Raises:
         UserError: if it is not (B, C), not finite, has the wrong number of classes, or holds probabilities.
-
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -67,7 +65,6 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
 
     Raises:
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
-
     """
     from hauberk.attacks.view import attack_view  # attacks stand on this module
 

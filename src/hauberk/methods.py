@@ -27,7 +27,6 @@ class Recipe:
         attack: the inner maximisation as the paper states it; None where there is none.
         attack_official: the same as the authors' code does it.
         beta: trade-off, where the objective has one.
-
     """
 
     objective: str
@@ -86,7 +85,6 @@ class Output:
         logits_adv: of the adversarial inputs, likewise.
         forwards: forward passes of this step, attack included.
         backwards: backward passes to the input; the one to the weights is the caller's.
-
     """
 
     loss: Tensor
@@ -147,7 +145,6 @@ class Method:
 
         Raises:
             UserError: on the first call, if data, model and threat model do not fit together.
-
         """
         first = self._calls == 0
         if first:
@@ -173,6 +170,11 @@ class Method:
             terms = terms * class_weights.to(terms)[y]
         return Output(terms.mean(), x_adv, weights, _detached(logits), _detached(logits_adv), forwards, backwards)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for a card; ``method(**card, threat=...)`` makes the same method again."""
+        plain = {key: value if isinstance(value, str | int | float) else str(value) for key, value in self.settings.items()}
+        return {"name": self.name, **plain}
+
     def __repr__(self) -> str:
         return f"method({self.name!r}, {self.threat})"
 
@@ -195,7 +197,6 @@ def method(name: str, threat: ThreatModel, *, preset: PresetName = "paper", seed
         >>> from hauberk import Linf
         >>> method("mart", Linf("8/255"), beta=6.0)
         method('mart', Linf(8/255))
-
     """
     if name not in RECIPES:
         raise unknown_name("method", name, RECIPES)

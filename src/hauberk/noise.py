@@ -19,11 +19,10 @@ class Noise:
         seed: any integer.
         ids: (B,) int64, what identifies each example (its index in the data set).
         stage: a second key that separates uses of the same examples: the training step, the attack, ...
-
     """
 
     def __init__(self, seed: int, ids: Tensor, stage: int = 0):
-        start = _mix(_mix(torch.tensor([seed], device=ids.device)) + _GOLDEN * _wrap(stage + 1))
+        start = _mix(_mix(torch.tensor([seed], device=ids.device)) + _wrap(_GOLDEN * (stage + 1)))
         self._keys = _mix(start + _GOLDEN * (ids.long() + 1))
 
     def uniform(self, like: Tensor, tag: int) -> Tensor:

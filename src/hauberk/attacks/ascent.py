@@ -10,8 +10,8 @@ from hauberk.attacks.result import AttackResult, Best
 from hauberk.attacks.steps import Ascent, parse_step
 from hauberk.attacks.view import attack_view
 from hauberk.noise import Noise, batch_noise
-from hauberk.threat.region import Region
 from hauberk.threat import ThreatModel
+from hauberk.threat.region import Region
 
 Keep: TypeAlias = Literal["best", "last", "last-unseen"]
 
@@ -49,7 +49,6 @@ def ascend(
 
     Raises:
         UserError: if settings, threat model and inputs do not fit together.
-
     """
     noise = batch_noise(seed, x)
     size = parse_step(settings.step_size, threat)

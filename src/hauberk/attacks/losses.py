@@ -29,7 +29,6 @@ def make_loss(name: str, y: Tensor, clean_logits: Tensor | None = None, confiden
 
     Raises:
         UserError: if the name is unknown.
-
     """
     if name == "ce":
         return lambda logits: F.cross_entropy(at_least_float32(logits), y, reduction="none")
@@ -61,7 +60,6 @@ def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
 
     Raises:
         UserError: with fewer than 3 classes, where it is undefined.
-
     """
     if logits.shape[1] < 3:
         raise UserError(f"the DLR loss needs at least 3 classes, this model has {logits.shape[1]}; use loss='cw' instead")

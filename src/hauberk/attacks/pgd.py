@@ -53,7 +53,6 @@ def pgd(
 
     Raises:
         UserError: if the settings make no sense or do not fit the inputs.
-
     """
     settings = Ascent(steps, step_size, start, loss, confidence, restarts, momentum, mode)
     return ascend(model, x, y, threat, settings, keep="last" if return_last else "best", seed=seed)

@@ -15,7 +15,6 @@ class Preset:
         settings: what the engine runs.
         source: where these settings come from.
         keep: which point is judged: the best one visited, or the last one.
-
     """
 
     settings: Ascent
@@ -47,7 +46,6 @@ def get_preset(name: str) -> Preset:
 
     Raises:
         UserError: if there is none, with the nearest name.
-
     """
     if name not in PRESETS:
         raise unknown_name("attack", name, PRESETS)

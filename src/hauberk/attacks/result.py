@@ -19,7 +19,6 @@ class AttackResult:
         logits: (B, C) at ``x_adv``, detached; None where the attack was told not to look at its last point.
         forwards: forward passes of the whole batch.
         backwards: backward passes of the whole batch, to the input only.
-
     """
 
     x_adv: Tensor

@@ -33,7 +33,6 @@ class Ascent:
         restarts: how many independent starts; the best point of all is kept.
         momentum: μ of the accumulated gradient (Dong et al. 2018); 0 for plain PGD.
         mode: how the model behaves meanwhile: "eval", "train-frozen" or "train", see ``attack_view``.
-
     """
 
     steps: int = 10
@@ -61,7 +60,6 @@ def parse_step(step: StepSize, threat: ThreatModel) -> float | Tensor:
 
     Raises:
         UserError: if it cannot be read or is not positive.
-
     """
     size: float | Tensor
     if isinstance(step, str):

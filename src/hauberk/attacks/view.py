@@ -25,7 +25,6 @@ def attack_view(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
 
     Yields:
         The same model, ready for ``torch.autograd.grad`` on its input.
-
     """
     flags = [(module, module.training) for module in model.modules()]
     learnable = [p for p in model.parameters() if p.requires_grad]

@@ -2,7 +2,7 @@
 
 from hauberk.data.augment import Augmentation, augment
 from hauberk.data.sets import DATA_SETS, find_files, load_data
-from hauberk.data.source import Arrays, Items, Part, Source, as_source, check_source, labels
+from hauberk.data.source import Arrays, Items, Part, Source, as_source, channel_statistics, check_source, labels
 
 __all__ = [
     "DATA_SETS",
@@ -13,6 +13,7 @@ __all__ = [
     "Source",
     "as_source",
     "augment",
+    "channel_statistics",
     "check_source",
     "find_files",
     "labels",

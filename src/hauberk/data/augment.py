@@ -24,7 +24,6 @@ def augment(x: Tensor, how: Augmentation, noise: Noise) -> Tensor:
 
     Returns:
         (B, C, H, W).
-
     """
     if how == "none":
         return x

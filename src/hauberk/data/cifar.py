@@ -37,7 +37,6 @@ def read_batch(raw: bytes, path: object) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         UserError: if it is not such a file, or names anything but arrays.
-
     """
     try:
         batch = _ArraysOnly(BytesIO(raw), encoding="bytes").load()

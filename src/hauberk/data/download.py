@@ -11,7 +11,6 @@ def download(name: str, folder: Path) -> None:
 
     Raises:
         UserError: if torchvision is missing or cannot be imported, or the download fails.
-
     """
     if name not in DATA_SETS:
         raise unknown_name("data set", name, DATA_SETS)

@@ -18,7 +18,6 @@ def read_idx(path: Path) -> tuple[np.ndarray, bytes]:
 
     Raises:
         UserError: if the file is not idx or is cut short.
-
     """
     raw = path.read_bytes()
     if raw[:2] == b"\x1f\x8b":

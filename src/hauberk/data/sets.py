@@ -32,7 +32,6 @@ class NamedSet:
         folders: where its files may lie below the data folder.
         files: for each split, file names with the MD5 of their content (uncompressed for idx).
         read: turns the contents of the files of a split into images and labels; None for one bundled with scikit-learn.
-
     """
 
     summary: str
@@ -59,7 +58,6 @@ def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: b
 
     Raises:
         UserError: for an unknown name, or files that are missing, damaged or not the original ones.
-
     """
     if name not in DATA_SETS:
         raise unknown_name("data set", name, DATA_SETS)
@@ -84,7 +82,6 @@ def find_files(name: str, split: str, folder: Path) -> list[Path]:
 
     Raises:
         UserError: if one is missing, with where to get it.
-
     """
     known = DATA_SETS[name]
     names = list((known.files or {}).get(split, {}))

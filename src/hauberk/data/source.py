@@ -48,7 +48,6 @@ class Arrays:
         classes: how many classes there are, if known.
         name: of the data set.
         folder: where it was read from, for a named data set.
-
     """
 
     x: Tensor
@@ -74,7 +73,6 @@ class Items:
         items: gives ``(x, y)`` for each index.
         classes: how many classes there are, if known.
         name: of the data set.
-
     """
 
     items: Any
@@ -102,7 +100,6 @@ class Part:
     Attributes:
         whole: the other source.
         index: which examples, (N,) int64.
-
     """
 
     whole: Source
@@ -134,7 +131,6 @@ def as_source(data: Any) -> Source:
 
     Raises:
         UserError: if it is none of these, or empty.
-
     """
     source: Source
     if isinstance(data, Arrays | Items | Part):
@@ -159,7 +155,6 @@ def check_source(source: Source, threat: ThreatModel) -> None:
 
     Raises:
         UserError: as :func:`hauberk.checks.check_inputs`.
-
     """
     last = len(source) if _in_memory(source) else min(len(source), 256)
     for start in range(0, last, _CHECKED_AT_ONCE):
@@ -174,6 +169,13 @@ def labels(source: Source) -> Tensor:
     if isinstance(source, Part):
         return labels(source.whole)[source.index]
     return torch.cat([source.fetch(torch.tensor([i]))[1] for i in range(len(source))])
+
+
+def channel_statistics(source: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel (first dimension of an example), for a normalisation layer."""
+    x, _ = source.fetch(torch.arange(len(source)))
+    rows = x.double().transpose(0, 1).flatten(1)
+    return tuple(rows.mean(1).tolist()), tuple(rows.std(1).clamp_min(1e-8).tolist())
 
 
 def _in_memory(source: Source) -> bool:

@@ -54,7 +54,6 @@ class ResNet(nn.Module):
         channels: of the input.
         classes: number of logits.
         preact: whether the stem leaves BatchNorm and ReLU to the first block, with a last pair before pooling.
-
     """
 
     def __init__(self, block: Callable[[int, int, int], nn.Module], channels: int, classes: int, preact: bool):

@@ -11,7 +11,6 @@ def small_cnn(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     Args:
         input_shape: (channels, height, width).
         classes: number of logits.
-
     """
     channels, height, width = input_shape
     return nn.Sequential(

@@ -35,7 +35,6 @@ class Normalize(nn.Module):
     Args:
         mean: per channel (first dimension of an example), or one number.
         std: likewise, positive.
-
     """
 
     mean: Tensor
@@ -62,7 +61,6 @@ class ModelSpec:
         classes: number of logits.
         mean: of the input normalisation inside the model; empty for none.
         std: likewise.
-
     """
 
     name: str
@@ -81,7 +79,6 @@ class ModelSpec:
 
         Raises:
             UserError: if the name is unknown, or the model cannot take this input shape.
-
         """
         if self.name.startswith("python:"):
             raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
@@ -104,7 +101,6 @@ class ModelSpec:
 
         Raises:
             UserError: if a field is missing or has the wrong type.
-
         """
         try:
             shape, mean, std = (tuple(map(kind, card[key])) for key, kind in _TUPLES.items())

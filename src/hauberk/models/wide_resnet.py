@@ -16,7 +16,6 @@ class WideResNet(nn.Module):
         width: k, how many times wider than a plain ResNet.
         channels: of the input.
         classes: number of logits.
-
     """
 
     def __init__(self, depth: int, width: int, channels: int, classes: int):

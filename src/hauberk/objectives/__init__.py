@@ -19,7 +19,6 @@ class Objective:
         clean: whether it needs logits of the clean inputs.
         adversarial: whether it needs logits of the adversarial inputs.
         equation: what it computes, in one line.
-
     """
 
     terms: Callable[..., Terms]

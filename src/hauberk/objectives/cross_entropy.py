@@ -16,7 +16,6 @@ def standard(logits: Tensor, logits_adv: Tensor | None, y: Tensor, *, preset: Pr
         logits_adv: not used; may be None.
         y: labels, (B,) int64.
         preset: no field differs.
-
     """
     return _only(logits, y, preset)
 
@@ -29,7 +28,6 @@ def at(logits: Tensor | None, logits_adv: Tensor, y: Tensor, *, preset: PresetNa
         logits_adv: of the adversarial inputs, (B, C).
         y: labels, (B,) int64.
         preset: no field of the loss differs.
-
     """
     return _only(logits_adv, y, preset)
 

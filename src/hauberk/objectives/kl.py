@@ -17,7 +17,6 @@ def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 
     Returns:
         (B,), in float32 or wider, with a gradient to both arguments.
-
     """
     log_p, log_q = log_softmax(logits_p), log_softmax(logits_q)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)

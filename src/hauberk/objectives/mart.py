@@ -9,7 +9,7 @@ from hauberk.objectives.terms import PresetName, Terms, is_official
 
 
 def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, preset: PresetName = "paper") -> Terms:
-    """MART (Wang et al. 2020, Eq. 11): ``ℓ = BCE(p(x'), y)``, ``r = β·KL(p(x)‖p(x'))·(1 - p_y(x))``.
+    """MART (Wang et al. 2020): ``ℓ = BCE(p(x'), y)``, ``r = β·KL(p(x)‖p(x'))·(1 - p_y(x))``.
 
     ``BCE(p, y) = -log p_y - log(1 - max_{k≠y} p_k)``. The gradient flows through p(x'), p(x) and the weight.
 
@@ -21,7 +21,6 @@ def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, pr
         preset: ``"paper"`` is exact and in log space. ``"official"`` keeps the constants of the public code, which guard
             against log 0 and flatten the loss: ``log(1.0001 - p_k + 1e-12)`` (the margin term then ends at 9.21 and gives a
             confidently wrong example no gradient), ``log(p'_k + 1e-12)`` in the divergence, weight ``1.0000001 - p_y``.
-
     """
     official = is_official(preset)
     log_clean, log_adv = log_softmax(logits), log_softmax(logits_adv)

@@ -15,7 +15,6 @@ class Terms(NamedTuple):
     Attributes:
         robust: ℓ, (B,), what instance reweighting multiplies.
         regular: r, (B,), what it leaves alone.
-
     """
 
     robust: Tensor
@@ -27,7 +26,6 @@ def is_official(preset: PresetName) -> bool:
 
     Raises:
         UserError: if it is neither ``"paper"`` nor ``"official"``.
-
     """
     if preset not in ("paper", "official"):
         raise UserError(f"preset is 'paper' or 'official', not {preset!r}")

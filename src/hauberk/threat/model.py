@@ -34,7 +34,6 @@ class ThreatModel:
         high: upper bound, likewise.
         frozen: boolean mask that broadcasts to one example, or indices into the flattened example; or None.
         eps_text: ε as it was given, for printing ("8/255").
-
     """
 
     norm: Norm
@@ -55,7 +54,6 @@ class ThreatModel:
 
         Raises:
             UserError: if per-feature ε, bounds or frozen features do not fit the shape of one example.
-
         """
         return Region(x, self.norm, self._radius(x), self._fit(self.low, x, "low"), self._fit(self.high, x, "high"))
 
@@ -141,7 +139,6 @@ def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Sequence[int
     Example:
         >>> Linf("8/255")
         Linf(8/255)
-
     """
     return make_threat("Linf", eps, low, high, frozen)
 
@@ -167,7 +164,6 @@ def make_threat(
 
     Raises:
         UserError: as :func:`Linf`, and if the norm is unknown.
-
     """
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)
@@ -192,7 +188,6 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
 
     Raises:
         UserError: if a field is missing or makes no sense.
-
     """
     try:
         low, high = (_unplain(card[side]) for side in ("low", "high"))
@@ -206,7 +201,6 @@ def parse_eps(eps: Epsilon, name: str = "eps") -> tuple[float | Tensor, str]:
 
     Raises:
         UserError: if it cannot be read, is negative or not finite.
-
     """
     if isinstance(eps, str):
         try:

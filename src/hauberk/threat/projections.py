@@ -26,7 +26,8 @@ def onto_l2(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     used = torch.cat([torch.zeros_like(at[:, :1]), saturated], 1).gather(1, last)
     rest = torch.cat([size2.sum(1, keepdim=True), moving], 1).gather(1, last)
     t = ((1 - used).clamp_min(0) / rest.clamp_min(1e-300)).sqrt().clamp_max(1.0)
-    return torch.minimum(torch.maximum(v.double() * t, lo.double()), hi.double()).to(v.dtype)
+    solved = torch.minimum(torch.maximum(v.double() * t, lo.double()), hi.double())
+    return (solved / solved.norm(dim=1, keepdim=True).clamp_min(1)).to(v.dtype)  # in case rounding has left the ball
 
 
 def onto_l1(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def onto_l1(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     slope = growing.gather(1, last).clamp_min(1)  # 0 only beyond the last breakpoint, where the sum is constant
     threshold = at.gather(1, last) - (1 - total.gather(1, last)) / slope
     grown = torch.minimum((size - threshold.clamp_min(0)).clamp_min(0), bound)
-    return (grown * v.sign()).to(v.dtype)
+    return (grown / grown.sum(1, keepdim=True).clamp_min(1) * v.sign()).to(v.dtype)
 
 
 def _size_and_bound(v: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:

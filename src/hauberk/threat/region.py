@@ -25,7 +25,6 @@ class Region:
         radius: ε, a float or a tensor that broadcasts to one example; 0 where a feature is frozen.
         low: lower bound of the box, likewise.
         high: upper bound of the box, likewise.
-
     """
 
     def __init__(self, x: Tensor, norm: Norm, radius: float | Tensor, low: float | Tensor, high: float | Tensor):
@@ -35,8 +34,8 @@ class Region:
         self.low = torch.as_tensor(low, dtype=x.dtype, device=x.device)
         self.high = torch.as_tensor(high, dtype=x.dtype, device=x.device)
         # In every norm no coordinate moves by more than its radius, so these bounds lose nothing; in L∞ they are the set.
-        self.lower = torch.maximum(x - self.radius, self.low)
-        self.upper = torch.minimum(x + self.radius, self.high)
+        self.lower = torch.maximum(_toward(x, x - self.radius, self.radius), self.low)
+        self.upper = torch.minimum(_toward(x, x + self.radius, self.radius), self.high)
 
     def project(self, point: Tensor) -> Tensor:
         """Return the nearest points inside (in the scaled coordinates where ε is per feature). (B, ...) -> (B, ...)."""
@@ -44,7 +43,8 @@ class Region:
             return torch.minimum(torch.maximum(point, self.lower), self.upper)
         onto = onto_l2 if self.norm == "L2" else onto_l1
         moved = onto(self._scaled(point), self._scaled(self.lower), self._scaled(self.upper))
-        inside = self.x + moved.view_as(self.x) * self.radius
+        change = moved.view_as(self.x) * self.radius
+        inside = _toward(self.x, self.x + change, change.abs())
         return torch.minimum(torch.maximum(inside, self.lower), self.upper)
 
     def random(self, noise: Noise, tag: int = 0) -> Tensor:
@@ -74,7 +74,6 @@ class Region:
 
         Returns:
             ``Π(point + size · argmax_{‖d‖ ≤ 1} ⟨grad, d⟩)``, (B, ...). A zero gradient moves nothing.
-
         """
         if self.norm == "Linf":
             return self.project(point + size * grad.sign())
@@ -95,7 +94,6 @@ class Region:
             (B,): the larger of the excess over the ball (``max_j |δ_j| - ε_j`` in L∞; ``(‖δ/ε‖_p - 1)·max ε`` in L2 and
             L1, where a change of a frozen feature counts in full) and the excess over the box; 0 inside; NaN or
             infinity if the point is not finite.
-
         """
         x, point = self.x.double().flatten(1), point.double().flatten(1)
         radius = self._rows(self.radius).double()
@@ -105,7 +103,7 @@ class Region:
         else:
             frozen = torch.where(radius > 0, 0.0, change).amax(1)
             scaled = torch.where(radius > 0, change / radius.clamp_min(1e-300), 0.0)
-            length = scaled.norm(p=1 if self.norm == "L1" else 2, dim=1)
+            length = scaled.norm(p=self._p, dim=1)
             ball = torch.maximum((length - 1) * radius.amax(1), frozen)
         below, above = self._rows(self.low).double() - point, point - self._rows(self.high).double()
         excess = torch.maximum(ball, torch.maximum(below, above).amax(1))
@@ -113,9 +111,17 @@ class Region:
 
     def contains(self, point: Tensor) -> Tensor:
         """Say which points are inside up to the rounding error of storing them. (B, ...) -> (B,) bool."""
-        largest = torch.maximum(self.x.abs(), point.abs()).flatten(1).amax(1).double()
-        terms = {"Linf": 1.0, "L2": math.sqrt(self.x[0].numel()), "L1": float(self.x[0].numel())}[self.norm]
-        return self.audit(point) <= 2 * torch.finfo(self.x.dtype).eps * terms * largest
+        rounding = torch.finfo(self.x.dtype).eps * torch.maximum(self.x.abs(), point.abs()).double().flatten(1)
+        if self.norm == "Linf":
+            return self.audit(point) <= 2 * rounding.amax(1)
+        radius = self._rows(self.radius).double()
+        scaled = torch.where(radius > 0, rounding / radius.clamp_min(1e-300), 0.0).norm(p=self._p, dim=1)
+        relative = 8 * torch.finfo(self.x.dtype).eps  # of computing the norm itself
+        return self.audit(point) <= (scaled + relative) * radius.amax(1) + 2 * rounding.amax(1)
+
+    @property
+    def _p(self) -> int:
+        return 1 if self.norm == "L1" else 2
 
     def _rows(self, value: Tensor) -> Tensor:
         return value.expand_as(self.x).flatten(1)
@@ -131,4 +137,11 @@ class Region:
         movable = slope.abs() * (toward != point.flatten(1))
         count = math.ceil(L1_STEP_SHARE * slope.shape[1])
         best = movable.topk(count, dim=1)
-        return torch.zeros_like(slope).scatter(1, best.indices, (best.values > 0) / count) * slope.sign()
+        moved = (best.values > 0).to(slope.dtype)
+        share = moved / moved.sum(1, keepdim=True).clamp_min(1)
+        return torch.zeros_like(slope).scatter(1, best.indices, share) * slope.sign()
+
+
+def _toward(x: Tensor, point: Tensor, reach: Tensor) -> Tensor:
+    """Where rounding has carried ``point`` further from ``x`` than ``reach``, go back to the next float."""
+    return torch.where((point - x).abs() > reach, torch.nextafter(point, x), point)

@@ -1,7 +1,5 @@
 """Exported models: weights in safetensors, and beside them a JSON card that says what they are."""
 
-import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +9,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from hauberk import __version__
 from hauberk.errors import UserError
+from hauberk.files import read_json, read_tensors, write_atomically, write_json
 from hauberk.models import ModelSpec
-from hauberk.training.files import read_json, write_atomically, write_json
+from hauberk.provenance import versions
 
 FORMAT = "hauberk-card/1"
+_TORCH_FILES = (".pt", ".pth")
 
 
 def save_model(path: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
@@ -48,7 +47,8 @@ def load(
     """Load a trained model, in evaluation mode.
 
     Args:
-        path: a run's folder, an exported ``.safetensors`` file or its ``.json`` card.
+        path: a run's folder, an exported ``.safetensors`` file or its ``.json`` card; or a state dict of plain PyTorch
+            (``.pt``, ``.pth``), for which ``model`` is needed.
         model: the network to load the weights into; needed where the card cannot build it.
         which: of a run: the best checkpoint by validation, or the last.
         allow_code: build a model that the card names as ``module:factory``, which imports that module.
@@ -57,25 +57,43 @@ def load(
     Raises:
         UserError: if files are missing, damaged, foreign, do not fit the model, or would need code.
     """
-    card, weights = read_card(Path(path), which)
+    path = Path(path)
+    if path.suffix in _TORCH_FILES:
+        card, weights = dict[str, Any](), path
+    else:
+        card, weights = read_card(path, which)
     if model is None:
+        if path.suffix in _TORCH_FILES:
+            raise UserError(f"{path} does not say which network it belongs to; pass model=")
         spec = ModelSpec.from_dict(card.get("model", {}))
         if spec.is_foreign and not spec.name.startswith("python:") and not allow_code:
             raise UserError(f"this card would import {spec.name!r}; pass model=, or allow_code=True if you trust it")
         with torch.random.fork_rng(devices=[]):
             model = spec.build()
-    try:
-        tensors = load_tensors(weights.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{weights} does not exist") from error
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{weights} is not a whole safetensors file: {error}") from error
+    tensors = _read_weights(weights)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the weights in {weights} do not fit this model: {reason}") from error
     return model.to(device).eval()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if path.suffix not in _TORCH_FILES:
+        try:
+            return load_tensors(raw)
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+    content = read_tensors(raw, path)
+    content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} is not a state dict")
+    return content
 
 
 def read_card(path: Path, which: str = "best") -> tuple[dict[str, Any], Path]:
@@ -98,13 +116,3 @@ def read_card(path: Path, which: str = "best") -> tuple[dict[str, Any], Path]:
     if not isinstance(name, str) or Path(name).name != name:
         raise UserError(f"{path.with_suffix('.json')} names its weights as {name!r}; they must lie beside it")
     return card, path.parent / name
-
-
-def versions() -> dict[str, str]:
-    """Return versions and date, for provenance."""
-    return {
-        "hauberk": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,28 @@ def _read_one(path: Path) -> dict[str, Any]:
     start = len(_MAGIC) + 32
     if hashlib.sha256(raw[start:]).digest() != raw[len(_MAGIC) : start]:
         raise UserError(f"{path} is cut short or damaged")
+    return read_tensors(raw[start:], path)
+
+
+def read_tensors(raw: bytes, path: Path) -> dict[str, Any]:
+    """Read a dictionary that ``torch.save`` wrote, without unpickling code.
+
+    Args:
+        raw: the bytes.
+        path: where they are from, for the message.
+
+    Raises:
+        UserError: if they are damaged, or hold anything but tensors and plain types.
+    """
     try:
-        state = torch.load(io.BytesIO(raw[start:]), weights_only=True, map_location="cpu")
-    except Exception as error:  # torch refuses code with a long text; its first line says it
-        raise UserError(f"{path} holds more than tensors and plain values, and was not loaded") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path} is not a Hauberk checkpoint")
-    return state
+        content = torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} carries code or foreign objects, and was not loaded") from error
+    except Exception as error:  # a damaged archive can fail in any way
+        raise UserError(f"{path} is cut short or is not a PyTorch file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a dictionary of tensors")
+    return content
 
 
 def _previous(path: Path) -> Path:

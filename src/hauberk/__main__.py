@@ -1,0 +1,7 @@
+"""``python -m hauberk``: the command line."""
+
+import sys
+
+from hauberk.cli import main
+
+sys.exit(main())

@@ -1,0 +1,61 @@
+"""The command line. Commands import torch only when they run, so that help answers at once."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from hauberk.errors import UserError, unknown_name
+
+# command: (module, what it does)
+COMMANDS = {
+    "demo": ("demo", "train at, trades and mart on handwritten digits and compare them; a minute"),
+    "train": ("train", "train a robust classifier, or resume a run"),
+    "evaluate": ("evaluate", "measure clean and robust accuracy of a trained model"),
+    "data": ("lists", "list data sets, check their files, download them"),
+    "methods": ("lists", "list training methods, explain one"),
+    "models": ("lists", "list networks"),
+    "doctor": ("doctor", "versions, device, precision, what is missing"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 0 done, 2 the user's mistake, 1 anything else.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_help())
+            return 0
+        if arguments[0] == "--version":
+            from hauberk import __version__
+
+            print(__version__)
+            return 0
+        name = arguments[0]
+        if name not in COMMANDS:
+            raise unknown_name("command", name, COMMANDS)
+        command = getattr(import_module(f"hauberk.cli.{COMMANDS[name][0]}"), name)
+        return int(command(arguments[1:]))
+    except UserError as error:
+        print(f"hauberk: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hauberk: stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        return 1
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    return (
+        "hauberk: train robust classifiers, and measure how robust they are\n\n"
+        f"usage: hauberk COMMAND [options]\n\n{rows}\n\n"
+        "'hauberk COMMAND --help' explains each. Start with 'hauberk demo'."
+    )

@@ -1,0 +1,56 @@
+"""hauberk demo: the first minute."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hauberk.cli.parse import parse
+
+METHODS = ("at", "mart", "trades")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train at, mart and trades on scikit-learn's handwritten digits, attack each, and compare them in one table."""
+
+    out: Path = Path("runs")
+    """Folder for the runs; each gets a subfolder digits-METHOD."""
+    epochs: int | None = None
+    """Passes over the training data; by default what is recommended for digits."""
+    quiet: bool = False
+    """Print only the table."""
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    options = parse(Demo, "demo", arguments)
+    from rich.console import Console
+
+    from hauberk import Linf, evaluate, train
+    from hauberk.cli.train import free_folder
+    from hauberk.data import DATA_SETS, load_data
+    from hauberk.evaluation import table
+
+    train_set, test_set = load_data("digits", "train"), load_data("digits", "test")
+    threat = Linf(DATA_SETS["digits"].eps)
+    given: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
+    results = {}
+    for method in METHODS:
+        out = free_folder(options.out / f"digits-{method}")
+        if not options.quiet:
+            print(f"Training {method} on digits under {threat}, into {out}")
+        run = train("small-cnn", train_set, method=method, threat=threat, out=out, quiet=options.quiet, **given)
+        if run.interrupted:
+            print(f"Stopped and saved. Go on with: hauberk train --resume {out}")
+            return 1
+        results[method] = evaluate(run.model, test_set, threat=threat, quiet=options.quiet)
+        results[method].save(out / "evaluation.json")
+    Console().print(table(results))
+    for method, result in results.items():
+        for found in result.warnings:
+            print(f"{method}: {found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
+    print(f"Runs, weights and verdicts are in {options.out}. Next, for example:")
+    print(f"  hauberk evaluate {out} --eps 0.15          the same model against a stronger adversary")
+    print("  hauberk train --data mnist --data-dir FOLDER    your own run; 'hauberk data' lists data sets")
+    return 0

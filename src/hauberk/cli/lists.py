@@ -1,0 +1,141 @@
+"""hauberk data, methods, models."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from hauberk.cli.parse import parse
+from hauberk.errors import unknown_name
+
+
+@dataclass(frozen=True)
+class Data:
+    """List data sets; or read one from its original files, check it, and say what is in it.
+
+    Example: hauberk data mnist --data-dir ~/data
+    """
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """Name of a data set; all are listed if there is none."""
+    data_dir: Path = Path("data")
+    """Folder with the original files."""
+    verify: bool = True
+    """Compare checksums of the files with the original ones."""
+    download: bool = False
+    """Download it into the folder first, through torchvision."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List training methods, or explain one.
+
+    Example: hauberk methods mart
+    """
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """Name of a method; all are listed if there is none."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """List networks."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def data(arguments: Sequence[str]) -> int:
+    """Run ``hauberk data``."""
+    options = parse(Data, "data", arguments)
+    from hauberk.data import DATA_SETS, load_data
+    from hauberk.data.download import download
+
+    if not options.name:
+        rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATA_SETS.items()}
+        return _show(rows, options.json, "Next: hauberk data NAME --data-dir FOLDER checks the files.")
+    if options.download:
+        download(options.name, options.data_dir)
+    parts: dict[str, Any] = {}
+    for split in ("train", "test"):
+        source = load_data(options.name, split, options.data_dir, verify=options.verify)
+        counts = source.y.bincount(minlength=DATA_SETS[options.name].classes).tolist()
+        parts[split] = {"examples": len(source), "shape": list(source.x.shape[1:]), "per_class": counts}
+    if options.json:
+        print(json.dumps(parts))
+        return 0
+    checked = "checksums right" if options.verify and options.name != "digits" else "not compared with checksums"
+    for split, part in parts.items():
+        shape = "×".join(map(str, part["shape"]))
+        few, many = min(part["per_class"]), max(part["per_class"])
+        print(f"{options.name} {split}: {part['examples']:,} of {shape}, {few} to {many} per class, {checked}")
+    where = "" if options.name == "digits" else f" --data-dir {options.data_dir}"
+    print(f"Next: hauberk train --data {options.name}{where}")
+    return 0
+
+
+def methods(arguments: Sequence[str]) -> int:
+    """Run ``hauberk methods``."""
+    options = parse(Methods, "methods", arguments)
+    from hauberk.methods import RECIPES, list_methods
+    from hauberk.objectives import OBJECTIVES
+
+    if not options.name:
+        return _show(list_methods(), options.json, "Next: hauberk methods NAME explains one.")
+    if options.name not in RECIPES:
+        raise unknown_name("method", options.name, RECIPES)
+    recipe = RECIPES[options.name]
+    facts = {
+        "name": options.name,
+        "summary": recipe.summary,
+        "source": recipe.source,
+        "minimises": f"mean of {OBJECTIVES[recipe.objective].equation}",
+        "beta": recipe.beta,
+        "attack": _attack(recipe.attack),
+        "attack (official)": _attack(recipe.attack_official),
+        "loss": (OBJECTIVES[recipe.objective].terms.__doc__ or "").strip(),
+    }
+    if options.json:
+        print(json.dumps(facts))
+        return 0
+    for key, value in facts.items():
+        if value is not None:
+            print(f"{key}: {value}")
+    return 0
+
+
+def models(arguments: Sequence[str]) -> int:
+    """Run ``hauberk models``."""
+    options = parse(Models, "models", arguments)
+    from hauberk.models import MODELS, WIDE_RESNETS
+
+    rows = {name: what for name, (_, what) in MODELS.items()}
+    rows |= dict.fromkeys(WIDE_RESNETS, "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4")
+    return _show(
+        rows, options.json, "Your own: --model module:factory, called with input_shape= and classes= if it takes them."
+    )
+
+
+def _attack(attack: Any) -> str | None:
+    if attack is None:
+        return None
+    used = {key: value for key, value in asdict(attack).items() if value != 0.0 and not (key == "restarts" and value == 1)}
+    return ", ".join(f"{key} {value}" for key, value in used.items())
+
+
+def _show(rows: dict[str, str], as_json: bool, then: str) -> int:
+    if as_json:
+        print(json.dumps(rows))
+        return 0
+    width = max(map(len, rows))
+    for name, what in rows.items():
+        print(f"{name:<{width}}  {what}")
+    print(then)
+    return 0

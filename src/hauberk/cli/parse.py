@@ -1,0 +1,38 @@
+"""Turning arguments into frozen dataclasses."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], name: str, arguments: Sequence[str], default: T | None = None) -> T:
+    """Parse arguments into a dataclass; prints help or a mistake and exits (0 or 2) where tyro does.
+
+    Args:
+        kind: the dataclass.
+        name: of the command.
+        arguments: without program and command.
+        default: values of what is not given.
+    """
+    parsed = tyro.cli(
+        kind,
+        prog=f"hauberk {name}",
+        args=list(arguments),
+        default=default,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    assert isinstance(parsed, kind)  # tyro types it by its default
+    return parsed
+
+
+def peek(arguments: Sequence[str], option: str, default: str) -> str:
+    """Look ahead at the value of one option, whose choice sets the defaults of others."""
+    for i, argument in enumerate(arguments):
+        if argument == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(option + "="):
+            return argument.split("=", 1)[1]
+    return default

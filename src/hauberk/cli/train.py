@@ -1,0 +1,109 @@
+"""hauberk train."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hauberk.cli.parse import parse, peek
+from hauberk.errors import UserError
+from hauberk.settings import TrainSettings, recommended
+
+if TYPE_CHECKING:
+    from hauberk.training import Run
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a robust classifier.
+
+    Example: hauberk train --data mnist --data-dir ~/data --method trades --eps 0.3
+
+    Defaults of the training settings depend on --data and --model: give these first, then --help, to see them. Ctrl-C
+    finishes the step, saves, and says how to resume; a resumed run ends with the same weights as one never stopped.
+    """
+
+    data: str = "digits"
+    """Name of the data set; see 'hauberk data'."""
+    data_dir: Path = Path("data")
+    """Folder with the original files of the data set."""
+    verify: bool = True
+    """Compare checksums of the files with the original ones."""
+    model: str = "small-cnn"
+    """Name of the network (see 'hauberk models'), or module:factory for your own."""
+    method: str = "at"
+    """Name of the method; see 'hauberk methods'."""
+    out: Path | None = None
+    """Folder of the run; by default runs/DATA-METHOD, with a number behind it if that exists."""
+    resume: Path | None = None
+    """Go on with the run in this folder; everything else is read from there."""
+    norm: Literal["Linf", "L2", "L1"] = "Linf"
+    """Norm of the threat model."""
+    eps: str = ""
+    """Radius ε of the threat model, e.g. 8/255; by default what the literature uses on the data set (L∞ only)."""
+    preset: Literal["paper", "official"] = "paper"
+    """Follow the method's paper, or its authors' code where that differs."""
+    beta: float | None = None
+    """Trade-off β of the method; by default the paper's."""
+    steps: int | None = None
+    """Steps K of the training attack; by default the paper's."""
+    step_size: str | None = None
+    """Step size α of the training attack: a number, 2/255, or a part of ε such as eps/4."""
+    normalize: bool = False
+    """Normalise inputs inside the model by mean and deviation of the training set."""
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    """Training settings."""
+    quiet: bool = False
+    """Print no progress."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    data, model = peek(arguments, "--data", "digits"), peek(arguments, "--model", "small-cnn")
+    default = Train(settings=TrainSettings(**recommended(data, model)))  # type: ignore[arg-type]
+    options = parse(Train, "train", arguments, default)
+    run = _resume(options) if options.resume else _start(options)
+    if run.interrupted:
+        print(f"Stopped and saved. Go on with: hauberk train --resume {run.folder}")
+        return 1
+    print(f"Done: best epoch {run.best['epoch'] + 1}. Next: hauberk evaluate {run.folder}")
+    return 0
+
+
+def _start(options: Train) -> "Run":
+    from hauberk.data import DATA_SETS, channel_statistics, load_data
+    from hauberk.methods import method
+    from hauberk.models import ModelSpec
+    from hauberk.threat import make_threat
+    from hauberk.training import train as train_model
+
+    source = load_data(options.data, "train", options.data_dir, verify=options.verify)
+    if not options.eps and options.norm != "Linf":
+        raise UserError(f"give --eps: there is no usual radius in {options.norm}")
+    threat = make_threat(options.norm, options.eps or DATA_SETS[options.data].eps)
+    given = {"beta": options.beta, "steps": options.steps, "step_size": options.step_size}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    how = method(options.method, threat, preset=options.preset, seed=options.settings.seed, **chosen)
+    mean, std = channel_statistics(source) if options.normalize else ((), ())
+    spec = ModelSpec(options.model, tuple(source.x.shape[1:]), DATA_SETS[options.data].classes, mean, std)
+    out = options.out or free_folder(Path("runs") / f"{options.data}-{options.method}")
+    if not options.quiet:
+        print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
+    settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings)}
+    return train_model(spec, source, method=how, out=out, quiet=options.quiet, **settings)
+
+
+def _resume(options: Train) -> "Run":
+    from hauberk.training import resume
+
+    return resume(str(options.resume), model=options.model, verify=options.verify, quiet=options.quiet)
+
+
+def free_folder(folder: Path) -> Path:
+    """Return the folder, or with a number behind it the first one that does not exist."""
+    number = 1
+    free = folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free

@@ -1,0 +1,233 @@
+"""The training loop. It knows no method by name."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hauberk.console import Display
+from hauberk.data import augment
+from hauberk.errors import UserError
+from hauberk.files import read_state, write_state
+from hauberk.noise import Noise
+from hauberk.provenance import machine
+from hauberk.training.card import save_model
+from hauberk.training.interrupt import Stop
+from hauberk.training.meter import Meter
+from hauberk.training.plan import Plan
+from hauberk.training.record import Record
+from hauberk.training.schedule import eps_scale, learning_rate
+from hauberk.training.validate import validate
+
+STATE = "state.ckpt"
+_LOOK_EVERY = 50  # steps between looks at the loss on a GPU, where each look makes the host wait
+
+
+class Trainer:
+    """A run under way: the model, its optimiser, and where in the plan it stands.
+
+    Args:
+        model: trained in place.
+        plan: what to do.
+        folder: where to keep the run, or None for nowhere.
+        device: where to train.
+        stop: asked between steps.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, folder: Path | None, device: torch.device, stop: Stop):
+        self.model = model.to(device)
+        self.plan, self.folder, self.device, self.stop = plan, folder, device, stop
+        settings = plan.settings
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        self.ema = None
+        if settings.ema:
+            averaging = get_ema_multi_avg_fn(settings.ema)
+            self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
+        self.record = Record(folder)
+        self.meter = Meter(device)
+        self.epoch = self.step = 0  # the next to do; step within the epoch
+        self.seconds = 0.0  # of training, over all sittings
+        self.best: dict[str, Any] = {}
+        self.best_weights: dict[str, torch.Tensor] = {}
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that validation and export look at: the average, if one is kept."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        patience = self.plan.settings.patience
+        tired = patience > 0 and bool(self.best) and self.epoch - 1 - self.best["epoch"] >= patience
+        return self.epoch >= self.plan.settings.epochs or (self.step == 0 and tired)
+
+    def run(self, display: Display) -> None:
+        """Train until the plan is done or somebody asks to stop.
+
+        Raises:
+            UserError: if the loss is not finite, or a checkpoint cannot be written.
+        """
+        while not self.finished and not self.stop.asked:
+            self._run_epoch(display)
+
+    def _run_epoch(self, display: Display) -> None:
+        batches = self.plan.batches(self.epoch)
+        title = f"epoch {self.epoch + 1}/{self.plan.settings.epochs}"
+        begun = saved = time.perf_counter()
+        while self.step < len(batches):
+            if self.stop.asked:
+                self.seconds += time.perf_counter() - begun
+                self.save()
+                return
+            self._train_step(batches[self.step])
+            self.step += 1
+            display.advance(len(batches[self.step - 1]), title)
+            if time.perf_counter() - saved > 60 * self.plan.settings.save_minutes:
+                self._require_finite(self.meter.read()["loss"])
+                self.save()
+                saved = time.perf_counter()
+        self.seconds += time.perf_counter() - begun
+        self._end_epoch(display, len(self.plan.train) / (time.perf_counter() - begun))
+
+    def _train_step(self, index: torch.Tensor) -> None:
+        plan, settings = self.plan, self.plan.settings
+        at = self.epoch * plan.steps_per_epoch + self.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, at, plan.total_steps)
+        x, y = (tensor.to(self.device, non_blocking=True) for tensor in plan.train.fetch(index))
+        noise = Noise(settings.seed, index.to(self.device), stage=at)
+        x = augment(x, plan.augment, noise)
+        self.model.train()
+        out = plan.method(
+            self.model,
+            x,
+            y,
+            self.epoch,
+            class_weights=plan.class_weights,
+            noise=noise,
+            eps_scale=eps_scale(settings, at, plan.total_steps),
+        )
+        if self.device.type == "cpu" or self.step % _LOOK_EVERY == 0:
+            self._require_finite(out.loss.item())
+        self.optimizer.zero_grad(set_to_none=True)
+        out.loss.backward()
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.meter.add(out, y)
+
+    def _end_epoch(self, display: Display, rate: float) -> None:
+        seen = self.meter.read()
+        self._require_finite(seen["loss"])
+        plan, settings = self.plan, self.plan.settings
+        last = (self.epoch + 1) * plan.steps_per_epoch - 1
+        row: dict[str, Any] = {"epoch": self.epoch + 1, **seen}
+        if len(plan.val):
+            row |= validate(self.judged, plan.val, plan.method.threat, settings.val_steps, settings.seed, self.device)
+        row |= {"lr": learning_rate(settings, last, plan.total_steps), "seconds": self.seconds, "examples_per_second": rate}
+        self.record.add(row)
+        better = not self.best or self._score(row) > self._score(self.best["metrics"])
+        if better:
+            self.best = {"epoch": self.epoch, "metrics": row}
+            self.best_weights = {name: value.detach().cpu().clone() for name, value in self.judged.state_dict().items()}
+        self._export("last", {"epoch": self.epoch, "metrics": row}, self.judged.state_dict())
+        if better:
+            self._export("best", self.best, self.best_weights)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.meter = Meter(self.device)
+        self.save()
+        display.line(_epoch_line(row, settings.epochs, better and len(plan.val) > 0))
+
+    def _score(self, row: dict[str, Any]) -> tuple[float, ...]:
+        """Larger is better. A method without an attack is judged by clean accuracy; with nothing held out, the last wins."""
+        if "val_clean_accuracy" not in row:
+            return (row["epoch"],)
+        names = ("val_robust_accuracy", "val_clean_accuracy")
+        return tuple(row[name] for name in (names if self.plan.method.attack else names[::-1]))
+
+    def _require_finite(self, loss: float) -> None:
+        if loss == loss and abs(loss) != float("inf"):
+            return
+        kept = f"; the last good checkpoint, of epoch {self.epoch}, is in {self.folder}" if self.folder and self.epoch else ""
+        raise UserError(f"the loss became {loss} at epoch {self.epoch + 1}, step {self.step + 1}{kept}. Try a lower lr")
+
+    def _export(self, which: str, epoch: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        if self.folder is None:
+            return
+        card = {
+            "which": which,
+            "epoch": epoch["epoch"] + 1,
+            **self.plan.to_dict(),
+            "metrics": epoch["metrics"],
+            "machine": machine(self.device),
+        }
+        save_model(self.folder / which, weights, card)
+
+    def save(self) -> None:
+        """Write everything needed to go on exactly.
+
+        Raises:
+            UserError: if it cannot be written; the checkpoint before is kept.
+        """
+        if self.folder is None:
+            return
+        on_gpu = self.device.type == "cuda"
+        state = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "meter": self.meter.state(),
+            "best": self.best,
+            "best_weights": self.best_weights,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+        }
+        write_state(self.folder / STATE, state)
+
+    def restore(self, folder: Path) -> str:
+        """Go on where the checkpoint in ``folder`` stopped.
+
+        Returns:
+            A warning to show, or "".
+
+        Raises:
+            UserError: if it is damaged, foreign, or of another model.
+        """
+        state, warning = read_state(folder / STATE)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            self.meter.restore(state["meter"])
+            self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+            self.best, self.best_weights = state["best"], state["best_weights"]
+            torch.set_rng_state(state["rng"])
+            if self.device.type == "cuda" and state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder / STATE} is of another model or version: {' '.join(str(error).split())[:200]}") from error
+        self.record.restore(self.epoch)
+        return warning
+
+
+def _epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:
+    names = {
+        "train_clean_accuracy": "train clean",
+        "train_robust_accuracy": "train robust",
+        "val_clean_accuracy": "val clean",
+        "val_robust_accuracy": "val PGD",
+    }
+    shares = [f"{label} {100 * row[name]:.1f} %" for name, label in names.items() if name in row]
+    head = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['loss']:.4f}"
+    rate = f"{row['examples_per_second']:,.0f} examples/s"
+    return "  ".join([head, *shares, rate, *(["best so far"] if better else [])])

@@ -1,0 +1,124 @@
+"""What a run is, settled before it starts: parts of the data, settings, and the record that resuming compares."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hauberk.data import DATA_SETS, Augmentation, Part, Source, labels
+from hauberk.errors import UserError
+from hauberk.methods import Method
+from hauberk.models import ModelSpec
+from hauberk.settings import TrainSettings
+
+_FREE_TO_CHANGE = ("device", "threads", "save_minutes")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that fixes the result of a run.
+
+    Attributes:
+        spec: the model.
+        method: bound to its threat model.
+        settings: of the loop.
+        train: the training part.
+        val: the part held out of it for validation, perhaps empty.
+        augment: augmentation in force.
+        class_weights: (C,) or None.
+    """
+
+    spec: ModelSpec
+    method: Method
+    settings: TrainSettings
+    train: Source
+    val: Source
+    augment: Augmentation
+    class_weights: Tensor | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch; a last batch of one example is dropped, because BatchNorm cannot use it."""
+        whole, rest = divmod(len(self.train), self.settings.batch_size)
+        return max(1, whole + (rest > 1))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.settings.epochs * self.steps_per_epoch
+
+    def batches(self, epoch: int) -> list[Tensor]:
+        """Return the indices of each batch of an epoch, in an order that depends on seed and epoch only."""
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.train), generator=generator)
+        return list(order.split(self.settings.batch_size))[: self.steps_per_epoch]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for run.json and cards."""
+        return {
+            "model": self.spec.to_dict(),
+            "method": self.method.to_dict(),
+            "threat": self.method.threat.to_dict(),
+            "data": {
+                "name": self.train.name,
+                "folder": getattr(_whole(self.train), "folder", ""),
+                "train": len(self.train),
+                "val": len(self.val),
+            },
+            "settings": json.loads(json.dumps(asdict(self.settings))),
+        }
+
+
+def make_plan(spec: ModelSpec, method: Method, settings: TrainSettings, source: Source) -> Plan:
+    """Hold out the validation part, and settle augmentation and class weights.
+
+    Raises:
+        UserError: if the parts or weights do not fit the data.
+    """
+    size = settings.val_size if settings.val_size >= 0 else min(1000, len(source) // 10)
+    if size >= len(source):
+        raise UserError(f"val_size = {size} leaves nothing to train on: there are {len(source)} examples")
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(settings.seed))
+    val, train = Part(source, order[:size].sort().values), Part(source, order[size:].sort().values)
+    augment: Augmentation = "none"
+    if settings.augment != "auto":
+        augment = settings.augment
+    elif source.name in DATA_SETS:
+        augment = DATA_SETS[source.name].augment
+    if augment != "none" and len(spec.input_shape) != 3:
+        raise UserError(f"augmentation {augment!r} is for images, not inputs of shape {spec.input_shape}")
+    return Plan(spec, method, settings, train, val, augment, _class_weights(settings, train, spec.classes))
+
+
+def compare_plans(stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to resume a run as something else.
+
+    Raises:
+        UserError: naming the first difference.
+    """
+    for room in ("model", "method", "threat", "data", "settings"):
+        before, after = stored.get(room, {}), now[room]
+        for key in after:
+            if key in (*_FREE_TO_CHANGE, "folder") or before.get(key) == after[key]:
+                continue
+            raise UserError(
+                f"this run was started with {room} {key} = {before.get(key)!r}, not {after[key]!r}; use a new folder"
+            )
+
+
+def _class_weights(settings: TrainSettings, train: Source, classes: int) -> Tensor | None:
+    if settings.class_weights == "none":
+        return None
+    if settings.class_weights == "balanced":
+        counts = labels(train).bincount(minlength=classes)
+        return len(train) / (classes * counts.clamp_min(1))
+    weights = torch.tensor(settings.class_weights)
+    if len(weights) != classes or not bool((weights >= 0).all()) or not bool(weights.isfinite().all()):
+        raise UserError(f"class_weights needs {classes} numbers that are not negative, got {settings.class_weights}")
+    return weights
+
+
+def _whole(source: Source) -> Source:
+    return _whole(source.whole) if isinstance(source, Part) else source

@@ -1,0 +1,58 @@
+"""Metrics of each epoch: a JSON-lines file always, TensorBoard where it is installed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hauberk.errors import UserError
+from hauberk.files import write_atomically
+
+
+class Record:
+    """The metrics of a run, one row per epoch.
+
+    Args:
+        folder: of the run, or None to keep them in memory only.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.rows: list[dict[str, Any]] = []
+        self._path = folder / "metrics.jsonl" if folder else None
+        self._board = _tensorboard(folder) if folder else None
+
+    def restore(self, epochs: int) -> None:
+        """Read back the first ``epochs`` rows; later ones, of an epoch that will run again, are dropped."""
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            self.rows = [json.loads(line) for line in self._path.read_text().splitlines()[:epochs]]
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {self._path}: {error}") from error
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append the row of an epoch.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        self.rows.append(row)
+        if self._path is not None:
+            write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in self.rows).encode())
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "epoch":
+                    self._board.add_scalar(name, value, row["epoch"])
+            self._board.flush()
+
+    def close(self) -> None:
+        """Close the TensorBoard file, if there is one."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,217 @@
+"""hb.train: one call from a model and data to a trained model on disk."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hauberk.checks import check_model
+from hauberk.console import Display
+from hauberk.data import Source, as_source, check_source, labels, load_data
+from hauberk.errors import UserError, unknown_name
+from hauberk.files import read_json, write_json
+from hauberk.methods import Method
+from hauberk.methods import method as make_method
+from hauberk.models import ModelSpec
+from hauberk.provenance import versions
+from hauberk.settings import TrainSettings, recommended
+from hauberk.threat import ThreatModel, threat_from_dict
+from hauberk.training.interrupt import watch_signals
+from hauberk.training.loop import STATE, Trainer
+from hauberk.training.plan import compare_plans, make_plan
+
+RUN_FORMAT = "hauberk-run/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished or interrupted training run.
+
+    Attributes:
+        model: the caller's model, in evaluation mode; with the best weights by validation if the run is finished.
+        folder: where it is kept, or None.
+        metrics: one row per epoch, as in metrics.jsonl.
+        best: epoch (0-based) and metrics of the best checkpoint.
+        interrupted: whether it was asked to stop before its end.
+    """
+
+    model: nn.Module
+    folder: Path | None
+    metrics: list[dict[str, Any]]
+    best: dict[str, Any]
+    interrupted: bool
+
+
+def train(
+    model: nn.Module | str | ModelSpec,
+    train_set: Any,
+    *,
+    method: str | Method = "at",
+    threat: ThreatModel | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train a model, choose the best epoch on a held-out part of the training set, and keep everything in ``out``.
+
+    Args:
+        model: a network from inputs (B, ...) in the box to logits (B, C), trained in place; or the name of a built-in one, or a
+            ``ModelSpec``.
+        train_set: a pair (x, y) of arrays, x (N, ...) floating or uint8 images, y (N,) integers; a map-style ``Dataset``;
+            or what ``hauberk.data.load_data`` returns.
+        method: a name from ``hb.list_methods()``, or what ``hb.method`` returns.
+        threat: what the adversary may do; not needed if ``method`` was made by ``hb.method``.
+        out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
+        resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped.
+        quiet: print nothing.
+        **settings: fields of ``TrainSettings`` (``epochs``, ``lr``, ``batch_size``, ...). What is not given takes the value
+            recommended for the data set and model, see ``hauberk.settings``.
+
+    Raises:
+        UserError: for data, model and threat model that do not fit together, unknown or senseless settings, a folder that
+            exists, a checkpoint that cannot be used, a loss that is not finite, a disk that cannot be written.
+
+    Example:
+        >>> import hauberk as hb
+        >>> run = hb.train("small-cnn", hb.data.load_data("digits", "train"), threat=hb.Linf(0.1), epochs=1, quiet=True)
+        >>> sorted(run.best)
+        ['epoch', 'metrics']
+    """
+    source = as_source(train_set)
+    if isinstance(method, str):
+        if threat is None:
+            raise UserError('train needs a threat model, e.g. threat=hb.Linf("8/255")')
+        method = make_method(method, threat, seed=int(settings.get("seed", 0)))
+    elif threat is not None and threat is not method.threat:
+        raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
+    check_source(source, method.threat)
+    spec = _spec(model, source)
+    chosen = _settings(settings, source.name, spec.name)
+    plan = make_plan(spec, method, chosen, source)
+    device = pick_device(chosen.device)
+    folder = _open_folder(out, resume)
+    threads = torch.get_num_threads()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    on_gpu = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=on_gpu), watch_signals() as stop:
+            torch.manual_seed(chosen.seed)
+            network = model if isinstance(model, nn.Module) else spec.build()
+            x, y = source.fetch(torch.arange(min(len(source), 16)))
+            check_model(network.to(device), x.to(device), y.to(device), source.classes)
+            trainer = Trainer(network, plan, folder, device, stop)
+            warning = _begin(trainer, plan.to_dict(), resume)
+            done = trainer.epoch * plan.steps_per_epoch + trainer.step
+            with Display(method.name, plan.total_steps, done, quiet) as display:
+                if warning:
+                    display.line(warning)
+                trainer.run(display)
+            trainer.record.close()
+            if trainer.finished:
+                network.load_state_dict(trainer.best_weights)
+    finally:
+        torch.set_num_threads(threads)
+    return Run(network.eval(), folder, trainer.record.rows, trainer.best, not trainer.finished)
+
+
+def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: bool = False) -> Run:
+    """Go on with a run on a named data set and a named model, all of it read from the run's folder.
+
+    Args:
+        folder: of the run.
+        model: ``module:factory``, where the run was made with one: naming it again allows importing it.
+        verify: compare checksums of the data files with the original ones.
+        quiet: print nothing.
+
+    Raises:
+        UserError: if the folder holds no run, or one that only Python can resume; and as :func:`train`.
+    """
+    stored = read_json(Path(folder) / "run.json")
+    if stored.get("format") != RUN_FORMAT:
+        raise UserError(f"{folder} holds no run to resume")
+    spec = ModelSpec.from_dict(stored.get("model", {}))
+    if spec.is_foreign and spec.name != model:
+        raise UserError(f"this run would import {spec.name!r}; add --model {spec.name} if you trust it")
+    try:
+        data, how = stored["data"], dict(stored["method"])
+        settings = dict(stored["settings"])
+        for name in ("milestones", "class_weights"):
+            settings[name] = tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
+        source = load_data(data["name"], "train", data["folder"], verify=verify)
+        method = make_method(how.pop("name"), threat_from_dict(stored["threat"]), **how)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}/run.json is damaged: {error}") from error
+    return train(spec, source, method=method, out=folder, resume=True, quiet=quiet, **settings)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return a usable device.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _spec(model: nn.Module | str | ModelSpec, source: Source) -> ModelSpec:
+    if isinstance(model, ModelSpec):
+        return model
+    x, _ = source.fetch(torch.arange(1))
+    shape = tuple(x.shape[1:])
+    if isinstance(model, nn.Module):
+        return ModelSpec(f"python:{type(model).__name__}", shape, source.classes or 0)
+    classes = source.classes or int(labels(source).max()) + 1
+    return ModelSpec(model, shape, classes)
+
+
+def _settings(given: dict[str, Any], data: str, model: str) -> TrainSettings:
+    known = [field.name for field in fields(TrainSettings)]
+    for name in given:
+        if name not in known:
+            raise unknown_name("training setting", name, known)
+    try:
+        return TrainSettings(**(recommended(data, model) | given))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UserError(f"a training setting has the wrong type: {error}") from error
+
+
+def _open_folder(out: str | Path | None, resume: bool) -> Path | None:
+    if out is None:
+        if resume:
+            raise UserError("resume=True needs out=, the folder of the run")
+        return None
+    folder = Path(out)
+    if resume:
+        if not (folder / "run.json").is_file():
+            raise UserError(f"{folder} holds no run to resume")
+        return folder
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists; go on with it by --resume {folder} (resume=True), or choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _begin(trainer: Trainer, plan: dict[str, Any], resume: bool) -> str:
+    """Write down what the run is, or check that it is the same one and restore it. Returns a warning to show."""
+    if trainer.folder is None:
+        return ""
+    record = trainer.folder / "run.json"
+    if not resume:
+        write_json(record, {"format": RUN_FORMAT, **plan, "versions": versions()})
+        return ""
+    compare_plans(read_json(record), plan)
+    return trainer.restore(trainer.folder) if (trainer.folder / STATE).exists() else ""

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+import hauberk as hb
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+def tiny_net(shape=(3, 8, 8), classes=5, seed=0, dropout=0.0):
+    """A network with BatchNorm and, if asked, dropout: everything that an attack could disturb."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(shape[0], 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(6 * shape[1] * shape[2], classes),
+        )
+        net[1].running_mean.normal_()
+        net[1].running_var.uniform_(0.5, 2)
+    return net
+
+
+def tiny_batch(n=6, shape=(3, 8, 8), classes=5, seed=1, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, *shape, generator=generator, dtype=dtype), torch.randint(classes, (n,), generator=generator)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return {split: hb.data.load_data("digits", split) for split in ("train", "test")}
