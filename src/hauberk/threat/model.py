@@ -219,8 +219,7 @@ def parse_eps(eps: Epsilon, name: str = "eps") -> tuple[float | Tensor, str]:
 
 def _number_or_tensor(value: Bound | str, name: str) -> float | Tensor:
     try:
-        tensor = torch.as_tensor(value)
-        tensor = tensor if tensor.is_floating_point() else tensor.double()
+        tensor = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} = {value!r} is not a number or one number per feature") from error
     return tensor.detach() if tensor.ndim and tensor.numel() > 1 else float(tensor)

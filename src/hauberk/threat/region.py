@@ -70,7 +70,8 @@ class Region:
         Args:
             point: where we are, inside, (B, ...).
             grad: gradient of what is to be maximised, (B, ...).
-            size: step length in the units of the input, a float or one per feature; its norm is the threat model's.
+            size: step length in the units of the input: a float, or one per feature. In L2 and L1 with one ε per feature, a
+                float is the length along the feature with the largest ε, and less along the others in proportion.
 
         Returns:
             ``Π(point + size · argmax_{‖d‖ ≤ 1} ⟨grad, d⟩)``, (B, ...). A zero gradient moves nothing.
@@ -84,8 +85,9 @@ class Region:
             direction = slope / slope.norm(dim=1, keepdim=True).clamp_min(1e-12)
         else:
             direction = self._sparse(point, slope)
-        unit = self.radius / self.radius.amax().clamp_min(1e-30) if self.radius.ndim else 1.0
-        return self.project(point + size * unit * direction.view_as(point))
+        if not isinstance(size, Tensor) and self.radius.ndim:  # a step of that size along the widest axis of the ball
+            size = size * self.radius / self.radius.amax().clamp_min(1e-30)
+        return self.project(point + size * direction.view_as(point))
 
     def audit(self, point: Tensor) -> Tensor:
         """By how much each point leaves the set, in the units of the input, computed in float64.

@@ -1,0 +1,300 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import hauberk as hb
+from conftest import tiny_batch, tiny_net
+from hauberk.attacks import PRESETS, Ascent, ascend, get_preset
+from hauberk.attacks.losses import cw_loss, dlr_loss, logit_margin
+from hauberk.noise import Noise
+
+THREATS = [hb.Linf("8/255"), hb.L2(0.5), hb.L1(4.0)]
+
+
+def fingerprint(model):
+    return (
+        [(name, value.clone()) for name, value in model.state_dict().items()],
+        [(p.requires_grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()],
+        [module.training for module in model.modules()],
+        [id(b) for b in model.buffers()],
+        torch.get_rng_state(),
+    )
+
+
+def same(one, other):
+    for (name, a), (other_name, b) in zip(one[0], other[0], strict=True):
+        assert name == other_name
+        assert torch.equal(a, b), name
+    for (flag, grad), (other_flag, other_grad) in zip(one[1], other[1], strict=True):
+        assert flag == other_flag
+        assert (grad is None) == (other_grad is None)
+        assert grad is None or torch.equal(grad, other_grad)
+    assert one[2:4] == other[2:4]
+    assert torch.equal(one[4], other[4])
+    return True
+
+
+@pytest.mark.parametrize("mode", ["eval", "train-frozen"])
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_the_callers_model_is_sacred(mode, threat, device):
+    model = tiny_net(dropout=0.3).to(device)
+    model.train()
+    model[1].eval()  # a mixture of modes is kept too
+    model[0].weight.requires_grad_(False)
+    x, y = (t.to(device) for t in tiny_batch())
+    torch.nn.functional.cross_entropy(model(x), y).backward()  # gradients to be kept
+    before = fingerprint(model)
+    for attack in (
+        lambda: hb.attacks.pgd(model, x, y, threat, steps=3, restarts=2, mode=mode),
+        lambda: hb.attacks.pgd(model, x, y, threat, steps=3, loss="kl", start="normal", mode=mode, momentum=0.9),
+        lambda: hb.attacks.pgd(model, x, y, threat, steps=3, loss="dlr", return_last=True, mode=mode),
+        lambda: hb.attacks.fgsm(model, x, y, threat),
+        lambda: hb.attacks.cw(model, x, y, threat, steps=3),
+        lambda: hb.evaluate(model, (x.cpu(), y.cpu()), threat=threat, attacks=["fgsm", "pgd-10"], quiet=True),
+    ):
+        attack()
+        assert same(before, fingerprint(model))
+
+
+def test_the_model_is_put_back_when_the_attack_fails():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_net()
+            self.passes = 0
+
+        def forward(self, x):
+            self.passes += 1
+            if self.passes > 2:
+                raise RuntimeError("out of luck")
+            return self.net(x)
+
+    model = Fails().train()
+    before = fingerprint(model)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        hb.attacks.pgd(model, *tiny_batch(), THREATS[0])
+    assert same(before, fingerprint(model))
+
+
+def test_a_graph_of_the_caller_survives():
+    model = tiny_net().eval()
+    x, y = tiny_batch()
+    loss = torch.nn.functional.cross_entropy(model(x), y)
+    hb.attacks.pgd(model, x, y, THREATS[0])
+    loss.backward()
+    assert model[0].weight.grad is not None
+
+
+def test_mode_train_updates_batchnorm_and_train_frozen_sees_batch_statistics():
+    x, y = tiny_batch()
+    model = tiny_net()
+    before = model[1].running_mean.clone()
+    hb.attacks.pgd(model, x, y, THREATS[0], steps=2, mode="train")
+    assert not torch.equal(before, model[1].running_mean)
+    model = tiny_net().eval()
+    frozen = hb.attacks.pgd(model, x, y, THREATS[0], steps=5, mode="train-frozen")
+    plain = hb.attacks.pgd(model, x, y, THREATS[0], steps=5)
+    assert not torch.equal(frozen.logits, plain.logits)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_works_inside_no_grad(context):
+    model = tiny_net().eval()
+    with context():
+        x, y = tiny_batch()
+        inside = hb.attacks.pgd(model, x, y, THREATS[0])
+    assert torch.equal(inside.x_adv, hb.attacks.pgd(model, *tiny_batch(), THREATS[0]).x_adv)
+
+
+def count_passes(model):
+    seen = {"forwards": 0, "backwards": 0}
+
+    def forward(module, inputs, output):
+        seen["forwards"] += 1
+        if output.requires_grad:
+            output.register_hook(lambda grad: seen.__setitem__("backwards", seen["backwards"] + 1))
+
+    model.register_forward_hook(forward)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("settings_", "keep", "forwards"),
+    [
+        (Ascent(10), "last-unseen", 10),
+        (Ascent(10), "best", 11),
+        (Ascent(10), "last", 11),
+        (Ascent(10, loss="kl", start="normal"), "last-unseen", 11),
+        (Ascent(4, restarts=3), "best", 15),
+    ],
+)
+def test_passes_are_as_few_as_the_formula_needs_and_are_reported(settings_, keep, forwards):
+    model = tiny_net().eval()
+    seen = count_passes(model)
+    found = ascend(model, *tiny_batch(), THREATS[0], settings_, keep=keep)
+    assert seen == {"forwards": forwards, "backwards": settings_.steps * settings_.restarts}
+    assert (found.forwards, found.backwards) == (seen["forwards"], seen["backwards"])
+
+
+def test_what_it_saw_agrees_with_a_slow_replay():
+    model = tiny_net(seed=3).eval()
+    x, y = tiny_batch(32)
+    y = model(x).argmax(1).where(torch.arange(32) % 4 > 0, y)
+    threat = hb.Linf(0.05)
+    found = hb.attacks.pgd(model, x, y, threat, steps=6, step_size=0.01, start="clean", return_last=True)
+    point, right = x, []
+    for _ in range(6):
+        point = point.detach().requires_grad_()
+        logits = model(point)
+        right.append(logits.argmax(1) == y)
+        (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), point)
+        point = (point + 0.01 * grad.sign()).clamp(x - 0.05, x + 0.05).clamp(0, 1)
+    right.append(model(point).argmax(1) == y)
+    steps = torch.stack(right)
+    assert torch.equal(found.kappa, steps[:6].sum(0))
+    first = [(~steps[:, i]).nonzero().flatten().tolist()[:1] or [-1] for i in range(32)]
+    assert found.first_success.tolist() == [f[0] for f in first]
+    assert torch.allclose(found.x_adv, point, atol=1e-6)
+    assert torch.allclose(found.logits, model(found.x_adv), atol=1e-5)
+    assert torch.equal(found.success, ~steps[6])
+
+
+def test_best_ever_keeps_successes_and_its_logits_belong_to_it():
+    model = tiny_net(seed=5).eval()
+    x, y = tiny_batch(64)
+    y = model(x).argmax(1)
+    best = hb.attacks.pgd(model, x, y, hb.Linf(0.1), steps=8, step_size="2*eps")
+    last = hb.attacks.pgd(model, x, y, hb.Linf(0.1), steps=8, step_size="2*eps", return_last=True)
+    assert (best.first_success >= 0).equal(best.success)  # nothing that was visited is lost
+    assert best.success.sum() >= last.success.sum()
+    assert torch.allclose(model(best.x_adv), best.logits, atol=1e-5)
+    more = hb.attacks.pgd(model, x, y, hb.Linf(0.1), steps=8, step_size="2*eps", restarts=4)
+    assert (more.success | ~best.success).all()  # the first restart is the run without restarts
+
+
+def test_a_given_start_outside_is_used_but_never_returned():
+    model = tiny_net().eval()
+    x, y = tiny_batch()
+    threat = hb.Linf(0.01)
+    found = hb.attacks.pgd(model, x, y, threat, steps=1, step_size=1e-9, start=x + 0.5)
+    assert threat.contains(found.x_adv, x).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    threat=st.sampled_from([*THREATS, hb.Linf(torch.rand(3, 8, 8) * 0.1), hb.L2(0.3, frozen=list(range(50))), hb.L1(1.0)]),
+    loss=st.sampled_from(["ce", "kl", "cw", "dlr"]),
+    start=st.sampled_from(["uniform", "normal", "clean"]),
+    steps=st.integers(1, 5),
+    size=st.sampled_from(["eps/4", "eps", "10*eps"]),
+    keep=st.sampled_from(["best", "last", "last-unseen"]),
+    momentum=st.sampled_from([0.0, 0.9]),
+    restarts=st.integers(1, 2),
+    double=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_no_attack_ever_leaves_ball_or_box(threat, loss, start, steps, size, keep, momentum, restarts, double, seed):
+    dtype = torch.float64 if double else torch.float32
+    model = tiny_net(seed=seed % 7).to(dtype).eval()
+    x, y = tiny_batch(seed=seed, dtype=dtype)
+    x = (x * 3 - 1).clamp(0, 1)  # many pixels at the bounds
+    found = ascend(model, x, y, threat, Ascent(steps, size, start, loss, 0.0, restarts, momentum), keep=keep, seed=seed)
+    assert found.x_adv.dtype == dtype
+    assert threat.contains(found.x_adv, x).all()
+    assert threat.audit(found.x_adv, x).max() < (1e-12 if double else 2e-6)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_results_do_not_depend_on_the_batch(threat):
+    model = tiny_net().double().eval()
+    x, y = tiny_batch(12, dtype=torch.float64)
+    ids = torch.arange(100, 112)
+    whole = hb.attacks.pgd(model, x, y, threat, steps=5, restarts=2, seed=Noise(3, ids))
+    order = torch.tensor([7, 2, 11, 0])
+    part = hb.attacks.pgd(model, x[order], y[order], threat, steps=5, restarts=2, seed=Noise(3, ids[order]))
+    assert torch.allclose(whole.x_adv[order], part.x_adv, atol=1e-12)
+
+
+def test_seeds_and_numbers_repeat():
+    model = tiny_net().eval()
+    x, y = tiny_batch()
+    one, two = (hb.attacks.pgd(model, x, y, THREATS[0], steps=1, seed=s).x_adv for s in (0, 1))
+    assert torch.equal(one, hb.attacks.pgd(model, x, y, THREATS[0], steps=1, seed=0).x_adv)
+    assert not torch.equal(one, two)
+
+
+def test_zero_and_nan_gradients_move_nothing():
+    class Flat(nn.Module):
+        def forward(self, x):
+            return torch.cat([x.flatten(1).sum(1, keepdim=True) * 0, torch.ones(len(x), 1)], 1)
+
+    class Poisoned(nn.Module):
+        def forward(self, x):
+            flat = x.flatten(1)
+            return torch.stack([torch.sqrt(flat[:, 0] - flat[:, 0].detach()) + flat.sum(1), flat[:, 1]], 1)
+
+    x, y = tiny_batch(classes=2)
+    for threat in THREATS:
+        assert torch.equal(hb.attacks.pgd(Flat(), x, y, threat, start="clean").x_adv, x)
+        assert hb.attacks.pgd(Poisoned(), x, y, threat).x_adv.isfinite().all()
+
+
+def test_losses_by_hand():
+    logits = torch.tensor([[-3.0, -1.0, -2.0], [4.0, 1.0, 0.0]])
+    y = torch.tensor([1, 0])
+    assert logit_margin(logits, y).tolist() == [1.0, 3.0]  # negative logits: a mask of zeros would say -1
+    assert cw_loss(logits, y, confidence=0.0).tolist() == [-1.0, -3.0]
+    assert cw_loss(logits, 1 - y, confidence=2.0).tolist() == [2.0, 2.0]
+    assert torch.allclose(dlr_loss(logits, y), torch.tensor([-0.5, -0.75]))
+    with pytest.raises(hb.UserError, match="at least 3 classes"):
+        dlr_loss(logits[:, :2], torch.tensor([1, 0]))
+
+
+def test_presets_run_and_say_where_they_come_from():
+    model = tiny_net().eval()
+    x, y = tiny_batch(2)
+    for preset in PRESETS.values():
+        assert preset.source
+        quick = Ascent(**{**vars(preset.settings), "steps": 2})
+        assert ascend(model, x, y, hb.Linf(0.031), quick, keep=preset.keep).x_adv.shape == x.shape
+    with pytest.raises(hb.UserError, match="did you mean 'pgd-20'"):
+        get_preset("pgd20")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"steps": 0}, "at least 1 step"),
+        ({"step_size": "eps/0"}, "not a number"),
+        ({"step_size": "fast"}, "not a number"),
+        ({"step_size": -0.1}, "must be positive"),
+        ({"start": "random"}, "start is"),
+        ({"mode": "test"}, "mode is"),
+        ({"loss": "hinge"}, "unknown attack loss"),
+        ({"start": torch.zeros(6, 3, 8, 8), "restarts": 2}, "would all be the same"),
+    ],
+)
+def test_bad_settings_say_why(kwargs, says):
+    with pytest.raises(hb.UserError, match=says):
+        hb.attacks.pgd(tiny_net(), *tiny_batch(), THREATS[0], **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("size", "value"), [("eps/4", 0.02), ("2*eps", 0.16), ("7*eps/31", 0.56 / 31), ("2/255", 2 / 255), (0.5, 0.5)]
+)
+def test_step_sizes_in_the_notations_of_the_field(size, value):
+    from hauberk.attacks.steps import parse_step
+
+    assert parse_step(size, hb.Linf(0.08)) == pytest.approx(value)
+
+
+def test_half_precision_models_get_float32_losses():
+    model = copy.deepcopy(tiny_net()).to(torch.bfloat16).eval()
+    x, y = tiny_batch()
+    found = hb.attacks.pgd(model, x.bfloat16(), y, hb.Linf(0.1))
+    assert found.x_adv.dtype == torch.bfloat16
+    assert hb.Linf(0.1).contains(found.x_adv, x.bfloat16()).all()
