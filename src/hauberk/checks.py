@@ -1,5 +1,8 @@
 """What must hold between data, model and threat model, checked with one clear line for what does not."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -60,8 +63,25 @@ def check_logits(logits: Tensor, y: Tensor, classes: int | None = None) -> None:
         raise UserError("the model returns probabilities; return logits instead (remove the softmax), or attacks will fail")
 
 
-def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None) -> None:
+@contextmanager
+def checked_passes(model: nn.Module, y: Tensor) -> Iterator[None]:
+    """Check the logits of every pass that the model makes inside the block, at no extra pass.
+
+    Raises:
+        UserError: as :func:`check_logits`.
+    """
+    handle = model.register_forward_hook(lambda module, inputs, logits: check_logits(logits, y))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None) -> int:
     """Run one batch through the model, in evaluation mode and leaving it as it was, and check the answer.
+
+    Returns:
+        The number of classes.
 
     Raises:
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
@@ -75,6 +95,7 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"the model cannot take inputs of shape {tuple(x.shape)} and dtype {x.dtype}: {first}") from error
         check_logits(logits, y, classes)
+    return int(logits.shape[1])
 
 
 def _check_labels(y: Tensor, classes: int | None) -> None:

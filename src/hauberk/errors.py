@@ -11,6 +11,6 @@ class UserError(ValueError):
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     """Build the error for a name that does not exist, with the nearest one that does."""
     names = sorted(known)
-    near = get_close_matches(str(name), names, n=1, cutoff=0.4)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.55)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     return UserError(f"unknown {kind} {str(name)!r}; {hint}")

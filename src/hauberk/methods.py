@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
 from hauberk.attacks.steps import Ascent, parse_step
-from hauberk.checks import check_inputs, check_logits
+from hauberk.checks import check_inputs, checked_passes
 from hauberk.errors import UserError, unknown_name
 from hauberk.noise import Noise
 from hauberk.objectives import OBJECTIVES, PresetName, Terms
@@ -146,9 +146,22 @@ class Method:
         Raises:
             UserError: on the first call, if data, model and threat model do not fit together.
         """
-        first = self._calls == 0
-        if first:
+        if self._calls == 0:
             check_inputs(x, y, self.threat)
+            with checked_passes(model, y):
+                return self._step(model, x, y, epoch, class_weights, noise, eps_scale)
+        return self._step(model, x, y, epoch, class_weights, noise, eps_scale)
+
+    def _step(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        epoch: int,
+        class_weights: Tensor | None,
+        noise: Noise | None,
+        eps_scale: float,
+    ) -> Output:
         noise = noise or Noise(self.settings["seed"], torch.arange(len(x), device=x.device), stage=self._calls)
         self._calls += 1
         x_adv, forwards, backwards = None, 0, 0
@@ -158,11 +171,7 @@ class Method:
             x_adv, forwards, backwards = found.x_adv, found.forwards, found.backwards
         logits = model(x) if self.objective.clean else None
         logits_adv = model(x_adv) if self.objective.adversarial and x_adv is not None else None
-        for given in (logits, logits_adv):
-            if given is not None:
-                forwards += 1
-                if first:
-                    check_logits(given, y)
+        forwards += self.objective.clean + self.objective.adversarial
         robust, regular = self._terms(logits, logits_adv, y)
         weights = torch.ones_like(robust)
         terms = weights * robust + regular

@@ -96,24 +96,27 @@ class Evaluation:
 
 
 def table(results: Mapping[str, Evaluation]) -> Table:
-    """Lay out evaluations of the same suite side by side, one row each.
+    """Lay out evaluations of the same suite side by side: a row for each attack, a column for each model.
 
     Args:
         results: by the name of what was evaluated.
     """
     some = next(iter(results.values()))
-    title = f"{some.threat}, n = {some.n}: accuracy in % with 95 % intervals"
-    shown = Table(title=title, caption="Each column is an upper bound: a stronger attack may find more.", title_justify="left")
+    shown = Table(
+        title=f"Accuracy in % under {some.threat}, n = {some.n}, with 95 % intervals",
+        caption="Under attack, each number is an upper bound: a stronger attack may find more.",
+    )
     shown.add_column("")
-    for column in ("clean", *some.by_attack, "worst case"):
-        shown.add_column(column, justify="right")
     for name, result in results.items():
-        shares = (result.clean_accuracy, *result.by_attack.values(), result.robust_accuracy)
-        doubt = " (!)" if result.warnings else ""
-        shown.add_row(name + doubt, *(_cell(result, share) for share in shares))
+        shown.add_column(name + (" (!)" if result.warnings else ""), justify="right")
+    shown.add_row("clean", *(_cell(result, result.clean_accuracy) for result in results.values()))
+    for attack in some.by_attack:
+        shown.add_row(attack, *(_cell(result, result.by_attack[attack]) for result in results.values()))
+    shown.add_section()
+    shown.add_row("worst case", *(_cell(result, result.robust_accuracy) for result in results.values()))
     return shown
 
 
 def _cell(result: Evaluation, share: float) -> str:
     low, high = result.interval_of(share)
-    return f"{100 * share:.1f}\n{100 * low:.1f}–{100 * high:.1f}"
+    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

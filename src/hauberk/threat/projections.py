@@ -27,7 +27,8 @@ def onto_l2(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     rest = torch.cat([size2.sum(1, keepdim=True), moving], 1).gather(1, last)
     t = ((1 - used).clamp_min(0) / rest.clamp_min(1e-300)).sqrt().clamp_max(1.0)
     solved = torch.minimum(torch.maximum(v.double() * t, lo.double()), hi.double())
-    return (solved / solved.norm(dim=1, keepdim=True).clamp_min(1)).to(v.dtype)  # in case rounding has left the ball
+    kept: Tensor = solved / solved.norm(dim=1, keepdim=True).clamp_min(1)  # rounding may have left the ball
+    return kept.to(v.dtype)
 
 
 def onto_l1(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:

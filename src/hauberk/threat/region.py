@@ -119,7 +119,8 @@ class Region:
         radius = self._rows(self.radius).double()
         scaled = torch.where(radius > 0, rounding / radius.clamp_min(1e-300), 0.0).norm(p=self._p, dim=1)
         relative = 8 * torch.finfo(self.x.dtype).eps  # of computing the norm itself
-        return self.audit(point) <= (scaled + relative) * radius.amax(1) + 2 * rounding.amax(1)
+        allowed: Tensor = (scaled + relative) * radius.amax(1) + 2 * rounding.amax(1)
+        return self.audit(point) <= allowed
 
     @property
     def _p(self) -> int:

@@ -88,21 +88,17 @@ def train(
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
     check_source(source, method.threat)
-    spec = _spec(model, source)
-    chosen = _settings(settings, source.name, spec.name)
-    plan = make_plan(spec, method, chosen, source)
+    chosen = _settings(settings, source.name, model if isinstance(model, str) else getattr(model, "name", ""))
     device = pick_device(chosen.device)
-    folder = _open_folder(out, resume)
     threads = torch.get_num_threads()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    on_gpu = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=on_gpu), watch_signals() as stop:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), watch_signals() as stop:
             torch.manual_seed(chosen.seed)
-            network = model if isinstance(model, nn.Module) else spec.build()
-            x, y = source.fetch(torch.arange(min(len(source), 16)))
-            check_model(network.to(device), x.to(device), y.to(device), source.classes)
+            spec, network = _network(model, source, device)
+            plan = make_plan(spec, method, chosen, source)
+            folder = _open_folder(out, resume)
             trainer = Trainer(network, plan, folder, device, stop)
             warning = _begin(trainer, plan.to_dict(), resume)
             done = trainer.epoch * plan.steps_per_epoch + trainer.step
@@ -164,15 +160,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _spec(model: nn.Module | str | ModelSpec, source: Source) -> ModelSpec:
-    if isinstance(model, ModelSpec):
-        return model
-    x, _ = source.fetch(torch.arange(1))
+def _network(model: nn.Module | str | ModelSpec, source: Source, device: torch.device) -> tuple[ModelSpec, nn.Module]:
+    """Build the network or take the caller's, and check that it fits the data."""
+    x, y = (tensor.to(device) for tensor in source.fetch(torch.arange(min(len(source), 16))))
     shape = tuple(x.shape[1:])
     if isinstance(model, nn.Module):
-        return ModelSpec(f"python:{type(model).__name__}", shape, source.classes or 0)
-    classes = source.classes or int(labels(source).max()) + 1
-    return ModelSpec(model, shape, classes)
+        classes = check_model(model.to(device), x, y, source.classes)
+        return ModelSpec(f"python:{type(model).__name__}", shape, classes), model
+    spec = model
+    if isinstance(spec, str):
+        spec = ModelSpec(spec, shape, source.classes or int(labels(source).max()) + 1)
+    network = spec.build().to(device)
+    check_model(network, x, y, source.classes)
+    return spec, network
 
 
 def _settings(given: dict[str, Any], data: str, model: str) -> TrainSettings:

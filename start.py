@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Sets everything up by itself, then runs the demo or the tests. Needs Python 3.11 or newer and nothing else.
+
+    python3 start.py demo    train three robust classifiers on real data, attack them, compare them
+    python3 start.py test    everything that checks the project: tests, lint, format, types
+
+What it installs goes into .venv beside this file, once, and again when the requirements change.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+VENV = HERE / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+TORCH = HERE / "requirements" / "torch.txt"
+FROZEN = HERE / "requirements" / "frozen.txt"
+
+CHECKS = {
+    "lint": ["-m", "ruff", "check", "."],
+    "format": ["-m", "ruff", "format", "--check", "."],
+    "types": ["-m", "mypy"],
+    "tests": ["-m", "pytest", "-n", "auto"],
+}
+
+
+def install(extra: str, constraints: Path) -> None:
+    """Make .venv with the package in it, unless it is there already."""
+    inputs = [HERE / "pyproject.toml", constraints]
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in inputs) + sys.version.encode()).hexdigest()
+    mark = VENV / f"installed-{extra or 'core'}"
+    if mark.exists() and mark.read_text() == wanted:
+        return
+    print(f"Setting up {VENV} (once; about a minute)", flush=True)
+    if not PYTHON.exists():
+        venv.create(VENV, with_pip=True)
+    target = f"{HERE}[{extra}]" if extra else str(HERE)
+    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints, "-e", target]
+    if subprocess.run(command, check=False).returncode:
+        sys.exit("start.py: the installation failed; see pip's message above")
+    mark.write_text(wanted)
+
+
+def demo() -> int:
+    """Install and run ``hauberk demo``."""
+    install("", TORCH)
+    return subprocess.run([PYTHON, "-m", "hauberk", "demo", *sys.argv[2:]], check=False).returncode
+
+
+def test() -> int:
+    """Install and run every check; the last line says how it went."""
+    install("test", FROZEN)
+    failed = []
+    for name, command in CHECKS.items():
+        print(f"== {name}", flush=True)
+        if subprocess.run([PYTHON, *command], cwd=HERE, check=False).returncode:
+            failed.append(name)
+    print(f"start.py: {', '.join(failed)} failed" if failed else f"start.py: all checks passed ({', '.join(CHECKS)})")
+    return 1 if failed else 0
+
+
+def main() -> int:
+    """Run what was asked for."""
+    if sys.version_info < (3, 11):
+        sys.exit(f"start.py: Hauberk needs Python 3.11 or newer, this is {sys.version.split()[0]}")
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    if wanted == "demo":
+        return demo()
+    if wanted == "test":
+        return test()
+    print(__doc__)
+    return 0 if wanted in ("", "-h", "--help") else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,378 @@
+import errno
+import json
+import math
+import os
+import pickle
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import hauberk as hb
+from conftest import tiny_batch, tiny_net
+from hauberk.data import Arrays, as_source, labels
+from hauberk.files import read_state, write_state
+from hauberk.settings import TrainSettings, recommended
+from hauberk.training.plan import make_plan
+from hauberk.training.schedule import eps_scale, learning_rate
+
+THREAT = hb.Linf("8/255")
+SHAPE = (3, 8, 8)
+
+
+def easy_data(n=60, classes=5, seed=0):
+    """Images whose class is plain to see."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % classes
+    x = torch.rand(n, *SHAPE, generator=generator) * 0.3 + 0.12 * y.view(-1, 1, 1, 1)
+    return x, y
+
+
+class Signalling:
+    """A data set that asks the run to stop when it fetches its k-th batch."""
+
+    def __init__(self, whole, at):
+        self.whole, self.at, self.fetched = as_source(whole), at, 0
+
+    def __len__(self):
+        return len(self.whole)
+
+    def __getitem__(self, i):
+        self.fetched += 1
+        if self.fetched == self.at:
+            signal.raise_signal(signal.SIGINT)
+        x, y = self.whole.fetch(torch.tensor([i]))
+        return x[0].numpy(), int(y[0])
+
+
+def settings(**changes):
+    return {
+        "epochs": 3,
+        "batch_size": 16,
+        "val_size": 12,
+        "val_steps": 2,
+        "lr": 0.05,
+        "quiet": True,
+        "threads": 1,
+        "device": "cpu",
+        **changes,
+    }
+
+
+def train_tiny(data, out, resume=False, method="trades", **changes):
+    return hb.train(
+        tiny_net(dropout=0.2), data, method=hb.method(method, THREAT, steps=2), out=out, resume=resume, **settings(**changes)
+    )
+
+
+@pytest.mark.parametrize(
+    "extra", [{"ema": 0.9, "augment": "crop-flip"}, {"schedule": "cosine", "class_weights": "balanced", "eps_warmup": 0.5}]
+)
+def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(extra, tmp_path):
+    data = easy_data()
+    whole = train_tiny(Signalling(data, 0), tmp_path / "whole", **extra)
+    last = (
+        torch.load(tmp_path / "whole" / "state.ckpt", weights_only=False)
+        if False
+        else read_state(tmp_path / "whole" / "state.ckpt")[0]
+    )
+    stopped = 0
+    for at in (62, 70, 109, 141, 182, 200):  # fetches of single examples, in different batches, epochs and in validation
+        folder = tmp_path / f"at{at}"
+        run = train_tiny(Signalling(data, at), folder, **extra)
+        stopped += run.interrupted
+        while run.interrupted:
+            run = train_tiny(Signalling(data, 0), folder, resume=True, **extra)
+        state = read_state(folder / "state.ckpt")[0]
+        for name, value in last["model"].items():
+            assert torch.equal(value, state["model"][name]), name
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(value, run.model.state_dict()[name]), name
+        without_time = [{k: v for k, v in row.items() if "second" not in k} for row in run.metrics]
+        assert without_time == [{k: v for k, v in row.items() if "second" not in k} for row in whole.metrics]
+        assert (folder / "best.safetensors").read_bytes() == (tmp_path / "whole" / "best.safetensors").read_bytes()
+    assert stopped >= 4
+
+
+def test_what_a_run_leaves(tmp_path):
+    run = hb.train("small-cnn", easy_data(), method="mart", threat=THREAT, out=tmp_path / "run", **settings(epochs=2))
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {
+        "run.json",
+        "metrics.jsonl",
+        "state.ckpt",
+        "best.safetensors",
+        "best.json",
+        "last.safetensors",
+        "last.json",
+    } <= names
+    assert not any(name.endswith(".part") for name in names)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == run.metrics
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert {"loss", "train_clean_accuracy", "train_robust_accuracy", "val_clean_accuracy", "val_robust_accuracy", "lr"} <= set(
+        rows[0]
+    )
+    card = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert card["method"]["name"] == "mart"
+    assert card["threat"]["eps"] == "8/255"
+    assert card["data"]["val"] == 12
+    assert card["versions"]["torch"] == torch.__version__
+    assert "tensorboard" in names
+    x, _ = easy_data()
+    loaded = hb.load(tmp_path / "run")
+    assert torch.equal(loaded(x), run.model(x))
+    assert not loaded.training
+    assert not torch.equal(hb.load(tmp_path / "run", which="last")(x), loaded(x)) or run.best["epoch"] == 1
+
+
+def test_it_learns_and_the_best_epoch_is_chosen_by_validation(tmp_path):
+    run = hb.train("small-cnn", easy_data(200), threat=THREAT, out=tmp_path / "run", **settings(epochs=8))
+    scores = [(row["val_robust_accuracy"], row["val_clean_accuracy"]) for row in run.metrics]
+    assert run.best["epoch"] == scores.index(max(scores))
+    assert max(scores)[0] > 0.5
+    assert not run.interrupted
+
+
+def test_nothing_on_disk_when_not_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state()
+    run = hb.train("mlp", easy_data(), threat=THREAT, **settings(epochs=1))
+    assert run.folder is None
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_early_stopping():
+    run = hb.train(tiny_net(), easy_data(), threat=THREAT, **settings(epochs=50, patience=2, lr=1e-9))
+    assert run.best["epoch"] + 3 == len(run.metrics) < 50
+    assert not run.interrupted
+
+
+def test_validation_examples_are_never_trained_on():
+    source = as_source(easy_data(100))
+    plan = make_plan(hb.training.run.ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainSettings(seed=3), source)
+    assert len(plan.val) == 10
+    assert set(plan.val.index.tolist()).isdisjoint(plan.train.index.tolist())
+    assert len(plan.val) + len(plan.train) == 100
+    seen = torch.cat(plan.batches(0))
+    assert sorted(seen.tolist()) == list(range(90))
+    assert not torch.equal(seen, torch.cat(plan.batches(1)))
+
+
+def test_a_last_batch_of_one_is_dropped():
+    source = as_source(easy_data(33))
+    plan = make_plan(
+        hb.training.run.ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainSettings(batch_size=16, val_size=0), source
+    )
+    assert [len(batch) for batch in plan.batches(0)] == [16, 16]
+    assert plan.steps_per_epoch == 2
+
+
+def test_balanced_class_weights():
+    x, y = easy_data(100)
+    y = torch.where(torch.arange(100) < 80, 0, 1)
+    plan = make_plan(
+        hb.training.run.ModelSpec("mlp", SHAPE, 2),
+        hb.method("at", THREAT),
+        TrainSettings(class_weights="balanced", val_size=0),
+        Arrays(x, y, 2),
+    )
+    assert torch.allclose(plan.class_weights, torch.tensor([100 / 160, 100 / 40]))
+    assert float(plan.class_weights[labels(plan.train)].mean()) == pytest.approx(1.0)
+
+
+def test_schedules():
+    steps = TrainSettings(epochs=100, lr=0.1, schedule="steps")
+    rates = [learning_rate(steps, epoch * 10, 1000) for epoch in (0, 74, 75, 89, 90, 99)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    shares = TrainSettings(epochs=20, lr=0.1, schedule="steps", milestones=(0.5,))
+    assert [learning_rate(shares, s, 200) for s in (99, 100)] == pytest.approx([0.1, 0.01])
+    cosine = TrainSettings(lr=0.2, schedule="cosine")
+    assert learning_rate(cosine, 500, 1000) == pytest.approx(0.1)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=1001, cycle_momentum=False)
+    one = TrainSettings(lr=0.1)
+    for step in range(1000):
+        assert learning_rate(one, step, 1000) == pytest.approx(optimizer.param_groups[0]["lr"], rel=0.02, abs=2e-4)
+        optimizer.step()
+        theirs.step()
+    warm = TrainSettings(eps_warmup=0.5)
+    assert [eps_scale(warm, s, 100) for s in (0, 24, 49, 99)] == pytest.approx([0.02, 0.5, 1.0, 1.0])
+
+
+class TurnsNaN(nn.Module):
+    def __init__(self, after):
+        super().__init__()
+        self.net, self.after, self.calls = tiny_net(), after, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.net(x) * (math.nan if self.calls > self.after else 1.0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(hb.UserError, match=r"the loss became nan at epoch 2, step 2; the last good checkpoint, of epoch 1"):
+        hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "run", **settings())
+    state, _ = read_state(tmp_path / "run" / "state.ckpt")
+    assert state["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_damaged_foreign_and_hostile_checkpoints(tmp_path):
+    data = easy_data()
+    train_tiny(data, tmp_path / "run", epochs=1)
+    path = tmp_path / "run" / "state.ckpt"
+    whole = path.read_bytes()
+    for length in (0, 1, 15, 16, 40, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(hb.UserError, match=r"cut short|not a Hauberk"):
+            train_tiny(data, tmp_path / "run", resume=True, epochs=1)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(hb.UserError, match="damaged"):
+        read_state(path)
+    path.write_bytes(b"PK\x03\x04 something else")
+    with pytest.raises(hb.UserError, match="not a Hauberk checkpoint"):
+        read_state(path)
+
+
+def test_the_checkpoint_before_is_used_and_named(tmp_path):
+    path = tmp_path / "state.ckpt"
+    write_state(path, {"epoch": 1})
+    write_state(path, {"epoch": 2})
+    path.write_bytes(path.read_bytes()[:-1])
+    state, warning = read_state(path)
+    assert state == {"epoch": 1}
+    assert "state.ckpt.previous" in warning
+
+
+class Evil:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
+
+
+def test_checkpoints_that_carry_code_are_refused(tmp_path):
+    write_state(tmp_path / "state.ckpt", {"epoch": Evil(tmp_path / "owned")})
+    with pytest.raises(hb.UserError, match="carries code"):
+        read_state(tmp_path / "state.ckpt")
+    torch.save({"weight": Evil(tmp_path / "owned")}, tmp_path / "net.pth")
+    with pytest.raises(hb.UserError, match="carries code"):
+        hb.load(tmp_path / "net.pth", model=tiny_net())
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(Evil(tmp_path / "owned")))
+    with pytest.raises(hb.UserError):
+        hb.load(tmp_path / "old.pt", model=tiny_net())
+    assert not (tmp_path / "owned").exists()
+
+
+def test_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    data = easy_data()
+    train_tiny(data, tmp_path / "run", epochs=1)
+    before = (tmp_path / "run" / "best.safetensors").read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(hb.UserError, match="No space left on device"):
+        train_tiny(data, tmp_path / "other", epochs=1)
+    with pytest.raises(hb.UserError, match="what was saved before is intact"):
+        write_state(tmp_path / "run" / "state.ckpt", {"epoch": 9})
+    monkeypatch.undo()
+    assert read_state(tmp_path / "run" / "state.ckpt")[0]["epoch"] == 1
+    assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_resuming_as_something_else_is_refused(tmp_path):
+    train_tiny(easy_data(), tmp_path / "run", epochs=1)
+    for changes, says in (
+        ({"epochs": 2}, "settings epochs = 1"),
+        ({"lr": 0.2}, "settings lr"),
+        ({"method": "mart"}, "method name = 'trades'"),
+    ):
+        with pytest.raises(hb.UserError, match=says):
+            train_tiny(easy_data(), tmp_path / "run", resume=True, **{"epochs": 1, **changes})
+    again = train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1)  # nothing left to do
+    assert len(again.metrics) == 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"epoch": 3}, "did you mean 'epochs'"),
+        ({"epochs": 0}, "epochs must be positive"),
+        ({"lr": float("nan")}, "lr must be positive"),
+        ({"epochs": "many"}, "wrong type"),
+        ({"momentum": 1.0}, "momentum must be"),
+        ({"schedule": "linear"}, "schedule is one of"),
+        ({"milestones": (90.0, 75.0)}, "rising"),
+        ({"val_size": 60}, "leaves nothing to train on"),
+        ({"class_weights": (1.0, 2.0)}, "needs 5 numbers"),
+        ({"device": "tpu9"}, "cannot be used"),
+        ({"method": "madry"}, "unknown method"),
+        ({"threat": None}, "needs a threat model"),
+        ({"model": "resnet19"}, "did you mean 'resnet18'"),
+        ({"model": tiny_net(classes=4)}, "labels must be 0 to 3"),
+        ({"model": nn.Sequential(tiny_net(), nn.Softmax(1))}, "returns probabilities"),
+        ({"model": nn.Flatten(0)}, "must return logits of shape"),
+        ({"model": nn.Linear(7, 5)}, "cannot take inputs of shape"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 1))}, "one number per input"),
+        ({"out": "/proc/nowhere/run"}, "cannot make the folder"),
+        ({"resume": True}, "needs out="),
+    ],
+)
+def test_mistakes_get_one_clear_line(kwargs, says):
+    arguments = {"model": "small-cnn", "threat": THREAT, **settings(epochs=1), **kwargs}
+    with pytest.raises(hb.UserError, match=says) as caught:
+        hb.train(arguments.pop("model"), easy_data(), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_exists_is_not_touched(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(hb.UserError, match="exists; go on with it"):
+        hb.train("mlp", easy_data(), threat=THREAT, out=tmp_path, **settings(epochs=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_known_class_counts_are_compared():
+    with pytest.raises(hb.UserError, match="4 outputs, but the data has 5 classes"):
+        hb.train(tiny_net(classes=4), Arrays(easy_data()[0], easy_data()[1] % 4, 5), threat=THREAT, **settings(epochs=1))
+
+
+def test_works_in_a_thread_and_puts_signal_handlers_back():
+    before = signal.getsignal(signal.SIGINT)
+    results = []
+    worker = threading.Thread(target=lambda: results.append(hb.train("mlp", easy_data(), threat=THREAT, **settings(epochs=1))))
+    worker.start()
+    worker.join()
+    assert len(results) == 1
+    hb.train("mlp", easy_data(), threat=THREAT, **settings(epochs=1))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_recommended_settings_are_valid():
+    for data in ("digits", "mnist", "cifar10", "svhn", "else"):
+        for model in ("small-cnn", "resnet18", "wrn-34-10", "preact-resnet18"):
+            assert TrainSettings(**recommended(data, model)).epochs > 0
+    assert recommended("cifar10", "wrn-32-10")["weight_decay"] == 7e-4
+    assert recommended("cifar10", "resnet18")["lr"] == 0.01
+
+
+def test_cuda_training(device, tmp_path):
+    run = hb.train("small-cnn", easy_data(), threat=THREAT, out=tmp_path / "run", **settings(epochs=2, device=str(device)))
+    assert next(run.model.parameters()).device.type == device.type
+    assert hb.load(tmp_path / "run")(tiny_batch()[0]).shape == (6, 5)
+
+
+@pytest.mark.parametrize("norm", [hb.L2(0.5), hb.L1(4.0)])
+def test_other_norms_train(norm):
+    assert hb.train("mlp", easy_data(), threat=norm, **settings(epochs=1)).metrics
