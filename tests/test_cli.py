@@ -108,7 +108,14 @@ def test_mistakes_get_one_line_and_code_2(arguments, says, workplace, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "--epochz", "3"], ["train", "--epochs", "1.5"], ["train", "--epochs", "-1"], ["train", "--schedule", "linear"], ["evaluate"]]
+    "arguments",
+    [
+        ["train", "--epochz", "3"],
+        ["train", "--epochs", "1.5"],
+        ["train", "--epochs", "-1"],
+        ["train", "--schedule", "linear"],
+        ["evaluate"],
+    ],
 )
 def test_wrong_options_end_with_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
