@@ -66,7 +66,7 @@ def test() -> int:
 
 def main() -> int:
     """Run what was asked for."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (pip has not checked it yet)
         sys.exit(f"start.py: Hauberk needs Python 3.11 or newer, this is {sys.version.split()[0]}")
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     if wanted == "demo":

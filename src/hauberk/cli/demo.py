@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hauberk.cli.parse import parse
+from hauberk.cli.parse import parse, program
 
 METHODS = ("at", "mart", "trades")
 
@@ -40,9 +40,11 @@ def demo(arguments: Sequence[str]) -> int:
         out = free_folder(options.out / f"digits-{method}")
         if not options.quiet:
             print(f"Training {method} on digits under {threat}, into {out}")
-        run = train("small-cnn", train_set, method=method, threat=threat, out=out, quiet=options.quiet, **given)
+        run = train(
+            "small-cnn", train_set, method=method, threat=threat, out=out, quiet=options.quiet, report_every=10, **given
+        )
         if run.interrupted:
-            print(f"Stopped and saved. Go on with: hauberk train --resume {out}")
+            print(f"Stopped and saved. Go on with: {program()} train --resume {out}")
             return 1
         results[method] = evaluate(run.model, test_set, threat=threat, quiet=options.quiet)
         results[method].save(out / "evaluation.json")
@@ -51,6 +53,7 @@ def demo(arguments: Sequence[str]) -> int:
         for found in result.warnings:
             print(f"{method}: {found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
     print(f"Runs, weights and verdicts are in {options.out}. Next, for example:")
-    print(f"  hauberk evaluate {out} --eps 0.15          the same model against a stronger adversary")
-    print("  hauberk train --data mnist --data-dir FOLDER    your own run; 'hauberk data' lists data sets")
+    print(f"  {program()} evaluate {out} --eps 0.15")
+    print(f"  {program()} train --method mart --epochs 100 --ema 0.99")
+    print(f"  {program()} --help")
     return 0

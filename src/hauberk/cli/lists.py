@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from hauberk.cli.parse import parse
+from hauberk.cli.parse import parse, program
 from hauberk.errors import unknown_name
 
 
@@ -60,7 +60,7 @@ def data(arguments: Sequence[str]) -> int:
 
     if not options.name:
         rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATA_SETS.items()}
-        return _show(rows, options.json, "Next: hauberk data NAME --data-dir FOLDER checks the files.")
+        return _show(rows, options.json, f"Next: {program()} data NAME --data-dir FOLDER checks the files.")
     if options.download:
         download(options.name, options.data_dir)
     parts: dict[str, Any] = {}
@@ -77,7 +77,7 @@ def data(arguments: Sequence[str]) -> int:
         few, many = min(part["per_class"]), max(part["per_class"])
         print(f"{options.name} {split}: {part['examples']:,} of {shape}, {few} to {many} per class, {checked}")
     where = "" if options.name == "digits" else f" --data-dir {options.data_dir}"
-    print(f"Next: hauberk train --data {options.name}{where}")
+    print(f"Next: {program()} train --data {options.name}{where}")
     return 0
 
 
@@ -88,7 +88,7 @@ def methods(arguments: Sequence[str]) -> int:
     from hauberk.objectives import OBJECTIVES
 
     if not options.name:
-        return _show(list_methods(), options.json, "Next: hauberk methods NAME explains one.")
+        return _show(list_methods(), options.json, f"Next: {program()} methods NAME explains one.")
     if options.name not in RECIPES:
         raise unknown_name("method", options.name, RECIPES)
     recipe = RECIPES[options.name]

@@ -1,6 +1,10 @@
 """Turning arguments into frozen dataclasses."""
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -26,6 +30,15 @@ def parse(kind: type[T], name: str, arguments: Sequence[str], default: T | None 
     )
     assert isinstance(parsed, kind)  # tyro types it by its default
     return parsed
+
+
+def program() -> str:
+    """Return what to type to run this program again: its name where the shell finds it, otherwise its path."""
+    ours = Path(sys.executable).parent / "hauberk"
+    found = shutil.which("hauberk")
+    if found and Path(found).parent == ours.parent:
+        return "hauberk"
+    return os.path.relpath(ours) if ours.exists() else f"{sys.executable} -m hauberk"
 
 
 def peek(arguments: Sequence[str], option: str, default: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hauberk.cli.parse import parse, peek
+from hauberk.cli.parse import parse, peek, program
 from hauberk.errors import UserError
 from hauberk.settings import TrainSettings, recommended
 
@@ -64,9 +64,9 @@ def train(arguments: Sequence[str]) -> int:
     options = parse(Train, "train", arguments, default)
     run = _resume(options) if options.resume else _start(options)
     if run.interrupted:
-        print(f"Stopped and saved. Go on with: hauberk train --resume {run.folder}")
+        print(f"Stopped and saved. Go on with: {program()} train --resume {run.folder}")
         return 1
-    print(f"Done: best epoch {run.best['epoch'] + 1}. Next: hauberk evaluate {run.folder}")
+    print(f"Done: best epoch {run.best['epoch'] + 1}. Next: {program()} evaluate {run.folder}")
     return 0
 
 

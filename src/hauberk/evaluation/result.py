@@ -104,7 +104,7 @@ def table(results: Mapping[str, Evaluation]) -> Table:
     some = next(iter(results.values()))
     shown = Table(
         title=f"Accuracy in % under {some.threat}, n = {some.n}, with 95 % intervals",
-        caption="Under attack, each number is an upper bound: a stronger attack may find more.",
+        caption="Under attack: upper bounds, a stronger attack may find more.",
     )
     shown.add_column("")
     for name, result in results.items():

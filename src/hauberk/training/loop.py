@@ -35,11 +35,15 @@ class Trainer:
         folder: where to keep the run, or None for nowhere.
         device: where to train.
         stop: asked between steps.
+        report_every: print the line of every so many epochs, and of the last.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, folder: Path | None, device: torch.device, stop: Stop):
+    def __init__(
+        self, model: nn.Module, plan: Plan, folder: Path | None, device: torch.device, stop: Stop, report_every: int = 1
+    ):
         self.model = model.to(device)
         self.plan, self.folder, self.device, self.stop = plan, folder, device, stop
+        self.report_every = report_every
         settings = plan.settings
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
@@ -142,7 +146,8 @@ class Trainer:
         self.epoch, self.step = self.epoch + 1, 0
         self.meter = Meter(self.device)
         self.save()
-        display.line(_epoch_line(row, settings.epochs, better and len(plan.val) > 0))
+        if self.epoch % self.report_every == 0 or self.finished:
+            display.line(_epoch_line(row, settings.epochs, better and len(plan.val) > 0))
 
     def _score(self, row: dict[str, Any]) -> tuple[float, ...]:
         """Larger is better. A method without an attack is judged by clean accuracy; with nothing held out, the last wins."""

@@ -53,6 +53,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    report_every: int = 1,
     **settings: Any,
 ) -> Run:
     """Train a model, choose the best epoch on a held-out part of the training set, and keep everything in ``out``.
@@ -67,6 +68,7 @@ def train(
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
         resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped.
         quiet: print nothing.
+        report_every: print the line of every so many epochs, and of the last.
         **settings: fields of ``TrainSettings`` (``epochs``, ``lr``, ``batch_size``, ...). What is not given takes the value
             recommended for the data set and model, see ``hauberk.settings``.
 
@@ -99,7 +101,7 @@ def train(
             spec, network = _network(model, source, device)
             plan = make_plan(spec, method, chosen, source)
             folder = _open_folder(out, resume)
-            trainer = Trainer(network, plan, folder, device, stop)
+            trainer = Trainer(network, plan, folder, device, stop, report_every)
             warning = _begin(trainer, plan.to_dict(), resume)
             done = trainer.epoch * plan.steps_per_epoch + trainer.step
             with Display(method.name, plan.total_steps, done, quiet) as display:
