@@ -56,6 +56,22 @@ def test_train_then_evaluate(workplace, capsys):
     assert main(["train", "--method", "mart", *QUICK]) == 0  # a second run gets its own folder
     assert (workplace / "runs/digits-mart-2/run.json").exists()
     assert main(["train", "--resume", "runs/digits-mart", "--quiet"]) == 0  # already finished
+    settings = [
+        "--class-weights",
+        *["1", "1", "1", "1", "1", "1", "1", "1", "2", "2"],
+        "--milestones",
+        "0.5",
+        "0.9",
+        "--schedule",
+        "steps",
+        "--out",
+        "own",
+    ]
+    assert main(["train", *settings, *QUICK]) == 0
+    assert json.loads((workplace / "own/run.json").read_text())["settings"]["class_weights"][-1] == 2.0
+    assert main(["train", "--resume", "own", "--quiet"]) == 0
+    assert main(["train", "--out", "own", *QUICK]) == 2
+    assert "exists; go on with it by --resume own" in capsys.readouterr().err
 
 
 def test_demo(workplace, capsys):

@@ -4,6 +4,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +201,43 @@ def test_crop_and_flip_by_hand():
 def test_bytes_mean_shares_of_255():
     source = Arrays(torch.tensor([[0, 255, 51]], dtype=torch.uint8), torch.tensor([0]))
     assert torch.allclose(source.fetch(torch.tensor([0]))[0], torch.tensor([[0.0, 1.0, 0.2]]))
+
+
+def test_float64_arrays_train_float32_models_and_the_other_way_round():
+    x, y = np.random.default_rng(0).random((40, 6)), np.arange(40) % 3
+    assert hb.train("mlp", (x, y), threat=hb.Linf(0.1), epochs=1, quiet=True).metrics
+    model = torch.nn.Linear(6, 3).double()
+    assert hb.evaluate(model, (x.astype(np.float32), y), threat=hb.Linf(0.1), attacks=["fgsm"], quiet=True).n == 40
+
+
+def test_nan_deep_in_a_data_set_is_found():
+    class Late(Pairs):
+        def __len__(self):
+            return 400
+
+        def __getitem__(self, i):
+            return np.full((1, 4, 4), np.nan if i == 333 else 0.5, dtype=np.float32), i % 3
+
+    with pytest.raises(hb.UserError, match="NaN or infinite"):
+        hb.train("mlp", Late(), threat=hb.Linf(0.1), epochs=1, quiet=True)
+
+
+def test_downloads_go_through_torchvision_only_when_asked(tmp_path, monkeypatch):
+    from hauberk.data.download import download
+
+    asked = []
+
+    def maker(root, download, train):
+        asked.append((root, download, train))
+        if len(asked) == 2:
+            raise RuntimeError("no network")
+
+    fake = types.ModuleType("torchvision")
+    fake.datasets = types.SimpleNamespace(MNIST=maker)
+    monkeypatch.setitem(sys.modules, "torchvision", fake)
+    with pytest.raises(hb.UserError, match="downloading mnist failed: no network; get it from"):
+        download("mnist", tmp_path)
+    assert asked == [(str(tmp_path), True, True), (str(tmp_path), True, False)]
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(hb.UserError, match="torchvision, which cannot be imported here"):
+        download("mnist", tmp_path)

@@ -286,6 +286,10 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     with pytest.raises(hb.UserError, match="what was saved before is intact"):
         write_state(tmp_path / "run" / "state.ckpt", {"epoch": 9})
     monkeypatch.undo()
+    (tmp_path / "run" / "state.ckpt").rename(
+        tmp_path / "run" / "state.ckpt.previous"
+    )  # as a crash between two renames leaves it
+    assert len(train_tiny(data, tmp_path / "run", resume=True, epochs=1).metrics) == 1
     assert read_state(tmp_path / "run" / "state.ckpt")[0]["epoch"] == 1
     assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))

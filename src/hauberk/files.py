@@ -15,8 +15,13 @@ from hauberk.errors import UserError
 _MAGIC = b"HAUBERK-STATE-1\n"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, keep_previous: bool = False) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Args:
+        path: where.
+        content: all of it.
+        keep_previous: keep the old content beside the new one, as ``*.previous``.
 
     Raises:
         UserError: if the folder cannot be written or the disk is full; the old file is then still there.
@@ -27,6 +32,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            path.replace(previous(path))
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -64,12 +71,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
-    if path.exists():
-        try:
-            path.replace(_previous(path))
-        except OSError as error:
-            raise UserError(f"cannot write to {path.parent}: {error.strerror or error}") from error
-    write_atomically(path, _MAGIC + hashlib.sha256(payload).digest() + payload)
+    write_atomically(path, _MAGIC + hashlib.sha256(payload).digest() + payload, keep_previous=True)
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], str]:
@@ -84,9 +86,9 @@ def read_state(path: Path) -> tuple[dict[str, Any], str]:
     try:
         return _read_one(path), ""
     except UserError as error:
-        if not _previous(path).exists():
+        if not previous(path).exists():
             raise
-        return _read_one(_previous(path)), f"{error}; going on from {_previous(path).name}"
+        return _read_one(previous(path)), f"{error}; going on from {previous(path).name}"
 
 
 def _read_one(path: Path) -> dict[str, Any]:
@@ -123,5 +125,6 @@ def read_tensors(raw: bytes, path: Path) -> dict[str, Any]:
     return content
 
 
-def _previous(path: Path) -> Path:
+def previous(path: Path) -> Path:
+    """Return where the checkpoint before is kept."""
     return path.with_name(path.name + ".previous")

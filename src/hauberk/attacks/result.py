@@ -13,7 +13,7 @@ class AttackResult:
     Attributes:
         x_adv: (B, ...), inside the threat model, detached.
         success: (B,) bool, whether the model misclassifies ``x_adv`` (and so, as the best point ever visited is kept
-            unless the last was asked for, any point visited).
+            unless the last was asked for, any point visited). If the last was not looked at: the one before it.
         kappa: (B,) int64, how many of the K iterates ``x⁰ … x^{K-1}`` were classified right; GAIRAT's κ. Of the first start.
         first_success: (B,) int64, index of the first misclassified iterate of the first start (0 is the start), -1 if none.
         logits: (B, C) at ``x_adv``, detached; None where the attack was told not to look at its last point.

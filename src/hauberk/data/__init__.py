@@ -2,7 +2,7 @@
 
 from hauberk.data.augment import Augmentation, augment
 from hauberk.data.sets import DATA_SETS, find_files, load_data
-from hauberk.data.source import Arrays, Items, Part, Source, as_source, channel_statistics, check_source, labels
+from hauberk.data.source import Arrays, Items, Part, Source, as_source, channel_statistics, check_source, fetch_for, labels
 
 __all__ = [
     "DATA_SETS",
@@ -15,6 +15,7 @@ __all__ = [
     "augment",
     "channel_statistics",
     "check_source",
+    "fetch_for",
     "find_files",
     "labels",
     "load_data",

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from hauberk.checks import check_inputs
@@ -148,6 +148,18 @@ def as_source(data: Any) -> Source:
     if len(source) == 0:
         raise UserError("the data set is empty")
     return source
+
+
+def fetch_for(model: nn.Module, source: Source, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Fetch examples onto the device and in the floating dtype of a model's parameters.
+
+    Data not held in memory is checked for NaN here, because nobody has looked at all of it before.
+    """
+    x, y = source.fetch(index)
+    if not _in_memory(source) and not bool(x.isfinite().all()):
+        raise UserError(f"the data has NaN or infinite values, among examples {index.tolist()[:5]}...")
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    return x.to(device=like.device, dtype=like.dtype, non_blocking=True), y.to(like.device, non_blocking=True)
 
 
 def check_source(source: Source, threat: ThreatModel) -> None:

@@ -14,7 +14,7 @@ from hauberk.attacks.presets import get_preset
 from hauberk.attacks.view import attack_view
 from hauberk.checks import check_inputs, check_logits, check_model
 from hauberk.console import Display
-from hauberk.data import Source, as_source
+from hauberk.data import Source, as_source, fetch_for
 from hauberk.errors import UserError
 from hauberk.evaluation.diagnostics import diagnose
 from hauberk.evaluation.result import Evaluation
@@ -63,7 +63,7 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"batch_size must be positive, got {batch_size}")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    first_x, first_y = (tensor.to(device) for tensor in source.fetch(torch.arange(min(count, 16))))
+    first_x, first_y = fetch_for(model, source, torch.arange(min(count, 16)))
     check_inputs(first_x, first_y, threat, source.classes)
     check_model(model, first_x, first_y, source.classes)
     begun = time.perf_counter()
@@ -71,7 +71,7 @@ def evaluate(
     with Display("evaluate", count, quiet=quiet) as display:
         for start in range(0, count, batch_size):
             index = torch.arange(start, min(start + batch_size, count))
-            tally.add(model, source, index, threat, seed, device)
+            tally.add(model, source, index, threat, seed)
             display.advance(len(index), steps=len(index))
     return tally.result(
         threat=str(threat),
@@ -104,11 +104,9 @@ class _Tally:
     spread: float = 0.0
     classes: int = 0
 
-    def add(
-        self, model: nn.Module, source: Source, index: Tensor, threat: ThreatModel, seed: int, device: torch.device
-    ) -> None:
+    def add(self, model: nn.Module, source: Source, index: Tensor, threat: ThreatModel, seed: int) -> None:
         """Attack one batch with every attack."""
-        x, y = (tensor.to(device) for tensor in source.fetch(index))
+        x, y = fetch_for(model, source, index)
         check_inputs(x, y, threat, source.classes)
         with attack_view(model) as view, torch.no_grad():
             logits = view(x)
@@ -124,7 +122,7 @@ class _Tally:
         for name in self.names:
             hits = torch.zeros(len(x), dtype=torch.bool)
             if len(alive):
-                ids = index.to(device)[alive]
+                ids = index.to(x.device)[alive]
                 hits[alive.cpu()] = self._attack(name, model, x[alive], y[alive], threat, Noise(seed, ids, _stage(name))).cpu()
             self.broken.setdefault(name, []).append(hits)
 

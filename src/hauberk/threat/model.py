@@ -101,11 +101,11 @@ class ThreatModel:
         radius = self._fit(self.eps, x, "eps")
         if self.frozen is None:
             return radius
-        frozen = self.frozen.to(x.device)
+        frozen = self.frozen
         if frozen.dtype != torch.bool:  # indices into the flattened example
             if int(frozen.max()) >= x[0].numel() or int(frozen.min()) < 0:
                 raise UserError(f"frozen features go up to index {int(frozen.max())}, but an example has {x[0].numel()}")
-            mask = torch.zeros(x[0].numel(), dtype=torch.bool, device=x.device)
+            mask = torch.zeros(x[0].numel(), dtype=torch.bool)
             mask[frozen] = True
             frozen = mask.view(x.shape[1:])
         free = ~cast(Tensor, self._fit(frozen, x, "frozen"))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hauberk.console import Display
-from hauberk.data import augment
+from hauberk.data import augment, fetch_for
 from hauberk.errors import UserError
 from hauberk.files import read_state, write_state
 from hauberk.noise import Noise
@@ -104,7 +104,7 @@ class Trainer:
         at = self.epoch * plan.steps_per_epoch + self.step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, at, plan.total_steps)
-        x, y = (tensor.to(self.device, non_blocking=True) for tensor in plan.train.fetch(index))
+        x, y = fetch_for(self.model, plan.train, index)
         noise = Noise(settings.seed, index.to(self.device), stage=at)
         x = augment(x, plan.augment, noise)
         self.model.train()
@@ -133,7 +133,7 @@ class Trainer:
         last = (self.epoch + 1) * plan.steps_per_epoch - 1
         row: dict[str, Any] = {"epoch": self.epoch + 1, **seen}
         if len(plan.val):
-            row |= validate(self.judged, plan.val, plan.method.threat, settings.val_steps, settings.seed, self.device)
+            row |= validate(self.judged, plan.val, plan.method.threat, settings.val_steps, settings.seed)
         row |= {"lr": learning_rate(settings, last, plan.total_steps), "seconds": self.seconds, "examples_per_second": rate}
         self.record.add(row)
         better = not self.best or self._score(row) > self._score(self.best["metrics"])

@@ -9,9 +9,9 @@ from torch import nn
 
 from hauberk.checks import check_model
 from hauberk.console import Display
-from hauberk.data import Source, as_source, check_source, labels, load_data
+from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
 from hauberk.errors import UserError, unknown_name
-from hauberk.files import read_json, write_json
+from hauberk.files import previous, read_json, write_json
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.models import ModelSpec
@@ -164,16 +164,16 @@ def pick_device(name: str) -> torch.device:
 
 def _network(model: nn.Module | str | ModelSpec, source: Source, device: torch.device) -> tuple[ModelSpec, nn.Module]:
     """Build the network or take the caller's, and check that it fits the data."""
-    x, y = (tensor.to(device) for tensor in source.fetch(torch.arange(min(len(source), 16))))
-    shape = tuple(x.shape[1:])
+    some = torch.arange(min(len(source), 16))
+    shape = tuple(source.fetch(some[:1])[0].shape[1:])
     if isinstance(model, nn.Module):
-        classes = check_model(model.to(device), x, y, source.classes)
+        classes = check_model(model, *fetch_for(model.to(device), source, some), source.classes)
         return ModelSpec(f"python:{type(model).__name__}", shape, classes), model
     spec = model
     if isinstance(spec, str):
         spec = ModelSpec(spec, shape, source.classes or int(labels(source).max()) + 1)
     network = spec.build().to(device)
-    check_model(network, x, y, source.classes)
+    check_model(network, *fetch_for(network, source, some), source.classes)
     return spec, network
 
 
@@ -216,4 +216,5 @@ def _begin(trainer: Trainer, plan: dict[str, Any], resume: bool) -> str:
         write_json(record, {"format": RUN_FORMAT, **plan, "versions": versions()})
         return ""
     compare_plans(read_json(record), plan)
-    return trainer.restore(trainer.folder) if (trainer.folder / STATE).exists() else ""
+    state = trainer.folder / STATE
+    return trainer.restore(trainer.folder) if state.exists() or previous(state).exists() else ""

@@ -6,16 +6,14 @@ from torch import nn
 from hauberk.attacks.ascent import ascend
 from hauberk.attacks.steps import Ascent
 from hauberk.attacks.view import attack_view
-from hauberk.data import Source
+from hauberk.data import Source, fetch_for
 from hauberk.noise import Noise
 from hauberk.threat import ThreatModel
 
 _BATCH = 500
 
 
-def validate(
-    model: nn.Module, source: Source, threat: ThreatModel, steps: int, seed: int, device: torch.device
-) -> dict[str, float]:
+def validate(model: nn.Module, source: Source, threat: ThreatModel, steps: int, seed: int) -> dict[str, float]:
     """Measure clean accuracy, and accuracy under PGD (ε/4, uniform start, cross-entropy, best point kept).
 
     Returns:
@@ -24,9 +22,9 @@ def validate(
     clean = robust = 0
     for start in range(0, len(source), _BATCH):
         index = torch.arange(start, min(start + _BATCH, len(source)))
-        x, y = (tensor.to(device) for tensor in source.fetch(index))
+        x, y = fetch_for(model, source, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
-        found = ascend(model, x, y, threat, Ascent(steps, "eps/4"), seed=Noise(seed, index.to(device), stage=-2))
+        found = ascend(model, x, y, threat, Ascent(steps, "eps/4"), seed=Noise(seed, index.to(x.device), stage=-2))
         with attack_view(model) as view, torch.no_grad():
             right = view(x).argmax(1) == y
         clean += int(right.sum())
