@@ -168,6 +168,19 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_ends_the_same(number, work
         assert (workplace / "whole" / name).read_bytes() == (workplace / "cut" / name).read_bytes()
 
 
+def test_a_model_from_python_is_resumed_in_python(workplace, capsys):
+    hb.train(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)),
+        hb.data.load_data("digits", "train"),
+        threat=hb.Linf(0.1),
+        epochs=1,
+        out="mine",
+        quiet=True,
+    )
+    assert main(["train", "--resume", "mine"]) == 2
+    assert "was made in Python" in capsys.readouterr().err
+
+
 def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
     (workplace / "ownnets.py").write_text(
         "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"

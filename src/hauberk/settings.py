@@ -49,6 +49,9 @@ class TrainSettings:
     """Save a checkpoint this often within an epoch; one is always saved at its end."""
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "val_size", "val_steps", "patience", "seed", "threads"):
+            if not isinstance(getattr(self, name), int):
+                raise UserError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "val_steps": self.val_steps}
         for name, value in positive.items():
             if not (value > 0 and math.isfinite(value)):

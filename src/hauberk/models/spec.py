@@ -70,9 +70,14 @@ class ModelSpec:
     std: tuple[float, ...] = ()
 
     @property
-    def is_foreign(self) -> bool:
-        """Whether building it would run code that is not Hauberk's."""
-        return ":" in self.name
+    def is_from_python(self) -> bool:
+        """Whether it was an object in somebody's program, which no name can bring back."""
+        return self.name.startswith("python:")
+
+    @property
+    def imports(self) -> bool:
+        """Whether building it would import a module that is not Hauberk's."""
+        return ":" in self.name and not self.is_from_python
 
     def build(self) -> nn.Module:
         """Build the model with fresh weights from torch's global generator.
@@ -80,9 +85,9 @@ class ModelSpec:
         Raises:
             UserError: if the name is unknown, or the model cannot take this input shape.
         """
-        if self.name.startswith("python:"):
+        if self.is_from_python:
             raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
-        net = _from_factory(self) if ":" in self.name else _built_in(self)
+        net = _from_factory(self) if self.imports else _built_in(self)
         return nn.Sequential(Normalize(self.mean, self.std), net) if self.mean else net
 
     def to_dict(self) -> dict[str, Any]:

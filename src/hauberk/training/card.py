@@ -66,7 +66,7 @@ def load(
         if path.suffix in _TORCH_FILES:
             raise UserError(f"{path} does not say which network it belongs to; pass model=")
         spec = ModelSpec.from_dict(card.get("model", {}))
-        if spec.is_foreign and not spec.name.startswith("python:") and not allow_code:
+        if spec.imports and not allow_code:
             raise UserError(f"this card would import {spec.name!r}; pass model=, or allow_code=True if you trust it")
         with torch.random.fork_rng(devices=[]):
             model = spec.build()

@@ -132,7 +132,9 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
     if stored.get("format") != RUN_FORMAT:
         raise UserError(f"{folder} holds no run to resume")
     spec = ModelSpec.from_dict(stored.get("model", {}))
-    if spec.is_foreign and spec.name != model:
+    if spec.is_from_python:
+        raise UserError(f"the model of {folder} was made in Python; go on with hb.train(model, data, out=..., resume=True)")
+    if spec.imports and spec.name != model:
         raise UserError(f"this run would import {spec.name!r}; add --model {spec.name} if you trust it")
     try:
         data, how = stored["data"], dict(stored["method"])
