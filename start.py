@@ -38,7 +38,10 @@ def install(extra: str, constraints: Path) -> None:
         return
     print(f"Setting up {VENV} (once; about a minute)", flush=True)
     if not PYTHON.exists():
-        venv.create(VENV, with_pip=True)
+        try:
+            venv.create(VENV, with_pip=True)
+        except subprocess.CalledProcessError:
+            sys.exit("start.py: cannot make a virtual environment; on Debian and Ubuntu install python3-venv first")
     target = f"{HERE}[{extra}]" if extra else str(HERE)
     command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints, "-e", target]
     if subprocess.run(command, check=False).returncode:

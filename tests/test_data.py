@@ -142,7 +142,8 @@ class Pairs(torch.utils.data.Dataset):
 def test_sources_from_python():
     x, y = np.zeros((5, 2), dtype=np.float32), np.arange(5)
     assert as_source((x, y)).fetch(torch.tensor([4]))[1].tolist() == [4]
-    assert len(as_source(torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5)))) == 5
+    tensors = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))
+    assert len(as_source(tensors)) == len(as_source(torch.utils.data.DataLoader(tensors, batch_size=2))) == 5
     items = as_source(Pairs())
     batch, targets = items.fetch(torch.tensor([5, 1]))
     assert batch.shape == (2, 1, 4, 4)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hauberk.checks import check_inputs
 from hauberk.errors import UserError
@@ -127,12 +127,15 @@ def as_source(data: Any) -> Source:
     """Make a source of whatever the caller has.
 
     Args:
-        data: a source; a pair (x, y) of tensors or NumPy arrays; or a map-style torch ``Dataset``.
+        data: a source; a pair (x, y) of tensors or NumPy arrays; a map-style torch ``Dataset``; or a ``DataLoader``, of which
+            only the data set is used, because order and batches are Hauberk's business.
 
     Raises:
         UserError: if it is none of these, or empty.
     """
     source: Source
+    if isinstance(data, DataLoader):
+        data = data.dataset
     if isinstance(data, Arrays | Items | Part):
         source = data
     elif isinstance(data, TensorDataset) and len(data.tensors) == 2:

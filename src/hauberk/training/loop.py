@@ -93,7 +93,6 @@ class Trainer:
             self.step += 1
             display.advance(len(batches[self.step - 1]), title)
             if time.perf_counter() - saved > 60 * self.plan.settings.save_minutes:
-                self._require_finite(self.meter.read()["loss"])
                 self.save()
                 saved = time.perf_counter()
         self.seconds += time.perf_counter() - begun
@@ -178,10 +177,11 @@ class Trainer:
         """Write everything needed to go on exactly.
 
         Raises:
-            UserError: if it cannot be written; the checkpoint before is kept.
+            UserError: if the loss is not finite, or it cannot be written; the checkpoint before is kept.
         """
         if self.folder is None:
             return
+        self._require_finite(self.meter.read()["loss"])
         on_gpu = self.device.type == "cuda"
         state = {
             "epoch": self.epoch,
