@@ -3,6 +3,7 @@ import torch
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
+from hauberk.objectives import OBJECTIVES
 from test_attacks_engine import count_passes
 
 THREAT = hb.Linf("8/255")
@@ -26,9 +27,9 @@ def test_a_step_makes_no_pass_too_many(name, forwards, backwards):
 
 @pytest.mark.parametrize("name", list(hb.list_methods()))
 def test_one_line_in_anybodys_loop(name, device):
-    model = tiny_net().to(device).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     method = hb.method(name, THREAT)
+    model = tiny_net(classes=5 + method.extra_outputs).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = (t.to(device) for t in tiny_batch(32))
     losses = []
     for epoch in range(15):
@@ -42,7 +43,7 @@ def test_one_line_in_anybodys_loop(name, device):
     assert not out.weights.requires_grad
     if name != "standard":
         assert THREAT.contains(out.x_adv, x).all()
-        assert out.logits_adv.shape == (32, 5)
+        assert out.logits_adv.shape == (32, 5 + method.extra_outputs)
 
 
 def test_the_loss_is_the_formula():
@@ -50,7 +51,7 @@ def test_the_loss_is_the_formula():
     x, y = tiny_batch()
     for name in ("at", "trades", "mart"):
         out = hb.method(name, THREAT)(model, x, y)
-        terms = hb.method(name, THREAT).objective.terms(out.logits, out.logits_adv, y)
+        terms = OBJECTIVES[name].terms(out.logits, out.logits_adv, y)
         assert torch.allclose(out.loss, (out.weights * terms.robust + terms.regular).mean(), atol=1e-6)
         assert torch.allclose(out.logits_adv, model(out.x_adv), atol=1e-5)
 

@@ -186,7 +186,7 @@ def test_balanced_class_weights():
 
 def test_schedules():
     steps = TrainSettings(epochs=100, lr=0.1, schedule="steps")
-    rates = [learning_rate(steps, epoch * 10, 1000) for epoch in (0, 74, 75, 89, 90, 99)]
+    rates = [learning_rate(steps, epoch * 10, 1000) for epoch in (0, 73, 74, 88, 89, 99)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     shares = TrainSettings(epochs=20, lr=0.1, schedule="steps", milestones=(0.5,))
     assert [learning_rate(shares, s, 200) for s in (99, 100)] == pytest.approx([0.1, 0.01])

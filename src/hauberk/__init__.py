@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from hauberk import attacks as attacks
     from hauberk import data as data
     from hauberk import objectives as objectives
+    from hauberk import weighting as weighting
     from hauberk.errors import UserError as UserError
     from hauberk.evaluation import Evaluation as Evaluation
     from hauberk.evaluation import evaluate as evaluate
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hauberk.training import Run as Run
     from hauberk.training import load as load
     from hauberk.training import train as train
+    from hauberk.weighting import probabilistic_margin as probabilistic_margin
 
 __version__ = "0.1.0"
 
@@ -28,6 +30,8 @@ _HOME = {
     "attacks": None,
     "data": None,
     "objectives": None,
+    "weighting": None,
+    "probabilistic_margin": "weighting",
     "UserError": "errors",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",

@@ -64,13 +64,24 @@ def check_logits(logits: Tensor, y: Tensor, classes: int | None = None) -> None:
 
 
 @contextmanager
-def checked_passes(model: nn.Module, y: Tensor) -> Iterator[None]:
-    """Check the logits of every pass that the model makes inside the block, at no extra pass.
+def checked_first_pass(model: nn.Module, y: Tensor, extra_outputs: int = 0) -> Iterator[None]:
+    """Check the logits of the first pass that the model makes inside the block, at no extra pass.
+
+    Args:
+        model: that is about to see inputs with labels ``y``.
+        y: labels, (B,).
+        extra_outputs: outputs the model must have besides the classes of the labels.
 
     Raises:
         UserError: as :func:`check_logits`.
     """
-    handle = model.register_forward_hook(lambda module, inputs, logits: check_logits(logits, y))
+
+    def check(module: nn.Module, inputs: object, logits: Tensor) -> None:
+        handle.remove()
+        check_logits(logits, y)
+        _check_labels(y, logits.shape[1] - extra_outputs)
+
+    handle = model.register_forward_hook(check)
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ class TrainSettings:
     schedule: Literal["steps", "cosine", "one-cycle"] = "one-cycle"
     """How the learning rate changes: divided by 10 at milestones, half a cosine, or up for 30 % and down (one-cycle)."""
     milestones: tuple[float, ...] = (75.0, 90.0)
-    """Where "steps" divides by 10: epochs, or shares of the training where below 1."""
+    """Where "steps" divides by 10: the first epochs with the lower rate, from 1, or shares of the training where below 1."""
     eps_warmup: float = 0.0
     """Share of the training during which ε grows from 0. MNIST at 0.3 does not start to learn without it."""
     ema: float = 0.0
@@ -87,7 +87,7 @@ RECOMMENDED: dict[tuple[str, str], dict[str, object]] = {
     ("cifar100", "wrn"): {"epochs": 100, "lr": 0.1, "weight_decay": 7e-4, "schedule": "steps"},
     ("svhn", "wrn"): {"epochs": 100, "lr": 0.1, "weight_decay": 7e-4, "schedule": "steps"},
     # robust_overfitting (Rice et al. 2020).
-    ("cifar10", "preact-resnet18"): {"epochs": 200, "lr": 0.1, "schedule": "steps", "milestones": (100.0, 150.0)},
+    ("cifar10", "preact-resnet18"): {"epochs": 200, "lr": 0.1, "schedule": "steps", "milestones": (101.0, 151.0)},
 }
 
 

@@ -6,6 +6,7 @@ from hauberk.attacks.pgd import cw, fgsm, pgd
 from hauberk.attacks.presets import PRESETS, Preset, get_preset
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.steps import Ascent
+from hauberk.attacks.training import friendly_pgd, lm_pgd, margin_pgd
 from hauberk.attacks.view import attack_view
 
 __all__ = [
@@ -19,7 +20,10 @@ __all__ = [
     "cw_loss",
     "dlr_loss",
     "fgsm",
+    "friendly_pgd",
     "get_preset",
+    "lm_pgd",
     "logit_margin",
+    "margin_pgd",
     "pgd",
 ]

@@ -1,11 +1,12 @@
 """The one engine behind every iterative attack: projected gradient ascent on a loss of the logits."""
 
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.losses import AttackLoss, make_loss
+from hauberk.attacks.losses import make_loss
 from hauberk.attacks.result import AttackResult, Best
 from hauberk.attacks.steps import Ascent, parse_step
 from hauberk.attacks.view import attack_view
@@ -16,7 +17,8 @@ from hauberk.threat.region import Region
 Keep: TypeAlias = Literal["best", "last", "last-unseen"]
 
 NORMAL_START = 0.001  # of TRADES' public code
-_TAGS_PER_RESTART = 8  # random draws of different restarts never share a tag
+_TAGS_PER_RESTART = 10_000  # random draws of different restarts never share a tag
+_JITTER_TAG = 100
 
 
 def ascend(
@@ -28,6 +30,8 @@ def ascend(
     *,
     keep: Keep = "best",
     seed: int | Noise = 0,
+    see_clean: bool = False,
+    share: Tensor | None = None,
 ) -> AttackResult:
     """Maximise a loss over the threat model by K projected steps of steepest ascent.
 
@@ -41,11 +45,13 @@ def ascend(
         x: clean inputs, (B, ...), inside the box.
         y: labels, (B,) int64.
         threat: where the adversarial example must stay.
-        settings: steps, step size, start, loss, restarts, momentum, mode.
+        settings: steps, step size, start, loss, restarts, momentum, mode, ...
         keep: ``"best"``: the best point ever visited, at K + 1 forwards per start; ``"last"``: the last iterate, at as
             many; ``"last-unseen"``: the last iterate without looking at it, at K forwards, for training, whose loss looks
             at it anyway. (The loss ``"kl"`` costs one more forward, of the clean inputs.)
         seed: an integer, or noise keyed by example.
+        see_clean: look at the clean inputs too, in the attack's mode, at one forward.
+        share: (B,), attack each example with ε, and steps, times its share in [0, 1].
 
     Raises:
         UserError: if settings, threat model and inputs do not fit together.
@@ -54,92 +60,162 @@ def ascend(
     size = parse_step(settings.step_size, threat)
     with attack_view(model, settings.mode) as view:
         x, y = x.detach().clone(), y.clone()  # clones, in case they were made under inference_mode
-        region = threat.around(x)
         if isinstance(size, Tensor):
             size = size.to(device=x.device, dtype=x.dtype)
-        extra = 0
-        clean_logits = None
-        if settings.loss == "kl":
+        region = threat.around(x)
+        if share is not None:
+            region, size = region.shrunk(share), size * share.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        clean = None
+        if settings.loss == "kl" or see_clean:
             with torch.no_grad():
-                clean_logits = view(x)
-            extra = 1
-        loss = make_loss(settings.loss, y, clean_logits, settings.confidence)
-        run = _Run(view, region, y, loss, settings, size, keep)
+                clean = view(x)
+        run = _Run(view, _Rows(region.x, region, y, clean), settings, size, keep, noise)
         for restart in range(settings.restarts):
-            run.climb(_start(settings, region, noise, restart * _TAGS_PER_RESTART), first=restart == 0)
-    return run.result(extra)
+            run.climb(restart * _TAGS_PER_RESTART, first=restart == 0)
+    return run.result()
+
+
+@dataclass
+class _Rows:
+    """Examples under way: all of the batch, or those that have not finished."""
+
+    point: Tensor
+    region: Region
+    y: Tensor
+    clean: Tensor | None
+    index: Tensor | None = None  # which of the batch; None for all
+
+    def select(self, keep: Tensor) -> "_Rows":
+        """Keep some of these rows. keep: (b,) int64, places among these rows."""
+        clean = None if self.clean is None else self.clean[keep]
+        index = keep if self.index is None else self.index[keep]
+        return _Rows(self.point[keep], self.region.rows(keep), self.y[keep], clean, index)
 
 
 class _Run:
     """One attack under way: the loop, and what it has seen."""
 
-    def __init__(
-        self,
-        view: nn.Module,
-        region: Region,
-        y: Tensor,
-        loss: AttackLoss,
-        settings: Ascent,
-        size: float | Tensor,
-        keep: Keep,
-    ):
-        self.view, self.region, self.y, self.loss = view, region, y, loss
-        self.settings, self.size, self.keep = settings, size, keep
-        self.best = Best(region.x)
-        self.last: Tensor = region.x
+    def __init__(self, view: nn.Module, rows: _Rows, settings: Ascent, size: float | Tensor, keep: Keep, noise: Noise):
+        self.view, self.rows, self.settings, self.size, self.keep, self.noise = view, rows, settings, size, keep, noise
+        self.loss = make_loss(settings.loss, settings.confidence)
+        y = rows.y
+        self.best = Best(rows.region.x)
+        self.last: Tensor = rows.region.x
         self.last_logits: Tensor | None = None
+        self.lps_logits: Tensor | None = None
         self.wrong = torch.zeros_like(y, dtype=torch.bool)
         self.kappa = torch.zeros_like(y)
+        self.taken = torch.zeros_like(y)
         self.first_success = torch.full_like(y, -1)
-        self.forwards = self.backwards = 0
+        self.seen = {"forwards": 0 if rows.clean is None else len(y), "backwards": 0}  # counted in examples
 
-    def climb(self, point: Tensor, first: bool) -> None:
+    def climb(self, tag: int, first: bool) -> None:
         """Run K steps from one start."""
+        settings = self.settings
+        start = _start(settings, self.rows.region, self.noise, tag)
         # A start as given may lie outside; it then serves the first gradient and nothing else.
-        allowed = None if isinstance(self.settings.start, str) else self.region.contains(point)
-        velocity: Tensor | None = None
-        for step in range(self.settings.steps):
-            point = point.detach().requires_grad_()
-            logits = self.view(point)
-            loss = self.loss(logits)
-            (grad,) = torch.autograd.grad(loss.sum(), point)
-            self.forwards += 1
-            self.backwards += 1
-            self._see(point.detach(), logits.detach(), loss.detach(), step, allowed, first)
+        allowed = None if isinstance(settings.start, str) else self.rows.region.contains(start)
+        rows = replace(self.rows, point=start)
+        before, velocity = start, None
+        chances = None if settings.tau is None else torch.full_like(rows.y, settings.tau)
+        self.last = start
+        for step in range(settings.steps):
+            if settings.nesterov:
+                ahead = rows.region.project(rows.point + settings.nesterov * (rows.point - before))
+                before, rows.point = rows.point, ahead
+            logits, loss, grad = self._gradient(rows)
+            wrong = self._see(rows, logits, loss, step, allowed, first)
             allowed = None
-            grad = grad.nan_to_num(0.0, 0.0, 0.0)
-            if self.settings.momentum:
-                velocity = _accumulate(velocity, grad, self.settings.momentum)
-                grad = velocity
-            point = self.region.step(point.detach(), grad, self.size)
+            if chances is not None:
+                self.last = _put(self.last, rows, rows.point)
+                stays = ~(wrong & (chances == 0))
+                chances = chances - wrong.long()
+                left = stays.nonzero().squeeze(1)
+                if len(left) < len(stays):
+                    rows, chances, grad = rows.select(left), chances[left], grad[left]
+                if len(left) == 0:
+                    return
+            if settings.momentum:
+                velocity = grad = _accumulate(velocity, grad, settings.momentum)
+            if first:
+                self.taken = _put(self.taken, rows, _get(self.taken, rows) + 1)
+            rows.point = self._move(rows, grad, tag + _JITTER_TAG + step)
+        self.last = _put(self.last, rows, rows.point)
         if self.keep != "last-unseen":
-            with torch.no_grad():
-                logits = self.view(point)
-                loss = self.loss(logits)
-            self.forwards += 1
-            self._see(point, logits, loss, self.settings.steps, None, first)
-        self.last = point
+            logits, loss = self._look(rows, rows.point)
+            self._see(rows, logits, loss, settings.steps, None, first)
 
-    def _see(self, point: Tensor, logits: Tensor, loss: Tensor, step: int, allowed: Tensor | None, first: bool) -> None:
-        wrong = logits.argmax(1) != self.y
+    def _gradient(self, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+        point = rows.point.detach().requires_grad_()
+        logits = self.view(point)
+        loss = self.loss(logits, rows.y, rows.clean)
+        (grad,) = torch.autograd.grad(loss.sum(), point)
+        self.seen["forwards"] += len(point)
+        self.seen["backwards"] += len(point)
+        return logits.detach(), loss.detach(), grad.nan_to_num(0.0, 0.0, 0.0)
+
+    def _look(self, rows: _Rows, point: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            logits = self.view(point)
+            self.seen["forwards"] += len(point)
+            return logits, self.loss(logits, rows.y, rows.clean)
+
+    def _move(self, rows: _Rows, grad: Tensor, tag: int) -> Tensor:
+        """Take a step, or the best of several."""
+        factors = self.settings.line_search
+        size = self.size
+        if isinstance(size, Tensor) and rows.index is not None and size.ndim == rows.point.ndim:
+            size = size[rows.index]
+        if not factors:
+            point = rows.region.step(rows.point, grad, size)
+            if self.settings.jitter:
+                draws = self.noise.normal(self.rows.point, tag)
+                draws = draws if rows.index is None else draws[rows.index]
+                point = rows.region.project(point + self.settings.jitter * draws)
+            return point
+        best, best_loss = rows.point, torch.full_like(rows.y, -torch.inf, dtype=rows.point.dtype)
+        for factor in factors:
+            point = rows.region.step(rows.point, grad, size * factor)
+            _, loss = self._look(rows, point)
+            better = loss > best_loss
+            best = torch.where(better.view(-1, *[1] * (point.ndim - 1)), point, best)
+            best_loss = torch.where(better, loss.to(best_loss.dtype), best_loss)
+        return best
+
+    def _see(self, rows: _Rows, logits: Tensor, loss: Tensor, step: int, allowed: Tensor | None, first: bool) -> Tensor:
+        """Note what a pass showed; returns which rows are misclassified."""
+        wrong = logits.argmax(1) != rows.y
+        if self.settings.loss == "evade":  # recognising an adversarial input is no mistake
+            wrong &= logits.argmax(1) != logits.shape[1] - 1
         if first:
             if step < self.settings.steps:
-                self.kappa += ~wrong
-            self.first_success = torch.where(wrong & (self.first_success < 0), step, self.first_success)
-        if self.keep == "best":
-            self.best.offer(point, logits, loss, wrong, allowed)
-        self.last_logits, self.wrong = logits, wrong
+                self.kappa = _put(self.kappa, rows, _get(self.kappa, rows) + ~wrong)
+            found = _get(self.first_success, rows)
+            if self.lps_logits is None:
+                self.lps_logits = logits
+            seen = torch.where((found < 0)[:, None], logits, _get(self.lps_logits, rows))
+            self.lps_logits = _put(self.lps_logits, rows, seen)
+            self.first_success = _put(self.first_success, rows, torch.where(wrong & (found < 0), step, found))
+        if self.keep == "best" and rows.index is None:
+            self.best.offer(rows.point, logits, loss, wrong, allowed)
+        self.last_logits = logits if self.last_logits is None else _put(self.last_logits, rows, logits)
+        self.wrong = _put(self.wrong, rows, wrong)
+        return wrong
 
-    def result(self, extra_forwards: int) -> AttackResult:
+    def result(self) -> AttackResult:
         best = self.keep == "best"
+        assert self.lps_logits is not None  # there was at least one step
         return AttackResult(
             x_adv=(self.best.x_adv if best else self.last).detach(),
             success=self.best.wrong if best else self.wrong,
             kappa=self.kappa,
             first_success=self.first_success,
+            steps_taken=self.taken,
             logits=self.best.logits if best else self.last_logits if self.keep == "last" else None,
-            forwards=self.forwards + extra_forwards,
-            backwards=self.backwards,
+            logits_lps=self.lps_logits,
+            clean_logits=self.rows.clean,
+            forwards=_batches(self.seen["forwards"], len(self.rows.y)),
+            backwards=_batches(self.seen["backwards"], len(self.rows.y)),
         )
 
 
@@ -157,3 +233,17 @@ def _accumulate(velocity: Tensor | None, grad: Tensor, momentum: float) -> Tenso
     """``g ← μ·g + ∇ / ‖∇‖₁`` (Dong et al. 2018), with the mean in place of the sum, which changes no direction."""
     scale = grad.abs().flatten(1).mean(1).clamp_min(torch.finfo(grad.dtype).tiny).view(-1, *[1] * (grad.ndim - 1))
     return grad / scale if velocity is None else momentum * velocity + grad / scale
+
+
+def _get(values: Tensor, rows: _Rows) -> Tensor:
+    return values if rows.index is None else values[rows.index]
+
+
+def _put(values: Tensor, rows: _Rows, new: Tensor) -> Tensor:
+    """Return ``values`` of the whole batch with those of some rows replaced."""
+    return new if rows.index is None else values.index_copy(0, rows.index, new)
+
+
+def _batches(examples: int, size: int) -> float:
+    """Passes of the whole batch; a whole number where it is one."""
+    return examples // size if examples % size == 0 else examples / size

@@ -10,44 +10,41 @@ from torch import Tensor
 from hauberk.errors import UserError, unknown_name
 from hauberk.objectives.kl import at_least_float32, kl_divergence
 
-LossName: TypeAlias = Literal["ce", "kl", "cw", "dlr"]
-AttackLoss: TypeAlias = Callable[[Tensor], Tensor]
+LossName: TypeAlias = Literal["ce", "kl", "cw", "dlr", "slm", "evade"]
+# logits, labels, logits of the clean inputs (only "kl" looks at them)
+AttackLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def make_loss(name: str, y: Tensor, clean_logits: Tensor | None = None, confidence: float = 0.0) -> AttackLoss:
-    """Bind a loss to a batch.
+def make_loss(name: str, confidence: float = 0.0) -> AttackLoss:
+    """Return a loss by name.
 
     Args:
         name: ``"ce"`` cross-entropy; ``"kl"`` KL from the clean prediction (TRADES); ``"cw"`` Carlini-Wagner margin;
-            ``"dlr"`` difference of logits ratio (AutoAttack).
-        y: labels, (B,).
-        clean_logits: logits of the clean inputs, (B, C), for ``"kl"`` only.
+            ``"dlr"`` difference of logits ratio (AutoAttack); ``"slm"`` soft logit margin (MMA); ``"evade"`` margin against
+            the label and the class of adversarial inputs together.
         confidence: κ of the margin, for ``"cw"`` only.
-
-    Returns:
-        A function of logits (B, C) that returns (B,).
 
     Raises:
         UserError: if the name is unknown.
     """
-    if name == "ce":
-        return lambda logits: F.cross_entropy(at_least_float32(logits), y, reduction="none")
-    if name == "kl" and clean_logits is not None:
-        fixed = clean_logits.detach()
-        return lambda logits: kl_divergence(fixed, logits)
-    if name == "cw":
-        return lambda logits: cw_loss(logits, y, confidence)
-    if name == "dlr":
-        return lambda logits: dlr_loss(logits, y)
-    raise unknown_name("attack loss", name, ("ce", "kl", "cw", "dlr"))
+    losses: dict[str, AttackLoss] = {
+        "ce": lambda logits, y, clean: F.cross_entropy(at_least_float32(logits), y, reduction="none"),
+        "kl": _kl_from_clean,
+        "cw": lambda logits, y, clean: cw_loss(logits, y, confidence),
+        "dlr": lambda logits, y, clean: dlr_loss(logits, y),
+        "slm": lambda logits, y, clean: soft_logit_margin(logits, y),
+        "evade": lambda logits, y, clean: evade_loss(logits, y),
+    }
+    if name not in losses:
+        raise unknown_name("attack loss", name, losses)
+    return losses[name]
 
 
 def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     """``z_y - max_{k≠y} z_k``: negative where the example is misclassified. (B, C), (B,) -> (B,)."""
     logits = at_least_float32(logits)
-    true = F.one_hot(y, logits.shape[1]).bool()
     # The true class is masked with -inf: a mask of zeros picks it again where all other logits are negative.
-    return logits.gather(1, y[:, None]).squeeze(1) - logits.masked_fill(true, -torch.inf).amax(1)
+    return _at(logits, y) - _without(logits, y).amax(1)
 
 
 def cw_loss(logits: Tensor, y: Tensor, confidence: float = 0.0) -> Tensor:
@@ -65,3 +62,37 @@ def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
         raise UserError(f"the DLR loss needs at least 3 classes, this model has {logits.shape[1]}; use loss='cw' instead")
     top = at_least_float32(logits).topk(3, dim=1).values
     return -logit_margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def soft_logit_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """``log Σ_{k≠y} exp z_k - z_y`` (Ding et al. 2020, MMA). (B, C), (B,) -> (B,)."""
+    logits = at_least_float32(logits)
+    return _without(logits, y).logsumexp(1) - _at(logits, y)
+
+
+def evade_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """``max_{k≠y, k<K} z_k - max(z_y, z_K)``: positive where the input is misclassified and not recognised as adversarial.
+
+    Our construction, for models whose last output K is the class of adversarial inputs. (B, K + 1), (B,) -> (B,).
+
+    Raises:
+        UserError: with fewer than 2 classes besides the last.
+    """
+    if logits.shape[1] < 3:
+        raise UserError(f"a model with a class of adversarial inputs needs at least 3 outputs, this one has {logits.shape[1]}")
+    logits = at_least_float32(logits)
+    real = logits[:, :-1]
+    return _without(real, y).amax(1) - torch.maximum(_at(real, y), logits[:, -1])
+
+
+def _kl_from_clean(logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
+    assert clean is not None  # the engine looks at the clean inputs first
+    return kl_divergence(clean, logits)
+
+
+def _at(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.gather(1, y[:, None]).squeeze(1)
+
+
+def _without(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)

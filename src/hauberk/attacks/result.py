@@ -16,18 +16,24 @@ class AttackResult:
             unless the last was asked for, any point visited). If the last was not looked at: the one before it.
         kappa: (B,) int64, how many of the K iterates ``x⁰ … x^{K-1}`` were classified right; GAIRAT's κ. Of the first start.
         first_success: (B,) int64, index of the first misclassified iterate of the first start (0 is the start), -1 if none.
+        steps_taken: (B,) int64, by the first start: K, or fewer where the attack is friendly.
         logits: (B, C) at ``x_adv``, detached; None where the attack was told not to look at its last point.
-        forwards: forward passes of the whole batch.
-        backwards: backward passes of the whole batch, to the input only.
+        logits_lps: (B, C) at the first misclassified iterate (least PGD steps), or at the last one seen where there is none.
+        clean_logits: (B, C) of the clean inputs in the attack's mode, where the attack looked at them; otherwise None.
+        forwards: forward passes of the whole batch; a fraction where finished examples were left out.
+        backwards: backward passes of the whole batch, to the input only, likewise.
     """
 
     x_adv: Tensor
     success: Tensor
     kappa: Tensor
     first_success: Tensor
+    steps_taken: Tensor
     logits: Tensor | None
-    forwards: int
-    backwards: int
+    logits_lps: Tensor
+    clean_logits: Tensor | None
+    forwards: float
+    backwards: float
 
 
 class Best:

@@ -28,11 +28,17 @@ class Ascent:
             ("eps/4", "2*eps", "1.25*eps/10"), or one value per feature.
         start: where to begin: "uniform" in the ball, "normal" (x + 0.001·N(0, 1)), "clean" (x itself), or a tensor
             (B, ...), used exactly as given for the first gradient.
-        loss: what to maximise: "ce", "kl" (from the clean prediction), "cw" (margin), "dlr".
+        loss: what to maximise: "ce", "kl" (from the clean prediction), "cw" (margin), "dlr", "slm" (soft logit margin),
+            "evade" (label and class of adversarial inputs together).
         confidence: κ of the "cw" loss.
         restarts: how many independent starts; the best point of all is kept.
         momentum: μ of the accumulated gradient (Dong et al. 2018); 0 for plain PGD.
         mode: how the model behaves meanwhile: "eval", "train-frozen" or "train", see ``attack_view``.
+        tau: τ of friendly adversarial training: an example stops once it is misclassified and has been so τ times before;
+            None to take all K steps.
+        jitter: ω, standard deviation of Gaussian noise added to each step (FAT's public code: 0.001).
+        nesterov: μ of Nesterov's look-ahead: the gradient is taken at ``Π(x^t + μ (x^t - x^{t-1}))``; 0 for none.
+        line_search: factors of the step size that are tried at each step, the best by loss is taken; empty for none.
     """
 
     steps: int = 10
@@ -43,6 +49,10 @@ class Ascent:
     restarts: int = 1
     momentum: float = 0.0
     mode: Mode = "eval"
+    tau: int | None = None
+    jitter: float = 0.0
+    nesterov: float = 0.0
+    line_search: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -53,6 +63,10 @@ class Ascent:
             raise UserError(f"start is 'uniform', 'normal', 'clean' or a tensor, not {self.start!r}")
         if self.mode not in ("eval", "train-frozen", "train"):
             raise UserError(f"mode is 'eval', 'train-frozen' or 'train', not {self.mode!r}")
+        if self.tau is not None and (self.tau < 0 or self.restarts > 1):
+            raise UserError(f"tau must be 0 or more, with one start, got {self.tau} and {self.restarts}")
+        if self.tau is not None and (self.momentum or self.nesterov or self.line_search):
+            raise UserError("tau goes with plain steps only, not with momentum, nesterov or line_search")
 
 
 def parse_step(step: StepSize, threat: ThreatModel) -> float | Tensor:

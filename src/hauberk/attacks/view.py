@@ -1,7 +1,7 @@
 """The attack's view of a model: gradients for the input only, and nothing of the model changed when it ends."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, TypeAlias
 
 import torch
@@ -28,24 +28,12 @@ def attack_view(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     """
     flags = [(module, module.training) for module in model.modules()]
     learnable = [p for p in model.parameters() if p.requires_grad]
-    # The attack works on copies, so that even a graph the caller still holds is untouched (no in-place write).
-    buffers = (
-        []
-        if mode == "train"
-        else [
-            (module, name, buffer)
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-    )
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+    buffers = nullcontext() if mode == "train" else kept_buffers(model)
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad(), buffers:
         try:
             for parameter in learnable:
                 parameter.requires_grad_(False)
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer.clone()
             model.train(mode != "eval")
             yield model
         finally:
@@ -53,5 +41,21 @@ def attack_view(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
                 module.training = flag
             for parameter in learnable:
                 parameter.requires_grad_(True)
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Let passes inside the block work on copies of the buffers, and put the old ones back.
+
+    Copies, because a graph that the caller still holds forbids writing into what it has saved.
+    """
+    buffers = [
+        (module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items() if buffer is not None
+    ]
+    try:
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer.clone()
+        yield
+    finally:
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer

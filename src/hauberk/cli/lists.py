@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from hauberk.cli.parse import parse, program
-from hauberk.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -84,22 +83,24 @@ def data(arguments: Sequence[str]) -> int:
 def methods(arguments: Sequence[str]) -> int:
     """Run ``hauberk methods``."""
     options = parse(Methods, "methods", arguments)
-    from hauberk.methods import RECIPES, list_methods
+    from hauberk.methods import equation, find_recipe, list_methods
     from hauberk.objectives import OBJECTIVES
 
     if not options.name:
         return _show(list_methods(), options.json, f"Next: {program()} methods NAME explains one.")
-    if options.name not in RECIPES:
-        raise unknown_name("method", options.name, RECIPES)
-    recipe = RECIPES[options.name]
+    recipe = find_recipe(options.name)
     facts = {
         "name": options.name,
         "summary": recipe.summary,
         "source": recipe.source,
-        "minimises": f"mean of {OBJECTIVES[recipe.objective].equation}",
-        "beta": recipe.beta,
-        "attack": _attack(recipe.attack),
-        "attack (official)": _attack(recipe.attack_official),
+        "minimises": equation(recipe),
+        "objective": recipe.objective,
+        "settings": _plain({**OBJECTIVES[recipe.objective].settings, **recipe.settings}),
+        "attack": _plain(vars(recipe.attack)) if recipe.attack else None,
+        "friendly": f"tau by share of the training: {dict(recipe.taus)}" if recipe.taus else None,
+        "weighting": _plain(vars(recipe.weighting)) if recipe.weighting.measure != "none" else None,
+        "weight perturbation": _plain(vars(recipe.awp)) if recipe.awp.gamma else None,
+        "official code": _plain(recipe.official) or "no setting differs",
         "loss": (OBJECTIVES[recipe.objective].terms.__doc__ or "").strip(),
     }
     if options.json:
@@ -123,11 +124,8 @@ def models(arguments: Sequence[str]) -> int:
     )
 
 
-def _attack(attack: Any) -> str | None:
-    if attack is None:
-        return None
-    used = {key: value for key, value in asdict(attack).items() if value != 0.0 and not (key == "restarts" and value == 1)}
-    return ", ".join(f"{key} {value}" for key, value in used.items())
+def _plain(settings: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, ()))
 
 
 def _show(rows: dict[str, str], as_json: bool, then: str) -> int:

@@ -1,9 +1,10 @@
 """hauberk train."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hauberk.cli.parse import parse, peek, program
 from hauberk.errors import UserError
@@ -49,6 +50,8 @@ class Train:
     """Steps K of the training attack; by default the paper's."""
     step_size: str | None = None
     """Step size α of the training attack: a number, 2/255, or a part of ε such as eps/4."""
+    set: tuple[str, ...] = ()
+    """Other settings of the method as KEY=VALUE, e.g. measure=pm-nat burn_in=20 gamma=0.005; see docs/methods.md."""
     normalize: bool = False
     """Normalise inputs inside the model by mean and deviation of the training set."""
     settings: TrainSettings = field(default_factory=TrainSettings)
@@ -82,7 +85,7 @@ def _start(options: Train) -> "Run":
         raise UserError(f"give --eps: there is no usual radius in {options.norm}")
     threat = make_threat(options.norm, options.eps or DATA_SETS[options.data].eps)
     given = {"beta": options.beta, "steps": options.steps, "step_size": options.step_size}
-    chosen = {key: value for key, value in given.items() if value is not None}
+    chosen = {key: value for key, value in given.items() if value is not None} | _key_values(options.set)
     how = method(options.method, threat, preset=options.preset, seed=options.settings.seed, **chosen)
     mean, std = channel_statistics(source) if options.normalize else ((), ())
     spec = ModelSpec(options.model, tuple(source.x.shape[1:]), DATA_SETS[options.data].classes, mean, std)
@@ -91,6 +94,20 @@ def _start(options: Train) -> "Run":
         print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
     settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings)}
     return train_model(spec, source, method=how, out=out, quiet=options.quiet, **settings)
+
+
+def _key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs; a value is a number where it reads as one, otherwise text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set takes KEY=VALUE, not {pair!r}")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def _resume(options: Train) -> "Run":

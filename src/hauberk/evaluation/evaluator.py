@@ -99,7 +99,7 @@ class _Tally:
     y: list[Tensor] = field(default_factory=list)
     right: list[Tensor] = field(default_factory=list)
     broken: dict[str, list[Tensor]] = field(default_factory=dict)
-    passes: dict[str, int] = field(default_factory=lambda: {"forwards": 0, "backwards": 0})
+    passes: dict[str, float] = field(default_factory=lambda: {"forwards": 0, "backwards": 0})
     fragile: int = 0
     spread: float = 0.0
     classes: int = 0

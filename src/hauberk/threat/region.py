@@ -1,6 +1,7 @@
 """Region: the sets of a threat model laid around one batch, and how to move in them."""
 
 import math
+from copy import copy
 from typing import Literal, TypeAlias
 
 import torch
@@ -36,6 +37,20 @@ class Region:
         # In every norm no coordinate moves by more than its radius, so these bounds lose nothing; in L∞ they are the set.
         self.lower = torch.maximum(_toward(x, x - self.radius, self.radius), self.low)
         self.upper = torch.minimum(_toward(x, x + self.radius, self.radius), self.high)
+
+    def rows(self, index: Tensor) -> "Region":
+        """Return the sets of some of the examples. index: (b,) int64."""
+        part = copy(self)
+        part.x, part.lower, part.upper = self.x[index], self.lower[index], self.upper[index]
+        part.radius, part.low, part.high = (
+            value[index] if value.ndim == self.x.ndim else value for value in (self.radius, self.low, self.high)
+        )
+        return part
+
+    def shrunk(self, share: Tensor) -> "Region":
+        """Return the sets with ε of each example times its share. share: (B,) in [0, 1]."""
+        radius = self.radius * share.to(self.x.dtype).view(-1, *[1] * (self.x.ndim - 1))
+        return Region(self.x, self.norm, radius, self.low, self.high)
 
     def project(self, point: Tensor) -> Tensor:
         """Return the nearest points inside (in the scaled coordinates where ε is per feature). (B, ...) -> (B, ...)."""

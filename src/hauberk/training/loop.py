@@ -112,6 +112,7 @@ class Trainer:
             x,
             y,
             self.epoch,
+            index=index,
             class_weights=plan.class_weights,
             noise=noise,
             eps_scale=eps_scale(settings, at, plan.total_steps),
@@ -132,7 +133,7 @@ class Trainer:
         last = (self.epoch + 1) * plan.steps_per_epoch - 1
         row: dict[str, Any] = {"epoch": self.epoch + 1, **seen}
         if len(plan.val):
-            row |= validate(self.judged, plan.val, plan.method.threat, settings.val_steps, settings.seed)
+            row |= validate(self.judged, plan.val, plan.method, settings.val_steps, settings.seed)
         row |= {"lr": learning_rate(settings, last, plan.total_steps), "seconds": self.seconds, "examples_per_second": rate}
         self.record.add(row)
         better = not self.best or self._score(row) > self._score(self.best["metrics"])
@@ -191,6 +192,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "meter": self.meter.state(),
+            "method": self.plan.method.state_dict(),
             "best": self.best,
             "best_weights": self.best_weights,
             "rng": torch.get_rng_state(),
@@ -214,6 +216,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
             self.meter.restore(state["meter"])
+            self.plan.method.load_state_dict(_to(state["method"], self.device))
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.best, self.best_weights = state["best"], state["best_weights"]
             torch.set_rng_state(state["rng"])
@@ -223,6 +226,10 @@ class Trainer:
             raise UserError(f"{folder / STATE} is of another model or version: {' '.join(str(error).split())[:200]}") from error
         self.record.restore(self.epoch)
         return warning
+
+
+def _to(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in state.items()}
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:

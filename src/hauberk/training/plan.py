@@ -12,6 +12,7 @@ from hauberk.errors import UserError
 from hauberk.methods import Method
 from hauberk.models import ModelSpec
 from hauberk.settings import TrainSettings
+from hauberk.training.schedule import first_drop
 
 _FREE_TO_CHANGE = ("device", "threads", "save_minutes")
 
@@ -40,9 +41,9 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch; a last batch of one example is dropped, because BatchNorm cannot use it."""
+        """Steps of an epoch, replays included; a last batch of one example is dropped, because BatchNorm cannot use it."""
         whole, rest = divmod(len(self.train), self.settings.batch_size)
-        return max(1, whole + (rest > 1))
+        return max(1, whole + (rest > 1)) * self.method.replays
 
     @property
     def total_steps(self) -> int:
@@ -53,7 +54,8 @@ class Plan:
         """Return the indices of each batch of an epoch, in an order that depends on seed and epoch only."""
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.train), generator=generator)
-        return list(order.split(self.settings.batch_size))[: self.steps_per_epoch]
+        batches = order.split(self.settings.batch_size)[: self.steps_per_epoch // self.method.replays]
+        return [batch for batch in batches for _ in range(self.method.replays)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for run.json and cards."""
@@ -89,6 +91,7 @@ def make_plan(spec: ModelSpec, method: Method, settings: TrainSettings, source: 
         augment = DATA_SETS[source.name].augment
     if augment != "none" and len(spec.input_shape) != 3:
         raise UserError(f"augmentation {augment!r} is for images, not inputs of shape {spec.input_shape}")
+    method = method.planned(settings.epochs, first_drop(settings))
     return Plan(spec, method, settings, train, val, augment, _class_weights(settings, train, spec.classes))
 
 

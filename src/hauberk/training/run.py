@@ -98,7 +98,7 @@ def train(
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), watch_signals() as stop:
             torch.manual_seed(chosen.seed)
-            spec, network = _network(model, source, device)
+            spec, network = _network(model, source, device, method.extra_outputs)
             plan = make_plan(spec, method, chosen, source)
             folder = _open_folder(out, resume)
             trainer = Trainer(network, plan, folder, device, stop, report_every)
@@ -164,18 +164,21 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _network(model: nn.Module | str | ModelSpec, source: Source, device: torch.device) -> tuple[ModelSpec, nn.Module]:
+def _network(
+    model: nn.Module | str | ModelSpec, source: Source, device: torch.device, extra: int
+) -> tuple[ModelSpec, nn.Module]:
     """Build the network or take the caller's, and check that it fits the data."""
+    needed = None if source.classes is None else source.classes + extra
     some = torch.arange(min(len(source), 16))
     shape = tuple(source.fetch(some[:1])[0].shape[1:])
     if isinstance(model, nn.Module):
-        classes = check_model(model, *fetch_for(model.to(device), source, some), source.classes)
+        classes = check_model(model, *fetch_for(model.to(device), source, some), needed)
         return ModelSpec(f"python:{type(model).__name__}", shape, classes), model
     spec = model
     if isinstance(spec, str):
-        spec = ModelSpec(spec, shape, source.classes or int(labels(source).max()) + 1)
+        spec = ModelSpec(spec, shape, needed or int(labels(source).max()) + 1 + extra)
     network = spec.build().to(device)
-    check_model(network, *fetch_for(network, source, some), source.classes)
+    check_model(network, *fetch_for(network, source, some), needed)
     return spec, network
 
 

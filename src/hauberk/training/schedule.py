@@ -24,8 +24,19 @@ def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
             return settings.lr * _between(_START, 1.0, done / _RISE)
         return settings.lr * _between(1.0, _END, (done - _RISE) / (1 - _RISE))
     epoch = math.floor(done * settings.epochs + 1e-9)
-    drops = sum(epoch >= (m * settings.epochs if m < 1 else m) for m in settings.milestones)
-    return settings.lr * 0.1**drops
+    return settings.lr * 0.1 ** sum(epoch >= first for first in _drops(settings))
+
+
+def first_drop(settings: TrainSettings) -> int:
+    """0-based epoch of the first learning-rate drop; three quarters of the training where the schedule has none."""
+    if settings.schedule == "steps" and settings.milestones:
+        return math.ceil(_drops(settings)[0])
+    return math.ceil(0.75 * settings.epochs)
+
+
+def _drops(settings: TrainSettings) -> list[float]:
+    """0-based epochs that start with a lower rate; the papers count epochs from 1 ("at the 75-th epoch")."""
+    return [m * settings.epochs if m < 1 else m - 1 for m in settings.milestones]
 
 
 def eps_scale(settings: TrainSettings, step: int, total: int) -> float:

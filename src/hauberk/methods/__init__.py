@@ -1,0 +1,8 @@
+"""Named combinations of attack, objective, weighting and weight perturbation, and what runs them in a loop."""
+
+from hauberk.methods.make import method
+from hauberk.methods.method import Method
+from hauberk.methods.output import Output
+from hauberk.methods.recipes import RECIPES, equation, find_recipe, list_methods
+
+__all__ = ["RECIPES", "Method", "Output", "equation", "find_recipe", "list_methods", "method"]

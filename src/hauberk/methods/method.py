@@ -1,0 +1,294 @@
+"""A method bound to a threat model: what runs in the training loop."""
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.attacks.ascent import ascend
+from hauberk.attacks.result import AttackResult
+from hauberk.attacks.steps import Ascent
+from hauberk.attacks.training import margin_pgd
+from hauberk.attacks.view import kept_buffers
+from hauberk.checks import check_inputs, checked_first_pass
+from hauberk.methods.output import Output
+from hauberk.methods.perturb import WeightPerturbation, carry_gradients, perturbation, perturbed
+from hauberk.methods.recipes import Recipe
+from hauberk.methods.state import Memory
+from hauberk.methods.weights import Weighting
+from hauberk.noise import Noise
+from hauberk.objectives import OBJECTIVES, PresetName, Terms
+from hauberk.threat import ThreatModel
+from hauberk.weighting import summary
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How long the training is, for schedules of the method. The defaults are the MAIL paper's.
+
+    Attributes:
+        epochs: of the whole training.
+        first_drop: 0-based epoch at which the learning rate first drops.
+    """
+
+    epochs: int = 100
+    first_drop: int = 74
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The choices a method is made of, settled.
+
+    Attributes:
+        recipe: the row of the table.
+        preset: "paper" or "official".
+        attack: the inner maximisation, or None.
+        terms: the objective with its hyperparameters.
+        weighting: instance weights.
+        awp: weight perturbation.
+    """
+
+    recipe: Recipe
+    preset: PresetName
+    attack: Ascent | None
+    terms: Callable[..., Terms]
+    weighting: Weighting
+    awp: WeightPerturbation
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What one pass of the loss showed."""
+
+    loss: Tensor
+    logits: Tensor | None
+    logits_adv: Tensor | None
+    weights: Tensor
+    measure: Tensor | None
+
+
+class Method:
+    """A method bound to a threat model; call it on a batch in any training loop.
+
+    Made by :func:`hauberk.method`. Its state is how many batches it has seen, which keys its random starts, and what it
+    remembers between batches (MMA's radii, free training's perturbation); ``state_dict`` and ``load_state_dict`` save it.
+    """
+
+    def __init__(
+        self, name: str, threat: ThreatModel, choices: Choices, settings: dict[str, Any], horizon: Horizon | None = None
+    ):
+        self.name = name
+        self.threat = threat
+        self.choices = choices
+        self.settings = settings
+        self.horizon = horizon or Horizon()
+        self.memory = Memory()
+        self._calls = 0
+
+    @property
+    def attack(self) -> Ascent | None:
+        """Settings of the inner maximisation, or None."""
+        return self.choices.attack
+
+    @property
+    def extra_outputs(self) -> int:
+        """Outputs the model needs besides the classes of the data."""
+        return OBJECTIVES[self.choices.recipe.objective].extra_outputs
+
+    @property
+    def replays(self) -> int:
+        """Times each batch is to be used in a row."""
+        return self.choices.recipe.replays
+
+    def planned(self, epochs: int, first_drop: int) -> "Method":
+        """Return the method with its schedules fitted to a training of so many epochs."""
+        fitted = copy(self)
+        fitted.horizon = Horizon(epochs, first_drop)
+        fitted.memory = Memory()
+        return fitted
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        epoch: int = 0,
+        *,
+        index: Tensor | None = None,
+        class_weights: Tensor | None = None,
+        noise: Noise | None = None,
+        eps_scale: float = 1.0,
+    ) -> Output:
+        """Attack a batch and compute the loss to minimise.
+
+        Args:
+            model: classifier to logits (B, C), in the mode the loss should see (``model.train()`` in training).
+            x: clean inputs, (B, ...), inside the threat model's box.
+            y: labels, (B,) int64.
+            epoch: 0-based, for burn-in, τ, λ and warm-up.
+            index: (B,) int64, which examples these are, for methods that remember something about each (``mma``).
+            class_weights: (C,), multiplies the whole term of each example by the weight of its class.
+            noise: random numbers keyed by example; by default each call draws new ones from the method's seed.
+            eps_scale: attack with ε times this, for ε warm-up.
+
+        Returns:
+            Output, with ``loss = mean(c_y · (ω · ℓ + r))``.
+
+        Raises:
+            UserError: on the first call, if data, model and threat model do not fit together.
+        """
+        noise = noise or Noise(self.settings["seed"], torch.arange(len(x), device=x.device), stage=self._calls)
+        first = self._calls == 0
+        self._calls += 1
+        threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
+        batch = _Batch(x, y, index, class_weights)
+        if not first:
+            return self._step(model, batch, epoch, threat, noise)
+        check_inputs(x, y, self.threat)
+        with checked_first_pass(model, y, self.extra_outputs):
+            return self._step(model, batch, epoch, threat, noise)
+
+    def _step(self, model: nn.Module, batch: "_Batch", epoch: int, threat: ThreatModel, noise: Noise) -> Output:
+        seen, extra = self._attack(model, batch, epoch, threat, noise)
+        x_adv = seen.x_adv if seen else None
+        if self.replays > 1:
+            x_adv = self.memory.carried(batch.x, threat)
+        objective = OBJECTIVES[self.choices.recipe.objective]
+        passes = objective.clean + objective.adversarial
+        awp = self.choices.awp
+        backwards: float = seen.backwards if seen else 0
+        if awp.gamma and epoch >= awp.warmup:
+            with kept_buffers(model):
+                proxy = self._loss(model, batch, x_adv, seen, extra, epoch, None)
+                change = perturbation(model, proxy.loss, awp.gamma)
+            with perturbed(model, change):
+                at = self._loss(model, batch, x_adv, seen, extra, epoch, proxy.weights)
+                loss = carry_gradients(model, at.loss)
+            weighed, passes = proxy, 2 * passes
+        else:
+            at = weighed = self._loss(model, batch, x_adv, seen, extra, epoch, None)
+            loss = at.loss
+        return Output(
+            loss=loss,
+            x_adv=x_adv,
+            weights=weighed.weights,
+            logits=_detached(at.logits),
+            logits_adv=_detached(at.logits_adv),
+            report=self._report(weighed, batch.y),
+            forwards=(seen.forwards if seen else 0) + passes,
+            backwards=backwards,
+        )
+
+    def _attack(
+        self, model: nn.Module, batch: "_Batch", epoch: int, threat: ThreatModel, noise: Noise
+    ) -> tuple[AttackResult | None, dict[str, Tensor]]:
+        """Find adversarial inputs; returns what was seen, and what else the objective wants to know."""
+        recipe, attack = self.choices.recipe, self.choices.attack
+        if attack is None or self.replays > 1:
+            return None, {}
+        if recipe.search == "margin":
+            share = self.memory.shares(batch.index, batch.y)
+            found, distance = margin_pgd(model, batch.x, batch.y, threat, share=share, steps=attack.steps, seed=noise)
+            self.memory.remember(batch.index, distance)
+            return found, {"within": found.success}
+        if recipe.taus:
+            attack = self._friendly(attack, epoch)
+        measure = self.choices.weighting.measure
+        # PM^dif compares two passes in the same mode; PM^nat uses the loss's own clean pass where there is one.
+        see_clean = measure == "pm-dif" or (measure == "pm-nat" and not OBJECTIVES[recipe.objective].clean)
+        return ascend(model, batch.x, batch.y, threat, attack, keep="last-unseen", seed=noise, see_clean=see_clean), {}
+
+    def _friendly(self, attack: Ascent, epoch: int) -> Ascent:
+        """Return the attack with τ of this epoch."""
+        done = (epoch + 1) / self.horizon.epochs
+        taus = self.choices.recipe.taus
+        tau = next((tau for share, tau in taus if done <= share), taus[-1][1])
+        return Ascent(**{**vars(attack), "tau": tau})
+
+    def _loss(
+        self,
+        model: nn.Module,
+        batch: "_Batch",
+        x_adv: Tensor | None,
+        seen: AttackResult | None,
+        extra: dict[str, Tensor],
+        epoch: int,
+        weights: Tensor | None,
+    ) -> _Pass:
+        """Make the passes of the loss and compute it, with given weights or those of the method."""
+        objective = OBJECTIVES[self.choices.recipe.objective]
+        logits = model(batch.x) if objective.clean else None
+        logits_adv = model(x_adv) if objective.adversarial and x_adv is not None else None
+        robust, regular = self.choices.terms(logits, logits_adv, batch.y, **extra)
+        measure = None
+        if weights is None:
+            weights, measure = self._weights(seen, logits, logits_adv, batch.y, epoch)
+        weights = torch.ones_like(robust) if weights is None else weights.to(robust.dtype)
+        terms = weights * robust + regular
+        if batch.class_weights is not None:
+            terms = terms * batch.class_weights.to(terms)[batch.y]
+        return _Pass(terms.mean(), logits, logits_adv, weights, measure)
+
+    def _weights(
+        self, seen: AttackResult | None, logits: Tensor | None, logits_adv: Tensor | None, y: Tensor, epoch: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Weights and what they were made from; None before the end of the burn-in, when all weights are 1."""
+        weighting = self.choices.weighting
+        if weighting.measure == "none":
+            return None, None
+        measure = weighting.measured(seen, logits, logits_adv, y)
+        begin = self.horizon.first_drop if weighting.burn_in == "first-drop" else int(weighting.burn_in)
+        if epoch < begin:
+            return None, measure
+        steps = self.choices.attack.steps if self.choices.attack else 1
+        lam = weighting.lam_at(epoch, begin, self.horizon.epochs)
+        return weighting.assigned(measure, steps, lam, self.choices.preset), measure
+
+    def _report(self, at: _Pass, y: Tensor) -> dict[str, Tensor]:
+        if self.choices.weighting.measure == "none":
+            return {}
+        found = summary(at.weights, at.measure)
+        if at.logits_adv is not None:
+            found["wrong_adversarial"] = (at.logits_adv.argmax(1) != y).float().mean()
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly: plain types and tensors."""
+        return {"calls": self._calls, **self.memory.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self._calls = state["calls"]
+        self.memory.load_state_dict(state)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for a card; ``method(**card, threat=...)`` makes the same method again."""
+        plain = {
+            key: list(value)
+            if isinstance(value, tuple)
+            else value
+            if isinstance(value, str | int | float | None)
+            else str(value)
+            for key, value in self.settings.items()
+        }
+        return {"name": self.name, **plain}
+
+    def __repr__(self) -> str:
+        return f"method({self.name!r}, {self.threat})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """What the loop hands over."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor | None
+    class_weights: Tensor | None
+
+
+def _detached(logits: Tensor | None) -> Tensor | None:
+    return None if logits is None else logits.detach()

@@ -1,0 +1,93 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import hauberk as hb
+from conftest import tiny_batch, tiny_net
+from hauberk.attacks import Ascent, ascend
+from hauberk.methods.perturb import perturbation, perturbed
+from hauberk.noise import Noise
+
+THREAT = hb.Linf("8/255")
+
+
+@pytest.mark.parametrize("name", ["at", "trades", "mart", "mail-mart"])
+def test_awp_is_the_gradient_at_perturbed_weights_and_leaves_no_trace(name):
+    """Against the algorithm written out with a deep copy of the model, as the public code does it."""
+    model = tiny_net().double().train()
+    x, y = tiny_batch(16, dtype=torch.float64)
+    noise = Noise(0, torch.arange(16))
+    settings = {"burn_in": 0} if name.startswith("mail") else {}
+    method = hb.method(f"{name}+awp", THREAT, gamma=0.02, **settings)
+    before = copy.deepcopy(model.state_dict())
+    seen = ascend(model, x, y, THREAT, Ascent(**vars(method.attack)), keep="last-unseen", seed=noise)
+
+    def loss_of(network, weights):
+        clean = None if name == "at" else network(x)
+        logits_adv = network(seen.x_adv)
+        terms = method.choices.terms(clean, logits_adv, y)
+        if weights is None:
+            weights = (
+                hb.weighting.mail(hb.probabilistic_margin(logits_adv, y), 2.0, 0.0) if name == "mail-mart" else torch.ones(16)
+            )
+        return (weights * terms.robust + terms.regular).mean(), weights
+
+    proxy = copy.deepcopy(model)
+    loss, weights = loss_of(proxy, None)
+    change = perturbation(proxy, loss, 0.02)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for key, parameter in other.named_parameters():
+            if key in change:
+                parameter.add_(change[key])
+    expected, _ = loss_of(other, weights)
+    expected.backward()
+
+    out = method(model, x, y, noise=noise)
+    for key, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[key]), key  # the same bits
+    out.loss.backward()
+    assert torch.allclose(out.loss, expected)
+    for (key, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-10), key
+    passes = 1 if name == "at" else 2
+    assert int(model[1].num_batches_tracked) == passes  # not those of the proxy
+    assert torch.allclose(model[1].running_mean, other[1].running_mean)
+
+
+def test_only_convolutions_and_linear_layers_by_their_own_norm():
+    model = tiny_net().train()
+    x, y = tiny_batch()
+    change = perturbation(model, nn.functional.cross_entropy(model(x), y), 0.05)
+    assert set(change) == {"0.weight", "5.weight"}
+    for name, v in change.items():
+        assert float(v.norm() / model.get_parameter(name).norm()) == pytest.approx(0.05, rel=1e-5)
+
+
+def test_weights_come_back_when_something_fails():
+    model = tiny_net()
+    before = model[0].weight.detach().clone()
+    try:
+        with perturbed(model, {"0.weight": torch.ones_like(before)}):
+            assert not torch.equal(model[0].weight, before)
+            raise RuntimeError("stop")
+    except RuntimeError:
+        pass
+    assert torch.equal(model[0].weight, before)
+
+
+def test_warm_up_and_frozen_layers():
+    model = tiny_net().train()
+    model[0].weight.requires_grad_(False)
+    x, y = tiny_batch()
+    method = hb.method("at+awp", THREAT, awp_warmup=2)
+    assert method(model, x, y, epoch=1).forwards == 11
+    out = method(model, x, y, epoch=2)
+    assert out.forwards == 12
+    out.loss.backward()
+    assert model[0].weight.grad is None
+    assert model[5].weight.grad is not None
+    assert hb.method("trades+awp", THREAT, preset="official").choices.awp.warmup == 10
+    assert hb.method("trades+awp", THREAT).choices.awp.gamma == 0.005
