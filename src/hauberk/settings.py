@@ -37,6 +37,8 @@ class TrainSettings:
     """Examples held out of the training set to choose the best checkpoint; -1 for a tenth, at most 1000; 0 for none."""
     val_steps: int = 10
     """Steps of the PGD (ε/4, cross-entropy) that validation measures robust accuracy with."""
+    unlabelled_share: float = 0.7
+    """Share of each batch taken from unlabelled examples, where there are some (RST's and MART's practice: 0.7)."""
     patience: int = 0
     """Stop after this many epochs without a better validation result; 0 to never stop early."""
     seed: int = 0
@@ -57,6 +59,7 @@ class TrainSettings:
             if not (value > 0 and math.isfinite(value)):
                 raise UserError(f"{name} must be positive, got {value}")
         shares = {"momentum": self.momentum, "ema": self.ema, "eps_warmup": self.eps_warmup}
+        shares["unlabelled_share"] = self.unlabelled_share
         for name, value in shares.items():
             if not 0 <= value < 1:
                 raise UserError(f"{name} must be at least 0 and below 1, got {value}")

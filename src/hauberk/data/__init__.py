@@ -1,14 +1,27 @@
 """Data sets by name or from Python; every input stays inside its declared bounds."""
 
 from hauberk.data.augment import Augmentation, augment
+from hauberk.data.pseudo import pseudo_label
 from hauberk.data.sets import DATA_SETS, find_files, load_data
-from hauberk.data.source import Arrays, Items, Part, Source, as_source, channel_statistics, check_source, fetch_for, labels
+from hauberk.data.source import (
+    Arrays,
+    Items,
+    Joined,
+    Part,
+    Source,
+    as_source,
+    channel_statistics,
+    check_source,
+    fetch_for,
+    labels,
+)
 
 __all__ = [
     "DATA_SETS",
     "Arrays",
     "Augmentation",
     "Items",
+    "Joined",
     "Part",
     "Source",
     "as_source",
@@ -19,4 +32,5 @@ __all__ = [
     "find_files",
     "labels",
     "load_data",
+    "pseudo_label",
 ]

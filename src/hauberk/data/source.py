@@ -123,6 +123,40 @@ class Part:
         return self.whole.fetch(self.index[index])
 
 
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Two sources, one behind the other.
+
+    Attributes:
+        first: whose name and classes it has.
+        second: whose examples follow.
+    """
+
+    first: Source
+    second: Source
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self.first.name
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are, if known."""
+        return self.first.classes
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs (B, ...), floating, and labels (B,), in the order of ``index``."""
+        behind = index >= len(self.first)
+        x1, y1 = self.first.fetch(index[~behind])
+        x2, y2 = self.second.fetch(index[behind] - len(self.first))
+        place = torch.cat([(~behind).nonzero(), behind.nonzero()]).squeeze(1).argsort()
+        return torch.cat([x1, x2.to(x1.dtype)])[place], torch.cat([y1, y2])[place]
+
+
 def as_source(data: Any) -> Source:
     """Make a source of whatever the caller has.
 
@@ -194,6 +228,8 @@ def channel_statistics(source: Arrays) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def _in_memory(source: Source) -> bool:
+    if isinstance(source, Joined):
+        return _in_memory(source.first) and _in_memory(source.second)
     return isinstance(source, Arrays) or (isinstance(source, Part) and _in_memory(source.whole))
 
 

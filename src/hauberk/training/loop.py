@@ -44,6 +44,7 @@ class Trainer:
         self.model = model.to(device)
         self.plan, self.folder, self.device, self.stop = plan, folder, device, stop
         self.report_every = report_every
+        self.examples = plan.examples
         settings = plan.settings
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
@@ -103,7 +104,7 @@ class Trainer:
         at = self.epoch * plan.steps_per_epoch + self.step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, at, plan.total_steps)
-        x, y = fetch_for(self.model, plan.train, index)
+        x, y = fetch_for(self.model, self.examples, index)
         noise = Noise(settings.seed, index.to(self.device), stage=at)
         x = augment(x, plan.augment, noise)
         self.model.train()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hauberk.data import DATA_SETS, Augmentation, Part, Source, labels
+from hauberk.data import DATA_SETS, Augmentation, Joined, Part, Source, labels
 from hauberk.errors import UserError
 from hauberk.methods import Method
 from hauberk.models import ModelSpec
@@ -29,6 +29,7 @@ class Plan:
         val: the part held out of it for validation, perhaps empty.
         augment: augmentation in force.
         class_weights: (C,) or None.
+        unlabelled: further examples with pseudo-labels, or None.
     """
 
     spec: ModelSpec
@@ -38,11 +39,23 @@ class Plan:
     val: Source
     augment: Augmentation
     class_weights: Tensor | None
+    unlabelled: Source | None = None
+
+    @property
+    def examples(self) -> Source:
+        """What the batches index: the training part, and the unlabelled examples behind it."""
+        return self.train if self.unlabelled is None else Joined(self.train, self.unlabelled)
+
+    @property
+    def labelled_batch(self) -> int:
+        """Labelled examples of each batch."""
+        share = self.settings.unlabelled_share if self.unlabelled is not None else 0.0
+        return max(1, round(self.settings.batch_size * (1 - share)))
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, replays included; a last batch of one example is dropped, because BatchNorm cannot use it."""
-        whole, rest = divmod(len(self.train), self.settings.batch_size)
+        whole, rest = divmod(len(self.train), self.labelled_batch)
         return max(1, whole + (rest > 1)) * self.method.replays
 
     @property
@@ -51,10 +64,19 @@ class Plan:
         return self.settings.epochs * self.steps_per_epoch
 
     def batches(self, epoch: int) -> list[Tensor]:
-        """Return the indices of each batch of an epoch, in an order that depends on seed and epoch only."""
+        """Return the indices of each batch of an epoch, in an order that depends on seed and epoch only.
+
+        An epoch is one pass over the labelled examples; unlabelled ones fill each batch up to its size.
+        """
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.train), generator=generator)
-        batches = order.split(self.settings.batch_size)[: self.steps_per_epoch // self.method.replays]
+        batches = order.split(self.labelled_batch)[: self.steps_per_epoch // self.method.replays]
+        if self.unlabelled is not None:
+            added = self.settings.batch_size - self.labelled_batch
+            rounds = -(-len(batches) * added // len(self.unlabelled))
+            orders = [torch.randperm(len(self.unlabelled), generator=generator) for _ in range(rounds)]
+            more = (torch.cat(orders) + len(self.train)).split(added) if added else ()
+            batches = tuple(torch.cat(pair) for pair in zip(batches, more, strict=False)) if added else batches
         return [batch for batch in batches for _ in range(self.method.replays)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,12 +90,15 @@ class Plan:
                 "folder": getattr(_whole(self.train), "folder", ""),
                 "train": len(self.train),
                 "val": len(self.val),
+                "unlabelled": 0 if self.unlabelled is None else len(self.unlabelled),
             },
             "settings": json.loads(json.dumps(asdict(self.settings))),
         }
 
 
-def make_plan(spec: ModelSpec, method: Method, settings: TrainSettings, source: Source) -> Plan:
+def make_plan(
+    spec: ModelSpec, method: Method, settings: TrainSettings, source: Source, unlabelled: Source | None = None
+) -> Plan:
     """Hold out the validation part, and settle augmentation and class weights.
 
     Raises:
@@ -92,7 +117,7 @@ def make_plan(spec: ModelSpec, method: Method, settings: TrainSettings, source: 
     if augment != "none" and len(spec.input_shape) != 3:
         raise UserError(f"augmentation {augment!r} is for images, not inputs of shape {spec.input_shape}")
     method = method.planned(settings.epochs, first_drop(settings))
-    return Plan(spec, method, settings, train, val, augment, _class_weights(settings, train, spec.classes))
+    return Plan(spec, method, settings, train, val, augment, _class_weights(settings, train, spec.classes), unlabelled)
 
 
 def compare_plans(stored: dict[str, Any], now: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ def train(
     threat: ThreatModel | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    unlabelled: Any = None,
     quiet: bool = False,
     report_every: int = 1,
     **settings: Any,
@@ -67,6 +68,8 @@ def train(
         threat: what the adversary may do; not needed if ``method`` was made by ``hb.method``.
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
         resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped.
+        unlabelled: further training data with pseudo-labels, as ``hauberk.data.pseudo_label`` makes them; each batch takes
+            ``unlabelled_share`` of its examples from there.
         quiet: print nothing.
         report_every: print the line of every so many epochs, and of the last.
         **settings: fields of ``TrainSettings`` (``epochs``, ``lr``, ``batch_size``, ...). What is not given takes the value
@@ -90,6 +93,9 @@ def train(
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
     check_source(source, method.threat)
+    more = None if unlabelled is None else as_source(unlabelled)
+    if more is not None:
+        check_source(more, method.threat)
     chosen = _settings(settings, source.name, model if isinstance(model, str) else getattr(model, "name", ""))
     device = pick_device(chosen.device)
     threads = torch.get_num_threads()
@@ -99,7 +105,7 @@ def train(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), watch_signals() as stop:
             torch.manual_seed(chosen.seed)
             spec, network = _network(model, source, device, method.extra_outputs)
-            plan = make_plan(spec, method, chosen, source)
+            plan = make_plan(spec, method, chosen, source, more)
             folder = _open_folder(out, resume)
             trainer = Trainer(network, plan, folder, device, stop, report_every)
             warning = _begin(trainer, plan.to_dict(), resume)
