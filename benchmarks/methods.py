@@ -86,9 +86,10 @@ def write_table(options: Options, threat: str, rows: list) -> None:
     lines = [
         f"# Methods on {options.data}, reduced budget",
         "",
-        f"`python benchmarks/methods.py --data {options.data} --data-dir FOLDER`: small CNN, {threat}, {options.train:,} training "
-        f"images, {options.epochs} epochs, SGD 0.05 divided by 10 at 50 % and 80 %, ε warm-up over 30 %, one seed; best epoch by PGD-10 "
-        f"on held-out training images; the first {options.test:,} test images. Reweighting starts at the first drop.",
+        f"`python benchmarks/methods.py --data {options.data} --data-dir FOLDER`: small CNN, {threat}, {options.train:,} "
+        f"training images, {options.epochs} epochs, SGD 0.05 divided by 10 at 50 % and 80 %, ε warm-up over 30 %, one seed; "
+        f"best epoch by PGD-10 on held-out training images; the first {options.test:,} test images. Reweighting starts at the "
+        "first drop.",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, Hauberk {hb.__version__}, torch {torch.__version__.split('+')[0]}, Python "
         f"{platform.python_version()}, {options.threads} thread(s) of a 2-core x86-64 CPU (seconds are of a shared machine).",

@@ -14,7 +14,8 @@ import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.data import Arrays, as_source, labels
 from hauberk.files import read_state, write_state
-from hauberk.settings import TrainSettings, recommended
+from hauberk.published import BY_DATA, OFFICIAL, find_published
+from hauberk.settings import TrainSettings
 from hauberk.training.plan import make_plan
 from hauberk.training.schedule import eps_scale, learning_rate
 
@@ -366,11 +367,14 @@ def test_works_in_a_thread_and_puts_signal_handlers_back():
 
 
 def test_recommended_settings_are_valid():
-    for data in ("digits", "mnist", "cifar10", "svhn", "else"):
-        for model in ("small-cnn", "resnet18", "wrn-34-10", "preact-resnet18"):
-            assert TrainSettings(**recommended(data, model)).epochs > 0
-    assert recommended("cifar10", "wrn-32-10")["weight_decay"] == 7e-4
-    assert recommended("cifar10", "resnet18")["lr"] == 0.01
+    for found in (*BY_DATA.values(), *OFFICIAL.values(), find_published("else", "mlp")):
+        assert TrainSettings(**found.settings).epochs > 0
+        assert found.source
+    assert find_published("cifar10", "wrn-32-10").settings["weight_decay"] == 7e-4
+    assert find_published("cifar10", "resnet18", "mail-at").settings["epochs"] == 100
+    assert find_published("cifar10", "resnet18", "mail-at", "official").settings["milestones"] == (76.0, 91.0, 101.0)
+    for name, _ in OFFICIAL:
+        assert name in hb.list_methods()
 
 
 def test_cuda_training(device, tmp_path):

@@ -73,28 +73,3 @@ class TrainSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-
-
-# What differs from the defaults above, by data set and model. One readable place, each with where it comes from.
-RECOMMENDED: dict[tuple[str, str], dict[str, object]] = {
-    # Measured here: a minute per method on two CPU cores.
-    ("digits", ""): {"epochs": 40, "lr": 0.1, "batch_size": 64},
-    # Measured here: over 90 % PGD-40 accuracy. Without ε warm-up the loss stays at log 10.
-    ("mnist", ""): {"epochs": 8, "lr": 0.1, "eps_warmup": 0.3},
-    ("fashion-mnist", ""): {"epochs": 10, "lr": 0.1, "eps_warmup": 0.3},
-    # MAIL paper, Section 4.1.
-    ("cifar10", "resnet18"): {"epochs": 100, "lr": 0.01, "weight_decay": 3.5e-3, "schedule": "steps"},
-    ("cifar100", "resnet18"): {"epochs": 100, "lr": 0.01, "weight_decay": 3.5e-3, "schedule": "steps"},
-    ("svhn", "resnet18"): {"epochs": 100, "lr": 0.01, "weight_decay": 3.5e-3, "schedule": "steps"},
-    ("cifar10", "wrn"): {"epochs": 100, "lr": 0.1, "weight_decay": 7e-4, "schedule": "steps"},
-    ("cifar100", "wrn"): {"epochs": 100, "lr": 0.1, "weight_decay": 7e-4, "schedule": "steps"},
-    ("svhn", "wrn"): {"epochs": 100, "lr": 0.1, "weight_decay": 7e-4, "schedule": "steps"},
-    # robust_overfitting (Rice et al. 2020).
-    ("cifar10", "preact-resnet18"): {"epochs": 200, "lr": 0.1, "schedule": "steps", "milestones": (101.0, 151.0)},
-}
-
-
-def recommended(data: str, model: str) -> dict[str, object]:
-    """Return the settings recommended for a data set and a model, as far as they differ from the defaults."""
-    family = "wrn" if model.startswith("wrn-") else model
-    return RECOMMENDED.get((data, family)) or RECOMMENDED.get((data, "")) or {}

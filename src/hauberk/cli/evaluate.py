@@ -92,6 +92,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         n=options.n,
         batch_size=options.batch_size,
         seed=options.seed,
+        detects=_detects(card),
         quiet=options.quiet or options.json,
     )
     out = options.out or (options.target if options.target.is_dir() else options.target.parent) / "evaluation.json"
@@ -121,6 +122,15 @@ def _threat(options: Evaluate, card: dict[str, Any]) -> "ThreatModel":
     if options.data in DATA_SETS:
         return make_threat("Linf", DATA_SETS[options.data].eps)
     raise UserError("the card does not name a threat model; give --eps (and --norm)")
+
+
+def _detects(card: dict[str, Any]) -> bool:
+    """Whether the card's method gives the model a class of adversarial inputs."""
+    from hauberk.methods import find_recipe
+    from hauberk.objectives import OBJECTIVES
+
+    name = card.get("method", {}).get("name")
+    return bool(name) and OBJECTIVES[find_recipe(name).objective].extra_outputs > 0
 
 
 def _built(name: str, test: Any) -> Any:

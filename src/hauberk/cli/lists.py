@@ -101,6 +101,7 @@ def methods(arguments: Sequence[str]) -> int:
         "weighting": _plain(vars(recipe.weighting)) if recipe.weighting.measure != "none" else None,
         "weight perturbation": _plain(vars(recipe.awp)) if recipe.awp.gamma else None,
         "official code": _plain(recipe.official) or "no setting differs",
+        "training (CIFAR-10)": _published(options.name),
         "loss": (OBJECTIVES[recipe.objective].terms.__doc__ or "").strip(),
     }
     if options.json:
@@ -122,6 +123,15 @@ def models(arguments: Sequence[str]) -> int:
     return _show(
         rows, options.json, "Your own: --model module:factory, called with input_shape= and classes= if it takes them."
     )
+
+
+def _published(name: str) -> str:
+    """Say how the sources train this method on CIFAR-10."""
+    from hauberk.published import BY_DATA, OFFICIAL
+
+    found = [(model, row) for (data, model), row in BY_DATA.items() if data == "cifar10"]
+    official = [(f"{model}, official", row) for (method, model), row in OFFICIAL.items() if method == name]
+    return "".join(f"\n  {model}: {_plain(row.settings | row.method)} ({row.source})" for model, row in found + official)
 
 
 def _plain(settings: Any) -> str:

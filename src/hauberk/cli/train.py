@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hauberk.cli.parse import parse, peek, program
 from hauberk.errors import UserError
-from hauberk.settings import TrainSettings, recommended
+from hauberk.published import find_published
+from hauberk.settings import TrainSettings
 
 if TYPE_CHECKING:
     from hauberk.training import Run
@@ -20,7 +21,8 @@ class Train:
 
     Example: hauberk train --data mnist --data-dir ~/data --method trades --eps 0.3
 
-    Defaults of the training settings depend on --data and --model: give these first, then --help, to see them. Ctrl-C
+    Defaults of the training settings depend on --data, --model, --method and --preset: give these, then --help, to see
+    them. Ctrl-C
     finishes the step, saves, and says how to resume; a resumed run ends with the same weights as one never stopped.
     """
 
@@ -62,8 +64,9 @@ class Train:
 
 def train(arguments: Sequence[str]) -> int:
     """Run the command."""
-    data, model = peek(arguments, "--data", "digits"), peek(arguments, "--model", "small-cnn")
-    default = Train(settings=TrainSettings(**recommended(data, model)))  # type: ignore[arg-type]
+    names = {"--data": "digits", "--model": "small-cnn", "--method": "at", "--preset": "paper"}
+    published = find_published(*(peek(arguments, option, usual) for option, usual in names.items()))
+    default = Train(settings=TrainSettings(**published.settings))
     options = parse(Train, "train", arguments, default)
     run = _resume(options) if options.resume else _start(options)
     if run.interrupted:

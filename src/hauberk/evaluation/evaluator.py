@@ -3,7 +3,7 @@
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ def evaluate(
     n: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    detects: bool = False,
     quiet: bool = False,
 ) -> Evaluation:
     """Measure clean and robust accuracy.
@@ -50,6 +51,10 @@ def evaluate(
         n: evaluate the first n examples only.
         batch_size: examples at a time; the random draws of each example do not depend on it.
         seed: of the random starts.
+        detects: the model's last output is a class of adversarial inputs. Attacks then try to be misclassified without
+            being recognised, robust accuracy is with rejection (an adversarial input does no harm if it gets its label or is
+            recognised), and ``detection`` says how many adversarial inputs that do not try to hide are recognised, and how
+            many clean inputs are taken for adversarial.
         quiet: print no progress.
 
     Raises:
@@ -65,9 +70,10 @@ def evaluate(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     first_x, first_y = fetch_for(model, source, torch.arange(min(count, 16)))
     check_inputs(first_x, first_y, threat, source.classes)
-    check_model(model, first_x, first_y, source.classes)
+    needed = None if source.classes is None else source.classes + detects
+    check_model(model, first_x, first_y, needed)
     begun = time.perf_counter()
-    tally = _Tally(names)
+    tally = _Tally(names, needed, detects)
     with Display("evaluate", count, quiet=quiet) as display:
         for start in range(0, count, batch_size):
             index = torch.arange(start, min(start + batch_size, count))
@@ -96,6 +102,8 @@ class _Tally:
     """Verdicts so far."""
 
     names: tuple[str, ...]
+    outputs: int | None
+    detects: bool
     y: list[Tensor] = field(default_factory=list)
     right: list[Tensor] = field(default_factory=list)
     broken: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -103,6 +111,9 @@ class _Tally:
     fragile: int = 0
     spread: float = 0.0
     classes: int = 0
+    alarms: int = 0
+    attacked: int = 0
+    recognised: int = 0
 
     def add(self, model: nn.Module, source: Source, index: Tensor, threat: ThreatModel, seed: int) -> None:
         """Attack one batch with every attack."""
@@ -110,12 +121,15 @@ class _Tally:
         check_inputs(x, y, threat, source.classes)
         with attack_view(model) as view, torch.no_grad():
             logits = view(x)
-            check_logits(logits, y, source.classes)
+            check_logits(logits, y, self.outputs)
             if not self.y:  # two passes in one view, where a random model draws new numbers
                 self.spread = float((logits - view(x)).abs().max())
                 self.classes = logits.shape[1]
         self.passes["forwards"] += len(x)
         right = logits.argmax(1) == y
+        if self.detects:
+            self.alarms += int((logits.argmax(1) == logits.shape[1] - 1).sum())
+            self._detect(model, x[right], y[right], threat, Noise(seed, index.to(x.device)[right], _stage("detection")))
         self.y.append(y.cpu())
         self.right.append(right.cpu())
         alive = right.nonzero().squeeze(1)
@@ -129,7 +143,8 @@ class _Tally:
     def _attack(self, name: str, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Tensor:
         """Return (B,) bool: broken, checked again on the untouched model."""
         preset = get_preset(name)
-        found = ascend(model, x, y, threat, preset.settings, keep=preset.keep, seed=noise)
+        settings = replace(preset.settings, loss="evade") if self.detects else preset.settings
+        found = ascend(model, x, y, threat, settings, keep=preset.keep, seed=noise)
         self.passes["forwards"] += found.forwards * len(x)
         self.passes["backwards"] += found.backwards * len(x)
         claimed = found.success.nonzero().squeeze(1)
@@ -137,11 +152,23 @@ class _Tally:
         if len(claimed):
             points = found.x_adv[claimed]
             with attack_view(model) as view, torch.no_grad():
-                wrong = view(points).argmax(1) != y[claimed]
+                logits = view(points)
+            wrong = logits.argmax(1) != y[claimed]
+            if self.detects:
+                wrong &= logits.argmax(1) != logits.shape[1] - 1
             self.passes["forwards"] += len(claimed)
             broken[claimed] = wrong & threat.contains(points, x[claimed])
             self.fragile += int((~broken[claimed]).sum())
         return broken
+
+    def _detect(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> None:
+        """Count how many adversarial inputs are recognised when they only try to be misclassified."""
+        if len(x) == 0:
+            return
+        found = ascend(model, x, y, threat, replace(get_preset("pgd-20").settings, loss="cw"), keep="best", seed=noise)
+        assert found.logits is not None  # the best point was looked at
+        self.attacked += len(x)
+        self.recognised += int((found.logits.argmax(1) == found.logits.shape[1] - 1).sum())
 
     def result(self, threat: str, suite: str, provenance: dict[str, Any]) -> Evaluation:
         """Count."""
@@ -162,6 +189,12 @@ class _Tally:
             by_attack={name: int((right & ~hits).sum()) / n for name, hits in broken.items()},
             by_class={int(c): int(standing[y == c].sum()) / int((y == c).sum()) for c in y.unique()},
             broken_by=broken_by,
+            detection={
+                "detection_rate": self.recognised / max(self.attacked, 1),
+                "false_alarms": self.alarms / n,
+            }
+            if self.detects
+            else None,
             diagnostics=diagnose(right, broken, self.fragile, self.spread, self.classes),
             provenance=provenance,
         )

@@ -31,6 +31,8 @@ class Evaluation:
         by_class: for each label, robust accuracy of its examples.
         broken_by: for each example, "clean" if wrong without an attack, the name of the cheapest attack that broke it, or
             None if it stands.
+        detection: for a model with a class of adversarial inputs, the share of adversarial inputs (PGD-20 on the margin, not
+            trying to hide) that it recognises, and the share of clean inputs it takes for adversarial; otherwise None.
         diagnostics: whether the number can be believed.
         provenance: seed, batch size, passes, seconds, versions, machine.
     """
@@ -43,6 +45,7 @@ class Evaluation:
     by_attack: dict[str, float]
     by_class: dict[int, float]
     broken_by: list[str | None]
+    detection: dict[str, float] | None
     diagnostics: list[Diagnostic]
     provenance: dict[str, Any]
 
@@ -75,6 +78,7 @@ class Evaluation:
             "by_attack": self.by_attack,
             "by_class": {str(label): share for label, share in self.by_class.items()},
             "broken_by": self.broken_by,
+            "detection": self.detection,
             "diagnostics": [d.to_dict() for d in self.diagnostics],
             "provenance": self.provenance,
         }
@@ -89,9 +93,16 @@ class Evaluation:
 
     def __str__(self) -> str:
         low, high = self.interval
+        found = self.detection
+        also = (
+            f", recognises {100 * found['detection_rate']:.1f} %, false alarms {100 * found['false_alarms']:.1f} %"
+            if found
+            else ""
+        )
+        kind = "robust accuracy with rejection" if found else "robust accuracy"
         return (
-            f"robust accuracy at most {100 * self.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under "
-            f"{self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, attacks: {', '.join(self.by_attack)}"
+            f"{kind} at most {100 * self.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under "
+            f"{self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, attacks: {', '.join(self.by_attack)}{also}"
         )
 
 

@@ -3,6 +3,6 @@
 from hauberk.methods.make import method
 from hauberk.methods.method import Method
 from hauberk.methods.output import Output
-from hauberk.methods.recipes import RECIPES, equation, find_recipe, list_methods
+from hauberk.methods.recipes import RECIPES, Recipe, equation, find_recipe, list_methods
 
-__all__ = ["RECIPES", "Method", "Output", "equation", "find_recipe", "list_methods", "method"]
+__all__ = ["RECIPES", "Method", "Output", "Recipe", "equation", "find_recipe", "list_methods", "method"]

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from hauberk.attacks.steps import Ascent, parse_step
 from hauberk.errors import UserError, unknown_name
-from hauberk.methods.method import Choices, Method
+from hauberk.methods.choices import Choices
+from hauberk.methods.method import Method
 from hauberk.methods.recipes import find_recipe
 from hauberk.methods.weights import Weighting
 from hauberk.objectives import OBJECTIVES, PresetName

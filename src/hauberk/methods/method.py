@@ -1,8 +1,6 @@
 """A method bound to a threat model: what runs in the training loop."""
 
-from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,60 +12,14 @@ from hauberk.attacks.steps import Ascent
 from hauberk.attacks.training import margin_pgd
 from hauberk.attacks.view import kept_buffers
 from hauberk.checks import check_inputs, checked_first_pass
+from hauberk.methods.choices import Batch, Choices, Horizon, Pass
 from hauberk.methods.output import Output
-from hauberk.methods.perturb import WeightPerturbation, carry_gradients, perturbation, perturbed
-from hauberk.methods.recipes import Recipe
+from hauberk.methods.perturb import carry_gradients, perturbation, perturbed
 from hauberk.methods.state import Memory
-from hauberk.methods.weights import Weighting
 from hauberk.noise import Noise
-from hauberk.objectives import OBJECTIVES, PresetName, Terms
+from hauberk.objectives import OBJECTIVES
 from hauberk.threat import ThreatModel
 from hauberk.weighting import summary
-
-
-@dataclass(frozen=True)
-class Horizon:
-    """How long the training is, for schedules of the method. The defaults are the MAIL paper's.
-
-    Attributes:
-        epochs: of the whole training.
-        first_drop: 0-based epoch at which the learning rate first drops.
-    """
-
-    epochs: int = 100
-    first_drop: int = 74
-
-
-@dataclass(frozen=True, eq=False)
-class Choices:
-    """The choices a method is made of, settled.
-
-    Attributes:
-        recipe: the row of the table.
-        preset: "paper" or "official".
-        attack: the inner maximisation, or None.
-        terms: the objective with its hyperparameters.
-        weighting: instance weights.
-        awp: weight perturbation.
-    """
-
-    recipe: Recipe
-    preset: PresetName
-    attack: Ascent | None
-    terms: Callable[..., Terms]
-    weighting: Weighting
-    awp: WeightPerturbation
-
-
-@dataclass(frozen=True, eq=False)
-class _Pass:
-    """What one pass of the loss showed."""
-
-    loss: Tensor
-    logits: Tensor | None
-    logits_adv: Tensor | None
-    weights: Tensor
-    measure: Tensor | None
 
 
 class Method:
@@ -144,14 +96,14 @@ class Method:
         first = self._calls == 0
         self._calls += 1
         threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
-        batch = _Batch(x, y, index, class_weights)
+        batch = Batch(x, y, index, class_weights)
         if not first:
             return self._step(model, batch, epoch, threat, noise)
         check_inputs(x, y, self.threat)
         with checked_first_pass(model, y, self.extra_outputs):
             return self._step(model, batch, epoch, threat, noise)
 
-    def _step(self, model: nn.Module, batch: "_Batch", epoch: int, threat: ThreatModel, noise: Noise) -> Output:
+    def _step(self, model: nn.Module, batch: Batch, epoch: int, threat: ThreatModel, noise: Noise) -> Output:
         seen, extra = self._attack(model, batch, epoch, threat, noise)
         x_adv = seen.x_adv if seen else None
         if self.replays > 1:
@@ -183,7 +135,7 @@ class Method:
         )
 
     def _attack(
-        self, model: nn.Module, batch: "_Batch", epoch: int, threat: ThreatModel, noise: Noise
+        self, model: nn.Module, batch: Batch, epoch: int, threat: ThreatModel, noise: Noise
     ) -> tuple[AttackResult | None, dict[str, Tensor]]:
         """Find adversarial inputs; returns what was seen, and what else the objective wants to know."""
         recipe, attack = self.choices.recipe, self.choices.attack
@@ -211,13 +163,13 @@ class Method:
     def _loss(
         self,
         model: nn.Module,
-        batch: "_Batch",
+        batch: Batch,
         x_adv: Tensor | None,
         seen: AttackResult | None,
         extra: dict[str, Tensor],
         epoch: int,
         weights: Tensor | None,
-    ) -> _Pass:
+    ) -> Pass:
         """Make the passes of the loss and compute it, with given weights or those of the method."""
         objective = OBJECTIVES[self.choices.recipe.objective]
         logits = model(batch.x) if objective.clean else None
@@ -230,7 +182,7 @@ class Method:
         terms = weights * robust + regular
         if batch.class_weights is not None:
             terms = terms * batch.class_weights.to(terms)[batch.y]
-        return _Pass(terms.mean(), logits, logits_adv, weights, measure)
+        return Pass(terms.mean(), logits, logits_adv, weights, measure)
 
     def _weights(
         self, seen: AttackResult | None, logits: Tensor | None, logits_adv: Tensor | None, y: Tensor, epoch: int
@@ -247,7 +199,7 @@ class Method:
         lam = weighting.lam_at(epoch, begin, self.horizon.epochs)
         return weighting.assigned(measure, steps, lam, self.choices.preset), measure
 
-    def _report(self, at: _Pass, y: Tensor) -> dict[str, Tensor]:
+    def _report(self, at: Pass, y: Tensor) -> dict[str, Tensor]:
         if self.choices.weighting.measure == "none":
             return {}
         found = summary(at.weights, at.measure)
@@ -278,16 +230,6 @@ class Method:
 
     def __repr__(self) -> str:
         return f"method({self.name!r}, {self.threat})"
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """What the loop hands over."""
-
-    x: Tensor
-    y: Tensor
-    index: Tensor | None
-    class_weights: Tensor | None
 
 
 def _detached(logits: Tensor | None) -> Tensor | None:

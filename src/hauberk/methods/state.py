@@ -22,12 +22,12 @@ class Memory:
         """Return each example's radius as a part of ε, (B,): 0.1 at first, and always where ``index`` is None."""
         if index is None:
             return torch.full(y.shape, LEAST_SHARE, device=y.device)
-        return self._room(index)[index.to(self._shares.device)].to(y.device)
+        return self._room(index, y.device)[index.to(y.device)]
 
     def remember(self, index: Tensor | None, shares: Tensor) -> None:
         """Keep the radii found, at least 0.1, where ``index`` says whose they are."""
         if index is not None:
-            self._room(index)[index.to(self._shares.device)] = shares.clamp(LEAST_SHARE, 1.0).to(self._shares)
+            self._room(index, shares.device)[index.to(shares.device)] = shares.clamp(LEAST_SHARE, 1.0).to(torch.float32)
 
     def carried(self, x: Tensor, threat: ThreatModel) -> Tensor:
         """Free training's next input: the last perturbation, moved by ε along the gradient of the last backward.
@@ -64,8 +64,10 @@ class Memory:
             self._point = state["point"].clone().requires_grad_()
             self._point.grad = state["grad"]
 
-    def _room(self, index: Tensor) -> Tensor:
+    def _room(self, index: Tensor, device: torch.device) -> Tensor:
+        """Return all radii, with room for ``index``; the host does not wait if that is on the CPU."""
         needed = int(index.max()) + 1 - len(self._shares)
+        self._shares = self._shares.to(device)
         if needed > 0:
-            self._shares = torch.cat([self._shares, torch.full((needed,), LEAST_SHARE)])
+            self._shares = torch.cat([self._shares, torch.full((needed,), LEAST_SHARE, device=device)])
         return self._shares

@@ -16,7 +16,8 @@ from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.models import ModelSpec
 from hauberk.provenance import versions
-from hauberk.settings import TrainSettings, recommended
+from hauberk.published import find_published
+from hauberk.settings import TrainSettings
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.interrupt import watch_signals
 from hauberk.training.loop import STATE, Trainer
@@ -73,7 +74,7 @@ def train(
         quiet: print nothing.
         report_every: print the line of every so many epochs, and of the last.
         **settings: fields of ``TrainSettings`` (``epochs``, ``lr``, ``batch_size``, ...). What is not given takes the value
-            recommended for the data set and model, see ``hauberk.settings``.
+            published for the data set, network and method, see ``hauberk.published``.
 
     Raises:
         UserError: for data, model and threat model that do not fit together, unknown or senseless settings, a folder that
@@ -96,7 +97,9 @@ def train(
     more = None if unlabelled is None else as_source(unlabelled)
     if more is not None:
         check_source(more, method.threat)
-    chosen = _settings(settings, source.name, model if isinstance(model, str) else getattr(model, "name", ""))
+    network_name = model if isinstance(model, str) else getattr(model, "name", "")
+    found = find_published(source.name, network_name, method.name, method.choices.preset)
+    chosen = _settings(found.settings | settings)
     device = pick_device(chosen.device)
     threads = torch.get_num_threads()
     if chosen.threads:
@@ -188,13 +191,13 @@ def _network(
     return spec, network
 
 
-def _settings(given: dict[str, Any], data: str, model: str) -> TrainSettings:
+def _settings(given: dict[str, Any]) -> TrainSettings:
     known = [field.name for field in fields(TrainSettings)]
     for name in given:
         if name not in known:
             raise unknown_name("training setting", name, known)
     try:
-        return TrainSettings(**(recommended(data, model) | given))  # type: ignore[arg-type]
+        return TrainSettings(**given)
     except TypeError as error:
         raise UserError(f"a training setting has the wrong type: {error}") from error
 

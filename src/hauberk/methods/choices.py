@@ -1,0 +1,67 @@
+"""What a method is made of, and what passes between its parts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hauberk.attacks.steps import Ascent
+from hauberk.methods.perturb import WeightPerturbation
+from hauberk.methods.recipes import Recipe
+from hauberk.methods.weights import Weighting
+from hauberk.objectives import PresetName, Terms
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How long the training is, for schedules of the method. The defaults are the MAIL paper's.
+
+    Attributes:
+        epochs: of the whole training.
+        first_drop: 0-based epoch at which the learning rate first drops.
+    """
+
+    epochs: int = 100
+    first_drop: int = 74
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The choices a method is made of, settled.
+
+    Attributes:
+        recipe: the row of the table.
+        preset: "paper" or "official".
+        attack: the inner maximisation, or None.
+        terms: the objective with its hyperparameters.
+        weighting: instance weights.
+        awp: weight perturbation.
+    """
+
+    recipe: Recipe
+    preset: PresetName
+    attack: Ascent | None
+    terms: Callable[..., Terms]
+    weighting: Weighting
+    awp: WeightPerturbation
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What one pass of the loss showed."""
+
+    loss: Tensor
+    logits: Tensor | None
+    logits_adv: Tensor | None
+    weights: Tensor
+    measure: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the loop hands over."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor | None
+    class_weights: Tensor | None
