@@ -123,6 +123,16 @@ def test_free_training_carries_its_perturbation_and_its_gradient():
     assert torch.equal(method(model, x, y).x_adv, again(model, x, y).x_adv)
 
 
+def test_jitter_stays_inside_and_is_keyed_by_example():
+    model = tiny_net(seed=3).eval()
+    x, y = tiny_batch(8)
+    plain = hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9)
+    shaken = hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9, jitter=0.01)
+    assert not torch.equal(plain.x_adv, shaken.x_adv)
+    assert THREAT.contains(shaken.x_adv, x).all()
+    assert torch.equal(shaken.x_adv, hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9, jitter=0.01).x_adv)
+
+
 def test_friendly_points_are_no_further_than_they_need_be():
     model = tiny_net(seed=3).eval()
     x, _ = tiny_batch(64)

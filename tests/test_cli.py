@@ -148,10 +148,10 @@ def test_a_failure_that_is_not_the_users_keeps_its_traceback(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_says_how_to_resume_and_resuming_ends_the_same(number, workplace):
-    command = [sys.executable, "-m", "hauberk", "train", "--epochs", "4", "--val-steps", "2", "--threads", "1", "--seed", "5"]
+    command = [sys.executable, "-m", "hauberk", "train", "--epochs", "8", "--val-steps", "2", "--threads", "1", "--seed", "5"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     whole = subprocess.run([*command, "--out", "whole"], env=environment, capture_output=True, text=True, check=True)
-    assert "epoch 4/4" in whole.stdout
+    assert "epoch 8/8" in whole.stdout
     process = subprocess.Popen([*command, "--out", "cut"], env=environment, stdout=subprocess.PIPE, text=True)
     metrics = workplace / "cut" / "metrics.jsonl"
     deadline = time.monotonic() + 120

@@ -78,7 +78,7 @@ def test_exact_mart_still_teaches_the_confidently_wrong():
 def test_two_classes_are_enough():
     clean, adv, y = logits_pair(classes=2)
     for objective in OBJECTIVES.values():
-        terms = objective.terms(clean, adv, y)
+        terms = objective.terms(clean, adv, y, beta=1.0, preset="paper")  # all are called alike
         assert terms.robust.shape == terms.regular.shape == (7,)
         assert (terms.robust + terms.regular).isfinite().all()
 

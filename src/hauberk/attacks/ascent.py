@@ -10,6 +10,7 @@ from hauberk.attacks.losses import make_loss
 from hauberk.attacks.result import AttackResult, Best
 from hauberk.attacks.steps import Ascent, parse_step
 from hauberk.attacks.view import attack_view
+from hauberk.errors import UserError
 from hauberk.noise import Noise, batch_noise
 from hauberk.threat import ThreatModel
 from hauberk.threat.region import Region
@@ -56,6 +57,8 @@ def ascend(
     Raises:
         UserError: if settings, threat model and inputs do not fit together.
     """
+    if settings.tau is not None and keep != "last-unseen":
+        raise UserError("a friendly attack hands back where each example stopped; use keep='last-unseen'")
     noise = batch_noise(seed, x)
     size = parse_step(settings.step_size, threat)
     with attack_view(model, settings.mode) as view:
@@ -166,13 +169,10 @@ class _Run:
         size = self.size
         if isinstance(size, Tensor) and rows.index is not None and size.ndim == rows.point.ndim:
             size = size[rows.index]
+        if self.settings.jitter:
+            rows.point = rows.point + self.settings.jitter * _get(self.noise.normal(self.rows.point, tag), rows)
         if not factors:
-            point = rows.region.step(rows.point, grad, size)
-            if self.settings.jitter:
-                draws = self.noise.normal(self.rows.point, tag)
-                draws = draws if rows.index is None else draws[rows.index]
-                point = rows.region.project(point + self.settings.jitter * draws)
-            return point
+            return rows.region.step(rows.point, grad, size)
         best, best_loss = rows.point, torch.full_like(rows.y, -torch.inf, dtype=rows.point.dtype)
         for factor in factors:
             point = rows.region.step(rows.point, grad, size * factor)

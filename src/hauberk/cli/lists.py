@@ -87,7 +87,7 @@ def methods(arguments: Sequence[str]) -> int:
     from hauberk.objectives import OBJECTIVES
 
     if not options.name:
-        return _show(list_methods(), options.json, f"Next: {program()} methods NAME explains one.")
+        return _show(list_methods(), options.json, f"Next: {program()} methods NAME explains one; each also takes +awp.")
     recipe = find_recipe(options.name)
     facts = {
         "name": options.name,

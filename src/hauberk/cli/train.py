@@ -68,7 +68,7 @@ def train(arguments: Sequence[str]) -> int:
     published = find_published(*(peek(arguments, option, usual) for option, usual in names.items()))
     default = Train(settings=TrainSettings(**published.settings))
     options = parse(Train, "train", arguments, default)
-    run = _resume(options) if options.resume else _start(options)
+    run = _resume(options) if options.resume else _start(options, published.source)
     if run.interrupted:
         print(f"Stopped and saved. Go on with: {program()} train --resume {run.folder}")
         return 1
@@ -76,7 +76,7 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _start(options: Train) -> "Run":
+def _start(options: Train, settings_source: str) -> "Run":
     from hauberk.data import DATA_SETS, channel_statistics, load_data
     from hauberk.methods import method
     from hauberk.models import ModelSpec
@@ -95,6 +95,7 @@ def _start(options: Train) -> "Run":
     out = options.out or free_folder(Path("runs") / f"{options.data}-{options.method}")
     if not options.quiet:
         print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
+        print(f"Settings not given on the command line: {settings_source}")
     settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings)}
     return train_model(spec, source, method=how, out=out, quiet=options.quiet, **settings)
 

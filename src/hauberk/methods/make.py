@@ -61,6 +61,8 @@ def method(name: str, threat: ThreatModel, *, preset: PresetName = "paper", seed
         if not isinstance(value, str):
             hyper[key] = _number(key, value)
     awp = replace(recipe.awp, **{field: chosen[key] for key, field in _AWP.items() if key in chosen})
+    if awp.gamma and recipe.replays > 1:
+        raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
     terms = partial(objective.terms, preset=preset, **hyper)
     choices = Choices(recipe, preset, attack, terms, weighting, awp)
     return Method(name, threat, choices, {"preset": preset, "seed": seed, **overrides})

@@ -8,25 +8,27 @@ from hauberk.objectives.kl import at_least_float32
 from hauberk.objectives.terms import PresetName, Terms, is_official
 
 
-def standard(logits: Tensor, logits_adv: Tensor | None, y: Tensor, *, preset: PresetName = "paper") -> Terms:
+def standard(logits: Tensor, logits_adv: Tensor | None, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper") -> Terms:
     """Standard training: ``ℓ = CE(f(x), y)``, ``r = 0``.
 
     Args:
         logits: of the clean inputs, (B, C).
         logits_adv: not used; may be None.
         y: labels, (B,) int64.
+        beta: not used; every objective is called alike.
         preset: no field differs.
     """
     return _only(logits, y, preset)
 
 
-def at(logits: Tensor | None, logits_adv: Tensor, y: Tensor, *, preset: PresetName = "paper") -> Terms:
+def at(logits: Tensor | None, logits_adv: Tensor, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper") -> Terms:
     """Adversarial training (Madry et al. 2018, Eq. 2.1): ``ℓ = CE(f(x'), y)``, ``r = 0``.
 
     Args:
         logits: not used; may be None.
         logits_adv: of the adversarial inputs, (B, C).
         y: labels, (B,) int64.
+        beta: not used; every objective is called alike.
         preset: no field of the loss differs.
     """
     return _only(logits_adv, y, preset)

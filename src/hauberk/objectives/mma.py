@@ -15,6 +15,7 @@ def mma(
     logits_adv: Tensor,
     y: Tensor,
     *,
+    beta: float = 0.0,
     within: Tensor | None = None,
     clean_share: float = CLEAN_SHARE,
     preset: PresetName = "paper",
@@ -28,6 +29,7 @@ def mma(
         logits: of the clean inputs, (B, C).
         logits_adv: at the nearest adversarial examples x*, (B, C).
         y: labels, (B,) int64.
+        beta: not used; every objective is called alike.
         within: (B,) bool, whether x* was found within d_max; by default whether ``logits_adv`` is misclassified.
         clean_share: c.
         preset: no field differs.
