@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.losses import make_loss
-from hauberk.attacks.result import AttackResult, Best
+from hauberk.attacks.result import AttackResult, Best, batches
 from hauberk.attacks.steps import Ascent, parse_step
 from hauberk.attacks.view import attack_view
 from hauberk.errors import UserError
@@ -214,8 +214,8 @@ class _Run:
             logits=self.best.logits if best else self.last_logits if self.keep == "last" else None,
             logits_lps=self.lps_logits,
             clean_logits=self.rows.clean,
-            forwards=_batches(self.seen["forwards"], len(self.rows.y)),
-            backwards=_batches(self.seen["backwards"], len(self.rows.y)),
+            forwards=batches(self.seen["forwards"], len(self.rows.y)),
+            backwards=batches(self.seen["backwards"], len(self.rows.y)),
         )
 
 
@@ -242,8 +242,3 @@ def _get(values: Tensor, rows: _Rows) -> Tensor:
 def _put(values: Tensor, rows: _Rows, new: Tensor) -> Tensor:
     """Return ``values`` of the whole batch with those of some rows replaced."""
     return new if rows.index is None else values.index_copy(0, rows.index, new)
-
-
-def _batches(examples: int, size: int) -> float:
-    """Passes of the whole batch; a whole number where it is one."""
-    return examples // size if examples % size == 0 else examples / size

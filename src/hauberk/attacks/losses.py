@@ -64,6 +64,20 @@ def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
     return -logit_margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """``-(z_y - z_t) / (z_π1 - (z_π3 + z_π4)/2 + 1e-12)`` (Croce and Hein 2020). (B, C), (B,), (B,) -> (B,).
+
+    Raises:
+        UserError: with fewer than 4 classes, where it is undefined.
+    """
+    if logits.shape[1] < 4:
+        raise UserError(f"the targeted DLR loss needs at least 4 classes, this model has {logits.shape[1]}; use 'ce' or 'cw'")
+    assert target is not None  # the caller names a class for each example
+    logits = at_least_float32(logits)
+    top = logits.topk(4, dim=1).values
+    return -(_at(logits, y) - _at(logits, target)) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
 def soft_logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     """``log Σ_{k≠y} exp z_k - z_y`` (Ding et al. 2020, MMA). (B, C), (B,) -> (B,)."""
     logits = at_least_float32(logits)

@@ -36,6 +36,11 @@ class AttackResult:
     backwards: float
 
 
+def batches(examples: int, size: int) -> float:
+    """Passes of the whole batch, from a count in examples; a whole number where it is one."""
+    return examples // size if examples % size == 0 else examples / size
+
+
 class Best:
     """The best point of each example so far: misclassified before not, then the larger loss."""
 
@@ -57,3 +62,16 @@ class Best:
         self.logits = torch.where(better[:, None], logits, self.logits)
         self.loss = torch.where(better, loss, self.loss)
         self.wrong = torch.where(better, wrong, self.wrong)
+
+    def offer_rows(self, rows: Tensor, point: Tensor, logits: Tensor, loss: Tensor, wrong: Tensor) -> None:
+        """Keep ``point`` (b, ...) of some examples, whose places in the batch are ``rows`` (b,), where it is better."""
+        part = Best(self.x_adv[rows])
+        part.wrong, part.loss = self.wrong[rows], self.loss[rows].to(loss.dtype)
+        part.logits = logits if self.logits is None else self.logits[rows]
+        part.offer(point, logits, loss, wrong, None)
+        if self.logits is None or part.logits is None:
+            self.logits = logits.new_zeros(len(self.wrong), logits.shape[1])
+        self.x_adv = self.x_adv.index_copy(0, rows, part.x_adv)
+        self.logits = self.logits.index_copy(0, rows, part.logits if part.logits is not None else logits)
+        self.loss = self.loss.to(loss.dtype).index_copy(0, rows, part.loss)
+        self.wrong = self.wrong.index_copy(0, rows, part.wrong)
