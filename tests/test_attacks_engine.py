@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -259,8 +260,9 @@ def test_presets_run_and_say_where_they_come_from():
     x, y = tiny_batch(2)
     for preset in PRESETS.values():
         assert preset.source
-        quick = Ascent(**{**vars(preset.settings), "steps": 2})
-        assert ascend(model, x, y, hb.Linf(0.031), quick, keep=preset.keep).x_adv.shape == x.shape
+        quick = replace(preset, settings=replace(preset.settings, steps=2))
+        assert quick.run(model, x, y, hb.Linf(0.031), 0).x_adv.shape == x.shape
+        assert preset.cost >= preset.settings.steps
     with pytest.raises(hb.UserError, match="did you mean 'pgd-20'"):
         get_preset("pgd20")
 

@@ -122,9 +122,10 @@ def share(count):
 def test_diagnostics_raise_their_flag_and_no_other():
     sound = {"fgsm": share(300), "pgd-20": share(350), "cw-30": share(360), "pgd-100": share(355)}
     assert set(verdicts(broken=sound).values()) == {"ok"}
-    assert verdicts(broken={**sound, "cw-30": share(550)})["pgd-to-cw-gap"] == "warning"  # GAIRAT's sign
+    assert verdicts(broken={**sound, "cw-30": share(550)})["cross-entropy-to-margin-gap"] == "warning"  # GAIRAT's sign
     assert verdicts(broken={**sound, "fgsm": share(400)})["iterative-beats-single-step"] == "warning"
     assert verdicts(broken={**sound, "pgd-100": share(380)})["more-steps-help"] == "warning"
+    assert verdicts(broken={**sound, "apgd-t": share(550)})["cross-entropy-to-margin-gap"] == "warning"
     assert verdicts(spread=0.1)["deterministic"] == "invalid"
     assert verdicts(right=share(110))["clean-accuracy"] == "invalid"
     assert verdicts(fragile=20)["fragile"] == "warning"
@@ -207,7 +208,7 @@ def small_mnist_net(features=1568):
             "fast_adversarial_mnist_fgsm.pth",
             0.3,
             (0.97, 0.995),
-            {"pgd-20": (0.87, 0.90), "cw-30": (0.87, 0.90), "pgd-100": (0.86, 0.885)},
+            {"apgd-ce": (0.834, 0.861), "pgd-20": (0.87, 0.90), "cw-30": (0.87, 0.90), "pgd-100": (0.86, 0.885)},
             0.82,
             0.88,
         ),

@@ -18,6 +18,16 @@ FIRST_STEP = 2.0  # times ε
 _TAGS_PER_START = 16
 
 
+@dataclass(frozen=True)
+class AutoPgd:
+    """Settings of :func:`apgd`, with AutoAttack's numbers."""
+
+    steps: int = 100
+    loss: str = "ce"
+    targets: int = 9
+    restarts: int = 1
+
+
 def apgd(
     model: nn.Module,
     x: Tensor,

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.presets import PRESETS
+from hauberk.attacks.steps import Ascent
 
 Verdict: TypeAlias = Literal["ok", "warning", "invalid"]
 
-CW_GAP = 0.03  # robust models lose one or two points from PGD to CW; GAIRAT loses 15
+MARGIN_LOSSES = ("cw", "dlr", "dlr-targeted")
+MARGIN_GAP = 0.03  # robust models lose one or two points from PGD to CW; GAIRAT loses 15
 STEPS_GAP = 0.02
 MASKED_SHARE = 0.005
 
@@ -69,7 +71,7 @@ def diagnose(right: Tensor, broken: dict[str, Tensor], fragile: int, spread: flo
         ),
     ]
     ce = {name: hits for name, hits in broken.items() if PRESETS[name].settings.loss == "ce" and name != "fgsm"}
-    cw = {name: hits for name, hits in broken.items() if PRESETS[name].settings.loss == "cw"}
+    margin = {name: hits for name, hits in broken.items() if PRESETS[name].settings.loss in MARGIN_LOSSES}
     if "fgsm" in broken and ce:
         missed = int((broken["fgsm"] & ~_union(ce)).sum())
         found.append(
@@ -80,18 +82,19 @@ def diagnose(right: Tensor, broken: dict[str, Tensor], fragile: int, spread: flo
                 "gradients mislead the iterative attack (masking): use more restarts, and attacks without gradients",
             )
         )
-    if ce and cw:
-        gap = (_union(cw).sum() - _union(ce).sum()).item() / n
+    if ce and margin:
+        gap = (_union(margin).sum() - _union(ce).sum()).item() / n
         found.append(
             _check(
-                "pgd-to-cw-gap",
-                f"CW breaks {100 * gap:+.1f} points more than PGD",
-                "warning" if gap > CW_GAP else "ok",
+                "cross-entropy-to-margin-gap",
+                f"attacks on the margin break {100 * gap:+.1f} points more than those on cross-entropy",
+                "warning" if gap > MARGIN_GAP else "ok",
                 "robust to cross-entropy attacks only; do not report the PGD number, run AutoAttack",
             )
         )
-    if len(ce) > 1:
-        by_steps = sorted(ce, key=lambda name: PRESETS[name].settings.steps)
+    plain = [name for name in ce if isinstance(PRESETS[name].settings, Ascent)]
+    if len(plain) > 1:
+        by_steps = sorted(plain, key=lambda name: PRESETS[name].settings.steps)
         short, long = by_steps[0], by_steps[-1]
         gain = (ce[long].sum() - ce[short].sum()).item() / n
         found.append(

@@ -3,7 +3,7 @@
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
 from hauberk.attacks.presets import get_preset
+from hauberk.attacks.steps import Ascent
 from hauberk.attacks.view import attack_view
 from hauberk.checks import check_inputs, check_logits, check_model
 from hauberk.console import Display
@@ -143,8 +144,7 @@ class _Tally:
     def _attack(self, name: str, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Tensor:
         """Return (B,) bool: broken, checked again on the untouched model."""
         preset = get_preset(name)
-        settings = replace(preset.settings, loss="evade") if self.detects else preset.settings
-        found = ascend(model, x, y, threat, settings, keep=preset.keep, seed=noise)
+        found = (preset.evading() if self.detects else preset).run(model, x, y, threat, noise)
         self.passes["forwards"] += found.forwards * len(x)
         self.passes["backwards"] += found.backwards * len(x)
         claimed = found.success.nonzero().squeeze(1)
@@ -165,7 +165,7 @@ class _Tally:
         """Count how many adversarial inputs are recognised when they only try to be misclassified."""
         if len(x) == 0:
             return
-        found = ascend(model, x, y, threat, replace(get_preset("pgd-20").settings, loss="cw"), keep="best", seed=noise)
+        found = ascend(model, x, y, threat, Ascent(20, "eps/4", loss="cw"), keep="best", seed=noise)
         assert found.logits is not None  # the best point was looked at
         self.attacked += len(x)
         self.recognised += int((found.logits.argmax(1) == found.logits.shape[1] - 1).sum())

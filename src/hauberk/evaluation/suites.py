@@ -32,7 +32,7 @@ def suite_attacks(suite: str, attacks: Sequence[str] = ()) -> tuple[str, ...]:
             raise unknown_name("suite", suite, [*SUITES, *_NOT_YET])
         return SUITES[suite]
     names = dict.fromkeys(attacks)  # each once
-    return tuple(sorted(names, key=lambda name: get_preset(name).settings.steps * get_preset(name).settings.restarts))
+    return tuple(sorted(names, key=lambda name: get_preset(name).cost))
 
 
 def describe(name: str) -> str:
