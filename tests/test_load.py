@@ -61,6 +61,7 @@ def test_a_card_cannot_import_by_itself(tmp_path, monkeypatch):
         (lambda folder: (folder / "best.json").write_text("[]"), "does not hold a JSON object"),
         (lambda folder: (folder / "best.json").write_text('{"format": "else"}'), "not a Hauberk card"),
         (lambda folder: (folder / "best.json").write_text("[" * 100000), "not readable JSON"),
+        (lambda folder: (folder / "best.json").write_text('{"format": "hauberk-card/1", "data": []}'), "no readable 'data'"),
         (
             lambda folder: (folder / "best.safetensors").write_bytes((folder / "best.safetensors").read_bytes()[:-4]),
             "not a whole safetensors file",

@@ -77,10 +77,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     foreign = options.target.suffix in (".pt", ".pth")
     card: dict[str, Any] = {} if foreign else read_card(options.target, options.which)[0]
     trained_on = card.get("data", {})
-    name = options.data or trained_on.get("name", "")
+    name = options.data or str(trained_on.get("name", ""))
     if not name:
         raise UserError("the card does not say which data set to use; give --data")
-    folder = options.data_dir or Path(trained_on.get("folder") or "data")
+    folder = options.data_dir or Path(str(trained_on.get("folder") or "data"))
     test = load_data(name, "test", folder, verify=options.verify)
     model = load(options.target, model=_built(options.model, test), which=options.which, device=pick_device(options.device))
     result = evaluate_model(
@@ -130,7 +130,7 @@ def _detects(card: dict[str, Any]) -> bool:
     from hauberk.objectives import OBJECTIVES
 
     name = card.get("method", {}).get("name")
-    return bool(name) and OBJECTIVES[find_recipe(name).objective].extra_outputs > 0
+    return isinstance(name, str) and OBJECTIVES[find_recipe(name).objective].extra_outputs > 0
 
 
 def _built(name: str, test: Any) -> Any:

@@ -112,6 +112,9 @@ def read_card(path: Path, which: str = "best") -> tuple[dict[str, Any], Path]:
     card = read_json(path.with_suffix(".json"))
     if card.get("format") != FORMAT:
         raise UserError(f"{path.with_suffix('.json')} is not a Hauberk card (format {card.get('format')!r})")
+    for room in ("model", "method", "threat", "data"):
+        if not isinstance(card.get(room, {}), dict):
+            raise UserError(f"{path.with_suffix('.json')} has no readable {room!r}")
     name = card.get("weights")
     if not isinstance(name, str) or Path(name).name != name:
         raise UserError(f"{path.with_suffix('.json')} names its weights as {name!r}; they must lie beside it")
