@@ -210,6 +210,7 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
         (lambda: hb.method("at+awp", THREAT, gamma=2.0), "gamma"),
         (lambda: hb.method("at+sam", THREAT), "the only addition"),
         (lambda: hb.method("free-at+awp", THREAT), "free training"),
+        (lambda: hb.method("mail-at", THREAT).planned(epochs=30, first_drop=74), "nothing would be reweighted"),
         (
             lambda: hb.method("free-at", THREAT, measure="kappa", burn_in=0)(tiny_net(), *tiny_batch()),
             "needs a method that attacks",

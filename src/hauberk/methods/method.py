@@ -12,6 +12,7 @@ from hauberk.attacks.steps import Ascent
 from hauberk.attacks.training import margin_pgd
 from hauberk.attacks.view import kept_buffers
 from hauberk.checks import check_inputs, checked_first_pass
+from hauberk.errors import UserError
 from hauberk.methods.choices import Batch, Choices, Horizon, Pass
 from hauberk.methods.output import Output
 from hauberk.methods.perturb import carry_gradients, perturbation, perturbed
@@ -56,11 +57,26 @@ class Method:
         return self.choices.recipe.replays
 
     def planned(self, epochs: int, first_drop: int) -> "Method":
-        """Return the method with its schedules fitted to a training of so many epochs."""
+        """Return the method with its schedules fitted to a training of so many epochs.
+
+        Raises:
+            UserError: if the burn-in would last longer than the training, so that nothing would ever be reweighted.
+        """
         fitted = copy(self)
         fitted.horizon = Horizon(epochs, first_drop)
         fitted.memory = Memory()
+        if self.choices.weighting.measure != "none" and fitted._burn_in >= epochs:
+            raise UserError(
+                f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with epoch {epochs}: nothing would be "
+                "reweighted; set burn_in, or milestones within the training"
+            )
         return fitted
+
+    @property
+    def _burn_in(self) -> int:
+        """Epochs with weights 1."""
+        burn_in = self.choices.weighting.burn_in
+        return self.horizon.first_drop if burn_in == "first-drop" else int(burn_in)
 
     def __call__(
         self,
@@ -192,11 +208,10 @@ class Method:
         if weighting.measure == "none":
             return None, None
         measure = weighting.measured(seen, logits, logits_adv, y)
-        begin = self.horizon.first_drop if weighting.burn_in == "first-drop" else int(weighting.burn_in)
-        if epoch < begin:
+        if epoch < self._burn_in:
             return None, measure
         steps = self.choices.attack.steps if self.choices.attack else 1
-        lam = weighting.lam_at(epoch, begin, self.horizon.epochs)
+        lam = weighting.lam_at(epoch, self._burn_in, self.horizon.epochs)
         return weighting.assigned(measure, steps, lam, self.choices.preset), measure
 
     def _report(self, at: Pass, y: Tensor) -> dict[str, Tensor]:
