@@ -67,8 +67,8 @@ class Method:
         fitted.memory = Memory()
         if self.choices.weighting.measure != "none" and fitted._burn_in >= epochs:
             raise UserError(
-                f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with epoch {epochs}: nothing would be "
-                "reweighted; set burn_in, or milestones within the training"
+                f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with {epochs}: nothing would "
+                "be reweighted; set burn_in, or milestones within the training"
             )
         return fitted
 
