@@ -225,3 +225,20 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
 def test_illegal_combinations_say_why(make, says):
     with pytest.raises(hb.UserError, match=says):
         make()
+
+
+@pytest.mark.parametrize("name", ["mail-trades", "gair-mart", "mail-at+awp"])
+def test_class_weights_compose_with_instance_weights(name):
+    """Weights of each class 2 double the loss; weights of 0 silence a class."""
+    model = tiny_net(seed=3).eval()
+    x, y = tiny_batch(16)
+    noise = Noise(0, torch.arange(16))
+
+    def loss(class_weights):
+        return hb.method(name, THREAT, burn_in=0, **({"gamma": 0.0} if "awp" in name else {}))(
+            model, x, y, noise=noise, class_weights=class_weights
+        ).loss.detach()
+
+    assert torch.allclose(loss(torch.full((5,), 2.0)), 2 * loss(None))
+    parts = [loss(torch.nn.functional.one_hot(torch.tensor(c), 5).float()) for c in range(5)]
+    assert torch.allclose(sum(parts), loss(None), atol=1e-6)
