@@ -17,7 +17,7 @@ from hauberk.files import read_state, write_state
 from hauberk.published import BY_DATA, OFFICIAL, find_published
 from hauberk.settings import TrainSettings
 from hauberk.training.plan import make_plan
-from hauberk.training.schedule import eps_scale, learning_rate
+from hauberk.training.schedule import eps_scale, first_drop, learning_rate
 
 THREAT = hb.Linf("8/255")
 SHAPE = (3, 8, 8)
@@ -201,6 +201,12 @@ def test_schedules():
         assert learning_rate(one, step, 1000) == pytest.approx(optimizer.param_groups[0]["lr"], rel=0.02, abs=2e-4)
         optimizer.step()
         theirs.step()
+    assert [first_drop(s) for s in (steps, shares, cosine)] == [74, 10, 22]
+    assert [first_drop(TrainSettings(epochs=e, schedule="steps")) for e in (1, 2, 40)] == [
+        0,
+        1,
+        30,
+    ]  # no drop within the training
     warm = TrainSettings(eps_warmup=0.5)
     assert [eps_scale(warm, s, 100) for s in (0, 24, 49, 99)] == pytest.approx([0.02, 0.5, 1.0, 1.0])
 

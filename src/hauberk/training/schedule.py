@@ -28,10 +28,12 @@ def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
 
 
 def first_drop(settings: TrainSettings) -> int:
-    """0-based epoch of the first learning-rate drop; three quarters of the training where the schedule has none."""
+    """0-based epoch of the first learning-rate drop; three quarters of the training where there is none."""
     if settings.schedule == "steps" and settings.milestones:
-        return math.ceil(_drops(settings)[0])
-    return math.ceil(0.75 * settings.epochs)
+        drop = math.ceil(_drops(settings)[0])
+        if drop < settings.epochs:
+            return drop
+    return int(0.75 * settings.epochs)
 
 
 def _drops(settings: TrainSettings) -> list[float]:
