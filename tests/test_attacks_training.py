@@ -100,6 +100,8 @@ def test_recognising_an_adversarial_input_is_no_success_of_the_attack():
     x, y = torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.long)
     assert hb.attacks.pgd(Suspicious(), x, y, THREAT, steps=3).success.all()
     assert not hb.attacks.pgd(Suspicious(), x, y, THREAT, steps=3, loss="evade").success.any()
+    assert hb.attacks.apgd(Suspicious(), x, y, THREAT, steps=3).success.all()
+    assert not hb.attacks.apgd(Suspicious(), x, y, THREAT, steps=3, loss="evade").success.any()
 
 
 def test_free_training_carries_its_perturbation_and_its_gradient():

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.losses import make_loss
+from hauberk.attacks.losses import fooled, make_loss
 from hauberk.attacks.result import AttackResult, Best, batches
 from hauberk.attacks.steps import Ascent, parse_step
 from hauberk.attacks.view import attack_view
@@ -184,9 +184,7 @@ class _Run:
 
     def _see(self, rows: _Rows, logits: Tensor, loss: Tensor, step: int, allowed: Tensor | None, first: bool) -> Tensor:
         """Note what a pass showed; returns which rows are misclassified."""
-        wrong = logits.argmax(1) != rows.y
-        if self.settings.loss == "evade":  # recognising an adversarial input is no mistake
-            wrong &= logits.argmax(1) != logits.shape[1] - 1
+        wrong = fooled(logits, rows.y, evading=self.settings.loss == "evade")
         if first:
             if step < self.settings.steps:
                 self.kappa = _put(self.kappa, rows, _get(self.kappa, rows) + ~wrong)

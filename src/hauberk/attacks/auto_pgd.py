@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.losses import AttackLoss, make_loss, targeted_dlr_loss
+from hauberk.attacks.losses import AttackLoss, fooled, make_loss, targeted_dlr_loss
 from hauberk.attacks.result import AttackResult, Best, batches
 from hauberk.attacks.view import attack_view
 from hauberk.errors import UserError
@@ -73,7 +73,7 @@ def apgd(
     noise = batch_noise(seed, x)
     with attack_view(model) as view:
         x, y = x.detach().clone(), y.clone()
-        run = _Apgd(view, threat.around(x), y, steps)
+        run = _Apgd(view, threat.around(x), y, steps, evading=loss == "evade")
         if loss == "dlr-targeted":
             order = run.look(x).topk(min(targets + 1, run.outputs), dim=1).indices
             for k in range(1, order.shape[1]):
@@ -115,7 +115,8 @@ class _State:
 class _Apgd:
     """The attack under way, over starts and targets."""
 
-    def __init__(self, view: nn.Module, region: Region, y: Tensor, steps: int):
+    def __init__(self, view: nn.Module, region: Region, y: Tensor, steps: int, evading: bool):
+        self.evading = evading
         self.view, self.region, self.y, self.steps = view, region, y, steps
         self.best = Best(region.x)
         self.outputs = 0
@@ -194,7 +195,7 @@ class _Apgd:
             self.seen["backwards"] += len(point)
         self.seen["forwards"] += len(point)
         logits, value = logits.detach(), value.detach()
-        wrong = logits.argmax(1) != y
+        wrong = fooled(logits, y, self.evading)
         if self.starts == 0:
             if self.lps_logits is None:
                 self.lps_logits = logits.new_zeros(len(self.y), logits.shape[1])

@@ -40,6 +40,16 @@ def make_loss(name: str, confidence: float = 0.0) -> AttackLoss:
     return losses[name]
 
 
+def fooled(logits: Tensor, y: Tensor, evading: bool = False) -> Tensor:
+    """Say which examples are misclassified; with ``evading``, taking an input for adversarial (the last output) is no mistake.
+
+    (B, C), (B,) -> (B,) bool.
+    """
+    predicted = logits.argmax(1)
+    wrong = predicted != y
+    return wrong & (predicted != logits.shape[1] - 1) if evading else wrong
+
+
 def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     """``z_y - max_{k≠y} z_k``: negative where the example is misclassified. (B, C), (B,) -> (B,)."""
     logits = at_least_float32(logits)

@@ -4,6 +4,6 @@ from hauberk.evaluation.diagnostics import Diagnostic
 from hauberk.evaluation.evaluator import evaluate
 from hauberk.evaluation.interval import wilson
 from hauberk.evaluation.result import Evaluation, table
-from hauberk.evaluation.suites import SUITES, describe, suite_attacks
+from hauberk.evaluation.suites import SUITES, suite_attacks
 
-__all__ = ["SUITES", "Diagnostic", "Evaluation", "describe", "evaluate", "suite_attacks", "table", "wilson"]
+__all__ = ["SUITES", "Diagnostic", "Evaluation", "evaluate", "suite_attacks", "table", "wilson"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
+from hauberk.attacks.losses import fooled
 from hauberk.attacks.presets import get_preset
 from hauberk.attacks.steps import Ascent
 from hauberk.attacks.view import attack_view
@@ -153,9 +154,7 @@ class _Tally:
             points = found.x_adv[claimed]
             with attack_view(model) as view, torch.no_grad():
                 logits = view(points)
-            wrong = logits.argmax(1) != y[claimed]
-            if self.detects:
-                wrong &= logits.argmax(1) != logits.shape[1] - 1
+            wrong = fooled(logits, y[claimed], evading=self.detects)
             self.passes["forwards"] += len(claimed)
             broken[claimed] = wrong & threat.contains(points, x[claimed])
             self.fragile += int((~broken[claimed]).sum())

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hauberk.attacks.presets import PRESETS, get_preset
+from hauberk.attacks.presets import get_preset
 from hauberk.errors import UserError, unknown_name
 
 SUITES: dict[str, tuple[str, ...]] = {"quick": ("fgsm", "pgd-20", "cw-30", "pgd-100")}
@@ -33,8 +33,3 @@ def suite_attacks(suite: str, attacks: Sequence[str] = ()) -> tuple[str, ...]:
         return SUITES[suite]
     names = dict.fromkeys(attacks)  # each once
     return tuple(sorted(names, key=lambda name: get_preset(name).cost))
-
-
-def describe(name: str) -> str:
-    """Say where an attack's settings come from."""
-    return PRESETS[name].source
