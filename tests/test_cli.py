@@ -44,7 +44,10 @@ def test_train_then_evaluate(workplace, capsys):
     assert len(card["model"]["mean"]) == 1
     assert main(["evaluate", "runs/digits-mart", "--n", "40", "--threads", "1", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown == json.loads((workplace / "runs/digits-mart/evaluation.json").read_text())
+    (saved,) = (workplace / "runs/digits-mart/evaluations").glob("quick-*/evaluation.json")
+    assert shown == json.loads(saved.read_text())
+    assert main(["evaluate", str(saved.parent), "--peek"]) == 0
+    assert "after pgd-100" in capsys.readouterr().out
     assert (shown["n"], shown["threat"]) == (40, "Linf(0.05)")
     assert (
         main(["evaluate", "runs/digits-mart", "--n", "40", "--eps", "0.01", "--attacks", "fgsm", "--quiet", "--threads", "1"])

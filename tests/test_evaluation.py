@@ -10,8 +10,7 @@ from torch import nn
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import PRESETS
-from hauberk.evaluation import suite_attacks, table, wilson
-from hauberk.evaluation.diagnostics import diagnose
+from hauberk.evaluation import find_suite, table, wilson
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 MNIST = CHECKPOINTS.parent / "data"
@@ -108,29 +107,6 @@ def test_wilson_agrees_with_scipy():
         assert wilson(k, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
 
 
-def verdicts(**changes):
-    n = 1000
-    right = torch.arange(n) < 850
-    given = {"right": right, "broken": {}, "fragile": 0, "spread": 0.0, "classes": 10, **changes}
-    return {d.name: d.verdict for d in diagnose(**given)}
-
-
-def share(count):
-    return torch.arange(1000) < count
-
-
-def test_diagnostics_raise_their_flag_and_no_other():
-    sound = {"fgsm": share(300), "pgd-20": share(350), "cw-30": share(360), "pgd-100": share(355)}
-    assert set(verdicts(broken=sound).values()) == {"ok"}
-    assert verdicts(broken={**sound, "cw-30": share(550)})["cross-entropy-to-margin-gap"] == "warning"  # GAIRAT's sign
-    assert verdicts(broken={**sound, "fgsm": share(400)})["iterative-beats-single-step"] == "warning"
-    assert verdicts(broken={**sound, "pgd-100": share(380)})["more-steps-help"] == "warning"
-    assert verdicts(broken={**sound, "apgd-t": share(550)})["cross-entropy-to-margin-gap"] == "warning"
-    assert verdicts(spread=0.1)["deterministic"] == "invalid"
-    assert verdicts(right=share(110))["clean-accuracy"] == "invalid"
-    assert verdicts(fragile=20)["fragile"] == "warning"
-
-
 def test_random_models_are_recognised():
     class Noisy(nn.Module):
         def __init__(self):
@@ -166,7 +142,6 @@ def test_saved_results_say_what_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "says"),
     [
-        ({"suite": "standard"}, "needs AutoAttack"),
         ({"suite": "quik"}, "did you mean 'quick'"),
         ({"attacks": ["pgd20"]}, "did you mean 'pgd-20'"),
         ({"n": 0}, "n must be 1 to 6"),
@@ -181,8 +156,8 @@ def test_mistakes_get_one_clear_line(kwargs, says):
 
 
 def test_suites_name_whole_attacks_in_order_of_cost():
-    assert suite_attacks("quick") == ("fgsm", "pgd-20", "cw-30", "pgd-100")
-    assert suite_attacks("", ["pgd-plus-rst", "fgsm", "fgsm"]) == ("fgsm", "pgd-plus-rst")
+    assert list(find_suite("quick").stages) == ["fgsm", "pgd-20", "cw-30", "pgd-100"]
+    assert list(find_suite("", ["pgd-plus-rst", "fgsm", "fgsm"]).stages) == ["fgsm", "pgd-plus-rst"]
     assert PRESETS["pgd-plus-rst"].settings.restarts == 5
 
 

@@ -42,8 +42,8 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
     _check_labels(y, classes)
 
 
-def check_logits(logits: Tensor, y: Tensor, classes: int | None = None) -> None:
-    """Check what a model returned for a batch with labels ``y`` (B,).
+def check_logits(logits: Tensor, y: Tensor, classes: int | None = None, probabilities: bool = False) -> None:
+    """Check what a model returned for a batch with labels ``y`` (B,); ``probabilities`` lets them pass.
 
     Raises:
         UserError: if it is not (B, C), not finite, has the wrong number of classes, or holds probabilities.
@@ -58,9 +58,14 @@ def check_logits(logits: Tensor, y: Tensor, classes: int | None = None) -> None:
     _check_labels(y, logits.shape[1])
     if not bool(logits.isfinite().all()):
         raise UserError("the model returns NaN or infinite logits on clean inputs")
-    sums = logits.detach().double().sum(1)
-    if bool((logits >= 0).all() & (logits <= 1).all() & ((sums - 1).abs() < 1e-3).all()):
+    if not probabilities and are_probabilities(logits):
         raise UserError("the model returns probabilities; return logits instead (remove the softmax), or attacks will fail")
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether what a model returned, (B, C), looks like the output of a softmax."""
+    sums = logits.detach().double().sum(1)
+    return bool((logits >= 0).all() & (logits <= 1).all() & ((sums - 1).abs() < 1e-3).all())
 
 
 @contextmanager
@@ -88,7 +93,7 @@ def checked_first_pass(model: nn.Module, y: Tensor, extra_outputs: int = 0) -> I
         handle.remove()
 
 
-def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None) -> int:
+def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None, probabilities: bool = False) -> int:
     """Run one batch through the model, in evaluation mode and leaving it as it was, and check the answer.
 
     Returns:
@@ -97,15 +102,16 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
     Raises:
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
     """
-    from hauberk.attacks.view import attack_view  # attacks stand on this module
+    from hauberk.attacks.passes import Passes  # attacks stand on this module
+    from hauberk.attacks.view import attack_view
 
     with attack_view(model) as view, torch.no_grad():
         try:
-            logits = view(x)
+            logits = Passes(view).look(x)
         except (RuntimeError, ValueError, TypeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"the model cannot take inputs of shape {tuple(x.shape)} and dtype {x.dtype}: {first}") from error
-        check_logits(logits, y, classes)
+        check_logits(logits, y, classes, probabilities)
     return int(logits.shape[1])
 
 

@@ -1,10 +1,14 @@
 """What a long command shows: one bar with rate and time remaining on a terminal, plain lines everywhere."""
 
+import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 class Display:
@@ -33,6 +37,7 @@ class Display:
             disable=quiet or not self.console.is_terminal,
         )
         self._unit = unit
+        self._begun = self._printed = time.monotonic()
         self._seen = 0
         self._task: TaskID = self._progress.add_task(title, total=total, completed=done, rate="")
 
@@ -42,6 +47,16 @@ class Display:
         task = self._progress.tasks[0]
         rate = f"{self._seen / task.elapsed:,.0f} {self._unit}/s" if task.elapsed else ""
         self._progress.update(self._task, advance=steps, rate=rate, description=title or task.description)
+
+    def reach(self, share: float, title: str | None = None) -> None:
+        """Say how much is done in all, from 0 to 1; off a terminal, print the title once in a while."""
+        task = self._progress.tasks[0]
+        self._progress.update(self._task, completed=share * (task.total or 1), description=title or task.description)
+        now = time.monotonic()
+        if title and not self.console.is_terminal and now - self._printed > PLAIN_EVERY:
+            self._printed = now
+            gone = now - self._begun
+            self.line(f"{share:.0%} {title}, about {timedelta(seconds=round(gone / max(share, 1e-9) * (1 - share)))} to go")
 
     def line(self, text: str) -> None:
         """Print one plain line above the bar."""

@@ -4,6 +4,8 @@ Every number is a hash of (seed, stage, example, tag, position), so an example g
 batch, on any device and in any process, no generator has a state to save, and nobody's global generator is touched.
 """
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -19,25 +21,65 @@ class Noise:
         seed: any integer.
         ids: (B,) int64, what identifies each example (its index in the data set).
         stage: a second key that separates uses of the same examples: the training step, the attack, ...
+
+    Attributes:
+        keys: (B,) int64, all there is to it.
     """
 
     def __init__(self, seed: int, ids: Tensor, stage: int = 0):
         start = _mix(_mix(torch.tensor([seed], device=ids.device)) + _wrap(_GOLDEN * (stage + 1)))
-        self._keys = _mix(start + _GOLDEN * (ids.long() + 1))
+        self.keys = _mix(start + _GOLDEN * (ids.long() + 1))
 
-    def uniform(self, like: Tensor, tag: int) -> Tensor:
-        """Uniform draws in [0, 1) of the shape, dtype and device of ``like`` (B, ...); each tag is independent."""
-        keys = _mix(self._keys + _wrap(_GOLDEN * (tag + 1)))
+    @classmethod
+    def of_keys(cls, keys: Tensor) -> "Noise":
+        """Return the noise whose ``keys`` were saved."""
+        noise = cls(0, keys)
+        noise.keys = keys
+        return noise
+
+    def rows(self, index: Tensor) -> "Noise":
+        """Return the noise of some of the examples. index: (b,) int64."""
+        part = copy(self)
+        part.keys = self.keys[index]
+        return part
+
+    def put(self, places: Tensor, new: "Noise") -> "Noise":
+        """Return this noise with some of the examples replaced. places: (b,) int64, new: noise of b examples."""
+        whole = copy(self)
+        whole.keys = self.keys.index_copy(0, places, new.keys)
+        return whole
+
+    def uniform(self, like: Tensor, tag: int | Tensor) -> Tensor:
+        """Uniform draws in [0, 1) of the shape, dtype and device of ``like`` (B, ...); each tag is independent.
+
+        A tag is an integer, or one for each example, (B,) int64.
+        """
+        step = _GOLDEN * (tag + 1) if isinstance(tag, Tensor) else _wrap(_GOLDEN * (tag + 1))
+        keys = _mix(self.keys + step)
         positions = torch.arange(1, like[0].numel() + 1, device=like.device) * _GOLDEN
         bits = _mix(keys.to(like.device)[:, None] + positions).view(like.shape)
         if like.dtype == torch.float64:
             return _shift(bits, 11).double() * 2.0**-53
         return (_shift(bits, 40).float() * 2.0**-24).to(like.dtype)
 
-    def normal(self, like: Tensor, tag: int) -> Tensor:
+    def normal(self, like: Tensor, tag: int | Tensor) -> Tensor:
         """Standard normal draws, likewise, through the inverse distribution function."""
         half = 2.0**-54 if like.dtype == torch.float64 else 2.0**-25
         return torch.erfinv((self.uniform(like, tag) + half) * 2 - 1) * 2**0.5
+
+
+def content_ids(x: Tensor) -> Tensor:
+    """Identify examples by what is in them, so that they keep their draws wherever they stand in a data set.
+
+    Args:
+        x: inputs, (B, ...), floating; compared in float32.
+
+    Returns:
+        (B,) int64.
+    """
+    bits = x.detach().float().cpu().contiguous().view(torch.int32).flatten(1).long()
+    places = torch.arange(1, bits.shape[1] + 1) * _GOLDEN
+    return _mix(bits + places).sum(1)
 
 
 def batch_noise(seed: "int | Noise", x: Tensor) -> Noise:

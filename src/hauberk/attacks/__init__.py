@@ -1,13 +1,14 @@
 """x': the attacks, all on one ascent engine."""
 
 from hauberk.attacks.ascent import ascend
-from hauberk.attacks.auto_pgd import apgd
 from hauberk.attacks.losses import cw_loss, dlr_loss, logit_margin
 from hauberk.attacks.pgd import cw, fgsm, pgd
 from hauberk.attacks.presets import PRESETS, Preset, get_preset
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.steps import Ascent
+from hauberk.attacks.strong import apgd, fab, random_search, square
 from hauberk.attacks.training import friendly_pgd, lm_pgd, margin_pgd
+from hauberk.attacks.transfer import transfer
 from hauberk.attacks.view import attack_view
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "cw",
     "cw_loss",
     "dlr_loss",
+    "fab",
     "fgsm",
     "friendly_pgd",
     "get_preset",
@@ -28,4 +30,7 @@ __all__ = [
     "logit_margin",
     "margin_pgd",
     "pgd",
+    "random_search",
+    "square",
+    "transfer",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks.losses import fooled, make_loss
 from hauberk.attacks.result import AttackResult, Best, batches
-from hauberk.attacks.steps import Ascent, parse_step
+from hauberk.attacks.steps import Ascent, accumulate, best_step, first_point, parse_step
 from hauberk.attacks.view import attack_view
 from hauberk.errors import UserError
 from hauberk.noise import Noise, batch_noise
@@ -17,7 +17,6 @@ from hauberk.threat.region import Region
 
 Keep: TypeAlias = Literal["best", "last", "last-unseen"]
 
-NORMAL_START = 0.001  # of TRADES' public code
 _TAGS_PER_RESTART = 10_000  # random draws of different restarts never share a tag
 _JITTER_TAG = 100
 
@@ -115,7 +114,7 @@ class _Run:
     def climb(self, tag: int, first: bool) -> None:
         """Run K steps from one start."""
         settings = self.settings
-        start = _start(settings, self.rows.region, self.noise, tag)
+        start = first_point(settings, self.rows.region, self.noise, tag)
         # A start as given may lie outside; it then serves the first gradient and nothing else.
         allowed = None if isinstance(settings.start, str) else self.rows.region.contains(start)
         rows = replace(self.rows, point=start)
@@ -139,7 +138,7 @@ class _Run:
                 if len(left) == 0:
                     return
             if settings.momentum:
-                velocity = grad = _accumulate(velocity, grad, settings.momentum)
+                velocity = grad = accumulate(velocity, grad, settings.momentum)
             if first:
                 self.taken = _put(self.taken, rows, _get(self.taken, rows) + 1)
             rows.point = self._move(rows, grad, tag + _JITTER_TAG + step)
@@ -165,22 +164,14 @@ class _Run:
 
     def _move(self, rows: _Rows, grad: Tensor, tag: int) -> Tensor:
         """Take a step, or the best of several."""
-        factors = self.settings.line_search
         size = self.size
         if isinstance(size, Tensor) and rows.index is not None and size.ndim == rows.point.ndim:
             size = size[rows.index]
         if self.settings.jitter:
             rows.point = rows.point + self.settings.jitter * _get(self.noise.normal(self.rows.point, tag), rows)
-        if not factors:
-            return rows.region.step(rows.point, grad, size)
-        best, best_loss = rows.point, torch.full_like(rows.y, -torch.inf, dtype=rows.point.dtype)
-        for factor in factors:
-            point = rows.region.step(rows.point, grad, size * factor)
-            _, loss = self._look(rows, point)
-            better = loss > best_loss
-            best = torch.where(better.view(-1, *[1] * (point.ndim - 1)), point, best)
-            best_loss = torch.where(better, loss.to(best_loss.dtype), best_loss)
-        return best
+        return best_step(
+            rows.region, rows.point, grad, size, self.settings.line_search, lambda point: self._look(rows, point)[1]
+        )
 
     def _see(self, rows: _Rows, logits: Tensor, loss: Tensor, step: int, allowed: Tensor | None, first: bool) -> Tensor:
         """Note what a pass showed; returns which rows are misclassified."""
@@ -215,22 +206,6 @@ class _Run:
             forwards=batches(self.seen["forwards"], len(self.rows.y)),
             backwards=batches(self.seen["backwards"], len(self.rows.y)),
         )
-
-
-def _start(settings: Ascent, region: Region, noise: Noise, tag: int) -> Tensor:
-    if isinstance(settings.start, Tensor):
-        return settings.start.detach().clone().to(region.x)
-    if settings.start == "uniform":
-        return region.random(noise, tag)
-    if settings.start == "normal":
-        return region.project(region.x + NORMAL_START * noise.normal(region.x, tag))
-    return region.x
-
-
-def _accumulate(velocity: Tensor | None, grad: Tensor, momentum: float) -> Tensor:
-    """``g ← μ·g + ∇ / ‖∇‖₁`` (Dong et al. 2018), with the mean in place of the sum, which changes no direction."""
-    scale = grad.abs().flatten(1).mean(1).clamp_min(torch.finfo(grad.dtype).tiny).view(-1, *[1] * (grad.ndim - 1))
-    return grad / scale if velocity is None else momentum * velocity + grad / scale
 
 
 def _get(values: Tensor, rows: _Rows) -> Tensor:

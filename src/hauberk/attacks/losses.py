@@ -10,8 +10,9 @@ from torch import Tensor
 from hauberk.errors import UserError, unknown_name
 from hauberk.objectives.kl import at_least_float32, kl_divergence
 
-LossName: TypeAlias = Literal["ce", "kl", "cw", "dlr", "slm", "evade"]
-# logits, labels, logits of the clean inputs (only "kl" looks at them)
+LossName: TypeAlias = Literal["ce", "kl", "cw", "dlr", "slm", "evade", "ce-targeted", "cw-targeted"]
+AIMED = ("ce-targeted", "cw-targeted", "dlr-targeted", "evade-targeted")
+# logits, labels, aim: logits of the clean inputs for "kl", the target class (B,) for the losses with a target
 AttackLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -21,19 +22,24 @@ def make_loss(name: str, confidence: float = 0.0) -> AttackLoss:
     Args:
         name: ``"ce"`` cross-entropy; ``"kl"`` KL from the clean prediction (TRADES); ``"cw"`` Carlini-Wagner margin;
             ``"dlr"`` difference of logits ratio (AutoAttack); ``"slm"`` soft logit margin (MMA); ``"evade"`` margin against
-            the label and the class of adversarial inputs together.
+            the label and the class of adversarial inputs together. With a target class: ``"ce-targeted"``,
+            ``"cw-targeted"`` (``z_t - z_y``), ``"dlr-targeted"`` (AutoAttack), ``"evade-targeted"``.
         confidence: κ of the margin, for ``"cw"`` only.
 
     Raises:
         UserError: if the name is unknown.
     """
     losses: dict[str, AttackLoss] = {
-        "ce": lambda logits, y, clean: F.cross_entropy(at_least_float32(logits), y, reduction="none"),
+        "ce": lambda logits, y, aim: F.cross_entropy(at_least_float32(logits), y, reduction="none"),
         "kl": _kl_from_clean,
-        "cw": lambda logits, y, clean: cw_loss(logits, y, confidence),
-        "dlr": lambda logits, y, clean: dlr_loss(logits, y),
-        "slm": lambda logits, y, clean: soft_logit_margin(logits, y),
-        "evade": lambda logits, y, clean: evade_loss(logits, y),
+        "cw": lambda logits, y, aim: cw_loss(logits, y, confidence),
+        "dlr": lambda logits, y, aim: dlr_loss(logits, y),
+        "slm": lambda logits, y, aim: soft_logit_margin(logits, y),
+        "evade": lambda logits, y, aim: evade_loss(logits, y),
+        "ce-targeted": lambda logits, y, aim: -F.cross_entropy(at_least_float32(logits), _given(aim), reduction="none"),
+        "cw-targeted": lambda logits, y, aim: _at(at_least_float32(logits), _given(aim)) - _at(at_least_float32(logits), y),
+        "dlr-targeted": lambda logits, y, aim: targeted_dlr_loss(logits, y, _given(aim)),
+        "evade-targeted": _targeted_evade,
     }
     if name not in losses:
         raise unknown_name("attack loss", name, losses)
@@ -74,7 +80,7 @@ def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
     return -logit_margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
-def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """``-(z_y - z_t) / (z_π1 - (z_π3 + z_π4)/2 + 1e-12)`` (Croce and Hein 2020). (B, C), (B,), (B,) -> (B,).
 
     Raises:
@@ -82,7 +88,6 @@ def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor | None) -> Tenso
     """
     if logits.shape[1] < 4:
         raise UserError(f"the targeted DLR loss needs at least 4 classes, this model has {logits.shape[1]}; use 'ce' or 'cw'")
-    assert target is not None  # the caller names a class for each example
     logits = at_least_float32(logits)
     top = logits.topk(4, dim=1).values
     return -(_at(logits, y) - _at(logits, target)) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
@@ -109,9 +114,18 @@ def evade_loss(logits: Tensor, y: Tensor) -> Tensor:
     return _without(real, y).amax(1) - torch.maximum(_at(real, y), logits[:, -1])
 
 
-def _kl_from_clean(logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
-    assert clean is not None  # the engine looks at the clean inputs first
-    return kl_divergence(clean, logits)
+def _kl_from_clean(logits: Tensor, y: Tensor, aim: Tensor | None) -> Tensor:
+    return kl_divergence(_given(aim), logits)
+
+
+def _targeted_evade(logits: Tensor, y: Tensor, aim: Tensor | None) -> Tensor:
+    logits = at_least_float32(logits)
+    return _at(logits, _given(aim)) - torch.maximum(_at(logits, y), logits[:, -1])
+
+
+def _given(aim: Tensor | None) -> Tensor:
+    assert aim is not None  # the engines give the clean logits, or a target for each example
+    return aim
 
 
 def _at(logits: Tensor, y: Tensor) -> Tensor:

@@ -1,19 +1,24 @@
 """How an ascent is set up: numbers of steps, step sizes in the field's notations, starts."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from hauberk.attacks.losses import LossName
 from hauberk.attacks.view import Mode
 from hauberk.errors import UserError
-from hauberk.threat import ThreatModel
+from hauberk.noise import Noise
+from hauberk.threat import Region, ThreatModel
 
 StepSize: TypeAlias = float | str | Tensor
 Start: TypeAlias = Literal["uniform", "normal", "clean"] | Tensor
+
+NORMAL_START = 0.001  # of TRADES' public code
 
 _IN_EPS = re.compile(r"(?:(?P<times>[\d./]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>[\d.]+))?")
 
@@ -91,3 +96,50 @@ def parse_step(step: StepSize, threat: ThreatModel) -> float | Tensor:
     if not smallest >= 0 or (smallest == 0 and not isinstance(size, Tensor) and threat.eps != 0):
         raise UserError(f"step_size must be positive, got {step}")
     return size
+
+
+def first_point(settings: Ascent, region: Region, noise: Noise, tag: int | Tensor) -> Tensor:
+    """Return where an ascent begins, (B, ...). A tag is an integer, or one for each example."""
+    if isinstance(settings.start, Tensor):
+        return settings.start.detach().clone().to(region.x)
+    if settings.start == "uniform":
+        return region.random(noise, tag)
+    if settings.start == "normal":
+        return region.project(region.x + NORMAL_START * noise.normal(region.x, tag))
+    return region.x
+
+
+def best_step(
+    region: Region,
+    point: Tensor,
+    grad: Tensor,
+    size: float | Tensor,
+    factors: tuple[float, ...],
+    gain: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Take a step, or, where there are factors, the best of the steps of those times its size.
+
+    Args:
+        region: where to stay.
+        point: where we are, (B, ...).
+        grad: of what is to be maximised, (B, ...).
+        size: step size.
+        factors: to try; none for a plain step.
+        gain: what is to be maximised, at points (B, ...); (B,).
+    """
+    if not factors:
+        return region.step(point, grad, size)
+    best, highest = point, point.new_full((len(point),), -torch.inf)
+    for factor in factors:
+        candidate = region.step(point, grad, size * factor)
+        value = gain(candidate).to(highest.dtype)
+        better = value > highest
+        best = torch.where(better.view(-1, *[1] * (point.ndim - 1)), candidate, best)
+        highest = torch.where(better, value, highest)
+    return best
+
+
+def accumulate(velocity: Tensor | None, grad: Tensor, momentum: float) -> Tensor:
+    """``g ← μ·g + ∇ / ‖∇‖₁`` (Dong et al. 2018), with the mean in place of the sum, which changes no direction."""
+    scale = grad.abs().flatten(1).mean(1).clamp_min(torch.finfo(grad.dtype).tiny).view(-1, *[1] * (grad.ndim - 1))
+    return grad / scale if velocity is None else momentum * velocity + grad / scale

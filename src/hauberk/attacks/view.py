@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
+from hauberk.attacks.convolutions import fast_convolutions
+
 Mode: TypeAlias = Literal["eval", "train-frozen", "train"]
 
 
@@ -30,7 +32,8 @@ def attack_view(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     learnable = [p for p in model.parameters() if p.requires_grad]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     buffers = nullcontext() if mode == "train" else kept_buffers(model)
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad(), buffers:
+    untouched = torch.random.fork_rng(devices=devices)
+    with untouched, torch.inference_mode(False), torch.enable_grad(), buffers, fast_convolutions(model):
         try:
             for parameter in learnable:
                 parameter.requires_grad_(False)

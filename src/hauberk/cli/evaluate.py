@@ -1,6 +1,9 @@
 """hauberk evaluate."""
 
+import hashlib
 import json
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,8 @@ from hauberk.cli.parse import parse
 from hauberk.errors import UserError
 
 if TYPE_CHECKING:
-    from hauberk.evaluation import Evaluation
+    import torch
+
     from hauberk.threat import ThreatModel
 
 
@@ -40,9 +44,14 @@ class Evaluate:
     eps: str = ""
     """Radius ε, e.g. 8/255; by default the threat model of the training."""
     suite: str = "quick"
-    """Suite of attacks: quick (FGSM, PGD-20, CW-30, PGD-100)."""
+    """quick (FGSM, PGD-20, CW-30, PGD-100), papers (those, APGD-CE and AutoAttack), standard (AutoAttack), plus, rand (for
+    random models)."""
     attacks: tuple[str, ...] = ()
-    """Names of attacks instead of a suite, e.g. pgd-40 cw-100."""
+    """Names of attacks instead of a suite, e.g. pgd-40 cw-100; "hauberk methods --attacks" lists them."""
+    in_turn: bool = False
+    """Run each of the attacks named only on the examples that still stand."""
+    surrogate: Path | None = None
+    """Another run or exported model, to craft transfer attacks on."""
     n: int | None = None
     """Evaluate the first N examples of the test set only."""
     batch_size: int = 256
@@ -53,8 +62,19 @@ class Evaluate:
     """CPU threads; 0 leaves torch's choice."""
     device: str = "auto"
     """"auto", "cpu", "cuda", ..."""
+    precision: Literal["full", "bf16"] = "full"
+    """bf16 runs the attacks, never the verdicts, in bfloat16."""
     out: Path | None = None
-    """Where to write the result as JSON; by default evaluation.json in the folder of the run."""
+    """Folder for verdicts, as they come, and result; by default evaluations/SUITE beside the model. Called again with
+    the same options, an evaluation that was interrupted goes on there."""
+    adversarials: bool = False
+    """Keep the adversarial examples, in adversarials.npy of that folder."""
+    probes: bool = True
+    """Look for signs of masked gradients, and measure accuracy against ε, on a few examples."""
+    card: Path | None = None
+    """Write a card in the style of RobustBench, too."""
+    peek: bool = False
+    """TARGET is the folder of an evaluation: print what it knows so far, and do nothing."""
     json: bool = False
     """Print the result as JSON instead of a table."""
     quiet: bool = False
@@ -64,13 +84,16 @@ class Evaluate:
 def evaluate(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(Evaluate, "evaluate", arguments)
+    if options.peek:
+        return _peek(options.target)
     import torch
     from rich.console import Console
 
     from hauberk.data import load_data
     from hauberk.evaluation import evaluate as evaluate_model
-    from hauberk.evaluation import table
-    from hauberk.training import load, pick_device, read_card
+    from hauberk.evaluation import joined_crew, table
+    from hauberk.files import write_json
+    from hauberk.training import load, read_card
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -82,33 +105,76 @@ def evaluate(arguments: Sequence[str]) -> int:
         raise UserError("the card does not say which data set to use; give --data")
     folder = options.data_dir or Path(str(trained_on.get("folder") or "data"))
     test = load_data(name, "test", folder, verify=options.verify)
-    model = load(options.target, model=_built(options.model, test), which=options.which, device=pick_device(options.device))
-    result = evaluate_model(
-        model,
-        test,
-        threat=_threat(options, card),
-        suite=options.suite,
-        attacks=options.attacks,
-        n=options.n,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        detects=_detects(card),
-        quiet=options.quiet or options.json,
-    )
-    out = options.out or (options.target if options.target.is_dir() else options.target.parent) / "evaluation.json"
-    result.save(out)
+    device = _device(options.device)
+    model = load(options.target, model=_built(options.model, test), which=options.which, device=device)
+    surrogate = None if options.surrogate is None else load(options.surrogate, device=device)
+    out = options.out or _folder(options)
+    with joined_crew(device) as crew:
+        try:
+            result = evaluate_model(
+                model,
+                test,
+                threat=_threat(options, card),
+                suite=options.suite,
+                attacks=options.attacks,
+                in_turn=options.in_turn,
+                n=options.n,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                precision=options.precision,
+                surrogate=surrogate,
+                detects=_detects(card),
+                out=out,
+                adversarials=options.adversarials,
+                probes=options.probes,
+                quiet=options.quiet or options.json,
+            )
+        except KeyboardInterrupt:
+            print(f"Stopped; the same command goes on from there. So far:\n{_early(out)}", file=sys.stderr)
+            return 1
+    if crew.rank > 0:
+        return 0
+    if options.card:
+        write_json(options.card, result.robustbench_card(options.target.stem, name, str(card.get("model", {}).get("name", ""))))
     if options.json:
         print(json.dumps(result.to_dict()))
         return 0
     Console().print(table({options.target.name: result}))
-    _explain(result, out)
+    for found in result.warnings:
+        print(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
+    print(f"{result}\nWritten to {out / 'evaluation.json'}")
     return 0
 
 
-def _explain(result: "Evaluation", out: Path) -> None:
-    for found in result.warnings:
-        print(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
-    print(f"{result}\nWritten to {out}")
+def _folder(options: Evaluate) -> Path:
+    """Where an evaluation with these options is kept: one folder for each combination that gives other numbers."""
+    beside = options.target if options.target.is_dir() else options.target.parent
+    numbers = (
+        options.target.name, options.which, options.model, options.data, options.norm, options.eps, options.suite,
+        options.attacks, options.in_turn, options.surrogate, options.n, options.batch_size, options.seed, options.precision,
+    )  # fmt: skip
+    digest = hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]
+    return beside / "evaluations" / f"{'custom' if options.attacks else options.suite}-{digest}"
+
+
+def _peek(folder: Path) -> int:
+    print(_early(folder))
+    return 0
+
+
+def _early(folder: Path) -> str:
+    from hauberk.evaluation import early_answer
+
+    return str(early_answer(folder))
+
+
+def _device(wanted: str) -> "torch.device":
+    """The device asked for; under torchrun, each process its own GPU."""
+    from hauberk.training import pick_device
+
+    local = os.environ.get("LOCAL_RANK")
+    device = pick_device(wanted)
+    return type(device)(device.type, int(local)) if local and device.type == "cuda" and device.index is None else device
 
 
 def _threat(options: Evaluate, card: dict[str, Any]) -> "ThreatModel":

@@ -188,7 +188,7 @@ def as_source(data: Any) -> Source:
 
 
 def fetch_for(model: nn.Module, source: Source, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Fetch examples onto the device and in the floating dtype of a model's parameters.
+    """Fetch examples onto the device and in the floating dtype of a model's parameters (at least float32).
 
     Data not held in memory is checked for NaN here, because nobody has looked at all of it before.
     """
@@ -196,7 +196,8 @@ def fetch_for(model: nn.Module, source: Source, index: Tensor) -> tuple[Tensor, 
     if not _in_memory(source) and not bool(x.isfinite().all()):
         raise UserError(f"the data has NaN or infinite values, among examples {index.tolist()[:5]}...")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
-    return x.to(device=like.device, dtype=like.dtype, non_blocking=True), y.to(like.device, non_blocking=True)
+    dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
+    return x.to(device=like.device, dtype=dtype, non_blocking=True), y.to(like.device, non_blocking=True)
 
 
 def check_source(source: Source, threat: ThreatModel) -> None:

@@ -1,9 +1,24 @@
 """Robustness numbers: the evaluator, its diagnostics, intervals and results."""
 
+from hauberk.evaluation.crew import crew, joined_crew
 from hauberk.evaluation.diagnostics import Diagnostic
+from hauberk.evaluation.early import EarlyAnswer, early_answer
 from hauberk.evaluation.evaluator import evaluate
 from hauberk.evaluation.interval import wilson
 from hauberk.evaluation.result import Evaluation, table
-from hauberk.evaluation.suites import SUITES, suite_attacks
+from hauberk.evaluation.suites import SUITES, Suite, find_suite
 
-__all__ = ["SUITES", "Diagnostic", "Evaluation", "evaluate", "suite_attacks", "table", "wilson"]
+__all__ = [
+    "SUITES",
+    "Diagnostic",
+    "EarlyAnswer",
+    "Evaluation",
+    "Suite",
+    "crew",
+    "early_answer",
+    "evaluate",
+    "find_suite",
+    "joined_crew",
+    "table",
+    "wilson",
+]

@@ -1,29 +1,37 @@
-"""The evaluator: attacks every example, checks every claimed success again, and counts."""
+"""evaluate: robust accuracy of a model, resumable, repeatable, and every success verified."""
 
-import time
-import zlib
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.ascent import ascend
-from hauberk.attacks.losses import fooled
 from hauberk.attacks.presets import get_preset
-from hauberk.attacks.steps import Ascent
 from hauberk.attacks.view import attack_view
-from hauberk.checks import check_inputs, check_logits, check_model
+from hauberk.checks import check_inputs, check_model
 from hauberk.console import Display
-from hauberk.data import Source, as_source, fetch_for
+from hauberk.data import as_source, fetch_for
 from hauberk.errors import UserError
-from hauberk.evaluation.diagnostics import diagnose
+from hauberk.evaluation.campaign import Campaign
+from hauberk.evaluation.contract import contract
+from hauberk.evaluation.crew import Crew, crew
+from hauberk.evaluation.diagnostics import Diagnostic
+from hauberk.evaluation.early import attack_order
+from hauberk.evaluation.ledger import Ledger
+from hauberk.evaluation.probes import SAMPLE, eps_curve, probe_gradients
 from hauberk.evaluation.result import Evaluation
-from hauberk.evaluation.suites import suite_attacks
-from hauberk.noise import Noise
+from hauberk.evaluation.signs import signs
+from hauberk.evaluation.suites import find_suite
+from hauberk.evaluation.tally import tally
+from hauberk.noise import Noise, content_ids
 from hauberk.provenance import machine, versions
 from hauberk.threat import ThreatModel
+
+Precision: TypeAlias = Literal["full", "bf16"]
+
+_TRANSFER = "transfer-pgd-20"
 
 
 def evaluate(
@@ -33,172 +41,193 @@ def evaluate(
     threat: ThreatModel,
     suite: str = "quick",
     attacks: Sequence[str] = (),
+    in_turn: bool = False,
     n: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    precision: Precision = "full",
+    surrogate: nn.Module | None = None,
     detects: bool = False,
+    out: str | Path | None = None,
+    adversarials: bool = False,
+    probes: bool = True,
     quiet: bool = False,
 ) -> Evaluation:
     """Measure clean and robust accuracy.
 
-    Every attack runs on every example that is classified right, each from the clean input. A success counts only if the
-    point is inside ball and box and the model, in float32 and evaluation mode, misclassifies it again.
+    Attacks run one after the other; examples wait in a queue, and one that is broken makes room for the next. A success counts
+    only if the point is inside ball and box and the model, in evaluation mode and its own precision, misclassifies it again.
+    Random draws are keyed by (seed, content of the example, attack, turn, step): verdicts do not depend on the order of the
+    examples, on how many processes share them, or on interruptions; and on the batch size only through float rounding.
+
+    Within a ``torch.distributed`` process group, the processes share the examples and all return the same result.
 
     Args:
         model: classifier from inputs (B, ...) in the box to logits (B, C), on the device to use; unchanged afterwards.
         test_set: a pair (x, y) of arrays, a map-style ``Dataset``, or what ``hauberk.data.load_data`` returns.
         threat: what the adversary may do.
-        suite: "quick": FGSM, PGD-20, CW-30 and PGD-100, a cheap upper bound.
+        suite: "quick": FGSM, PGD-20, CW-30 and PGD-100, a cheap upper bound; "papers": the columns of the MAIL and MART tables;
+            "standard": AutoAttack; "plus" and "rand": its larger version, and the one for randomised defences.
         attacks: names of attacks (``hauberk.attacks.PRESETS``) instead of a suite.
+        in_turn: run each of them only on the examples that still stand.
         n: evaluate the first n examples only.
-        batch_size: examples at a time; the random draws of each example do not depend on it.
-        seed: of the random starts.
+        batch_size: examples at a time.
+        seed: of all random draws.
+        precision: "full", or "bf16" to run the attacks, never the verdicts, under bfloat16 autocast.
+        surrogate: another classifier of the same inputs; adds the attack "transfer-pgd-20", crafted on it.
         detects: the model's last output is a class of adversarial inputs. Attacks then try to be misclassified without
             being recognised, robust accuracy is with rejection (an adversarial input does no harm if it gets its label or is
             recognised), and ``detection`` says how many adversarial inputs that do not try to hide are recognised, and how
             many clean inputs are taken for adversarial.
+        out: folder to keep verdicts in as they come; called again with the same arguments, the evaluation goes on there.
+        adversarials: keep the inputs too, in ``adversarials.npy`` of that folder, (N, ...): the first verified adversarial
+            example of each example, or the clean input where there is none.
+        probes: look for signs of masked gradients on a few examples, and measure accuracy against ε.
         quiet: print no progress.
 
+    Returns:
+        Evaluation; look at its ``warnings`` before its numbers.
+
     Raises:
-        UserError: for data, model and threat model that do not fit together, unknown names, probabilities for logits.
+        UserError: for data, model and threat model that do not fit together, unknown names, or a folder in use.
     """
-    names = suite_attacks(suite, attacks)
+    plan = find_suite(suite, attacks, in_turn, also=() if surrogate is None else (_TRANSFER,))
     source = as_source(test_set)
     count = len(source) if n is None else n
-    if not 1 <= count <= len(source):
-        raise UserError(f"n must be 1 to {len(source)}, got {n}")
-    if batch_size < 1:
-        raise UserError(f"batch_size must be positive, got {batch_size}")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    _check_options(count, len(source), batch_size, precision, adversarials and out is None)
     first_x, first_y = fetch_for(model, source, torch.arange(min(count, 16)))
     check_inputs(first_x, first_y, threat, source.classes)
     needed = None if source.classes is None else source.classes + detects
-    check_model(model, first_x, first_y, needed)
-    begun = time.perf_counter()
-    tally = _Tally(names, needed, detects)
-    with Display("evaluate", count, quiet=quiet) as display:
-        for start in range(0, count, batch_size):
-            index = torch.arange(start, min(start + batch_size, count))
-            tally.add(model, source, index, threat, seed)
-            display.advance(len(index), steps=len(index))
-    return tally.result(
+    outputs = check_model(model, first_x, first_y, needed, probabilities=True)
+    # Refuses now what it would refuse later.
+    notes = {name: get_preset(name).program(threat, outputs, detects, surrogate)[1] for name in plan.stages}
+    width = min(batch_size, count)
+    folder = None if out is None else Path(out)
+    about = {
+        "suite": "custom" if attacks else suite,
+        "stages": {name: list(spared) for name, spared in plan.stages.items()},
+        "threat": threat.to_dict(),
+        "data": source.name,
+        "data_id": _digest([first_x, first_y]),
+        "n": count,
+        "model_id": model_id(model),
+        "surrogate_id": None if surrogate is None else model_id(surrogate),
+        "seed": seed,
+        "batch_size": width,
+        "precision": precision,
+        "detects": detects,
+        "torch": str(torch.__version__),
+        "device": first_x.device.type,
+    }
+    everybody = crew()
+    ledger = _open(folder, about, everybody, first_x[0] if adversarials else None)
+    hidden = quiet or everybody.rank > 0
+    with Display("evaluate", 1000, quiet=hidden, unit="") as display, attack_view(model) as view:
+        torch.manual_seed(seed)  # for random models; attack_view puts the caller's generator back
+        campaign = Campaign(
+            model=view,
+            source=source,
+            threat=threat,
+            suite=plan,
+            ledger=ledger,
+            share=everybody.share(attack_order(seed, count)),
+            seed=seed,
+            width=width,
+            outputs=needed,
+            evading=detects,
+            dtype=torch.bfloat16 if precision == "bf16" else None,
+            surrogate=surrogate,
+            display=display,
+            state_path=None if folder is None else folder / f"state-{everybody.rank}.pt",
+        )
+        try:
+            campaign.clean_pass()
+            contracted = contract(view, first_x, plan.draws)
+            probed, curve = _probe(campaign) if probes else ([], [])
+            for found in (d for d in contracted + probed if d.verdict != "ok"):
+                display.line(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
+            campaign.attack()
+        finally:
+            campaign.write_cost()
+            ledger.close()
+    parts = everybody.gather((list(ledger.records.values()), curve, contracted + probed))
+    total = tally([record for part in parts for record in part[0]], plan)
+    result = Evaluation(
         threat=str(threat),
         suite="custom" if attacks else suite,
+        in_turn=plan.in_turn,
+        **total.numbers(),
+        detection=total.detected(outputs) if detects else None,
+        curve=parts[0][1],
+        diagnostics=parts[0][2] + signs(total, outputs),
         provenance={
             "seed": seed,
             "batch_size": batch_size,
+            "precision": precision,
+            "draws": plan.draws,
             "data": source.name,
             "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
-            "attacks": {name: get_preset(name).source for name in names},
-            "passes": tally.passes,
-            "seconds": round(time.perf_counter() - begun, 3),
+            "attacks": {name: get_preset(name).source for name in plan.stages},
+            "substitutes": {name: note for name, note in notes.items() if note},
+            **total.cost(),
+            "processes": everybody.size,
             "dtype": str(first_x.dtype),
+            "model_id": about["model_id"],
             "versions": versions(),
-            "machine": machine(device),
+            "machine": machine(first_x.device),
         },
     )
+    if folder is not None and everybody.rank == 0:
+        result.save(folder / "evaluation.json")
+    return result
 
 
-@dataclass
-class _Tally:
-    """Verdicts so far."""
-
-    names: tuple[str, ...]
-    outputs: int | None
-    detects: bool
-    y: list[Tensor] = field(default_factory=list)
-    right: list[Tensor] = field(default_factory=list)
-    broken: dict[str, list[Tensor]] = field(default_factory=dict)
-    passes: dict[str, float] = field(default_factory=lambda: {"forwards": 0, "backwards": 0})
-    fragile: int = 0
-    spread: float = 0.0
-    classes: int = 0
-    alarms: int = 0
-    attacked: int = 0
-    recognised: int = 0
-
-    def add(self, model: nn.Module, source: Source, index: Tensor, threat: ThreatModel, seed: int) -> None:
-        """Attack one batch with every attack."""
-        x, y = fetch_for(model, source, index)
-        check_inputs(x, y, threat, source.classes)
-        with attack_view(model) as view, torch.no_grad():
-            logits = view(x)
-            check_logits(logits, y, self.outputs)
-            if not self.y:  # two passes in one view, where a random model draws new numbers
-                self.spread = float((logits - view(x)).abs().max())
-                self.classes = logits.shape[1]
-        self.passes["forwards"] += len(x)
-        right = logits.argmax(1) == y
-        if self.detects:
-            self.alarms += int((logits.argmax(1) == logits.shape[1] - 1).sum())
-            self._detect(model, x[right], y[right], threat, Noise(seed, index.to(x.device)[right], _stage("detection")))
-        self.y.append(y.cpu())
-        self.right.append(right.cpu())
-        alive = right.nonzero().squeeze(1)
-        for name in self.names:
-            hits = torch.zeros(len(x), dtype=torch.bool)
-            if len(alive):
-                ids = index.to(x.device)[alive]
-                hits[alive.cpu()] = self._attack(name, model, x[alive], y[alive], threat, Noise(seed, ids, _stage(name))).cpu()
-            self.broken.setdefault(name, []).append(hits)
-
-    def _attack(self, name: str, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Tensor:
-        """Return (B,) bool: broken, checked again on the untouched model."""
-        preset = get_preset(name)
-        found = (preset.evading() if self.detects else preset).run(model, x, y, threat, noise)
-        self.passes["forwards"] += found.forwards * len(x)
-        self.passes["backwards"] += found.backwards * len(x)
-        claimed = found.success.nonzero().squeeze(1)
-        broken = torch.zeros_like(found.success)
-        if len(claimed):
-            points = found.x_adv[claimed]
-            with attack_view(model) as view, torch.no_grad():
-                logits = view(points)
-            wrong = fooled(logits, y[claimed], evading=self.detects)
-            self.passes["forwards"] += len(claimed)
-            broken[claimed] = wrong & threat.contains(points, x[claimed])
-            self.fragile += int((~broken[claimed]).sum())
-        return broken
-
-    def _detect(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> None:
-        """Count how many adversarial inputs are recognised when they only try to be misclassified."""
-        if len(x) == 0:
-            return
-        found = ascend(model, x, y, threat, Ascent(20, "eps/4", loss="cw"), keep="best", seed=noise)
-        assert found.logits is not None  # the best point was looked at
-        self.attacked += len(x)
-        self.recognised += int((found.logits.argmax(1) == found.logits.shape[1] - 1).sum())
-
-    def result(self, threat: str, suite: str, provenance: dict[str, Any]) -> Evaluation:
-        """Count."""
-        y, right = torch.cat(self.y), torch.cat(self.right)
-        broken = {name: torch.cat(hits) for name, hits in self.broken.items()}
-        standing = right & ~torch.stack(list(broken.values())).any(0)
-        broken_by: list[str | None] = [None if ok else "clean" for ok in right.tolist()]
-        for name in reversed(self.names):  # the cheapest is written last
-            for i in broken[name].nonzero().squeeze(1).tolist():
-                broken_by[i] = name
-        n = len(y)
-        return Evaluation(
-            threat=threat,
-            suite=suite,
-            n=n,
-            clean_accuracy=int(right.sum()) / n,
-            robust_accuracy=int(standing.sum()) / n,
-            by_attack={name: int((right & ~hits).sum()) / n for name, hits in broken.items()},
-            by_class={int(c): int(standing[y == c].sum()) / int((y == c).sum()) for c in y.unique()},
-            broken_by=broken_by,
-            detection={
-                "detection_rate": self.recognised / max(self.attacked, 1),
-                "false_alarms": self.alarms / n,
-            }
-            if self.detects
-            else None,
-            diagnostics=diagnose(right, broken, self.fragile, self.spread, self.classes),
-            provenance=provenance,
-        )
+def model_id(model: nn.Module) -> str:
+    """Return a digest of all parameters and buffers, 16 hexadecimal digits."""
+    return _digest(list(model.state_dict().values()))
 
 
-def _stage(name: str) -> int:
-    """Give each attack its own random draws, whatever the others are."""
-    return zlib.crc32(name.encode())
+def _digest(tensors: list[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for value in tensors:
+        if isinstance(value, Tensor):
+            digest.update(str((value.dtype, tuple(value.shape))).encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_options(count: int, there: int, batch_size: int, precision: str, homeless: bool) -> None:
+    if not 1 <= count <= there:
+        raise UserError(f"n must be 1 to {there}, got {count}")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be positive, got {batch_size}")
+    if precision not in ("full", "bf16"):
+        raise UserError(f"precision is 'full' or 'bf16', not {precision!r}")
+    if homeless:
+        raise UserError("adversarials are kept in the folder of the evaluation; give out=")
+
+
+def _open(folder: Path | None, about: dict[str, Any], everybody: Crew, point: Tensor | None) -> Ledger:
+    """Open the ledger; the first process sets the folder up before the others look at it."""
+    for turn in (0, 1):
+        if (everybody.rank > 0) == turn:
+            ledger = Ledger(folder, about, everybody.rank)
+            if point is not None:
+                ledger.open_points(about["n"], point)
+        everybody.meet()
+    return ledger
+
+
+def _probe(campaign: Campaign) -> tuple[list[Diagnostic], list[dict[str, Any]]]:
+    """Probe the model on the first examples that this process has and that are classified right."""
+    some = campaign.right()[:SAMPLE]
+    if not some:
+        return [], []
+    x, y = fetch_for(campaign.model, campaign.source, torch.tensor(some))
+    noise = Noise(campaign.seed, content_ids(x).to(x.device), stage=1)
+    evading, draws = campaign.evading, campaign.suite.draws
+    found = probe_gradients(campaign.sight, x, y, campaign.threat, noise, evading)
+    if evading:
+        return found, []  # the curve's attack does not try to hide
+    curve, more = eps_curve(campaign.model, x, y, campaign.threat, noise, draws)
+    return found + more, curve

@@ -11,7 +11,7 @@ from hauberk.evaluation.diagnostics import Diagnostic
 from hauberk.evaluation.interval import wilson
 from hauberk.files import write_json
 
-FORMAT = "hauberk-evaluation/1"
+FORMAT = "hauberk-evaluation/2"
 Interval = tuple[float, float]
 
 
@@ -27,27 +27,38 @@ class Evaluation:
         n: number of examples.
         clean_accuracy: without an attack.
         robust_accuracy: right without an attack and under every attack: the worst case per example.
-        by_attack: for each attack, the share that is right without it and under it alone.
+        in_turn: each attack ran only on what stood, as AutoAttack does.
+        by_attack: for each attack, the share that is right without it and under it alone; where attacks ran in turn, under it
+            and all before. "autoattack" stands for its four attacks together.
         by_class: for each label, robust accuracy of its examples.
-        broken_by: for each example, "clean" if wrong without an attack, the name of the cheapest attack that broke it, or
-            None if it stands.
+        examples: for each example, in order: "i", "label", "predicted" and "clean_margin" (``z_y - max_{k≠y} z_k``) without an
+            attack; "broken_by"; "turn", "step" and "norm" (of the change, in units of the input) of that success; the least
+            "margin" that was seen; and the attacks whose claimed success did not hold, "fragile".
         detection: for a model with a class of adversarial inputs, the share of adversarial inputs (PGD-20 on the margin, not
             trying to hide) that it recognises, and the share of clean inputs it takes for adversarial; otherwise None.
+        curve: the share of some clean-right examples that stand ever larger ε: "factor" times ε, "eps", "standing", "n".
         diagnostics: whether the number can be believed.
         provenance: seed, batch size, passes, seconds, versions, machine.
     """
 
     threat: str
     suite: str
+    in_turn: bool
     n: int
     clean_accuracy: float
     robust_accuracy: float
     by_attack: dict[str, float]
     by_class: dict[int, float]
-    broken_by: list[str | None]
+    examples: list[dict[str, Any]]
     detection: dict[str, float] | None
+    curve: list[dict[str, Any]]
     diagnostics: list[Diagnostic]
     provenance: dict[str, Any]
+
+    @property
+    def broken_by(self) -> list[str | None]:
+        """For each example, "clean" if wrong without an attack, the first attack that broke it, or None if it stands."""
+        return [example["broken_by"] for example in self.examples]
 
     @property
     def interval(self) -> Interval:
@@ -70,6 +81,7 @@ class Evaluation:
             "bound": "upper",
             "threat": self.threat,
             "suite": self.suite,
+            "in_turn": self.in_turn,
             "n": self.n,
             "clean_accuracy": self.clean_accuracy,
             "clean_interval": list(self.interval_of(self.clean_accuracy)),
@@ -77,8 +89,9 @@ class Evaluation:
             "interval": list(self.interval),
             "by_attack": self.by_attack,
             "by_class": {str(label): share for label, share in self.by_class.items()},
-            "broken_by": self.broken_by,
+            "examples": self.examples,
             "detection": self.detection,
+            "curve": self.curve,
             "diagnostics": [d.to_dict() for d in self.diagnostics],
             "provenance": self.provenance,
         }
@@ -91,6 +104,36 @@ class Evaluation:
         """
         write_json(Path(path), self.to_dict())
 
+    def robustbench_card(self, name: str, dataset: str, architecture: str = "") -> dict[str, Any]:
+        """Return a card with the fields of RobustBench's model cards; accuracies in percent, as text, as there.
+
+        Args:
+            name: of the model.
+            dataset: its data set.
+            architecture: its network.
+        """
+        percent = f"{100 * self.robust_accuracy:.2f}"
+        whole = self.suite in ("standard", "papers")
+        autoattack = self.by_attack["autoattack"] if self.suite == "papers" else self.robust_accuracy
+        return {
+            "link": None,
+            "name": name,
+            "authors": None,
+            "additional_data": None,
+            "number_forward_passes": str(self.provenance["draws"]),
+            "dataset": dataset,
+            "venue": None,
+            "architecture": architecture,
+            "eps": self.threat[self.threat.index("(") + 1 : -1].split(",")[0],
+            "clean_acc": f"{100 * self.clean_accuracy:.2f}",
+            "reported": percent,
+            "autoattack_acc": f"{100 * autoattack:.2f}" if whole else None,
+            "external": None if whole else percent,
+            "unreliable": bool(self.warnings),
+            "footnote": f"{self.threat}, n = {self.n}, suite {self.suite}; "
+            + ("; ".join(f"{d.name}: {d.measured}" for d in self.warnings) or "no warnings"),
+        }
+
     def __str__(self) -> str:
         low, high = self.interval
         found = self.detection
@@ -100,8 +143,10 @@ class Evaluation:
             else ""
         )
         kind = "robust accuracy with rejection" if found else "robust accuracy"
+        invalid = any(d.verdict == "invalid" for d in self.diagnostics)
+        doubt = "INVALID, not to be believed: " if invalid else ""
         return (
-            f"{kind} at most {100 * self.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under "
+            f"{doubt}{kind} at most {100 * self.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under "
             f"{self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, attacks: {', '.join(self.by_attack)}{also}"
         )
 
@@ -119,10 +164,14 @@ def table(results: Mapping[str, Evaluation]) -> Table:
     )
     shown.add_column("")
     for name, result in results.items():
-        shown.add_column(name + (" (!)" if result.warnings else ""), justify="right")
+        worst = result.warnings[0].verdict if result.warnings else ""
+        shown.add_column(name + {"": "", "warning": " (!)", "invalid": " (INVALID)"}[worst], justify="right")
     shown.add_row("clean", *(_cell(result, result.clean_accuracy) for result in results.values()))
-    for attack in some.by_attack:
-        shown.add_row(attack, *(_cell(result, result.by_attack[attack]) for result in results.values()))
+    for k, attack in enumerate(some.by_attack):
+        shown.add_row(
+            f"+ {attack}" if some.in_turn and k else attack,
+            *(_cell(result, result.by_attack[attack]) for result in results.values()),
+        )
     shown.add_section()
     shown.add_row("worst case", *(_cell(result, result.robust_accuracy) for result in results.values()))
     return shown

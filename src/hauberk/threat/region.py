@@ -47,6 +47,15 @@ class Region:
         )
         return part
 
+    def put(self, places: Tensor, new: "Region") -> "Region":
+        """Return these sets with those of some examples replaced. places: (b,) int64, new: sets of b examples."""
+        whole = copy(self)
+        whole.x, whole.lower, whole.upper = (
+            old.index_copy(0, places, value)
+            for old, value in ((self.x, new.x), (self.lower, new.lower), (self.upper, new.upper))
+        )
+        return whole
+
     def shrunk(self, share: Tensor) -> "Region":
         """Return the sets with ε of each example times its share. share: (B,) in [0, 1]."""
         radius = self.radius * share.to(self.x.dtype).view(-1, *[1] * (self.x.ndim - 1))
@@ -62,7 +71,7 @@ class Region:
         inside = _toward(self.x, self.x + change, change.abs())
         return torch.minimum(torch.maximum(inside, self.lower), self.upper)
 
-    def random(self, noise: Noise, tag: int = 0) -> Tensor:
+    def random(self, noise: Noise, tag: int | Tensor = 0) -> Tensor:
         """Draw points uniformly in the ball, then project them into the box. Returns (B, ...)."""
         if self.norm == "Linf":
             return self.project(self.x + self.radius * (2 * noise.uniform(self.x, tag) - 1))

@@ -1,0 +1,73 @@
+"""An early answer, with its interval, from the ledger of an evaluation that is still running, or was stopped."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hauberk.evaluation.interval import wilson
+from hauberk.evaluation.ledger import PLAN, read_records
+from hauberk.evaluation.suites import Suite
+from hauberk.evaluation.tally import tally
+from hauberk.files import read_json
+from hauberk.noise import Noise
+
+
+@dataclass(frozen=True)
+class EarlyAnswer:
+    """What an evaluation knows so far.
+
+    Attributes:
+        n: examples in all.
+        looked: how many have been looked at without an attack.
+        at_most: no more than this share of all can be robust: nothing has broken them yet.
+        after: for each attack that has begun, how many examples, the first of a random order, it has finished with, how many of
+            these stand it and those before it, and the 95 % interval for all examples.
+    """
+
+    n: int
+    looked: int
+    at_most: float
+    after: dict[str, tuple[int, int, tuple[float, float]]]
+
+    def __str__(self) -> str:
+        lines = [f"robust accuracy at most {self.at_most:.1%} (n = {self.n}, {self.looked} looked at)"]
+        for attack, (done, standing, (low, high)) in self.after.items():
+            share = f"{standing / done:.1%} [{100 * low:.1f}, {100 * high:.1f}]" if done else "nothing yet"
+            lines.append(f"after {attack}: {share} of {done} examples in random order")
+        return "\n".join(lines)
+
+
+def attack_order(seed: int, n: int) -> list[int]:
+    """Return the random order in which an evaluation takes its examples."""
+    draws = Noise(seed, torch.arange(n)).uniform(torch.empty(n, 1, dtype=torch.float64), 0)
+    order: list[int] = draws.squeeze(1).argsort().tolist()
+    return order
+
+
+def early_answer(folder: str | Path) -> EarlyAnswer:
+    """Read what the evaluation in a folder knows so far.
+
+    Because examples are taken in a random order, those that an attack has finished with stand for all of them.
+
+    Raises:
+        UserError: if there is no evaluation in the folder.
+    """
+    plan = read_json(Path(folder) / PLAN)
+    suite = Suite({name: tuple(spared) for name, spared in plan["stages"].items()}, {}, 1, "")
+    found = tally(list(read_records(Path(folder))), suite)
+    n, right = plan["n"], found.right
+    order = attack_order(plan["seed"], n)
+    after = {}
+    for attack, spared in suite.stages.items():
+        gone = found.union(spared)
+        done = 0
+        for i in order:
+            if i not in found.clean or (i in right and i not in gone and (attack, i) not in found.verdicts):
+                break
+            done += 1
+        standing = len(set(order[:done]) & right - gone - found.broken[attack])
+        if done:
+            after[attack] = (done, standing, wilson(standing, done))
+    lost = found.n - len(found.standing)
+    return EarlyAnswer(n, found.n, (n - lost) / n, after)

@@ -1,0 +1,125 @@
+"""The ledger: what became of each example, line by line on disk, so that nothing is lost when a process is killed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from hauberk.errors import UserError
+from hauberk.files import read_json, write_json
+
+Record: TypeAlias = dict[str, Any]  # "i", the example; "attack", "clean" for none; and what was seen
+
+PLAN = "plan.json"
+CLEAN = "clean"  # "attack" of what was seen without one
+COST = "cost"  # "attack" of what a session has cost
+DETECTION = "detection"  # "attack" that only tries to be misclassified, for models that recognise adversarial inputs
+ADVERSARIALS = "adversarials.npy"
+
+
+class Ledger:
+    """Records of one evaluation, in memory and, if there is a folder, in one file for each process.
+
+    Args:
+        folder: where to keep it; None to keep it in memory only.
+        plan: what is evaluated and how; must be the same when an evaluation goes on.
+        rank: number of this process.
+
+    Raises:
+        UserError: if the folder holds another evaluation, or cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, plan: dict[str, Any], rank: int = 0):
+        self.folder, self.rank = folder, rank
+        self.records: dict[tuple[str, int], Record] = {}
+        self._points: np.ndarray | None = None
+        if folder is None:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+        if (folder / PLAN).exists():
+            _same_plan(folder, plan)
+            for record in read_records(folder):
+                self.records[record["attack"], record["i"]] = record
+        elif rank == 0:
+            write_json(folder / PLAN, plan)
+        self._path = folder / f"verdicts-{rank}.jsonl"
+        _mend(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def has(self, attack: str, example: int) -> bool:
+        """Whether that is known already."""
+        return (attack, example) in self.records
+
+    def write(self, record: Record) -> None:
+        """Keep a record; it survives the process from now on."""
+        key = (record["attack"], record["i"])
+        if key in self.records:
+            return
+        self.records[key] = record
+        if self.folder is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def write_cost(self, session: int, seconds: float, passes: dict[str, int]) -> None:
+        """Keep what a session of this process has cost so far; the last record of a session counts."""
+        record = {"attack": COST, "i": session, "rank": self.rank, "seconds": round(seconds, 3), **passes}
+        self.records.pop((COST, session), None)
+        self.write(record)
+
+    def open_points(self, count: int, like: Tensor) -> None:
+        """Open ``adversarials.npy``, (count, ...), for inputs like this one; the first process makes it, before the others."""
+        assert self.folder is not None  # checked before the evaluation
+        path = self.folder / ADVERSARIALS
+        if not path.exists():
+            shape = (count, *like.shape)
+            np.lib.format.open_memmap(path, "w+", like.cpu().numpy().dtype, shape).flush()
+        self._points = np.lib.format.open_memmap(path, mode="r+")
+
+    def keep_point(self, example: int, point: Tensor) -> None:
+        """Store an input (its adversarial example, or the clean one) as row ``example``."""
+        if self._points is not None:
+            self._points[example] = point.cpu().numpy()
+
+    def close(self) -> None:
+        """Close the files."""
+        if self.folder is not None:
+            self._file.close()
+        if isinstance(self._points, np.memmap):
+            self._points.flush()
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """Read what all processes have written so far; a line cut short by a crash is left out."""
+    for path in sorted(folder.glob("verdicts-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def _mend(path: Path) -> None:
+    """Cut off a last line that a crash left unfinished, so that the next one does not continue it."""
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+
+def _same_plan(folder: Path, plan: dict[str, Any]) -> None:
+    there = read_json(folder / PLAN)
+    # through JSON, where tuples become lists
+    differs = [key for key, value in json.loads(json.dumps(plan)).items() if there.get(key) != value]
+    if differs:
+        key = differs[0]
+        raise UserError(
+            f"{folder} holds another evaluation ({key}: {there.get(key)!r} there, {plan[key]!r} here); choose another folder"
+        )

@@ -1,0 +1,137 @@
+"""Probes on a few examples: are gradients there, do they tell the truth, and does a large enough ε break everything?"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.attacks.losses import make_loss
+from hauberk.attacks.passes import Passes
+from hauberk.attacks.strong import apgd, random_search
+from hauberk.evaluation.diagnostics import Diagnostic, check
+from hauberk.noise import Noise
+from hauberk.threat import ThreatModel
+
+SAMPLE = 48  # examples
+CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)  # times ε
+STEPS = 20
+RANDOM_POINTS = 50
+
+_ZERO_SHARE = 0.1
+_SMALL_STEP = 1 / 20  # of ε, of the finite differences
+_DIRECTIONS = 4
+_DISAGREEMENT = 0.5
+_LEFT = 0.1  # share that may stand an ε as large as the box, before it is a sign
+_MISSED = 3  # of the sample
+
+
+def probe_gradients(passes: Passes, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, evading: bool) -> list[Diagnostic]:
+    """Look at gradients of cross-entropy and margin at clean inputs (b, ...) that are classified right.
+
+    Args:
+        passes: the model in full precision.
+        x: clean inputs.
+        y: labels.
+        threat: whose ε sets the scale.
+        noise: keyed by example.
+        evading: whether the last output is a class of adversarial inputs.
+    """
+    margin = make_loss("evade" if evading else "cw")
+    ce = make_loss("ce")
+    _, _, slope_ce = passes.gradient(x, lambda z: ce(z, y, None))
+    _, value, slope = passes.gradient(x, lambda z: margin(z, y, None))
+    none, none_ce = (float((g.flatten(1).abs().amax(1) == 0).float().mean()) for g in (slope, slope_ce))
+    found = [
+        check(
+            "gradients",
+            f"the gradient is zero for {none:.0%} of the inputs on the margin, for {none_ce:.0%} on cross-entropy",
+            "invalid" if none > _ZERO_SHARE else "warning" if none_ce > _ZERO_SHARE else "ok",
+            "gradients do not reach the input (rounding, detach, saturation): attacks with gradients prove nothing here; "
+            "attack a differentiable stand-in (BPDA), or without gradients",
+        )
+    ]
+    if none <= _ZERO_SHARE:
+        found.append(_agreement(passes, x, y, threat, noise, margin, value, slope))
+    return found
+
+
+def _agreement(
+    passes: Passes, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, margin: Any, value: Tensor, slope: Tensor
+) -> Diagnostic:
+    """Compare gradients with what small steps do to the margin."""
+    region = threat.around(x)
+    order = {"Linf": torch.inf, "L2": 2.0, "L1": 1.0}[threat.norm]
+    size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / order)
+    missed, moved = torch.zeros_like(value), torch.zeros_like(value)
+    for k in range(_DIRECTIONS):
+        sign = torch.where(noise.uniform(x, k) < 0.5, -1.0, 1.0).to(x.dtype)
+        point = torch.minimum(torch.maximum(x + size * sign, region.lower), region.upper)
+        change = margin(passes.look(point), y, None) - value
+        foretold = (slope * (point - x)).flatten(1).sum(1)
+        missed, moved = missed + (change - foretold).abs(), moved + change.abs()
+    share = missed / moved.clamp_min(1e-12)
+    typical = float(share[moved > 0].median()) if bool((moved > 0).any()) else 0.0
+    return check(
+        "gradients-tell-the-truth",
+        f"steps of ε/{1 / _SMALL_STEP:.0f} change the margin otherwise than the gradient foretells, by {typical:.0%} (median)",
+        "warning" if typical > _DISAGREEMENT else "ok",
+        "the loss is rough or its gradient is not its own (discontinuous activations, shattered gradients): PGD is misled; "
+        "smooth it, or attack without gradients",
+    )
+
+
+def eps_curve(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, draws: int
+) -> tuple[list[dict[str, Any]], list[Diagnostic]]:
+    """Measure the share of clean-right inputs (b, ...) that stand ever larger ε, up to the whole box, by APGD-20.
+
+    Returns:
+        Points of the curve: "eps" in units of the input, "factor" times the threat model's ε, "standing" (of those that are
+        right without an attack), "n". And what it says about the attack.
+    """
+    broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    curve, jumps, at_eps = [], 0, broken
+    for factor in (*CURVE, _to_the_box(threat, x)):
+        result = apgd(model, x, y, threat.scaled(factor), steps=STEPS, seed=noise, draws=draws)
+        jumps += int((broken & ~result.success).sum())
+        broken = broken | result.success
+        at_eps = result.success if factor == 1.0 else at_eps
+        curve.append(
+            {"factor": factor, "eps": _size(threat) * factor, "standing": float((~broken).float().mean()), "n": len(x)}
+        )
+    alone = random_search(model, x, y, threat, steps=RANDOM_POINTS, seed=noise)
+    missed = int((alone.success & ~at_eps).sum())
+    left = curve[-1]["standing"]
+    return curve, [
+        check(
+            "large-eps-breaks-everything",
+            f"with ε as large as the box, {left:.0%} of {len(x)} inputs stand APGD-{STEPS}",
+            "warning" if left > _LEFT else "ok",
+            "with that ε an adversarial example exists for certain: the attack cannot find it, so gradients are masked",
+        ),
+        check(
+            "larger-eps-breaks-more",
+            f"{jumps} times an input broken at one ε stood a larger one (APGD-{STEPS}, {len(x)} inputs, {len(curve)} radii)",
+            "warning" if jumps > 0.1 * len(x) * len(curve) else "ok",
+            "the attack gets worse with more room: its gradients mislead it",
+        ),
+        check(
+            "gradients-beat-chance",
+            f"{RANDOM_POINTS} random points break {missed} of {len(x)} inputs that APGD-{STEPS} does not",
+            "warning" if missed >= _MISSED else "ok",
+            "random points find more than gradients do: gradients are masked",
+        ),
+    ]
+
+
+def _size(threat: ThreatModel) -> float:
+    return float(threat.eps.max()) if isinstance(threat.eps, Tensor) else threat.eps
+
+
+def _to_the_box(threat: ThreatModel, x: Tensor) -> float:
+    """How many times ε reaches from one end of the box to the other, at least the last factor of the curve."""
+    region = threat.around(x)
+    width = ((region.high - region.low) / region.radius.clamp_min(1e-30)).expand(x.shape)[0].double()
+    width = torch.where((region.radius > 0).expand(x.shape)[0] & width.isfinite(), width, 2 * CURVE[-1])
+    reach = {"Linf": width.max(), "L2": width.norm(), "L1": width.sum()}[threat.norm]
+    return max(float(reach), CURVE[-1])

@@ -1,0 +1,403 @@
+"""Verdicts do not depend on order, batches, processes or crashes; what cannot be believed says so."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hauberk as hb
+from conftest import tiny_batch, tiny_net
+from hauberk.attacks import PRESETS
+from hauberk.evaluation import early_answer, table
+
+SHORT = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+@pytest.fixture
+def short_autoattack(monkeypatch):
+    """AutoAttack with a tenth of its steps, so that tests are quick."""
+    for name in SHORT:
+        preset = PRESETS[name]
+        monkeypatch.setitem(
+            PRESETS, name, replace(preset, settings=replace(preset.settings, steps=preset.settings.steps // 10))
+        )
+
+
+def sound(n=60, dtype=torch.float32, shape=(3, 8, 8), classes=5):
+    """A network and inputs that it classifies right."""
+    model = tiny_net(shape, classes=classes, seed=2).to(dtype).eval()
+    x, _ = tiny_batch(n, shape, dtype=dtype)
+    return model, x, model(x).argmax(1)
+
+
+def verdicts(ev):
+    return [(e["broken_by"], e["turn"], e["step"]) for e in ev.examples]
+
+
+def test_the_same_verdicts_in_any_order(short_autoattack):
+    model, x, y = sound()
+    settings = {"threat": hb.Linf(0.02), "suite": "standard", "batch_size": 16, "quiet": True, "probes": False}
+    ev = hb.evaluate(model, (x, y), **settings)
+    shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    other = hb.evaluate(model, (x[shuffled], y[shuffled]), **settings)
+    assert [verdicts(ev)[i] for i in shuffled.tolist()] == verdicts(other)
+    assert len(set(ev.broken_by)) > 2
+
+
+def test_the_same_verdicts_at_any_batch_size(short_autoattack):
+    for dtype, least in ((torch.float64, 1.0), (torch.float32, 0.995)):
+        model, x, y = sound(40, dtype)
+        settings = {"threat": hb.Linf(0.02), "suite": "standard", "quiet": True, "probes": False}
+        runs = [hb.evaluate(model, (x, y), batch_size=b, **settings).broken_by for b in (1, 7, 64)]
+        for other in runs[1:]:
+            assert np.mean([a == b for a, b in zip(runs[0], other, strict=True)]) >= least
+
+
+def test_attacks_in_turn_leave_the_broken_alone(short_autoattack):
+    model, x, y = sound()
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, probes=False)
+    assert ev.in_turn
+    assert list(ev.by_attack) == list(SHORT)
+    shares = list(ev.by_attack.values())
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] == ev.robust_accuracy
+    papers = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="papers", quiet=True, probes=False)
+    assert papers.by_attack["autoattack"] == ev.robust_accuracy  # the same draws
+    assert papers.by_attack["apgd-ce"] == ev.by_attack["apgd-ce"]
+    assert papers.robust_accuracy <= ev.robust_accuracy
+    assert table({"a": papers}).row_count == 8
+
+
+WORK = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from dataclasses import replace
+from itertools import pairwise
+import hauberk as hb
+import hauberk.evaluation.campaign as campaign
+from hauberk.attacks import PRESETS
+from hauberk.evaluation import joined_crew
+from test_evaluation_trust import SHORT, sound
+torch.set_num_threads(1)
+campaign.SAVE_EVERY = 0.05
+for name in SHORT[:3]:
+    PRESETS[name] = replace(PRESETS[name], settings=replace(PRESETS[name].settings, steps=50))
+model, x, y = sound()
+with joined_crew(torch.device("cpu")):
+    hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", batch_size=16, out={out!r}, quiet=True, probes=False,
+                adversarials=True)
+"""
+
+
+def start(tmp_path, out, *launcher):
+    script = tmp_path / f"{out}.py"
+    script.write_text(WORK.format(tests=str(Path(__file__).parent), out=str(tmp_path / out)))
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")}
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def size_of(folder):
+    """How much has been written to a folder."""
+    return sum(path.stat().st_mtime_ns for path in folder.glob("*") if path.exists()) if folder.exists() else 0
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def result(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+@pytest.mark.timeout(600)
+def test_kill_minus_nine_and_several_processes_change_nothing(tmp_path):
+    finish(start(tmp_path, "whole"))
+    expected = result(tmp_path / "whole")
+    assert expected["robust_accuracy"] < expected["by_attack"]["apgd-ce"] < expected["clean_accuracy"]
+
+    chance = random.Random(0)
+    for _ in range(10):
+        process = start(tmp_path, "killed")
+        before = size_of(tmp_path / "killed")
+        while process.poll() is None and size_of(tmp_path / "killed") == before:
+            time.sleep(0.02)  # until it works
+        time.sleep(chance.uniform(0.0, 0.6))
+        assert process.poll() is None, "the evaluation ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(start(tmp_path, "killed"))
+    found = result(tmp_path / "killed")
+    assert found["examples"] == expected["examples"]
+    assert found["provenance"]["sessions"] > 1
+    for name in ("whole", "killed"):
+        assert not list((tmp_path / name).glob("state-*.pt"))
+    points = [np.load(tmp_path / name / "adversarials.npy") for name in ("whole", "killed")]
+    assert np.array_equal(*points)
+    model, x, y = sound()
+    assert hb.Linf(0.02).contains(torch.from_numpy(points[0]), x).all()
+    stands = torch.tensor([e["broken_by"] is None for e in expected["examples"]])
+    assert torch.equal(model(torch.from_numpy(points[0])).argmax(1) == y, stands)
+
+    finish(
+        start(
+            tmp_path,
+            "two",
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            str(29500 + os.getpid() % 1000),
+        )
+    )
+    shared = result(tmp_path / "two")
+    assert shared["examples"] == expected["examples"]
+    assert shared["provenance"]["processes"] == 2
+
+
+def test_an_early_answer_has_an_interval(tmp_path, monkeypatch):
+    from hauberk.evaluation.campaign import Campaign
+
+    model, x, y = sound(120)
+    keep = Campaign._verdicts
+    calls = []
+
+    def stop(self, attack, *rest):
+        calls.append(attack)
+        if len(calls) > 12:
+            raise KeyboardInterrupt
+        return keep(self, attack, *rest)
+
+    monkeypatch.setattr(Campaign, "_verdicts", stop)
+    settings = {"threat": hb.Linf(0.02), "attacks": ["pgd-20", "cw-20"], "batch_size": 16, "out": tmp_path, "quiet": True}
+    with pytest.raises(KeyboardInterrupt):
+        hb.evaluate(model, (x, y), **settings)
+    early = early_answer(tmp_path)
+    done, standing, (low, high) = early.after["pgd-20"]
+    assert 0 < done <= 120
+    assert low <= standing / done <= high
+    assert "in random order" in str(early)
+    monkeypatch.setattr(Campaign, "_verdicts", keep)
+    whole = hb.evaluate(model, (x, y), **settings)
+    assert low <= whole.by_attack["pgd-20"] <= high
+    assert early.at_most >= whole.robust_accuracy
+    again = hb.evaluate(model, (x, y), **settings)  # nothing is left to do
+    assert again.examples == whole.examples
+    with pytest.raises(hb.UserError, match="holds another evaluation \\(seed: 0 there, 1 here\\)"):
+        hb.evaluate(model, (x, y), seed=1, **settings)
+    (tmp_path / "verdicts-0.jsonl").open("a").write('{"i": 3, "att')  # a crash in the middle of a line
+    assert hb.evaluate(model, (x, y), **settings).examples == whole.examples
+
+
+# Models that hide their gradients, and the flags they must raise.
+
+
+class Defended(nn.Module):
+    def __init__(self, net=None):
+        super().__init__()
+        self.net = net if net is not None else tiny_net(seed=2)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Quantised(Defended):
+    def forward(self, x):
+        return self.net((x * 8).round() / 8)
+
+
+class Softmaxed(Defended):
+    def forward(self, x):
+        return self.net(x).softmax(1)
+
+
+class WinnersTakeAll(Defended):
+    """k-winners-take-all (Xiao et al. 2020): all but the largest activations are cut off, so the loss jumps everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            sizes = [192, *[1000] * 5]
+            self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
+            self.last = nn.Linear(1000, 5)
+
+    def forward(self, x):
+        z = x.flatten(1) - 0.5
+        for layer in self.layers:
+            z = layer(z)
+            z = z * (z >= z.topk(50, dim=1).values[:, -1:])
+        return self.last(z)
+
+
+class Noisy(Defended):
+    def forward(self, x):
+        return self.net(x + 0.1 * torch.randn_like(x))
+
+
+class Detached(Defended):
+    def forward(self, x):
+        return self.net(x.detach())
+
+
+class Optimising(Defended):
+    def forward(self, x):
+        with torch.enable_grad():
+            z = x.detach().clone().requires_grad_()
+            (g,) = torch.autograd.grad(self.net(z).logsumexp(1).sum(), z)
+        return self.net(x - 0.01 * g.sign())
+
+
+class Restless(Defended):
+    """Changes while it is looked at."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1
+        return self.net(x)
+
+
+class BatchStatistics(Defended):
+    def forward(self, x):
+        return self.net(x - x.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("defence", "flags"),
+    [
+        (Quantised, {"gradients": "invalid"}),
+        (Softmaxed, {"logits": "invalid"}),
+        (WinnersTakeAll, {"gradients-tell-the-truth": "warning"}),
+        (Noisy, {"deterministic": "invalid"}),
+        (Detached, {"gradients": "invalid"}),
+        (Optimising, {"no-optimisation-in-forward": "warning"}),
+        (Restless, {"side-effects": "invalid"}),
+        (BatchStatistics, {"independent-of-the-batch": "invalid"}),
+    ],
+)
+def test_defences_that_only_hide_raise_their_flag(defence, flags):
+    model = defence().eval()
+    x, _ = tiny_batch(40)
+    with torch.random.fork_rng():
+        y = model(x).argmax(1)
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.05), attacks=["fgsm", "pgd-10"], quiet=True)
+    raised = {d.name: d.verdict for d in ev.warnings}
+    assert flags.items() <= raised.items(), raised
+    assert all(d.advice for d in ev.warnings)
+    if "invalid" in flags.values():
+        assert str(ev).startswith("INVALID")
+        assert "INVALID" in table({"a": ev}).columns[1].header
+
+
+def test_a_plain_model_raises_no_flag(short_autoattack, digits):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        optimiser = torch.optim.Adam(model.parameters(), 0.01)
+        images, labels = digits["train"].fetch(torch.arange(len(digits["train"])))
+        for _ in range(100):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimiser.step()
+    x, y = digits["test"].fetch(torch.arange(100))
+    for make, eps in ((hb.Linf, 0.05), (hb.L2, 0.3), (hb.L1, 1.0)):
+        for suite in ("quick", "standard"):
+            ev = hb.evaluate(model, (x, y), threat=make(eps), suite=suite, quiet=True)
+            assert not ev.warnings, [(d.name, d.measured) for d in ev.warnings]
+            assert ev.curve[0]["standing"] >= ev.curve[3]["standing"] >= ev.curve[-1]["standing"] == 0.0
+            assert 0 < ev.robust_accuracy < ev.clean_accuracy
+
+
+def test_a_random_model_is_evaluated_by_means_over_draws(monkeypatch):
+    for name in ("apgd-ce", "apgd-dlr"):
+        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], settings=replace(PRESETS[name].settings, steps=10)))
+    model = Noisy().eval()
+    x, _ = tiny_batch(24)
+    y = model.net(x).argmax(1)
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="rand", quiet=True)
+    assert ev.provenance["draws"] == 20
+    assert "deterministic" not in {d.name for d in ev.warnings}
+    assert ev.robust_accuracy < ev.clean_accuracy
+    again = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="rand", quiet=True)
+    assert again.examples == ev.examples
+    steady = hb.evaluate(model.net, (x, y), threat=hb.Linf(0.02), suite="rand", quiet=True)
+    assert "standard" in next(d for d in steady.warnings if d.name == "deterministic").advice
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes_get_a_stated_substitute(classes, short_autoattack):
+    model, x, y = sound(20, classes=classes)
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.3), suite="standard", quiet=True)
+    replaced = ev.provenance["substitutes"]
+    assert set(replaced) == ({"apgd-t"} if classes < 4 else set())
+    assert ev.robust_accuracy < 1
+    assert all("cw-targeted" in text for text in replaced.values())
+
+
+@pytest.mark.parametrize("shape", [(11,), (1, 8, 5), (3, 4, 9), (2, 3, 4, 4)])
+def test_vectors_images_that_are_not_square_and_single_examples(shape, short_autoattack):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), 5)).eval()
+    x, _ = tiny_batch(12, shape)
+    y = model(x).argmax(1)
+    for threat in (hb.Linf(0.3), hb.L2(2.0)):
+        ev = hb.evaluate(model, (x, y), threat=threat, suite="standard", quiet=True)
+        assert ev.robust_accuracy < 1
+    assert hb.evaluate(model, (x[:1], y[:1]), threat=hb.Linf(0.05), suite="standard", quiet=True).n == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_in_other_precisions(dtype, short_autoattack):
+    model, x, y = sound(20)
+    plain = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, probes=False)
+    ev = hb.evaluate(model.to(dtype), (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, probes=False)
+    assert abs(ev.robust_accuracy - plain.robust_accuracy) <= 0.1
+    assert next(model.parameters()).dtype == dtype
+
+
+def test_attacks_in_bfloat16_verdicts_in_full():
+    model, x, y = sound(40)
+    full = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), attacks=["apgd-ce"], quiet=True, probes=False)
+    half = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), attacks=["apgd-ce"], precision="bf16", quiet=True, probes=False)
+    assert abs(full.robust_accuracy - half.robust_accuracy) <= 0.05
+    for example in half.examples:
+        if example["broken_by"] == "apgd-ce":
+            assert example["margin"] <= 0
+
+
+def test_transfer_that_beats_gradients_is_a_sign():
+    model = Quantised().eval()
+    x, _ = tiny_batch(60)
+    y = model(x).argmax(1)
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.08), attacks=["pgd-10"], surrogate=model.net, quiet=True)
+    assert {d.name for d in ev.warnings} >= {"gradients", "transfer-pgd-20-beats-gradients"}
+    with pytest.raises(hb.UserError, match="surrogate"):
+        hb.evaluate(model, (x, y), threat=hb.Linf(0.08), attacks=["transfer-pgd-20"], quiet=True)
+
+
+def test_a_card_in_the_style_of_robustbench(short_autoattack):
+    model, x, y = sound(20)
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf("8/255"), suite="standard", quiet=True, probes=False)
+    card = ev.robustbench_card("ours", "cifar10", "tiny")
+    assert card["eps"] == "8/255"
+    assert card["autoattack_acc"] == f"{100 * ev.robust_accuracy:.2f}"
+    quick = hb.evaluate(model, (x, y), threat=hb.Linf("8/255"), quiet=True, probes=False)
+    assert quick.robustbench_card("ours", "cifar10")["autoattack_acc"] is None
