@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hauberk.attacks.losses import AIMED, make_loss
 from hauberk.attacks.passes import Passes
-from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
+from hauberk.attacks.rows import Clock, Rows, Task, fresh, replace_rows, where_rows
 from hauberk.errors import UserError
 from hauberk.noise import Noise
 from hauberk.threat import Region
@@ -92,8 +92,8 @@ class AutoPgd:
         rows.rises = rows.rises + (loss > rows.loss)
         rows.previous, rows.point, rows.grad, rows.loss = point, moved, grad, loss
         higher = loss > rows.high_loss
-        rows.high_point = where_rows(higher, moved, rows.high_point)
-        rows.high_grad = where_rows(higher, grad, rows.high_grad)
+        rows.high_point = replace_rows(higher, moved, rows.high_point)
+        rows.high_grad = replace_rows(higher, grad, rows.high_grad)
         rows.high_loss = torch.where(higher, loss, rows.high_loss)
         interval = self._intervals[clock]
         if interval.any():
@@ -148,8 +148,8 @@ def _checkpoint(rows: ApgdRows, interval: Tensor) -> None:
     no_better = ~rows.reduced & (rows.high_before >= rows.high_loss)
     stalled = here & (seldom | no_better)
     rows.step = where_rows(stalled, rows.step / 2, rows.step)
-    rows.point = where_rows(stalled, rows.high_point, rows.point)
-    rows.grad = where_rows(stalled, rows.high_grad, rows.grad)
+    rows.point = replace_rows(stalled, rows.high_point, rows.point)
+    rows.grad = replace_rows(stalled, rows.high_grad, rows.grad)
     rows.reduced = torch.where(here, stalled, rows.reduced)
     rows.high_before = torch.where(here, rows.high_loss, rows.high_before)
     rows.rises = torch.where(here, 0, rows.rises)

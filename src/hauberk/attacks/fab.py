@@ -92,12 +92,10 @@ class Fab:
         from_clean = onto_hyperplane(region.norm, normal, gap + (normal * at).sum(1), below, above)
         here, clean = (_length(region.norm, d).clamp_min(1e-8) for d in (from_here, from_clean))
         alpha = (here / (here + clean)).clamp(0.0, ALPHA_MAX)[:, None]
-        moved = (at + ETA * from_here) * (1 - alpha) + ETA * from_clean * alpha
-        moved = torch.minimum(torch.maximum(moved, -below), above)
+        moved = (at * (1 - alpha)).addcmul_(from_here, ETA * (1 - alpha)).addcmul_(from_clean, ETA * alpha)
         point = _within(region, x + moved.view_as(x) * region.radius)
         wrong = self._judge(rows, point, passes)
-        back = x + BETA * (point - x)
-        rows.point = where_rows(wrong, back, point)
+        rows.point = where_rows(wrong, x + BETA * (point - x), point)
 
     def _boundary(self, rows: "FabRows", passes: Passes, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The linearised boundary to aim at: how much the logit gap has to grow, (B,), and its gradient, (B, D)."""

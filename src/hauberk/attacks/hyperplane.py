@@ -23,8 +23,8 @@ def onto_hyperplane(norm: Norm, w: Tensor, gap: Tensor, below: Tensor, above: Te
         d, (B, D).
     """
     sign = (w * gap.sign()[:, None]).sign()
-    # On a CPU, products with 0 and 1 are several times faster than torch.where with a mask of single elements.
-    room = above * sign.clamp_min(0) - below * sign.clamp_max(0)
+    # The side that the sign points to; on a CPU several times faster than torch.where with a mask of single elements.
+    room = torch.maximum(sign * above, -sign * below)
     size, need = w.abs(), gap.abs()
     if norm == "L1":
         return _fill(size, need, room) * sign
@@ -41,12 +41,12 @@ def _level(slopes: Tensor, need: Tensor, ends: Tensor) -> Tensor:
     done = torch.zeros_like(need, dtype=torch.bool)
     for _ in range(_NEWTON):
         reached = torch.minimum(ends, level[:, None])
-        lack = need - (slopes * reached).sum(1)
+        lack = need - torch.linalg.vecdot(slopes, reached)
         # A row that has arrived stays, so that it does not matter how long the others take.
         done = done | (lack <= _CLOSE * limits.eps**0.5 * need)
         if done.device.type == "cpu" and bool(done.all()):
             break
-        slope = (slopes * (ends - reached).sign()).sum(1)  # of what still moves
+        slope = torch.linalg.vecdot(slopes, (ends - reached).sign_())  # of what still moves
         level = torch.where(done, level, (level + lack / slope.clamp_min(limits.tiny)).clamp_max(limits.max / 4))
     return level
 

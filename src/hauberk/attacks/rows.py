@@ -71,8 +71,8 @@ class Rows:
     def offer(self, point: Tensor, logits: Tensor, loss: Tensor, wrong: Tensor) -> None:
         """Keep what a look showed, where it is better; and count the look."""
         better = (wrong & ~self.found) | ((wrong == self.found) & (loss > self.best_loss))
-        self.best = where_rows(better, point, self.best)
-        self.best_logits = where_rows(better, logits.to(self.best_logits.dtype), self.best_logits)
+        self.best = replace_rows(better, point, self.best)
+        self.best_logits = replace_rows(better, logits.to(self.best_logits.dtype), self.best_logits)
         self.best_loss = torch.where(better, loss.to(self.best_loss.dtype), self.best_loss)
         self.found_at = torch.where(wrong & (self.found_at < 0), self.tick, self.found_at)
         self.found = self.found | wrong
@@ -140,6 +140,14 @@ def _part(value: Tensor | Region | Noise, index: Tensor) -> Tensor | Region | No
 def where_rows(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """Choose per example. rows: (B,) bool; one, other: (B, ...)."""
     return torch.where(rows.view(-1, *[1] * (one.ndim - 1)), one, other)
+
+
+def replace_rows(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Choose as :func:`where_rows`; on a CPU in place of ``other``, because few rows change there."""
+    if other.device.type != "cpu":
+        return where_rows(rows, one, other)
+    index = rows.nonzero().squeeze(1)
+    return other.index_copy_(0, index, one.index_select(0, index)) if len(index) else other
 
 
 class Program(Protocol[SomeRows]):

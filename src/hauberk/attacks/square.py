@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hauberk.attacks.losses import fooled, make_loss
 from hauberk.attacks.passes import Passes
-from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
+from hauberk.attacks.rows import Clock, Rows, Task, fresh, replace_rows, where_rows
 from hauberk.attacks.windows import image_shape, pick_windows
 from hauberk.errors import UserError
 from hauberk.threat import Region
@@ -54,15 +54,16 @@ class Square:
         query without a pass, and the next proposal takes its place.
         """
         fresh_rows = rows.tick == 0
-        asked = where_rows(fresh_rows, _first(rows), rows.best) if bool((clock == 0).any()) else rows.best
-        waiting = ~fresh_rows
-        proposals = _PROPOSALS if rows.region.norm == "Linf" else 1
-        for attempt in range(proposals):
-            proposed, changes = _propose(rows, clock)
-            asked = where_rows(waiting & changes, proposed, asked)
-            waiting = waiting & ~changes & (rows.tick < self.steps)
-            if attempt + 1 < proposals:
+        asked, changed = _propose(rows, clock)
+        if rows.region.norm == "Linf":
+            for _ in range(_PROPOSALS - 1):
+                waiting = ~fresh_rows & ~changed & (rows.tick < self.steps)
                 rows.tick = rows.tick + waiting
+                proposed, changes = _propose(rows, clock)
+                asked = replace_rows(waiting, proposed, asked)
+                changed = changed | changes
+        if bool((clock == 0).any()):
+            asked = where_rows(fresh_rows, _first(rows), asked)
         logits = passes.look(asked)
         loss = make_loss("evade" if self.evading else "cw")(logits, rows.y, None).to(asked.dtype)
         counts = rows.tick <= self.steps

@@ -17,6 +17,7 @@ from hauberk.attacks.passes import Passes
 from hauberk.attacks.presets import get_preset
 from hauberk.attacks.queue import Queue
 from hauberk.attacks.rows import Rows, Task
+from hauberk.attacks.square import Square
 from hauberk.attacks.steps import Ascent
 from hauberk.checks import check_inputs, check_logits
 from hauberk.console import Display
@@ -181,7 +182,9 @@ class Campaign:
             self._note(attack, example, {"broken": False, "margin": margin})
 
         turns = program.turns(self._classes)
-        queue = Queue(program, self.sight, fetch, verdicts, leave, turns, self.width, self.chunk, self._narrower)
+        # Square lives on small differences of the margin, which bfloat16 does not resolve.
+        passes = self.eyes if isinstance(program, Square) else self.sight
+        queue = Queue(program, passes, fetch, verdicts, leave, turns, self.width, self.chunk, self._narrower)
         self._resume(attack, queue, set(todo))
         self._saved = time.monotonic()
         queue.run(lambda: self._pause(attack, queue))

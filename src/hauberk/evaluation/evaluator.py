@@ -73,7 +73,7 @@ def evaluate(
         n: evaluate the first n examples only.
         batch_size: examples at a time.
         seed: of all random draws.
-        precision: "full", or "bf16" to run the attacks, never the verdicts, under bfloat16 autocast.
+        precision: "full", or "bf16" to run the attacks with gradients, never the verdicts, under bfloat16 autocast.
         surrogate: another classifier of the same inputs; adds the attack "transfer-pgd-20", crafted on it.
         detects: the model's last output is a class of adversarial inputs. Attacks then try to be misclassified without
             being recognised, robust accuracy is with rejection (an adversarial input does no harm if it gets its label or is
