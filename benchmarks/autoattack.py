@@ -11,24 +11,11 @@ import time
 from pathlib import Path
 
 import torch
+from networks import small_net
 from torch import Tensor, nn
 
 import hauberk as hb
 from hauberk.provenance import machine
-
-
-def small_mnist_net() -> nn.Sequential:
-    """The network of Wong and Kolter (2018) and Wong et al. (2020) on MNIST."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 4, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 4, 2, 1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(1568, 100),
-        nn.ReLU(),
-        nn.Linear(100, 10),
-    )
 
 
 class Counter:
@@ -71,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.basicConfig(level=logging.WARNING)
-    model = hb.load(options.file, model=small_mnist_net()).eval()
+    model = hb.load(options.file, model=small_net()).eval()
     x, y = hb.data.load_data("mnist", "test", options.data_dir).fetch(torch.arange(options.n))
     print(f"{options.file.name}, Linf {options.eps}, first {options.n} images, {machine(torch.device('cpu'))}")
     print("| seed | | robust % | seconds | forwards | backwards | forwards per robust example |")

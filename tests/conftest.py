@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import hauberk as hb
+from hauberk.attacks.presets import AUTOATTACK, PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +43,15 @@ def tiny_net(shape=(3, 8, 8), classes=5, seed=0, dropout=0.0):
 def tiny_batch(n=6, shape=(3, 8, 8), classes=5, seed=1, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(n, *shape, generator=generator, dtype=dtype), torch.randint(classes, (n,), generator=generator)
+
+
+@pytest.fixture
+def short_autoattack(monkeypatch):
+    """AutoAttack with a tenth of its steps, so that tests are quick."""
+    for name in AUTOATTACK:
+        preset = PRESETS[name]
+        shorter = replace(preset.settings, steps=preset.settings.steps // 10)
+        monkeypatch.setitem(PRESETS, name, replace(preset, settings=shorter))
 
 
 @pytest.fixture(scope="session")

@@ -218,3 +218,17 @@ def test_too_little_of_anything_is_refused():
         with pytest.raises(hb.UserError, match="at least 1"):
             getattr(hb.attacks, attack)(tiny_net(), x, y, hb.Linf(0.1), **wrong)
     assert Square().steps == 5000
+
+
+def test_autoattack_is_its_four_attacks_one_after_the_other(short_autoattack):
+    model = tiny_net(seed=2).eval()
+    x, _ = tiny_batch(40)
+    y = model(x).argmax(1)
+    found = hb.attacks.autoattack(model, x, y, hb.Linf(0.015))
+    assert hb.Linf(0.015).contains(found.x_adv, x).all()
+    assert torch.equal(model(found.x_adv).argmax(1) != y, found.success)
+    alone = hb.attacks.apgd(model, x, y, hb.Linf(0.015), steps=10)
+    assert (found.success | ~alone.success).all()
+    assert alone.success.sum() < found.success.sum() < 40
+    assert found.forwards > 500 * (~found.success).float().mean()
+    assert hb.attacks.autoattack(tiny_net(classes=2), x, y.clamp_max(1), hb.Linf(0.015)).x_adv.shape == x.shape

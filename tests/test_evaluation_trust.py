@@ -18,20 +18,8 @@ from torch import nn
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks import PRESETS
+from hauberk.attacks.presets import AUTOATTACK, PRESETS
 from hauberk.evaluation import early_answer, table
-
-SHORT = ("apgd-ce", "apgd-t", "fab-t", "square")
-
-
-@pytest.fixture
-def short_autoattack(monkeypatch):
-    """AutoAttack with a tenth of its steps, so that tests are quick."""
-    for name in SHORT:
-        preset = PRESETS[name]
-        monkeypatch.setitem(
-            PRESETS, name, replace(preset, settings=replace(preset.settings, steps=preset.settings.steps // 10))
-        )
 
 
 def sound(n=60, dtype=torch.float32, shape=(3, 8, 8), classes=5):
@@ -68,7 +56,7 @@ def test_attacks_in_turn_leave_the_broken_alone(short_autoattack):
     model, x, y = sound()
     ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, probes=False)
     assert ev.in_turn
-    assert list(ev.by_attack) == list(SHORT)
+    assert list(ev.by_attack) == list(AUTOATTACK)
     shares = list(ev.by_attack.values())
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] == ev.robust_accuracy
@@ -86,12 +74,13 @@ from dataclasses import replace
 from itertools import pairwise
 import hauberk as hb
 import hauberk.evaluation.campaign as campaign
-from hauberk.attacks import PRESETS
+from hauberk.attacks.presets import AUTOATTACK, PRESETS
 from hauberk.evaluation import joined_crew
-from test_evaluation_trust import SHORT, sound
+from hauberk.attacks.presets import AUTOATTACK
+from test_evaluation_trust import sound
 torch.set_num_threads(1)
 campaign.SAVE_EVERY = 0.05
-for name in SHORT[:3]:
+for name in AUTOATTACK[:3]:
     PRESETS[name] = replace(PRESETS[name], settings=replace(PRESETS[name].settings, steps=50))
 model, x, y = sound()
 with joined_crew(torch.device("cpu")):

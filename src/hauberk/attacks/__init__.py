@@ -1,6 +1,7 @@
 """x': the attacks, all on one ascent engine."""
 
 from hauberk.attacks.ascent import ascend
+from hauberk.attacks.autoattack import autoattack
 from hauberk.attacks.losses import cw_loss, dlr_loss, logit_margin
 from hauberk.attacks.pgd import cw, fgsm, pgd
 from hauberk.attacks.presets import PRESETS, Preset, get_preset
@@ -19,6 +20,7 @@ __all__ = [
     "apgd",
     "ascend",
     "attack_view",
+    "autoattack",
     "cw",
     "cw_loss",
     "dlr_loss",

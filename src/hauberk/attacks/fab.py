@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.attacks.auto_pgd import count_targets, far_start, pick_target
+from hauberk.attacks.auto_pgd import far_start
 from hauberk.attacks.hyperplane import onto_hyperplane
 from hauberk.attacks.losses import fooled, make_loss
 from hauberk.attacks.passes import Passes
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
+from hauberk.attacks.targets import count_targets, pick_target
 from hauberk.errors import UserError
 from hauberk.threat import Norm, Region
 

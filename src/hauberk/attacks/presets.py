@@ -20,6 +20,8 @@ from hauberk.threat import ThreatModel
 
 Settings: TypeAlias = Ascent | AutoPgd | Fab | Square | RandomSearch | Transfer
 
+AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # its standard version, in order
+
 L1_RESTARTS = 5  # of AutoAttack's APGD on cross-entropy and DLR in L1, in place of 1
 L1_TARGETS = 5  # of its targeted APGD in L1, in place of 9
 _SUBSTITUTES = {"dlr": (3, "cw"), "dlr-targeted": (4, "cw-targeted")}  # where there are fewer classes

@@ -153,7 +153,8 @@ class Queue(Generic[SomeRows]):
         ended = np.flatnonzero((self.owner != _FREE) & (ticks >= self.program.length))
         for place in ended.tolist():
             if self.turn[place] + 1 < self.turns:
-                self.waiting.append((int(self.owner[place]), int(self.turn[place]) + 1))
+                # First in the queue, so that examples leave in the order they came: an early answer needs that.
+                self.waiting.appendleft((int(self.owner[place]), int(self.turn[place]) + 1))
             else:
                 self.leave(rows, place, int(self.owner[place]))
         self._free(ended)

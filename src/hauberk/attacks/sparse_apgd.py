@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.auto_pgd import count_targets, pick_target
 from hauberk.attacks.losses import make_loss
 from hauberk.attacks.passes import Passes
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
-from hauberk.errors import UserError
+from hauberk.attacks.targets import Starts, pick_target
 from hauberk.threat.projections import onto_l1
 
 SHRINK = 1.5  # of step size and support
@@ -22,43 +21,20 @@ FIRST_SUPPORT = 0.2  # share of the coordinates in the first step, where there i
 
 
 @dataclass(frozen=True)
-class SparseApgd:
+class SparseApgd(Starts):
     """APGD in L1, with AutoAttack's numbers; see :func:`hauberk.attacks.apgd`.
 
-    Attributes:
-        steps: iterations of each start.
-        loss: as in :class:`AutoPgd`.
-        targets: how many of the most likely wrong classes are targets in turn.
-        restarts: independent starts, for each target.
+    Attributes as in :class:`Starts`, and:
         wide: begin with 3ε and 2ε for 30 % of the steps each, as AutoAttack does in L1; only points within ε count.
     """
 
-    steps: int = 100
-    loss: str = "ce"
-    targets: int = 5
-    restarts: int = 1
     wide: bool = True
     stride = 4
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
-            numbers = f"{self.steps}, {self.restarts} and {self.targets}"
-            raise UserError(f"apgd needs at least 1 step, restart and target, got {numbers}")
-        make_loss(self.loss)
 
     @property
     def length(self) -> int:
         """Looks in a turn: one more than steps, for each radius."""
         return len(self._plan)
-
-    @property
-    def evading(self) -> bool:
-        """Whether the model's last output is a class of adversarial inputs."""
-        return self.loss.startswith("evade")
-
-    def turns(self, classes: int) -> int:
-        """Starts, times targets."""
-        return self.restarts * count_targets(self.loss, self.targets, classes)
 
     def begin(self, task: Task) -> "SparseRows":
         """Draw the starts: a normal draw, projected."""

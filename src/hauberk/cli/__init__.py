@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure clean and robust accuracy of a trained model"),
     "data": ("lists", "list data sets, check their files, download them"),
     "methods": ("lists", "list training methods, explain one"),
+    "attacks": ("lists", "list attacks, and the suites that evaluations run"),
     "models": ("lists", "list networks"),
     "doctor": ("doctor", "versions, device, precision, what is missing"),
 }

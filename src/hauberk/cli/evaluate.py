@@ -47,7 +47,7 @@ class Evaluate:
     """quick (FGSM, PGD-20, CW-30, PGD-100), papers (those, APGD-CE and AutoAttack), standard (AutoAttack), plus, rand (for
     random models)."""
     attacks: tuple[str, ...] = ()
-    """Names of attacks instead of a suite, e.g. pgd-40 cw-100; "hauberk methods --attacks" lists them."""
+    """Names of attacks instead of a suite, e.g. pgd-40 cw-100; "hauberk attacks" lists them."""
     in_turn: bool = False
     """Run each of the attacks named only on the examples that still stand."""
     surrogate: Path | None = None

@@ -1,4 +1,4 @@
-"""hauberk data, methods, models."""
+"""hauberk data, methods, attacks, models."""
 
 import json
 from collections.abc import Sequence
@@ -39,6 +39,14 @@ class Methods:
 
     name: Annotated[str, tyro.conf.Positional] = ""
     """Name of a method; all are listed if there is none."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """List attacks, and the suites of them that an evaluation runs."""
+
     json: bool = False
     """Print JSON."""
 
@@ -111,6 +119,16 @@ def methods(arguments: Sequence[str]) -> int:
         if value is not None:
             print(f"{key}: {value}")
     return 0
+
+
+def attacks(arguments: Sequence[str]) -> int:
+    """Run ``hauberk attacks``."""
+    options = parse(Attacks, "attacks", arguments)
+    from hauberk.attacks import PRESETS
+    from hauberk.evaluation import SUITES
+
+    rows = {f"suite {name}": suite.about for name, suite in SUITES.items()} | {n: p.source for n, p in PRESETS.items()}
+    return _show(rows, options.json, f"Next: {program()} evaluate RUN --suite NAME, or --attacks NAME ...")
 
 
 def models(arguments: Sequence[str]) -> int:

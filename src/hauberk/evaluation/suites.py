@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hauberk.attacks.presets import get_preset
+from hauberk.attacks.presets import AUTOATTACK, get_preset
 from hauberk.errors import unknown_name
 
-AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 _PLUS = ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t")
 _RAND = ("apgd-ce", "apgd-dlr")
 _QUICK = ("fgsm", "pgd-20", "cw-30", "pgd-100")
