@@ -11,6 +11,8 @@ import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import PRESETS
 from hauberk.evaluation import find_suite, table, wilson
+from hauberk.evaluation.signs import signs
+from hauberk.evaluation.tally import tally
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 MNIST = CHECKPOINTS.parent / "data"
@@ -105,6 +107,29 @@ def test_wilson_agrees_with_scipy():
     for k, n in ((0, 10), (3, 10), (10, 10), (480, 1000), (1, 1)):
         exact = binomtest(k, n).proportion_ci(0.95, method="wilson")
         assert wilson(k, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
+
+
+def flags(right=850, fragile=0, **broken):
+    """Signs in 1,000 verdicts, of which each attack breaks the first so many; attacks are named with _ for -."""
+    suite = find_suite("", [name.replace("_", "-") for name in broken])
+    records = [{"i": i, "attack": "clean", "right": i < right, "label": 0, "predicted": 0, "margin": 1.0} for i in range(1000)]
+    for name, count in broken.items():
+        for i in range(right):
+            doubt = {"fragile": True} if i < fragile else {}
+            records.append({"i": i, "attack": name.replace("_", "-"), "broken": i < count, "margin": 0.0, **doubt})
+    return {d.name: d.verdict for d in signs(tally(records, suite), classes=10)}
+
+
+def test_signs_raise_their_flag_and_no_other():
+    sound = {"fgsm": 300, "pgd_20": 350, "cw_30": 360, "pgd_100": 355}
+    assert set(flags(**sound).values()) == {"ok"}
+    assert flags(**{**sound, "cw_30": 550})["cross-entropy-to-margin-gap"] == "warning"  # GAIRAT's sign
+    assert flags(**{**sound, "fgsm": 400})["iterative-beats-single-step"] == "warning"
+    assert flags(**{**sound, "pgd_100": 380})["more-steps-help"] == "warning"
+    assert flags(**sound, apgd_t=550)["cross-entropy-to-margin-gap"] == "warning"
+    assert flags(**sound, square=365)["square-beats-gradients"] == "warning"
+    assert flags(right=110, fgsm=50)["clean-accuracy"] == "invalid"
+    assert flags(fragile=20, fgsm=50)["fragile"] == "warning"
 
 
 def test_random_models_are_recognised():

@@ -188,6 +188,8 @@ def test_an_early_answer_has_an_interval(tmp_path, monkeypatch):
     assert again.examples == whole.examples
     with pytest.raises(hb.UserError, match="holds another evaluation \\(seed: 0 there, 1 here\\)"):
         hb.evaluate(model, (x, y), seed=1, **settings)
+    with pytest.raises(hb.UserError, match="holds another evaluation \\(adversarials"):  # whose points were not kept
+        hb.evaluate(model, (x, y), adversarials=True, **settings)
     (tmp_path / "verdicts-0.jsonl").open("a").write('{"i": 3, "att')  # a crash in the middle of a line
     assert hb.evaluate(model, (x, y), **settings).examples == whole.examples
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.losses import make_loss
+from hauberk.attacks.losses import fooled, make_loss
 from hauberk.attacks.passes import Passes
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
 from hauberk.attacks.targets import Starts, pick_target
@@ -97,9 +97,7 @@ class SparseApgd(Starts):
         logits, loss, grad = passes.gradient(point, lambda z: chosen(z, rows.y, rows.target))
         loss = loss.to(point.dtype)
         inside = rows.region.project(point)  # mends rounding only, where the point counts
-        wrong = logits.argmax(1) != rows.y
-        if self.evading:
-            wrong = wrong & (logits.argmax(1) != logits.shape[1] - 1)
+        wrong = fooled(logits, rows.y, self.evading)
         rows.offer(inside, logits, torch.where(counts, loss, -torch.inf), wrong & counts)
         return loss, grad
 

@@ -152,6 +152,7 @@ def _folder(options: Evaluate) -> Path:
     numbers = (
         options.target.name, options.which, options.model, options.data, options.norm, options.eps, options.suite,
         options.attacks, options.in_turn, options.surrogate, options.n, options.batch_size, options.seed, options.precision,
+        options.adversarials,
     )  # fmt: skip
     digest = hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]
     return beside / "evaluations" / f"{'custom' if options.attacks else options.suite}-{digest}"

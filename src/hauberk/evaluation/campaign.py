@@ -81,6 +81,7 @@ class Campaign:
         self._saved = time.monotonic()
         self._shown = time.monotonic()
         self._costs = {name: get_preset(name).cost for name in self.suite.stages}
+        self._total = max(sum(self._costs.values()) * len(self.share), 1)
         self._done = 0
         self._begun = time.monotonic()
         self._session = time.time_ns()
@@ -222,7 +223,7 @@ class Campaign:
 
     def _skip(self, attack: str, examples: int) -> None:
         self._done += self._costs[attack] * examples
-        self.display.reach(self._done / max(sum(self._costs.values()) * len(self.share), 1))
+        self.display.reach(self._done / self._total)
 
     def _pause(self, attack: str, queue: Queue[Any]) -> None:
         now = time.monotonic()
@@ -230,9 +231,8 @@ class Campaign:
             under_way = self._done + self._costs[attack] * queue.part_done()
             standing = len(self.standing())
             low, high = wilson(standing, len(self.share))
-            total = max(sum(self._costs.values()) * len(self.share), 1)
             self.display.reach(
-                under_way / total,
+                under_way / self._total,
                 f"{attack}: {queue.left()} left, robust ≤ {standing / len(self.share):.1%} [{100 * low:.1f}, {100 * high:.1f}]",
             )
             self._shown = now

@@ -116,6 +116,7 @@ def evaluate(
         "batch_size": width,
         "precision": precision,
         "detects": detects,
+        "adversarials": adversarials,  # stored with the verdicts: those of an earlier session could not be made up
         "torch": str(torch.__version__),
         "device": first_x.device.type,
     }
