@@ -1,12 +1,18 @@
 """Hauberk's AutoAttack beside the official one (PyPI ``pyautoattack``): same network, images, machine, one run.
 
-    python benchmarks/autoattack.py fast_adversarial_mnist_fgsm.pth --data-dir FOLDER --n 1000
+    python benchmarks/autoattack.py fast_adversarial_mnist_fgsm.pth --data-dir FOLDER --first 1000
 
-FILE is the MNIST network of Wong et al. (2020), or one of the same shape. Prints a table for docs/results.md.
+FILE is the MNIST network of Wong et al. (2020), or one of the same shape. Both may use all cores: the official code by
+threads, Hauberk as it likes best, by processes of one thread, too. Seconds are those of the evaluation alone, without imports.
+Prints a table for docs/results.md.
 """
 
 import argparse
+import json
 import logging
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +21,10 @@ from networks import small_net
 from torch import Tensor, nn
 
 import hauberk as hb
+from hauberk.evaluation import joined_crew
 from hauberk.provenance import machine
+
+WAYS = (("full", 1), ("full", 0), ("bf16", 1), ("bf16", 0))  # precision and processes, 0: as many as threads
 
 
 class Counter:
@@ -46,35 +55,72 @@ def official(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> t
         return float((model(adversarial).argmax(1) == y).float().mean()), seconds
 
 
+def ours(options: argparse.Namespace, precision: str, processes: int, seed: int) -> tuple[float, float, int, int]:
+    """Robust accuracy, seconds and passes of Hauberk, in processes of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "found.json"
+        crew = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), __file__, str(options.file)]
+        settings = {
+            "--data-dir": options.data_dir,
+            "--eps": options.eps,
+            "--first": options.first,
+            "--seeds": seed,
+            "--ours": found,
+        }
+        settings |= {"--precision": precision, "--threads": options.threads // processes}
+        subprocess.run(crew + [str(word) for pair in settings.items() for word in pair], check=True, capture_output=True)
+        robust, seconds, forwards, backwards = json.loads(found.read_text())
+    return robust, seconds, forwards, backwards
+
+
+def one_of_ours(options: argparse.Namespace, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """What each process of Hauberk's does."""
+    with joined_crew(torch.device("cpu")) as crew:
+        crew.meet()
+        begun = time.perf_counter()
+        threat, seed, precision = hb.Linf(options.eps), options.seeds[0], options.precision
+        result = hb.evaluate(model, (x, y), threat=threat, suite="standard", seed=seed, precision=precision, quiet=True)
+        found = [result.robust_accuracy, time.perf_counter() - begun, *result.provenance["passes"].values()]
+        if crew.rank == 0:
+            options.ours.write_text(json.dumps(found))
+
+
 def main() -> None:
-    """Run both."""
+    """Run all of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--eps", type=float, default=0.3)
-    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="full", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.basicConfig(level=logging.WARNING)
     model = hb.load(options.file, model=small_net()).eval()
-    x, y = hb.data.load_data("mnist", "test", options.data_dir).fetch(torch.arange(options.n))
-    print(f"{options.file.name}, Linf {options.eps}, first {options.n} images, {machine(torch.device('cpu'))}")
-    print("| seed | | robust % | seconds | forwards | backwards | forwards per robust example |")
-    print("|---|---|---|---|---|---|---|")
+    x, y = hb.data.load_data("mnist", "test", options.data_dir).fetch(torch.arange(options.first))
+    if options.ours:
+        one_of_ours(options, model, x, y)
+        return
+    print(f"{options.file.name}, Linf {options.eps}, first {options.first} images, {machine(torch.device('cpu'))}")
+    print("| seed | | robust % | seconds | of official | forwards | backwards | forwards per robust example |")
+    print("|---|---|---|---|---|---|---|---|")
+
+    def row(seed: int, name: str, robust: float, seconds: float, forwards: int, backwards: int) -> None:
+        each = forwards / max(robust * options.first, 1)
+        cells = f"{seconds:.1f} | {seconds / base:.2f} | {forwards:,} | {backwards:,} | {each:,.0f}"
+        print(f"| {seed} | {name} | {100 * robust:.1f} | {cells} |", flush=True)
+
     for seed in options.seeds:
-        for name in ("official", "Hauberk"):
-            counter = Counter(model)
-            if name == "official":
-                robust, seconds = official(model, x, y, options.eps, seed)
-            else:
-                begun = time.perf_counter()
-                result = hb.evaluate(model, (x, y), threat=hb.Linf(options.eps), suite="standard", seed=seed, quiet=True)
-                robust, seconds = result.robust_accuracy, time.perf_counter() - begun
-            passes = f"{counter.forwards:,} | {counter.backwards:,} | {counter.forwards / max(robust * options.n, 1):,.0f}"
-            print(f"| {seed} | {name} | {100 * robust:.1f} | {seconds:.1f} | {passes} |", flush=True)
-            model._forward_hooks.clear()
+        counter = Counter(model)
+        robust, base = official(model, x, y, options.eps, seed)
+        row(seed, f"official, {options.threads} threads", robust, base, counter.forwards, counter.backwards)
+        model._forward_hooks.clear()
+        for precision, processes in dict.fromkeys((p, many or options.threads) for p, many in WAYS):
+            name = f"Hauberk, {precision}, {processes} processes of {options.threads // processes} threads"
+            row(seed, name, *ours(options, precision, processes, seed))
 
 
 if __name__ == "__main__":

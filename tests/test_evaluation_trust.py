@@ -19,7 +19,7 @@ from torch import nn
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
-from hauberk.evaluation import early_answer, table
+from hauberk.evaluation import early_answer, search, table
 
 
 def sound(n=60, dtype=torch.float32, shape=(3, 8, 8), classes=5):
@@ -270,9 +270,26 @@ class BatchStatistics(Defended):
         return self.net(x - x.mean(0))
 
 
+class Saturated(Defended):
+    """Cross-entropy is 0 in float32, with its gradient; the margin is not."""
+
+    def forward(self, x):
+        return 1e5 * self.net(x)
+
+
+class Lottery(Defended):
+    """Where the search starts decides, because no gradient leads anywhere."""
+
+    def forward(self, x):
+        lucky = (1000 * x.flatten(1).sum(1)).frac() < 0.2
+        return torch.stack([lucky, ~lucky], 1).float()
+
+
 @pytest.mark.parametrize(
     ("defence", "flags"),
     [
+        (Saturated, {"any-loss-will-do": "warning"}),
+        (Lottery, {"one-start-is-enough": "warning"}),
         (Quantised, {"gradients": "invalid"}),
         (Softmaxed, {"logits": "invalid"}),
         (WinnersTakeAll, {"gradients-tell-the-truth": "warning"}),
@@ -288,13 +305,33 @@ def test_defences_that_only_hide_raise_their_flag(defence, flags):
     x, _ = tiny_batch(40)
     with torch.random.fork_rng():
         y = model(x).argmax(1)
-    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.05), attacks=["fgsm", "pgd-10"], quiet=True)
+    eps = 0.003 if defence is Saturated else 0.05
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf(eps), attacks=["fgsm", "pgd-10"], quiet=True)
     raised = {d.name: d.verdict for d in ev.warnings}
     assert flags.items() <= raised.items(), raised
     assert all(d.advice for d in ev.warnings)
     if "invalid" in flags.values():
         assert str(ev).startswith("INVALID")
         assert "INVALID" in table({"a": ev}).columns[1].header
+
+
+def test_a_search_that_more_steps_would_help_is_flagged(monkeypatch):
+    honest = search.apgd
+
+    def slow(*inputs, steps, **settings):
+        return honest(*inputs, steps=1 + (steps > 50) * 20, **settings)
+
+    monkeypatch.setattr(search, "apgd", slow)
+    model, (x, _) = Winding().eval(), tiny_batch(40)
+    ev = hb.evaluate(model, (x, model(x).argmax(1)), threat=hb.Linf(0.02), attacks=["fgsm"], quiet=True)
+    assert "optimisation-is-finished" in {d.name for d in ev.warnings}
+
+
+class Winding(Defended):
+    """One step leads astray."""
+
+    def forward(self, x):
+        return self.net(x + 0.05 * torch.sin(200 * x))
 
 
 def test_a_plain_model_raises_no_flag(short_autoattack, digits):

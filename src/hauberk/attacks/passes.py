@@ -1,7 +1,6 @@
 """Passes through the model on behalf of an attack: cast, averaged over a random model's draws, and counted."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +12,16 @@ class Passes:
     """How an attack looks at a model.
 
     Args:
-        view: the model, lent by ``attack_view``.
+        view: the model, lent by ``attack_view``, or a form of it in lower precision.
         draws: passes to average over, for models that are random (expectation over transformation, Athalye et al. 2018).
-        dtype: run the network in this lower precision by autocast; None for its own.
 
     Attributes:
         forwards: examples that went forward, so far.
         backwards: examples that went backward to the input, so far.
     """
 
-    def __init__(self, view: nn.Module, draws: int = 1, dtype: torch.dtype | None = None):
-        self.view, self.draws, self.dtype = view, draws, dtype
+    def __init__(self, view: nn.Module, draws: int = 1):
+        self.view, self.draws = view, draws
         self.forwards = self.backwards = 0
         parameter = next((p for p in view.parameters() if p.is_floating_point()), None)
         self._half = parameter.dtype if parameter is not None and parameter.dtype.itemsize < 4 else None
@@ -70,11 +68,7 @@ class Passes:
 
     def _forward(self, point: Tensor) -> Tensor:
         self.forwards += len(point)
-        lower: AbstractContextManager[object] = nullcontext()
-        if self.dtype is not None:
-            lower = torch.autocast(point.device.type, self.dtype)
-        with lower:
-            logits: Tensor = self.view(point if self._half is None else point.to(self._half))
+        logits: Tensor = self.view(point if self._half is None else point.to(self._half))
         return logits if logits.dtype.itemsize >= 4 else logits.float()
 
 

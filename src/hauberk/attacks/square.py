@@ -7,12 +7,12 @@ from torch import Tensor
 
 from hauberk.attacks.losses import fooled, make_loss
 from hauberk.attacks.passes import Passes
-from hauberk.attacks.rows import Clock, Rows, Task, fresh, replace_rows, where_rows
+from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
 from hauberk.attacks.windows import image_shape, pick_windows
 from hauberk.errors import UserError
 from hauberk.threat import Region
 
-_PROPOSALS = 2  # for each pass in L∞, as long as they change nothing
+_PROPOSALS = 2  # prepared for each pass in L∞: the first that changes anything is asked about
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,11 @@ class Square:
         query without a pass, and the next proposal takes its place.
         """
         fresh_rows = rows.tick == 0
-        asked, changed = _propose(rows, clock)
         if rows.region.norm == "Linf":
-            for _ in range(_PROPOSALS - 1):
-                waiting = ~fresh_rows & ~changed & (rows.tick < self.steps)
-                rows.tick = rows.tick + waiting
-                proposed, changes = _propose(rows, clock)
-                asked = replace_rows(waiting, proposed, asked)
-                changed = changed | changes
+            asked, passed_over = _flip(rows, clock, (self.steps - rows.tick).clamp_min(0) * ~fresh_rows)
+            rows.tick = rows.tick + passed_over
+        else:
+            asked = _move(rows)
         if bool((clock == 0).any()):
             asked = where_rows(fresh_rows, _first(rows), asked)
         logits = passes.look(asked)
@@ -82,26 +79,48 @@ def _first(rows: Rows) -> Tensor:
     return _place(region, pick_windows(shape, region.norm).tiles(rows.noise, rows.tag, region.x))
 
 
-def _propose(rows: Rows, clock: Clock) -> tuple[Tensor, Tensor]:
-    """The next change of each row, at its own query, and which rows it changes, (B,)."""
+def _draw(rows: Rows, ahead: int) -> Tensor:
+    """Uniform draws for each row's next queries, (B · ahead, 5 + C)."""
+    channels = image_shape(rows.best)[0]
+    ticks = rows.tick[:, None] + torch.arange(ahead, device=rows.tick.device)
+    noise = rows.noise if ahead == 1 else rows.noise.rows(torch.arange(len(rows.y)).repeat_interleave(ahead).to(ticks.device))
+    return noise.uniform(rows.best.new_empty(ticks.numel(), 5 + channels), (rows.tag[:, None] + ticks).flatten())
+
+
+def _flip(rows: Rows, clock: Clock, most: Tensor) -> tuple[Tensor, Tensor]:
+    """L∞: a square at the corner that its draws say; the first of the next proposals that changes anything.
+
+    most: how many proposals may be passed over, (B,). Returns the points, and how many were.
+    """
+    region, count = rows.region, len(rows.y)
+    channels, *_ = shape = image_shape(rows.best)
+    windows = pick_windows(shape, "Linf").to(rows.best.device)
+    draws = _draw(rows, _PROPOSALS)
+    size = windows.size_at((rows.tick[:, None] + torch.arange(_PROPOSALS, device=rows.tick.device)).flatten() - 1)
+    cells = windows.cells(draws[:, 0], draws[:, 1], size, windows.largest_from(int(clock.min()) - 1))
+    cells = cells.view(count, 1, -1).expand(-1, channels, -1)
+    best, upper, lower = (value.reshape(count, channels, -1) for value in (rows.best, region.upper, region.lower))
+    up = (draws[:, 5:] < 0.5).view(count, _PROPOSALS, channels).transpose(1, 2)
+    by_proposal = (count, channels, _PROPOSALS, -1)
+    corner = torch.where(up[..., None], upper.gather(2, cells).view(by_proposal), lower.gather(2, cells).view(by_proposal))
+    changes = (best.gather(2, cells).view(by_proposal) != corner).any(3).any(1)
+    changes[:, -1] = True  # the last is asked about in any case
+    chosen = torch.minimum(changes.int().argmax(1), most)
+    pick = chosen.view(-1, 1, 1, 1).expand(-1, channels, 1, corner.shape[3])
+    place, value = (part.view(by_proposal).gather(2, pick).squeeze(2) for part in (cells, corner))
+    return best.scatter(2, place, value).view_as(rows.best), chosen
+
+
+def _move(rows: Rows) -> Tensor:
+    """L2, L1: mass moved from two windows into one of them, as a pattern."""
     region = rows.region
-    shape = image_shape(region.x)
-    windows = pick_windows(shape, region.norm).to(region.x.device)
-    draws = rows.noise.uniform(region.x.new_empty(len(region.x), 5 + shape[0]), rows.tag + rows.tick)
+    windows = pick_windows(image_shape(rows.best), region.norm).to(rows.best.device)
+    draws = _draw(rows, 1)
     size = windows.size_at(rows.tick - 1)
-    up = (draws[:, 5:] < 0.5)[:, :, None]
-    if region.norm == "Linf":
-        largest = windows.largest_from(int(clock.min()) - 1)
-        cells = windows.cells(draws[:, 0], draws[:, 1], size, largest)[:, None].expand(-1, shape[0], -1)
-        best, upper, lower = (value.reshape(len(size), shape[0], -1) for value in (rows.best, region.upper, region.lower))
-        corner = torch.where(up, upper.gather(2, cells), lower.gather(2, cells))
-        changes = (best.gather(2, cells) != corner).flatten(1).any(1)
-        return best.scatter(2, cells, corner).view_as(rows.best), changes
     here, there = windows.mask(draws[:, 0], draws[:, 1], size), windows.mask(draws[:, 2], draws[:, 3], size)
-    sign = torch.where(up[..., None], 1.0, -1.0).to(region.x.dtype)
+    sign = torch.where(draws[:, 5:] < 0.5, 1.0, -1.0).to(region.x.dtype)[..., None, None]
     pattern = windows.pattern(draws[:, 0], draws[:, 1], size, draws[:, 4] < 0.5)[:, None] * sign
-    moved = _move_mass(_offsets(region, rows.best), pattern, here[:, None], there[:, None], region)
-    return _place(region, moved), torch.ones_like(rows.found)
+    return _place(region, _move_mass(_offsets(region, rows.best), pattern, here[:, None], there[:, None], region))
 
 
 def _move_mass(offset: Tensor, pattern: Tensor, here: Tensor, there: Tensor, region: Region) -> Tensor:

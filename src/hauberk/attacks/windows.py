@@ -1,5 +1,6 @@
 """The windows of the Square attack: their sizes as the search goes on, their places, and their patterns."""
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod, sqrt
@@ -77,8 +78,7 @@ class Windows:
 
     def largest_from(self, query: int) -> tuple[int, int]:
         """Height and width of the largest window from a query on."""
-        k = int((max(query, 0) > self.after).sum()) if query > 0 else 0
-        high, wide = self.sizes[k].tolist()
+        high, wide = self.sizes[bisect_left(HALVED_AFTER, query)].tolist()
         return high, wide
 
     def cells(self, down: Tensor, right: Tensor, size: Tensor, largest: tuple[int, int]) -> Tensor:

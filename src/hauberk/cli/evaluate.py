@@ -52,8 +52,8 @@ class Evaluate:
     """Run each of the attacks named only on the examples that still stand."""
     surrogate: Path | None = None
     """Another run or exported model, to craft transfer attacks on."""
-    n: int | None = None
-    """Evaluate the first N examples of the test set only."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("--first",))] = None
+    """Evaluate the first N examples of the test set only. (Under torchrun write --first, because it takes --n for its own.)"""
     batch_size: int = 256
     """Examples at a time."""
     seed: int = 0

@@ -51,7 +51,8 @@ class Campaign:
         width: how many examples are attacked at a time, in passes of that one shape.
         outputs: how many logits the model must have, if known.
         evading: whether the last of them is a class of adversarial inputs.
-        dtype: lower precision for the attacks; verdicts are never in it.
+        exact: the fastest form of the model in its own precision, for attacks that need it; verdicts are by the model itself.
+        quick: the same in the precision of the attacks with gradients.
         surrogate: for transfer attacks.
         state_path: where the attack under way is saved; None for nowhere.
     """
@@ -66,7 +67,8 @@ class Campaign:
     width: int
     outputs: int | None
     evading: bool
-    dtype: torch.dtype | None
+    exact: nn.Module
+    quick: nn.Module
     surrogate: nn.Module | None
     display: Display
     state_path: Path | None = None
@@ -76,8 +78,9 @@ class Campaign:
 
     def __post_init__(self) -> None:
         self.chunk = max(1, self.width // 8)
-        self.eyes = Passes(self.model, self.suite.draws)  # full precision: clean pass and verdicts
-        self.sight = Passes(self.model, self.suite.draws, self.dtype)  # the attacks'
+        self.eyes = Passes(self.model, self.suite.draws)  # clean pass and verdicts
+        self.exact_sight = Passes(self.exact, self.suite.draws)
+        self.sight = Passes(self.quick, self.suite.draws)
         self._saved = time.monotonic()
         self._shown = time.monotonic()
         self._costs = {name: get_preset(name).cost for name in self.suite.stages}
@@ -97,8 +100,8 @@ class Campaign:
     def passes(self) -> dict[str, int]:
         """Examples that went forward and backward in this process."""
         return {
-            "forwards": self.eyes.forwards + self.sight.forwards,
-            "backwards": self.eyes.backwards + self.sight.backwards,
+            "forwards": sum(passes.forwards for passes in (self.eyes, self.exact_sight, self.sight)),
+            "backwards": sum(passes.backwards for passes in (self.eyes, self.exact_sight, self.sight)),
         }
 
     def right(self) -> list[int]:
@@ -139,17 +142,16 @@ class Campaign:
         x = self.threat.around(x).random(noise)
         loss = make_loss("cw")
 
-        def bits(width: int) -> tuple[Tensor, Tensor]:
-            part = Passes(self.model, dtype=self.dtype).gradient(x[:width], lambda z: loss(z, y[:width], None))
+        def bits(form: nn.Module, width: int) -> tuple[Tensor, Tensor]:
+            part = Passes(form).gradient(x[:width], lambda z: loss(z, y[:width], None))
             return part[0], part[2]
 
-        logits, grad = bits(self.width)
         sizes = [self.width * k // 8 for k in range(7, 0, -1) if self.width * k // 8 >= _NARROWEST]
-        return [
-            size
-            for size, (z, g) in ((size, bits(size)) for size in sizes)
-            if torch.equal(z, logits[:size]) and torch.equal(g, grad[:size])
-        ]
+        for form in (self.exact, self.quick):
+            whole = bits(form, self.width)
+            same = {size: zip(bits(form, size), whole, strict=True) for size in sizes}
+            sizes = [size for size in sizes if all(torch.equal(part, full[:size]) for part, full in same[size])]
+        return sizes
 
     def _detect(self, mine: list[int], x: Tensor, y: Tensor, noise: Noise) -> None:
         """Note which adversarial inputs are recognised when they only try to be misclassified."""
@@ -184,7 +186,7 @@ class Campaign:
 
         turns = program.turns(self._classes)
         # Square lives on small differences of the margin, which bfloat16 does not resolve.
-        passes = self.eyes if isinstance(program, Square) else self.sight
+        passes = self.exact_sight if isinstance(program, Square) else self.sight
         queue = Queue(program, passes, fetch, verdicts, leave, turns, self.width, self.chunk, self._narrower)
         self._resume(attack, queue, set(todo))
         self._saved = time.monotonic()

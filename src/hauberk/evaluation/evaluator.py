@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.presets import get_preset
+from hauberk.attacks.twin import faster
 from hauberk.attacks.view import attack_view
 from hauberk.checks import check_inputs, check_model
 from hauberk.console import Display
@@ -22,6 +23,7 @@ from hauberk.evaluation.early import attack_order
 from hauberk.evaluation.ledger import Ledger
 from hauberk.evaluation.probes import SAMPLE, eps_curve, probe_gradients
 from hauberk.evaluation.result import Evaluation
+from hauberk.evaluation.search import probe_search
 from hauberk.evaluation.signs import signs
 from hauberk.evaluation.suites import find_suite
 from hauberk.evaluation.tally import tally
@@ -73,7 +75,7 @@ def evaluate(
         n: evaluate the first n examples only.
         batch_size: examples at a time.
         seed: of all random draws.
-        precision: "full", or "bf16" to run the attacks with gradients, never the verdicts, under bfloat16 autocast.
+        precision: "full", or "bf16" to run the attacks with gradients, never the verdicts, in bfloat16.
         surrogate: another classifier of the same inputs; adds the attack "transfer-pgd-20", crafted on it.
         detects: the model's last output is a class of adversarial inputs. Attacks then try to be misclassified without
             being recognised, robust accuracy is with rejection (an adversarial input does no harm if it gets its label or is
@@ -125,6 +127,7 @@ def evaluate(
     hidden = quiet or everybody.rank > 0
     with Display("evaluate", 1000, quiet=hidden, unit="") as display, attack_view(model) as view:
         torch.manual_seed(seed)  # for random models; attack_view puts the caller's generator back
+        exact = faster(view, first_x)
         campaign = Campaign(
             model=view,
             source=source,
@@ -136,7 +139,8 @@ def evaluate(
             width=width,
             outputs=needed,
             evading=detects,
-            dtype=torch.bfloat16 if precision == "bf16" else None,
+            exact=exact,
+            quick=faster(view, first_x, torch.bfloat16) if precision == "bf16" else exact,
             surrogate=surrogate,
             display=display,
             state_path=None if folder is None else folder / f"state-{everybody.rank}.pt",
@@ -231,4 +235,5 @@ def _probe(campaign: Campaign) -> tuple[list[Diagnostic], list[dict[str, Any]]]:
     if evading:
         return found, []  # the curve's attack does not try to hide
     curve, more = eps_curve(campaign.model, x, y, campaign.threat, noise, draws)
-    return found + more, curve
+    other = Noise(campaign.seed, content_ids(x).to(x.device), stage=2)
+    return found + more + probe_search(campaign.model, x, y, campaign.threat, noise, other, draws), curve
