@@ -27,6 +27,7 @@ class Published:
     eps: float
     n: int
     known: str
+    random: bool = False  # n of all images, not the first
 
 
 NETWORKS = {
@@ -35,6 +36,7 @@ NETWORKS = {
     ),
     "wong": Published("fast_adversarial_mnist_fgsm.pth", None, 0.3, 10_000, "published: 82.93"),
     "trades-1000": Published("trades_mnist_smallcnn.pt", TradesNet, 0.3, 1000, "published, all 10,000: 92.81"),
+    "trades-sample": Published("trades_mnist_smallcnn.pt", TradesNet, 0.3, 600, "published, all 10,000: 92.81", random=True),
     "certified": Published("convex_adversarial_models_mnist.pth", None, 0.1, 10_000, "certified: at least 94.2"),
 }
 
@@ -47,15 +49,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/published"))
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("full", "bf16"), default="full")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     test = hb.data.load_data("mnist", "test", options.data_dir)
+    shuffled = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
     with joined_crew(torch.device("cpu")) as crew:
         for name in options.only:
             known = NETWORKS[name]
             model = hb.load(options.checkpoints / known.file, model=(known.net or small_net)())
             threat = hb.Linf(known.eps)
-            result = hb.evaluate(model, test, threat=threat, suite="standard", n=known.n, out=options.out / name, quiet=True)
+            images = test.fetch(shuffled[: known.n] if known.random else torch.arange(known.n))
+            folder = options.out / name
+            result = hb.evaluate(
+                model, images, threat=threat, suite="standard", out=folder, precision=options.precision, quiet=True
+            )
             if crew.rank == 0:
                 after = ", ".join(f"{attack} {100 * share:.2f}" for attack, share in result.by_attack.items())
                 flags = ", ".join(d.name for d in result.warnings) or "none"
