@@ -1,5 +1,6 @@
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +11,10 @@ import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks.batch import run_batch
 from hauberk.attacks.hyperplane import onto_hyperplane
+from hauberk.attacks.passes import Passes
 from hauberk.attacks.presets import PRESETS
+from hauberk.attacks.rows import Task
+from hauberk.attacks.sparse_apgd import SparseApgd
 from hauberk.attacks.square import Square
 from hauberk.attacks.windows import pick_windows
 from hauberk.noise import Noise
@@ -232,3 +236,19 @@ def test_autoattack_is_its_four_attacks_one_after_the_other(short_autoattack):
     assert alone.success.sum() < found.success.sum() < 40
     assert found.forwards > 500 * (~found.success).float().mean()
     assert hb.attacks.autoattack(tiny_net(classes=2), x, y.clamp_max(1), hb.Linf(0.015)).x_adv.shape == x.shape
+
+
+def test_the_steps_of_l1_apgd_are_as_long_as_the_radius_of_their_time(monkeypatch):
+    monkeypatch.setattr(Noise, "normal", lambda self, like, tag: torch.zeros_like(like))  # starts at the clean input
+    model, (x, y) = tiny_net().eval(), tiny_batch()
+    threat = hb.L1(2.0, low=-100.0, high=100.0)
+    program = SparseApgd(steps=10)
+    noise = Noise(0, torch.arange(len(x)))
+    rows = program.begin(Task(threat.around(x), y, model(x).detach(), torch.zeros_like(y), noise))
+    lengths = []
+    for tick in range(program.length):
+        before = rows.offset
+        program.advance(rows, Passes(model), np.full(len(x), tick))
+        lengths.append(float((rows.offset - before).abs().sum(1).max()))
+    assert lengths[1] == pytest.approx(3.0)  # in units of ε, as the ball of the first stage
+    assert float(rows.offset.abs().sum(1).max()) <= 1 + 1e-5  # that of the last is the threat model's

@@ -15,7 +15,7 @@ from hauberk.attacks.targets import Starts, pick_target
 from hauberk.threat.projections import onto_l1
 
 SHRINK = 1.5  # of step size and support
-LEAST_STEP = 0.1  # times ε
+LEAST_STEP = 0.1  # of the present radius
 STILL_SPARSER = 0.95
 FIRST_SUPPORT = 0.2  # share of the coordinates in the first step, where there is no schedule of radii
 
@@ -37,16 +37,16 @@ class SparseApgd(Starts):
         return len(self._plan)
 
     def begin(self, task: Task) -> "SparseRows":
-        """Draw the starts: a normal draw, projected."""
-        x = task.region.x
+        """Draw the starts: a normal draw as wide as the box, projected."""
+        region, x = task.region, task.region.x
         lowest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        start = task.noise.normal(x, task.tag).flatten(1)
+        width = (region.high - region.low).nan_to_num(posinf=1.0)
+        start = (task.noise.normal(x, task.tag) * width / torch.where(region.radius > 0, region.radius, 1.0)).flatten(1)
         ones = torch.ones_like(lowest)
         return SparseRows(
             *fresh(task),
             target=pick_target(task, self.loss, self.targets),
             offset=start,
-            previous=start,
             grad=torch.zeros_like(start),
             step=ones,
             support=ones,
@@ -64,16 +64,14 @@ class SparseApgd(Starts):
         low = ((region.low - region.x) / scale * free).flatten(1)
         high = ((region.high - region.x) / scale * free).flatten(1)
         plan = torch.from_numpy(self._plan[np.minimum(clock, self.length - 1)]).to(rows.y.device)
-        radius, first, second, check = plan[:, 0].to(low.dtype)[:, None], plan[:, 1] > 0, plan[:, 2] > 0, plan[:, 3] > 0
+        radius, first, check = plan[:, 0].to(low.dtype)[:, None], plan[:, 1] > 0, plan[:, 2] > 0
         begun = _onto(rows.high_offset, radius, low, high)
         self._begin_radius(rows, first, begun)
-        share = where_rows(first | second, torch.ones_like(radius), torch.full_like(radius, 0.75))
-        ahead = _onto(rows.offset + rows.step[:, None] * _sparse_direction(rows), radius, low, high)
-        mixed = rows.offset + share * (ahead - rows.offset) + (1 - share) * (rows.offset - rows.previous)
-        moved = where_rows(first, begun, _onto(mixed, radius, low, high))
+        ahead = _onto(rows.offset + radius * rows.step[:, None] * _sparse_direction(rows), radius, low, high)
+        moved = where_rows(first, begun, ahead)
         point = region.x + moved.view_as(region.x) * region.radius
         loss, grad = self._look(rows, point, passes, counts=radius[:, 0] <= 1)
-        rows.previous, rows.offset = rows.offset, moved
+        rows.offset = moved
         rows.grad = (grad * region.radius).flatten(1)
         higher = loss > rows.high_loss
         rows.high_offset = where_rows(higher, moved, rows.high_offset)
@@ -86,7 +84,6 @@ class SparseApgd(Starts):
         nonzero = (begun != 0).sum(1).to(begun.dtype)
         support = nonzero / dims / SHRINK if self.wide else torch.full_like(nonzero, FIRST_SUPPORT)
         rows.offset = where_rows(first, begun, rows.offset)
-        rows.previous = where_rows(first, begun, rows.previous)
         rows.step = torch.where(first, 1.0, rows.step)
         rows.support = torch.where(first, support, rows.support)
         rows.nonzero = torch.where(first, nonzero if self.wide else torch.full_like(nonzero, dims), rows.nonzero)
@@ -103,14 +100,14 @@ class SparseApgd(Starts):
 
     @cached_property
     def _plan(self) -> np.ndarray:
-        """For each tick: radius in ε, is it the first look of its radius, the second, is it a checkpoint."""
+        """For each tick: radius in ε, is it the first look of its radius, is it a checkpoint."""
         part = math.ceil(0.3 * self.steps)
         stages = [(3.0, part), (2.0, part), (1.0, self.steps - 2 * part)] if self.wide else [(1.0, self.steps)]
         plan = []
         for radius, steps in stages:
             interval = max(int(0.04 * steps), 1)
             for i in range(steps + 1):
-                plan.append((radius, i == 0, i == 1, i > 0 and i % interval == 0))
+                plan.append((radius, i == 0, i > 0 and i % interval == 0))
         return np.array(plan, dtype=np.float64)
 
 
@@ -120,9 +117,8 @@ class SparseRows(Rows):
 
     target: Tensor
     offset: Tensor
-    previous: Tensor
     grad: Tensor
-    step: Tensor  # times ε
+    step: Tensor  # in units of the present radius
     support: Tensor  # share of the coordinates that a step moves
     nonzero: Tensor  # how many coordinates the best point had moved at the last checkpoint
     high_offset: Tensor
