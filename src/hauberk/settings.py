@@ -47,6 +47,9 @@ class TrainSettings:
     """CPU threads; 0 leaves torch's choice. Results repeat bit for bit only with the same number."""
     device: str = "auto"
     """"auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """fp32, or bf16 for attack and passes of the loss (losses and weights stay in float32); "auto" measures whether bf16 is
+    faster here and agrees with float32, and the run records which it took."""
     save_minutes: float = 10.0
     """Save a checkpoint this often within an epoch; one is always saved at its end."""
 
@@ -69,7 +72,11 @@ class TrainSettings:
                 raise UserError(f"{name} must not be negative, got {value}")
         if any(not m > 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise UserError(f"milestones must be positive and rising, got {self.milestones}")
-        choices = {"schedule": ("steps", "cosine", "one-cycle"), "augment": ("auto", "none", "crop", "crop-flip")}
+        choices = {
+            "schedule": ("steps", "cosine", "one-cycle"),
+            "augment": ("auto", "none", "crop", "crop-flip"),
+            "precision": ("auto", "fp32", "bf16"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")

@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hauberk.attacks.convolutions import quicken
 from hauberk.attacks.folding import CONVOLUTIONS, NORMS, fold
+from hauberk.errors import UserError
 
 # How far a twin's logits and input gradients may be from the model's, relative to their size.
 CLOSE = {torch.bfloat16: (0.05, 0.3, 0.05), None: (1e-4, 1e-2, 1e-4)}
@@ -27,6 +28,9 @@ def faster(model: nn.Module, like: Tensor, dtype: torch.dtype | None = None) -> 
     Returns:
         A :class:`Twin` if one can be made and agrees with the model; otherwise (a random model, too) the model itself, under
         autocast where the precision is lower.
+
+    Raises:
+        UserError: from hooks of the model that check what it is used for.
     """
     fallback = model if dtype is None else _Autocast(model, dtype)
     try:
@@ -39,6 +43,8 @@ def faster(model: nn.Module, like: Tensor, dtype: torch.dtype | None = None) -> 
             for a, b, bound in zip(seen, _look(twin, like), CLOSE[dtype], strict=True)
         )
         return twin if all(near) else fallback
+    except UserError:
+        raise
     except Exception:  # other people's modules may refuse in any way to be copied, traced or cast
         return fallback
 
@@ -58,8 +64,8 @@ class Twin(nn.Module):
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
         super().__init__()
         self.net, self._folded = fold(deepcopy(model).eval().requires_grad_(False))
-        self._lower = dtype is not None
-        if self._lower:
+        self.lower = dtype
+        if dtype is not None:
             for module in self.net.modules():
                 if type(module) in (*CONVOLUTIONS, nn.Linear):
                     module.to(dtype)
@@ -87,7 +93,7 @@ class Twin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, C) of inputs (B, ...)."""
-        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last) if self._lower and x.ndim == 4 else x)
+        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last) if self.lower and x.ndim == 4 else x)
         return logits if logits.dtype.itemsize >= 4 else logits.float()
 
 

@@ -16,9 +16,11 @@ from hauberk.errors import UserError
 from hauberk.methods.choices import Batch, Choices, Horizon, Pass
 from hauberk.methods.output import Output
 from hauberk.methods.perturb import carry_gradients, perturbation, perturbed
+from hauberk.methods.sight import Precision, Sight
 from hauberk.methods.state import Memory
 from hauberk.noise import Noise
 from hauberk.objectives import OBJECTIVES
+from hauberk.objectives.kl import at_least_float32
 from hauberk.threat import ThreatModel
 from hauberk.weighting import summary
 
@@ -31,7 +33,13 @@ class Method:
     """
 
     def __init__(
-        self, name: str, threat: ThreatModel, choices: Choices, settings: dict[str, Any], horizon: Horizon | None = None
+        self,
+        name: str,
+        threat: ThreatModel,
+        choices: Choices,
+        settings: dict[str, Any],
+        horizon: Horizon | None = None,
+        precision: Precision = "model",
     ):
         self.name = name
         self.threat = threat
@@ -39,6 +47,7 @@ class Method:
         self.settings = settings
         self.horizon = horizon or Horizon()
         self.memory = Memory()
+        self.sight = Sight(precision)
         self._calls = 0
 
     @property
@@ -65,6 +74,7 @@ class Method:
         fitted = copy(self)
         fitted.horizon = Horizon(epochs, first_drop)
         fitted.memory = Memory()
+        fitted.sight = Sight(self.sight.precision)
         if self.choices.weighting.measure != "none" and fitted._burn_in >= epochs:
             raise UserError(
                 f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with {epochs}: nothing would "
@@ -159,7 +169,8 @@ class Method:
             return None, {}
         if recipe.search == "margin":
             share = self.memory.shares(batch.index, batch.y)
-            found, distance = margin_pgd(model, batch.x, batch.y, threat, share=share, steps=attack.steps, seed=noise)
+            with self.sight.on(model, batch.x, "eval") as form:
+                found, distance = margin_pgd(form, batch.x, batch.y, threat, share=share, steps=attack.steps, seed=noise)
             self.memory.remember(batch.index, distance)
             return found, {"within": found.success}
         if recipe.taus:
@@ -167,7 +178,8 @@ class Method:
         measure = self.choices.weighting.measure
         # PM^dif compares two passes in the same mode; PM^nat uses the loss's own clean pass where there is one.
         see_clean = measure == "pm-dif" or (measure == "pm-nat" and not OBJECTIVES[recipe.objective].clean)
-        return ascend(model, batch.x, batch.y, threat, attack, keep="last-unseen", seed=noise, see_clean=see_clean), {}
+        with self.sight.on(model, batch.x, attack.mode) as form:
+            return ascend(form, batch.x, batch.y, threat, attack, keep="last-unseen", seed=noise, see_clean=see_clean), {}
 
     def _friendly(self, attack: Ascent, epoch: int) -> Ascent:
         """Return the attack with τ of this epoch."""
@@ -188,8 +200,10 @@ class Method:
     ) -> Pass:
         """Make the passes of the loss and compute it, with given weights or those of the method."""
         objective = OBJECTIVES[self.choices.recipe.objective]
-        logits = model(batch.x) if objective.clean else None
-        logits_adv = model(x_adv) if objective.adversarial and x_adv is not None else None
+        with self.sight.lowered(batch.x):
+            logits = model(batch.x) if objective.clean else None
+            logits_adv = model(x_adv) if objective.adversarial and x_adv is not None else None
+        logits, logits_adv = (None if z is None else at_least_float32(z) for z in (logits, logits_adv))
         robust, regular = self.choices.terms(logits, logits_adv, batch.y, **extra)
         measure = None
         if weights is None:
@@ -224,11 +238,11 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on exactly: plain types and tensors."""
-        return {"calls": self._calls, **self.memory.state_dict()}
+        return {"calls": self._calls, "agrees": self.sight.agrees, **self.memory.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self._calls = state["calls"]
+        self._calls, self.sight.agrees = state["calls"], state["agrees"]
         self.memory.load_state_dict(state)
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hauberk.console import Display
 from hauberk.data import augment, fetch_for
 from hauberk.errors import UserError
 from hauberk.files import read_state, write_state
+from hauberk.methods.sight import Precision, Sight
 from hauberk.noise import Noise
 from hauberk.provenance import machine
 from hauberk.training.card import save_model
@@ -47,7 +48,7 @@ class Trainer:
         self.examples = plan.examples
         settings = plan.settings
         self.optimizer = torch.optim.SGD(
-            model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
         )
         self.ema = None
         if settings.ema:
@@ -55,10 +56,18 @@ class Trainer:
             self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
         self.record = Record(folder)
         self.meter = Meter(device)
+        self.use("fp32" if settings.precision == "auto" else settings.precision)
         self.epoch = self.step = 0  # the next to do; step within the epoch
         self.seconds = 0.0  # of training, over all sittings
         self.best: dict[str, Any] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
+
+    def use(self, precision: Precision) -> None:
+        """Train in this precision."""
+        self.precision = precision
+        self.plan.method.sight = Sight(precision)
+        if precision == "bf16":  # whose convolutions are faster in this order
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def judged(self) -> nn.Module:
@@ -171,6 +180,7 @@ class Trainer:
             "epoch": epoch["epoch"] + 1,
             **self.plan.to_dict(),
             "metrics": epoch["metrics"],
+            "precision": self.precision,
             "machine": machine(self.device),
         }
         save_model(self.folder / which, weights, card)
@@ -189,6 +199,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
+            "precision": self.precision,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -212,6 +223,7 @@ class Trainer:
         """
         state, warning = read_state(folder / STATE)
         try:
+            self.use(state["precision"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema is not None:

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import hauberk as hb
+from conftest import tiny_batch, tiny_net
+from hauberk.attacks.twin import Twin
+from hauberk.errors import UserError
+from hauberk.methods.sight import pick_precision
+from test_training import easy_data, settings
+
+THREAT = hb.Linf(0.05)
+
+
+def step(precision, method="mart", model=None, calls=1):
+    torch.manual_seed(0)
+    model, (x, y) = (model or tiny_net()).train(), tiny_batch()
+    bound = hb.method(method, THREAT, steps=3, precision=precision)
+    for _ in range(calls):
+        out = bound(model, x, y)
+    out.loss.backward()
+    return bound, out, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("method", ["at", "trades", "mart", "mail-trades", "gairat", "fat", "mma", "at+awp"])
+def test_fp32_is_the_model_up_to_rounding_and_bf16_near_it(method):
+    _, plain, grads = step("model", method)
+    folding, exact, same = step("fp32", method)
+    lower, rough, near = step("bf16", method)
+    for bound in (folding, lower):
+        assert isinstance(bound.sight._twin, Twin)
+    assert torch.allclose(exact.loss, plain.loss, rtol=1e-4)
+    assert rough.loss.dtype == rough.logits_adv.dtype == torch.float32
+    assert torch.allclose(rough.loss, plain.loss, rtol=0.05)
+    for name, grad in grads.items():
+        assert (same[name] - grad).norm() <= 1e-2 * grad.norm() + 1e-6
+        assert near[name].dtype == torch.float32
+    assert all(near[name].isfinite().all() for name in grads)
+
+
+def test_the_twin_follows_the_weights():
+    torch.manual_seed(0)
+    model, (x, y) = tiny_net().train(), tiny_batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    bound = hb.method("trades", THREAT, steps=3, precision="fp32")
+    for _ in range(3):
+        optimizer.zero_grad()
+        bound(model, x, y).loss.backward()
+        optimizer.step()
+        with bound.sight.on(model, x, "eval") as form, torch.no_grad():
+            assert torch.allclose(form(x), model.eval()(x), atol=1e-4)
+        model.train()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_attack_in_training_mode_looks_at_the_model(precision):
+    bound, _, _ = step(precision, "at", model=tiny_net())
+    assert bound.sight.agrees
+    again = hb.method("at", THREAT, steps=3, mode="train", precision=precision)
+    model, (x, y) = tiny_net().train(), tiny_batch()
+    again(model, x, y)
+    assert again.sight.agrees is None
+
+
+def test_a_model_without_a_twin_still_trains():
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_net()
+
+        def forward(self, x):
+            return self.net(x + 0.01 * torch.randn_like(x))
+
+    bound, out, _ = step("bf16", model=Random(), calls=2)
+    assert bound.sight.agrees is False
+    assert out.loss.isfinite()
+
+
+def test_labels_that_do_not_fit_are_refused_as_ever():
+    model, (x, y) = tiny_net(), tiny_batch()
+    with pytest.raises(UserError, match="labels must be"):
+        hb.method("at", THREAT, precision="fp32")(model, x, y + 5)
+    with pytest.raises(UserError, match="precision is one of"):
+        hb.method("at", THREAT, precision="half")
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_a_run_records_its_precision_and_resumes_in_it(precision, tmp_path, monkeypatch):
+    monkeypatch.setattr("hauberk.training.run.pick_precision", lambda model, x: "bf16")
+    changes = settings(epochs=2, precision=precision)
+    whole = hb.train("small-cnn", easy_data(), method="trades", threat=THREAT, out=tmp_path / "a", **changes)
+    assert json.loads((tmp_path / "a" / "best.json").read_text())["precision"] == "bf16"
+    monkeypatch.setattr("hauberk.training.run.pick_precision", lambda model, x: "fp32")  # is not asked again
+    again = hb.train("small-cnn", easy_data(), method="trades", threat=THREAT, out=tmp_path / "a", resume=True, **changes)
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
+    loaded = hb.load(tmp_path / "a")
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in whole.model.state_dict().items())
+
+
+def test_auto_takes_what_is_faster_and_agrees(monkeypatch):
+    model, (x, _) = tiny_net(), tiny_batch()
+    times = {None: 3.0, torch.bfloat16: 1.0}
+    monkeypatch.setattr("hauberk.methods.sight._seconds", lambda form, x: times[form.lower])
+    assert pick_precision(model, x) == "bf16"
+    times[torch.bfloat16] = 2.9
+    assert pick_precision(model, x) == "fp32"
