@@ -16,6 +16,7 @@ from hauberk.errors import UserError
 
 Precision: TypeAlias = Literal["model", "fp32", "bf16"]
 
+_SAMPLE = 8  # examples that a twin is tried on
 _TRIALS = 5
 _WORTH = 1.2  # times faster, below which lower precision is not worth it
 
@@ -69,8 +70,13 @@ class Sight:
         dtype = torch.bfloat16 if self.precision == "bf16" else None
         with attack_view(model) as view:
             if self.agrees is None:
-                self.agrees = isinstance(faster(view, x.detach(), dtype), Twin)
-            self._twin, self._of = Twin(view, dtype) if self.agrees else None, weakref.ref(model)
+                with torch.no_grad():
+                    view(x)  # checks of a first pass want the whole batch; a twin is tried on few examples, for memory's sake
+                form = faster(view, x[:_SAMPLE].detach(), dtype)
+                self.agrees = isinstance(form, Twin)
+            else:
+                form = Twin(view, dtype) if self.agrees else view
+        self._twin, self._of = form if isinstance(form, Twin) else None, weakref.ref(model)
         return self._twin
 
 

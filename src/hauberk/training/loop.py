@@ -117,6 +117,7 @@ class Trainer:
         noise = Noise(settings.seed, index.to(self.device), stage=at)
         x = augment(x, plan.augment, noise)
         self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)  # before the passes, so that old gradients do not add to their memory
         out = plan.method(
             self.model,
             x,
@@ -129,7 +130,6 @@ class Trainer:
         )
         if self.device.type == "cpu" or self.step % _LOOK_EVERY == 0:
             self._require_finite(out.loss.item())
-        self.optimizer.zero_grad(set_to_none=True)
         out.loss.backward()
         self.optimizer.step()
         if self.ema is not None:

@@ -1,0 +1,138 @@
+"""Training steps beside the public code's, and beside the passes alone: same weights, batch, ε, K, machine; one run.
+
+    python benchmarks/steps.py --threads 2
+
+Alternates all of them, and prints a table of medians of ratios for docs/performance.md.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+import tyro
+from library_steps import libraries
+from public_steps import EPS, STEPS, steps
+from torch import Tensor, nn
+
+import hauberk as hb
+from hauberk.attacks.twin import Twin
+from hauberk.methods.sight import Sight
+from hauberk.models import ModelSpec
+from hauberk.provenance import machine, versions
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    methods: tuple[str, ...] = ("at", "mart", "mail-at", "trades", "mail-trades", "gairat", "at+awp")
+    """Methods."""
+    model: str = "resnet18"
+    """Network, on 3×32×32."""
+    batch: int = 32
+    """Examples."""
+    rounds: int = 5
+    """Times each step is made."""
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    """Of Hauberk's steps."""
+    threads: int = 2
+    """CPU threads."""
+    device: str = "cpu"
+    """Where."""
+
+
+class Floor:
+    """The passes that a step cannot do without, alone, in the fastest form known."""
+
+    def __init__(self, model: nn.Module, precision: str):
+        self.model, self.lower = model, Sight(precision).lowered  # type: ignore[arg-type]
+        self.twin = Twin(model, torch.bfloat16 if precision == "bf16" else None)
+
+    def __call__(self, method: str, x: Tensor, y: Tensor) -> None:
+        """K passes to the input, a clean one for KL, and the loss's; AWP goes twice through the weights."""
+        for _ in range(STEPS):
+            point = x.detach().requires_grad_()
+            torch.autograd.grad(F.cross_entropy(self.twin(point), y), point)
+        if "trades" in method:
+            with torch.no_grad():
+                self.twin(x)
+        for _ in range(2 if "awp" in method else 1):
+            with self.lower(x):
+                logits = [self.model(x) for _ in range(2 if "trades" in method or "mart" in method else 1)]
+            loss = torch.stack([F.cross_entropy(z.float(), y) for z in logits]).sum()
+            torch.autograd.grad(loss, list(self.model.parameters()))
+
+
+def ours(method: str, precision: str, model: nn.Module) -> Callable[[Tensor, Tensor], None]:
+    """Hauberk's step, as the training loop makes it."""
+    bound = hb.method(method, hb.Linf(EPS), steps=STEPS, burn_in=0, awp_warmup=0, precision=precision)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4, fused=True)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        out = bound(model, x, y)
+        out.loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    """Measure and print."""
+    options = tyro.cli(Options)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    x, y = torch.rand(options.batch, 3, 32, 32, device=device), torch.randint(10, (options.batch,), device=device)
+    weights = ModelSpec(options.model, (3, 32, 32), 10).build().state_dict()
+
+    def network(last: bool = False) -> nn.Module:
+        net = ModelSpec(options.model, (3, 32, 32), 10).build()
+        net.load_state_dict(weights)
+        return net.to(device, memory_format=torch.channels_last if last else torch.contiguous_format).train()
+
+    def seconds(step: Callable[[], object]) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun
+
+    print(f"{options.model}, batch {options.batch}, K {STEPS}, {options.threads} threads, {machine(device)}, {versions()}")
+    print("| method | precision | public code, s | Hauberk, s | times as fast | of the floor |")
+    print("|---|---|---|---|---|---|")
+    public = steps(network())
+    others = libraries(network(), tuple(x.shape[1:]), 10, options.batch)
+    beside = []
+    for method in options.methods:
+        candidates: dict[str, Callable[[], object]] = {"public": lambda m=method: public[m](x, y)}
+        candidates |= {name: (lambda step=step: step(x, y)) for name, step in others.get(method, {}).items()}
+        for precision in options.precisions:
+            step, floor = ours(method, precision, network(precision == "bf16")), Floor(network(precision == "bf16"), precision)
+            candidates[precision] = lambda step=step: step(x, y)
+            candidates[f"floor {precision}"] = lambda floor=floor, m=method: floor(m, x, y)
+        spent: dict[str, list[float]] = {name: [] for name in candidates}
+        for _ in range(options.rounds + 1):
+            for name, step in candidates.items():
+                spent[name].append(seconds(step))
+        times = {name: values[1:] for name, values in spent.items()}  # the first warms up
+        for precision in options.precisions:
+            faster = median(a / b for a, b in zip(times["public"], times[precision], strict=True))
+            above = median(a / b for a, b in zip(times[precision], times[f"floor {precision}"], strict=True))
+            cells = f"{median(times['public']):.3f} | {median(times[precision]):.3f} | {faster:.2f} | {above:.2f}"
+            print(f"| `{method}` | {precision} | {cells} |", flush=True)
+            for name in others.get(method, {}):
+                faster = median(a / b for a, b in zip(times[name], times[precision], strict=True))
+                beside.append(f"| `{method}` | {name} | {median(times[name]):.3f} | {precision} | {faster:.2f} |")
+    print("\n| method | library | its step, s | Hauberk's precision | times as fast |\n|---|---|---|---|---|")
+    print("\n".join(beside))
+
+
+if __name__ == "__main__":
+    main()
