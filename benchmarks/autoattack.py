@@ -66,8 +66,9 @@ def ours(options: argparse.Namespace, precision: str, processes: int, seed: int)
             "--first": options.first,
             "--seeds": seed,
             "--ours": found,
+            "--precision": precision,
+            "--threads": options.threads // processes,
         }
-        settings |= {"--precision": precision, "--threads": options.threads // processes}
         subprocess.run(crew + [str(word) for pair in settings.items() for word in pair], check=True, capture_output=True)
         robust, seconds, forwards, backwards = json.loads(found.read_text())
     return robust, seconds, forwards, backwards

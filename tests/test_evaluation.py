@@ -13,6 +13,7 @@ from hauberk.attacks import PRESETS
 from hauberk.evaluation import find_suite, table, wilson
 from hauberk.evaluation.signs import signs
 from hauberk.evaluation.tally import tally
+from test_evaluation_trust import Noisy
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 MNIST = CHECKPOINTS.parent / "data"
@@ -133,14 +134,6 @@ def test_signs_raise_their_flag_and_no_other():
 
 
 def test_random_models_are_recognised():
-    class Noisy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = tiny_net()
-
-        def forward(self, x):
-            return self.net(x + 0.1 * torch.randn_like(x))
-
     x, y = tiny_batch(20)
     state = torch.get_rng_state()
     ev = hb.evaluate(Noisy(), (x, y), threat=hb.Linf(0.01), attacks=["fgsm"], quiet=True)

@@ -2,14 +2,14 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks.twin import Twin
 from hauberk.errors import UserError
 from hauberk.methods.sight import pick_precision
-from test_training import easy_data, settings
+from test_evaluation_trust import Noisy
+from test_training import Signalling, easy_data, settings
 
 THREAT = hb.Linf(0.05)
 
@@ -65,15 +65,7 @@ def test_an_attack_in_training_mode_looks_at_the_model(precision):
 
 
 def test_a_model_without_a_twin_still_trains():
-    class Random(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = tiny_net()
-
-        def forward(self, x):
-            return self.net(x + 0.01 * torch.randn_like(x))
-
-    bound, out, _ = step("bf16", model=Random(), calls=2)
+    bound, out, _ = step("bf16", model=Noisy(), calls=2)
     assert bound.sight.agrees is False
     assert out.loss.isfinite()
 
@@ -88,12 +80,14 @@ def test_labels_that_do_not_fit_are_refused_as_ever():
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
 def test_a_run_records_its_precision_and_resumes_in_it(precision, tmp_path, monkeypatch):
-    monkeypatch.setattr("hauberk.training.run.pick_precision", lambda model, x: "bf16")
-    changes = settings(epochs=2, precision=precision)
-    whole = hb.train("small-cnn", easy_data(), method="trades", threat=THREAT, out=tmp_path / "a", **changes)
+    monkeypatch.setattr("hauberk.training.loop.pick_precision", lambda model, x: "bf16")
+    data, how = easy_data(), {"method": "trades", "threat": THREAT, **settings(precision=precision)}
+    whole = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "a", **how)
+    assert hb.train("small-cnn", Signalling(data, 180), out=tmp_path / "b", **how).interrupted
     assert json.loads((tmp_path / "a" / "best.json").read_text())["precision"] == "bf16"
-    monkeypatch.setattr("hauberk.training.run.pick_precision", lambda model, x: "fp32")  # is not asked again
-    again = hb.train("small-cnn", easy_data(), method="trades", threat=THREAT, out=tmp_path / "a", resume=True, **changes)
+    monkeypatch.setattr("hauberk.training.loop.pick_precision", lambda model, x: "fp32")  # is not asked again
+    again = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "b", resume=True, **how)
+    assert json.loads((tmp_path / "b" / "best.json").read_text())["precision"] == "bf16"
     assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
     loaded = hb.load(tmp_path / "a")
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in whole.model.state_dict().items())

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hauberk.objectives.kl import at_least_float32
+
 LossOfLogits = Callable[[Tensor], Tensor]
 
 
@@ -69,7 +71,7 @@ class Passes:
     def _forward(self, point: Tensor) -> Tensor:
         self.forwards += len(point)
         logits: Tensor = self.view(point if self._half is None else point.to(self._half))
-        return logits if logits.dtype.itemsize >= 4 else logits.float()
+        return at_least_float32(logits)
 
 
 def _average(logits: list[Tensor]) -> Tensor:

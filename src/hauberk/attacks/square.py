@@ -79,12 +79,11 @@ def _first(rows: Rows) -> Tensor:
     return _place(region, pick_windows(shape, region.norm).tiles(rows.noise, rows.tag, region.x))
 
 
-def _draw(rows: Rows, ahead: int) -> Tensor:
-    """Uniform draws for each row's next queries, (B · ahead, 5 + C)."""
-    channels = image_shape(rows.best)[0]
-    ticks = rows.tick[:, None] + torch.arange(ahead, device=rows.tick.device)
-    noise = rows.noise if ahead == 1 else rows.noise.rows(torch.arange(len(rows.y)).repeat_interleave(ahead).to(ticks.device))
-    return noise.uniform(rows.best.new_empty(ticks.numel(), 5 + channels), (rows.tag[:, None] + ticks).flatten())
+def _draw(rows: Rows, ticks: Tensor) -> Tensor:
+    """Uniform draws for each row's queries at ticks (B, P): (B · P, 5 + C)."""
+    of = torch.arange(len(ticks), device=ticks.device).repeat_interleave(ticks.shape[1])
+    like = rows.best.new_empty(ticks.numel(), 5 + image_shape(rows.best)[0])
+    return rows.noise.rows(of).uniform(like, (rows.tag[:, None] + ticks).flatten())
 
 
 def _flip(rows: Rows, clock: Clock, most: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,8 +94,9 @@ def _flip(rows: Rows, clock: Clock, most: Tensor) -> tuple[Tensor, Tensor]:
     region, count = rows.region, len(rows.y)
     channels, *_ = shape = image_shape(rows.best)
     windows = pick_windows(shape, "Linf").to(rows.best.device)
-    draws = _draw(rows, _PROPOSALS)
-    size = windows.size_at((rows.tick[:, None] + torch.arange(_PROPOSALS, device=rows.tick.device)).flatten() - 1)
+    ticks = rows.tick[:, None] + torch.arange(_PROPOSALS, device=rows.tick.device)
+    draws = _draw(rows, ticks)
+    size = windows.size_at(ticks.flatten() - 1)
     cells = windows.cells(draws[:, 0], draws[:, 1], size, windows.largest_from(int(clock.min()) - 1))
     cells = cells.view(count, 1, -1).expand(-1, channels, -1)
     best, upper, lower = (value.reshape(count, channels, -1) for value in (rows.best, region.upper, region.lower))
@@ -115,7 +115,7 @@ def _move(rows: Rows) -> Tensor:
     """L2, L1: mass moved from two windows into one of them, as a pattern."""
     region = rows.region
     windows = pick_windows(image_shape(rows.best), region.norm).to(rows.best.device)
-    draws = _draw(rows, 1)
+    draws = _draw(rows, rows.tick[:, None])
     size = windows.size_at(rows.tick - 1)
     here, there = windows.mask(draws[:, 0], draws[:, 1], size), windows.mask(draws[:, 2], draws[:, 3], size)
     sign = torch.where(draws[:, 5:] < 0.5, 1.0, -1.0).to(region.x.dtype)[..., None, None]

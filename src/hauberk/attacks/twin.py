@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from hauberk.attacks.convolutions import quicken
 from hauberk.attacks.folding import CONVOLUTIONS, NORMS, fold
 from hauberk.errors import UserError
+from hauberk.objectives.kl import at_least_float32
 
 # How far a twin's logits and input gradients may be from the model's, relative to their size.
 CLOSE = {torch.bfloat16: (0.05, 0.3, 0.05), None: (1e-4, 1e-2, 1e-4)}
@@ -35,8 +36,9 @@ def faster(model: nn.Module, like: Tensor, dtype: torch.dtype | None = None) -> 
     fallback = model if dtype is None else _Autocast(model, dtype)
     try:
         seen = _look(model, like)
-        if not torch.equal(_look(model, like)[0], seen[0]):
-            return fallback  # tracing a random model could freeze its noise
+        with torch.no_grad():
+            if not torch.equal(model(like).float(), seen[2]):
+                return fallback  # tracing a random model could freeze its noise
         twin = Twin(model, dtype)
         near = (
             float((a - b).norm()) <= bound * float(a.norm())
@@ -94,7 +96,7 @@ class Twin(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, C) of inputs (B, ...)."""
         logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last) if self.lower and x.ndim == 4 else x)
-        return logits if logits.dtype.itemsize >= 4 else logits.float()
+        return at_least_float32(logits)
 
 
 class _Autocast(nn.Module):
@@ -108,7 +110,7 @@ class _Autocast(nn.Module):
         """Return logits (B, C) of inputs (B, ...)."""
         with torch.autocast(x.device.type, self.dtype):
             logits: Tensor = self.model(x)
-        return logits if logits.dtype.itemsize >= 4 else logits.float()
+        return at_least_float32(logits)
 
 
 def _look(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

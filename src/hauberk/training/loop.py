@@ -12,7 +12,7 @@ from hauberk.console import Display
 from hauberk.data import augment, fetch_for
 from hauberk.errors import UserError
 from hauberk.files import read_state, write_state
-from hauberk.methods.sight import Precision, Sight
+from hauberk.methods.sight import Precision, Sight, pick_precision
 from hauberk.noise import Noise
 from hauberk.provenance import machine
 from hauberk.training.card import save_model
@@ -56,7 +56,9 @@ class Trainer:
             self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
         self.record = Record(folder)
         self.meter = Meter(device)
-        self.use("fp32" if settings.precision == "auto" else settings.precision)
+        self.precision: Precision | None = None  # to be measured
+        if settings.precision != "auto":
+            self.use(settings.precision)
         self.epoch = self.step = 0  # the next to do; step within the epoch
         self.seconds = 0.0  # of training, over all sittings
         self.best: dict[str, Any] = {}
@@ -87,6 +89,9 @@ class Trainer:
         Raises:
             UserError: if the loss is not finite, or a checkpoint cannot be written.
         """
+        if self.precision is None:
+            some = torch.arange(min(self.plan.settings.batch_size, len(self.plan.train)))
+            self.use(pick_precision(self.model, fetch_for(self.model, self.plan.train, some)[0]))
         while not self.finished and not self.stop.asked:
             self._run_epoch(display)
 

@@ -14,7 +14,6 @@ from hauberk.errors import UserError, unknown_name
 from hauberk.files import previous, read_json, write_json
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
-from hauberk.methods.sight import pick_precision
 from hauberk.models import ModelSpec
 from hauberk.provenance import versions
 from hauberk.published import find_published
@@ -112,9 +111,6 @@ def train(
             plan = make_plan(spec, method, chosen, source, more)
             folder = _open_folder(out, resume)
             trainer = Trainer(network, plan, folder, device, stop, report_every)
-            if chosen.precision == "auto" and not resume:
-                some = torch.arange(min(chosen.batch_size, len(plan.train)))
-                trainer.use(pick_precision(network, fetch_for(network, plan.train, some)[0]))
             warning = _begin(trainer, plan.to_dict(), resume)
             done = trainer.epoch * plan.steps_per_epoch + trainer.step
             with Display(method.name, plan.total_steps, done, quiet) as display:
