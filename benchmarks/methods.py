@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 import tyro
+from cells import evaluated, first, trained
 
 import hauberk as hb
-from hauberk.data import DATA_SETS, Part, load_data
-from hauberk.files import read_json
+from hauberk.data import DATA_SETS, load_data
 from hauberk.methods import RECIPES
 
 # Its extra output makes its numbers another quantity: robust accuracy with rejection.
@@ -47,42 +47,31 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options)
     torch.set_num_threads(options.threads)
-    whole = load_data(options.data, "train", options.data_dir)
-    train_set = Part(whole, torch.arange(options.train))
+    train_set = first(options.data, "train", options.data_dir, options.train)
     test_set = load_data(options.data, "test", options.data_dir)
     threat = hb.Linf(DATA_SETS[options.data].eps)
     rows = []
     for name in METHODS:
         folder = options.out / name
-        if not (folder / "evaluation.json").exists():
-            epochs = max(1, options.epochs // RECIPES[name.split("+")[0]].replays)
-            run = hb.train(
-                "small-cnn",
-                train_set,
-                method=name,
-                threat=threat,
-                out=folder,
-                resume=(folder / "run.json").exists(),
-                quiet=True,
-                epochs=epochs,
-                lr=0.05,
-                schedule="steps",
-                milestones=(0.5, 0.8),
-                eps_warmup=0.3,
-                threads=options.threads,
-            )
-            if run.interrupted:
-                raise SystemExit("stopped; run the same command to go on")
-            result = hb.evaluate(run.model, test_set, threat=threat, attacks=ATTACKS, n=options.test, quiet=True)
-            result.save(folder / "evaluation.json")
-        if not (folder / "autoattack.json").exists():
-            model, kept = hb.load(folder), folder / "autoattack"
-            strong = hb.evaluate(model, test_set, threat=threat, suite="standard", n=options.test, out=kept, quiet=True)
-            strong.save(folder / "autoattack.json")
-        found = read_json(folder / "evaluation.json") | {"autoattack": read_json(folder / "autoattack.json")}
-        seconds = read_json(folder / "last.json")["metrics"]["seconds"]
-        rows.append((name, found, seconds))
-        numbers = found["clean_accuracy"], found["autoattack"]["robust_accuracy"]
+        epochs = max(1, options.epochs // RECIPES[name.split("+")[0]].replays)
+        card = trained(
+            folder,
+            "small-cnn",
+            train_set,
+            threat,
+            method=name,
+            epochs=epochs,
+            lr=0.05,
+            schedule="steps",
+            milestones=(0.5, 0.8),
+            eps_warmup=0.3,
+            threads=options.threads,
+        )
+        found = evaluated(folder, "evaluation", test_set, threat, options.test, attacks=ATTACKS)
+        strong = evaluated(folder, "autoattack", test_set, threat, options.test, suite="standard")
+        seconds = card["metrics"]["seconds"]
+        rows.append((name, found, strong, seconds))
+        numbers = found["clean_accuracy"], strong["robust_accuracy"]
         print(f"{name:16} clean {numbers[0]:.3f} AutoAttack {numbers[1]:.3f} {seconds:.0f} s", flush=True)
     write_table(options, str(threat), rows)
 
@@ -105,9 +94,8 @@ def write_table(options: Options, threat: str, rows: list) -> None:
         "| method | NAT | PGD-100 | CW-100 (κ 0) | APGD-CE | AutoAttack | s |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, found, seconds in rows:
+    for name, found, strong, seconds in rows:
         attacks = [f"{100 * found['by_attack'][attack]:.1f}" for attack in ATTACKS]
-        strong = found["autoattack"]
         low, high = (100 * end for end in strong["interval"])
         doubt = " !" if any(d["verdict"] != "ok" for d in strong["diagnostics"]) else ""
         worst = f"{100 * strong['robust_accuracy']:.1f} [{low:.1f}, {high:.1f}]{doubt}"

@@ -1,17 +1,20 @@
 import json
+import shutil
 
 import pytest
 import torch
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
+from hauberk.attacks.compiled import Compiled
 from hauberk.attacks.twin import Twin
 from hauberk.errors import UserError
-from hauberk.methods.sight import pick_precision
+from hauberk.methods.pick import pick_form
 from test_evaluation_trust import Noisy
 from test_training import Signalling, easy_data, settings
 
 THREAT = hb.Linf(0.05)
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 
 
 def step(precision, method="mart", model=None, calls=1):
@@ -80,12 +83,12 @@ def test_labels_that_do_not_fit_are_refused_as_ever():
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
 def test_a_run_records_its_precision_and_resumes_in_it(precision, tmp_path, monkeypatch):
-    monkeypatch.setattr("hauberk.training.loop.pick_precision", lambda model, x: "bf16")
+    monkeypatch.setattr("hauberk.training.loop.pick_form", lambda *a: ("bf16", False))
     data, how = easy_data(), {"method": "trades", "threat": THREAT, **settings(precision=precision)}
     whole = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "a", **how)
     assert hb.train("small-cnn", Signalling(data, 180), out=tmp_path / "b", **how).interrupted
     assert json.loads((tmp_path / "a" / "best.json").read_text())["precision"] == "bf16"
-    monkeypatch.setattr("hauberk.training.loop.pick_precision", lambda model, x: "fp32")  # is not asked again
+    monkeypatch.setattr("hauberk.training.loop.pick_form", lambda *a: ("fp32", False))  # is not asked again
     again = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "b", resume=True, **how)
     assert json.loads((tmp_path / "b" / "best.json").read_text())["precision"] == "bf16"
     assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
@@ -96,7 +99,63 @@ def test_a_run_records_its_precision_and_resumes_in_it(precision, tmp_path, monk
 def test_auto_takes_what_is_faster_and_agrees(monkeypatch):
     model, (x, _) = tiny_net(), tiny_batch()
     times = {None: 3.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr("hauberk.methods.sight._seconds", lambda form, x: times[form.lower])
-    assert pick_precision(model, x) == "bf16"
+    monkeypatch.setattr("hauberk.methods.pick._seconds", lambda forms, x: [times[form.lower] for form in forms])
+    assert pick_form(model, x, "auto", "off") == ("bf16", False)
     times[torch.bfloat16] = 2.9
-    assert pick_precision(model, x) == "fp32"
+    assert pick_form(model, x, "auto", "off") == ("fp32", False)
+
+
+def batches_of(*sizes):
+    return [tiny_batch(size)[0].requires_grad_() for size in sizes]
+
+
+@needs_compiler
+def test_a_compiled_twin_computes_the_same_and_compiles_two_shapes_only(monkeypatch):
+    twin = Twin(tiny_net().eval())
+    asked = []
+    run = torch.compile(twin, dynamic=False)
+    monkeypatch.setattr(torch, "compile", lambda module, **how: lambda x: asked.append(len(x)) or run(x))
+    compiled = Compiled(twin)
+    for x in batches_of(6, 4, 6, 3, 4):
+        assert torch.allclose(compiled(x), twin(x), atol=1e-5)
+        grads = [torch.autograd.grad(form(x).logsumexp(1).sum(), x)[0] for form in (compiled, twin)]
+        assert torch.allclose(*grads, atol=1e-5)
+    assert asked == [n for n in (6, 4, 6, 4) for _ in range(2)]
+
+
+@needs_compiler
+def test_training_with_compilation_learns_the_same_and_resumes(tmp_path):
+    data, how = easy_data(), {"method": "trades", "threat": THREAT, **settings()}
+    plain = hb.train("small-cnn", data, **how)
+    whole = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "a", compile="on", **how)
+    assert json.loads((tmp_path / "a" / "best.json").read_text())["compiled"] is True
+    for name, value in plain.model.state_dict().items():
+        assert torch.allclose(value, whole.model.state_dict()[name], atol=1e-3)
+    assert hb.train("small-cnn", Signalling(data, 200), out=tmp_path / "b", compile="on", **how).interrupted
+    again = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "b", compile="on", resume=True, **how)
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
+
+
+def test_compilation_is_taken_where_it_pays_and_never_needed(monkeypatch):
+    model, (x, _) = tiny_net(), tiny_batch()
+    monkeypatch.setattr("hauberk.methods.pick.Compiled", lambda twin: twin)
+    monkeypatch.setattr("hauberk.methods.pick._seconds", lambda forms, x: [3.0, 2.0])
+    assert pick_form(model, x, "fp32", "auto") == ("fp32", True)
+    monkeypatch.setattr("hauberk.methods.pick._seconds", lambda forms, x: [3.0, 2.9])
+    assert pick_form(model, x, "fp32", "auto") == ("fp32", False)
+
+    def broken(twin):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("hauberk.methods.pick.Compiled", broken)
+    assert pick_form(model, x, "fp32", "auto") == ("fp32", False)
+    with pytest.raises(UserError, match="no compiler"):
+        pick_form(model, x, "fp32", "on")
+    with pytest.raises(UserError, match="no twin"):
+        pick_form(Noisy(), x, "fp32", "on")
+
+
+def test_a_methods_own_precision_is_kept_by_training(tmp_path):
+    bound = hb.method("at", THREAT, precision="bf16")
+    hb.train("small-cnn", easy_data(), method=bound, out=tmp_path, **settings(epochs=1))
+    assert json.loads((tmp_path / "best.json").read_text())["precision"] == "bf16"

@@ -50,6 +50,9 @@ class TrainSettings:
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """fp32, or bf16 for attack and passes of the loss (losses and weights stay in float32); "auto" measures whether bf16 is
     faster here and agrees with float32, and the run records which it took."""
+    compile: Literal["auto", "on", "off"] = "off"
+    """Run the passes of the attack by torch.compile; "auto" measures whether that is faster here, and the run records it.
+    Compiling costs seconds to minutes when the run starts."""
     save_minutes: float = 10.0
     """Save a checkpoint this often within an epoch; one is always saved at its end."""
 
@@ -76,6 +79,7 @@ class TrainSettings:
             "schedule": ("steps", "cosine", "one-cycle"),
             "augment": ("auto", "none", "crop", "crop-flip"),
             "precision": ("auto", "fp32", "bf16"),
+            "compile": ("auto", "on", "off"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

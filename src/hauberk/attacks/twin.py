@@ -40,15 +40,16 @@ def faster(model: nn.Module, like: Tensor, dtype: torch.dtype | None = None) -> 
             if not torch.equal(model(like).float(), seen[2]):
                 return fallback  # tracing a random model could freeze its noise
         twin = Twin(model, dtype)
-        near = (
-            float((a - b).norm()) <= bound * float(a.norm())
-            for a, b, bound in zip(seen, _look(twin, like), CLOSE[dtype], strict=True)
-        )
-        return twin if all(near) else fallback
+        return twin if _near(seen, _look(twin, like), dtype) else fallback
     except UserError:
         raise
     except Exception:  # other people's modules may refuse in any way to be copied, traced or cast
         return fallback
+
+
+def agree(model: nn.Module, other: nn.Module, like: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether two forms of a model have the same logits and input gradients at inputs (B, ...), up to what ``dtype`` rounds."""
+    return _near(_look(model, like), _look(other, like), dtype)
 
 
 class Twin(nn.Module):
@@ -120,6 +121,11 @@ def _look(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     (grad,) = torch.autograd.grad(logits.float().logsumexp(1).sum(), x, allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         return logits.detach().float(), grad, model(x).float()
+
+
+def _near(seen: tuple[Tensor, ...], other: tuple[Tensor, ...], dtype: torch.dtype | None) -> bool:
+    pairs = zip(seen, other, CLOSE[dtype], strict=True)
+    return all(float((a - b).norm()) <= bound * float(a.norm()) for a, b, bound in pairs)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

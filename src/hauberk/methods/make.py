@@ -9,7 +9,7 @@ from hauberk.errors import UserError, unknown_name
 from hauberk.methods.choices import Choices
 from hauberk.methods.method import Method
 from hauberk.methods.recipes import find_recipe
-from hauberk.methods.sight import Precision
+from hauberk.methods.sight import Precision, Sight
 from hauberk.methods.weights import Weighting
 from hauberk.objectives import OBJECTIVES, PresetName
 from hauberk.threat import ThreatModel
@@ -28,6 +28,7 @@ def method(
     preset: PresetName = "paper",
     seed: int = 0,
     precision: Precision = "model",
+    compiled: bool = False,
     **overrides: Any,
 ) -> Method:
     """Make a method by name.
@@ -39,6 +40,7 @@ def method(
         seed: of the random starts.
         precision: what the passes run on: "model", the model as it is; "fp32", for attacks in evaluation mode, a copy of it
             with BatchNorm folded, the same up to rounding; "bf16", such a copy in bfloat16, and autocast for the loss.
+        compiled: run that copy by ``torch.compile``; costs seconds to minutes at the first step.
         **overrides: any setting of the attack (``steps``, ``step_size``, ``start``, ``loss``, ``mode``, ...), of the
             objective (``beta``, ...), of the weighting (``measure``, ``assign``, ``slope``, ``bias``, ``lam``, ``burn_in``,
             ...) or of the weight perturbation (``gamma``, ``awp_warmup``).
@@ -76,7 +78,7 @@ def method(
         raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
     terms = partial(objective.terms, preset=preset, **hyper)
     choices = Choices(recipe, preset, attack, terms, weighting, awp)
-    return Method(name, threat, choices, {"preset": preset, "seed": seed, **overrides}, precision=precision)
+    return Method(name, threat, choices, {"preset": preset, "seed": seed, **overrides}, sight=Sight(precision, compiled))
 
 
 def _changed(settings: T, chosen: dict[str, Any], names: tuple[str, ...]) -> T:

@@ -16,7 +16,7 @@ from hauberk.errors import UserError
 from hauberk.methods.choices import Batch, Choices, Horizon, Pass
 from hauberk.methods.output import Output
 from hauberk.methods.perturb import carry_gradients, perturbation, perturbed
-from hauberk.methods.sight import Precision, Sight
+from hauberk.methods.sight import Sight
 from hauberk.methods.state import Memory
 from hauberk.noise import Noise
 from hauberk.objectives import OBJECTIVES
@@ -39,7 +39,7 @@ class Method:
         choices: Choices,
         settings: dict[str, Any],
         horizon: Horizon | None = None,
-        precision: Precision = "model",
+        sight: Sight | None = None,
     ):
         self.name = name
         self.threat = threat
@@ -47,7 +47,7 @@ class Method:
         self.settings = settings
         self.horizon = horizon or Horizon()
         self.memory = Memory()
-        self.sight = Sight(precision)
+        self.sight = sight or Sight("model")
         self._calls = 0
 
     @property
@@ -74,7 +74,7 @@ class Method:
         fitted = copy(self)
         fitted.horizon = Horizon(epochs, first_drop)
         fitted.memory = Memory()
-        fitted.sight = Sight(self.sight.precision)
+        fitted.sight = Sight(self.sight.precision, self.sight.compiled)
         if self.choices.weighting.measure != "none" and fitted._burn_in >= epochs:
             raise UserError(
                 f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with {epochs}: nothing would "
@@ -238,11 +238,12 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on exactly: plain types and tensors."""
-        return {"calls": self._calls, "agrees": self.sight.agrees, **self.memory.state_dict()}
+        return {"calls": self._calls, "sight": self.sight.state_dict(), **self.memory.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self._calls, self.sight.agrees = state["calls"], state["agrees"]
+        self._calls = state["calls"]
+        self.sight.load_state_dict(state["sight"])
         self.memory.load_state_dict(state)
 
     def to_dict(self) -> dict[str, Any]:

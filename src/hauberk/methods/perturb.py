@@ -56,13 +56,13 @@ def perturbation(model: nn.Module, loss: Tensor, gamma: float) -> dict[str, Tens
 
 @contextmanager
 def perturbed(model: nn.Module, change: dict[str, Tensor]) -> Iterator[None]:
-    """Add ``change`` to the weights inside the block; afterwards they are the same bits as before."""
+    """Add ``change``, which is used up, to the weights inside the block; afterwards they are the same bits as before."""
     weights = {name: parameter for name, parameter in model.named_parameters() if name in change}
     copies = {name: weight.detach().clone() for name, weight in weights.items()}
     try:
         with torch.no_grad():
             for name, weight in weights.items():
-                weight.add_(change[name])
+                weight.add_(change.pop(name))  # its memory is needed no longer
         yield
     finally:
         with torch.no_grad():

@@ -12,7 +12,8 @@ from hauberk.console import Display
 from hauberk.data import augment, fetch_for
 from hauberk.errors import UserError
 from hauberk.files import read_state, write_state
-from hauberk.methods.sight import Precision, Sight, pick_precision
+from hauberk.methods.pick import pick_form
+from hauberk.methods.sight import Precision, Sight
 from hauberk.noise import Noise
 from hauberk.provenance import machine
 from hauberk.training.card import save_model
@@ -56,18 +57,17 @@ class Trainer:
             self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
         self.record = Record(folder)
         self.meter = Meter(device)
-        self.precision: Precision | None = None  # to be measured
-        if settings.precision != "auto":
-            self.use(settings.precision)
+        self.sight: Sight | None = None  # to be picked
+        if settings.precision != "auto" and settings.compile == "off":
+            self.look(settings.precision, False)
         self.epoch = self.step = 0  # the next to do; step within the epoch
         self.seconds = 0.0  # of training, over all sittings
         self.best: dict[str, Any] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
 
-    def use(self, precision: Precision) -> None:
-        """Train in this precision."""
-        self.precision = precision
-        self.plan.method.sight = Sight(precision)
+    def look(self, precision: Precision, compiled: bool) -> None:
+        """Train in this precision, with attacks compiled or not."""
+        self.sight = self.plan.method.sight = Sight(precision, compiled)
         if precision == "bf16":  # whose convolutions are faster in this order
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -89,9 +89,11 @@ class Trainer:
         Raises:
             UserError: if the loss is not finite, or a checkpoint cannot be written.
         """
-        if self.precision is None:
-            some = torch.arange(min(self.plan.settings.batch_size, len(self.plan.train)))
-            self.use(pick_precision(self.model, fetch_for(self.model, self.plan.train, some)[0]))
+        if self.sight is None:
+            settings = self.plan.settings
+            some = torch.arange(min(settings.batch_size, len(self.plan.train)))
+            x, _ = fetch_for(self.model, self.plan.train, some)
+            self.look(*pick_form(self.model, x, settings.precision, settings.compile))
         while not self.finished and not self.stop.asked:
             self._run_epoch(display)
 
@@ -164,6 +166,10 @@ class Trainer:
         if self.epoch % self.report_every == 0 or self.finished:
             display.line(_epoch_line(row, settings.epochs, better and len(plan.val) > 0))
 
+    def _look_of(self) -> dict[str, Any]:
+        assert self.sight is not None
+        return {"precision": self.sight.precision, "compiled": self.sight.compiled}
+
     def _score(self, row: dict[str, Any]) -> tuple[float, ...]:
         """Larger is better. A method without an attack is judged by clean accuracy; with nothing held out, the last wins."""
         if "val_clean_accuracy" not in row:
@@ -185,7 +191,7 @@ class Trainer:
             "epoch": epoch["epoch"] + 1,
             **self.plan.to_dict(),
             "metrics": epoch["metrics"],
-            "precision": self.precision,
+            **self._look_of(),
             "machine": machine(self.device),
         }
         save_model(self.folder / which, weights, card)
@@ -204,7 +210,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
-            "precision": self.precision,
+            **self._look_of(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -228,7 +234,7 @@ class Trainer:
         """
         state, warning = read_state(folder / STATE)
         try:
-            self.use(state["precision"])
+            self.look(state["precision"], state["compiled"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema is not None:

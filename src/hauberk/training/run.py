@@ -99,7 +99,9 @@ def train(
         check_source(more, method.threat)
     network_name = model if isinstance(model, str) else getattr(model, "name", "")
     found = find_published(source.name, network_name, method.name, method.choices.preset)
-    chosen = _settings(found.settings | settings)
+    asked: dict[str, Any] = {} if method.sight.precision == "model" else {"precision": method.sight.precision}
+    asked |= {"compile": "on"} if method.sight.compiled else {}
+    chosen = _settings(found.settings | asked | settings)
     device = pick_device(chosen.device)
     threads = torch.get_num_threads()
     if chosen.threads:

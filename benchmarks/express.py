@@ -1,0 +1,83 @@
+"""What a short training can do: candidates of a fast recipe beside 100 epochs as in the MAIL paper, on a part of a data set.
+
+    python benchmarks/express.py --data cifar10 --data-dir FOLDER
+    python benchmarks/express.py --data fashion-mnist --data-dir FOLDER
+
+Prints a table for docs/performance.md; finished cells are kept in --out. Seconds are of training, by each cell's own clock.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from cells import evaluated, first, trained
+
+import hauberk as hb
+from hauberk.data import DATA_SETS, load_data
+from hauberk.provenance import machine, versions
+
+PAPER = {"epochs": 100, "schedule": "steps", "milestones": (75.0, 90.0)}
+SHORT = {"schedule": "one-cycle"}
+CELLS: dict[str, dict[str, Any]] = {
+    "mail-trades, 100 epochs": {"method": "mail-trades", **PAPER},
+    "at, 20 epochs": {"method": "at", "epochs": 20, **SHORT},
+    "trades, 20 epochs": {"method": "trades", "epochs": 20, **SHORT},
+    "trades, EMA, 20 epochs": {"method": "trades", "epochs": 20, "ema": 0.99, **SHORT},
+    "trades+awp, EMA, 20 epochs": {"method": "trades+awp", "epochs": 20, "ema": 0.99, **SHORT},
+    "trades+awp, EMA, 10 epochs": {"method": "trades+awp", "epochs": 10, "ema": 0.99, **SHORT},
+    "trades+awp, EMA, 30 epochs": {"method": "trades+awp", "epochs": 30, "ema": 0.99, **SHORT},
+    "trades, 100 epochs": {"method": "trades", **PAPER},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    data: str = "cifar10"
+    """Name of the data set."""
+    data_dir: Path = Path("data")
+    """Folder of its files."""
+    out: Path = Path("runs/benchmark-express")
+    """Folder of the runs."""
+    only: tuple[str, ...] = ()
+    """Names of cells; all of them by default."""
+    model: str = "small-cnn"
+    """Network."""
+    lr: float = 0.05
+    """Peak learning rate."""
+    train: int = 5_000
+    """Training images."""
+    test: int = 500
+    """Test images."""
+    seed: int = 0
+    """Of the trainings."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def main() -> None:
+    """Train, evaluate, print."""
+    options = tyro.cli(Options)
+    torch.set_num_threads(options.threads)
+    train_set = first(options.data, "train", options.data_dir, options.train)
+    test_set = load_data(options.data, "test", options.data_dir)
+    threat = hb.Linf(DATA_SETS[options.data].eps)
+    print(f"{options}, {machine(torch.device('cpu'))}, {versions()}")
+    print("| training | NAT | AutoAttack | s |\n|---|---|---|---|")
+    for name in options.only or CELLS:
+        how = CELLS[name] | {"lr": options.lr, "seed": options.seed, "threads": options.threads, "precision": "bf16"}
+        if "mnist" in options.data:
+            how["eps_warmup"] = 0.3  # as the published settings of these data sets
+        folder = options.out / options.data / f"{name.replace(', ', '-').replace(' ', '-')}-{options.lr}-{options.seed}"
+        card = trained(folder, options.model, train_set, threat, **how)
+        found = evaluated(folder, "autoattack", test_set, threat, options.test, suite="standard", precision="bf16")
+        low, high = (100 * end for end in found["interval"])
+        robust = f"{100 * found['robust_accuracy']:.1f} [{low:.1f}, {high:.1f}]"
+        print(f"| {name} | {100 * found['clean_accuracy']:.1f} | {robust} | {card['metrics']['seconds']:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
