@@ -2,6 +2,7 @@
 
 from hauberk.data.augment import Augmentation, augment
 from hauberk.data.pseudo import pseudo_label
+from hauberk.data.resident import resident
 from hauberk.data.sets import DATA_SETS, find_files, load_data
 from hauberk.data.source import (
     Arrays,
@@ -33,4 +34,5 @@ __all__ = [
     "labels",
     "load_data",
     "pseudo_label",
+    "resident",
 ]

@@ -1,5 +1,6 @@
 """Where examples come from: arrays in memory, or any map-style data set, behind one small interface."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from hauberk.checks import check_inputs
 from hauberk.errors import UserError
 from hauberk.threat import ThreatModel
 
-_CHECKED_AT_ONCE = 4096
+_AT_ONCE = 2**21  # numbers looked at together, in passes over all examples
 
 
 class Source(Protocol):
@@ -201,14 +202,14 @@ def fetch_for(model: nn.Module, source: Source, index: Tensor) -> tuple[Tensor, 
 
 
 def check_source(source: Source, threat: ThreatModel) -> None:
-    """Check all examples held in memory, or the first ones of a data set that is not.
+    """Check all examples of arrays (which may be mapped from a file), or the first ones of any other data set.
 
     Raises:
         UserError: as :func:`hauberk.checks.check_inputs`.
     """
     last = len(source) if _in_memory(source) else min(len(source), 256)
-    for start in range(0, last, _CHECKED_AT_ONCE):
-        x, y = source.fetch(torch.arange(start, min(start + _CHECKED_AT_ONCE, last)))
+    for index in _chunks(source, last):
+        x, y = source.fetch(index)
         check_inputs(x, y, threat, source.classes)
 
 
@@ -223,9 +224,20 @@ def labels(source: Source) -> Tensor:
 
 def channel_statistics(source: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel (first dimension of an example), for a normalisation layer."""
-    x, _ = source.fetch(torch.arange(len(source)))
-    rows = x.double().transpose(0, 1).flatten(1)
-    return tuple(rows.mean(1).tolist()), tuple(rows.std(1).clamp_min(1e-8).tolist())
+    count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for index in _chunks(source, len(source)):
+        rows = source.fetch(index)[0].double().transpose(0, 1).flatten(1)
+        count, total, squares = count + rows.shape[1], total + rows.sum(1), squares + rows.square().sum(1)
+    mean = total / count
+    std = ((squares - count * mean.square()) / max(count - 1, 1)).clamp_min(0).sqrt()
+    return tuple(mean.tolist()), tuple(std.clamp_min(1e-8).tolist())
+
+
+def _chunks(source: Source, count: int) -> tuple[Tensor, ...]:
+    """Indices of the first examples, in parts that are small however large an example is."""
+    size = source.fetch(torch.arange(1))[0].numel()
+    parts: tuple[Tensor, ...] = torch.arange(count).split(max(1, _AT_ONCE // max(size, 1)))
+    return parts
 
 
 def _in_memory(source: Source) -> bool:
@@ -236,7 +248,9 @@ def _in_memory(source: Source) -> bool:
 
 def _arrays(x: Tensor | np.ndarray | Sequence[Any], y: Tensor | np.ndarray | Sequence[int]) -> Arrays:
     try:
-        inputs, targets = torch.as_tensor(x), torch.as_tensor(y)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable")  # such as a file mapped for reading; nobody writes
+            inputs, targets = torch.as_tensor(x), torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"data must be a pair (x, y) of arrays: {error}") from error
     if inputs.ndim < 2:

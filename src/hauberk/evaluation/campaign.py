@@ -72,12 +72,14 @@ class Campaign:
     surrogate: nn.Module | None
     display: Display
     state_path: Path | None = None
-    logits: dict[int, Tensor] = field(default_factory=dict)  # of the clean inputs
-    ids: dict[int, int] = field(default_factory=dict)
+    # Of the clean inputs, a row for each of ``share``; memory set aside at once, which many small pieces would scatter.
+    logits: Tensor = field(default_factory=lambda: torch.zeros(0))
+    ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     fragile: set[tuple[str, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.chunk = max(1, self.width // 8)
+        self._row = {example: row for row, example in enumerate(self.share)}
         self.eyes = Passes(self.model, self.suite.draws)  # clean pass and verdicts
         self.exact_sight = Passes(self.exact, self.suite.draws)
         self.sight = Passes(self.quick, self.suite.draws)
@@ -125,11 +127,14 @@ class Campaign:
             check_logits(logits, y, self.outputs, probabilities=True)
             seen = _verdicts_of(logits, y)
             ids = content_ids(x)
+            if not start:
+                self.logits = logits.new_zeros(len(self.share), logits.shape[1])
+                self.ids = ids.new_zeros(len(self.share))
+            self.logits[start : start + len(mine)] = logits[: len(mine)]
+            self.ids[start : start + len(mine)] = ids[: len(mine)]
             if self.evading:
                 self._detect(mine, x, y, Noise(self.seed, ids.to(x.device), _stage(DETECTION)))
             for place, example in enumerate(mine):
-                self.logits[example] = logits[place]
-                self.ids[example] = int(ids[place])
                 if not self.ledger.has(CLEAN, example):
                     self.ledger.keep_point(example, x[place])
                     self.ledger.write({"i": example, "attack": CLEAN, "label": int(y[place]), **seen[place]})
@@ -172,10 +177,9 @@ class Campaign:
 
         def fetch(examples: list[int], turns: list[int]) -> Task:
             x, y = self._fetch(examples)
-            ids = torch.tensor([self.ids[i] for i in examples], device=x.device)
-            clean = torch.stack([self.logits[i] for i in examples])
-            turn = torch.tensor(turns, device=x.device)
-            return Task(self.threat.around(x), y, clean, turn, Noise(self.seed, ids, _stage(attack)))
+            rows = torch.tensor([self._row[i] for i in examples])
+            noise = Noise(self.seed, self.ids[rows].to(x.device), _stage(attack))
+            return Task(self.threat.around(x), y, self.logits[rows], torch.tensor(turns, device=x.device), noise)
 
         def verdicts(rows: Rows, places: Tensor, examples: list[int], turns: list[int]) -> np.ndarray:
             return self._verdicts(attack, rows, places, examples, turns)
@@ -219,7 +223,7 @@ class Campaign:
 
     @property
     def _classes(self) -> int:
-        return len(next(iter(self.logits.values())))
+        return self.logits.shape[1]
 
     # Progress, and what survives a crash.
 

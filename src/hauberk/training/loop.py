@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hauberk.console import Display
-from hauberk.data import augment, fetch_for
+from hauberk.data import augment, fetch_for, resident
 from hauberk.errors import UserError
 from hauberk.files import read_state, write_state
 from hauberk.methods.pick import pick_form
@@ -46,7 +46,7 @@ class Trainer:
         self.model = model.to(device)
         self.plan, self.folder, self.device, self.stop = plan, folder, device, stop
         self.report_every = report_every
-        self.examples = plan.examples
+        self.examples = resident(plan.examples, device)
         settings = plan.settings
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
@@ -150,7 +150,7 @@ class Trainer:
         last = (self.epoch + 1) * plan.steps_per_epoch - 1
         row: dict[str, Any] = {"epoch": self.epoch + 1, **seen}
         if len(plan.val):
-            row |= validate(self.judged, plan.val, plan.method, settings.val_steps, settings.seed)
+            row |= validate(self.judged, plan.val, plan.method, settings.val_steps, settings.seed, settings.batch_size)
         row |= {"lr": learning_rate(settings, last, plan.total_steps), "seconds": self.seconds, "examples_per_second": rate}
         self.record.add(row)
         better = not self.best or self._score(row) > self._score(self.best["metrics"])

@@ -10,10 +10,8 @@ from hauberk.data import Source, fetch_for
 from hauberk.methods import Method
 from hauberk.noise import Noise
 
-_BATCH = 500
 
-
-def validate(model: nn.Module, source: Source, method: Method, steps: int, seed: int) -> dict[str, float]:
+def validate(model: nn.Module, source: Source, method: Method, steps: int, seed: int, batch_size: int) -> dict[str, float]:
     """Measure clean accuracy, and accuracy under PGD (ε/4, uniform start, cross-entropy, best point kept).
 
     Returns:
@@ -22,8 +20,8 @@ def validate(model: nn.Module, source: Source, method: Method, steps: int, seed:
     # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
     attack = Ascent(steps, "eps/4", loss="evade" if method.extra_outputs else "ce")
     clean = robust = 0
-    for start in range(0, len(source), _BATCH):
-        index = torch.arange(start, min(start + _BATCH, len(source)))
+    for start in range(0, len(source), batch_size):
+        index = torch.arange(start, min(start + batch_size, len(source)))
         x, y = fetch_for(model, source, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
         found = ascend(model, x, y, method.threat, attack, seed=Noise(seed, index.to(x.device), stage=-2))
