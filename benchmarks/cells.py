@@ -18,10 +18,9 @@ def first(data: str, split: str, folder: Path, count: int) -> Part:
 
 def trained(folder: Path, model: str, train_set: Any, threat: hb.ThreatModel, **how: Any) -> dict[str, Any]:
     """Train into the folder, or go on with what is in it; returns the card of the last epoch."""
-    card = folder / "last.json"
-    epochs = how["epochs"]
-    if not card.exists() or read_json(card)["epoch"] < epochs:
-        resume = (folder / "run.json").exists()
+    card, begun = folder / "last.json", folder / "run.json"
+    if not card.exists() or read_json(card)["epoch"] < read_json(begun)["settings"]["epochs"]:
+        resume = begun.exists()
         run = hb.train(model, train_set, threat=threat, out=folder, resume=resume, quiet=True, **how)
         if run.interrupted:
             raise SystemExit("stopped; run the same command to go on")

@@ -28,7 +28,16 @@ CELLS: dict[str, dict[str, Any]] = {
     "trades+awp, EMA, 20 epochs": {"method": "trades+awp", "epochs": 20, "ema": 0.99, **SHORT},
     "trades+awp, EMA, 10 epochs": {"method": "trades+awp", "epochs": 10, "ema": 0.99, **SHORT},
     "trades+awp, EMA, 30 epochs": {"method": "trades+awp", "epochs": 30, "ema": 0.99, **SHORT},
-    "trades, 100 epochs": {"method": "trades", **PAPER},
+    "at, lr 0.2, 20 epochs": {"method": "at", "epochs": 20, "lr": 0.2, **SHORT},
+    "at, EMA, lr 0.2, 20 epochs": {"method": "at", "epochs": 20, "ema": 0.99, "lr": 0.2, **SHORT},
+    "at+awp, EMA, lr 0.2, 20 epochs": {"method": "at+awp", "epochs": 20, "ema": 0.99, "lr": 0.2, **SHORT},
+    "trades+awp, EMA, lr 0.2, 20 epochs": {"method": "trades+awp", "epochs": 20, "ema": 0.99, "lr": 0.2, **SHORT},
+    "at, EMA, lr 0.2, 30 epochs": {"method": "at", "epochs": 30, "ema": 0.99, "lr": 0.2, **SHORT},
+    "at, EMA, lr 0.1, 10 epochs": {"method": "at", "epochs": 10, "ema": 0.99, "lr": 0.1, **SHORT},
+    "at, EMA, lr 0.1, 20 epochs": {"method": "at", "epochs": 20, "ema": 0.99, "lr": 0.1, **SHORT},
+    "at+awp, EMA, lr 0.1, 20 epochs": {"method": "at+awp", "epochs": 20, "ema": 0.99, "lr": 0.1, **SHORT},
+    "at, EMA, lr 0.1, 30 epochs": {"method": "at", "epochs": 30, "ema": 0.99, "lr": 0.1, **SHORT},
+    "at, EMA, lr 0.1, 40 epochs": {"method": "at", "epochs": 40, "ema": 0.99, "lr": 0.1, **SHORT},
 }
 
 
@@ -47,7 +56,7 @@ class Options:
     model: str = "small-cnn"
     """Network."""
     lr: float = 0.05
-    """Peak learning rate."""
+    """Learning rate, at its peak, where a cell does not say its own."""
     train: int = 5_000
     """Training images."""
     test: int = 500
@@ -68,10 +77,10 @@ def main() -> None:
     print(f"{options}, {machine(torch.device('cpu'))}, {versions()}")
     print("| training | NAT | AutoAttack | s |\n|---|---|---|---|")
     for name in options.only or CELLS:
-        how = CELLS[name] | {"lr": options.lr, "seed": options.seed, "threads": options.threads, "precision": "bf16"}
+        how = {"lr": options.lr} | CELLS[name] | {"seed": options.seed, "threads": options.threads, "precision": "bf16"}
         if "mnist" in options.data:
             how["eps_warmup"] = 0.3  # as the published settings of these data sets
-        folder = options.out / options.data / f"{name.replace(', ', '-').replace(' ', '-')}-{options.lr}-{options.seed}"
+        folder = options.out / options.data / f"{name.replace(', ', '-').replace(' ', '-')}-{options.seed}"
         card = trained(folder, options.model, train_set, threat, **how)
         found = evaluated(folder, "autoattack", test_set, threat, options.test, suite="standard", precision="bf16")
         low, high = (100 * end for end in found["interval"])

@@ -18,9 +18,12 @@ from public_steps import EPS, STEPS, steps
 from torch import Tensor, nn
 
 import hauberk as hb
+from hauberk.attacks.compiled import Compiled
 from hauberk.attacks.twin import Twin
+from hauberk.methods.recipes import find_recipe
 from hauberk.methods.sight import Sight
 from hauberk.models import ModelSpec
+from hauberk.objectives import OBJECTIVES
 from hauberk.provenance import machine, versions
 
 
@@ -36,8 +39,8 @@ class Options:
     """Examples."""
     rounds: int = 5
     """Times each step is made."""
-    precisions: tuple[str, ...] = ("fp32", "bf16")
-    """Of Hauberk's steps."""
+    forms: tuple[str, ...] = ("fp32", "bf16")
+    """Of Hauberk's steps: fp32, bf16, fp32+compile, bf16+compile."""
     threads: int = 2
     """CPU threads."""
     device: str = "cpu"
@@ -47,28 +50,34 @@ class Options:
 class Floor:
     """The passes that a step cannot do without, alone, in the fastest form known."""
 
-    def __init__(self, model: nn.Module, precision: str):
+    def __init__(self, model: nn.Module, form: str):
+        precision, _, compiled = form.partition("+")
         self.model, self.lower = model, Sight(precision).lowered  # type: ignore[arg-type]
-        self.twin = Twin(model, torch.bfloat16 if precision == "bf16" else None)
+        twin = Twin(model, torch.bfloat16 if precision == "bf16" else None)
+        self.twin = Compiled(twin) if compiled else twin
 
     def __call__(self, method: str, x: Tensor, y: Tensor) -> None:
         """K passes to the input, a clean one for KL, and the loss's; AWP goes twice through the weights."""
         for _ in range(STEPS):
             point = x.detach().requires_grad_()
             torch.autograd.grad(F.cross_entropy(self.twin(point), y), point)
-        if "trades" in method:
+        recipe = find_recipe(method)
+        objective = OBJECTIVES[recipe.objective]
+        if recipe.attack is not None and recipe.attack.loss == "kl":
             with torch.no_grad():
                 self.twin(x)
-        for _ in range(2 if "awp" in method else 1):
+        for _ in range(2 if recipe.awp.gamma else 1):
             with self.lower(x):
-                logits = [self.model(x) for _ in range(2 if "trades" in method or "mart" in method else 1)]
+                logits = [self.model(x) for _ in range(objective.clean + objective.adversarial)]
             loss = torch.stack([F.cross_entropy(z.float(), y) for z in logits]).sum()
             torch.autograd.grad(loss, list(self.model.parameters()))
 
 
-def ours(method: str, precision: str, model: nn.Module) -> Callable[[Tensor, Tensor], None]:
+def ours(method: str, form: str, model: nn.Module) -> Callable[[Tensor, Tensor], None]:
     """Hauberk's step, as the training loop makes it."""
-    bound = hb.method(method, hb.Linf(EPS), steps=STEPS, burn_in=0, awp_warmup=0, precision=precision)  # type: ignore[arg-type]
+    precision, _, compiled = form.partition("+")
+    how = {"precision": precision, "compiled": bool(compiled)}
+    bound = hb.method(method, hb.Linf(EPS), steps=STEPS, burn_in=0, awp_warmup=0, **how)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4, fused=True)
 
     def step(x: Tensor, y: Tensor) -> None:
@@ -105,32 +114,37 @@ def main() -> None:
         return time.perf_counter() - begun
 
     print(f"{options.model}, batch {options.batch}, K {STEPS}, {options.threads} threads, {machine(device)}, {versions()}")
-    print("| method | precision | public code, s | Hauberk, s | times as fast | of the floor |")
+    print("| method | form | Hauberk, s | of the floor | public code, s | times as fast |")
     print("|---|---|---|---|---|---|")
     public = steps(network())
     others = libraries(network(), tuple(x.shape[1:]), 10, options.batch)
     beside = []
     for method in options.methods:
-        candidates: dict[str, Callable[[], object]] = {"public": lambda m=method: public[m](x, y)}
+        candidates: dict[str, Callable[[], object]] = {}
+        if method in public:
+            candidates["public"] = lambda m=method: public[m](x, y)
         candidates |= {name: (lambda step=step: step(x, y)) for name, step in others.get(method, {}).items()}
-        for precision in options.precisions:
-            step, floor = ours(method, precision, network(precision == "bf16")), Floor(network(precision == "bf16"), precision)
-            candidates[precision] = lambda step=step: step(x, y)
-            candidates[f"floor {precision}"] = lambda floor=floor, m=method: floor(m, x, y)
+        for form in options.forms:
+            last = form.startswith("bf16")
+            step, floor = ours(method, form, network(last)), Floor(network(last), form)
+            candidates[form] = lambda step=step: step(x, y)
+            candidates[f"floor {form}"] = lambda floor=floor, m=method: floor(m, x, y)
         spent: dict[str, list[float]] = {name: [] for name in candidates}
         for _ in range(options.rounds + 1):
             for name, step in candidates.items():
                 spent[name].append(seconds(step))
         times = {name: values[1:] for name, values in spent.items()}  # the first warms up
-        for precision in options.precisions:
-            faster = median(a / b for a, b in zip(times["public"], times[precision], strict=True))
-            above = median(a / b for a, b in zip(times[precision], times[f"floor {precision}"], strict=True))
-            cells = f"{median(times['public']):.3f} | {median(times[precision]):.3f} | {faster:.2f} | {above:.2f}"
-            print(f"| `{method}` | {precision} | {cells} |", flush=True)
+        for form in options.forms:
+            above = median(a / b for a, b in zip(times[form], times[f"floor {form}"], strict=True))
+            beside_public = "– | – "
+            if method in public:
+                faster = median(a / b for a, b in zip(times["public"], times[form], strict=True))
+                beside_public = f"{median(times['public']):.3f} | {faster:.2f} "
+            print(f"| `{method}` | {form} | {median(times[form]):.3f} | {above:.2f} | {beside_public}|", flush=True)
             for name in others.get(method, {}):
-                faster = median(a / b for a, b in zip(times[name], times[precision], strict=True))
-                beside.append(f"| `{method}` | {name} | {median(times[name]):.3f} | {precision} | {faster:.2f} |")
-    print("\n| method | library | its step, s | Hauberk's precision | times as fast |\n|---|---|---|---|---|")
+                faster = median(a / b for a, b in zip(times[name], times[form], strict=True))
+                beside.append(f"| `{method}` | {name} | {median(times[name]):.3f} | {form} | {faster:.2f} |")
+    print("\n| method | library | its step, s | Hauberk's form | times as fast |\n|---|---|---|---|---|")
     print("\n".join(beside))
 
 

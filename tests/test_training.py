@@ -14,7 +14,7 @@ import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.data import Arrays, as_source, labels
 from hauberk.files import read_state, write_state
-from hauberk.published import BY_DATA, OFFICIAL, find_published
+from hauberk.published import BY_DATA, EXPRESS, OFFICIAL, find_published
 from hauberk.settings import TrainSettings
 from hauberk.training.plan import make_plan
 from hauberk.training.schedule import eps_scale, first_drop, learning_rate
@@ -373,10 +373,15 @@ def test_works_in_a_thread_and_puts_signal_handlers_back():
 
 
 def test_recommended_settings_are_valid():
-    for found in (*BY_DATA.values(), *OFFICIAL.values(), find_published("else", "mlp")):
+    for found in (EXPRESS, *BY_DATA.values(), *OFFICIAL.values(), find_published("else", "mlp")):
         assert TrainSettings(**found.settings).epochs > 0
         assert found.source
     assert find_published("cifar10", "wrn-32-10").settings["weight_decay"] == 7e-4
+    express = find_published("mnist", "small-cnn", recipe="express").settings
+    assert express["epochs"] == EXPRESS.settings["epochs"]
+    assert express["eps_warmup"] == 0.3  # MNIST does not start to learn without
+    with pytest.raises(hb.UserError, match="recipe is"):
+        find_published("mnist", "small-cnn", recipe="quick")
     assert find_published("cifar10", "resnet18", "mail-at").settings["epochs"] == 100
     assert find_published("cifar10", "resnet18", "mail-at", "official").settings["milestones"] == (76.0, 91.0, 101.0)
     for name, _ in OFFICIAL:

@@ -21,9 +21,9 @@ class Train:
 
     Example: hauberk train --data mnist --data-dir ~/data --method trades --eps 0.3
 
-    Defaults of the training settings depend on --data, --model, --method and --preset: give these, then --help, to see
-    them. Ctrl-C
-    finishes the step, saves, and says how to resume; a resumed run ends with the same weights as one never stopped.
+    Defaults of the training settings depend on --data, --model, --method, --preset and --recipe: give these, then
+    --help, to see them. Ctrl-C finishes the step, saves, and says how to resume; a resumed run ends with the same weights as
+    one never stopped.
     """
 
     data: str = "digits"
@@ -46,6 +46,8 @@ class Train:
     """Radius ε of the threat model, e.g. 8/255; by default what the literature uses on the data set (L∞ only)."""
     preset: Literal["paper", "official"] = "paper"
     """Follow the method's paper, or its authors' code where that differs."""
+    recipe: Literal["published", "express"] = "published"
+    """Where settings come from that are not given: the literature's, or a short training that reaches about as much."""
     beta: float | None = None
     """Trade-off β of the method; by default the paper's."""
     steps: int | None = None
@@ -64,7 +66,7 @@ class Train:
 
 def train(arguments: Sequence[str]) -> int:
     """Run the command."""
-    names = {"--data": "digits", "--model": "small-cnn", "--method": "at", "--preset": "paper"}
+    names = {"--data": "digits", "--model": "small-cnn", "--method": "at", "--preset": "paper", "--recipe": "published"}
     published = find_published(*(peek(arguments, option, usual) for option, usual in names.items()))
     default = Train(settings=TrainSettings(**published.settings))
     options = parse(Train, "train", arguments, default)

@@ -53,6 +53,7 @@ def train(
     threat: ThreatModel | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    recipe: str = "published",
     unlabelled: Any = None,
     quiet: bool = False,
     report_every: int = 1,
@@ -69,6 +70,7 @@ def train(
         threat: what the adversary may do; not needed if ``method`` was made by ``hb.method``.
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
         resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped.
+        recipe: where settings that are not given come from: "published" for the literature's, "express" for a short training.
         unlabelled: further training data with pseudo-labels, as ``hauberk.data.pseudo_label`` makes them; each batch takes
             ``unlabelled_share`` of its examples from there.
         quiet: print nothing.
@@ -98,7 +100,7 @@ def train(
     if more is not None:
         check_source(more, method.threat)
     network_name = model if isinstance(model, str) else getattr(model, "name", "")
-    found = find_published(source.name, network_name, method.name, method.choices.preset)
+    found = find_published(source.name, network_name, method.name, method.choices.preset, recipe)
     asked: dict[str, Any] = {} if method.sight.precision == "model" else {"precision": method.sight.precision}
     asked |= {"compile": "on"} if method.sight.compiled else {}
     chosen = _settings(found.settings | asked | settings)
