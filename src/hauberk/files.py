@@ -1,18 +1,49 @@
-"""Writing so that nothing is lost: whole files or none, and a checksum in front of every checkpoint."""
+"""Writing so that nothing is lost: whole files or none, a checksum in front of every checkpoint, one writer for a folder."""
 
 import hashlib
 import io
 import json
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from hauberk.errors import UserError
 
 _MAGIC = b"HAUBERK-STATE-1\n"
+LOCK = ".lock"
+
+
+@contextmanager
+def alone_in(folder: Path | None, name: str = LOCK) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs. The system lets go of the lock when a process dies.
+
+    Args:
+        folder: which; None locks nothing.
+        name: of the lock, for folders that several processes share by agreement.
+
+    Raises:
+        UserError: if another process has it, or the folder cannot be written.
+    """
+    if folder is None:
+        yield
+        return
+    lock = FileLock(folder / name, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another process is at work in {folder}; wait for it, or choose another folder") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, content: bytes, keep_previous: bool = False) -> None:

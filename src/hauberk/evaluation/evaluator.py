@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -125,7 +126,7 @@ def evaluate(
     everybody = crew()
     ledger = _open(folder, about, everybody, first_x[0] if adversarials else None)
     hidden = quiet or everybody.rank > 0
-    with Display("evaluate", 1000, quiet=hidden, unit="") as display, attack_view(model) as view:
+    with closing(ledger), Display("evaluate", 1000, quiet=hidden, unit="") as display, attack_view(model) as view:
         torch.manual_seed(seed)  # for random models; attack_view puts the caller's generator back
         exact = faster(view, first_x)
         campaign = Campaign(
@@ -154,7 +155,6 @@ def evaluate(
             campaign.attack()
         finally:
             campaign.write_cost()
-            ledger.close()
     parts = everybody.gather((list(ledger.records.values()), curve, contracted + probed))
     total = tally([record for part in parts for record in part[0]], plan)
     result = Evaluation(

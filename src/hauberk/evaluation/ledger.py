@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -9,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from hauberk.errors import UserError
-from hauberk.files import read_json, write_json
+from hauberk.files import alone_in, read_json, write_json
 
 Record: TypeAlias = dict[str, Any]  # "i", the example; "attack", "clean" for none; and what was seen
 
@@ -29,21 +30,25 @@ class Ledger:
         rank: number of this process.
 
     Raises:
-        UserError: if the folder holds another evaluation, or cannot be written.
+        UserError: if the folder holds another evaluation, cannot be written, or another process is at work there.
     """
 
     def __init__(self, folder: Path | None, plan: dict[str, Any], rank: int = 0):
         self.folder, self.rank = folder, rank
         self.records: dict[tuple[str, int], Record] = {}
         self._points: np.ndarray | None = None
+        self._lock = ExitStack()
         if folder is None:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-        if (folder / PLAN).exists():
+        begun = (folder / PLAN).exists()
+        if begun:
             _same_plan(folder, plan)
+        self._lock.enter_context(alone_in(folder, f".lock-{rank}"))
+        if begun:
             for record in read_records(folder):
                 self.records[record["attack"], record["i"]] = record
         elif rank == 0:
@@ -87,11 +92,12 @@ class Ledger:
             self._points[example] = point.cpu().numpy()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and let other processes in."""
         if self.folder is not None:
             self._file.close()
         if isinstance(self._points, np.memmap):
             self._points.flush()
+        self._lock.close()
 
 
 def read_records(folder: Path) -> Iterator[Record]:

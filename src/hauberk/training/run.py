@@ -11,7 +11,7 @@ from hauberk.checks import check_model
 from hauberk.console import Display
 from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
 from hauberk.errors import UserError, unknown_name
-from hauberk.files import previous, read_json, write_json
+from hauberk.files import LOCK, alone_in, previous, read_json, write_json
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.models import ModelSpec
@@ -114,14 +114,15 @@ def train(
             spec, network = _network(model, source, device, method.extra_outputs)
             plan = make_plan(spec, method, chosen, source, more)
             folder = _open_folder(out, resume)
-            trainer = Trainer(network, plan, folder, device, stop, report_every)
-            warning = _begin(trainer, plan.to_dict(), resume)
-            done = trainer.epoch * plan.steps_per_epoch + trainer.step
-            with Display(method.name, plan.total_steps, done, quiet) as display:
-                if warning:
-                    display.line(warning)
-                trainer.run(display)
-            trainer.record.close()
+            with alone_in(folder):
+                trainer = Trainer(network, plan, folder, device, stop, report_every)
+                warning = _begin(trainer, plan.to_dict(), resume)
+                done = trainer.epoch * plan.steps_per_epoch + trainer.step
+                with Display(method.name, plan.total_steps, done, quiet) as display:
+                    if warning:
+                        display.line(warning)
+                    trainer.run(display)
+                trainer.record.close()
             if trainer.finished:
                 network.load_state_dict(trainer.best_weights)
     finally:
@@ -217,7 +218,7 @@ def _open_folder(out: str | Path | None, resume: bool) -> Path | None:
             raise UserError(f"{folder} holds no run to resume")
         return folder
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir())):
             raise UserError(f"{folder} exists; go on with it by --resume {folder} (resume=True), or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,90 @@
+"""Real processes, killed and interrupted. HAUBERK_KILLS=20 pytest tests/test_survival.py is the long form."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import hauberk as hb
+from conftest import tiny_batch, tiny_net
+from hauberk.files import alone_in
+
+KILLS = int(os.environ.get("HAUBERK_KILLS", "2"))
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+import hauberk as hb
+
+y = torch.arange(200) % 5
+x = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.12 * y.view(-1, 1, 1, 1)
+out, epochs = Path(sys.argv[1]), int(sys.argv[2])
+how = {"epochs": epochs, "batch_size": 16, "val_size": 40, "val_steps": 2, "ema": 0.9, "save_minutes": 1e-4, "threads": 1}
+resume = (out / "run.json").exists()
+hb.train("small-cnn", (x, y), method="trades", threat=hb.Linf("8/255"), out=out, resume=resume, quiet=True, **how)
+"""
+
+
+def start(folder, epochs):
+    words = [sys.executable, "-c", PROGRAM, str(folder), str(epochs)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+def weights(folder):
+    return {name: (folder / f"{name}.safetensors").read_bytes() for name in ("best", "last")}
+
+
+def step_of(folder):
+    """When the checkpoint was written; 0 where there is none."""
+    path = folder / "state.ckpt"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def test_training_survives_kill_minus_nine(tmp_path):
+    epochs = 2 + 2 * KILLS
+    finish(start(tmp_path / "whole", epochs))
+    chance = random.Random(0)
+    for _ in range(KILLS):
+        process, before = start(tmp_path / "killed", epochs), step_of(tmp_path / "killed")
+        while process.poll() is None and step_of(tmp_path / "killed") == before:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+        assert process.poll() is None, "the training ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finish(start(tmp_path / "killed", epochs))
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_holds_nothing(tmp_path):
+    process = start(tmp_path / "run", 1000)
+    while not step_of(tmp_path / "run"):
+        time.sleep(0.01)
+        assert process.poll() is None, process.communicate()[0]
+    said, _ = start(tmp_path / "run", 1000).communicate(timeout=100)
+    assert "another process is at work" in said
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again, before = start(tmp_path / "run", 1000), step_of(tmp_path / "run")
+    while step_of(tmp_path / "run") == before:
+        time.sleep(0.01)
+        assert again.poll() is None, again.communicate()[0]
+    again.send_signal(signal.SIGTERM)
+    finish(again)
+
+
+def test_two_evaluations_in_one_folder_are_refused(tmp_path):
+    how = {"threat": hb.Linf(0.01), "attacks": ["fgsm"], "probes": False, "quiet": True, "out": tmp_path}
+    with alone_in(tmp_path, ".lock-0"), pytest.raises(hb.UserError, match="another process is at work"):
+        hb.evaluate(tiny_net(), tiny_batch(20), **how)
+    assert hb.evaluate(tiny_net(), tiny_batch(20), **how).n == 20
