@@ -16,6 +16,7 @@ from hauberk.data import Arrays, as_source, labels
 from hauberk.files import read_state, write_state
 from hauberk.published import BY_DATA, EXPRESS, OFFICIAL, find_published
 from hauberk.settings import TrainSettings
+from hauberk.training.collapse import Collapse, require_robust
 from hauberk.training.plan import make_plan
 from hauberk.training.schedule import eps_scale, first_drop, learning_rate
 
@@ -227,6 +228,41 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     state, _ = read_state(tmp_path / "run" / "state.ckpt")
     assert state["epoch"] == 1
     assert all(value.isfinite().all() for value in state["model"].values())
+
+
+class OnceNaN(TurnsNaN):
+    def forward(self, x):
+        self.calls += self.training
+        return self.net(x) * (math.nan if self.calls == self.after else 1.0)
+
+
+def test_a_run_goes_back_to_its_best_weights_if_asked(tmp_path):
+    whole = hb.train(OnceNaN(after=6), easy_data(), threat=THREAT, out=tmp_path / "run", on_collapse="return", **settings())
+    assert [row["epoch"] for row in whole.metrics] == [1, 2, 3]
+    assert all(row["lr"] <= 0.025 for row in whole.metrics[1:])
+    assert read_state(tmp_path / "run" / "state.ckpt")[0]["returns"] == 1
+    with pytest.raises(hb.UserError, match="became nan at epoch 2, step 1, after 3 returns to earlier weights; the last good"):
+        hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "lost", on_collapse="return", **settings())
+    with pytest.raises(hb.UserError, match=r"became nan at epoch 1, step 1\. Try a lower lr"):
+        hb.train(TurnsNaN(after=0), easy_data(), threat=THREAT, on_collapse="return", **settings())
+
+
+def test_catastrophic_overfitting_is_told_from_noise_and_from_slow_learning():
+    best = {"val_robust_accuracy": 0.4}
+
+    def row(now, seen):
+        return {"epoch": 9, "val_robust_accuracy": now, "train_robust_accuracy": seen}
+
+    with pytest.raises(Collapse, match=r"from 40\.0 % to 2\.0 % in epoch 9, while 85.0 %"):
+        require_robust(row(0.02, 0.85), best, 1000)
+    for now, seen, before, held_out in (
+        (0.3, 0.85, best, 1000),
+        (0.15, 0.2, best, 1000),
+        (0.0, 0.9, best, 12),
+        (0, 1, {}, 1000),
+    ):
+        require_robust(row(now, seen), before, held_out)
+    require_robust({"epoch": 9, "val_robust_accuracy": 0.0}, best, 1000)  # a method that does not attack
 
 
 def test_damaged_foreign_and_hostile_checkpoints(tmp_path):

@@ -53,6 +53,9 @@ class TrainSettings:
     compile: Literal["auto", "on", "off"] = "off"
     """Run the passes of the attack by torch.compile; "auto" measures whether that is faster here, and the run records it.
     Compiling costs seconds to minutes when the run starts."""
+    on_collapse: Literal["stop", "return", "ignore"] = "stop"
+    """When the loss is no longer finite, or robust accuracy collapses (catastrophic overfitting): stop; return to the best
+    weights so far and go on with half the learning rate, three times at most; or ignore a collapse (never a loss)."""
     save_minutes: float = 10.0
     """Save a checkpoint this often within an epoch; one is always saved at its end."""
 
@@ -80,6 +83,7 @@ class TrainSettings:
             "augment": ("auto", "none", "crop", "crop-flip"),
             "precision": ("auto", "fp32", "bf16"),
             "compile": ("auto", "on", "off"),
+            "on_collapse": ("stop", "return", "ignore"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -17,6 +17,7 @@ from hauberk.methods.sight import Precision, Sight
 from hauberk.noise import Noise
 from hauberk.provenance import machine
 from hauberk.training.card import save_model
+from hauberk.training.collapse import MOST_RETURNS, Collapse, require_finite, require_robust
 from hauberk.training.interrupt import Stop
 from hauberk.training.meter import Meter
 from hauberk.training.plan import Plan
@@ -62,6 +63,7 @@ class Trainer:
             self.look(settings.precision, False)
         self.epoch = self.step = 0  # the next to do; step within the epoch
         self.seconds = 0.0  # of training, over all sittings
+        self.returns = 0  # to the best weights, after a collapse
         self.best: dict[str, Any] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
 
@@ -87,7 +89,7 @@ class Trainer:
         """Train until the plan is done or somebody asks to stop.
 
         Raises:
-            UserError: if the loss is not finite, or a checkpoint cannot be written.
+            UserError: if training collapses, or a checkpoint cannot be written.
         """
         if self.sight is None:
             settings = self.plan.settings
@@ -95,7 +97,10 @@ class Trainer:
             x, _ = fetch_for(self.model, self.plan.train, some)
             self.look(*pick_form(self.model, x, settings.precision, settings.compile))
         while not self.finished and not self.stop.asked:
-            self._run_epoch(display)
+            try:
+                self._run_epoch(display)
+            except Collapse as problem:
+                display.line(self._go_back(str(problem)))
 
     def _run_epoch(self, display: Display) -> None:
         batches = self.plan.batches(self.epoch)
@@ -119,7 +124,7 @@ class Trainer:
         plan, settings = self.plan, self.plan.settings
         at = self.epoch * plan.steps_per_epoch + self.step
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, at, plan.total_steps)
+            group["lr"] = self._rate(at)
         x, y = fetch_for(self.model, self.examples, index)
         noise = Noise(settings.seed, index.to(self.device), stage=at)
         x = augment(x, plan.augment, noise)
@@ -136,7 +141,7 @@ class Trainer:
             eps_scale=eps_scale(settings, at, plan.total_steps),
         )
         if self.device.type == "cpu" or self.step % _LOOK_EVERY == 0:
-            self._require_finite(out.loss.item())
+            require_finite(out.loss.item(), self._here)
         out.loss.backward()
         self.optimizer.step()
         if self.ema is not None:
@@ -145,13 +150,15 @@ class Trainer:
 
     def _end_epoch(self, display: Display, rate: float) -> None:
         seen = self.meter.read()
-        self._require_finite(seen["loss"])
+        require_finite(seen["loss"], self._here)
         plan, settings = self.plan, self.plan.settings
         last = (self.epoch + 1) * plan.steps_per_epoch - 1
         row: dict[str, Any] = {"epoch": self.epoch + 1, **seen}
         if len(plan.val):
             row |= validate(self.judged, plan.val, plan.method, settings.val_steps, settings.seed, settings.batch_size)
-        row |= {"lr": learning_rate(settings, last, plan.total_steps), "seconds": self.seconds, "examples_per_second": rate}
+            if settings.on_collapse != "ignore":
+                require_robust(row, self.best.get("metrics", {}), len(plan.val))
+        row |= {"lr": self._rate(last), "seconds": self.seconds, "examples_per_second": rate}
         self.record.add(row)
         better = not self.best or self._score(row) > self._score(self.best["metrics"])
         if better:
@@ -177,11 +184,33 @@ class Trainer:
         names = ("val_robust_accuracy", "val_clean_accuracy")
         return tuple(row[name] for name in (names if self.plan.method.attack else names[::-1]))
 
-    def _require_finite(self, loss: float) -> None:
-        if loss == loss and abs(loss) != float("inf"):
-            return
-        kept = f"; the last good checkpoint, of epoch {self.epoch}, is in {self.folder}" if self.folder and self.epoch else ""
-        raise UserError(f"the loss became {loss} at epoch {self.epoch + 1}, step {self.step + 1}{kept}. Try a lower lr")
+    @property
+    def _here(self) -> str:
+        return f"epoch {self.epoch + 1}, step {self.step + 1}"
+
+    def _rate(self, at: int) -> float:
+        """The learning rate of a step."""
+        return learning_rate(self.plan.settings, at, self.plan.total_steps) * 0.5**self.returns
+
+    def _go_back(self, problem: str) -> str:
+        """Go back to the best weights so far, and begin the epoch again with half the learning rate. Returns what to say.
+
+        Raises:
+            UserError: if that is not asked for, or does not help.
+        """
+        if self.plan.settings.on_collapse != "return" or not self.best or self.returns == MOST_RETURNS:
+            kept = (
+                f"; the last good checkpoint, of epoch {self.epoch}, is in {self.folder}" if self.folder and self.epoch else ""
+            )
+            again = f", after {self.returns} returns to earlier weights" if self.returns else ""
+            raise UserError(f"{problem}{again}{kept}. Try a lower lr, a stronger training attack, or on_collapse=return")
+        self.model.load_state_dict(self.best_weights)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.best_weights)
+        self.optimizer.state.clear()
+        self.meter, self.step = Meter(self.device), 0
+        self.returns += 1
+        return f"{problem}; going on from the weights of epoch {self.best['epoch'] + 1} with half the learning rate"
 
     def _export(self, which: str, epoch: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
         if self.folder is None:
@@ -200,16 +229,18 @@ class Trainer:
         """Write everything needed to go on exactly.
 
         Raises:
-            UserError: if the loss is not finite, or it cannot be written; the checkpoint before is kept.
+            Collapse: if the loss is not finite.
+            UserError: if it cannot be written; the checkpoint before is kept.
         """
         if self.folder is None:
             return
-        self._require_finite(self.meter.read()["loss"])
+        require_finite(self.meter.read()["loss"], self._here)
         on_gpu = self.device.type == "cuda"
         state = {
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
+            "returns": self.returns,
             **self._look_of(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -242,6 +273,7 @@ class Trainer:
             self.meter.restore(state["meter"])
             self.plan.method.load_state_dict(_to(state["method"], self.device))
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+            self.returns = state["returns"]
             self.best, self.best_weights = state["best"], state["best_weights"]
             torch.set_rng_state(state["rng"])
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
