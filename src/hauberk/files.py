@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ def write_atomically(path: Path, content: bytes, keep_previous: bool = False) ->
             path.replace(previous(path))
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a file system that has become read-only, for one
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror or error}; what was saved before is intact") from error
 
 

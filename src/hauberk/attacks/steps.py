@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal, TypeAlias
 
 import torch
@@ -13,7 +12,7 @@ from hauberk.attacks.losses import LossName
 from hauberk.attacks.view import Mode
 from hauberk.errors import UserError
 from hauberk.noise import Noise
-from hauberk.threat import Region, ThreatModel
+from hauberk.threat import Region, ThreatModel, parse_fraction
 
 StepSize: TypeAlias = float | str | Tensor
 Start: TypeAlias = Literal["uniform", "normal", "clean"] | Tensor
@@ -85,9 +84,9 @@ def parse_step(step: StepSize, threat: ThreatModel) -> float | Tensor:
         found = _IN_EPS.fullmatch(step.strip())
         try:
             if found:
-                size = threat.eps * (float(Fraction(found["times"] or 1)) / float(found["over"] or 1))
+                size = threat.eps * (parse_fraction(found["times"] or "1") / float(found["over"] or 1))
             else:
-                size = float(Fraction(step))
+                size = parse_fraction(step)
         except (ValueError, ZeroDivisionError) as error:
             raise UserError(f"step_size = {step!r} is not a number, '2/255' or 'eps/4'") from error
     else:

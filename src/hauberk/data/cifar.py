@@ -1,6 +1,7 @@
 """The Python batches of CIFAR-10 and CIFAR-100: pickles, read without running what they might carry."""
 
 import pickle
+import pickletools
 from io import BytesIO
 from typing import Any
 
@@ -39,6 +40,8 @@ def read_batch(raw: bytes, path: object) -> tuple[np.ndarray, np.ndarray]:
         UserError: if it is not such a file, or names anything but arrays.
     """
     try:
+        if any(op.name in ("PUT", "LONG_BINPUT") and int(arg or 0) > len(raw) for op, arg, _ in pickletools.genops(raw)):
+            raise ValueError("it asks for more memory than it can need")
         batch = _ArraysOnly(BytesIO(raw), encoding="bytes").load()
         images = batch[b"data"]
         labels = np.asarray(batch[b"labels"] if b"labels" in batch else batch[b"fine_labels"], dtype=np.int64)

@@ -1,6 +1,7 @@
 """The idx format of MNIST and Fashion-MNIST."""
 
 import gzip
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from hauberk.errors import UserError
+
+_MOST = 2**30  # bytes; a small file may claim to unpack to any size
 
 
 def read_idx(path: Path) -> tuple[np.ndarray, bytes]:
@@ -22,9 +25,12 @@ def read_idx(path: Path) -> tuple[np.ndarray, bytes]:
     raw = path.read_bytes()
     if raw[:2] == b"\x1f\x8b":
         try:
-            raw = gzip.decompress(raw)
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+                raw = file.read(_MOST + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path} is damaged: {error}") from error
+    if len(raw) > _MOST:
+        raise UserError(f"{path} holds more than {_MOST / 2**30:.0f} GiB")
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise UserError(f"{path} is not an idx file of unsigned bytes")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])

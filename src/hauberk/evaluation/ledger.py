@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -68,8 +68,12 @@ class Ledger:
             return
         self.records[key] = record
         if self.folder is not None:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
+            except OSError as error:
+                kept = "what was found before is kept, and the same command goes on with it"
+                raise UserError(f"cannot write {self._path}: {error.strerror or error}; {kept}") from error
 
     def write_cost(self, session: int, seconds: float, passes: dict[str, int]) -> None:
         """Keep what a session of this process has cost so far; the last record of a session counts."""
@@ -94,7 +98,8 @@ class Ledger:
     def close(self) -> None:
         """Close the files, and let other processes in."""
         if self.folder is not None:
-            self._file.close()
+            with suppress(OSError):  # of a write that has failed already, and said so
+                self._file.close()
         if isinstance(self._points, np.memmap):
             self._points.flush()
         self._lock.close()

@@ -26,6 +26,7 @@ MODELS: dict[str, tuple[Builder, str]] = {
     "preact-resnet18": (preact_resnet18, "PreAct-ResNet-18 for 32×32 images (robust overfitting, AWP)"),
 }
 WIDE_RESNETS = ("wrn-34-10", "wrn-32-10", "wrn-28-10")
+_MOST_PARAMETERS = 2e9
 _WIDE = re.compile(r"wrn-(\d+)-(\d+)")
 
 
@@ -87,7 +88,7 @@ class ModelSpec:
         """
         if self.is_from_python:
             raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
-        net = _from_factory(self) if self.imports else _built_in(self)
+        net = _from_factory(self) if self.imports else _checked_built_in(self)
         return nn.Sequential(Normalize(self.mean, self.std), net) if self.mean else net
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,11 +111,25 @@ class ModelSpec:
         try:
             shape, mean, std = (tuple(map(kind, card[key])) for key, kind in _TUPLES.items())
             return cls(str(card["name"]), shape, int(card["classes"]), mean, std)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"this card has no readable model ({error})") from error
 
 
 _TUPLES: dict[str, Callable[[Any], Any]] = {"input_shape": int, "mean": float, "std": float}
+
+
+def _checked_built_in(spec: ModelSpec) -> nn.Module:
+    """Build a built-in model, after a look at its size: a card may come from anywhere."""
+    try:
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in _built_in(spec).parameters())
+    except RuntimeError as error:  # sizes beyond what a tensor can have
+        raise UserError(f"cannot build {spec.name} for inputs {spec.input_shape} and {spec.classes} classes") from error
+    if size > _MOST_PARAMETERS:
+        raise UserError(
+            f"{spec.name} for inputs {spec.input_shape} and {spec.classes} classes would have {size:.1e} parameters"
+        )
+    return _built_in(spec)
 
 
 def _built_in(spec: ModelSpec) -> nn.Module:

@@ -10,6 +10,7 @@ from hauberk.threat.model import (
     ThreatModel,
     make_threat,
     parse_eps,
+    parse_fraction,
     threat_from_dict,
 )
 from hauberk.threat.region import Norm, Region
@@ -26,5 +27,6 @@ __all__ = [
     "ThreatModel",
     "make_threat",
     "parse_eps",
+    "parse_fraction",
     "threat_from_dict",
 ]

@@ -1,6 +1,7 @@
 """ThreatModel: what the adversary may do."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,6 +15,9 @@ from hauberk.threat.region import Norm, Region
 
 Bound: TypeAlias = float | Sequence[float] | Tensor
 Epsilon: TypeAlias = float | str | Sequence[float] | Tensor
+
+_LONGEST = 60
+_HUGE = re.compile(r"[eE][+-]?\d{4}")
 
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 
@@ -196,6 +200,20 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
         raise UserError(f"this card has no readable threat model ({error})") from error
 
 
+def parse_fraction(text: str) -> float:
+    """Read a number or a fraction such as "8/255", correctly rounded.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if len(text) > _LONGEST or _HUGE.search(text):  # exact arithmetic would take for ever
+        raise ValueError("too long")
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ZeroDivisionError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
 def parse_eps(eps: Epsilon, name: str = "eps") -> tuple[float | Tensor, str]:
     """Read ε from a float, a fraction string or per-feature values; return it and how to print it.
 
@@ -204,8 +222,8 @@ def parse_eps(eps: Epsilon, name: str = "eps") -> tuple[float | Tensor, str]:
     """
     if isinstance(eps, str):
         try:
-            value: float | Tensor = float(Fraction(eps.replace(" ", "")))
-        except (ValueError, ZeroDivisionError) as error:
+            value: float | Tensor = parse_fraction(eps)
+        except ValueError as error:
             raise UserError(f"{name} = {eps!r} is not a number or a fraction such as '8/255'") from error
         text = eps.replace(" ", "")
     else:

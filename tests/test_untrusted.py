@@ -1,0 +1,175 @@
+"""Files from anywhere: read, or refused in one line. HAUBERK_FUZZ=20000 pytest tests/test_untrusted.py is the long form."""
+
+import gzip
+import json
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import hauberk as hb
+from hauberk.data.cifar import read_batch
+from hauberk.data.idx import read_idx
+from hauberk.files import read_json, read_state, write_json, write_state
+from hauberk.models import ModelSpec
+from hauberk.threat import threat_from_dict
+from hauberk.training.card import save_model
+
+TRIALS = int(os.environ.get("HAUBERK_FUZZ", "40"))
+fuzz = settings(max_examples=TRIALS, deadline=None, suppress_health_check=list(HealthCheck))
+
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.sampled_from(["8/255", "1e99999999", "Linf"])
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+)
+
+SPEC = ModelSpec("mlp", (4,), 3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A card and its weights, as a run leaves them."""
+    folder = tmp_path_factory.mktemp("run")
+    threat = hb.Linf("8/255")
+    method = hb.method("trades", threat)
+    card = {"model": SPEC.to_dict(), "threat": threat.to_dict(), "method": method.to_dict(), "data": {"name": "digits"}}
+    save_model(folder / "best", SPEC.build().state_dict(), card)
+    return folder
+
+
+def mutated(raw, cuts, changes):
+    """Bytes cut short and changed here and there."""
+    raw = bytearray(raw[: len(raw) - cuts % (len(raw) + 1)])
+    for place, value in changes:
+        if raw:
+            raw[place % len(raw)] = value
+    return bytes(raw)
+
+
+damages = st.tuples(
+    st.integers(0, 2**20) | st.just(0), st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=5)
+)
+
+
+def or_refuse(read, *given):
+    """What the reader returns, or None if it refuses, in one line."""
+    try:
+        return read(*given)
+    except hb.UserError as error:
+        refusal = str(error)
+    assert refusal
+    assert "\n" not in refusal
+    return None
+
+
+@fuzz
+@given(
+    room=st.sampled_from(["model", "threat", "data", "method", "weights", "format"]),
+    key=st.text(max_size=12),
+    value=values,
+    data=st.data(),
+)
+def test_cards(run, room, key, value, data):
+    card = read_json(run / "best.json")
+    if isinstance(card[room], dict) and data.draw(st.booleans()):
+        card[room][data.draw(st.sampled_from(sorted(card[room]))) if data.draw(st.booleans()) else key] = value
+    else:
+        card[room] = value
+    changed = run / "changed.json"
+    changed.write_text(json.dumps(card))
+    model = or_refuse(hb.load, changed)
+    assert model is None or isinstance(model, torch.nn.Module)
+    if isinstance(card["threat"], dict):
+        threat = or_refuse(threat_from_dict, card["threat"])
+        assert threat is None or isinstance(threat, hb.ThreatModel)
+
+
+@fuzz
+@given(
+    name=st.sampled_from(["mlp", "small-cnn", "resnet18", "wrn-1000-100", "wrn-28-10"]),
+    shape=st.lists(st.integers(), max_size=4),
+    classes=st.integers(),
+)
+def test_a_card_cannot_ask_for_more_memory_than_there_is(name, shape, classes):
+    spec = or_refuse(ModelSpec.from_dict, {"name": name, "input_shape": shape, "classes": classes, "mean": [], "std": []})
+    if spec is not None and (name.startswith("wrn-1000") or abs(classes) > 10**6 or any(abs(side) > 10**4 for side in shape)):
+        assert or_refuse(spec.build) is None
+
+
+@pytest.mark.parametrize("name", ["../best.safetensors", "/etc/passwd", "a/b", "", ".."])
+def test_a_card_cannot_name_weights_outside_its_folder(run, name):
+    card = read_json(run / "best.json") | {"weights": name}
+    write_json(run / "outside.json", card)
+    with pytest.raises(hb.UserError):
+        hb.load(run / "outside.json")
+
+
+@fuzz
+@given(damage=damages)
+def test_weights(run, damage):
+    for name in ("best.json", "best.safetensors"):
+        (run / f"changed{name[4:]}").write_bytes((run / name).read_bytes())
+    path = run / "changed.safetensors"
+    path.write_bytes(mutated(path.read_bytes(), *damage))
+    write_json(run / "changed.json", read_json(run / "best.json") | {"weights": path.name})
+    or_refuse(hb.load, run / "changed.json")
+
+
+@fuzz
+@given(damage=damages)
+def test_plain_state_dicts(run, damage):
+    path = run / "plain.pth"
+    torch.save(SPEC.build().state_dict(), path)
+    path.write_bytes(mutated(path.read_bytes(), *damage))
+    or_refuse(lambda: hb.load(path, model=SPEC.build()))
+
+
+@fuzz
+@given(damage=damages, packed=st.booleans())
+def test_idx_files(tmp_path_factory, damage, packed):
+    raw = b"\0\0\x08\x03" + struct.pack(">3I", 5, 4, 4) + bytes(80)
+    path = tmp_path_factory.getbasetemp() / "images"
+    path.write_bytes(mutated(gzip.compress(raw) if packed else raw, *damage))
+    or_refuse(read_idx, path)
+
+
+def test_an_idx_file_cannot_unpack_without_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr("hauberk.data.idx._MOST", 2**20)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(2**22)))
+    with pytest.raises(hb.UserError, match="holds more than"):
+        read_idx(tmp_path / "bomb.gz")
+
+
+@fuzz
+@given(damage=damages)
+def test_cifar_batches(damage):
+    batch = {b"data": np.zeros((4, 3072), np.uint8), b"labels": [0, 1, 2, 3]}
+    or_refuse(read_batch, mutated(pickle.dumps(batch, protocol=2), *damage), "batch")
+
+
+def test_a_pickle_cannot_ask_for_memory_by_its_memo():
+    raw = b"\x80\x02}r" + struct.pack("<I", 2**32 - 1) + b"."
+    with pytest.raises(hb.UserError, match="more memory than it can need"):
+        read_batch(raw, "batch")
+
+
+def test_checkpoints_cut_at_every_byte_are_refused_and_the_previous_one_is_named(tmp_path):
+    path = tmp_path / "state.ckpt"
+    for step in (1, 2):
+        write_state(path, {"step": step, "weight": torch.arange(3.0)})
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        state, warning = read_state(path)
+        assert state["step"] == 1
+        assert "state.ckpt.previous" in warning
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert read_state(path)[0]["step"] == 1
