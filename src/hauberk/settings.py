@@ -28,7 +28,8 @@ class TrainSettings:
     eps_warmup: float = 0.0
     """Share of the training during which ε grows from 0. MNIST at 0.3 does not start to learn without it."""
     ema: float = 0.0
-    """Decay of the exponential moving average of the weights, e.g. 0.999; 0 for none. If on, it is what is validated."""
+    """Decay of the exponential moving average of the weights, e.g. 0.999; 0 for none; -1 for 1 - 10 / steps, which
+    averages over a tenth of the training. If on, the average is what is validated."""
     augment: Literal["auto", "none", "crop", "crop-flip"] = "auto"
     """Augmentation of images; "auto" is the usual one of a named data set, and none for other data."""
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
@@ -67,7 +68,7 @@ class TrainSettings:
         for name, value in positive.items():
             if not (value > 0 and math.isfinite(value)):
                 raise UserError(f"{name} must be positive, got {value}")
-        shares = {"momentum": self.momentum, "ema": self.ema, "eps_warmup": self.eps_warmup}
+        shares = {"momentum": self.momentum, "ema": 0.0 if self.ema == -1 else self.ema, "eps_warmup": self.eps_warmup}
         shares["unlabelled_share"] = self.unlabelled_share
         for name, value in shares.items():
             if not 0 <= value < 1:

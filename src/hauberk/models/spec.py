@@ -123,7 +123,7 @@ def _checked_built_in(spec: ModelSpec) -> nn.Module:
     try:
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in _built_in(spec).parameters())
-    except RuntimeError as error:  # sizes beyond what a tensor can have
+    except (RuntimeError, TypeError) as error:  # sizes beyond what a tensor can have
         raise UserError(f"cannot build {spec.name} for inputs {spec.input_shape} and {spec.classes} classes") from error
     if size > _MOST_PARAMETERS:
         raise UserError(

@@ -179,7 +179,10 @@ def make_threat(
     if norm == "Linf" and bool((torch.as_tensor(radius) > width).any()):
         hint = f"; did you mean '{text}/255'?" if isinstance(radius, float) and 1 < radius < 255 else ""
         raise UserError(f"eps = {text} is wider than the box [{low}, {high}]{hint}")
-    mask = None if frozen is None else torch.as_tensor(frozen)
+    try:
+        mask = None if frozen is None else torch.as_tensor(frozen)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"frozen = {frozen!r} is not a mask or a list of indices") from error
     if mask is not None and mask.dtype != torch.bool:
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
@@ -240,6 +243,8 @@ def _number_or_tensor(value: Bound | str, name: str) -> float | Tensor:
         tensor = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} = {value!r} is not a number or one number per feature") from error
+    if not tensor.numel():
+        raise UserError(f"{name} is empty")
     return tensor.detach() if tensor.ndim and tensor.numel() > 1 else float(tensor)
 
 

@@ -116,6 +116,6 @@ def read_card(path: Path, which: str = "best") -> tuple[dict[str, Any], Path]:
         if not isinstance(card.get(room, {}), dict):
             raise UserError(f"{path.with_suffix('.json')} has no readable {room!r}")
     name = card.get("weights")
-    if not isinstance(name, str) or Path(name).name != name:
+    if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
         raise UserError(f"{path.with_suffix('.json')} names its weights as {name!r}; they must lie beside it")
     return card, path.parent / name

@@ -26,6 +26,7 @@ from hauberk.training.schedule import eps_scale, learning_rate
 from hauberk.training.validate import validate
 
 STATE = "state.ckpt"
+_AVERAGED = 10  # the moving average that is not specified spans a tenth of the training
 _LOOK_EVERY = 50  # steps between looks at the loss on a GPU, where each look makes the host wait
 
 
@@ -54,7 +55,8 @@ class Trainer:
         )
         self.ema = None
         if settings.ema:
-            averaging = get_ema_multi_avg_fn(settings.ema)
+            decay = settings.ema if settings.ema > 0 else max(0.0, 1 - _AVERAGED / plan.total_steps)
+            averaging = get_ema_multi_avg_fn(decay)
             self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
         self.record = Record(folder)
         self.meter = Meter(device)
