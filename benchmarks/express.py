@@ -3,11 +3,14 @@
     python benchmarks/express.py --data cifar10 --data-dir FOLDER
     python benchmarks/express.py --data fashion-mnist --data-dir FOLDER
 
-Prints a table for docs/performance.md; finished cells are kept in --out. Seconds are of training, by each cell's own clock.
+Prints a table for docs/performance.md; finished cells are kept in --out. Seconds are of training, by each cell's own clock;
+relative time is epochs times the seconds of a step, which are measured in turns, as the machine may be shared.
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,9 +18,12 @@ import tyro
 from cells import evaluated, first, trained
 
 import hauberk as hb
-from hauberk.data import DATA_SETS, load_data
+from hauberk.data import DATA_SETS, Source, load_data
+from hauberk.models import ModelSpec
 from hauberk.provenance import machine, versions
 
+BATCH, ROUNDS = 128, 12
+REFERENCE = "mail-trades, 100 epochs"
 PAPER = {"epochs": 100, "schedule": "steps", "milestones": (75.0, 90.0)}
 SHORT = {"schedule": "one-cycle"}
 CELLS: dict[str, dict[str, Any]] = {
@@ -75,7 +81,9 @@ def main() -> None:
     test_set = load_data(options.data, "test", options.data_dir)
     threat = hb.Linf(DATA_SETS[options.data].eps)
     print(f"{options}, {machine(torch.device('cpu'))}, {versions()}")
-    print("| training | NAT | AutoAttack | s |\n|---|---|---|---|")
+    steps = step_seconds(options, train_set, threat)
+    whole = CELLS[REFERENCE]["epochs"] * steps[CELLS[REFERENCE]["method"]]
+    print("| training | NAT | AutoAttack | relative time | s |\n|---|---|---|---|---|")
     for name in options.only or CELLS:
         how = {"lr": options.lr} | CELLS[name] | {"seed": options.seed, "threads": options.threads, "precision": "bf16"}
         if "mnist" in options.data:
@@ -85,7 +93,22 @@ def main() -> None:
         found = evaluated(folder, "autoattack", test_set, threat, options.test, suite="standard", precision="bf16")
         low, high = (100 * end for end in found["interval"])
         robust = f"{100 * found['robust_accuracy']:.1f} [{low:.1f}, {high:.1f}]"
-        print(f"| {name} | {100 * found['clean_accuracy']:.1f} | {robust} | {card['metrics']['seconds']:.0f} |", flush=True)
+        cells = f"{how['epochs'] * steps[how['method']] / whole:.2f} | {card['metrics']['seconds']:.0f}"
+        print(f"| {name} | {100 * found['clean_accuracy']:.1f} | {robust} | {cells} |", flush=True)
+
+
+def step_seconds(options: Options, train_set: Source, threat: hb.ThreatModel) -> dict[str, float]:
+    """Medians of a step of each method, taken in turns."""
+    x, y = train_set.fetch(torch.arange(BATCH))
+    model = ModelSpec(options.model, tuple(x.shape[1:]), 10).build().train()
+    bound = {how["method"]: hb.method(how["method"], threat, precision="bf16", burn_in=0) for how in CELLS.values()}
+    spent: dict[str, list[float]] = {name: [] for name in bound}
+    for _ in range(ROUNDS):
+        for name, method in bound.items():
+            begun = time.perf_counter()
+            method(model, x, y).loss.backward()
+            spent[name].append(time.perf_counter() - begun)
+    return {name: median(seconds[1:]) for name, seconds in spent.items()}
 
 
 if __name__ == "__main__":
