@@ -43,6 +43,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "at, EMA, lr 0.1, 20 epochs": {"method": "at", "epochs": 20, "ema": 0.99, "lr": 0.1, **SHORT},
     "at+awp, EMA, lr 0.1, 20 epochs": {"method": "at+awp", "epochs": 20, "ema": 0.99, "lr": 0.1, **SHORT},
     "at, EMA, lr 0.1, 30 epochs": {"method": "at", "epochs": 30, "ema": 0.99, "lr": 0.1, **SHORT},
+    "mail-trades, EMA, lr 0.1, 40 epochs": {"method": "mail-trades", "epochs": 40, "ema": 0.99, "lr": 0.1, **SHORT},
     "at, EMA, lr 0.1, 40 epochs": {"method": "at", "epochs": 40, "ema": 0.99, "lr": 0.1, **SHORT},
 }
 
