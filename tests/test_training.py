@@ -257,7 +257,7 @@ def test_catastrophic_overfitting_is_told_from_noise_and_from_slow_learning():
         require_robust(row(0.02, 0.85), best, 1000)
     for now, seen, before, held_out in (
         (0.3, 0.85, best, 1000),
-        (0.15, 0.2, best, 1000),
+        (0.05, 0.34, best, 1000),
         (0.0, 0.9, best, 12),
         (0, 1, {}, 1000),
     ):

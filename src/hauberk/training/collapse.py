@@ -4,7 +4,6 @@ from math import isfinite, sqrt
 from typing import Any
 
 MOST_RETURNS = 3  # to earlier weights in one run, each with half the learning rate
-_GAP = 0.25
 
 
 class Collapse(Exception):
@@ -21,7 +20,8 @@ def require_robust(row: dict[str, Any], best: dict[str, Any], held_out: int) -> 
     """Raise Collapse for catastrophic overfitting (Wong et al. 2020): the training attack fails, and others succeed.
 
     That is taken to have happened when robust accuracy on held-out examples is under half of the best so far, by more than
-    four standard errors, while robust accuracy in training is above it by more than 25 points.
+    four standard errors, while robust accuracy in training has reached that best one. A training that merely stumbles, at a
+    high learning rate, loses both, and is left to recover.
 
     Args:
         row: metrics of this epoch.
@@ -35,7 +35,7 @@ def require_robust(row: dict[str, Any], best: dict[str, Any], held_out: int) -> 
     if now is None or then is None or seen is None:
         return
     noise = 4 * sqrt(then * (1 - then) / held_out)
-    if now < then / 2 and then - now > noise and seen - now > _GAP:
+    if now < then / 2 and then - now > noise and seen >= then:
         raise Collapse(
             f"robust accuracy on held-out examples fell from {100 * then:.1f} % to {100 * now:.1f} % in epoch {row['epoch']}, "
             f"while {100 * seen:.1f} % withstand the training attack: catastrophic overfitting, usual where it has one step"
