@@ -243,6 +243,11 @@ def test_a_run_goes_back_to_its_best_weights_if_asked(tmp_path):
     assert read_state(tmp_path / "run" / "state.ckpt")[0]["returns"] == 1
     with pytest.raises(hb.UserError, match="became nan at epoch 2, step 1, after 3 returns to earlier weights; the last good"):
         hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "lost", on_collapse="return", **settings())
+    with pytest.raises(hb.UserError, match="became nan at epoch 2, step 2"):
+        hb.train(OnceNaN(after=5), easy_data(), threat=THREAT, out=tmp_path / "stopped", **settings())
+    more = {"out": tmp_path / "stopped", "resume": True, "on_collapse": "return"}
+    again = hb.train(OnceNaN(after=10**9), easy_data(), threat=THREAT, **more, **settings())
+    assert len(again.metrics) == 3
     with pytest.raises(hb.UserError, match=r"became nan at epoch 1, step 1\. Try a lower lr"):
         hb.train(TurnsNaN(after=0), easy_data(), threat=THREAT, on_collapse="return", **settings())
 

@@ -39,7 +39,7 @@ class Train:
     out: Path | None = None
     """Folder of the run; by default runs/DATA-METHOD, with a number behind it if that exists."""
     resume: Path | None = None
-    """Go on with the run in this folder; everything else is read from there."""
+    """Go on with the run in this folder; everything else but --on-collapse is read from there."""
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     """Norm of the threat model."""
     eps: str = ""
@@ -119,7 +119,9 @@ def _key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
 def _resume(options: Train) -> "Run":
     from hauberk.training import resume
 
-    return resume(str(options.resume), model=options.model, verify=options.verify, quiet=options.quiet)
+    usual = TrainSettings().on_collapse
+    other = "" if options.settings.on_collapse == usual else options.settings.on_collapse
+    return resume(str(options.resume), model=options.model, verify=options.verify, quiet=options.quiet, on_collapse=other)
 
 
 def free_folder(folder: Path) -> Path:

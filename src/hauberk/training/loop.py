@@ -62,14 +62,14 @@ class Trainer:
         self.meter = Meter(device)
         self.sight: Sight | None = None  # to be picked
         if settings.precision != "auto" and settings.compile == "off":
-            self.look(settings.precision, False)
+            self.use(settings.precision, False)
         self.epoch = self.step = 0  # the next to do; step within the epoch
         self.seconds = 0.0  # of training, over all sittings
         self.returns = 0  # to the best weights, after a collapse
         self.best: dict[str, Any] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
 
-    def look(self, precision: Precision, compiled: bool) -> None:
+    def use(self, precision: Precision, compiled: bool) -> None:
         """Train in this precision, with attacks compiled or not."""
         self.sight = self.plan.method.sight = Sight(precision, compiled)
         if precision == "bf16":  # whose convolutions are faster in this order
@@ -97,7 +97,7 @@ class Trainer:
             settings = self.plan.settings
             some = torch.arange(min(settings.batch_size, len(self.plan.train)))
             x, _ = fetch_for(self.model, self.plan.train, some)
-            self.look(*pick_form(self.model, x, settings.precision, settings.compile))
+            self.use(*pick_form(self.model, x, settings.precision, settings.compile))
         while not self.finished and not self.stop.asked:
             try:
                 self._run_epoch(display)
@@ -175,7 +175,7 @@ class Trainer:
         if self.epoch % self.report_every == 0 or self.finished:
             display.line(_epoch_line(row, settings.epochs, better and len(plan.val) > 0))
 
-    def _look_of(self) -> dict[str, Any]:
+    def _numerics(self) -> dict[str, Any]:
         assert self.sight is not None
         return {"precision": self.sight.precision, "compiled": self.sight.compiled}
 
@@ -205,7 +205,9 @@ class Trainer:
                 f"; the last good checkpoint, of epoch {self.epoch}, is in {self.folder}" if self.folder and self.epoch else ""
             )
             again = f", after {self.returns} returns to earlier weights" if self.returns else ""
-            raise UserError(f"{problem}{again}{kept}. Try a lower lr, a stronger training attack, or on_collapse=return")
+            raise UserError(
+                f"{problem}{again}{kept}. Try a lower lr, a stronger training attack, or go on with --on-collapse return"
+            )
         self.model.load_state_dict(self.best_weights)
         if self.ema is not None:
             self.ema.module.load_state_dict(self.best_weights)
@@ -222,7 +224,7 @@ class Trainer:
             "epoch": epoch["epoch"] + 1,
             **self.plan.to_dict(),
             "metrics": epoch["metrics"],
-            **self._look_of(),
+            **self._numerics(),
             "machine": machine(self.device),
         }
         save_model(self.folder / which, weights, card)
@@ -243,7 +245,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "returns": self.returns,
-            **self._look_of(),
+            **self._numerics(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -267,7 +269,7 @@ class Trainer:
         """
         state, warning = read_state(folder / STATE)
         try:
-            self.look(state["precision"], state["compiled"])
+            self.use(state["precision"], state["compiled"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema is not None:

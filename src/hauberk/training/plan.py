@@ -14,7 +14,7 @@ from hauberk.models import ModelSpec
 from hauberk.settings import TrainSettings
 from hauberk.training.schedule import first_drop
 
-_FREE_TO_CHANGE = ("device", "threads", "save_minutes")
+_FREE_TO_CHANGE = ("device", "threads", "save_minutes", "on_collapse")
 
 
 @dataclass(frozen=True, eq=False)

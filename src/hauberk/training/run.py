@@ -130,7 +130,7 @@ def train(
     return Run(network.eval(), folder, trainer.record.rows, trainer.best, not trainer.finished)
 
 
-def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: bool = False) -> Run:
+def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: bool = False, on_collapse: str = "") -> Run:
     """Go on with a run on a named data set and a named model, all of it read from the run's folder.
 
     Args:
@@ -138,6 +138,7 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
         model: ``module:factory``, where the run was made with one: naming it again allows importing it.
         verify: compare checksums of the data files with the original ones.
         quiet: print nothing.
+        on_collapse: as in ``TrainSettings``, where it should be another than the run was started with.
 
     Raises:
         UserError: if the folder holds no run, or one that only Python can resume; and as :func:`train`.
@@ -152,7 +153,7 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
         raise UserError(f"this run would import {spec.name!r}; add --model {spec.name} if you trust it")
     try:
         data, how = stored["data"], dict(stored["method"])
-        settings = dict(stored["settings"])
+        settings = dict(stored["settings"]) | ({"on_collapse": on_collapse} if on_collapse else {})
         for name in ("milestones", "class_weights"):
             settings[name] = tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
         source = load_data(data["name"], "train", data["folder"], verify=verify)
