@@ -14,7 +14,7 @@ from hauberk.checks import check_inputs
 from hauberk.errors import UserError
 from hauberk.threat import ThreatModel
 
-_AT_ONCE = 2**21  # numbers looked at together, in passes over all examples
+_AT_ONCE = 2**20  # numbers looked at together, in passes over all examples
 
 
 class Source(Protocol):
