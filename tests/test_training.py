@@ -236,6 +236,17 @@ class OnceNaN(TurnsNaN):
         return self.net(x) * (math.nan if self.calls == self.after else 1.0)
 
 
+class OnceNaNGradient(TurnsNaN):
+    """Its next loss is not finite, and neither is what free training carries from batch to batch."""
+
+    def forward(self, x):
+        self.calls += self.training
+        logits = self.net(x)
+        if self.training and self.calls == self.after:
+            logits.register_hook(lambda grad: grad * math.nan)
+        return logits
+
+
 def test_a_run_goes_back_to_its_best_weights_if_asked(tmp_path):
     whole = hb.train(OnceNaN(after=6), easy_data(), threat=THREAT, out=tmp_path / "run", on_collapse="return", **settings())
     assert [row["epoch"] for row in whole.metrics] == [1, 2, 3]
@@ -245,6 +256,9 @@ def test_a_run_goes_back_to_its_best_weights_if_asked(tmp_path):
         hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "lost", on_collapse="return", **settings())
     with pytest.raises(hb.UserError, match="became nan at epoch 2, step 2"):
         hb.train(OnceNaN(after=5), easy_data(), threat=THREAT, out=tmp_path / "stopped", **settings())
+    free = hb.train(OnceNaNGradient(after=30), easy_data(), method="free-at", threat=THREAT, on_collapse="return", **settings())
+    assert len(free.metrics) == 3
+    assert all(value.isfinite().all() for value in free.model.state_dict().values())
     more = {"out": tmp_path / "stopped", "resume": True, "on_collapse": "return"}
     again = hb.train(OnceNaN(after=10**9), easy_data(), threat=THREAT, **more, **settings())
     assert len(again.metrics) == 3
