@@ -1,3 +1,6 @@
+import random
+import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -43,6 +46,22 @@ def tiny_net(shape=(3, 8, 8), classes=5, seed=0, dropout=0.0):
 def tiny_batch(n=6, shape=(3, 8, 8), classes=5, seed=1, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(n, *shape, generator=generator, dtype=dtype), torch.randint(classes, (n,), generator=generator)
+
+
+def kill_again_and_again(start, mark, kills, longest):
+    """Start a process, wait until it has written something, and kill -9 it at a random moment; so many times.
+
+    start() returns the process, mark() what changes when it writes; longest is how many seconds it may go on after that.
+    """
+    chance = random.Random(0)
+    for _ in range(kills):
+        process, before = start(), mark()
+        while process.poll() is None and mark() == before:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, longest))
+        assert process.poll() is None, "the work ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.fixture

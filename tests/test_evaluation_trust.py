@@ -2,11 +2,8 @@
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +14,7 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
+from conftest import kill_again_and_again, tiny_batch, tiny_net
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
 from hauberk.evaluation import early_answer, search, table
 
@@ -118,17 +115,8 @@ def test_kill_minus_nine_and_several_processes_change_nothing(tmp_path):
     expected = result(tmp_path / "whole")
     assert expected["robust_accuracy"] < expected["by_attack"]["apgd-ce"] < expected["clean_accuracy"]
 
-    chance = random.Random(0)
     kills = int(os.environ.get("HAUBERK_KILLS", "10"))
-    for _ in range(kills):
-        process = start(tmp_path, "killed")
-        before = size_of(tmp_path / "killed")
-        while process.poll() is None and size_of(tmp_path / "killed") == before:
-            time.sleep(0.02)  # until it works
-        time.sleep(chance.uniform(0.0, 6 / kills))
-        assert process.poll() is None, "the evaluation ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    kill_again_and_again(lambda: start(tmp_path, "killed"), lambda: size_of(tmp_path / "killed"), kills, 6 / kills)
     finish(start(tmp_path, "killed"))
     found = result(tmp_path / "killed")
     assert found["examples"] == expected["examples"]

@@ -1,7 +1,6 @@
 """Real processes, killed and interrupted. HAUBERK_KILLS=20 pytest tests/test_survival.py is the long form."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import time
 import pytest
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
+from conftest import kill_again_and_again, tiny_batch, tiny_net
 from hauberk.files import alone_in
 
 KILLS = int(os.environ.get("HAUBERK_KILLS", "2"))
@@ -53,16 +52,9 @@ def step_of(folder):
 def test_training_survives_kill_minus_nine(tmp_path):
     epochs = 2 + 2 * KILLS
     finish(start(tmp_path / "whole", epochs))
-    chance = random.Random(0)
-    for _ in range(KILLS):
-        process, before = start(tmp_path / "killed", epochs), step_of(tmp_path / "killed")
-        while process.poll() is None and step_of(tmp_path / "killed") == before:
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.3))
-        assert process.poll() is None, "the training ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    finish(start(tmp_path / "killed", epochs))
+    killed = tmp_path / "killed"
+    kill_again_and_again(lambda: start(killed, epochs), lambda: step_of(killed), KILLS, 0.3)
+    finish(start(killed, epochs))
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 

@@ -237,7 +237,7 @@ class OnceNaN(TurnsNaN):
 
 
 class OnceNaNGradient(TurnsNaN):
-    """Its next loss is not finite, and neither is what free training carries from batch to batch."""
+    """Its next loss is not finite; what free training carries from batch to batch takes no harm."""
 
     def forward(self, x):
         self.calls += self.training

@@ -70,7 +70,7 @@ def train(arguments: Sequence[str]) -> int:
     published = find_published(*(peek(arguments, option, usual) for option, usual in names.items()))
     default = Train(settings=TrainSettings(**published.settings))
     options = parse(Train, "train", arguments, default)
-    run = _resume(options) if options.resume else _start(options, published.source)
+    run = _resume(options, peek(arguments, "--on-collapse", "")) if options.resume else _start(options, published.source)
     if run.interrupted:
         print(f"Stopped and saved. Go on with: {program()} train --resume {run.folder}")
         return 1
@@ -116,12 +116,11 @@ def _key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _resume(options: Train) -> "Run":
+def _resume(options: Train, on_collapse: str) -> "Run":
     from hauberk.training import resume
 
-    usual = TrainSettings().on_collapse
-    other = "" if options.settings.on_collapse == usual else options.settings.on_collapse
-    return resume(str(options.resume), model=options.model, verify=options.verify, quiet=options.quiet, on_collapse=other)
+    folder, verify, quiet = str(options.resume), options.verify, options.quiet
+    return resume(folder, model=options.model, verify=verify, quiet=quiet, on_collapse=on_collapse)
 
 
 def free_folder(folder: Path) -> Path:
