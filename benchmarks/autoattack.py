@@ -21,7 +21,7 @@ from networks import small_net
 from torch import Tensor, nn
 
 import hauberk as hb
-from hauberk.evaluation import joined_crew
+from hauberk.crew import joined_crew
 from hauberk.provenance import machine
 
 WAYS = (("full", 1), ("full", 0), ("bf16", 1), ("bf16", 0))  # precision and processes, 0: as many as threads
@@ -76,13 +76,13 @@ def ours(options: argparse.Namespace, precision: str, processes: int, seed: int)
 
 def one_of_ours(options: argparse.Namespace, model: nn.Module, x: Tensor, y: Tensor) -> None:
     """What each process of Hauberk's does."""
-    with joined_crew(torch.device("cpu")) as crew:
+    with joined_crew() as crew:
         crew.meet()
         begun = time.perf_counter()
         threat, seed, precision = hb.Linf(options.eps), options.seeds[0], options.precision
         result = hb.evaluate(model, (x, y), threat=threat, suite="standard", seed=seed, precision=precision, quiet=True)
         found = [result.robust_accuracy, time.perf_counter() - begun, *result.provenance["passes"].values()]
-        if crew.rank == 0:
+        if crew.first:
             options.ours.write_text(json.dumps(found))
 
 

@@ -72,7 +72,7 @@ from itertools import pairwise
 import hauberk as hb
 import hauberk.evaluation.campaign as campaign
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
-from hauberk.evaluation import joined_crew
+from hauberk.crew import joined_crew
 from hauberk.attacks.presets import AUTOATTACK
 from test_evaluation_trust import sound
 torch.set_num_threads(1)
@@ -80,7 +80,7 @@ campaign.SAVE_EVERY = 0.05
 for name in AUTOATTACK[:3]:
     PRESETS[name] = replace(PRESETS[name], settings=replace(PRESETS[name].settings, steps=50))
 model, x, y = sound()
-with joined_crew(torch.device("cpu")):
+with joined_crew():
     hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", batch_size=16, out={out!r}, quiet=True, probes=False,
                 adversarials=True)
 """

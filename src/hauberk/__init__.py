@@ -8,10 +8,12 @@ if TYPE_CHECKING:
     from hauberk import data as data
     from hauberk import objectives as objectives
     from hauberk import weighting as weighting
+    from hauberk.crew import joined_crew as joined_crew
     from hauberk.errors import UserError as UserError
     from hauberk.evaluation import Evaluation as Evaluation
     from hauberk.evaluation import evaluate as evaluate
     from hauberk.methods import Method as Method
+    from hauberk.methods import Step as Step
     from hauberk.methods import list_methods as list_methods
     from hauberk.methods import method as method
     from hauberk.threat import L1 as L1
@@ -35,7 +37,9 @@ _HOME = {
     "UserError": "errors",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "joined_crew": "crew",
     "Method": "methods",
+    "Step": "methods",
     "list_methods": "methods",
     "method": "methods",
     "L1": "threat",

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """Something the user asked for cannot be done; the message says what, and what to do instead."""
 
 
+class Echo(UserError):
+    """A UserError of another process, which says it."""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     """Build the error for a name that does not exist, with the nearest one that does."""
     names = sorted(known)

@@ -57,6 +57,8 @@ class TrainSettings:
     on_collapse: Literal["stop", "return", "ignore"] = "stop"
     """When the loss is no longer finite, or robust accuracy collapses (catastrophic overfitting): stop; return to the best
     weights so far and go on with half the learning rate, three times at most; or ignore a collapse (never a loss)."""
+    sync_batchnorm: bool = False
+    """On several GPUs, normalise by the statistics of the whole batch instead of each GPU's part (SyncBatchNorm)."""
     save_minutes: float = 10.0
     """Save a checkpoint this often within an epoch; one is always saved at its end."""
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 _RELUS = (F.relu, torch.relu)
 _SUMS = (operator.add, operator.iadd, torch.add)

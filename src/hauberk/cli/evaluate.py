@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,9 +16,9 @@ from hauberk.cli.parse import parse
 from hauberk.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from hauberk.threat import ThreatModel
+
+_PATIENCE = timedelta(days=1)  # the processes' shares may take times that differ by hours
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,12 @@ def evaluate(arguments: Sequence[str]) -> int:
     import torch
     from rich.console import Console
 
+    from hauberk.crew import joined_crew
     from hauberk.data import load_data
     from hauberk.evaluation import evaluate as evaluate_model
-    from hauberk.evaluation import joined_crew, table
+    from hauberk.evaluation import table
     from hauberk.files import write_json
-    from hauberk.training import load, read_card
+    from hauberk.training import load, pick_device, read_card
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -105,11 +107,12 @@ def evaluate(arguments: Sequence[str]) -> int:
         raise UserError("the card does not say which data set to use; give --data")
     folder = options.data_dir or Path(str(trained_on.get("folder") or "data"))
     test = load_data(name, "test", folder, verify=options.verify)
-    device = _device(options.device)
-    model = load(options.target, model=_built(options.model, test), which=options.which, device=device)
-    surrogate = None if options.surrogate is None else load(options.surrogate, device=device)
     out = options.out or _folder(options)
-    with joined_crew(device) as crew:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    with joined_crew(patience=_PATIENCE) as crew:
+        device = pick_device(options.device)
+        model = load(options.target, model=_built(options.model, test), which=options.which, device=device)
+        surrogate = None if options.surrogate is None else load(options.surrogate, device=device)
         try:
             result = evaluate_model(
                 model,
@@ -132,7 +135,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             print(f"Stopped; the same command goes on from there. So far:\n{_early(out)}", file=sys.stderr)
             return 1
-    if crew.rank > 0:
+    if not crew.first:
         return 0
     if options.card:
         write_json(options.card, result.robustbench_card(options.target.stem, name, str(card.get("model", {}).get("name", ""))))
@@ -167,15 +170,6 @@ def _early(folder: Path) -> str:
     from hauberk.evaluation import early_answer
 
     return str(early_answer(folder))
-
-
-def _device(wanted: str) -> "torch.device":
-    """The device asked for; under torchrun, each process its own GPU."""
-    from hauberk.training import pick_device
-
-    local = os.environ.get("LOCAL_RANK")
-    device = pick_device(wanted)
-    return type(device)(device.type, int(local)) if local and device.type == "cuda" and device.index is None else device
 
 
 def _threat(options: Evaluate, card: dict[str, Any]) -> "ThreatModel":

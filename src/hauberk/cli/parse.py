@@ -33,7 +33,10 @@ def parse(kind: type[T], name: str, arguments: Sequence[str], default: T | None 
 
 
 def program() -> str:
-    """Return what to type to run this program again: its name where the shell finds it, otherwise its path."""
+    """Return what to type to run this program again: its name where the shell finds it, otherwise its path, or torchrun."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+        return f"torchrun {'--nproc_per_node ' + os.environ['LOCAL_WORLD_SIZE'] if alone else '...'} -m hauberk"
     ours = Path(sys.executable).parent / "hauberk"
     found = shutil.which("hauberk")
     if found and Path(found).parent == ours.parent:

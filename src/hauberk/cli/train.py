@@ -70,7 +70,12 @@ def train(arguments: Sequence[str]) -> int:
     published = find_published(*(peek(arguments, option, usual) for option, usual in names.items()))
     default = Train(settings=TrainSettings(**published.settings))
     options = parse(Train, "train", arguments, default)
-    run = _resume(options, peek(arguments, "--on-collapse", "")) if options.resume else _start(options, published.source)
+    from hauberk.crew import joined_crew
+
+    with joined_crew() as crew:
+        run = _resume(options, peek(arguments, "--on-collapse", "")) if options.resume else _start(options, published.source)
+    if not crew.first:
+        return int(run.interrupted)
     if run.interrupted:
         print(f"Stopped and saved. Go on with: {program()} train --resume {run.folder}")
         return 1
@@ -79,6 +84,7 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _start(options: Train, settings_source: str) -> "Run":
+    from hauberk.crew import crew
     from hauberk.data import DATA_SETS, channel_statistics, load_data
     from hauberk.methods import method
     from hauberk.models import ModelSpec
@@ -94,8 +100,8 @@ def _start(options: Train, settings_source: str) -> "Run":
     how = method(options.method, threat, preset=options.preset, seed=options.settings.seed, **chosen)
     mean, std = channel_statistics(source) if options.normalize else ((), ())
     spec = ModelSpec(options.model, tuple(source.x.shape[1:]), DATA_SETS[options.data].classes, mean, std)
-    out = options.out or free_folder(Path("runs") / f"{options.data}-{options.method}")
-    if not options.quiet:
+    out = options.out or crew().by_first(lambda: free_folder(Path("runs") / f"{options.data}-{options.method}"))
+    if crew().first and not options.quiet:
         print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
         print(f"Settings not given on the command line: {settings_source}")
     settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings)}

@@ -1,6 +1,5 @@
 """Robustness numbers: the evaluator, its diagnostics, intervals and results."""
 
-from hauberk.evaluation.crew import crew, joined_crew
 from hauberk.evaluation.diagnostics import Diagnostic
 from hauberk.evaluation.early import EarlyAnswer, early_answer
 from hauberk.evaluation.evaluator import evaluate
@@ -14,11 +13,9 @@ __all__ = [
     "EarlyAnswer",
     "Evaluation",
     "Suite",
-    "crew",
     "early_answer",
     "evaluate",
     "find_suite",
-    "joined_crew",
     "table",
     "wilson",
 ]

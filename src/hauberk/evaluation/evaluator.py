@@ -14,11 +14,11 @@ from hauberk.attacks.twin import faster
 from hauberk.attacks.view import attack_view
 from hauberk.checks import check_inputs, check_model
 from hauberk.console import Display
+from hauberk.crew import Crew, crew
 from hauberk.data import as_source, fetch_for
 from hauberk.errors import UserError
 from hauberk.evaluation.campaign import Campaign
 from hauberk.evaluation.contract import contract
-from hauberk.evaluation.crew import Crew, crew
 from hauberk.evaluation.diagnostics import Diagnostic
 from hauberk.evaluation.early import attack_order
 from hauberk.evaluation.ledger import Ledger
@@ -125,7 +125,7 @@ def evaluate(
     }
     everybody = crew()
     ledger = _open(folder, about, everybody, first_x[0] if adversarials else None)
-    hidden = quiet or everybody.rank > 0
+    hidden = quiet or not everybody.first
     with closing(ledger), Display("evaluate", 1000, quiet=hidden, unit="") as display, attack_view(model) as view:
         torch.manual_seed(seed)  # for random models; attack_view puts the caller's generator back
         exact = faster(view, first_x)
@@ -182,7 +182,7 @@ def evaluate(
             "machine": machine(first_x.device),
         },
     )
-    if folder is not None and everybody.rank == 0:
+    if folder is not None and everybody.first:
         result.save(folder / "evaluation.json")
     return result
 

@@ -4,5 +4,6 @@ from hauberk.methods.make import method
 from hauberk.methods.method import Method
 from hauberk.methods.output import Output
 from hauberk.methods.recipes import RECIPES, Recipe, equation, find_recipe, list_methods
+from hauberk.methods.step import Step
 
-__all__ = ["RECIPES", "Method", "Output", "Recipe", "equation", "find_recipe", "list_methods", "method"]
+__all__ = ["RECIPES", "Method", "Output", "Recipe", "Step", "equation", "find_recipe", "list_methods", "method"]

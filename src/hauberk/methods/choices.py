@@ -1,11 +1,12 @@
 """What a method is made of, and what passes between its parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from hauberk.attacks.steps import Ascent
+from hauberk.crew import Crew
 from hauberk.methods.perturb import WeightPerturbation
 from hauberk.methods.recipes import Recipe
 from hauberk.methods.weights import Weighting
@@ -48,7 +49,7 @@ class Choices:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one pass of the loss showed."""
+    """What one pass of the loss showed; weights and measure of the whole batch, the others of this process's part."""
 
     loss: Tensor
     logits: Tensor | None
@@ -59,9 +60,24 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What the loop hands over."""
+    """What the loop hands over: a batch, or this process's part of one.
+
+    Attributes:
+        x: clean inputs, (b, ...).
+        y: labels, (b,).
+        index: which examples these are, (b,), or None.
+        class_weights: (C,) or None.
+        crew: the processes that share the batch.
+        sizes: b of each.
+    """
 
     x: Tensor
     y: Tensor
     index: Tensor | None
     class_weights: Tensor | None
+    crew: Crew
+    sizes: Sequence[int]
+
+    def mean(self, terms: Tensor) -> Tensor:
+        """Return what averaged over the processes, as DDP does with gradients, is the mean over the whole batch."""
+        return terms.mean() if self.crew.size == 1 else terms.sum() * (self.crew.size / sum(self.sizes))

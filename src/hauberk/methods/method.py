@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hauberk.attacks.ascent import ascend
 from hauberk.attacks.result import AttackResult
@@ -12,6 +13,7 @@ from hauberk.attacks.steps import Ascent
 from hauberk.attacks.training import margin_pgd
 from hauberk.attacks.view import kept_buffers
 from hauberk.checks import check_inputs, checked_first_pass
+from hauberk.crew import ALONE, Crew
 from hauberk.errors import UserError
 from hauberk.methods.choices import Batch, Choices, Horizon, Pass
 from hauberk.methods.output import Output
@@ -99,6 +101,7 @@ class Method:
         class_weights: Tensor | None = None,
         noise: Noise | None = None,
         eps_scale: float = 1.0,
+        crew: Crew = ALONE,
     ) -> Output:
         """Attack a batch and compute the loss to minimise.
 
@@ -111,20 +114,28 @@ class Method:
             class_weights: (C,), multiplies the whole term of each example by the weight of its class.
             noise: random numbers keyed by example; by default each call draws new ones from the method's seed.
             eps_scale: attack with ε times this, for ε warm-up.
+            crew: processes that each have a part of the batch; see :class:`hauberk.Step`.
 
         Returns:
-            Output, with ``loss = mean(c_y · (ω · ℓ + r))``.
+            Output, with ``loss = mean(c_y · (ω · ℓ + r))``; with several processes what gives this, averaged over them.
 
         Raises:
-            UserError: on the first call, if data, model and threat model do not fit together.
+            UserError: on the first call, if data, model and threat model do not fit together, or the model is wrapped for
+                several processes.
         """
-        noise = noise or Noise(self.settings["seed"], torch.arange(len(x), device=x.device), stage=self._calls)
+        if noise is None:
+            places = torch.arange(len(x), device=x.device) + (crew.rank << 32)
+            noise = Noise(self.settings["seed"], places, stage=self._calls)
         first = self._calls == 0
         self._calls += 1
         threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
-        batch = Batch(x, y, index, class_weights)
+        batch = Batch(x, y, index, class_weights, crew, crew.gather(len(x)))
         if not first:
             return self._step(model, batch, epoch, threat, noise)
+        if isinstance(model, DistributedDataParallel):
+            raise UserError(
+                "attacks must not run through DistributedDataParallel: wrap hb.Step(model, method) in it, and call that on x, y"
+            )
         check_inputs(x, y, self.threat)
         with checked_first_pass(model, y, self.extra_outputs):
             return self._step(model, batch, epoch, threat, noise)
@@ -141,7 +152,7 @@ class Method:
         if awp.gamma and epoch >= awp.warmup:
             with kept_buffers(model):
                 proxy = self._loss(model, batch, x_adv, seen, extra, epoch, None)
-                change = perturbation(model, proxy.loss, awp.gamma)
+                change = perturbation(model, proxy.loss, awp.gamma, batch.crew)
             with perturbed(model, change):
                 at = self._loss(model, batch, x_adv, seen, extra, epoch, proxy.weights)
                 loss = carry_gradients(model, at.loss)
@@ -152,7 +163,7 @@ class Method:
         return Output(
             loss=loss,
             x_adv=x_adv,
-            weights=weighed.weights,
+            weights=batch.crew.own(weighed.weights, batch.sizes),
             logits=_detached(at.logits),
             logits_adv=_detached(at.logits_adv),
             report=self._report(weighed, batch.y),
@@ -171,7 +182,8 @@ class Method:
             share = self.memory.shares(batch.index, batch.y)
             with self.sight.on(model, batch.x, "eval") as form:
                 found, distance = margin_pgd(form, batch.x, batch.y, threat, share=share, steps=attack.steps, seed=noise)
-            self.memory.remember(batch.index, distance)
+            if batch.index is not None:
+                self.memory.remember(torch.cat(batch.crew.gather(batch.index.cpu())), batch.crew.rows(distance, batch.sizes))
             return found, {"within": found.success}
         if recipe.taus:
             attack = self._friendly(attack, epoch)
@@ -207,21 +219,21 @@ class Method:
         robust, regular = self.choices.terms(logits, logits_adv, batch.y, **extra)
         measure = None
         if weights is None:
-            weights, measure = self._weights(seen, logits, logits_adv, batch.y, epoch)
-        weights = torch.ones_like(robust) if weights is None else weights.to(robust.dtype)
-        terms = weights * robust + regular
+            weights, measure = self._weights(seen, logits, logits_adv, batch, epoch)
+        weights = robust.new_ones(sum(batch.sizes)) if weights is None else weights.to(robust.dtype)
+        terms = batch.crew.own(weights, batch.sizes) * robust + regular
         if batch.class_weights is not None:
             terms = terms * batch.class_weights.to(terms)[batch.y]
-        return Pass(terms.mean(), logits, logits_adv, weights, measure)
+        return Pass(batch.mean(terms), logits, logits_adv, weights, measure)
 
     def _weights(
-        self, seen: AttackResult | None, logits: Tensor | None, logits_adv: Tensor | None, y: Tensor, epoch: int
+        self, seen: AttackResult | None, logits: Tensor | None, logits_adv: Tensor | None, batch: Batch, epoch: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Weights and what they were made from; None before the end of the burn-in, when all weights are 1."""
+        """Weights of the whole batch and what they were made from; None before the end of the burn-in, when all are 1."""
         weighting = self.choices.weighting
         if weighting.measure == "none":
             return None, None
-        measure = weighting.measured(seen, logits, logits_adv, y)
+        measure = batch.crew.rows(weighting.measured(seen, logits, logits_adv, batch.y), batch.sizes)
         if epoch < self._burn_in:
             return None, measure
         steps = self.choices.attack.steps if self.choices.attack else 1

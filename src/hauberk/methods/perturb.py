@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hauberk.crew import ALONE, Crew
 from hauberk.errors import UserError
 
 
@@ -27,7 +28,7 @@ class WeightPerturbation:
             raise UserError(f"gamma must be at least 0 and below 1, warmup not negative, got {self.gamma} and {self.warmup}")
 
 
-def perturbation(model: nn.Module, loss: Tensor, gamma: float) -> dict[str, Tensor]:
+def perturbation(model: nn.Module, loss: Tensor, gamma: float, crew: Crew = ALONE) -> dict[str, Tensor]:
     """``v_l = γ · ‖w_l‖ / ‖g_l‖ · g_l``, with g the gradient of the loss: one relative step of ascent in each weight tensor.
 
     Only convolutions and linear layers are perturbed (parameters named ``weight`` with more than one dimension), as in the
@@ -37,6 +38,7 @@ def perturbation(model: nn.Module, loss: Tensor, gamma: float) -> dict[str, Tens
         model: whose weights they are.
         loss: scalar, with a graph to the weights.
         gamma: γ.
+        crew: processes over which to average the gradient.
 
     Returns:
         v by the name of the parameter.
@@ -47,6 +49,7 @@ def perturbation(model: nn.Module, loss: Tensor, gamma: float) -> dict[str, Tens
         if parameter.requires_grad and parameter.ndim > 1 and name.rsplit(".", 1)[-1] == "weight"
     }
     grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+    crew.average([grad for grad in grads if grad is not None])
     found = {}
     for (name, weight), grad in zip(chosen.items(), grads, strict=True):
         if grad is not None:

@@ -24,10 +24,9 @@ class Memory:
             return torch.full(y.shape, LEAST_SHARE, device=y.device)
         return self._room(index, y.device)[index.to(y.device)]
 
-    def remember(self, index: Tensor | None, shares: Tensor) -> None:
-        """Keep the radii found, at least 0.1, where ``index`` says whose they are."""
-        if index is not None:
-            self._room(index, shares.device)[index.to(shares.device)] = shares.clamp(LEAST_SHARE, 1.0).to(torch.float32)
+    def remember(self, index: Tensor, shares: Tensor) -> None:
+        """Keep the radii found, (B,), at least 0.1, of the examples ``index``, (B,)."""
+        self._room(index, shares.device)[index.to(shares.device)] = shares.clamp(LEAST_SHARE, 1.0).to(torch.float32)
 
     def carried(self, x: Tensor, threat: ThreatModel) -> Tensor:
         """Free training's next input: the last perturbation, moved by ε along the gradient of the last backward.
@@ -48,9 +47,12 @@ class Memory:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain types and tensors."""
+        return {"shares": self._shares, **self.own_state()}
+
+    def own_state(self) -> dict[str, Any]:
+        """Return what each of several processes has of its own: the carried perturbation."""
         grad = None if self._point is None else self._point.grad
         return {
-            "shares": self._shares,
             "point": None if self._point is None else self._point.detach(),
             "clean": self._clean,
             "grad": grad,

@@ -9,17 +9,20 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hauberk.console import Display
+from hauberk.crew import Crew
 from hauberk.data import augment, fetch_for, resident
 from hauberk.errors import UserError
 from hauberk.files import read_state, write_state
 from hauberk.methods.pick import pick_form
 from hauberk.methods.sight import Precision, Sight
+from hauberk.methods.state import Memory
 from hauberk.noise import Noise
 from hauberk.provenance import machine
 from hauberk.training.card import save_model
 from hauberk.training.collapse import MOST_RETURNS, Collapse, require_finite, require_robust
 from hauberk.training.interrupt import Stop
 from hauberk.training.meter import Meter
+from hauberk.training.parallel import in_parallel, running_statistics
 from hauberk.training.plan import Plan
 from hauberk.training.record import Record
 from hauberk.training.schedule import eps_scale, learning_rate
@@ -38,15 +41,24 @@ class Trainer:
         plan: what to do.
         folder: where to keep the run, or None for nowhere.
         device: where to train.
+        crew: the processes that train together; all of them do all of this, the first one writes.
         stop: asked between steps.
         report_every: print the line of every so many epochs, and of the last.
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, folder: Path | None, device: torch.device, stop: Stop, report_every: int = 1
+        self,
+        model: nn.Module,
+        plan: Plan,
+        folder: Path | None,
+        device: torch.device,
+        crew: Crew,
+        stop: Stop,
+        report_every: int = 1,
     ):
         self.model = model.to(device)
-        self.plan, self.folder, self.device, self.stop = plan, folder, device, stop
+        crew.alike(model)
+        self.plan, self.folder, self.device, self.crew, self.stop = plan, folder, device, crew, stop
         self.report_every = report_every
         self.examples = resident(plan.examples, device)
         settings = plan.settings
@@ -58,7 +70,7 @@ class Trainer:
             decay = settings.ema if settings.ema > 0 else max(0.0, 1 - _AVERAGED / plan.total_steps)
             averaging = get_ema_multi_avg_fn(decay)
             self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
-        self.record = Record(folder)
+        self.record = Record(folder if crew.first else None)
         self.meter = Meter(device)
         self.sight: Sight | None = None  # to be picked
         if settings.precision != "auto" and settings.compile == "off":
@@ -94,46 +106,54 @@ class Trainer:
             UserError: if training collapses, or a checkpoint cannot be written.
         """
         if self.sight is None:
-            settings = self.plan.settings
-            some = torch.arange(min(settings.batch_size, len(self.plan.train)))
-            x, _ = fetch_for(self.model, self.plan.train, some)
-            self.use(*pick_form(self.model, x, settings.precision, settings.compile))
-        while not self.finished and not self.stop.asked:
+            self.use(*self.crew.by_first(self._pick))
+        step = in_parallel(self.model, self.plan.method, self.crew)
+        while not self.finished and not self._asked_to_stop():
             try:
-                self._run_epoch(display)
+                self._run_epoch(step, display)
             except Collapse as problem:
                 display.line(self._go_back(str(problem)))
 
-    def _run_epoch(self, display: Display) -> None:
+    def _pick(self) -> tuple[Precision, bool]:
+        settings = self.plan.settings
+        some = self.crew.share(torch.arange(min(settings.batch_size, len(self.plan.train))))
+        x, _ = fetch_for(self.model, self.plan.train, some)
+        return pick_form(self.model, x, settings.precision, settings.compile)
+
+    def _asked_to_stop(self) -> bool:
+        return self.crew.any(self.stop.asked)[0]
+
+    def _run_epoch(self, step: nn.Module, display: Display) -> None:
         batches = self.plan.batches(self.epoch)
         title = f"epoch {self.epoch + 1}/{self.plan.settings.epochs}"
         begun = saved = time.perf_counter()
         while self.step < len(batches):
-            if self.stop.asked:
+            stop, due = self.crew.any(self.stop.asked, time.perf_counter() - saved > 60 * self.plan.settings.save_minutes)
+            if stop:
                 self.seconds += time.perf_counter() - begun
                 self.save()
                 return
-            self._train_step(batches[self.step])
-            self.step += 1
-            display.advance(len(batches[self.step - 1]), title)
-            if time.perf_counter() - saved > 60 * self.plan.settings.save_minutes:
+            if due:
                 self.save()
                 saved = time.perf_counter()
+            self._train_step(step, batches[self.step])
+            self.step += 1
+            display.advance(len(batches[self.step - 1]), title)
         self.seconds += time.perf_counter() - begun
         self._end_epoch(display, len(self.plan.train) / (time.perf_counter() - begun))
 
-    def _train_step(self, index: torch.Tensor) -> None:
+    def _train_step(self, step: nn.Module, batch: torch.Tensor) -> None:
         plan, settings = self.plan, self.plan.settings
         at = self.epoch * plan.steps_per_epoch + self.step
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(at)
+        index = self.crew.share(batch)
         x, y = fetch_for(self.model, self.examples, index)
         noise = Noise(settings.seed, index.to(self.device), stage=at)
         x = augment(x, plan.augment, noise)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)  # before the passes, so that old gradients do not add to their memory
-        out = plan.method(
-            self.model,
+        out = step(
             x,
             y,
             self.epoch,
@@ -143,41 +163,46 @@ class Trainer:
             eps_scale=eps_scale(settings, at, plan.total_steps),
         )
         if self.device.type == "cpu" or self.step % _LOOK_EVERY == 0:
-            require_finite(out.loss.item(), self._here)
+            require_finite(self.crew.sum(out.loss).item() / self.crew.size, self._here)
         out.loss.backward()
         self.optimizer.step()
+        self.crew.average(running_statistics(self.model))
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        self.meter.add(out, y)
+        self.meter.add(out, y, len(batch) / self.crew.size)
 
     def _end_epoch(self, display: Display, rate: float) -> None:
-        seen = self.meter.read()
+        seen = self.meter.total(self.crew).read()
         require_finite(seen["loss"], self._here)
         plan, settings = self.plan, self.plan.settings
         last = (self.epoch + 1) * plan.steps_per_epoch - 1
         row: dict[str, Any] = {"epoch": self.epoch + 1, **seen}
         if len(plan.val):
-            row |= validate(self.judged, plan.val, plan.method, settings.val_steps, settings.seed, settings.batch_size)
+            at_once = -(-settings.batch_size // self.crew.size)
+            row |= validate(self.judged, plan.val, plan.method, settings.val_steps, settings.seed, at_once, self.crew)
             if settings.on_collapse != "ignore":
                 require_robust(row, self.best.get("metrics", {}), len(plan.val))
         row |= {"lr": self._rate(last), "seconds": self.seconds, "examples_per_second": rate}
-        self.record.add(row)
         better = not self.best or self._score(row) > self._score(self.best["metrics"])
         if better:
             self.best = {"epoch": self.epoch, "metrics": row}
             self.best_weights = {name: value.detach().cpu().clone() for name, value in self.judged.state_dict().items()}
-        self._export("last", {"epoch": self.epoch, "metrics": row}, self.judged.state_dict())
-        if better:
-            self._export("best", self.best, self.best_weights)
+        self.crew.by_first(lambda: self._write_epoch(row, better))
         self.epoch, self.step = self.epoch + 1, 0
         self.meter = Meter(self.device)
         self.save()
         if self.epoch % self.report_every == 0 or self.finished:
             display.line(_epoch_line(row, settings.epochs, better and len(plan.val) > 0))
 
+    def _write_epoch(self, row: dict[str, Any], better: bool) -> None:
+        self.record.add(row)
+        self._export("last", {"epoch": self.epoch, "metrics": row}, self.judged.state_dict())
+        if better:
+            self._export("best", self.best, self.best_weights)
+
     def _numerics(self) -> dict[str, Any]:
         assert self.sight is not None
-        return {"precision": self.sight.precision, "compiled": self.sight.compiled}
+        return {"precision": self.sight.precision, "compiled": self.sight.compiled, "processes": self.crew.size}
 
     def _score(self, row: dict[str, Any]) -> tuple[float, ...]:
         """Larger is better. A method without an attack is judged by clean accuracy; with nothing held out, the last wins."""
@@ -201,13 +226,7 @@ class Trainer:
             UserError: if that is not asked for, or does not help.
         """
         if self.plan.settings.on_collapse != "return" or not self.best or self.returns == MOST_RETURNS:
-            kept = (
-                f"; the last good checkpoint, of epoch {self.epoch}, is in {self.folder}" if self.folder and self.epoch else ""
-            )
-            again = f", after {self.returns} returns to earlier weights" if self.returns else ""
-            raise UserError(
-                f"{problem}{again}{kept}. Try a lower lr, a stronger training attack, or go on with --on-collapse return"
-            )
+            self.crew.by_first(lambda: self._give_up(problem))
         self.model.load_state_dict(self.best_weights)
         if self.ema is not None:
             self.ema.module.load_state_dict(self.best_weights)
@@ -215,6 +234,13 @@ class Trainer:
         self.meter, self.step = Meter(self.device), 0
         self.returns += 1
         return f"{problem}; going on from the weights of epoch {self.best['epoch'] + 1} with half the learning rate"
+
+    def _give_up(self, problem: str) -> None:
+        kept = f"; the last good checkpoint, of epoch {self.epoch}, is in {self.folder}" if self.folder and self.epoch else ""
+        again = f", after {self.returns} returns to earlier weights" if self.returns else ""
+        raise UserError(
+            f"{problem}{again}{kept}. Try a lower lr, a stronger training attack, or go on with --on-collapse return"
+        )
 
     def _export(self, which: str, epoch: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
         if self.folder is None:
@@ -238,8 +264,18 @@ class Trainer:
         """
         if self.folder is None:
             return
-        require_finite(self.meter.read()["loss"], self._here)
-        on_gpu = self.device.type == "cuda"
+        meter = self.meter.total(self.crew)
+        require_finite(meter.read()["loss"], self._here)
+        own = {
+            "carried": self.plan.method.memory.own_state(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        parts = self.crew.gather(own)
+        self.crew.by_first(lambda: self._write_state(meter, parts))
+
+    def _write_state(self, meter: Meter, parts: list[dict[str, Any]]) -> None:
+        assert self.folder is not None
         state = {
             "epoch": self.epoch,
             "step": self.step,
@@ -249,12 +285,11 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
-            "meter": self.meter.state(),
+            "meter": meter.state(),
             "method": self.plan.method.state_dict(),
             "best": self.best,
             "best_weights": self.best_weights,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+            "parts": parts,  # one of each process
         }
         write_state(self.folder / STATE, state)
 
@@ -267,24 +302,32 @@ class Trainer:
         Raises:
             UserError: if it is damaged, foreign, or of another model.
         """
-        state, warning = read_state(folder / STATE)
+        state, warning = self.crew.by_first(lambda: read_state(folder / STATE))
         try:
+            before = state["processes"]
+            own: dict[str, Any] = {"carried": Memory().own_state()}
+            if before == self.crew.size:
+                own = state["parts"][self.crew.rank]
             self.use(state["precision"], state["compiled"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
-            self.meter.restore(state["meter"])
-            self.plan.method.load_state_dict(_to(state["method"], self.device))
+            self.meter.restore(state["meter"], share=int(self.crew.first))
+            self.plan.method.load_state_dict(_to(state["method"] | own["carried"], self.device))
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.returns = state["returns"]
             self.best, self.best_weights = state["best"], state["best_weights"]
-            torch.set_rng_state(state["rng"])
-            if self.device.type == "cuda" and state["cuda_rng"] is not None:
-                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+            if "rng" in own:
+                torch.set_rng_state(own["rng"])
+                if self.device.type == "cuda" and own["cuda_rng"] is not None:
+                    torch.cuda.set_rng_state(own["cuda_rng"], self.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder / STATE} is of another model or version: {' '.join(str(error).split())[:200]}") from error
-        self.record.restore(self.epoch)
+        self.crew.by_first(lambda: self.record.restore(self.epoch))
+        if before != self.crew.size:
+            changed = f"saved by {before} processes, going on with {self.crew.size}: as good, but not bit for bit the same"
+            warning = f"{warning}; {changed}" if warning else changed
         return warning
 
 

@@ -30,6 +30,7 @@ class Plan:
         augment: augmentation in force.
         class_weights: (C,) or None.
         unlabelled: further examples with pseudo-labels, or None.
+        processes: that share each batch.
     """
 
     spec: ModelSpec
@@ -40,6 +41,7 @@ class Plan:
     augment: Augmentation
     class_weights: Tensor | None
     unlabelled: Source | None = None
+    processes: int = 1
 
     @property
     def examples(self) -> Source:
@@ -54,9 +56,12 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch, replays included; a last batch of one example is dropped, because BatchNorm cannot use it."""
+        """Steps of an epoch, replays included.
+
+        A last batch that leaves a process with less than two examples is dropped, because BatchNorm cannot use one.
+        """
         whole, rest = divmod(len(self.train), self.labelled_batch)
-        return max(1, whole + (rest > 1)) * self.method.replays
+        return max(1, whole + (rest >= 2 * self.processes)) * self.method.replays
 
     @property
     def total_steps(self) -> int:
@@ -97,7 +102,12 @@ class Plan:
 
 
 def make_plan(
-    spec: ModelSpec, method: Method, settings: TrainSettings, source: Source, unlabelled: Source | None = None
+    spec: ModelSpec,
+    method: Method,
+    settings: TrainSettings,
+    source: Source,
+    unlabelled: Source | None = None,
+    processes: int = 1,
 ) -> Plan:
     """Hold out the validation part, and settle augmentation and class weights.
 
@@ -117,7 +127,12 @@ def make_plan(
     if augment != "none" and len(spec.input_shape) != 3:
         raise UserError(f"augmentation {augment!r} is for images, not inputs of shape {spec.input_shape}")
     method = method.planned(settings.epochs, first_drop(settings))
-    return Plan(spec, method, settings, train, val, augment, _class_weights(settings, train, spec.classes), unlabelled)
+    class_weights = _class_weights(settings, train, spec.classes)
+    plan = Plan(spec, method, settings, train, val, augment, class_weights, unlabelled, processes)
+    smallest = min(plan.labelled_batch, len(train))
+    if processes > 1 and smallest < 2 * processes:
+        raise UserError(f"batches of {smallest} examples are too small for {processes} processes; each needs two at least")
+    return plan
 
 
 def compare_plans(stored: dict[str, Any], now: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """hb.train: one call from a model and data to a trained model on disk."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import nn
 
 from hauberk.checks import check_model
 from hauberk.console import Display
+from hauberk.crew import Crew, crew, local_rank
 from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
 from hauberk.errors import UserError, unknown_name
 from hauberk.files import LOCK, alone_in, previous, read_json, write_json
@@ -21,6 +23,7 @@ from hauberk.settings import TrainSettings
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.interrupt import watch_signals
 from hauberk.training.loop import STATE, Trainer
+from hauberk.training.parallel import synchronise_batchnorm
 from hauberk.training.plan import compare_plans, make_plan
 
 RUN_FORMAT = "hauberk-run/1"
@@ -60,6 +63,9 @@ def train(
     **settings: Any,
 ) -> Run:
     """Train a model, choose the best epoch on a held-out part of the training set, and keep everything in ``out``.
+
+    Within a ``torch.distributed`` process group (see :func:`hauberk.joined_crew`) the processes share each batch, and end
+    with the same weights; only the first one writes.
 
     Args:
         model: a network from inputs (B, ...) in the box to logits (B, C), trained in place; or the name of a built-in one, or a
@@ -105,6 +111,7 @@ def train(
     asked |= {"compile": "on"} if method.sight.compiled else {}
     chosen = _settings(found.settings | asked | settings)
     device = pick_device(chosen.device)
+    everybody = crew()
     threads = torch.get_num_threads()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -112,13 +119,19 @@ def train(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), watch_signals() as stop:
             torch.manual_seed(chosen.seed)
             spec, network = _network(model, source, device, method.extra_outputs)
-            plan = make_plan(spec, method, chosen, source, more)
-            folder = _open_folder(out, resume)
-            with alone_in(folder):
-                trainer = Trainer(network, plan, folder, device, stop, report_every)
+            if chosen.sync_batchnorm and everybody.size > 1:
+                network = synchronise_batchnorm(network, method, device)
+            if not everybody.first:  # whose dropout should not be that of the first
+                torch.manual_seed(chosen.seed + everybody.rank * 1_000_003)
+            plan = make_plan(spec, method, chosen, source, more, everybody.size)
+            _agree(plan.to_dict(), everybody)
+            folder = everybody.by_first(lambda: _open_folder(out, resume))
+            with ExitStack() as locked:
+                everybody.by_first(lambda: locked.enter_context(alone_in(folder)))
+                trainer = Trainer(network, plan, folder, device, everybody, stop, report_every)
                 warning = _begin(trainer, plan.to_dict(), resume)
                 done = trainer.epoch * plan.steps_per_epoch + trainer.step
-                with Display(method.name, plan.total_steps, done, quiet) as display:
+                with Display(method.name, plan.total_steps, done, quiet or not everybody.first) as display:
                     if warning:
                         display.line(warning)
                     trainer.run(display)
@@ -143,7 +156,7 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
     Raises:
         UserError: if the folder holds no run, or one that only Python can resume; and as :func:`train`.
     """
-    stored = read_json(Path(folder) / "run.json")
+    stored = crew().by_first(lambda: read_json(Path(folder) / "run.json"))
     if stored.get("format") != RUN_FORMAT:
         raise UserError(f"{folder} holds no run to resume")
     spec = ModelSpec.from_dict(stored.get("model", {}))
@@ -164,13 +177,19 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
 
 
 def pick_device(name: str) -> torch.device:
-    """Return a usable device.
+    """Return a usable device; of "auto" and "cuda", each of several processes gets its own.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if there is none of that name, or less than processes.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and crew().size > 1:
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"no GPU is left for process {local_rank()} of this machine; start one for each, or use --device cpu"
+            )
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -231,10 +250,22 @@ def _begin(trainer: Trainer, plan: dict[str, Any], resume: bool) -> str:
     """Write down what the run is, or check that it is the same one and restore it. Returns a warning to show."""
     if trainer.folder is None:
         return ""
-    record = trainer.folder / "run.json"
+    record, state = trainer.folder / "run.json", trainer.folder / STATE
     if not resume:
-        write_json(record, {"format": RUN_FORMAT, **plan, "versions": versions()})
+        trainer.crew.by_first(lambda: write_json(record, {"format": RUN_FORMAT, **plan, "versions": versions()}))
         return ""
-    compare_plans(read_json(record), plan)
-    state = trainer.folder / STATE
-    return trainer.restore(trainer.folder) if state.exists() or previous(state).exists() else ""
+    trainer.crew.by_first(lambda: compare_plans(read_json(record), plan))
+    there = trainer.crew.by_first(lambda: state.exists() or previous(state).exists())
+    return trainer.restore(trainer.folder) if there else ""
+
+
+def _agree(plan: dict[str, Any], everybody: Crew) -> None:
+    """Refuse to train together where processes were started differently, or see different data.
+
+    Raises:
+        UserError: then.
+    """
+    try:
+        compare_plans(everybody.by_first(lambda: plan), plan)
+    except UserError as error:
+        raise UserError(f"process {everybody.rank} is not like the first one: {error}") from error

@@ -6,27 +6,33 @@ from torch import nn
 from hauberk.attacks.ascent import ascend
 from hauberk.attacks.steps import Ascent
 from hauberk.attacks.view import attack_view
+from hauberk.crew import Crew
 from hauberk.data import Source, fetch_for
 from hauberk.methods import Method
 from hauberk.noise import Noise
 
 
-def validate(model: nn.Module, source: Source, method: Method, steps: int, seed: int, batch_size: int) -> dict[str, float]:
+def validate(
+    model: nn.Module, source: Source, method: Method, steps: int, seed: int, batch_size: int, crew: Crew
+) -> dict[str, float]:
     """Measure clean accuracy, and accuracy under PGD (ε/4, uniform start, cross-entropy, best point kept).
+
+    Each process looks at its share, ``batch_size`` examples at a time.
 
     Returns:
         ``val_clean_accuracy`` and ``val_robust_accuracy``, shares in [0, 1].
     """
     # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
     attack = Ascent(steps, "eps/4", loss="evade" if method.extra_outputs else "ce")
-    clean = robust = 0
-    for start in range(0, len(source), batch_size):
-        index = torch.arange(start, min(start + batch_size, len(source)))
+    counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
+    for index in crew.share(torch.arange(len(source))).split(batch_size):
+        if not len(index):
+            break
         x, y = fetch_for(model, source, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
         found = ascend(model, x, y, method.threat, attack, seed=Noise(seed, index.to(x.device), stage=-2))
         with attack_view(model) as view, torch.no_grad():
             right = view(x).argmax(1) == y
-        clean += int(right.sum())
-        robust += int((right & ~found.success).sum())
+        counts += torch.stack([right.sum(), (right & ~found.success).sum()])
+    clean, robust = crew.sum(counts).tolist()
     return {"val_clean_accuracy": clean / len(source), "val_robust_accuracy": robust / len(source)}

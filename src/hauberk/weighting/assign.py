@@ -12,17 +12,16 @@ Kind: TypeAlias = Literal["tanh", "sigmoid", "discrete"]
 OFFICIAL_SCALE = 3.0  # of MAIL's public code, in place of the paper's normalisation
 
 
-def mean_one(weights: Tensor, total: Tensor | None = None) -> Tensor:
+def mean_one(weights: Tensor) -> Tensor:
     """Scale weights to mean 1: ``ω_i = M · w_i / Σ_j w_j`` (MAIL paper, Algorithm 1, line 11).
 
     Args:
         weights: (B,), not negative.
-        total: mean over the global batch, where this is a part of it; by default the mean of ``weights``.
 
     Returns:
         (B,). All ones where every weight is 0.
     """
-    mean = weights.mean() if total is None else total
+    mean = weights.mean()
     return torch.where(mean > 0, weights / mean.clamp_min(torch.finfo(weights.dtype).tiny), torch.ones_like(weights))
 
 
