@@ -1,3 +1,4 @@
+import os
 import random
 import signal
 import time
@@ -48,11 +49,13 @@ def tiny_batch(n=6, shape=(3, 8, 8), classes=5, seed=1, dtype=torch.float32):
     return torch.rand(n, *shape, generator=generator, dtype=dtype), torch.randint(classes, (n,), generator=generator)
 
 
-def kill_again_and_again(start, mark, kills, longest):
+def kill_again_and_again(start, mark, kills, longest, victim=lambda process: process.pid):
     """Start a process, wait until it has written something, and kill -9 it at a random moment; so many times.
 
-    start() returns the process, mark() what changes when it writes; longest is how many seconds it may go on after that.
+    start() returns the process, mark() what changes when it writes; longest is how many seconds it may go on after that;
+    victim(process) is the process to kill. Returns what each one said, and how long it took to end.
     """
+    ends = []
     chance = random.Random(0)
     for _ in range(kills):
         process, before = start(), mark()
@@ -60,8 +63,11 @@ def kill_again_and_again(start, mark, kills, longest):
             time.sleep(0.01)
         time.sleep(chance.uniform(0, longest))
         assert process.poll() is None, "the work ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        os.kill(victim(process), signal.SIGKILL)
+        begun = time.monotonic()
+        said, _ = process.communicate()
+        ends.append((said, time.monotonic() - begun))
+    return ends
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """Training on several real processes under torchrun, against one process."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from conftest import tiny_net
-from hauberk.crew import ALONE, Crew
+from conftest import kill_again_and_again, tiny_net
 
+KILLS = int(os.environ.get("HAUBERK_KILLS", "1"))
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
 
 
@@ -63,7 +63,7 @@ with hb.joined_crew() as crew:
 """
 
 
-def start(folder, work, processes=2):
+def together(folder, work, processes=2):
     """Run lines of Python on several processes."""
     script = folder / "work.py"
     script.write_text(PROGRAM.format(tests=str(Path(__file__).parent), work=work))
@@ -89,7 +89,7 @@ def test_any_number_of_processes_gives_the_weights_of_one(tmp_path, processes):
     names = METHODS if processes == 2 else ["mail-trades+awp", "gairat", "mma"]
     work = f"found = {{name: test_parallel.twenty_steps(name) for name in {names}}}\n"
     work += f"    crew.first and torch.save(found, {str(tmp_path / 'found.pt')!r})"
-    finish(start(tmp_path, work, processes))
+    finish(together(tmp_path, work, processes))
     found = torch.load(tmp_path / "found.pt")
     for name in names:
         weights, rows = twenty_steps(name)
@@ -97,3 +97,168 @@ def test_any_number_of_processes_gives_the_weights_of_one(tmp_path, processes):
             assert (value - found[name][0][key]).abs().max() < 1e-5, (name, key)
         for one, many in zip(rows, found[name][1], strict=True):
             assert many == pytest.approx(one, abs=1e-6), name
+
+
+def digits(*more, processes=2):
+    words = ["train", "--data", "digits", "--method", "trades", "--steps", "2", "--save-minutes", "0.0001", *more]
+    return launch(["-m", "hauberk", *words], processes)
+
+
+def resume(folder, processes=2):
+    return launch(["-m", "hauberk", "train", "--resume", str(folder)], processes)
+
+
+def weights(folder):
+    return {name: (folder / f"{name}.safetensors").read_bytes() for name in ("best", "last")}
+
+
+def saved_at(folder):
+    path = folder / "state.ckpt"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def wait_for(folder):
+    while not saved_at(folder):
+        time.sleep(0.01)
+
+
+def processes_of(torchrun):
+    """Process numbers by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # it is gone, or not ours
+            continue
+        if parent == torchrun.pid:
+            found |= {int(word[5:]): int(folder.name) for word in words if word.startswith(b"RANK=")}
+    return found
+
+
+def test_one_of_two_processes_killed_stops_the_other_and_nothing_is_lost(tmp_path):
+    epochs = str(2 + 2 * KILLS)
+    finish(digits("--epochs", epochs, "--out", str(tmp_path / "whole")))
+    killed = tmp_path / "killed"
+    chance = random.Random(0)
+
+    def start():
+        return resume(killed) if killed.exists() else digits("--epochs", epochs, "--out", str(killed))
+
+    ends = kill_again_and_again(
+        start, lambda: saved_at(killed), KILLS, 0.3, lambda torchrun: processes_of(torchrun)[chance.randrange(2)]
+    )
+    for said, seconds in ends:
+        assert seconds < 60
+        assert f"another process of this group was lost; what was saved before is intact, --resume {killed}" in said
+    finish(resume(killed))
+    assert weights(killed) == weights(tmp_path / "whole")
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    torchrun = digits("--epochs", "3", "--out", str(tmp_path / "run"))
+    wait_for(tmp_path / "run")
+    torchrun.send_signal(signal.SIGTERM)
+    said, _ = torchrun.communicate(timeout=100)
+    assert f"Go on with: torchrun --nproc_per_node 2 -m hauberk train --resume {tmp_path / 'run'}" in said
+    said = finish(resume(tmp_path / "run", processes=1))
+    assert "saved by 2 processes, going on with 1" in said
+    assert said.count("Done: best epoch") == 1
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+RESUMED = """
+net = test_parallel.tiny_net(dropout=0.3, seed=crew.rank)  # the ranks begin apart
+    method = hb.method({method!r}, hb.Linf("8/255"))
+    from hauberk.training.interrupt import Stop
+    from hauberk.training.loop import Trainer
+    how = dict(method=method, out={out!r}, epochs=4, batch_size=20, val_size=20, lr=0.05, ema=0.9, quiet=True, threads=1)
+    if {interrupted}:
+        train_step, steps = Trainer._train_step, iter(range(100))
+        def counted(self, *inputs):
+            train_step(self, *inputs)
+            self.stop.asked = crew.rank == 1 and next(steps) == 6  # one process alone is asked to stop
+        Trainer._train_step = counted
+        assert hb.train(net, test_parallel.data(), **how).interrupted
+        Trainer._train_step = train_step
+        net = test_parallel.tiny_net(dropout=0.3, seed=5 + crew.rank)
+    run = hb.train(net, test_parallel.data(), resume={interrupted}, **how)
+    same = crew.gather({{name: value.tolist() for name, value in run.model.state_dict().items()}})
+    assert same[0] == same[1], "the processes have different networks"
+"""
+
+
+@pytest.mark.parametrize("method", ["free-at", "mail-at"])
+def test_resuming_on_two_processes_is_bit_identical_with_dropout_batchnorm_and_carried_perturbations(tmp_path, method):
+    for name, interrupted in (("whole", False), ("resumed", True)):
+        out = str(tmp_path / name)
+        finish(together(tmp_path, RESUMED.strip().format(method=method, out=out, interrupted=interrupted)))
+    assert weights(tmp_path / "whole") == weights(tmp_path / "resumed")
+
+
+MINE = """
+from torch.nn.parallel import DistributedDataParallel
+    from hauberk.methods import Method
+    x, y = test_parallel.data(20)
+    net = test_parallel.Frozen()
+    method = hb.method({method!r}, hb.Linf("8/255"), **{settings!r})
+    step = {wrap}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    forwards = []
+    step.register_forward_hook(lambda *_: forwards.append(1))
+    for epoch in range(5):
+        optimizer.zero_grad()
+        step(x[crew.rank::2].double(), y[crew.rank::2], epoch, noise=test_parallel.noise(crew.rank, 2)).loss.backward()
+        optimizer.step()
+    assert len(forwards) == 5  # through the wrapper, whatever the attack did
+    crew.first and torch.save(net.state_dict(), {out!r})
+"""
+
+
+def noise(rank, size):
+    return hb.noise.Noise(0, torch.arange(20)[rank::size])
+
+
+@pytest.mark.parametrize("engine", ["ddp", "accelerate"])
+def test_a_callers_own_loop_on_two_processes(tmp_path, engine):
+    wrap = "DistributedDataParallel(hb.Step(net, method))"
+    if engine == "accelerate":
+        pytest.importorskip("accelerate")
+        wrap = "__import__('accelerate').Accelerator(cpu=True).prepare(hb.Step(net, method))"
+    name, settings = "mail-trades+awp", {"burn_in": 0}
+    work = MINE.strip().format(method=name, settings=settings, wrap=wrap, out=str(tmp_path / "net.pt"))
+    finish(together(tmp_path, work))
+    x, y = data(20)
+    net, method = Frozen(), hb.method(name, hb.Linf("8/255"), **settings)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    for epoch in range(5):
+        optimizer.zero_grad()
+        method(net, x.double(), y, epoch, noise=noise(0, 1)).loss.backward()
+        optimizer.step()
+    for key, value in torch.load(tmp_path / "net.pt").items():
+        assert torch.allclose(value, net.state_dict()[key], atol=1e-9), key
+
+
+REFUSED = """
+from torch.nn.parallel import DistributedDataParallel
+    import pytest
+    x, y = test_parallel.data(20)
+    net = test_parallel.Frozen()
+    with pytest.raises(hb.UserError, match="wrap hb.Step"):
+        hb.method("at", hb.Linf("8/255"))(DistributedDataParallel(net), x.double(), y)
+    threat = hb.Linf("8/255")
+    with pytest.raises(hb.UserError, match="too small for 2 processes"):
+        hb.train(net, (x, y), threat=threat, batch_size=3, quiet=True)
+    with pytest.raises(hb.UserError, match="needs GPUs"):
+        hb.train(net, (x, y), threat=threat, sync_batchnorm=True, device="cpu", quiet=True)
+    with pytest.raises(hb.UserError, match="process 1 is not like the first one"):
+        hb.train(net, (x, y), threat=threat, lr=0.1 + crew.rank, quiet=True)
+"""
+
+
+def test_what_is_refused(tmp_path):
+    finish(together(tmp_path, REFUSED.strip()))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    said, _ = digits("--out", str(tmp_path / "there")).communicate(timeout=100)
+    assert said.count("exists; go on with it by --resume") == 1

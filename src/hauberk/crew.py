@@ -64,9 +64,18 @@ class Crew:
         result: T = said[0]
         return result
 
+    def numbers(self, *mine: int) -> list[list[int]]:
+        """Collect some small numbers of each process, everywhere. Where hosts can talk, no GPU is waited for."""
+        if self.size == 1:
+            return [list(mine)]
+        device = "cpu" if "cpu" in dist.get_backend_config() else "cuda"
+        everybody = [torch.empty(len(mine), dtype=torch.int64, device=device) for _ in range(self.size)]
+        dist.all_gather(everybody, torch.tensor(mine, dtype=torch.int64, device=device))
+        return [numbers.tolist() for numbers in everybody]
+
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether any process has it set."""
-        return list(flags) if self.size == 1 else [any(seen) for seen in zip(*self.gather(flags), strict=True)]
+        return [any(seen) for seen in zip(*self.numbers(*flags), strict=True)]
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum a tensor of the same shape over the processes, on its device."""
@@ -146,7 +155,7 @@ def joined_crew(patience: timedelta = timedelta(minutes=30)) -> Iterator[Crew]:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=patience)
     try:
-        with loss_said():
+        with loss_said("the same command goes on"):
             yield crew()
             dist.barrier()  # gloo may abort where one process leaves while others still talk
     finally:
@@ -154,8 +163,11 @@ def joined_crew(patience: timedelta = timedelta(minutes=30)) -> Iterator[Crew]:
 
 
 @contextmanager
-def loss_said() -> Iterator[None]:
+def loss_said(advice: str) -> Iterator[None]:
     """Say in one line that another process was lost, where a collective inside the block fails for that.
+
+    Args:
+        advice: what to do then.
 
     Raises:
         UserError: then.
@@ -164,8 +176,7 @@ def loss_said() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if dist.is_initialized() and any(sign in str(error) for sign in _SIGNS_OF_LOSS):
-            first = " ".join(str(error).split())[-160:]
-            raise UserError(f"another process of this group was lost ({first}); what was saved before is intact") from error
+            raise UserError(f"another process of this group was lost; what was saved before is intact, {advice}") from error
         raise
 
 

@@ -129,7 +129,7 @@ class Method:
         first = self._calls == 0
         self._calls += 1
         threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
-        batch = Batch(x, y, index, class_weights, crew, crew.gather(len(x)))
+        batch = Batch(x, y, index, class_weights, crew, [size for (size,) in crew.numbers(len(x))])
         if not first:
             return self._step(model, batch, epoch, threat, noise)
         if isinstance(model, DistributedDataParallel):

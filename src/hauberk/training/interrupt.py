@@ -1,11 +1,15 @@
 """Ctrl-C and SIGTERM: finish the step, save, and say how to resume."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+_ECHO = 3.0  # seconds within which torchrun repeats a signal
 
 
 class Stop:
@@ -13,11 +17,14 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self._first = 0.0  # when
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """Handle the signal: note it. A second Ctrl-C stops at once."""
-        if self.asked and number == signal.SIGINT:
+        """Handle the signal: note it. A second Ctrl-C stops at once; torchrun, though, passes on the one we have had."""
+        once = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._first < _ECHO
+        if self.asked and number == signal.SIGINT and not once:
             raise KeyboardInterrupt
+        self._first = self._first if self.asked else time.monotonic()
         self.asked = True
 
 

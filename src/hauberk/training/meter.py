@@ -31,8 +31,8 @@ class Meter:
             self._add(name, value * len(y), len(y))
 
     def total(self, crew: Crew) -> "Meter":
-        """Return the sums over all processes."""
-        if crew.size == 1:
+        """Return the sums over all processes, which all have seen the same quantities."""
+        if crew.size == 1 or not self._sums:
             return self
         counts = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=self._device)
         sums, counts = crew.sum(torch.stack([torch.stack(list(self._sums.values())), counts]))

@@ -10,9 +10,9 @@ from torch import nn
 
 from hauberk.checks import check_model
 from hauberk.console import Display
-from hauberk.crew import Crew, crew, local_rank
+from hauberk.crew import Crew, crew, local_rank, loss_said
 from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
-from hauberk.errors import UserError, unknown_name
+from hauberk.errors import Echo, UserError, unknown_name
 from hauberk.files import LOCK, alone_in, previous, read_json, write_json
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
@@ -134,7 +134,8 @@ def train(
                 with Display(method.name, plan.total_steps, done, quiet or not everybody.first) as display:
                     if warning:
                         display.line(warning)
-                    trainer.run(display)
+                    with loss_said(f"--resume {folder} (resume=True) goes on from there"):
+                        trainer.run(display)
                 trainer.record.close()
             if trainer.finished:
                 network.load_state_dict(trainer.best_weights)
@@ -265,7 +266,10 @@ def _agree(plan: dict[str, Any], everybody: Crew) -> None:
     Raises:
         UserError: then.
     """
+    problem = ""
     try:
         compare_plans(everybody.by_first(lambda: plan), plan)
     except UserError as error:
-        raise UserError(f"process {everybody.rank} is not like the first one: {error}") from error
+        problem = f"process {everybody.rank} is not like the first one: {error}"
+    if problems := [said for said in everybody.gather(problem) if said]:
+        raise UserError(problems[0]) if everybody.first else Echo(problems[0])
