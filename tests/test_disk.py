@@ -8,7 +8,7 @@ from hauberk.files import read_state
 
 # No file may grow past a limit that the first checkpoints keep: as on a full disk, writing fails in the middle of a file.
 TRAINING = """
-import resource, shutil, sys
+import os, resource, shutil, sys
 import torch
 import hauberk as hb
 
@@ -26,6 +26,10 @@ class Data:
 def trouble():
     if sys.argv[2] == "full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+    elif sys.argv[2] == "readonly":
+        os.chmod(sys.argv[1], 0o555)
+        if os.getuid() == 0:  # whom permissions do not stop
+            os.seteuid(65534)
     else:
         shutil.move(sys.argv[1], sys.argv[1] + "-moved")
 
@@ -62,7 +66,7 @@ def run(program, *words):
     return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=200, check=False)
 
 
-def test_a_full_disk_or_a_lost_folder_stops_training_with_one_line_and_the_checkpoint_before(tmp_path):
+def test_a_full_disk_or_a_lost_or_read_only_folder_stops_training_with_one_line_and_the_checkpoint_before(tmp_path):
     done = run(TRAINING, str(tmp_path / "full"), "full")
     assert "refused: cannot write" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
@@ -73,6 +77,11 @@ def test_a_full_disk_or_a_lost_folder_stops_training_with_one_line_and_the_check
     assert "refused: cannot write" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert read_state(tmp_path / "lost-moved" / "state.ckpt")[0]["epoch"] >= 1
+    done = run(TRAINING, str(tmp_path / "locked"), "readonly")
+    (tmp_path / "locked").chmod(0o755)
+    assert "Permission denied; what was saved before is intact" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert read_state(tmp_path / "locked" / "state.ckpt")[0]["epoch"] >= 1
 
 
 def test_a_full_disk_stops_an_evaluation_with_one_line_and_it_goes_on_later(tmp_path):

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 import hauberk as hb
 from hauberk.data.cifar import read_batch
 from hauberk.data.idx import read_idx
+from hauberk.evaluation import early_answer
 from hauberk.files import read_json, read_state, write_json, write_state
 from hauberk.models import ModelSpec
 from hauberk.threat import threat_from_dict
+from hauberk.training import resume
 from hauberk.training.card import save_model
 
 TRIALS = int(os.environ.get("HAUBERK_FUZZ", "40"))
@@ -115,6 +117,12 @@ def test_a_card_cannot_name_weights_outside_its_folder(run, name):
         hb.load(run / "outside.json")
 
 
+@pytest.mark.parametrize("eps", ["1e99999999", "1E6\t004\t0040", "1e9_9_9_9_9_9_9", "-1e99999999/3", "9" * 100])
+def test_an_eps_cannot_keep_the_reader_busy(eps):
+    with pytest.raises(hb.UserError, match="not a number"):
+        hb.Linf(eps)
+
+
 @fuzz
 @given(damage=damages)
 def test_weights(run, damage):
@@ -151,6 +159,13 @@ def test_an_idx_file_cannot_unpack_without_bound(tmp_path, monkeypatch):
         read_idx(tmp_path / "bomb.gz")
 
 
+@pytest.mark.parametrize("shape", [(0, 2**31, 2**31, 2**31), (), (1,) * 200], ids=["empty", "no dimension", "too many"])
+def test_an_idx_header_that_numpy_could_not_follow(tmp_path, shape):
+    (tmp_path / "idx").write_bytes(b"\0\0\x08" + struct.pack(f">B{len(shape)}I", len(shape), *shape) + b"\0")
+    with pytest.raises(hb.UserError, match="holds nothing"):
+        read_idx(tmp_path / "idx")
+
+
 @fuzz
 @given(damage=damages)
 def test_cifar_batches(damage):
@@ -177,3 +192,89 @@ def test_checkpoints_cut_at_every_byte_are_refused_and_the_previous_one_is_named
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         assert read_state(path)[0]["step"] == 1
+
+
+def changed(content, places, value):
+    """A nested dictionary with the value of some key replaced; the key is found by following the places."""
+    place, *rest = places
+    keys = sorted(content, key=str)
+    key = keys[place % len(keys)]
+    inner = content[key]
+    new = changed(inner, rest, value) if rest and isinstance(inner, dict) and inner else value
+    return {**content, key: new}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run, and what it was trained on."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    x, y = torch.rand(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+    how = {"epochs": 1, "batch_size": 10, "val_size": 4, "val_steps": 1, "quiet": True, "ema": 0.5, "threads": 1}
+    method = hb.method("mma", hb.Linf(0.1), steps=1)
+    hb.train(SPEC, (x, y), method=method, out=folder, **how)
+    state = read_state(folder / "state.ckpt")[0]
+
+    def again():
+        hb.train(SPEC, (x, y), method=method, out=folder, resume=True, **how)
+
+    return folder, state, read_json(folder / "run.json"), again
+
+
+places = st.lists(st.integers(0, 1000), min_size=1, max_size=4)
+
+
+@fuzz
+@given(places=places, value=values | st.just(torch.zeros(2)))
+def test_checkpoints_of_others_with_a_right_checksum(trained, places, value):
+    folder, state, _, again = trained
+    write_state(folder / "state.ckpt", changed(state, places, value))
+    or_refuse(again)
+
+
+@fuzz
+@given(places=places, value=values)
+def test_records_of_runs(trained, places, value):
+    folder, state, record, again = trained
+    write_state(folder / "state.ckpt", state)
+    write_json(folder / "run.json", changed(record, places, value))
+    try:
+        or_refuse(again)
+        or_refuse(resume, folder)
+    finally:
+        write_json(folder / "run.json", record)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The folder of an evaluation, and how to go on with it."""
+    folder = tmp_path_factory.mktemp("evaluated") / "evaluation"
+    torch.manual_seed(0)
+    model, x = SPEC.build(), torch.rand(8, 4)
+    y = model(x).argmax(1)
+
+    def again():
+        hb.evaluate(model, (x, y), threat=hb.Linf(0.1), attacks=["fgsm"], out=folder, quiet=True, probes=False)
+
+    again()
+    return folder, read_json(folder / "plan.json"), (folder / "verdicts-0.jsonl").read_bytes(), again
+
+
+@fuzz
+@given(place=st.integers(0, 1000), places=places, value=values, damage=damages)
+def test_folders_of_evaluations(evaluated, place, places, value, damage):
+    folder, plan, lines, again = evaluated
+    try:
+        write_json(folder / "plan.json", changed(plan, places, value))
+        or_refuse(early_answer, folder)
+        write_json(folder / "plan.json", plan)
+        records = lines.splitlines()
+        record = changed(json.loads(records[place % len(records)]), places, value)
+        (folder / "verdicts-0.jsonl").write_bytes(b"\n".join([*records, json.dumps(record).encode(), b""]))
+        or_refuse(early_answer, folder)
+        or_refuse(again)
+        (folder / "verdicts-0.jsonl").write_bytes(mutated(lines, *damage))
+        or_refuse(early_answer, folder)
+        or_refuse(again)
+    finally:
+        write_json(folder / "plan.json", plan)
+        (folder / "verdicts-0.jsonl").write_bytes(lines)

@@ -17,6 +17,7 @@ from hauberk.errors import UserError
 
 _MAGIC = b"HAUBERK-STATE-1\n"
 LOCK = ".lock"
+FOREIGN = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)  # from using a state of another version
 
 
 @contextmanager

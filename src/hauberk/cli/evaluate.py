@@ -133,7 +133,8 @@ def evaluate(arguments: Sequence[str]) -> int:
                 quiet=options.quiet or options.json,
             )
         except KeyboardInterrupt:
-            print(f"Stopped; the same command goes on from there. So far:\n{_early(out)}", file=sys.stderr)
+            if crew.first:
+                print(f"Stopped; the same command goes on from there. So far:\n{_early(out)}", file=sys.stderr)
             return 1
     if not crew.first:
         return 0

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from hauberk.errors import UserError
 
 _MOST = 2**30  # bytes; a small file may claim to unpack to any size
+_MOST_DIMENSIONS = 4  # examples, and up to three of an image
 
 
 def read_idx(path: Path) -> tuple[np.ndarray, bytes]:
@@ -35,9 +37,9 @@ def read_idx(path: Path) -> tuple[np.ndarray, bytes]:
         raise UserError(f"{path} is not an idx file of unsigned bytes")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    count = 1
-    for size in shape:
-        count *= size  # Python integers: a hostile header cannot overflow
+    if not 1 <= len(shape) <= _MOST_DIMENSIONS or 0 in shape:
+        raise UserError(f"{path} holds nothing: its header says {str(shape)[:60]}")
+    count = math.prod(shape)  # Python integers: a hostile header cannot overflow
     if count != len(body):
         raise UserError(f"{path} is cut short: {len(body)} bytes where its header says {count}")
     return body.reshape(shape), raw

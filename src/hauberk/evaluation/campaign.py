@@ -27,7 +27,7 @@ from hauberk.evaluation.interval import wilson
 from hauberk.evaluation.judge import judge
 from hauberk.evaluation.ledger import CLEAN, DETECTION, Ledger
 from hauberk.evaluation.suites import Suite
-from hauberk.files import read_state, write_state
+from hauberk.files import FOREIGN, read_state, write_state
 from hauberk.noise import Noise, content_ids
 from hauberk.threat import ThreatModel
 
@@ -264,9 +264,12 @@ class Campaign:
                 state, _ = read_state(self.state_path)
             except UserError:  # cut short: whatever it held is done again
                 state = {"attack": None}
-            if state["attack"] == attack:
-                self.fragile |= {(name, example) for name, example in state["fragile"]}
-                known = queue.restore(state, todo, self.threat)
+            try:
+                if state["attack"] == attack:
+                    self.fragile |= {(name, example) for name, example in state["fragile"]}
+                    known = queue.restore(state, todo, self.threat)
+            except FOREIGN as error:
+                raise UserError(f"{self.state_path} is of another version; without it, what it held is done again") from error
         queue.add([i for i in self.share if i in todo and i not in known])
 
 

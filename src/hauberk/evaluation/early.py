@@ -5,12 +5,15 @@ from pathlib import Path
 
 import torch
 
+from hauberk.errors import UserError
 from hauberk.evaluation.interval import wilson
 from hauberk.evaluation.ledger import PLAN, read_records
 from hauberk.evaluation.suites import Suite
 from hauberk.evaluation.tally import tally
 from hauberk.files import read_json
 from hauberk.noise import Noise
+
+_MOST = 10**8  # examples: more would not fit into memory
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,12 @@ def early_answer(folder: str | Path) -> EarlyAnswer:
     Because examples are taken in a random order, those that an attack has finished with stand for all of them.
 
     Raises:
-        UserError: if there is no evaluation in the folder.
+        UserError: if there is no evaluation in the folder, or it is damaged.
     """
-    plan = read_json(Path(folder) / PLAN)
-    suite = Suite({name: tuple(spared) for name, spared in plan["stages"].items()}, {}, 1, "")
+    suite, seed, n = _read_plan(Path(folder) / PLAN)
     found = tally(list(read_records(Path(folder))), suite)
-    n, right = plan["n"], found.right
-    order = attack_order(plan["seed"], n)
+    right = found.right
+    order = attack_order(seed, n)
     after = {}
     for attack, spared in suite.stages.items():
         gone = found.union(spared)
@@ -71,3 +73,18 @@ def early_answer(folder: str | Path) -> EarlyAnswer:
             after[attack] = (done, standing, wilson(standing, done))
     lost = found.n - len(found.standing)
     return EarlyAnswer(n, found.n, (n - lost) / n, after)
+
+
+def _read_plan(path: Path) -> tuple[Suite, int, int]:
+    """Return the suite, the seed and the number of examples."""
+    plan = read_json(path)
+    stages, seed, n = plan.get("stages"), plan.get("seed"), plan.get("n")
+    if not isinstance(stages, dict) or not all(_are_names(spared) for spared in stages.values()):
+        raise UserError(f"{path} is not the plan of an evaluation: its stages are {stages!r:.40}")
+    if type(seed) is not int or type(n) is not int or not 1 <= n <= _MOST or abs(seed) >= 2**63:
+        raise UserError(f"{path} is not the plan of an evaluation: seed {seed!r:.40}, n {n!r:.40}")
+    return Suite({name: tuple(spared) for name, spared in stages.items()}, {}, 1, ""), seed, n
+
+
+def _are_names(spared: object) -> bool:
+    return isinstance(spared, list) and all(isinstance(name, str) for name in spared)

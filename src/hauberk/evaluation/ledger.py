@@ -20,6 +20,15 @@ COST = "cost"  # "attack" of what a session has cost
 DETECTION = "detection"  # "attack" that only tries to be misclassified, for models that recognise adversarial inputs
 ADVERSARIALS = "adversarials.npy"
 
+_WHOLE, _NUMBER, _FLAG = (int,), (int, float), (bool,)
+# What a record must have, by its "attack"; any other is the verdict of an attack.
+_NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
+    CLEAN: {"label": _WHOLE, "predicted": _WHOLE, "margin": _NUMBER, "right": _FLAG},
+    COST: {"rank": _WHOLE, "seconds": _NUMBER, "forwards": _NUMBER, "backwards": _NUMBER},
+    DETECTION: {"recognised": _FLAG},
+}
+_VERDICT: dict[str, tuple[type, ...]] = {"broken": _FLAG, "margin": _NUMBER}
+
 
 class Ledger:
     """Records of one evaluation, in memory and, if there is a folder, in one file for each process.
@@ -106,13 +115,27 @@ class Ledger:
 
 
 def read_records(folder: Path) -> Iterator[Record]:
-    """Read what all processes have written so far; a line cut short by a crash is left out."""
+    """Read what all processes have written so far; a line cut short by a crash is left out.
+
+    Raises:
+        UserError: if a line is something else than a record.
+    """
     for path in sorted(folder.glob("verdicts-*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
             try:
-                yield json.loads(line)
-            except ValueError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if not _is_record(record):
+                raise UserError(f"line {number} of {path} is not a record of an evaluation")
+            yield record
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or type(record.get("attack")) is not str or type(record.get("i")) is not int:
+        return False
+    needed = _NEEDED.get(record["attack"], _VERDICT)
+    return all(type(record.get(name)) in kinds for name, kinds in needed.items())
 
 
 def _mend(path: Path) -> None:

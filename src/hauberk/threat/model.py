@@ -17,7 +17,7 @@ Bound: TypeAlias = float | Sequence[float] | Tensor
 Epsilon: TypeAlias = float | str | Sequence[float] | Tensor
 
 _LONGEST = 60
-_HUGE = re.compile(r"[eE][+-]?\d{4}")
+_HUGE = re.compile(r"[eE][+-]?(\d_?){4}")
 
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 
@@ -209,10 +209,11 @@ def parse_fraction(text: str) -> float:
     Raises:
         ValueError: if it is neither.
     """
+    text = "".join(text.split())
     if len(text) > _LONGEST or _HUGE.search(text):  # exact arithmetic would take for ever
         raise ValueError("too long")
     try:
-        return float(Fraction(text.replace(" ", "")))
+        return float(Fraction(text))
     except (ZeroDivisionError, OverflowError) as error:
         raise ValueError(str(error)) from error
 
@@ -228,13 +229,13 @@ def parse_eps(eps: Epsilon, name: str = "eps") -> tuple[float | Tensor, str]:
             value: float | Tensor = parse_fraction(eps)
         except ValueError as error:
             raise UserError(f"{name} = {eps!r} is not a number or a fraction such as '8/255'") from error
-        text = eps.replace(" ", "")
+        text = "".join(eps.split())
     else:
         value = _number_or_tensor(eps, name)
         text = f"{value:.6g}" if isinstance(value, float) else f"per feature, {value.min():.4g} to {value.max():.4g}"
     values = torch.as_tensor(value)
     if not bool((values.isfinite() & (values >= 0)).all()):
-        raise UserError(f"{name} must be finite and not negative, got {eps}")
+        raise UserError(f"{name} must be finite and not negative, got {text}")
     return value, text
 
 

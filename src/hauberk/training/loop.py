@@ -12,7 +12,7 @@ from hauberk.console import Display
 from hauberk.crew import Crew
 from hauberk.data import augment, fetch_for, resident
 from hauberk.errors import UserError
-from hauberk.files import read_state, write_state
+from hauberk.files import FOREIGN, read_state, write_state
 from hauberk.methods.pick import pick_form
 from hauberk.methods.sight import Precision, Sight
 from hauberk.methods.state import Memory
@@ -315,14 +315,19 @@ class Trainer:
                 self.ema.load_state_dict(state["ema"])
             self.meter.restore(state["meter"], share=int(self.crew.first))
             self.plan.method.load_state_dict(_to(state["method"] | own["carried"], self.device))
-            self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-            self.returns = state["returns"]
-            self.best, self.best_weights = state["best"], state["best_weights"]
+            self.epoch, self.step, self.returns = (int(state[name]) for name in ("epoch", "step", "returns"))
+            self.seconds = float(state["seconds"])
+            if self.epoch:  # then one is the best
+                metrics = {name: float(value) for name, value in state["best"]["metrics"].items()}
+                self.best = {"epoch": int(state["best"]["epoch"]), "metrics": metrics | {"epoch": int(metrics["epoch"])}}
+                self._score(metrics)
+                like, best = self.judged.state_dict(), state["best_weights"]
+                self.best_weights = {name: torch.empty_like(like[name], device="cpu").copy_(best[name]) for name in like}
             if "rng" in own:
                 torch.set_rng_state(own["rng"])
                 if self.device.type == "cuda" and own["cuda_rng"] is not None:
                     torch.cuda.set_rng_state(own["cuda_rng"], self.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except FOREIGN as error:
             raise UserError(f"{folder / STATE} is of another model or version: {' '.join(str(error).split())[:200]}") from error
         self.crew.by_first(lambda: self.record.restore(self.epoch))
         if before != self.crew.size:

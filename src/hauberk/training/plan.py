@@ -143,6 +143,8 @@ def compare_plans(stored: dict[str, Any], now: dict[str, Any]) -> None:
     """
     for room in ("model", "method", "threat", "data", "settings"):
         before, after = stored.get(room, {}), now[room]
+        if not isinstance(before, dict):
+            raise UserError(f"the run's record is damaged: its {room} is {before!r:.60}")
         for key in after:
             if key in (*_FREE_TO_CHANGE, "folder") or before.get(key) == after[key]:
                 continue

@@ -13,7 +13,7 @@ from hauberk.console import Display
 from hauberk.crew import Crew, crew, local_rank, loss_said
 from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
 from hauberk.errors import Echo, UserError, unknown_name
-from hauberk.files import LOCK, alone_in, previous, read_json, write_json
+from hauberk.files import FOREIGN, LOCK, alone_in, previous, read_json, write_json
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.models import ModelSpec
@@ -170,10 +170,13 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
         settings = dict(stored["settings"]) | ({"on_collapse": on_collapse} if on_collapse else {})
         for name in ("milestones", "class_weights"):
             settings[name] = tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
+        TrainSettings(**settings)
         source = load_data(data["name"], "train", data["folder"], verify=verify)
         method = make_method(how.pop("name"), threat_from_dict(stored["threat"]), **how)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}/run.json is damaged: {error}") from error
+    except UserError:
+        raise
+    except FOREIGN as error:
+        raise UserError(f"{folder}/run.json is damaged: {' '.join(str(error).split())[:200]}") from error
     return train(spec, source, method=method, out=folder, resume=True, quiet=quiet, **settings)
 
 
