@@ -21,7 +21,10 @@ _SIGNS_OF_LOSS = ("gloo", "NCCL", "onnection", "Broken pipe", "Timed out", "Dist
 
 @dataclass(frozen=True)
 class Crew:
-    """Which process this is, of how many. Every method but ``share`` and ``own`` is called by all processes together."""
+    """Which process this is, of how many.
+
+    Every method but ``share``, ``sizes`` and ``own`` is called by all processes together.
+    """
 
     rank: int = 0
     size: int = 1
@@ -34,6 +37,10 @@ class Crew:
     def share(self, items: Items) -> Items:
         """The items that are this process's own: every ``size``-th."""
         return items[self.rank :: self.size]
+
+    def sizes(self, total: int) -> list[int]:
+        """How many of so many items each process has by ``share``."""
+        return [len(range(rank, total, self.size)) for rank in range(self.size)]
 
     def meet(self) -> None:
         """Wait for the others."""

@@ -1,5 +1,6 @@
 """A method bound to a threat model: what runs in the training loop."""
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -102,6 +103,7 @@ class Method:
         noise: Noise | None = None,
         eps_scale: float = 1.0,
         crew: Crew = ALONE,
+        sizes: Sequence[int] | None = None,
     ) -> Output:
         """Attack a batch and compute the loss to minimise.
 
@@ -115,6 +117,7 @@ class Method:
             noise: random numbers keyed by example; by default each call draws new ones from the method's seed.
             eps_scale: attack with ε times this, for ε warm-up.
             crew: processes that each have a part of the batch; see :class:`hauberk.Step`.
+            sizes: how many examples each has, where that is known; otherwise they tell each other.
 
         Returns:
             Output, with ``loss = mean(c_y · (ω · ℓ + r))``; with several processes what gives this, averaged over them.
@@ -129,7 +132,7 @@ class Method:
         first = self._calls == 0
         self._calls += 1
         threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
-        batch = Batch(x, y, index, class_weights, crew, [size for (size,) in crew.numbers(len(x))])
+        batch = Batch(x, y, index, class_weights, crew, sizes or [size for (size,) in crew.numbers(len(x))])
         if not first:
             return self._step(model, batch, epoch, threat, noise)
         if isinstance(model, DistributedDataParallel):

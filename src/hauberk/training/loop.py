@@ -21,6 +21,7 @@ from hauberk.provenance import machine
 from hauberk.training.card import save_model
 from hauberk.training.collapse import MOST_RETURNS, Collapse, require_finite, require_robust
 from hauberk.training.interrupt import Stop
+from hauberk.training.lookout import Lookout
 from hauberk.training.meter import Meter
 from hauberk.training.parallel import in_parallel, running_statistics
 from hauberk.training.plan import Plan
@@ -30,7 +31,6 @@ from hauberk.training.validate import validate
 
 STATE = "state.ckpt"
 _AVERAGED = 10  # the moving average that is not specified spans a tenth of the training
-_LOOK_EVERY = 50  # steps between looks at the loss on a GPU, where each look makes the host wait
 
 
 class Trainer:
@@ -72,6 +72,7 @@ class Trainer:
             self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
         self.record = Record(folder if crew.first else None)
         self.meter = Meter(device)
+        self.lookout = Lookout(crew, device)
         self.sight: Sight | None = None  # to be picked
         if settings.precision != "auto" and settings.compile == "off":
             self.use(settings.precision, False)
@@ -128,21 +129,23 @@ class Trainer:
         title = f"epoch {self.epoch + 1}/{self.plan.settings.epochs}"
         begun = saved = time.perf_counter()
         while self.step < len(batches):
-            stop, due = self.crew.any(self.stop.asked, time.perf_counter() - saved > 60 * self.plan.settings.save_minutes)
-            if stop:
-                self.seconds += time.perf_counter() - begun
-                self.save()
-                return
-            if due:
-                self.save()
-                saved = time.perf_counter()
-            self._train_step(step, batches[self.step])
+            look = self.lookout.due()
+            if look:
+                stop, due = self.crew.any(self.stop.asked, time.perf_counter() - saved > 60 * self.plan.settings.save_minutes)
+                if stop:
+                    self.seconds += time.perf_counter() - begun
+                    self.save()
+                    return
+                if due:
+                    self.save()
+                    saved = time.perf_counter()
+            self._train_step(step, batches[self.step], look)
             self.step += 1
             display.advance(len(batches[self.step - 1]), title)
         self.seconds += time.perf_counter() - begun
         self._end_epoch(display, len(self.plan.train) / (time.perf_counter() - begun))
 
-    def _train_step(self, step: nn.Module, batch: torch.Tensor) -> None:
+    def _train_step(self, step: nn.Module, batch: torch.Tensor, look: bool) -> None:
         plan, settings = self.plan, self.plan.settings
         at = self.epoch * plan.steps_per_epoch + self.step
         for group in self.optimizer.param_groups:
@@ -161,8 +164,9 @@ class Trainer:
             class_weights=plan.class_weights,
             noise=noise,
             eps_scale=eps_scale(settings, at, plan.total_steps),
+            sizes=self.crew.sizes(len(batch)),
         )
-        if self.device.type == "cpu" or self.step % _LOOK_EVERY == 0:
+        if look:
             require_finite(self.crew.sum(out.loss).item() / self.crew.size, self._here)
         out.loss.backward()
         self.optimizer.step()
