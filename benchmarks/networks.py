@@ -1,4 +1,4 @@
-"""The networks of published checkpoints."""
+"""Networks of published checkpoints, and ResNet-50."""
 
 from torch import Tensor, nn
 
@@ -32,3 +32,35 @@ class TradesNet(nn.Module):
         """Return logits (B, 10) of images (B, 1, 28, 28)."""
         logits: Tensor = self.classifier(self.feature_extractor(x).flatten(1))
         return logits
+
+
+class Bottleneck(nn.Module):
+    """Convolutions of 1, 3 and 1 pixels around a shortcut."""
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        outputs, sizes = 4 * width, ((inputs, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1))
+        layers: list[nn.Module] = []
+        for before, after, size, step in sizes:
+            layers += [nn.Conv2d(before, after, size, step, size // 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        self.change = nn.Sequential(*layers[:-1])
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, 4 width, H/stride, W/stride)."""
+        return (self.change(x) + self.shortcut(x)).relu()
+
+
+class ResNet50(nn.Sequential):
+    """ResNet-50 (He et al. 2016) for images of 224×224, 25.6 M parameters."""
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+        inputs = 64
+        for width, count in ((64, 3), (128, 4), (256, 6), (512, 3)):
+            for k in range(count):
+                layers.append(Bottleneck(inputs, width, 2 if k == 0 and width > 64 else 1))
+                inputs = 4 * width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))

@@ -11,6 +11,8 @@ from torch import nn
 import hauberk as hb
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
 
+collect_ignore = ["fuzz_readers.py"]  # a program, which needs atheris
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():

@@ -37,9 +37,7 @@ def read_idx(path: Path) -> tuple[np.ndarray, bytes]:
         raise UserError(f"{path} is not an idx file of unsigned bytes")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if not 1 <= len(shape) <= _MOST_DIMENSIONS or 0 in shape:
-        raise UserError(f"{path} holds nothing: its header says {str(shape)[:60]}")
-    count = math.prod(shape)  # Python integers: a hostile header cannot overflow
-    if count != len(body):
-        raise UserError(f"{path} is cut short: {len(body)} bytes where its header says {count}")
+    # Python integers: a hostile header cannot overflow.
+    if not 1 <= len(shape) <= _MOST_DIMENSIONS or 0 in shape or math.prod(shape) != len(body):
+        raise UserError(f"{path} is cut short or damaged: {len(body)} bytes where its header says {str(shape)[:60]}")
     return body.reshape(shape), raw
