@@ -149,10 +149,8 @@ def here(options: Options, crew: Crew) -> None:
     say(crew, "\n| bytes | measured, ms | line, ms |\n|---|---|---|")
     for size, seconds in points.items():
         say(crew, f"| {size:,} | {1e3 * seconds:.2f} | {1e3 * (latency + size / speed):.2f} |")
-    say(
-        crew,
-        "\n| network | method | one, s | slower of two, s | overlapped, s | in turn, s | measured, s |\n|---|---|---|---|---|---|---|",
-    )
+    say(crew, "\n| network | method | one, s | slower of two, s | overlapped, s | in turn, s | measured, s |")
+    say(crew, "|---|---|---|---|---|---|---|")
     for model in options.models:
         x, y = torch.rand(options.batch, 3, 32, 32), torch.arange(options.batch) % 10
         net = ModelSpec(model, (3, 32, 32), 10).build()
