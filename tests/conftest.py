@@ -3,6 +3,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 import hauberk as hb
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 collect_ignore = ["fuzz_readers.py"]  # a program, which needs atheris
 
 
@@ -70,6 +72,20 @@ def kill_again_and_again(start, mark, kills, longest, victim=lambda process: pro
         said, _ = process.communicate()
         ends.append((said, time.monotonic() - begun))
     return ends
+
+
+def ranks_of(torchrun):
+    """Process numbers of what torchrun has started, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # it is gone, or not ours
+            continue
+        if parent == torchrun.pid:
+            found |= {int(word[5:]): int(folder.name) for word in words if word.startswith(b"RANK=")}
+    return found
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from conftest import kill_again_and_again, tiny_batch, tiny_net
+from conftest import TORCHRUN, kill_again_and_again, ranks_of, tiny_batch, tiny_net
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
 from hauberk.evaluation import early_answer, search, table
 
@@ -130,18 +130,13 @@ def test_kill_minus_nine_and_several_processes_change_nothing(tmp_path):
     stands = torch.tensor([e["broken_by"] is None for e in expected["examples"]])
     assert torch.equal(model(torch.from_numpy(points[0])).argmax(1) == y, stands)
 
-    finish(
-        start(
-            tmp_path,
-            "two",
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            "--master_port",
-            str(29500 + os.getpid() % 1000),
-        )
-    )
+    def start_two():
+        return start(tmp_path, "two", *TORCHRUN, "2")
+
+    two = tmp_path / "two"
+    ends = kill_again_and_again(start_two, lambda: size_of(two), 1, 1, lambda torchrun: ranks_of(torchrun)[1])
+    assert all(seconds < 60 for _, seconds in ends)
+    finish(start_two())
     shared = result(tmp_path / "two")
     assert shared["examples"] == expected["examples"]
     assert shared["provenance"]["processes"] == 2

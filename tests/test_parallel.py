@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from conftest import kill_again_and_again, tiny_net
+from conftest import TORCHRUN, kill_again_and_again, ranks_of, tiny_net
 
 KILLS = int(os.environ.get("HAUBERK_KILLS", "1"))
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
@@ -72,9 +72,12 @@ def together(folder, work, processes=2):
 
 def launch(words, processes=2):
     environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")} | {"OMP_NUM_THREADS": "1"}
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     return subprocess.Popen(
-        [sys.executable, *torchrun, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *TORCHRUN, str(processes), *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -122,20 +125,6 @@ def wait_for(folder):
         time.sleep(0.01)
 
 
-def processes_of(torchrun):
-    """Process numbers by rank."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            words = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:  # it is gone, or not ours
-            continue
-        if parent == torchrun.pid:
-            found |= {int(word[5:]): int(folder.name) for word in words if word.startswith(b"RANK=")}
-    return found
-
-
 def test_one_of_two_processes_killed_stops_the_other_and_nothing_is_lost(tmp_path):
     epochs = str(2 + 2 * KILLS)
     finish(digits("--epochs", epochs, "--out", str(tmp_path / "whole")))
@@ -146,7 +135,7 @@ def test_one_of_two_processes_killed_stops_the_other_and_nothing_is_lost(tmp_pat
         return resume(killed) if killed.exists() else digits("--epochs", epochs, "--out", str(killed))
 
     ends = kill_again_and_again(
-        start, lambda: saved_at(killed), KILLS, 0.3, lambda torchrun: processes_of(torchrun)[chance.randrange(2)]
+        start, lambda: saved_at(killed), KILLS, 0.3, lambda torchrun: ranks_of(torchrun)[chance.randrange(2)]
     )
     for said, seconds in ends:
         assert seconds < 60
