@@ -42,12 +42,12 @@ def data(n=120):
     return x, y
 
 
-def twenty_steps(name):
+def twenty_steps(name, net=None, **more):
     """21 steps on batches of 15, so that the parts differ in size. Returns weights and metrics."""
     settings = {"burn_in": 0} if hb.method(name, hb.Linf("8/255")).choices.weighting.measure != "none" else {}
     method = hb.method(name, hb.Linf("8/255"), **settings)
     how = {"epochs": 3, "batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}
-    run = hb.train(Frozen(), data(), method=method, quiet=True, threads=1, **how)
+    run = hb.train(net or Frozen(), data(), method=method, quiet=True, threads=1, **{**how, **more})
     clock = ("seconds", "examples_per_second")
     return run.model.state_dict(), [{k: v for k, v in row.items() if k not in clock} for row in run.metrics]
 
@@ -100,6 +100,19 @@ def test_any_number_of_processes_gives_the_weights_of_one(tmp_path, processes):
             assert (value - found[name][0][key]).abs().max() < 1e-5, (name, key)
         for one, many in zip(rows, found[name][1], strict=True):
             assert many == pytest.approx(one, abs=1e-6), name
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: torch has no synchronised BatchNorm for CPUs")
+@pytest.mark.parametrize("name", ["at", "trades", "mart+awp"])
+def test_synchronised_batchnorm_on_two_gpus_gives_the_weights_of_one(tmp_path, name):
+    # Equal parts: with parts of different size the running variances differ by their small-sample corrections.
+    how = "batch_size=20, device='cuda', sync_batchnorm=True"
+    work = f"found = test_parallel.twenty_steps({name!r}, test_parallel.tiny_net(classes=6).double(), {how})\n"
+    work += f"    crew.first and torch.save(found, {str(tmp_path / 'found.pt')!r})"
+    finish(together(tmp_path, work))
+    weights, _ = twenty_steps(name, tiny_net(classes=6).double(), batch_size=20, device="cuda")
+    for key, value in torch.load(tmp_path / "found.pt")[0].items():
+        assert torch.allclose(value.double(), weights[key].double(), atol=1e-5), key
 
 
 def digits(*more, processes=2):

@@ -12,24 +12,22 @@ from hauberk.console import Display
 from hauberk.crew import Crew
 from hauberk.data import augment, fetch_for, resident
 from hauberk.errors import UserError
-from hauberk.files import FOREIGN, read_state, write_state
 from hauberk.methods.pick import pick_form
 from hauberk.methods.sight import Precision, Sight
-from hauberk.methods.state import Memory
 from hauberk.noise import Noise
 from hauberk.provenance import machine
 from hauberk.training.card import save_model
+from hauberk.training.checkpoint import save
 from hauberk.training.collapse import MOST_RETURNS, Collapse, require_finite, require_robust
 from hauberk.training.interrupt import Stop
 from hauberk.training.lookout import Lookout
 from hauberk.training.meter import Meter
 from hauberk.training.parallel import in_parallel, running_statistics
 from hauberk.training.plan import Plan
-from hauberk.training.record import Record
+from hauberk.training.record import Record, epoch_line
 from hauberk.training.schedule import eps_scale, learning_rate
 from hauberk.training.validate import validate
 
-STATE = "state.ckpt"
 _AVERAGED = 10  # the moving average that is not specified spans a tenth of the training
 
 
@@ -134,10 +132,10 @@ class Trainer:
                 stop, due = self.crew.any(self.stop.asked, time.perf_counter() - saved > 60 * self.plan.settings.save_minutes)
                 if stop:
                     self.seconds += time.perf_counter() - begun
-                    self.save()
+                    save(self)
                     return
                 if due:
-                    self.save()
+                    save(self)
                     saved = time.perf_counter()
             self._train_step(step, batches[self.step], look)
             self.step += 1
@@ -167,7 +165,7 @@ class Trainer:
             sizes=self.crew.sizes(len(batch)),
         )
         if look:
-            require_finite(self.crew.sum(out.loss).item() / self.crew.size, self._here)
+            require_finite(self.crew.sum(out.loss).item() / self.crew.size, self.here)
         out.loss.backward()
         self.optimizer.step()
         self.crew.average(running_statistics(self.model))
@@ -177,7 +175,7 @@ class Trainer:
 
     def _end_epoch(self, display: Display, rate: float) -> None:
         seen = self.meter.total(self.crew).read()
-        require_finite(seen["loss"], self._here)
+        require_finite(seen["loss"], self.here)
         plan, settings = self.plan, self.plan.settings
         last = (self.epoch + 1) * plan.steps_per_epoch - 1
         row: dict[str, Any] = {"epoch": self.epoch + 1, **seen}
@@ -187,16 +185,16 @@ class Trainer:
             if settings.on_collapse != "ignore":
                 require_robust(row, self.best.get("metrics", {}), len(plan.val))
         row |= {"lr": self._rate(last), "seconds": self.seconds, "examples_per_second": rate}
-        better = not self.best or self._score(row) > self._score(self.best["metrics"])
+        better = not self.best or self.score(row) > self.score(self.best["metrics"])
         if better:
             self.best = {"epoch": self.epoch, "metrics": row}
             self.best_weights = {name: value.detach().cpu().clone() for name, value in self.judged.state_dict().items()}
         self.crew.by_first(lambda: self._write_epoch(row, better))
         self.epoch, self.step = self.epoch + 1, 0
         self.meter = Meter(self.device)
-        self.save()
+        save(self)
         if self.epoch % self.report_every == 0 or self.finished:
-            display.line(_epoch_line(row, settings.epochs, better and len(plan.val) > 0))
+            display.line(epoch_line(row, settings.epochs, better and len(plan.val) > 0))
 
     def _write_epoch(self, row: dict[str, Any], better: bool) -> None:
         self.record.add(row)
@@ -204,11 +202,12 @@ class Trainer:
         if better:
             self._export("best", self.best, self.best_weights)
 
-    def _numerics(self) -> dict[str, Any]:
+    def numerics(self) -> dict[str, Any]:
+        """What fixes how results are rounded."""
         assert self.sight is not None
         return {"precision": self.sight.precision, "compiled": self.sight.compiled, "processes": self.crew.size}
 
-    def _score(self, row: dict[str, Any]) -> tuple[float, ...]:
+    def score(self, row: dict[str, Any]) -> tuple[float, ...]:
         """Larger is better. A method without an attack is judged by clean accuracy; with nothing held out, the last wins."""
         if "val_clean_accuracy" not in row:
             return (row["epoch"],)
@@ -216,7 +215,8 @@ class Trainer:
         return tuple(row[name] for name in (names if self.plan.method.attack else names[::-1]))
 
     @property
-    def _here(self) -> str:
+    def here(self) -> str:
+        """Epoch and step, for messages."""
         return f"epoch {self.epoch + 1}, step {self.step + 1}"
 
     def _rate(self, at: int) -> float:
@@ -254,104 +254,7 @@ class Trainer:
             "epoch": epoch["epoch"] + 1,
             **self.plan.to_dict(),
             "metrics": epoch["metrics"],
-            **self._numerics(),
+            **self.numerics(),
             "machine": machine(self.device),
         }
         save_model(self.folder / which, weights, card)
-
-    def save(self) -> None:
-        """Write everything needed to go on exactly.
-
-        Raises:
-            Collapse: if the loss is not finite.
-            UserError: if it cannot be written; the checkpoint before is kept.
-        """
-        if self.folder is None:
-            return
-        meter = self.meter.total(self.crew)
-        require_finite(meter.read()["loss"], self._here)
-        own = {
-            "carried": self.plan.method.memory.own_state(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-        }
-        parts = self.crew.gather(own)
-        self.crew.by_first(lambda: self._write_state(meter, parts))
-
-    def _write_state(self, meter: Meter, parts: list[dict[str, Any]]) -> None:
-        assert self.folder is not None
-        state = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "seconds": self.seconds,
-            "returns": self.returns,
-            **self._numerics(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "meter": meter.state(),
-            "method": self.plan.method.state_dict(),
-            "best": self.best,
-            "best_weights": self.best_weights,
-            "parts": parts,  # one of each process
-        }
-        write_state(self.folder / STATE, state)
-
-    def restore(self, folder: Path) -> str:
-        """Go on where the checkpoint in ``folder`` stopped.
-
-        Returns:
-            A warning to show, or "".
-
-        Raises:
-            UserError: if it is damaged, foreign, or of another model.
-        """
-        state, warning = self.crew.by_first(lambda: read_state(folder / STATE))
-        try:
-            before = state["processes"]
-            own: dict[str, Any] = {"carried": Memory().own_state()}
-            if before == self.crew.size:
-                own = state["parts"][self.crew.rank]
-            self.use(state["precision"], state["compiled"])
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
-            self.meter.restore(state["meter"], share=int(self.crew.first))
-            self.plan.method.load_state_dict(_to(state["method"] | own["carried"], self.device))
-            self.epoch, self.step, self.returns = (int(state[name]) for name in ("epoch", "step", "returns"))
-            self.seconds = float(state["seconds"])
-            if self.epoch:  # then one is the best
-                metrics = {name: float(value) for name, value in state["best"]["metrics"].items()}
-                self.best = {"epoch": int(state["best"]["epoch"]), "metrics": metrics | {"epoch": int(metrics["epoch"])}}
-                self._score(metrics)
-                like, best = self.judged.state_dict(), state["best_weights"]
-                self.best_weights = {name: torch.empty_like(like[name], device="cpu").copy_(best[name]) for name in like}
-            if "rng" in own:
-                torch.set_rng_state(own["rng"])
-                if self.device.type == "cuda" and own["cuda_rng"] is not None:
-                    torch.cuda.set_rng_state(own["cuda_rng"], self.device)
-        except FOREIGN as error:
-            raise UserError(f"{folder / STATE} is of another model or version: {' '.join(str(error).split())[:200]}") from error
-        self.crew.by_first(lambda: self.record.restore(self.epoch))
-        if before != self.crew.size:
-            changed = f"saved by {before} processes, going on with {self.crew.size}: as good, but not bit for bit the same"
-            warning = f"{warning}; {changed}" if warning else changed
-        return warning
-
-
-def _to(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in state.items()}
-
-
-def _epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:
-    names = {
-        "train_clean_accuracy": "train clean",
-        "train_robust_accuracy": "train robust",
-        "val_clean_accuracy": "val clean",
-        "val_robust_accuracy": "val PGD",
-    }
-    shares = [f"{label} {100 * row[name]:.1f} %" for name, label in names.items() if name in row]
-    head = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['loss']:.4f}"
-    rate = f"{row['examples_per_second']:,.0f} examples/s"
-    return "  ".join([head, *shares, rate, *(["best so far"] if better else [])])

@@ -56,3 +56,17 @@ def _tensorboard(folder: Path) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(folder / "tensorboard"))
+
+
+def epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:
+    """Say in one line what an epoch showed."""
+    names = {
+        "train_clean_accuracy": "train clean",
+        "train_robust_accuracy": "train robust",
+        "val_clean_accuracy": "val clean",
+        "val_robust_accuracy": "val PGD",
+    }
+    shares = [f"{label} {100 * row[name]:.1f} %" for name, label in names.items() if name in row]
+    head = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['loss']:.4f}"
+    rate = f"{row['examples_per_second']:,.0f} examples/s"
+    return "  ".join([head, *shares, rate, *(["best so far"] if better else [])])

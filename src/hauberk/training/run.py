@@ -13,7 +13,7 @@ from hauberk.console import Display
 from hauberk.crew import Crew, crew, local_rank, loss_said
 from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
 from hauberk.errors import Echo, UserError, unknown_name
-from hauberk.files import FOREIGN, LOCK, alone_in, previous, read_json, write_json
+from hauberk.files import FOREIGN, LOCK, alone_in, read_json, write_json
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.models import ModelSpec
@@ -21,8 +21,9 @@ from hauberk.provenance import versions
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
 from hauberk.threat import ThreatModel, threat_from_dict
+from hauberk.training.checkpoint import exists, restore
 from hauberk.training.interrupt import watch_signals
-from hauberk.training.loop import STATE, Trainer
+from hauberk.training.loop import Trainer
 from hauberk.training.parallel import synchronise_batchnorm
 from hauberk.training.plan import compare_plans, make_plan
 
@@ -254,13 +255,12 @@ def _begin(trainer: Trainer, plan: dict[str, Any], resume: bool) -> str:
     """Write down what the run is, or check that it is the same one and restore it. Returns a warning to show."""
     if trainer.folder is None:
         return ""
-    record, state = trainer.folder / "run.json", trainer.folder / STATE
+    folder, record = trainer.folder, trainer.folder / "run.json"
     if not resume:
         trainer.crew.by_first(lambda: write_json(record, {"format": RUN_FORMAT, **plan, "versions": versions()}))
         return ""
     trainer.crew.by_first(lambda: compare_plans(read_json(record), plan))
-    there = trainer.crew.by_first(lambda: state.exists() or previous(state).exists())
-    return trainer.restore(trainer.folder) if there else ""
+    return restore(trainer, folder) if trainer.crew.by_first(lambda: exists(folder)) else ""
 
 
 def _agree(plan: dict[str, Any], everybody: Crew) -> None:
