@@ -226,7 +226,6 @@ def noise(rank, size):
 def test_a_callers_own_loop_on_two_processes(tmp_path, engine):
     wrap = "DistributedDataParallel(hb.Step(net, method))"
     if engine == "accelerate":
-        pytest.importorskip("accelerate")
         wrap = "__import__('accelerate').Accelerator(cpu=True).prepare(hb.Step(net, method))"
     name, settings = "mail-trades+awp", {"burn_in": 0}
     work = MINE.strip().format(method=name, settings=settings, wrap=wrap, out=str(tmp_path / "net.pt"))
