@@ -11,6 +11,7 @@ COMMANDS = {
     "demo": ("demo", "train at, trades and mart on handwritten digits and compare them; a minute"),
     "train": ("train", "train a robust classifier, or resume a run"),
     "evaluate": ("evaluate", "measure clean and robust accuracy of a trained model"),
+    "compare": ("compare", "train several methods with several seeds and set them side by side"),
     "data": ("lists", "list data sets, check their files, download them"),
     "methods": ("lists", "list training methods, explain one"),
     "attacks": ("lists", "list attacks, and the suites that evaluations run"),

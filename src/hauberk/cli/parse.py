@@ -1,13 +1,16 @@
 """Turning arguments into frozen dataclasses."""
 
+import json
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
+
+from hauberk.errors import UserError
 
 T = TypeVar("T")
 
@@ -52,3 +55,17 @@ def peek(arguments: Sequence[str], option: str, default: str) -> str:
         if argument.startswith(option + "="):
             return argument.split("=", 1)[1]
     return default
+
+
+def key_values(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Read an option's KEY=VALUE pairs; a value is a number where it reads as one, otherwise text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"{option} takes KEY=VALUE, not {pair!r}")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found

@@ -1,12 +1,11 @@
 """hauberk train."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from hauberk.cli.parse import parse, peek, program
+from hauberk.cli.parse import key_values, parse, peek, program
 from hauberk.errors import UserError
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
@@ -96,7 +95,7 @@ def _start(options: Train, settings_source: str) -> "Run":
         raise UserError(f"give --eps: there is no usual radius in {options.norm}")
     threat = make_threat(options.norm, options.eps or DATA_SETS[options.data].eps)
     given = {"beta": options.beta, "steps": options.steps, "step_size": options.step_size}
-    chosen = {key: value for key, value in given.items() if value is not None} | _key_values(options.set)
+    chosen = {key: value for key, value in given.items() if value is not None} | key_values("--set", options.set)
     how = method(options.method, threat, preset=options.preset, seed=options.settings.seed, **chosen)
     mean, std = channel_statistics(source) if options.normalize else ((), ())
     spec = ModelSpec(options.model, tuple(source.x.shape[1:]), DATA_SETS[options.data].classes, mean, std)
@@ -106,20 +105,6 @@ def _start(options: Train, settings_source: str) -> "Run":
         print(f"Settings not given on the command line: {settings_source}")
     settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings)}
     return train_model(spec, source, method=how, out=out, quiet=options.quiet, **settings)
-
-
-def _key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Read KEY=VALUE pairs; a value is a number where it reads as one, otherwise text."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--set takes KEY=VALUE, not {pair!r}")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
 
 
 def _resume(options: Train, on_collapse: str) -> "Run":

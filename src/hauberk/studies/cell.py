@@ -1,0 +1,151 @@
+"""One cell of a study: a training and its evaluation, kept in a folder; a finished cell is never made again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hauberk.data import DATA_SETS, Part, Source, load_data
+from hauberk.errors import UserError
+from hauberk.evaluation import evaluate
+from hauberk.files import read_json, write_json
+from hauberk.methods import method
+from hauberk.threat import ThreatModel, make_threat
+from hauberk.training import load, pick_device, train
+
+EVALUATION = "evaluation.json"
+_CELL = "cell.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What to train and how to evaluate it, in plain types, so that it can be written down and sent to another process.
+
+    Attributes:
+        method: name of the method.
+        seed: of weights, order of the data, augmentation, random starts, and of the evaluation.
+        data: name of the data set.
+        data_dir: folder with its files.
+        model: name of the network.
+        norm: of the threat model.
+        eps: its radius; empty for the literature's.
+        preset: "paper" or "official".
+        recipe: where training settings that are not given come from, "published" or "express".
+        train_size: training examples, the first ones; 0 for all.
+        test_size: test examples, the first ones; 0 for all.
+        suite: of the evaluation.
+        settings: fields of ``TrainSettings``.
+        choices: settings of the method.
+    """
+
+    method: str
+    seed: int
+    data: str = "digits"
+    data_dir: str = "data"
+    model: str = "small-cnn"
+    norm: str = "Linf"
+    eps: str = ""
+    preset: str = "paper"
+    recipe: str = "published"
+    train_size: int = 0
+    test_size: int = 0
+    suite: str = "papers"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """What the adversary may do."""
+        return make_threat(self.norm, self.eps or DATA_SETS[self.data].eps)
+
+    def source(self, split: str, verify: bool = True) -> Source:
+        """Load the examples of a split."""
+        whole = load_data(self.data, "train" if split == "train" else "test", self.data_dir, verify=verify)
+        size = self.train_size if split == "train" else self.test_size
+        return whole if size == 0 else Part(whole, torch.arange(min(size, len(whole))))
+
+    def folder(self, out: Path) -> Path:
+        """Where it is kept, below the folder of the study."""
+        return out / self.method / f"seed-{self.seed}"
+
+
+def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, verify: bool = True) -> bool:
+    """Train and evaluate, or go on with what is in the folder.
+
+    Args:
+        cell: what to do.
+        out: folder of the study.
+        device: where.
+        threads: CPU threads; 0 leaves torch's choice.
+        verify: compare checksums of the data files.
+
+    Returns:
+        Whether it is finished; otherwise it was asked to stop, and the same call goes on.
+
+    Raises:
+        UserError: if the folder holds another cell, and as :func:`hauberk.train` and :func:`hauberk.evaluate`.
+    """
+    folder = cell.folder(out)
+    _claim(folder, cell)
+    if (folder / EVALUATION).exists():
+        return True
+    if threads:
+        torch.set_num_threads(threads)
+    how = method(cell.method, cell.threat, preset=_preset(cell), seed=cell.seed, **cell.choices)
+    begun = (folder / "run" / "run.json").exists()
+    run = train(
+        cell.model,
+        cell.source("train", verify),
+        method=how,
+        out=folder / "run",
+        resume=begun,
+        recipe=cell.recipe,
+        quiet=True,
+        **{"seed": cell.seed, "device": device, "threads": threads, **cell.settings},
+    )
+    if run.interrupted:
+        return False
+    found = evaluate(
+        load(folder / "run", device=pick_device(device)),
+        cell.source("test", verify),
+        threat=cell.threat,
+        suite=cell.suite,
+        seed=cell.seed,
+        detects=how.extra_outputs > 0,
+        out=folder / "evaluation",
+        quiet=True,
+    )
+    found.save(folder / EVALUATION)
+    return True
+
+
+def is_finished(cell: Cell, out: Path) -> bool:
+    """Whether nothing is left to do.
+
+    Raises:
+        UserError: if the folder holds another cell.
+    """
+    folder = cell.folder(out)
+    if (folder / _CELL).exists():
+        _claim(folder, cell)
+    return (folder / EVALUATION).exists()
+
+
+def _preset(cell: Cell) -> Any:
+    return cell.preset
+
+
+def _claim(folder: Path, cell: Cell) -> None:
+    """Write down whose folder it is, or refuse one that is another's."""
+    now, path = json.loads(json.dumps(asdict(cell))), folder / _CELL  # with lists for tuples, as it is read back
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+        return
+    there = read_json(path)
+    for key, value in now.items():
+        if key != "data_dir" and there.get(key) != value:
+            raise UserError(f"{folder} was made with {key} = {there.get(key)!r}, not {value!r}; choose another folder by --out")

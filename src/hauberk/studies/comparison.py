@@ -1,0 +1,149 @@
+"""What a comparison of methods found: means and deviations over seeds, and which differences chance would explain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from hauberk.errors import UserError
+from hauberk.files import read_json
+from hauberk.studies.cell import EVALUATION, Cell
+from hauberk.studies.papers import MAIL, Printed
+
+CLEAN, WORST = "clean", "worst case"
+# The columns of the MAIL paper's Table 2, by what the suite "papers" calls them.
+_PAPER = {CLEAN: "NAT", "pgd-100": "PGD", "apgd-ce": "APGD", "cw-30": "CW", "autoattack": "AA"}
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Accuracies in percent of methods trained with the same seeds.
+
+    Attributes:
+        about: what was compared, in one line.
+        methods: in the order asked for; differences are to the first.
+        seeds: of the trainings.
+        columns: what was measured.
+        values: by method and column, one for each seed.
+        doubts: what diagnostics say of each method's numbers; empty if nothing.
+        published: by method, the paper's numbers in the same columns, where it has this data set and network.
+    """
+
+    about: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    columns: tuple[str, ...]
+    values: dict[tuple[str, str], tuple[float, ...]]
+    doubts: dict[str, list[str]]
+    published: dict[str, Printed]
+
+    def mean(self, method: str, column: str) -> float:
+        """Mean over the seeds."""
+        return mean(self.values[method, column])
+
+    def deviation(self, method: str, column: str) -> float:
+        """Standard deviation over the seeds (n - 1); NaN for one seed."""
+        values = self.values[method, column]
+        return stdev(values) if len(values) > 1 else nan
+
+    def rank(self, method: str, column: str) -> int:
+        """How many methods have a larger mean."""
+        return sum(self.mean(other, column) > self.mean(method, column) for other in self.methods)
+
+    def difference(self, method: str, column: str) -> float:
+        """Mean difference to the first method."""
+        return self.mean(method, column) - self.mean(self.methods[0], column)
+
+    def p_values(self, column: str) -> dict[str, float]:
+        """How probable such differences to the first method are by chance.
+
+        Paired t-test over the seeds, two-sided, adjusted for the number of methods by Holm's procedure. NaN with one seed, or
+        where all differences are equal.
+        """
+        from scipy.stats import ttest_rel  # half a second to import
+
+        first = self.values[self.methods[0], column]
+        raw = {}
+        for method in self.methods[1:]:
+            pairs = zip(self.values[method, column], first, strict=True)
+            flat = len(first) < 2 or len({round(a - b, 9) for a, b in pairs}) == 1
+            raw[method] = nan if flat else float(ttest_rel(self.values[method, column], first).pvalue)
+        return holm(raw)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        return {
+            "about": self.about,
+            "methods": list(self.methods),
+            "seeds": list(self.seeds),
+            "columns": list(self.columns),
+            "values": {method: {c: list(self.values[method, c]) for c in self.columns} for method in self.methods},
+            "doubts": self.doubts,
+            "published": {method: list(numbers) for method, numbers in self.published.items()},
+        }
+
+
+def holm(raw: dict[str, float]) -> dict[str, float]:
+    """Adjust p-values for being several (Holm 1979); NaN stays."""
+    known = sorted((p, name) for name, p in raw.items() if not isnan(p))
+    adjusted = dict(raw)
+    least = 0.0
+    for k, (p, name) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - k) * p))
+        adjusted[name] = least
+    return adjusted
+
+
+def collect(cells: Sequence[Cell], out: Path) -> Comparison:
+    """Read what finished cells found.
+
+    Args:
+        cells: of one comparison; every method with the same seeds.
+        out: folder of the study.
+
+    Raises:
+        UserError: if one is not finished, or cannot be read.
+    """
+    methods, seeds = tuple(dict.fromkeys(c.method for c in cells)), tuple(dict.fromkeys(c.seed for c in cells))
+    found = {(cell.method, cell.seed): read_json(cell.folder(out) / EVALUATION) for cell in cells}
+    first = next(iter(found.values()))
+    try:
+        names = (CLEAN, *first["by_attack"], *([] if "autoattack" in first["by_attack"] else [WORST]))
+        columns = tuple(_PAPER) if cells[0].suite == "papers" else names
+        values = {
+            (method, column): tuple(100 * _share(found[method, seed], column) for seed in seeds)
+            for method in methods
+            for column in columns
+        }
+        doubts = {method: _doubts([found[method, seed] for seed in seeds]) for method in methods}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"an evaluation in {out} is damaged or of another suite: {error}") from error
+    cell = cells[0]
+    size = f"{cell.train_size:,} training examples, " if cell.train_size else ""
+    about = f"{cell.data}, {cell.model}, {cell.threat}, {size}{len(seeds)} seed(s), {first['n']:,} test examples"
+    return Comparison(about, methods, seeds, columns, values, doubts, _published(cell, columns))
+
+
+def heading(column: str) -> str:
+    """What a column is called in a table."""
+    return _PAPER.get(column, column)
+
+
+def _share(found: dict[str, Any], column: str) -> float:
+    if column == CLEAN:
+        return float(found["clean_accuracy"])
+    return float(found["robust_accuracy"] if column == WORST else found["by_attack"][column])
+
+
+def _doubts(found: list[dict[str, Any]]) -> list[str]:
+    """The names of diagnostics that are not "ok", with the number of seeds."""
+    names = [d["name"] for one in found for d in one["diagnostics"] if d["verdict"] != "ok"]
+    return [f"{name} ({names.count(name)} of {len(found)})" for name in dict.fromkeys(names)]
+
+
+def _published(cell: Cell, columns: tuple[str, ...]) -> dict[str, Printed]:
+    if columns != tuple(_PAPER) or cell.train_size:
+        return {}
+    return MAIL.get((cell.data, cell.model), {})

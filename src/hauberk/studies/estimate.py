@@ -1,0 +1,118 @@
+"""What a study will cost, from one step of each method and one pass, measured here."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.attacks.presets import get_preset
+from hauberk.attacks.twin import faster
+from hauberk.attacks.view import attack_view
+from hauberk.data import fetch_for
+from hauberk.evaluation import find_suite
+from hauberk.methods import Method, method
+from hauberk.models import ModelSpec
+from hauberk.published import find_published
+from hauberk.settings import TrainSettings
+from hauberk.studies.cell import Cell, is_finished
+from hauberk.training import pick_device
+
+_VALIDATION = 1.05  # of the training alone
+_KEPT = 8  # copies of the weights: two checkpoints with momentum and the best ones, and two exports
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is to be done.
+
+    Attributes:
+        cells: in all.
+        finished: of them.
+        jobs: side by side.
+        training: seconds until all are trained.
+        evaluation: seconds for all evaluations at most: if every example stood every attack.
+        disk: bytes.
+    """
+
+    cells: int
+    finished: int
+    jobs: int
+    training: float
+    evaluation: float
+    disk: int
+
+    def __str__(self) -> str:
+        def hours(seconds: float) -> str:
+            return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
+
+        return (
+            f"{self.cells - self.finished} of {self.cells} runs to make, {self.jobs} side by side here: training about "
+            f"{hours(self.training)}, evaluation at most {hours(self.evaluation)}; about {self.disk / 2**20:,.0f} MiB on disk"
+        )
+
+
+def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 1, device: str = "auto") -> Estimate:
+    """Measure one step of each method, and one pass, and count.
+
+    Args:
+        cells: of the study.
+        out: its folder.
+        jobs: processes side by side.
+        threads: CPU threads of each.
+        device: where.
+
+    Raises:
+        UserError: as :func:`hauberk.studies.run_cell` for what does not fit together.
+    """
+    todo = [cell for cell in cells if not is_finished(cell, out)]
+    if not todo:
+        return Estimate(len(cells), len(cells), jobs, 0.0, 0.0, 0)
+    place = pick_device(device)
+    torch.set_num_threads(threads)
+    some = todo[0]
+    train_set, test_size = some.source("train"), len(some.source("test"))
+    settings = TrainSettings(**{**find_published(some.data, some.model, recipe=some.recipe).settings, **some.settings})
+    held_out = settings.val_size if settings.val_size >= 0 else min(1000, len(train_set) // 10)
+    steps = settings.epochs * -(-(len(train_set) - held_out) // settings.batch_size)
+    index = torch.arange(min(settings.batch_size, len(train_set)))
+    training, sizes, net = 0.0, 0, nn.Module()
+    for name in dict.fromkeys(cell.method for cell in todo):
+        how = method(name, some.threat, **some.choices)
+        shape = tuple(train_set.fetch(index[:1])[0].shape[1:])
+        net = ModelSpec(some.model, shape, (train_set.classes or 2) + how.extra_outputs).build().to(place)
+        x, y = fetch_for(net, train_set, index)
+
+        trials = sum(cell.method == name for cell in todo)
+        step = partial(_step, how, net, x, y, index)
+        training += trials * steps * how.replays * _seconds(step, place) * _VALIDATION
+        sizes += trials * _KEPT * sum(p.nbytes for p in net.parameters())
+    with attack_view(net) as view:
+        form = faster(view, x)
+
+        def look() -> None:
+            point = x.detach().clone().requires_grad_()
+            torch.autograd.grad(form(point).logsumexp(1).sum(), point)
+
+        passes = sum(get_preset(name).cost for name in find_suite(some.suite).stages)
+        evaluation = len(todo) * test_size * passes * _seconds(look, place) / (2 * len(x))
+    return Estimate(len(cells), len(cells) - len(todo), jobs, training / jobs, evaluation / jobs, sizes)
+
+
+def _step(how: Method, net: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
+    how(net.train(), x, y, index=index).loss.backward()
+
+
+def _seconds(act: Callable[[], object], device: torch.device) -> float:
+    """The least of three calls after a first one, which has the costs of a beginning."""
+    spent = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(time.perf_counter() - begun)
+    return min(spent[1:])

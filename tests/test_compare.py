@@ -1,0 +1,197 @@
+"""Comparisons of methods over seeds: numbers against SciPy, cells that are never made twice, real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from math import isnan
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+import hauberk as hb
+from hauberk.cli import main
+from hauberk.files import read_json
+from hauberk.studies import (
+    Cell,
+    Comparison,
+    as_csv,
+    as_latex,
+    as_markdown,
+    collect,
+    estimate,
+    rich_table,
+    run_cell,
+    run_cells,
+    run_on_slurm,
+)
+from hauberk.studies.comparison import holm
+from hauberk.studies.papers import MAIL
+
+QUICK = {
+    "train_size": 128,
+    "test_size": 40,
+    "suite": "quick",
+    "settings": {"epochs": 1, "val_size": 20},
+    "choices": {"steps": 1},
+}
+
+
+def cells(*methods, trials=2, **more):
+    return [Cell(method=name, seed=seed, **{**QUICK, **more}) for seed in range(trials) for name in methods]
+
+
+def made_up(values, seeds=5):
+    """A comparison of some methods in one column."""
+    return Comparison(
+        about="nothing",
+        methods=tuple(values),
+        seeds=tuple(range(seeds)),
+        columns=("clean", "autoattack"),
+        values={(name, column): tuple(v) for name, v in values.items() for column in ("clean", "autoattack")},
+        doubts={name: ["a doubt (1 of 5)"] if name == "b" else [] for name in values},
+        published={"a": ((84.86, 0.17), (44.9, 0.53))},
+    )
+
+
+def test_means_deviations_and_tests_are_scipys():
+    rng = np.random.default_rng(0)
+    values = {name: list(50 + shift + rng.normal(size=5)) for name, shift in (("a", 0), ("b", 1), ("c", 4), ("d", 0.1))}
+    found = made_up(values)
+    for name in values:
+        assert found.mean(name, "clean") == pytest.approx(np.mean(values[name]))
+        assert found.deviation(name, "clean") == pytest.approx(np.std(values[name], ddof=1))
+    raw = sorted((ttest_rel(values[name], values["a"]).pvalue, name) for name in "bcd")
+    adjusted = found.p_values("autoattack")
+    steps = np.maximum.accumulate([min(1, (3 - k) * p) for k, (p, _) in enumerate(raw)])
+    assert [adjusted[name] for _, name in raw] == pytest.approx(list(steps))
+    assert found.rank("c", "clean") == 0
+    assert sorted(found.rank(name, "clean") for name in values) == [0, 1, 2, 3]
+
+
+def test_no_test_is_made_up_where_there_is_nothing_to_test():
+    assert isnan(made_up({"a": [1.0], "b": [2.0]}, seeds=1).p_values("clean")["b"])
+    assert isnan(made_up({"a": [1.0, 2.0], "b": [2.0, 3.0]}, seeds=2).p_values("clean")["b"])
+    assert isnan(made_up({"a": [1.0], "b": [2.0]}, seeds=1).deviation("a", "clean"))
+    adjusted = holm({"x": 0.01, "y": float("nan"), "z": 0.04})
+    assert adjusted["x"] == 0.02
+    assert adjusted["z"] == 0.04
+    assert isnan(adjusted["y"])
+
+
+def test_every_form_of_the_table_says_the_same():
+    found = made_up({"a": [50.0, 52.0], "b": [53.0, 58.0], "c": [10.0, 20.0]}, seeds=2)
+    markdown = as_markdown(found)
+    assert "| `b` ! | **55.50 ± 3.54** | **55.50 ± 3.54** | +4.50 (p" in markdown
+    assert "| `a` | _51.00 ± 1.41_ |" in markdown
+    assert "| &nbsp; paper | 84.86 ± 0.17 | 44.90 ± 0.53 | |" in markdown
+    assert "! `b`: a doubt (1 of 5)" in markdown
+    latex = as_latex(found)
+    assert r"b & \textbf{$55.50 \pm 3.54$}" in latex
+    assert r"a & \underline{$51.00 \pm 1.41$}" in latex
+    assert as_csv(found).splitlines()[:2] == ["method,seed,column,accuracy", "a,0,clean,50.0000"]
+    assert len(as_csv(found).splitlines()) == 1 + 3 * 2 * 2
+    assert rich_table(found).row_count == 4
+    assert "One seed" in as_markdown(made_up({"a": [1.0], "b": [2.0]}, seeds=1))
+
+
+def test_published_numbers_are_the_papers():
+    assert MAIL["cifar10", "resnet18"]["mail-trades"][0] == (81.84, 0.18)
+    assert MAIL["cifar10", "wrn-32-10"]["gairat"][4] == (40.3, 0.16)
+    assert all(len(row) == 5 for table in MAIL.values() for row in table.values())
+    assert all(set(table) <= {*hb.list_methods(), "at+awp"} for table in MAIL.values())
+
+
+def test_finished_cells_are_never_made_again_and_a_folder_belongs_to_its_cells(tmp_path):
+    some, told = cells("at", "trades"), []
+    assert run_cells(some, tmp_path, told=lambda cell, what: told.append(what))
+    assert told == ["done"] * 4
+    found = collect(some, tmp_path)
+    assert found.columns == ("clean", "fgsm", "pgd-20", "cw-30", "pgd-100", "worst case")
+    for cell in some:
+        one = read_json(cell.folder(tmp_path) / "evaluation.json")
+        place = found.seeds.index(cell.seed)
+        assert found.values[cell.method, "worst case"][place] == pytest.approx(100 * one["robust_accuracy"])
+        assert one["n"] == 40
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    more, told = cells("at", "trades", "mart"), []
+    assert run_cells(more, tmp_path, told=lambda cell, what: told.append(what))
+    assert sorted(told) == ["done"] * 2 + ["kept"] * 4
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    with pytest.raises(hb.UserError, match="was made with test_size = 40, not 30"):
+        run_cells([replace(some[0], test_size=30)], tmp_path)
+    again = run_cell(replace(some[0], seed=7), tmp_path / "alone", threads=1)
+    assert again
+    assert collect([replace(some[0], seed=7)], tmp_path / "alone").values["at", "clean"]
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
+    told = {}
+    bad = replace(cells("at", trials=1)[0], method="trades", settings={"epochs": 1, "lr": 1e30, "val_size": 20})
+    good = cells("at", trials=1)
+    assert not run_cells([bad, *good], tmp_path, told=lambda cell, what: told.__setitem__(cell.method, what))
+    assert told["at"] == "done"
+    assert "the loss became" in told["trades"]
+
+
+def test_the_estimate_counts_what_is_left(tmp_path):
+    some = cells("at", "trades")
+    before = estimate(some, tmp_path)
+    assert (before.cells, before.finished) == (4, 0)
+    assert before.training > 0
+    assert before.evaluation > 0
+    assert before.disk > 1e6
+    run_cell(some[0], tmp_path, threads=1)
+    assert estimate(some, tmp_path).finished == 1
+
+
+def test_cells_go_to_a_cluster(tmp_path):
+    jobs = run_on_slurm(cells("at", trials=1), tmp_path, settings={"timeout_min": 5}, cluster="local")
+    assert [job.result() for job in jobs] == [True]
+    assert collect(cells("at", trials=1), tmp_path).values["at", "clean"]
+
+
+WORDS = ["--methods", "at,standard", "--trials", "1", "--suite", "quick", "--train-size", "128", "--test-size", "40"]
+WORDS += ["--epochs", "1", "--val-size", "20", "--jobs", "1"]
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *WORDS, "--dry-run"]) == 0
+    assert "2 of 2 runs to make" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    assert main(["compare", *WORDS]) == 0
+    said = capsys.readouterr().out
+    assert "2/2" in said
+    assert "One seed" in said
+    folder = tmp_path / "runs" / "compare-digits-small-cnn"
+    assert json.loads((folder / "comparison.json").read_text())["methods"] == ["at", "standard"]
+    assert {path.suffix for path in folder.glob("comparison.*")} == {".json", ".md", ".tex", ".csv"}
+    assert main(["compare", *WORDS]) == 0
+    assert capsys.readouterr().out.count(": kept") == 2
+    assert main(["compare", "--methods", "att"]) == 2
+    assert "did you mean 'at'" in capsys.readouterr().err
+    assert main(["compare", "--trials", "0"]) == 2
+    assert main(["compare", "--methods", "at,standard", "--set", "steps=3"]) == 2
+    assert "unknown setting of standard 'steps'" in capsys.readouterr().err
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path):
+    words = [sys.executable, "-m", "hauberk", "compare", *WORDS, "--out", str(tmp_path / "out"), "--epochs", "60"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    state = tmp_path / "out" / "at" / "seed-0" / "run" / "state.ckpt"
+    while not state.exists():
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[0]
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C on a terminal
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 1, said
+    assert "Not finished; the same command goes on" in said
+    assert "Traceback" not in said
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2/2" in done.stdout
