@@ -2,6 +2,7 @@
 
 import pickle
 import pickletools
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -9,21 +10,51 @@ import numpy as np
 
 from hauberk.errors import UserError
 
-# All that the original files use: NumPy's own way to rebuild an array, under its old and its new module name.
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
-
 
 class _ArraysOnly(pickle.Unpickler):
+    """Knows arrays of bytes and nothing else, and builds them itself: NumPy's own way crashes on hostile states."""
+
+    def __init__(self, raw: bytes):
+        super().__init__(BytesIO(raw), encoding="bytes")
+        # All that the original files name. Made anew for each file, because a pickle can write to what it is handed.
+        self._known = _stand_ins()
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
+        found = self._known.get((module.replace("numpy._core", "numpy.core"), name))
+        if found is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return found
+
+
+def _stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
+    class Dtype:
+        def __init__(self, name: Any, *flags: Any):
+            self.is_bytes = name in (b"u1", "u1")
+
+        def __setstate__(self, state: Any) -> None:
+            """Byte order and the like, which bytes do not have."""
+
+    class Array:
+        array = np.zeros(0, np.uint8)
+
+        def __init__(self, *ignored: Any):
+            pass
+
+        def __setstate__(self, state: Any) -> None:
+            _, shape, dtype, by_column, content = state
+            if not isinstance(dtype, Dtype) or not dtype.is_bytes or not isinstance(content, bytes):
+                raise pickle.UnpicklingError("data must be unsigned bytes")
+            self.array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_column else "C")
+
+    def encode(text: Any, encoding: Any = "latin1") -> bytes:
+        return str(text).encode("latin1")
+
+    return {
+        ("numpy.core.multiarray", "_reconstruct"): Array,
+        ("numpy", "ndarray"): Array,
+        ("numpy", "dtype"): Dtype,
+        ("_codecs", "encode"): encode,
+    }
 
 
 def read_batch(raw: bytes, path: object) -> tuple[np.ndarray, np.ndarray]:
@@ -42,8 +73,8 @@ def read_batch(raw: bytes, path: object) -> tuple[np.ndarray, np.ndarray]:
     try:
         if any(op.name in ("PUT", "LONG_BINPUT") and int(arg or 0) > len(raw) for op, arg, _ in pickletools.genops(raw)):
             raise ValueError("it asks for more memory than it can need")
-        batch = _ArraysOnly(BytesIO(raw), encoding="bytes").load()
-        images = batch[b"data"]
+        batch = _ArraysOnly(raw).load()
+        images = batch[b"data"].array
         labels = np.asarray(batch[b"labels"] if b"labels" in batch else batch[b"fine_labels"], dtype=np.int64)
         if images.dtype != np.uint8 or labels.ndim != 1:
             raise ValueError("data must be unsigned bytes, labels a list")
