@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("train", "train a robust classifier, or resume a run"),
     "evaluate": ("evaluate", "measure clean and robust accuracy of a trained model"),
     "compare": ("compare", "train several methods with several seeds and set them side by side"),
+    "study": ("study", "repeat an experiment of the papers: table, picture, and whether it agrees"),
     "data": ("lists", "list data sets, check their files, download them"),
     "methods": ("lists", "list training methods, explain one"),
     "attacks": ("lists", "list attacks, and the suites that evaluations run"),

@@ -12,7 +12,7 @@ from hauberk.data import DATA_SETS, Part, Source, load_data
 from hauberk.errors import UserError
 from hauberk.evaluation import evaluate
 from hauberk.files import read_json, write_json
-from hauberk.methods import method
+from hauberk.methods import Method, method
 from hauberk.threat import ThreatModel, make_threat
 from hauberk.training import load, pick_device, train
 
@@ -89,24 +89,11 @@ def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, veri
         UserError: if the folder holds another cell, and as :func:`hauberk.train` and :func:`hauberk.evaluate`.
     """
     folder = cell.folder(out)
-    _claim(folder, cell)
-    if (folder / EVALUATION).exists():
+    if is_finished(cell, out):
         return True
     if threads:
         torch.set_num_threads(threads)
-    how = method(cell.method, cell.threat, preset=_preset(cell), seed=cell.seed, **cell.choices)
-    begun = (folder / "run" / "run.json").exists()
-    run = train(
-        cell.model,
-        cell.source("train", verify),
-        method=how,
-        out=folder / "run",
-        resume=begun,
-        recipe=cell.recipe,
-        quiet=True,
-        **{"seed": cell.seed, "device": device, "threads": threads, **cell.settings},
-    )
-    if run.interrupted:
+    if not train_cell(cell, out, device, threads, verify):
         return False
     found = evaluate(
         load(folder / "run", device=pick_device(device)),
@@ -114,12 +101,35 @@ def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, veri
         threat=cell.threat,
         suite=cell.suite,
         seed=cell.seed,
-        detects=how.extra_outputs > 0,
+        detects=_method(cell).extra_outputs > 0,
         out=folder / "evaluation",
         quiet=True,
     )
     found.save(folder / EVALUATION)
     return True
+
+
+def train_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, verify: bool = True) -> bool:
+    """Train only, or go on; otherwise as :func:`run_cell`. The network is in ``run`` of the cell's folder."""
+    folder = cell.folder(out)
+    _claim(folder, cell)
+    run = folder / "run"
+    done = folder / "trained.json"
+    if done.exists():
+        return True
+    trained = train(
+        cell.model,
+        cell.source("train", verify),
+        method=_method(cell),
+        out=run,
+        resume=(run / "run.json").exists(),
+        recipe=cell.recipe,
+        quiet=True,
+        **{"seed": cell.seed, "device": device, "threads": threads, **cell.settings},
+    )
+    if not trained.interrupted:
+        write_json(done, {"best_epoch": trained.best["epoch"] + 1})
+    return not trained.interrupted
 
 
 def is_finished(cell: Cell, out: Path) -> bool:
@@ -134,8 +144,9 @@ def is_finished(cell: Cell, out: Path) -> bool:
     return (folder / EVALUATION).exists()
 
 
-def _preset(cell: Cell) -> Any:
-    return cell.preset
+def _method(cell: Cell) -> Method:
+    preset: Any = cell.preset  # checked there
+    return method(cell.method, cell.threat, preset=preset, seed=cell.seed, **cell.choices)
 
 
 def _claim(folder: Path, cell: Cell) -> None:

@@ -1,0 +1,76 @@
+"""hauberk study."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from hauberk.cli.parse import parse, peek
+from hauberk.published import find_published
+from hauberk.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Study:
+    """Repeat an experiment of the papers on your data: a table, a picture, and whether it agrees with what they claim.
+
+    Example: hauberk study lps-vs-pm --data digits
+    """
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """Name of the study; all are listed if there is none."""
+    data: str = "digits"
+    """Name of the data set; see 'hauberk data'."""
+    data_dir: Path = Path("data")
+    """Folder with the original files of the data set."""
+    verify: bool = True
+    """Compare checksums of the files with the original ones."""
+    model: str = "small-cnn"
+    """Name of the network; see 'hauberk models'."""
+    eps: str = ""
+    """Radius ε in L∞; by default what the literature uses on the data set."""
+    train_size: int = 0
+    """Train on so many examples, the first ones; 0 for all."""
+    test_size: int = 500
+    """Look at so many examples, the first ones; 0 for all."""
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    """Training settings."""
+    out: Path | None = None
+    """Folder for networks, which studies share, and findings; by default runs/study-DATA-MODEL."""
+
+
+def study(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    published = find_published(peek(arguments, "--data", "digits"), peek(arguments, "--model", "small-cnn"))
+    default = Study(settings=TrainSettings(**published.settings))
+    options = parse(Study, "study", arguments, default)
+    from hauberk.studies import STUDIES, Setting, find_study
+
+    if not options.name:
+        print("\n".join(f"{name:<16} {what}" for name, what in STUDIES.items()))
+        return 0
+    chosen = find_study(options.name)
+    apart = ("seed", "threads", "device")
+    given = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings) if f.name not in apart}
+    out = options.out or Path("runs") / f"study-{options.data}-{options.model}"
+    setting = Setting(
+        out=out,
+        data=options.data,
+        data_dir=options.data_dir,
+        model=options.model,
+        eps=options.eps,
+        train_size=options.train_size,
+        test_size=options.test_size,
+        seed=options.settings.seed,
+        device=options.settings.device,
+        threads=options.settings.threads,
+        verify=options.verify,
+        settings={name: value for name, value in given.items() if value != getattr(default.settings, name)},
+    )
+    found = chosen.run(setting)
+    found.save(out, chosen.draw)
+    print(found.as_markdown())
+    print(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf")
+    return 0
