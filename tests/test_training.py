@@ -247,6 +247,30 @@ class OnceNaNGradient(TurnsNaN):
         return logits
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "begins"),
+    [
+        ("mail-at", {"burn_in": 3}, 3),
+        ("at+awp", {"awp_warmup": 2}, 2),
+        ("gairat+awp", {"burn_in": 1, "awp_warmup": 4}, 4),
+        ("at", {}, 0),
+    ],
+)
+def test_the_best_epoch_is_one_of_the_method_itself(monkeypatch, tmp_path, method, settings, begins):
+    """Epochs before the burn-in is over are plain adversarial training, however well they do."""
+    worse = iter(range(9, 0, -1))
+    monkeypatch.setattr(
+        "hauberk.training.loop.validate", lambda *_: {"val_robust_accuracy": next(worse) / 10, "val_clean_accuracy": 0.9}
+    )
+    how = {"epochs": 6, "patience": 2, "batch_size": 20, "val_size": 20, "quiet": True, "threads": 1, "on_collapse": "ignore"}
+    bound = hb.method(method, hb.Linf("8/255"), steps=1, **settings)
+    assert bound.begins == begins
+    run = hb.train("small-cnn", tiny_batch(80), method=bound, out=tmp_path / "run", **how)
+    assert run.best["epoch"] == begins
+    assert json.loads((tmp_path / "run" / "best.json").read_text())["epoch"] == begins + 1
+    assert len(run.metrics) == min(6, begins + 3)  # patience counts from there
+
+
 def test_a_run_goes_back_to_its_best_weights_if_asked(tmp_path):
     whole = hb.train(OnceNaN(after=6), easy_data(), threat=THREAT, out=tmp_path / "run", on_collapse="return", **settings())
     assert [row["epoch"] for row in whole.metrics] == [1, 2, 3]

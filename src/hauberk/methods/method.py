@@ -86,6 +86,12 @@ class Method:
         return fitted
 
     @property
+    def begins(self) -> int:
+        """First epoch, from 0, in which the method is itself: weights and perturbations of the weights are all on."""
+        weighs, awp = self.choices.weighting.measure != "none", self.choices.awp
+        return max(self._burn_in if weighs else 0, awp.warmup if awp.gamma else 0)
+
+    @property
     def _burn_in(self) -> int:
         """Epochs with weights 1."""
         burn_in = self.choices.weighting.burn_in

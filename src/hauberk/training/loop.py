@@ -94,8 +94,8 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        patience = self.plan.settings.patience
-        tired = patience > 0 and bool(self.best) and self.epoch - 1 - self.best["epoch"] >= patience
+        patience, begins = self.plan.settings.patience, self.plan.method.begins
+        tired = patience > 0 and self.epoch > begins and self.epoch - 1 - self.best["epoch"] >= patience
         return self.epoch >= self.plan.settings.epochs or (self.step == 0 and tired)
 
     def run(self, display: Display) -> None:
@@ -185,7 +185,9 @@ class Trainer:
             if settings.on_collapse != "ignore":
                 require_robust(row, self.best.get("metrics", {}), len(plan.val))
         row |= {"lr": self._rate(last), "seconds": self.seconds, "examples_per_second": rate}
-        better = not self.best or self.score(row) > self.score(self.best["metrics"])
+        # What came before the method's weights were on is another method's network, however well it does.
+        first = not self.best or self.best["epoch"] < plan.method.begins <= self.epoch
+        better = first or self.score(row) > self.score(self.best["metrics"])
         if better:
             self.best = {"epoch": self.epoch, "metrics": row}
             self.best_weights = {name: value.detach().cpu().clone() for name, value in self.judged.state_dict().items()}

@@ -38,7 +38,7 @@ class Run:
         model: the caller's model, in evaluation mode; with the best weights by validation if the run is finished.
         folder: where it is kept, or None.
         metrics: one row per epoch, as in metrics.jsonl.
-        best: epoch (0-based) and metrics of the best checkpoint.
+        best: epoch (0-based) and metrics of the best checkpoint; of those after the burn-in, where the method has one.
         interrupted: whether it was asked to stop before its end.
     """
 
