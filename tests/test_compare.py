@@ -192,6 +192,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     assert process.returncode == 1, said
     assert "Not finished; the same command goes on" in said
     assert "Traceback" not in said
+    assert not (tmp_path / "out" / "standard").exists()  # nothing new was begun
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "2/2" in done.stdout

@@ -2,8 +2,9 @@
 
 import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,22 @@ def run_cells(
             told(cell, "kept")
         else:
             todo.append(cell)
-    if not todo:
-        return True
+    finished, turn = True, count()
+    under_way: dict[Future[bool], Cell] = {}
     # Even a single job has a process of its own: cells then do not depend on what ran before in theirs.
-    with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(run_cell, cell, out, _device(device, k), threads, verify): cell for k, cell in enumerate(todo)}
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            ended = [_ended(future, waiting[future], told) for future in as_completed(waiting)]
-            return all(ended)  # of all, also where one has failed
-        except KeyboardInterrupt:  # the cells under way have heard it, too, and save
-            pool.shutdown(cancel_futures=True)
+            while todo or under_way:
+                while todo and len(under_way) < jobs:  # no more, or a stopped pool would still begin what waits in it
+                    cell = todo.pop(0)
+                    under_way[pool.submit(run_cell, cell, out, _device(device, next(turn)), threads, verify)] = cell
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    finished &= _ended(future, under_way.pop(future), told)
+        except KeyboardInterrupt:  # cells under way have heard it, too: they save, and leaving the block waits for them
             return False
+        except BrokenProcessPool:  # said already
+            return False
+    return finished
 
 
 def run_on_slurm(
