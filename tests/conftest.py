@@ -53,6 +53,16 @@ def tiny_batch(n=6, shape=(3, 8, 8), classes=5, seed=1, dtype=torch.float32):
     return torch.rand(n, *shape, generator=generator, dtype=dtype), torch.randint(classes, (n,), generator=generator)
 
 
+def weights(folder):
+    return {name: (folder / f"{name}.safetensors").read_bytes() for name in ("best", "last")}
+
+
+def saved_at(folder):
+    """When the checkpoint was written; 0 where there is none."""
+    path = folder / "state.ckpt"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 def kill_again_and_again(start, mark, kills, longest, victim=lambda process: process.pid):
     """Start a process, wait until it has written something, and kill -9 it at a random moment; so many times.
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from conftest import TORCHRUN, kill_again_and_again, ranks_of, tiny_net
+from conftest import TORCHRUN, kill_again_and_again, ranks_of, saved_at, tiny_net, weights
 
 KILLS = int(os.environ.get("HAUBERK_KILLS", "1"))
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
@@ -124,15 +124,6 @@ def digits(*more, processes=2):
 
 def resume(folder, processes=2):
     return launch(["-m", "hauberk", "train", "--resume", str(folder)], processes)
-
-
-def weights(folder):
-    return {name: (folder / f"{name}.safetensors").read_bytes() for name in ("best", "last")}
-
-
-def saved_at(folder):
-    path = folder / "state.ckpt"
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def wait_for(folder):

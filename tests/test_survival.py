@@ -9,7 +9,7 @@ import time
 import pytest
 
 import hauberk as hb
-from conftest import kill_again_and_again, tiny_batch, tiny_net
+from conftest import kill_again_and_again, saved_at, tiny_batch, tiny_net, weights
 from hauberk.files import alone_in
 
 KILLS = int(os.environ.get("HAUBERK_KILLS", "2"))
@@ -39,36 +39,26 @@ def finish(process):
     assert process.returncode == 0, said
 
 
-def weights(folder):
-    return {name: (folder / f"{name}.safetensors").read_bytes() for name in ("best", "last")}
-
-
-def step_of(folder):
-    """When the checkpoint was written; 0 where there is none."""
-    path = folder / "state.ckpt"
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
 def test_training_survives_kill_minus_nine(tmp_path):
     epochs = 2 + 2 * KILLS
     finish(start(tmp_path / "whole", epochs))
     killed = tmp_path / "killed"
-    kill_again_and_again(lambda: start(killed, epochs), lambda: step_of(killed), KILLS, 0.3)
+    kill_again_and_again(lambda: start(killed, epochs), lambda: saved_at(killed), KILLS, 0.3)
     finish(start(killed, epochs))
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
 def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_holds_nothing(tmp_path):
     process = start(tmp_path / "run", 1000)
-    while not step_of(tmp_path / "run"):
+    while not saved_at(tmp_path / "run"):
         time.sleep(0.01)
         assert process.poll() is None, process.communicate()[0]
     said, _ = start(tmp_path / "run", 1000).communicate(timeout=100)
     assert "another process is at work" in said
     process.send_signal(signal.SIGKILL)
     process.wait()
-    again, before = start(tmp_path / "run", 1000), step_of(tmp_path / "run")
-    while step_of(tmp_path / "run") == before:
+    again, before = start(tmp_path / "run", 1000), saved_at(tmp_path / "run")
+    while saved_at(tmp_path / "run") == before:
         time.sleep(0.01)
         assert again.poll() is None, again.communicate()[0]
     again.send_signal(signal.SIGTERM)

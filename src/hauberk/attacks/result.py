@@ -35,6 +35,11 @@ class AttackResult:
     forwards: float
     backwards: float
 
+    @property
+    def lps(self) -> Tensor:
+        """Least PGD steps, (B,) int64: index of the first misclassified iterate, or the steps taken where there is none."""
+        return torch.where(self.first_success < 0, self.steps_taken, self.first_success)
+
 
 def batches(examples: int, size: int) -> float:
     """Passes of the whole batch, from a count in examples; a whole number where it is one."""

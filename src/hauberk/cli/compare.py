@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hauberk.cli.parse import key_values, parse, peek, program
+from hauberk.cli.parse import given_settings, key_values, parse, peek, program
 from hauberk.errors import UserError
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
@@ -127,9 +127,7 @@ def _cells(options: Compare, default: TrainSettings) -> "list[Cell]":
         raise unknown_name("data set", options.data, DATA_SETS)
     if not options.eps and options.norm != "Linf":
         raise UserError(f"give --eps: there is no usual radius in {options.norm}")
-    apart = ("seed", "threads", "device")
-    given = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings) if f.name not in apart}
-    changed = {name: value for name, value in given.items() if value != getattr(default, name)}
+    changed = given_settings(options.settings, default)
     choices: dict[str, Any] = key_values("--set", options.set)
     common = ("data", "model", "norm", "eps", "preset", "recipe", "train_size", "test_size", "suite")
     same = {name: getattr(options, name) for name in common} | {"data_dir": str(options.data_dir)}

@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 import tyro
 
 from hauberk.errors import UserError
+from hauberk.settings import TrainSettings
 
 T = TypeVar("T")
+
+_OF_A_RUN = ("seed", "threads", "device")
 
 
 def parse(kind: type[T], name: str, arguments: Sequence[str], default: T | None = None) -> T:
@@ -55,6 +58,12 @@ def peek(arguments: Sequence[str], option: str, default: str) -> str:
         if argument.startswith(option + "="):
             return argument.split("=", 1)[1]
     return default
+
+
+def given_settings(settings: TrainSettings, default: TrainSettings) -> dict[str, Any]:
+    """Return the training settings that differ from what was offered, but for seed, threads and device."""
+    given, offered = vars(settings), vars(default)
+    return {name: value for name, value in given.items() if value != offered[name] and name not in _OF_A_RUN}
 
 
 def key_values(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:

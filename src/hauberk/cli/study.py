@@ -1,13 +1,13 @@
 """hauberk study."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from hauberk.cli.parse import parse, peek
+from hauberk.cli.parse import given_settings, parse, peek
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
 
@@ -52,8 +52,6 @@ def study(arguments: Sequence[str]) -> int:
         print("\n".join(f"{name:<16} {what}" for name, what in STUDIES.items()))
         return 0
     chosen = find_study(options.name)
-    apart = ("seed", "threads", "device")
-    given = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings) if f.name not in apart}
     out = options.out or Path("runs") / f"study-{options.data}-{options.model}"
     setting = Setting(
         out=out,
@@ -67,7 +65,7 @@ def study(arguments: Sequence[str]) -> int:
         device=options.settings.device,
         threads=options.settings.threads,
         verify=options.verify,
-        settings={name: value for name, value in given.items() if value != getattr(default.settings, name)},
+        settings=given_settings(options.settings, default.settings),
     )
     found = chosen.run(setting)
     found.save(out, chosen.draw)

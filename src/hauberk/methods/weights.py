@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from hauberk.attacks.result import AttackResult
@@ -88,7 +87,7 @@ class Weighting:
         if self.measure == "kappa":
             return seen.kappa.float()
         if self.measure == "lps":
-            return torch.where(seen.first_success < 0, seen.steps_taken, seen.first_success).float()
+            return seen.lps.float()
         raise UserError(f"measure {self.measure!r} needs logits that this objective does not compute")
 
     def assigned(self, measure: Tensor, steps: int, lam: float, preset: PresetName) -> Tensor:

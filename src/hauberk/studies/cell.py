@@ -61,6 +61,12 @@ class Cell:
         """What the adversary may do."""
         return make_threat(self.norm, self.eps or DATA_SETS[self.data].eps)
 
+    @property
+    def bound(self) -> Method:
+        """The method, bound to the threat model."""
+        preset: Any = self.preset  # checked there
+        return method(self.method, self.threat, preset=preset, seed=self.seed, **self.choices)
+
     def source(self, split: str, verify: bool = True) -> Source:
         """Load the examples of a split."""
         whole = load_data(self.data, "train" if split == "train" else "test", self.data_dir, verify=verify)
@@ -101,7 +107,7 @@ def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, veri
         threat=cell.threat,
         suite=cell.suite,
         seed=cell.seed,
-        detects=_method(cell).extra_outputs > 0,
+        detects=cell.bound.extra_outputs > 0,
         out=folder / "evaluation",
         quiet=True,
     )
@@ -120,7 +126,7 @@ def train_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, ve
     trained = train(
         cell.model,
         cell.source("train", verify),
-        method=_method(cell),
+        method=cell.bound,
         out=run,
         resume=(run / "run.json").exists(),
         recipe=cell.recipe,
@@ -142,11 +148,6 @@ def is_finished(cell: Cell, out: Path) -> bool:
     if (folder / _CELL).exists():
         _claim(folder, cell)
     return (folder / EVALUATION).exists()
-
-
-def _method(cell: Cell) -> Method:
-    preset: Any = cell.preset  # checked there
-    return method(cell.method, cell.threat, preset=preset, seed=cell.seed, **cell.choices)
 
 
 def _claim(folder: Path, cell: Cell) -> None:

@@ -14,12 +14,13 @@ from hauberk.attacks.twin import faster
 from hauberk.attacks.view import attack_view
 from hauberk.data import fetch_for
 from hauberk.evaluation import find_suite
-from hauberk.methods import Method, method
+from hauberk.methods import Method
 from hauberk.models import ModelSpec
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
 from hauberk.studies.cell import Cell, is_finished
 from hauberk.training import pick_device
+from hauberk.training.plan import make_plan
 
 _VALIDATION = 1.05  # of the training alone
 _KEPT = 8  # copies of the weights: two checkpoints with momentum and the best ones, and two exports
@@ -75,21 +76,17 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
     torch.set_num_threads(threads)
     some = todo[0]
     train_set, test_size = some.source("train"), len(some.source("test"))
-    settings = TrainSettings(**{**find_published(some.data, some.model, recipe=some.recipe).settings, **some.settings})
-    held_out = settings.val_size if settings.val_size >= 0 else min(1000, len(train_set) // 10)
-    steps = settings.epochs * -(-(len(train_set) - held_out) // settings.batch_size)
-    index = torch.arange(min(settings.batch_size, len(train_set)))
-    training, sizes, net = 0.0, 0, nn.Module()
-    for name in dict.fromkeys(cell.method for cell in todo):
-        how = method(name, some.threat, **some.choices)
-        shape = tuple(train_set.fetch(index[:1])[0].shape[1:])
-        net = ModelSpec(some.model, shape, (train_set.classes or 2) + how.extra_outputs).build().to(place)
-        x, y = fetch_for(net, train_set, index)
-
-        trials = sum(cell.method == name for cell in todo)
-        step = partial(_step, how, net, x, y, index)
-        training += trials * steps * how.replays * _seconds(step, place) * _VALIDATION
-        sizes += trials * _KEPT * sum(p.nbytes for p in net.parameters())
+    shape = tuple(train_set.fetch(torch.arange(1))[0].shape[1:])
+    training, disk = 0.0, 0
+    for cell in {cell.method: cell for cell in todo}.values():
+        how, trials = cell.bound, sum(other.method == cell.method for other in todo)
+        found = find_published(cell.data, cell.model, cell.method, cell.preset, cell.recipe)
+        spec = ModelSpec(cell.model, shape, (train_set.classes or 2) + how.extra_outputs)
+        plan = make_plan(spec, how, TrainSettings(**{**found.settings, **cell.settings}), train_set)
+        net = spec.build().to(place)
+        x, y = fetch_for(net, plan.train, plan.batches(0)[0])
+        training += trials * plan.total_steps * _seconds(partial(_step, how, net, x, y), place) * _VALIDATION
+        disk += trials * _KEPT * sum(p.nbytes for p in net.parameters())
     with attack_view(net) as view:
         form = faster(view, x)
 
@@ -99,11 +96,11 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
 
         passes = sum(get_preset(name).cost for name in find_suite(some.suite).stages)
         evaluation = len(todo) * test_size * passes * _seconds(look, place) / (2 * len(x))
-    return Estimate(len(cells), len(cells) - len(todo), jobs, training / jobs, evaluation / jobs, sizes)
+    return Estimate(len(cells), len(cells) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
 
 
-def _step(how: Method, net: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
-    how(net.train(), x, y, index=index).loss.backward()
+def _step(how: Method, net: nn.Module, x: Tensor, y: Tensor) -> None:
+    how(net.train(), x, y).loss.backward()
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:

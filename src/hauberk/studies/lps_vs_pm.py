@@ -24,7 +24,7 @@ def run(setting: Setting) -> Finding:
     """Measure LPS and margins of training examples, and see which of those with the largest LPS stronger attacks break."""
     model, (x, y) = setting.trained("at"), setting.examples("train")
     seen = pgd(model, x, y, setting.threat, steps=STEPS, step_size="eps/4", seed=setting.seed)
-    lps = torch.where(seen.first_success < 0, STEPS, seen.first_success)
+    lps = seen.lps
     with torch.no_grad():
         clean = model(x)
         margins = {"PM nat": probabilistic_margin(clean, y), "PM adv": probabilistic_margin(model(seen.x_adv), y)}

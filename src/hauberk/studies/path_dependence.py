@@ -27,7 +27,7 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {"PGD": pgd, "LM-PGD": lm_pgd}
 def run(setting: Setting) -> Finding:
     """Attack test examples by PGD and LM-PGD from the same starts, and compare the steps they need."""
     model, (x, y) = setting.trained("at"), setting.examples()
-    lps = {name: _lps(ATTACKS[name](model, x, y, setting.threat, steps=STEPS, seed=setting.seed)) for name in ATTACKS}
+    lps = {name: ATTACKS[name](model, x, y, setting.threat, steps=STEPS, seed=setting.seed).lps for name in ATTACKS}
     with torch.no_grad():
         right = model(x).argmax(1) == y
     ours, others = lps["PGD"][right], lps["LM-PGD"][right]
@@ -79,10 +79,6 @@ def _row(name: str, steps: Tensor, broken: Tensor) -> dict[str, Any]:
         "median LPS of the broken": float(those.median()) if len(those) else "",
         "stuck, %": 100 * float(((steps == STEPS) & broken).double().mean()),
     }
-
-
-def _lps(seen: AttackResult) -> Tensor:
-    return torch.where(seen.first_success < 0, STEPS, seen.first_success)
 
 
 def _losses(name: str, model: nn.Module, x: Tensor, y: Tensor, shown: int, setting: Setting) -> list[float]:

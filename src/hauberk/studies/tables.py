@@ -20,13 +20,14 @@ def rich_table(found: Comparison) -> Table:
     for column in found.columns:
         shown.add_column(heading(column), justify="right")
     shown.add_column(f"{heading(found.columns[-1])} against {found.methods[0]}", justify="right")
+    differences = _differences(found)
     for method in found.methods:
         cells = []
         for column in found.columns:
             style = _STYLES.get(found.rank(method, column))
             text = _number(found, method, column)
             cells.append(f"[{style}]{text}[/]" if style else text)
-        shown.add_row(method + (" (!)" if found.doubts[method] else ""), *cells, _difference(found, method))
+        shown.add_row(method + (" (!)" if found.doubts[method] else ""), *cells, differences[method])
         if method in found.published:
             shown.add_row("  paper", *(f"{mean:.2f} ± {std:.2f}" for mean, std in found.published[method]), "", style="dim")
     return shown
@@ -41,13 +42,12 @@ def as_markdown(found: Comparison) -> str:
         f"| method | {' | '.join(names)} | {names[-1]} against `{found.methods[0]}` |",
         "|---|" + "---|" * (len(names) + 1),
     ]
+    differences = _differences(found)
     for method in found.methods:
         cells = [
             _MARKS.get(found.rank(method, column), "{}").format(_number(found, method, column)) for column in found.columns
         ]
-        lines.append(
-            f"| `{method}`{' !' if found.doubts[method] else ''} | {' | '.join(cells)} | {_difference(found, method)} |"
-        )
+        lines.append(f"| `{method}`{' !' if found.doubts[method] else ''} | {' | '.join(cells)} | {differences[method]} |")
         if method in found.published:
             printed = " | ".join(f"{mean:.2f} ± {std:.2f}" for mean, std in found.published[method])
             lines.append(f"| &nbsp; paper | {printed} | |")
@@ -87,12 +87,15 @@ def _number(found: Comparison, method: str, column: str) -> str:
     return f"{found.mean(method, column):.2f}" + ("" if isnan(deviation) else f" ± {deviation:.2f}")
 
 
-def _difference(found: Comparison, method: str) -> str:
-    if method == found.methods[0]:
-        return ""
+def _differences(found: Comparison) -> dict[str, str]:
+    """For each method, the last column's difference to the first method."""
     column = found.columns[-1]
-    p = found.p_values(column)[method]
-    return f"{found.difference(method, column):+.2f}" + ("" if isnan(p) else f" (p {p:.3f})" if p >= 0.001 else " (p < 0.001)")
+    values = found.p_values(column)
+    return {found.methods[0]: ""} | {name: _difference(found.difference(name, column), p) for name, p in values.items()}
+
+
+def _difference(points: float, p: float) -> str:
+    return f"{points:+.2f}" + ("" if isnan(p) else f" (p {p:.3f})" if p >= 0.001 else " (p < 0.001)")
 
 
 def _caption(found: Comparison) -> str:
