@@ -242,3 +242,13 @@ def test_downloads_go_through_torchvision_only_when_asked(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(hb.UserError, match="torchvision, which cannot be imported here"):
         download("mnist", tmp_path)
+
+
+def test_a_long_tail_keeps_ever_fewer_of_each_class():
+    y = torch.arange(5).repeat(100)
+    kept = hb.data.long_tail(y, 16.0)
+    assert y[kept].bincount().tolist() == [100, 50, 25, 12, 6]
+    assert kept.tolist() == sorted(kept.tolist())
+    assert len(hb.data.long_tail(y, 1.0)) == 500
+    with pytest.raises(hb.UserError, match="at least 1"):
+        hb.data.long_tail(y, 0.5)

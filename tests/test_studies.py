@@ -1,16 +1,20 @@
 """Every study at its smallest size: what it says must follow from what it measured."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import hauberk as hb
+from conftest import tiny_batch, tiny_net
 from hauberk.cli import main
-from hauberk.studies import STUDIES, Setting, find_study
+from hauberk.studies import STUDIES, Cell, Setting, ablation, find_study, subsets
+from hauberk.studies.measure import agree, difference
+from hauberk.studies.variants import Split
 
-SMALL = {"train_size": 300, "test_size": 60, "settings": {"epochs": 3, "val_size": 30, "lr": 0.05}, "threads": 1}
+SMALL = Cell("at", 0, train_size=300, test_size=60, settings={"epochs": 3, "val_size": 30, "lr": 0.05})
 
 
 @pytest.fixture(scope="module")
@@ -18,14 +22,10 @@ def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("studies")
 
 
-@pytest.fixture(scope="module", params=STUDIES)
-def made(request, shared):
-    study, setting = find_study(request.param), Setting(out=shared, **SMALL)
-    return request.param, study, setting, study.run(setting)
-
-
-def test_a_study_is_written_down_with_its_picture(made, shared):
-    name, study, _, found = made
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_written_down_with_its_picture(name, shared):
+    study = find_study(name)
+    found = study.run(Setting(SMALL, shared, threads=1))
     assert found.study == name
     assert len(study.CLAIM) > 50
     assert any(digit in found.found for digit in "0123456789")
@@ -39,15 +39,16 @@ def test_a_study_is_written_down_with_its_picture(made, shared):
     assert len((shared / f"{name}.csv").read_text().splitlines()) == 1 + len(found.rows)
 
 
-def test_a_study_repeats(made):
-    _, study, setting, found = made
-    again = study.run(setting)
-    assert again.rows == found.rows
-    assert again.found == found.found
+@pytest.mark.parametrize("name", ["lps-vs-pm", "saliency", "burn-in"])
+def test_a_study_repeats(name, shared):
+    study, setting = find_study(name), Setting(SMALL, shared, threads=1)
+    first, again = study.run(setting), study.run(setting)
+    assert again.rows == first.rows
+    assert again.found == first.found
 
 
 def test_path_dependence_counts_what_the_attacks_did(shared):
-    setting = Setting(out=shared, **SMALL)
+    setting = Setting(SMALL, shared, threads=1)
     found = find_study("path-dependence").run(setting)
     model, (x, y) = setting.trained("at"), setting.examples()
     right = model(x).argmax(1) == y
@@ -61,7 +62,7 @@ def test_path_dependence_counts_what_the_attacks_did(shared):
 
 
 def test_lps_vs_pm_splits_the_variance(shared):
-    setting = Setting(out=shared, **SMALL)
+    setting = Setting(SMALL, shared, threads=1)
     found = find_study("lps-vs-pm").run(setting)
     lps, margins = torch.tensor(found.series["lps"]), torch.tensor(found.series["PM nat"], dtype=torch.float64)
     assert sum(row["examples"] for row in found.rows) == len(lps) == 60
@@ -69,6 +70,75 @@ def test_lps_vs_pm_splits_the_variance(shared):
     explained = float(means.var(correction=0) / margins.var(correction=0))
     assert f"LPS explains {100 * explained:.0f} %" in found.found
     assert not torch.tensor(found.series["critical"])[lps < 10].any()
+
+
+def test_a_split_of_equal_parts_is_the_method_itself():
+    x, y = tiny_batch(6, dtype=torch.float64)
+    net, threat = tiny_net().double().train(), hb.Linf("8/255")
+    mart = hb.method("mart", threat, start="clean")
+    split = Split("both", mart, mart, torch.tensor([1, 4]))
+    ours, whole = split(deepcopy(net), x, y, index=torch.arange(6)), mart(deepcopy(net), x, y)
+    torch.testing.assert_close(ours.loss, whole.loss)
+    torch.testing.assert_close(ours.x_adv, whole.x_adv)
+
+
+def test_a_split_treats_the_chosen_in_their_way():
+    x, y = tiny_batch(6)
+    net, threat = tiny_net().eval(), hb.Linf("8/255")
+    split = Split("S-", hb.method("standard", threat), hb.method("at", threat), torch.tensor([11, 14]))
+    out = split(net, x, y, index=torch.arange(10, 16))
+    moved = (out.x_adv != x).flatten(1).any(1)
+    assert moved.tolist() == [True, False, True, True, False, True]
+    torch.testing.assert_close(out.loss, F.cross_entropy(net(out.x_adv), y))
+    with pytest.raises(hb.UserError, match="index"):
+        split(net, x, y)
+
+
+def test_the_variants_of_mart_are_what_they_are_called():
+    generator = torch.Generator().manual_seed(0)
+    clean, adv = (torch.randn(7, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    y = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    p, q = clean.softmax(1), adv.softmax(1)
+    rows = torch.arange(7)
+
+    def boosted(p):
+        others = p.clone()
+        others[rows, y] = 0
+        return -p[rows, y].log() - (1 - others.amax(1)).log()
+
+    kl, wrong = (p * (p / q).log()).sum(1), 1 - p[rows, y]
+    expected = {
+        "without 1-p": boosted(q) + 5 * kl,
+        "without KL": boosted(q) + 5 * wrong,
+        "without both": boosted(q),
+        "CE for BCE": -q[rows, y].log() + 5 * kl * wrong,
+        "BCE on clean inputs": boosted(p) + 5 * kl * wrong,
+    }
+    assert list(ablation.LOSSES) == list(expected)
+    for name, terms in ablation.LOSSES.items():
+        robust, regular = terms(clean, adv, y)
+        torch.testing.assert_close(robust + regular, expected[name], msg=name)
+
+
+def test_subsets_are_what_the_first_network_has_wrong_and_as_many_others(shared):
+    setting = Setting(SMALL, shared, threads=1)
+    first = setting.trained("at")
+    parts = subsets.parts(setting, first)
+    x, y = setting.train_part.fetch(torch.arange(len(setting.train_part)))
+    assert parts["S-"].tolist() == (first(x).argmax(1) != y).nonzero().squeeze(1).tolist()
+    assert not set(parts["S+"].tolist()) & set(parts["S-"].tolist())
+    assert len(parts["S+"]) == min(len(parts["S-"]), len(y) - len(parts["S-"]))
+    assert len(y) == 270
+
+
+def test_a_claim_is_judged_by_two_standard_errors():
+    better, worse = torch.tensor([True] * 90 + [False] * 10), torch.tensor([True] * 70 + [False] * 30)
+    points, error = difference(better, worse)
+    assert points == pytest.approx(20)
+    assert error == pytest.approx(100 * (0.2 * 0.8 * 100 / 99 / 100) ** 0.5)
+    assert agree([(better, worse)]) is True
+    assert agree([(better, worse), (worse, better)]) is False
+    assert agree([(better, worse), (better, better)]) is None
 
 
 def test_the_command(shared, capsys):

@@ -46,27 +46,25 @@ def study(arguments: Sequence[str]) -> int:
     published = find_published(peek(arguments, "--data", "digits"), peek(arguments, "--model", "small-cnn"))
     default = Study(settings=TrainSettings(**published.settings))
     options = parse(Study, "study", arguments, default)
-    from hauberk.studies import STUDIES, Setting, find_study
+    from hauberk.studies import STUDIES, Cell, Setting, find_study
 
     if not options.name:
         print("\n".join(f"{name:<16} {what}" for name, what in STUDIES.items()))
         return 0
     chosen = find_study(options.name)
     out = options.out or Path("runs") / f"study-{options.data}-{options.model}"
-    setting = Setting(
-        out=out,
+    base = Cell(
+        "at",
+        options.settings.seed,
         data=options.data,
-        data_dir=options.data_dir,
+        data_dir=str(options.data_dir),
         model=options.model,
         eps=options.eps,
         train_size=options.train_size,
         test_size=options.test_size,
-        seed=options.settings.seed,
-        device=options.settings.device,
-        threads=options.settings.threads,
-        verify=options.verify,
         settings=given_settings(options.settings, default.settings),
     )
+    setting = Setting(base, out, device=options.settings.device, threads=options.settings.threads, verify=options.verify)
     found = chosen.run(setting)
     found.save(out, chosen.draw)
     print(found.as_markdown())

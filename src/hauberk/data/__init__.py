@@ -15,6 +15,7 @@ from hauberk.data.source import (
     check_source,
     fetch_for,
     labels,
+    long_tail,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "find_files",
     "labels",
     "load_data",
+    "long_tail",
     "pseudo_label",
     "resident",
 ]

@@ -222,6 +222,28 @@ def labels(source: Source) -> Tensor:
     return torch.cat([source.fetch(torch.tensor([i]))[1] for i in range(len(source))])
 
 
+def long_tail(y: Tensor, ratio: float) -> Tensor:
+    """Choose examples so that classes become ever rarer, exponentially (Cui et al. 2019).
+
+    Class k of C keeps the share ``ratio^(-k / (C - 1))`` of its examples, its first ones, and one at least.
+
+    Args:
+        y: labels, (N,).
+        ratio: of the shares that the first and the last class keep.
+
+    Returns:
+        Which examples, (M,) int64, in order.
+    """
+    if not ratio >= 1:
+        raise UserError(f"the ratio of the largest to the smallest class must be at least 1, got {ratio}")
+    classes = int(y.max()) + 1
+    kept = []
+    for k in range(classes):
+        those = (y == k).nonzero().squeeze(1)
+        kept.append(those[: max(1, round(len(those) * ratio ** (-k / max(classes - 1, 1))))])
+    return torch.cat(kept).sort().values
+
+
 def channel_statistics(source: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel (first dimension of an example), for a normalisation layer."""
     count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)

@@ -8,8 +8,19 @@ from hauberk.errors import unknown_name
 STUDIES = {
     "path-dependence": "PGD against LM-PGD: loss curves, and the least steps each needs (MAIL, Figure 1a)",
     "lps-vs-pm": "how many examples have each LPS, which are critical; margins by LPS (MAIL, Figures 1b and 4)",
+    "subsets": "leave misclassified or other examples unperturbed, attack them weakly, or regularise them (MART, Figure 1)",
+    "ablation": "take parts of MART's loss away, replace them, or use them on a share of the data (MART, Section 3.1)",
+    "lambda": "how much the trade-off parameter matters to MART and TRADES (MART, Section 3.1)",
+    "weights": "slope and bias of MAIL's weights (MAIL, Equation 8)",
+    "burn-in": "when MAIL begins to weigh (MAIL, Section 3.2)",
     "restarts": "final losses of PGD over random starts, standard against robust network (Madry et al. 2018)",
+    "large-epsilon": "whether large perturbations of a robust network look like another class (lecture notes)",
+    "saliency": "input gradients of a standard and a robust network (lecture notes)",
+    "trade-off": "clean against robust accuracy over methods and trade-off parameters (TRADES, lecture notes)",
+    "imbalance": "robust accuracy of rare classes (note on MART)",
+    "transfer": "perturbations of one network tried on another: the black-box matrix (MART, MAIL)",
 }
+_MODULES = {"lambda": "sensitivity"}  # "lambda" is a word of Python's
 
 
 def find_study(name: str) -> ModuleType:
@@ -20,4 +31,4 @@ def find_study(name: str) -> ModuleType:
     """
     if name not in STUDIES:
         raise unknown_name("study", name, STUDIES)
-    return import_module(f"hauberk.studies.{name.replace('-', '_')}")
+    return import_module(f"hauberk.studies.{_MODULES.get(name, name.replace('-', '_'))}")

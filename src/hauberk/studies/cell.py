@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hauberk.data import DATA_SETS, Part, Source, load_data
+from hauberk.data import DATA_SETS, Part, Source, labels, load_data, long_tail
 from hauberk.errors import UserError
 from hauberk.evaluation import evaluate
 from hauberk.files import read_json, write_json
@@ -36,6 +36,7 @@ class Cell:
         recipe: where training settings that are not given come from, "published" or "express".
         train_size: training examples, the first ones; 0 for all.
         test_size: test examples, the first ones; 0 for all.
+        imbalance: how many times more training examples the first class keeps than the last; 1 leaves them as they are.
         suite: of the evaluation.
         settings: fields of ``TrainSettings``.
         choices: settings of the method.
@@ -52,6 +53,7 @@ class Cell:
     recipe: str = "published"
     train_size: int = 0
     test_size: int = 0
+    imbalance: float = 1.0
     suite: str = "papers"
     settings: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, Any] = field(default_factory=dict)
@@ -71,7 +73,8 @@ class Cell:
         """Load the examples of a split."""
         whole = load_data(self.data, "train" if split == "train" else "test", self.data_dir, verify=verify)
         size = self.train_size if split == "train" else self.test_size
-        return whole if size == 0 else Part(whole, torch.arange(min(size, len(whole))))
+        part: Source = whole if size == 0 else Part(whole, torch.arange(min(size, len(whole))))
+        return part if split != "train" or self.imbalance == 1 else Part(part, long_tail(labels(part), self.imbalance))
 
     def folder(self, out: Path) -> Path:
         """Where it is kept, below the folder of the study."""
@@ -115,8 +118,13 @@ def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, veri
     return True
 
 
-def train_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, verify: bool = True) -> bool:
-    """Train only, or go on; otherwise as :func:`run_cell`. The network is in ``run`` of the cell's folder."""
+def train_cell(
+    cell: Cell, out: Path, device: str = "auto", threads: int = 0, verify: bool = True, how: Method | None = None
+) -> bool:
+    """Train only, or go on; otherwise as :func:`run_cell`. The network is in ``run`` of the cell's folder.
+
+    ``how`` is the method itself, for one that ``cell.method`` does not find by its name.
+    """
     folder = cell.folder(out)
     _claim(folder, cell)
     run = folder / "run"
@@ -126,7 +134,7 @@ def train_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, ve
     trained = train(
         cell.model,
         cell.source("train", verify),
-        method=cell.bound,
+        method=how or cell.bound,
         out=run,
         resume=(run / "run.json").exists(),
         recipe=cell.recipe,

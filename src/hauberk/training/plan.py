@@ -114,11 +114,7 @@ def make_plan(
     Raises:
         UserError: if the parts or weights do not fit the data.
     """
-    size = settings.val_size if settings.val_size >= 0 else min(1000, len(source) // 10)
-    if size >= len(source):
-        raise UserError(f"val_size = {size} leaves nothing to train on: there are {len(source)} examples")
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(settings.seed))
-    val, train = Part(source, order[:size].sort().values), Part(source, order[size:].sort().values)
+    train, val = hold_out(source, settings)
     augment: Augmentation = "none"
     if settings.augment != "auto":
         augment = settings.augment
@@ -133,6 +129,20 @@ def make_plan(
     if processes > 1 and smallest < 2 * processes:
         raise UserError(f"batches of {smallest} examples are too small for {processes} processes; each needs two at least")
     return plan
+
+
+def hold_out(source: Source, settings: TrainSettings) -> tuple[Source, Source]:
+    """Split into the part to train on and the part to validate on, by the seed.
+
+    Raises:
+        UserError: if nothing would be left to train on.
+    """
+    size = settings.val_size if settings.val_size >= 0 else min(1000, len(source) // 10)
+    if size >= len(source):
+        raise UserError(f"val_size = {size} leaves nothing to train on: there are {len(source)} examples")
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(settings.seed))
+    val, train = Part(source, order[:size].sort().values), Part(source, order[size:].sort().values)
+    return train, val
 
 
 def compare_plans(stored: dict[str, Any], now: dict[str, Any]) -> None:
