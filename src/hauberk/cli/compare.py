@@ -115,18 +115,12 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 def _cells(options: Compare, default: TrainSettings) -> "list[Cell]":
-    from hauberk.data import DATA_SETS
-    from hauberk.errors import unknown_name
     from hauberk.methods import method
     from hauberk.studies import Cell
 
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
     if not methods or options.trials < 1:
         raise UserError("--methods needs a name at least, --trials a positive number")
-    if options.data not in DATA_SETS:
-        raise unknown_name("data set", options.data, DATA_SETS)
-    if not options.eps and options.norm != "Linf":
-        raise UserError(f"give --eps: there is no usual radius in {options.norm}")
     changed = given_settings(options.settings, default)
     choices: dict[str, Any] = key_values("--set", options.set)
     common = ("data", "model", "norm", "eps", "preset", "recipe", "train_size", "test_size", "suite")

@@ -16,6 +16,7 @@ from hauberk.cli.parse import parse
 from hauberk.errors import UserError
 
 if TYPE_CHECKING:
+    from hauberk.tables import Risk
     from hauberk.threat import ThreatModel
 
 _PATIENCE = timedelta(days=1)  # the processes' shares may take times that differ by hours
@@ -117,7 +118,7 @@ def evaluate(arguments: Sequence[str]) -> int:
             result = evaluate_model(
                 model,
                 test,
-                threat=_threat(options, card),
+                threat=_threat(options, card, name),
                 suite=options.suite,
                 attacks=options.attacks,
                 in_turn=options.in_turn,
@@ -140,12 +141,15 @@ def evaluate(arguments: Sequence[str]) -> int:
         return 0
     if options.card:
         write_json(options.card, result.robustbench_card(options.target.stem, name, str(card.get("model", {}).get("name", ""))))
+    risk = _risk(model, test, _threat(options, card, name), name) if name.endswith(".toml") and test.classes == 2 else None
     if options.json:
-        print(json.dumps(result.to_dict()))
+        print(json.dumps(result.to_dict() | ({"risk": risk.to_dict()} if risk else {})))
         return 0
     Console().print(table({options.target.name: result}))
     for found in result.warnings:
         print(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
+    if risk:
+        print(f"Of the class {_last_class(name)}: {risk}")
     print(f"{result}\nWritten to {out / 'evaluation.json'}")
     return 0
 
@@ -173,17 +177,31 @@ def _early(folder: Path) -> str:
     return str(early_answer(folder))
 
 
-def _threat(options: Evaluate, card: dict[str, Any]) -> "ThreatModel":
+def _threat(options: Evaluate, card: dict[str, Any], data: str) -> "ThreatModel":
     from hauberk.data import DATA_SETS
+    from hauberk.tables import usual_threat
     from hauberk.threat import make_threat, threat_from_dict
 
-    if options.eps:
+    if options.eps and not data.endswith(".toml"):
         return make_threat(options.norm, options.eps)
-    if "threat" in card:
+    if "threat" in card and not options.eps:
         return threat_from_dict(card["threat"])
-    if options.data in DATA_SETS:
-        return make_threat("Linf", DATA_SETS[options.data].eps)
+    if data in DATA_SETS or data.endswith(".toml"):
+        return usual_threat(data, options.norm, options.eps)
     raise UserError("the card does not name a threat model; give --eps (and --norm)")
+
+
+def _risk(model: Any, test: Any, threat: "ThreatModel", data: str) -> "Risk":
+    from hauberk.tables import measure_risk, read_description
+
+    miss, false_alarm = read_description(data).costs
+    return measure_risk(model, test, threat=threat, miss=miss, false_alarm=false_alarm)
+
+
+def _last_class(data: str) -> str:
+    from hauberk.tables import read_table
+
+    return repr(read_table(data).classes[-1])
 
 
 def _detects(card: dict[str, Any]) -> bool:

@@ -19,7 +19,9 @@ class Data:
     """
 
     name: Annotated[str, tyro.conf.Positional] = ""
-    """Name of a data set; all are listed if there is none."""
+    """Name of a data set, or the description of a table, FILE.toml; all are listed if there is none."""
+    label: str = ""
+    """NAME is a CSV or Parquet file, and this its column with the class: print a description of it to start from."""
     data_dir: Path = Path("data")
     """Folder with the original files."""
     verify: bool = True
@@ -68,22 +70,28 @@ def data(arguments: Sequence[str]) -> int:
     if not options.name:
         rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATA_SETS.items()}
         return _show(rows, options.json, f"Next: {program()} data NAME --data-dir FOLDER checks the files.")
+    if options.label:
+        from hauberk.tables import draft, read_frame
+
+        print(draft(read_frame(Path(options.name)), options.label, options.name), end="")
+        return 0
     if options.download:
         download(options.name, options.data_dir)
     parts: dict[str, Any] = {}
     for split in ("train", "test"):
         source = load_data(options.name, split, options.data_dir, verify=options.verify)
-        counts = source.y.bincount(minlength=DATA_SETS[options.name].classes).tolist()
+        counts = source.y.bincount(minlength=source.classes or 0).tolist()
         parts[split] = {"examples": len(source), "shape": list(source.x.shape[1:]), "per_class": counts}
     if options.json:
         print(json.dumps(parts))
         return 0
-    checked = "checksums right" if options.verify and options.name != "digits" else "not compared with checksums"
+    files = options.name in DATA_SETS and options.name != "digits"
+    checked = "checksums right" if options.verify and files else "not compared with checksums"
     for split, part in parts.items():
         shape = "×".join(map(str, part["shape"]))
         few, many = min(part["per_class"]), max(part["per_class"])
         print(f"{options.name} {split}: {part['examples']:,} of {shape}, {few} to {many} per class, {checked}")
-    where = "" if options.name == "digits" else f" --data-dir {options.data_dir}"
+    where = f" --data-dir {options.data_dir}" if files else ""
     print(f"Next: {program()} train --data {options.name}{where}")
     return 0
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hauberk.cli.parse import key_values, parse, peek, program
-from hauberk.errors import UserError
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
 
@@ -84,22 +83,18 @@ def train(arguments: Sequence[str]) -> int:
 
 def _start(options: Train, settings_source: str) -> "Run":
     from hauberk.crew import crew
-    from hauberk.data import DATA_SETS, channel_statistics, load_data
+    from hauberk.data import load_data
     from hauberk.methods import method
-    from hauberk.models import ModelSpec
-    from hauberk.threat import make_threat
+    from hauberk.tables import usual_network, usual_threat
     from hauberk.training import train as train_model
 
     source = load_data(options.data, "train", options.data_dir, verify=options.verify)
-    if not options.eps and options.norm != "Linf":
-        raise UserError(f"give --eps: there is no usual radius in {options.norm}")
-    threat = make_threat(options.norm, options.eps or DATA_SETS[options.data].eps)
+    threat = usual_threat(options.data, options.norm, options.eps)
     given = {"beta": options.beta, "steps": options.steps, "step_size": options.step_size}
     chosen = {key: value for key, value in given.items() if value is not None} | key_values("--set", options.set)
     how = method(options.method, threat, preset=options.preset, seed=options.settings.seed, **chosen)
-    mean, std = channel_statistics(source) if options.normalize else ((), ())
-    spec = ModelSpec(options.model, tuple(source.x.shape[1:]), DATA_SETS[options.data].classes, mean, std)
-    out = options.out or crew().by_first(lambda: free_folder(Path("runs") / f"{options.data}-{options.method}"))
+    spec = usual_network(options.data, options.model, source, extra=how.extra_outputs, normalize=options.normalize)
+    out = options.out or crew().by_first(lambda: free_folder(Path("runs") / f"{Path(options.data).stem}-{options.method}"))
     if crew().first and not options.quiet:
         print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
         print(f"Settings not given on the command line: {settings_source}")

@@ -48,7 +48,7 @@ def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: b
     """Load a data set.
 
     Args:
-        name: see ``DATA_SETS``.
+        name: see ``DATA_SETS``; or the description of a table, ``FILE.toml`` (see :func:`hauberk.tables.read_table`).
         split: ``"train"`` or ``"test"``.
         folder: where the original files are, directly or in their usual subfolder.
         verify: compare checksums with the original files'.
@@ -59,10 +59,15 @@ def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: b
     Raises:
         UserError: for an unknown name, or files that are missing, damaged or not the original ones.
     """
-    if name not in DATA_SETS:
-        raise unknown_name("data set", name, DATA_SETS)
     if split not in ("train", "test"):
         raise UserError(f"split is 'train' or 'test', not {split!r}")
+    if name.endswith(".toml"):
+        from hauberk.tables import read_table  # which builds on this room
+
+        table = read_table(name)
+        return table.train if split == "train" else table.test
+    if name not in DATA_SETS:
+        raise unknown_name("data set", name, DATA_SETS)
     known = DATA_SETS[name]
     if known.read is None or known.files is None:
         x, y = _digits(split)

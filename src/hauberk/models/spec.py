@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from hauberk.errors import UserError, unknown_name
 from hauberk.models.resnet import preact_resnet18, resnet18
+from hauberk.models.rows import NearestRow
 from hauberk.models.small import mlp, small_cnn
 from hauberk.models.wide_resnet import WideResNet
 
@@ -62,6 +64,8 @@ class ModelSpec:
         classes: number of logits.
         mean: of the input normalisation inside the model; empty for none.
         std: likewise.
+        integers: of a table's row, inputs that take whole values.
+        groups: of a table's row, inputs of each category.
     """
 
     name: str
@@ -69,6 +73,8 @@ class ModelSpec:
     classes: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    integers: tuple[int, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
 
     @property
     def is_from_python(self) -> bool:
@@ -89,7 +95,10 @@ class ModelSpec:
         if self.is_from_python:
             raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
         net = _from_factory(self) if self.imports else _checked_built_in(self)
-        return nn.Sequential(Normalize(self.mean, self.std), net) if self.mean else net
+        before: list[nn.Module] = [NearestRow(self.integers, self.groups)] if self.integers or self.groups else []
+        if self.mean:
+            before.append(Normalize(self.mean, self.std))
+        return nn.Sequential(*before, net) if before else net
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for a JSON card."""
@@ -99,6 +108,8 @@ class ModelSpec:
             "classes": self.classes,
             "mean": list(self.mean),
             "std": list(self.std),
+            "integers": list(self.integers),
+            "groups": [list(group) for group in self.groups],
         }
 
     @classmethod
@@ -110,8 +121,12 @@ class ModelSpec:
         """
         try:
             shape, mean, std = (tuple(map(kind, card[key])) for key, kind in _TUPLES.items())
-            return cls(str(card["name"]), shape, int(card["classes"]), mean, std)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            integers = tuple(map(int, card.get("integers", ())))
+            groups = tuple(tuple(map(int, group)) for group in card.get("groups", ()))
+            if not all(0 <= place < shape[-1] for place in (*integers, *chain(*groups))) or not all(groups):
+                raise ValueError("columns that are not there")
+            return cls(str(card["name"]), shape, int(card["classes"]), mean, std, integers, groups)
+        except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
             raise UserError(f"this card has no readable model ({error})") from error
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
-from hauberk.data import DATA_SETS, Part, Source, labels, load_data, long_tail
+from hauberk.data import Part, Source, labels, load_data, long_tail
 from hauberk.errors import UserError
 from hauberk.evaluation import evaluate
 from hauberk.files import read_json, write_json
 from hauberk.methods import Method, method
-from hauberk.threat import ThreatModel, make_threat
+from hauberk.models import ModelSpec
+from hauberk.tables import usual_network, usual_threat
+from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device, train
 
 EVALUATION = "evaluation.json"
@@ -61,13 +63,18 @@ class Cell:
     @property
     def threat(self) -> ThreatModel:
         """What the adversary may do."""
-        return make_threat(self.norm, self.eps or DATA_SETS[self.data].eps)
+        return usual_threat(self.data, self.norm, self.eps)
 
     @property
     def bound(self) -> Method:
         """The method, bound to the threat model."""
         preset: Any = self.preset  # checked there
         return method(self.method, self.threat, preset=preset, seed=self.seed, **self.choices)
+
+    def network(self, extra: int = 0, verify: bool = True) -> ModelSpec:
+        """Return how to build the network, with ``extra`` outputs besides the classes."""
+        whole = load_data(self.data, "train", self.data_dir, verify=verify)
+        return usual_network(self.data, self.model, whole, extra=extra)
 
     def source(self, split: str, verify: bool = True) -> Source:
         """Load the examples of a split."""
@@ -131,10 +138,11 @@ def train_cell(
     done = folder / "trained.json"
     if done.exists():
         return True
+    bound = how or cell.bound
     trained = train(
-        cell.model,
+        cell.network(bound.extra_outputs, verify),
         cell.source("train", verify),
-        method=how or cell.bound,
+        method=bound,
         out=run,
         resume=(run / "run.json").exists(),
         recipe=cell.recipe,

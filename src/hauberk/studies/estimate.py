@@ -15,7 +15,6 @@ from hauberk.attacks.view import attack_view
 from hauberk.data import fetch_for
 from hauberk.evaluation import find_suite
 from hauberk.methods import Method
-from hauberk.models import ModelSpec
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
 from hauberk.studies.cell import Cell, is_finished
@@ -76,12 +75,11 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
     torch.set_num_threads(threads)
     some = todo[0]
     train_set, test_size = some.source("train"), len(some.source("test"))
-    shape = tuple(train_set.fetch(torch.arange(1))[0].shape[1:])
     training, disk = 0.0, 0
     for cell in {cell.method: cell for cell in todo}.values():
         how, trials = cell.bound, sum(other.method == cell.method for other in todo)
         found = find_published(cell.data, cell.model, cell.method, cell.preset, cell.recipe)
-        spec = ModelSpec(cell.model, shape, (train_set.classes or 2) + how.extra_outputs)
+        spec = cell.network(how.extra_outputs)
         plan = make_plan(spec, how, TrainSettings(**{**found.settings, **cell.settings}), train_set)
         net = spec.build().to(place)
         x, y = fetch_for(net, plan.train, plan.batches(0)[0])

@@ -26,7 +26,8 @@ NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 class ThreatModel:
     """The set an adversarial example must stay in: a ball around the clean input, cut with a box.
 
-    ``S(x) = {x' : ‖(x' - x) / ε‖_p ≤ 1,  low ≤ x' ≤ high,  x'_j = x_j for frozen j}``
+    ``S(x) = {x' : ‖(x' - x) / ε‖_p ≤ 1,  low ≤ x' ≤ high,  x'_j = x_j for frozen j}``, and ``x'_j ≥ x_j`` or ``x'_j ≤ x_j`` for
+    features that can only rise or fall.
 
     With a scalar ε this is the usual ball ``‖x' - x‖_p ≤ ε``. With one ε per feature it is the scaled ball, and
     a feature with ε 0 cannot be changed. Make one with :func:`Linf`, :func:`L2` or :func:`L1`.
@@ -38,6 +39,8 @@ class ThreatModel:
         high: upper bound, likewise.
         frozen: boolean mask that broadcasts to one example, or indices into the flattened example; or None.
         eps_text: ε as it was given, for printing ("8/255").
+        one_way: +1 for features that can only rise, -1 for those that can only fall, 0 for all others; broadcasts to one
+            example; or None.
     """
 
     norm: Norm
@@ -46,6 +49,7 @@ class ThreatModel:
     high: float | Tensor
     frozen: Tensor | None
     eps_text: str
+    one_way: Tensor | None = None
 
     def around(self, x: Tensor) -> Region:
         """Lay the set around clean inputs.
@@ -59,7 +63,12 @@ class ThreatModel:
         Raises:
             UserError: if per-feature ε, bounds or frozen features do not fit the shape of one example.
         """
-        return Region(x, self.norm, self._radius(x), self._fit(self.low, x, "low"), self._fit(self.high, x, "high"))
+        low, high = self._fit(self.low, x, "low"), self._fit(self.high, x, "high")
+        if self.one_way is not None:
+            way = cast(Tensor, self._fit(self.one_way, x, "one_way"))
+            low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
+            low, high = torch.where(way > 0, x, low), torch.where(way < 0, x, high)
+        return Region(x, self.norm, self._radius(x), low, high)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bring points back to the nearest ones inside ``S(x)``. Shapes: (B, ...), (B, ...) -> (B, ...)."""
@@ -85,6 +94,7 @@ class ThreatModel:
             "low": _plain(self.low),
             "high": _plain(self.high),
             "frozen": None if self.frozen is None else _plain(self.frozen),
+            "one_way": None if self.one_way is None else _plain(self.one_way),
         }
 
     def __repr__(self) -> str:
@@ -94,6 +104,8 @@ class ThreatModel:
         if self.frozen is not None:
             count = int(self.frozen.sum()) if self.frozen.dtype == torch.bool else self.frozen.numel()
             notes.append(f"{count} frozen")
+        if self.one_way is not None:
+            notes.append(f"{int((self.one_way != 0).sum())} one-way")
         return f"{self.norm}({', '.join(notes)})"
 
     def _bounds_text(self) -> str:
@@ -128,7 +140,13 @@ class ThreatModel:
         return value.to(device=x.device, dtype=value.dtype if value.dtype == torch.bool else x.dtype)
 
 
-def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Sequence[int] | Tensor | None = None) -> ThreatModel:
+def Linf(
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Sequence[int] | Tensor | None = None,
+    one_way: Sequence[int] | Tensor | None = None,
+) -> ThreatModel:
     """L∞ threat model: every feature may move by at most ε.
 
     Args:
@@ -136,6 +154,7 @@ def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Sequence[int
         low: lower bound of valid inputs, a number or one per feature; ``-inf`` for none.
         high: upper bound, likewise.
         frozen: features that nobody can change: a boolean mask, or indices into the flattened example.
+        one_way: for each feature +1 if it can only rise, -1 if it can only fall, 0 if it can do both.
 
     Raises:
         UserError: if ε is negative or not finite, wider than the box, or the bounds are crossed.
@@ -144,17 +163,29 @@ def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Sequence[int
         >>> Linf("8/255")
         Linf(8/255)
     """
-    return make_threat("Linf", eps, low, high, frozen)
+    return make_threat("Linf", eps, low, high, frozen, one_way)
 
 
-def L2(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Sequence[int] | Tensor | None = None) -> ThreatModel:
+def L2(
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Sequence[int] | Tensor | None = None,
+    one_way: Sequence[int] | Tensor | None = None,
+) -> ThreatModel:
     """L2 threat model: the Euclidean length of the change is at most ε. Arguments as in :func:`Linf`."""
-    return make_threat("L2", eps, low, high, frozen)
+    return make_threat("L2", eps, low, high, frozen, one_way)
 
 
-def L1(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Sequence[int] | Tensor | None = None) -> ThreatModel:
+def L1(
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Sequence[int] | Tensor | None = None,
+    one_way: Sequence[int] | Tensor | None = None,
+) -> ThreatModel:
     """L1 threat model: the absolute changes add up to at most ε. Arguments as in :func:`Linf`."""
-    return make_threat("L1", eps, low, high, frozen)
+    return make_threat("L1", eps, low, high, frozen, one_way)
 
 
 def make_threat(
@@ -163,8 +194,9 @@ def make_threat(
     low: Bound = 0.0,
     high: Bound = 1.0,
     frozen: Sequence[int] | Tensor | None = None,
+    one_way: Sequence[int] | Tensor | None = None,
 ) -> ThreatModel:
-    """Make a threat model from the name of its norm. Arguments as in :func:`Linf`.
+    """Make a threat model from the name of its norm. Other arguments as in :func:`Linf`.
 
     Raises:
         UserError: as :func:`Linf`, and if the norm is unknown.
@@ -187,7 +219,10 @@ def make_threat(
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
         mask = mask.long()
-    return ThreatModel(norm, radius, lower, upper, mask, text)
+    ways = None if one_way is None else torch.as_tensor(one_way)
+    if ways is not None and not bool(torch.isin(ways, torch.tensor([-1, 0, 1])).all()):
+        raise UserError("one_way takes +1, -1 or 0 for each feature")
+    return ThreatModel(norm, radius, lower, upper, mask, text, ways)
 
 
 def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
@@ -198,7 +233,7 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
     """
     try:
         low, high = (_unplain(card[side]) for side in ("low", "high"))
-        return make_threat(card["norm"], _unplain(card["eps"]), low, high, card["frozen"])
+        return make_threat(card["norm"], _unplain(card["eps"]), low, high, card["frozen"], card.get("one_way"))
     except (KeyError, TypeError) as error:
         raise UserError(f"this card has no readable threat model ({error})") from error
 
@@ -249,11 +284,15 @@ def _number_or_tensor(value: Bound | str, name: str) -> float | Tensor:
     return tensor.detach() if tensor.ndim and tensor.numel() > 1 else float(tensor)
 
 
-def _plain(value: float | Tensor) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.tolist()
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
     return value if math.isfinite(value) else str(value)  # JSON has no infinity
 
 
 def _unplain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unplain(one) for one in value]
     return float(value) if value in ("inf", "-inf") else value

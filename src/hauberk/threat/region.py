@@ -23,7 +23,7 @@ class Region:
     Args:
         x: clean inputs, (B, ...).
         norm: of the ball.
-        radius: ε, a float or a tensor that broadcasts to one example; 0 where a feature is frozen.
+        radius: ε, a float or a tensor that broadcasts to one example, or one for each, (B, ...); 0 where a feature is frozen.
         low: lower bound of the box, likewise.
         high: upper bound of the box, likewise.
     """
@@ -53,6 +53,10 @@ class Region:
         whole.x, whole.lower, whole.upper = (
             old.index_copy(0, places, value)
             for old, value in ((self.x, new.x), (self.lower, new.lower), (self.upper, new.upper))
+        )
+        whole.radius, whole.low, whole.high = (
+            old.index_copy(0, places, value) if old.ndim == self.x.ndim else old
+            for old, value in ((self.radius, new.radius), (self.low, new.low), (self.high, new.high))
         )
         return whole
 

@@ -181,7 +181,16 @@ class Trainer:
         row: dict[str, Any] = {"epoch": self.epoch + 1, **seen}
         if len(plan.val):
             at_once = -(-settings.batch_size // self.crew.size)
-            row |= validate(self.judged, plan.val, plan.method, settings.val_steps, settings.seed, at_once, self.crew)
+            row |= validate(
+                self.judged,
+                plan.val,
+                plan.method,
+                settings.val_steps,
+                settings.seed,
+                at_once,
+                self.crew,
+                plan.class_weights,
+            )
             if settings.on_collapse != "ignore":
                 require_robust(row, self.best.get("metrics", {}), len(plan.val))
         row |= {"lr": self._rate(last), "seconds": self.seconds, "examples_per_second": rate}

@@ -1,7 +1,7 @@
 """Validation: clean and PGD accuracy on the part of the training set that is held out to choose the best checkpoint."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
 from hauberk.attacks.steps import Ascent
@@ -13,18 +13,26 @@ from hauberk.noise import Noise
 
 
 def validate(
-    model: nn.Module, source: Source, method: Method, steps: int, seed: int, batch_size: int, crew: Crew
+    model: nn.Module,
+    source: Source,
+    method: Method,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    crew: Crew,
+    class_weights: Tensor | None = None,
 ) -> dict[str, float]:
     """Measure clean accuracy, and accuracy under PGD (ε/4, uniform start, cross-entropy, best point kept).
 
-    Each process looks at its share, ``batch_size`` examples at a time.
+    Each process looks at its share, ``batch_size`` examples at a time. With class weights (C,), an example counts as much as in
+    the loss: otherwise a network that knows only the frequent class could be the best.
 
     Returns:
         ``val_clean_accuracy`` and ``val_robust_accuracy``, shares in [0, 1].
     """
     # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
     attack = Ascent(steps, "eps/4", loss="evade" if method.extra_outputs else "ce")
-    counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
+    sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
     for index in crew.share(torch.arange(len(source))).split(batch_size):
         if not len(index):
             break
@@ -33,6 +41,8 @@ def validate(
         found = ascend(model, x, y, method.threat, attack, seed=Noise(seed, index.to(x.device), stage=-2))
         with attack_view(model) as view, torch.no_grad():
             right = view(x).argmax(1) == y
-        counts += torch.stack([right.sum(), (right & ~found.success).sum()])
-    clean, robust = crew.sum(counts).tolist()
-    return {"val_clean_accuracy": clean / len(source), "val_robust_accuracy": robust / len(source)}
+        weight = torch.ones(len(y), device=y.device) if class_weights is None else class_weights.to(y.device)[y]
+        sums += torch.stack([(weight * right).sum(), (weight * (right & ~found.success)).sum(), weight.sum()])
+    clean, robust, total = crew.sum(sums).tolist()
+    total = total or 1.0  # all weights may be 0
+    return {"val_clean_accuracy": clean / total, "val_robust_accuracy": robust / total}

@@ -1,0 +1,21 @@
+"""Tables: rows of a CSV or Parquet file with a description of what an adversary may change."""
+
+from hauberk.tables.description import Description, Feature, draft, read_description
+from hauberk.tables.risk import Risk, measure_risk
+from hauberk.tables.table import Table, make_table, read_frame, read_table
+from hauberk.tables.usual import usual_network, usual_threat
+
+__all__ = [
+    "Description",
+    "Feature",
+    "Risk",
+    "Table",
+    "draft",
+    "make_table",
+    "measure_risk",
+    "read_description",
+    "read_frame",
+    "read_table",
+    "usual_network",
+    "usual_threat",
+]

@@ -1,0 +1,128 @@
+"""What errors on two classes cost, with and without an attack: recall, AUC, cost."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.attacks import attack_view, logit_margin, pgd
+from hauberk.data import as_source, fetch_for
+from hauberk.errors import UserError
+from hauberk.threat import ThreatModel
+
+_AT_ONCE = 1000
+_STARTS, _STEPS = 3, 50
+
+
+@dataclass(frozen=True)
+class Risk:
+    """Numbers of a classifier of two classes, each without an attack and, with ``_attacked``, under one.
+
+    Attributes:
+        n: examples.
+        positives: share of the class of interest.
+        recall: share of that class which is recognised.
+        precision: share of alarms that are right; NaN where there are none.
+        auc: area under the ROC curve: how probable it is that one of the class of interest has the larger score.
+        cost: mean cost of an example, given what a miss and a false alarm cost.
+    """
+
+    n: int
+    positives: float
+    recall: float
+    recall_attacked: float
+    precision: float
+    precision_attacked: float
+    auc: float
+    auc_attacked: float
+    cost: float
+    cost_attacked: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return plain types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        def pair(name: str, scale: float = 1.0) -> str:
+            return f"{scale * getattr(self, name):.3g} -> {scale * getattr(self, f'{name}_attacked'):.3g}"
+
+        return (
+            f"recall {pair('recall', 100)} %, precision {pair('precision', 100)} %, AUC {pair('auc')}, "
+            f"cost {pair('cost')} an example (clean -> attacked, {self.n:,} examples, {100 * self.positives:.1f} % positive)"
+        )
+
+
+def measure_risk(
+    model: nn.Module,
+    test_set: Any,
+    *,
+    threat: ThreatModel,
+    miss: float = 1.0,
+    false_alarm: float = 1.0,
+    seed: int = 0,
+) -> Risk:
+    """Measure recall, precision, AUC and cost of a classifier of two classes; class 1 is the one of interest.
+
+    Every example is moved towards the other class: the score of class 1 down where the label is 1, up where it is 0, by
+    PGD-50 on the margin (steps of ε/10) from 3 starts, of which the worst point counts. Like any attack it is a bound: a
+    stronger one may do more harm. AUC under attack supposes that all examples of both classes are attacked.
+
+    Args:
+        model: classifier from inputs (B, ...) to logits (B, 2), on the device to use; unchanged afterwards.
+        test_set: as for :func:`hauberk.evaluate`.
+        threat: what the adversary may do.
+        miss: cost of an example of class 1 that is taken for class 0.
+        false_alarm: cost of one of class 0 that is taken for class 1.
+        seed: of the random starts.
+
+    Raises:
+        UserError: if the model or the labels know other than two classes, or only one is there.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    source = as_source(test_set)
+    parts = []
+    with attack_view(model) as view:
+        for k, index in enumerate(torch.arange(len(source)).split(_AT_ONCE)):
+            x, y = fetch_for(model, source, index)
+            parts.append((*_margins(view, x, y, threat, seed + 1000 * k), y))
+    clean, attacked, y = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    if int(y.max()) != 1 or int(y.min()) != 0:
+        raise UserError("risk is measured of two classes, 0 and 1, and both must be there")
+    side = 2 * y - 1  # a margin is how much the label's score is above the other's
+    return Risk(
+        n=len(y),
+        positives=float(y.double().mean()),
+        **{
+            f"{name}{end}": value
+            for end, margin in (("", clean), ("_attacked", attacked))
+            for name, value in _rates(margin, y, miss, false_alarm).items()
+        },
+        auc=float(roc_auc_score(y.numpy(), (side * clean).numpy())),
+        auc_attacked=float(roc_auc_score(y.numpy(), (side * attacked).numpy())),
+    )
+
+
+def _margins(view: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        logits = view(x)
+        if logits.shape[1] != 2:
+            raise UserError(f"risk is measured of two classes, this model has {logits.shape[1]}")
+        clean = logit_margin(logits, y)
+    worst = clean
+    for start in range(_STARTS):
+        moved = pgd(view, x, y, threat, steps=_STEPS, step_size="eps/10", loss="cw", confidence=1e30, seed=seed + start)
+        with torch.no_grad():
+            worst = torch.minimum(worst, logit_margin(view(moved.x_adv), y))
+    return clean, worst
+
+
+def _rates(margin: Tensor, y: Tensor, miss: float, false_alarm: float) -> dict[str, float]:
+    right = margin > 0
+    hits, misses, alarms = (int(some.sum()) for some in ((y == 1) & right, (y == 1) & ~right, (y == 0) & ~right))
+    return {
+        "recall": hits / (hits + misses),
+        "precision": hits / (hits + alarms) if hits + alarms else float("nan"),
+        "cost": (miss * misses + false_alarm * alarms) / len(y),
+    }
