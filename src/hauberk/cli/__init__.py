@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure clean and robust accuracy of a trained model"),
     "compare": ("compare", "train several methods with several seeds and set them side by side"),
     "study": ("study", "repeat an experiment of the papers: table, picture, and whether it agrees"),
+    "report": ("report", "one HTML file with pictures of a run, an evaluation, a comparison or studies"),
     "data": ("lists", "list data sets, check their files, download them"),
     "methods": ("lists", "list training methods, explain one"),
     "attacks": ("lists", "list attacks, and the suites that evaluations run"),

@@ -84,6 +84,19 @@ class Comparison:
             "published": {method: list(numbers) for method, numbers in self.published.items()},
         }
 
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Comparison":
+        """Read what :meth:`to_dict` returned."""
+        return cls(
+            about=stored["about"],
+            methods=tuple(stored["methods"]),
+            seeds=tuple(stored["seeds"]),
+            columns=tuple(stored["columns"]),
+            values={(m, c): tuple(values) for m, columns in stored["values"].items() for c, values in columns.items()},
+            doubts=stored["doubts"],
+            published={m: tuple((mean, std) for mean, std in numbers) for m, numbers in stored["published"].items()},
+        )
+
 
 def holm(raw: dict[str, float]) -> dict[str, float]:
     """Adjust p-values for being several (Holm 1979); NaN stays."""

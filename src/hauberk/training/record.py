@@ -24,10 +24,7 @@ class Record:
         """Read back the first ``epochs`` rows; later ones, of an epoch that will run again, are dropped."""
         if self._path is None or not self._path.exists():
             return
-        try:
-            self.rows = [json.loads(line) for line in self._path.read_text().splitlines()[:epochs]]
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self._path}: {error}") from error
+        self.rows = read_rows(self._path)[:epochs]
 
     def add(self, row: dict[str, Any]) -> None:
         """Append the row of an epoch.
@@ -48,6 +45,18 @@ class Record:
         """Close the TensorBoard file, if there is one."""
         if self._board is not None:
             self._board.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the metrics of a run.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _tensorboard(folder: Path) -> Any:

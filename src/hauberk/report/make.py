@@ -1,0 +1,114 @@
+"""From a folder to a report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hauberk.errors import UserError
+from hauberk.files import FOREIGN, read_json
+from hauberk.report import charts, comparison, evaluation, run, study
+from hauberk.report.blocks import Code, Page, Section
+from hauberk.report.page import write_figures, write_page
+from hauberk.report.pictures import pictures
+from hauberk.training.record import read_rows
+
+_STRENGTH = ("plus", "standard", "papers", "rand", "custom", "quick")  # suites, the strongest first
+
+
+def make_report(target: Path, out: Path | None = None, figures: Path | None = None) -> Path:
+    """Write a report of a run, an evaluation, a comparison or a study.
+
+    Args:
+        target: its folder, or the JSON file of an evaluation or a study.
+        out: the HTML file; by default ``report.html`` beside or in the target.
+        figures: folder for every picture as PNG, SVG and PDF and every table as Markdown, LaTeX and CSV; none by default.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        UserError: if the target is nothing that can be reported on or is damaged, a file cannot be written, or matplotlib is
+            not installed.
+    """
+    charts.require_matplotlib()
+    try:
+        page = _page(target)
+    except UserError:
+        raise
+    except FOREIGN as error:
+        raise UserError(f"{target} is damaged: {' '.join(str(error).split())[:200]}") from error
+    written = out or (target if target.is_dir() else target.parent) / "report.html"
+    write_page(page, written)
+    if figures is not None:
+        write_figures(page, figures)
+    return written
+
+
+def _page(target: Path) -> Page:
+    if target.is_file():
+        found = read_json(target)
+        return _of_study([found]) if "claim" in found else _of_evaluation(found, target)
+    if (target / "run.json").exists():
+        return _of_run(target)
+    if (target / "comparison.json").exists():
+        return comparison.page(read_json(target / "comparison.json"))
+    if (target / "evaluation.json").exists():
+        return _of_evaluation(read_json(target / "evaluation.json"), target)
+    if found_studies := [read_json(path) for path in sorted(target.glob("*.json")) if "claim" in read_json(path)]:
+        return _of_study(found_studies)
+    raise UserError(f"{target} holds no run, evaluation, comparison or study to report on")
+
+
+def _of_evaluation(found: dict[str, Any], where: Path) -> Page:
+    again = Section(
+        "Do it again", [Code(f"hauberk evaluate MODEL --suite {found['suite']} --seed {found['provenance']['seed']}")]
+    )
+    parts = [*evaluation.sections(found, "evaluation"), again]
+    return Page(f"Evaluation, {found['suite']}", str(where), evaluation.facts(found), evaluation.notices(found), parts)
+
+
+def _of_run(folder: Path) -> Page:
+    card, plan = read_json(folder / "best.json"), read_json(folder / "run.json")
+    rows = read_rows(folder / "metrics.jsonl")
+    paths = sorted(folder.glob("evaluations/*/evaluation.json"))
+    evaluations = sorted((read_json(path) for path in paths), key=_strength)
+    about = f"{card['data']['name']}, {card['model']['name']}, ε {card['threat']['eps']} in {card['threat']['norm']}"
+    headline = evaluation.facts(evaluations[0]) if evaluations else run.facts(card, rows)
+    warnings = [notice for found in evaluations[:1] for notice in evaluation.notices(found)]
+    warnings += run.notices(rows, plan["settings"]["epochs"])
+    parts: list[Section] = []
+    if evaluations:
+        parts += evaluation.sections(evaluations[0], "evaluation")
+    parts += [pictures(folder, card), *run.sections(rows), _reproduce(folder, plan, evaluations)]
+    return Page(f"{plan['method']['name']} on {card['data']['name']}", about, headline, warnings, parts)
+
+
+def _of_study(found: Sequence[dict[str, Any]]) -> Page:
+    return study.page(found)
+
+
+def _strength(found: dict[str, Any]) -> tuple[int, int]:
+    suite = found["suite"]
+    return (_STRENGTH.index(suite) if suite in _STRENGTH else len(_STRENGTH), -found["n"])
+
+
+def _reproduce(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> Section:
+    method, settings = dict(plan["method"]), plan["settings"]
+    name, seed, preset = method.pop("name"), method.pop("seed", 0), method.pop("preset", "paper")
+    options = [f"--{key.replace('_', '-')} {_option(value)}" for key, value in settings.items() if key in _ASKED]
+    chosen = [f"{key}={value}" for key, value in method.items() if key not in ("precision", "compiled")]
+    command = (
+        f"hauberk train --data {plan['data']['name']} --model {plan['model']['name']} --method {name} --preset {preset} "
+        f"--eps {_option(plan['threat']['eps'])} --norm {plan['threat']['norm']} --seed {seed} {' '.join(options)}"
+    )
+    lines = [command + (f" --set {' '.join(chosen)}" if chosen else "")]
+    lines += [f"hauberk evaluate {folder} --suite {found['suite']}" for found in evaluations if found["suite"] in _STRENGTH[:4]]
+    versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
+    return Section("Do it again", [Code("\n".join(lines)), Code(versions)])
+
+
+_ASKED = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "eps_warmup", "ema", "val_size", "threads")
+
+
+def _option(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,192 @@
+"""The report: what it says is what was measured, it needs no network, and a browser shows it at any width, light and dark."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+import hauberk as hb
+from hauberk.cli import main
+from hauberk.studies import Cell, Setting, collect, find_study, run_cell
+
+BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, digits):
+    """A run with its evaluation, a comparison and a study, each with its report."""
+    folder = tmp_path_factory.mktemp("report")
+    options = {"epochs": 4, "threads": 1, "quiet": True, "lr": 0.05, "milestones": (0.5,), "schedule": "steps"}
+    method = hb.method("mail-at", hb.Linf(0.1), burn_in=1)
+    run = hb.train("small-cnn", digits["train"], method=method, out=folder / "run", **options)
+    small = hb.data.Arrays(digits["test"].x[:60], digits["test"].y[:60], 10, "digits")
+    for suite in ("quick", "papers"):
+        where = folder / "run" / "evaluations" / suite
+        hb.evaluate(run.model, small, threat=hb.Linf(0.1), suite=suite, out=where, quiet=True)
+    cells = [
+        Cell(m, s, train_size=200, test_size=30, suite="quick", settings={"epochs": 1})
+        for m in ("at", "trades")
+        for s in (0, 1)
+    ]
+    for cell in cells:
+        run_cell(cell, folder / "compare", threads=1)
+    (folder / "compare" / "comparison.json").write_text(json.dumps(collect(cells, folder / "compare").to_dict()))
+    study = find_study("saliency")
+    found = study.run(Setting(Cell("at", 0, train_size=200, test_size=30, settings={"epochs": 1}), folder / "study", threads=1))
+    found.save(folder / "study", study.draw)
+    for target in ("run", "compare", "study"):
+        assert main(["report", str(folder / target), "--figures", str(folder / f"{target}-figures")]) == 0
+    return folder
+
+
+class Outline(HTMLParser):
+    """Collects what a page links to and how it is built."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.links, self.loads, self.headings, self.unnamed = [], [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        have = dict(attributes)
+        self.ids += [have["id"]] if "id" in have else []
+        self.links += [have["href"]] if tag == "a" else []
+        self.loads += [v for k, v in have.items() if k in ("src", "href", "xlink:href") and not v.startswith(("#", "data:"))]
+        self.headings += [int(tag[1])] if re.fullmatch("h[1-6]", tag) else []
+        if have.get("role") in ("img", "region") and not have.get("aria-label"):
+            self.unnamed.append(tag)
+        if tag == "th" and "scope" not in have:
+            self.unnamed.append(tag)
+
+
+@pytest.mark.parametrize("target", ["run", "compare", "study"])
+def test_a_report_is_one_file_that_needs_nothing(home, target):
+    html = (home / target / "report.html").read_text()
+    page = Outline()
+    page.feed(html)
+    assert page.loads == []
+    assert "<script" not in html
+    assert not re.findall(r"@import|url\((?!#)", html)
+    assert len(page.ids) == len(set(page.ids)), "ids are there twice"
+    assert all(link[1:] in page.ids for link in page.links)
+    assert page.headings[0] == 1
+    assert set(page.headings[1:]) == {2}
+    assert page.unnamed == []
+    assert len(html) < 3_000_000
+
+
+def test_the_headline_is_the_strongest_evaluation(home):
+    html = " ".join((home / "run" / "report.html").read_text().split())
+    found = json.loads((home / "run" / "evaluations" / "papers" / "evaluation.json").read_text())
+    assert f'<dd class="value">{100 * found["robust_accuracy"]:.1f} %</dd>' in html
+    assert "95 % interval" in html
+    wrong = sum(example["broken_by"] == "clean" for example in found["examples"])
+    assert wrong > 1
+    assert f"wrong without an attack</th><td>{wrong}</td>" in re.sub("> +<", "><", html)
+    for heading in (
+        "Attacks",
+        "Robust accuracy against ε",
+        "Classes",
+        "Can it be believed?",
+        "Training",
+        "Weights",
+        "Examples",
+    ):
+        assert f">{heading}</h2>" in html
+    assert "hauberk train --data digits --model small-cnn --method mail-at" in html
+
+
+def test_warnings_come_before_numbers(home, tmp_path):
+    found = json.loads((home / "run" / "evaluations" / "quick" / "evaluation.json").read_text())
+    found["diagnostics"][0] |= {"verdict": "warning", "measured": "<b>odd</b>", "advice": "Look."}
+    found["diagnostics"][1] |= {"verdict": "invalid", "measured": "masked", "advice": "Do not believe it."}
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    assert main(["report", str(tmp_path / "evaluation.json")]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "(INVALID)" in html
+    assert html.index('class="notice invalid"') < html.index('class="notice warning"') < html.index('class="facts"')
+    assert "&lt;b&gt;odd" in html
+
+
+def test_pictures_and_tables_come_as_files_for_papers(home):
+    for target, name in (("run", "accuracy"), ("compare", "compare-clean"), ("study", "saliency")):
+        folder = home / f"{target}-figures"
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert "<svg" in (folder / f"{name}.svg").read_text()
+    table = home / "compare-figures" / "comparison"
+    assert len(table.with_suffix(".csv").read_text().splitlines()) == 3
+    assert r"\toprule" in table.with_suffix(".tex").read_text()
+    assert r"fgsm, \%" in table.with_suffix(".tex").read_text()
+    assert table.with_suffix(".md").read_text().startswith("| method |")
+
+
+def test_what_cannot_be_reported_on_is_said_in_a_line(tmp_path, home, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    (tmp_path / "comparison.json").write_text('{"about": 3}')
+    assert main(["report", str(tmp_path)]) == 2
+    assert "damaged" in capsys.readouterr().err
+    (tmp_path / "evaluation.json").write_text('{"suite": "quick"}')
+    assert main(["report", str(tmp_path / "evaluation.json")]) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("target", ["run", "compare", "study"])
+def test_a_browser_shows_it_at_any_width_light_and_dark(home, target):
+    api = pytest.importorskip("playwright.sync_api")
+    problems, asked = [], []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
+        for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
+            page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+            page.on("console", lambda message: problems.append(message.text))
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.on("request", lambda request: asked.append(request.url))
+            page.goto((home / target / "report.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+            check_colours(page, scheme)
+            assert all(box["width"] > 150 for f in page.query_selector_all("figure") if (box := f.bounding_box()))
+            check_keyboard(page)
+            page.close()
+        browser.close()
+    assert problems == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+def check_colours(page, scheme):
+    back, ink = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    assert (brightness(back) > brightness(ink)) == (scheme == "light")
+    assert contrast(back, ink) > 7
+    for text in page.query_selector_all("figure svg text")[:20]:  # words in pictures follow the page
+        assert contrast(back, text.evaluate("e => getComputedStyle(e).fill")) > 4.5
+    for soft in page.query_selector_all("figcaption, caption, .about, a, .note")[:20]:
+        assert contrast(back, soft.evaluate("e => getComputedStyle(e).color")) > 4.5
+
+
+def check_keyboard(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#main")
+    for details in page.query_selector_all("details")[:2]:
+        details.query_selector("summary").focus()
+        page.keyboard.press("Enter")
+        assert details.get_attribute("open") is not None
+        assert details.query_selector("table").is_visible()
+
+
+def brightness(colour):
+    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    """WCAG's contrast ratio of two colours as the browser writes them."""
+    high, low = sorted((brightness(one), brightness(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
