@@ -16,6 +16,8 @@ from scipy.stats import ttest_rel
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.files import read_json
+from hauberk.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
+from hauberk.settings import TrainSettings
 from hauberk.studies import (
     Cell,
     Comparison,
@@ -31,6 +33,7 @@ from hauberk.studies import (
 )
 from hauberk.studies.comparison import holm
 from hauberk.studies.papers import MAIL
+from hauberk.training.schedule import first_drop
 
 QUICK = {
     "train_size": 128,
@@ -196,3 +199,61 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "2/2" in done.stdout
+
+
+def test_methods_with_settings_of_their_own(tmp_path, capsys):
+    words = ["--trials", "1", "--train-size", "128", "--test-size", "20", "--suite", "quick", "--epochs", "1", "--jobs", "1"]
+    out = ["--out", str(tmp_path), "--quiet", "--threads", "1"]
+    assert main(["compare", "--methods", "trades:beta=1;steps=1,trades:beta=6;steps=1", *words, *out]) == 0
+    assert (tmp_path / "trades beta=1 steps=1" / "seed-0" / "evaluation.json").exists()
+    stored = read_json(tmp_path / "comparison.json")
+    assert stored["methods"] == ["trades beta=1 steps=1", "trades beta=6 steps=1"]
+    assert read_json(tmp_path / "trades beta=6 steps=1" / "seed-0" / "cell.json")["choices"] == {"beta": 6, "steps": 1}
+    capsys.readouterr()
+    assert main(["compare", "--methods", "trades:bta=1", *words, *out]) == 2
+    assert "did you mean 'beta'" in capsys.readouterr().err
+    assert main(["compare", "table9"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PAPER_TABLES)
+def test_a_table_has_the_papers_settings(name):
+    table = PAPER_TABLES[name]
+    settings = TrainSettings(**table_settings(table, table.data, table.model))
+    assert settings.schedule == "steps"
+    wide = table.model.startswith("wrn")
+    assert (settings.lr, settings.weight_decay) == ((0.1, 7e-4) if wide else (0.01, 3.5e-3))
+    assert settings.epochs == (120 if table.as_mart else 100)
+    for _, method, pairs in parse_methods(table.methods):
+        hb.method(method, hb.Linf("8/255"), **pairs)
+    assert len({label for label, _, _ in parse_methods(table.methods)}) == {"table1": 9, "table2": 8, "table3": 8}.get(name, 6)
+
+
+def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():
+    whole = TrainSettings(**table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18"))
+    small, train, test = shrunk(whole, 0.01, 50_000, 10_000)
+    assert (small.epochs, train, test) == (10, 5000, 1000)
+    assert first_drop(whole) == 74
+    assert first_drop(small) == pytest.approx(7.4, abs=0.7)
+    assert shrunk(whole, 1.0, 50_000, 10_000) == (whole, 0, 0)
+    for wrong in (0.0, 1.5):
+        with pytest.raises(hb.UserError, match="share"):
+            shrunk(whole, wrong, 50_000, 10_000)
+
+
+@pytest.mark.parametrize("name", ["table1", "mart-white-box", "mart-black-box"])
+def test_a_table_on_digits(name, tmp_path, capsys):
+    words = ["--data", "digits", "--model", "small-cnn", "--budget", "0.02", "--trials", "1", "--jobs", "1", "--threads", "1"]
+    few = {"table1": "gairat,mail-at:measure=pm-nat", "mart-white-box": "at,mma", "mart-black-box": "at,mart"}[name]
+    words += ["--methods", few, "--test-size", "20", "--out", str(tmp_path), "--quiet"]
+    assert main(["compare", name, *words]) == 0
+    found = read_json(tmp_path / "comparison.json")
+    assert "epochs" in found["about"]
+    if name == "mart-black-box":
+        assert found["columns"][:4] == ["clean", "transfer-fgsm", "pgd-20", "transfer-pgd-20"]
+        assert (tmp_path / "surrogate" / "standard" / "seed-1000" / "run" / "best.safetensors").exists()
+        for method in found["methods"]:  # perturbations of another network harm a network less than its own
+            assert found["values"][method]["transfer-pgd-20"] >= found["values"][method]["pgd-20"]
+    assert main(["report", str(tmp_path)]) == 0
+    assert main(["compare", name, *words, "--dry-run"]) == 0
+    assert "0 of" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 import hauberk as hb
 from hauberk.cli import main
@@ -20,6 +21,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 def home(tmp_path_factory, digits):
     """A run with its evaluation, a comparison and a study, each with its report."""
     folder = tmp_path_factory.mktemp("report")
+    torch.set_num_threads(1)  # fixtures of a module run before those of a test
     options = {"epochs": 4, "threads": 1, "quiet": True, "lr": 0.05, "milestones": (0.5,), "schedule": "steps"}
     method = hb.method("mail-at", hb.Linf(0.1), burn_in=1)
     run = hb.train("small-cnn", digits["train"], method=method, out=folder / "run", **options)

@@ -128,6 +128,11 @@ PRESETS: dict[str, Preset] = {
     "fab-5": Preset(Fab(targeted=False, restarts=5), "AutoAttack plus: untargeted FAB, 5 restarts"),
     "random-100": Preset(RandomSearch(100), "100 random points: a check that gradients find more"),
     "random-10000": Preset(RandomSearch(10_000), "10,000 random points, as Carlini et al. 2019 advise"),
+    "transfer-fgsm": Preset(Transfer(Ascent(1, "eps", "clean")), "MART black box: FGSM on a surrogate, tried here"),
+    "transfer-cw-20": Preset(
+        Transfer(Ascent(20, "eps/10", loss="cw", confidence=50.0)),
+        "MART black box: margin, κ 50, 20 steps of ε/10 on a surrogate, its last point tried here",
+    ),
     "transfer-pgd-20": Preset(
         Transfer(Ascent(20, "eps/10")), "TRADES, MART black box: PGD-20 of ε/10 on a surrogate, its last point tried here"
     ),

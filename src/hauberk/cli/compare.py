@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from hauberk.cli.parse import given_settings, key_values, parse, peek, program
-from hauberk.errors import UserError
+from hauberk.errors import UserError, unknown_name
+from hauberk.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_settings
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
 
@@ -20,13 +23,19 @@ class Compare:
     """Train methods with several seeds each, evaluate them, and set them side by side: the MAIL paper's Table 2 for any data.
 
     Example: hauberk compare --methods at,trades,mart,mail-trades --trials 5 --data digits
+    Example: hauberk compare table2 --data-dir ~/data --budget 0.01 --trials 1
 
     Finished runs are never made again: the same command goes on where it was stopped, and more methods or trials may be
     added to it.
     """
 
+    table: Annotated[str, tyro.conf.Positional] = ""
+    """A table of the papers, with its methods, data, network, settings and attacks: table1, table2, table3 (MAIL),
+    mart-white-box, mart-black-box."""
+    budget: float = 1.0
+    """Share of each training's passes to make: its root is the share of the epochs and of the examples."""
     methods: str = "at,trades,mart,fat,at+awp,gairat,mail-at,mail-trades"
-    """Names, with commas between them; differences are to the first."""
+    """Names, with commas between them, perhaps with settings: at,trades:beta=1;steps=5. Differences are to the first."""
     trials: int = 5
     """Seeds of each method, from --seed on."""
     data: str = "digits"
@@ -70,18 +79,19 @@ class Compare:
 
 def compare(arguments: Sequence[str]) -> int:
     """Run the command."""
-    names = {"--data": "digits", "--model": "small-cnn", "--recipe": "published"}
-    data, model, recipe = (peek(arguments, option, usual) for option, usual in names.items())
-    published = find_published(data, model, recipe=recipe)
-    default = Compare(settings=TrainSettings(**published.settings))
+    default = _default(arguments)
     options = parse(Compare, "compare", arguments, default)
+    if options.table and options.table not in PAPER_TABLES:
+        raise unknown_name("table", options.table, PAPER_TABLES)
     from rich.console import Console
 
     from hauberk.files import write_atomically, write_json
     from hauberk.studies import as_csv, as_latex, as_markdown, collect, estimate, rich_table, run_cells, run_on_slurm
+    from hauberk.studies.cell import train_cell
 
-    cells = _cells(options, default.settings)
-    out = options.out or Path("runs") / f"compare-{options.data}-{options.model}"
+    kind = options.table or "compare"
+    out = options.out or Path("runs") / f"{kind}-{Path(options.data).stem}-{options.model}"
+    cells = _cells(options, default.settings, out)
     jobs, device = options.jobs or _places(), options.settings.device
     threads = options.settings.threads or max(1, (os.cpu_count() or 1) // jobs)
     if options.dry_run:
@@ -91,13 +101,16 @@ def compare(arguments: Sequence[str]) -> int:
         submitted = run_on_slurm(cells, out, settings=key_values("--slurm", options.slurm), verify=options.verify)
         print(f"Submitted {len(submitted)} runs; the same command without --slurm prints the table when they are done")
         return 0
+    if cells[0].surrogate and not train_cell(_surrogate(cells[0]), out / "surrogate", device, verify=options.verify):
+        print("Not finished; the same command goes on")
+        return 1
     done = 0
 
     def told(cell: "Cell", what: str) -> None:
         nonlocal done
         done += 1
         if not options.quiet:
-            print(f"{done}/{len(cells)} {cell.method} seed {cell.seed}: {what}", flush=True)
+            print(f"{done}/{len(cells)} {cell.name} seed {cell.seed}: {what}", flush=True)
 
     if not run_cells(cells, out, jobs=jobs, threads=threads, device=device, verify=options.verify, told=told):
         print("Not finished; the same command goes on")
@@ -110,29 +123,56 @@ def compare(arguments: Sequence[str]) -> int:
     write_json(out / "comparison.json", found.to_dict())
     for ending, text in {"md": as_markdown(found), "tex": as_latex(found), "csv": as_csv(found)}.items():
         write_atomically(out / f"comparison.{ending}", text.encode())
-    print(f"Also in {out} as comparison.json, .md, .tex and .csv. Next: {program()} evaluate {cells[0].folder(out) / 'run'}")
+    print(f"Also in {out} as comparison.json, .md, .tex and .csv. Next: {program()} report {out}")
     return 0
 
 
-def _cells(options: Compare, default: TrainSettings) -> "list[Cell]":
+def _default(arguments: Sequence[str]) -> Compare:
+    """What is used where the command line says nothing: the table's, or what fits data and network."""
+    table = PAPER_TABLES.get(arguments[0] if arguments else "")
+    data = peek(arguments, "--data", table.data if table else "digits")
+    model = peek(arguments, "--model", table.model if table else "small-cnn")
+    recipe = peek(arguments, "--recipe", "published")
+    settings = table_settings(table, data, model) if table else find_published(data, model, recipe=recipe).settings
+    methods = table.methods if table else Compare.methods
+    return Compare(data=data, model=model, methods=methods, settings=TrainSettings(**settings))
+
+
+def _cells(options: Compare, default: TrainSettings, out: Path) -> "list[Cell]":
+    from hauberk.data import load_data
     from hauberk.methods import method
     from hauberk.studies import Cell
 
-    methods = [name.strip() for name in options.methods.split(",") if name.strip()]
-    if not methods or options.trials < 1:
-        raise UserError("--methods needs a name at least, --trials a positive number")
-    changed = given_settings(options.settings, default)
-    choices: dict[str, Any] = key_values("--set", options.set)
-    common = ("data", "model", "norm", "eps", "preset", "recipe", "train_size", "test_size", "suite")
-    same = {name: getattr(options, name) for name in common} | {"data_dir": str(options.data_dir)}
+    if options.trials < 1:
+        raise UserError("--trials needs a positive number")
+    table = PAPER_TABLES.get(options.table)
+    usual = TrainSettings(**find_published(options.data, options.model, recipe=options.recipe).settings)
+    changed = given_settings(options.settings, default if table is None else usual)
+    train_size, test_size = options.train_size, options.test_size
+    if options.budget != 1:
+        sizes = (len(load_data(options.data, split, options.data_dir, verify=False)) for split in ("train", "test"))
+        small, train, test = shrunk(options.settings, options.budget, *sizes)
+        changed |= {"epochs": small.epochs, "milestones": small.milestones}
+        train_size, test_size = train_size or train, test_size or test
+    common = ("data", "model", "norm", "eps", "preset", "recipe", "suite")
+    same: dict[str, Any] = {name: getattr(options, name) for name in common} | {"data_dir": str(options.data_dir)}
+    same |= {"train_size": train_size, "test_size": test_size, "settings": changed, "attacks": table.attacks if table else ()}
     first = options.settings.seed
-    for name in methods:  # refuses now what a run would refuse later
-        method(name, Cell(method=name, seed=first, **same).threat, preset=options.preset, **choices)
-    return [
-        Cell(method=name, seed=seed, settings=changed, choices=choices, **same)
-        for seed in range(first, first + options.trials)  # a table of all methods as early as possible
-        for name in dict.fromkeys(methods)
-    ]
+    if table and table.black_box:
+        named = _surrogate(Cell(SURROGATE, first, **same))
+        same["surrogate"] = str(named.folder(out / "surrogate") / "run")
+    rows = []
+    for label, name, pairs in parse_methods(options.methods):
+        choices = key_values("--set", options.set) | key_values("--methods", tuple(f"{k}={v}" for k, v in pairs.items()))
+        rows.append(Cell(method=name, seed=first, choices=choices, label=label if pairs else "", **same))
+        method(name, rows[-1].threat, preset=options.preset, **choices)  # refuses now what a run would refuse later
+    # A table of all methods as early as possible.
+    return [replace(row, seed=seed) for seed in range(first, first + options.trials) for row in rows]
+
+
+def _surrogate(cell: "Cell") -> "Cell":
+    """What black-box attacks are crafted on: a network trained without an attack, with a seed that no other has."""
+    return replace(cell, method=SURROGATE, seed=cell.seed + 1000, choices={}, label="", surrogate="", attacks=())
 
 
 def _places() -> int:

@@ -20,6 +20,7 @@ from hauberk.training import load, pick_device, train
 
 EVALUATION = "evaluation.json"
 _CELL = "cell.json"
+_PLACES = ("data_dir", "surrogate")  # may differ where a folder was moved
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Cell:
         test_size: test examples, the first ones; 0 for all.
         imbalance: how many times more training examples the first class keeps than the last; 1 leaves them as they are.
         suite: of the evaluation.
+        attacks: of the evaluation, instead of a suite.
+        surrogate: folder of the run that transfer attacks are crafted on; empty for none.
+        label: what it is called in a table and in the folder; empty for the method.
         settings: fields of ``TrainSettings``.
         choices: settings of the method.
     """
@@ -57,6 +61,9 @@ class Cell:
     test_size: int = 0
     imbalance: float = 1.0
     suite: str = "papers"
+    attacks: tuple[str, ...] = ()
+    surrogate: str = ""
+    label: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, Any] = field(default_factory=dict)
 
@@ -85,7 +92,12 @@ class Cell:
 
     def folder(self, out: Path) -> Path:
         """Where it is kept, below the folder of the study."""
-        return out / self.method / f"seed-{self.seed}"
+        return out / self.name.replace("/", ":") / f"seed-{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.label or self.method
 
 
 def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, verify: bool = True) -> bool:
@@ -116,6 +128,8 @@ def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, veri
         cell.source("test", verify),
         threat=cell.threat,
         suite=cell.suite,
+        attacks=cell.attacks,
+        surrogate=load(cell.surrogate, device=pick_device(device)) if cell.surrogate else None,
         seed=cell.seed,
         detects=cell.bound.extra_outputs > 0,
         out=folder / "evaluation",
@@ -175,5 +189,5 @@ def _claim(folder: Path, cell: Cell) -> None:
         return
     there = read_json(path)
     for key, value in now.items():
-        if key != "data_dir" and there.get(key) != value:
+        if key not in _PLACES and there.get(key) != value:
             raise UserError(f"{folder} was made with {key} = {there.get(key)!r}, not {value!r}; choose another folder by --out")

@@ -119,12 +119,12 @@ def collect(cells: Sequence[Cell], out: Path) -> Comparison:
     Raises:
         UserError: if one is not finished, or cannot be read.
     """
-    methods, seeds = tuple(dict.fromkeys(c.method for c in cells)), tuple(dict.fromkeys(c.seed for c in cells))
-    found = {(cell.method, cell.seed): read_json(cell.folder(out) / EVALUATION) for cell in cells}
+    methods, seeds = tuple(dict.fromkeys(c.name for c in cells)), tuple(dict.fromkeys(c.seed for c in cells))
+    found = {(cell.name, cell.seed): read_json(cell.folder(out) / EVALUATION) for cell in cells}
     first = next(iter(found.values()))
     try:
         names = (CLEAN, *first["by_attack"], *([] if "autoattack" in first["by_attack"] else [WORST]))
-        columns = tuple(_PAPER) if cells[0].suite == "papers" else names
+        columns = tuple(_PAPER) if cells[0].suite == "papers" and not cells[0].attacks else names
         values = {
             (method, column): tuple(100 * _share(found[method, seed], column) for seed in seeds)
             for method in methods
@@ -135,6 +135,7 @@ def collect(cells: Sequence[Cell], out: Path) -> Comparison:
         raise UserError(f"an evaluation in {out} is damaged or of another suite: {error}") from error
     cell = cells[0]
     size = f"{cell.train_size:,} training examples, " if cell.train_size else ""
+    size += f"{cell.settings['epochs']} epochs, " if "epochs" in cell.settings else ""
     about = f"{cell.data}, {cell.model}, {cell.threat}, {size}{len(seeds)} seed(s), {first['n']:,} test examples"
     return Comparison(about, methods, seeds, columns, values, doubts, _published(cell, columns))
 
@@ -157,6 +158,6 @@ def _doubts(found: list[dict[str, Any]]) -> list[str]:
 
 
 def _published(cell: Cell, columns: tuple[str, ...]) -> dict[str, Printed]:
-    if columns != tuple(_PAPER) or cell.train_size:
+    if columns != tuple(_PAPER) or cell.train_size or "epochs" in cell.settings:
         return {}
     return MAIL.get((cell.data, cell.model), {})

@@ -76,8 +76,8 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
     some = todo[0]
     train_set, test_size = some.source("train"), len(some.source("test"))
     training, disk = 0.0, 0
-    for cell in {cell.method: cell for cell in todo}.values():
-        how, trials = cell.bound, sum(other.method == cell.method for other in todo)
+    for cell in {cell.name: cell for cell in todo}.values():
+        how, trials = cell.bound, sum(other.name == cell.name for other in todo)
         found = find_published(cell.data, cell.model, cell.method, cell.preset, cell.recipe)
         spec = cell.network(how.extra_outputs)
         plan = make_plan(spec, how, TrainSettings(**{**found.settings, **cell.settings}), train_set)
@@ -92,7 +92,7 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
             point = x.detach().clone().requires_grad_()
             torch.autograd.grad(form(point).logsumexp(1).sum(), point)
 
-        passes = sum(get_preset(name).cost for name in find_suite(some.suite).stages)
+        passes = sum(get_preset(name).cost for name in find_suite(some.suite, some.attacks).stages)
         evaluation = len(todo) * test_size * passes * _seconds(look, place) / (2 * len(x))
     return Estimate(len(cells), len(cells) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
 
