@@ -15,10 +15,7 @@ from scipy.stats import ttest_rel
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.files import read_json
-from hauberk.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
-from hauberk.settings import TrainSettings
-from hauberk.studies import (
+from hauberk.compare import (
     Cell,
     Comparison,
     as_csv,
@@ -31,8 +28,11 @@ from hauberk.studies import (
     run_cells,
     run_on_slurm,
 )
-from hauberk.studies.comparison import holm
-from hauberk.studies.papers import MAIL
+from hauberk.compare.comparison import holm
+from hauberk.compare.papers import MAIL
+from hauberk.files import read_json
+from hauberk.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
+from hauberk.settings import TrainSettings
 from hauberk.training.schedule import first_drop
 
 QUICK = {

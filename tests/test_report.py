@@ -10,7 +10,8 @@ import torch
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.studies import Cell, Setting, collect, find_study, run_cell
+from hauberk.compare import Cell, collect, run_cell
+from hauberk.studies import Setting, find_study
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

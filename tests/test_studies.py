@@ -10,7 +10,8 @@ import torch.nn.functional as F
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.cli import main
-from hauberk.studies import STUDIES, Cell, Setting, ablation, find_study, subsets
+from hauberk.compare import Cell
+from hauberk.studies import STUDIES, Setting, ablation, find_study, subsets
 from hauberk.studies.measure import agree, difference
 from hauberk.studies.variants import Split
 

@@ -15,7 +15,7 @@ from hauberk.published import find_published
 from hauberk.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from hauberk.studies import Cell
+    from hauberk.compare import Cell
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ def compare(arguments: Sequence[str]) -> int:
         raise unknown_name("table", options.table, PAPER_TABLES)
     from rich.console import Console
 
+    from hauberk.compare import as_csv, as_latex, as_markdown, collect, estimate, rich_table, run_cells, run_on_slurm
+    from hauberk.compare.cell import train_cell
     from hauberk.files import write_atomically, write_json
-    from hauberk.studies import as_csv, as_latex, as_markdown, collect, estimate, rich_table, run_cells, run_on_slurm
-    from hauberk.studies.cell import train_cell
 
     kind = options.table or "compare"
     out = options.out or Path("runs") / f"{kind}-{Path(options.data).stem}-{options.model}"
@@ -139,9 +139,9 @@ def _default(arguments: Sequence[str]) -> Compare:
 
 
 def _cells(options: Compare, default: TrainSettings, out: Path) -> "list[Cell]":
+    from hauberk.compare import Cell
     from hauberk.data import load_data
     from hauberk.methods import method
-    from hauberk.studies import Cell
 
     if options.trials < 1:
         raise UserError("--trials needs a positive number")

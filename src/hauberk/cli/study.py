@@ -46,7 +46,8 @@ def study(arguments: Sequence[str]) -> int:
     published = find_published(peek(arguments, "--data", "digits"), peek(arguments, "--model", "small-cnn"))
     default = Study(settings=TrainSettings(**published.settings))
     options = parse(Study, "study", arguments, default)
-    from hauberk.studies import STUDIES, Cell, Setting, find_study
+    from hauberk.compare import Cell
+    from hauberk.studies import STUDIES, Setting, find_study
 
     if not options.name:
         print("\n".join(f"{name:<16} {what}" for name, what in STUDIES.items()))

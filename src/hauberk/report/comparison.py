@@ -3,9 +3,9 @@
 from math import isnan
 from typing import Any
 
+from hauberk.compare.comparison import Comparison, heading
 from hauberk.report import charts
 from hauberk.report.blocks import Block, Chart, Fact, Grid, Notice, Page, Section
-from hauberk.studies.comparison import Comparison, heading
 
 
 def page(stored: dict[str, Any]) -> Page:

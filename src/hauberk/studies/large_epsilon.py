@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hauberk.attacks import pgd
 from hauberk.studies.finding import Finding
 from hauberk.studies.measure import percent
+from hauberk.studies.pictures import draw_rows
 from hauberk.studies.setting import Setting
 
 if TYPE_CHECKING:
@@ -66,16 +67,7 @@ def run(setting: Setting) -> Finding:
 
 def draw(finding: Finding) -> "Figure":
     """Some examples, and what the largest perturbation makes of them on both networks."""
-    from matplotlib.figure import Figure
-
-    images = {name: torch.tensor(some) for name, some in finding.series["images"].items()}
-    figure = Figure(figsize=(1.6 * SHOWN, 1.6 * len(images)), layout="constrained")
-    for line, (name, some) in zip(figure.subplots(len(images), SHOWN), images.items(), strict=True):
-        for axes, image in zip(line, some, strict=False):
-            axes.imshow(image.movedim(0, -1).squeeze(-1), cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name)
-    return figure
+    return draw_rows(finding.series["images"])
 
 
 def _perturbed(model: nn.Module, x: Tensor, y: Tensor, factor: float, setting: Setting) -> tuple[Tensor, Tensor]:

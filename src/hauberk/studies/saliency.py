@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hauberk.attacks import attack_view, logit_margin
 from hauberk.studies.finding import Finding
 from hauberk.studies.measure import difference
+from hauberk.studies.pictures import draw_rows
 from hauberk.studies.setting import Setting
 
 if TYPE_CHECKING:
@@ -54,21 +55,7 @@ def run(setting: Setting) -> Finding:
 
 def draw(finding: Finding) -> "Figure":
     """Inputs and gradients side by side."""
-    from matplotlib.figure import Figure
-
-    images = {name: torch.tensor(some) for name, some in finding.series["images"].items()}
-    figure = Figure(figsize=(1.6 * SHOWN, 1.6 * len(images)), layout="constrained")
-    for line, (name, some) in zip(figure.subplots(len(images), SHOWN), images.items(), strict=True):
-        for axes, image in zip(line, some, strict=False):
-            if name == "input":
-                axes.imshow(image.movedim(0, -1).squeeze(-1), cmap="gray", vmin=0, vmax=1)
-            else:
-                shown = image.mean(0)
-                reach = float(shown.abs().max()) or 1.0
-                axes.imshow(shown, cmap="RdBu", vmin=-reach, vmax=reach)
-            axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name)
-    return figure
+    return draw_rows(finding.series["images"], signed=NETWORKS)
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

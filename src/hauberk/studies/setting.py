@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hauberk.compare.cell import Cell, train_cell
 from hauberk.data import Source, fetch_for
 from hauberk.errors import UserError
 from hauberk.methods import Method
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
-from hauberk.studies.cell import Cell, train_cell
 from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device
 from hauberk.training.plan import hold_out
@@ -79,7 +79,8 @@ class Setting:
             UserError: as :func:`hauberk.train`, and if it is asked to stop.
         """
         changed = {**(settings or {}), **choices}
-        cell = replace(self.base, method=method, choices=choices, settings={**self.base.settings, **(settings or {})})
+        all_settings = {**self.base.settings, **(settings or {})}
+        cell = replace(self.base, method=method, choices=choices, settings=all_settings, test_size=0)  # trains alike for any
         if self.base.imbalance != 1:
             changed["imbalance"] = self.base.imbalance
         kind = "-".join(f"{name}={value}" for name, value in changed.items()).replace("/", ":") or "plain"

@@ -1,7 +1,6 @@
 """Table: rows as inputs of a network, the threat model that fits them, and the way back to rows."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,28 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.data import Arrays, channel_statistics
-from hauberk.errors import UserError, unknown_name
+from hauberk.errors import UserError
 from hauberk.models import ModelSpec, NearestRow, Normalize
 from hauberk.tables.description import Description, Feature, read_description
+from hauberk.tables.encode import Column, column_of, columns_of, encode, encode_labels, values_of
 from hauberk.threat import ThreatModel, make_threat
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 _SEED = 0  # of the split into training and test rows
-
-
-@dataclass(frozen=True, eq=False)
-class Column:
-    """One input of the network: a feature, or one value of a category.
-
-    Attributes:
-        feature: its name.
-        value: of the category; empty for a number.
-    """
-
-    feature: str
-    value: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +131,9 @@ def read_table(path: str | Path) -> Table:
         return make_table(description, frame, read_frame(folder / description.test), str(path))
     from sklearn.model_selection import train_test_split
 
-    if description.label not in frame.columns:
-        raise unknown_name("column", description.label, [str(name) for name in frame.columns])
+    labels = column_of(frame, description.label)
     try:
-        train, test = train_test_split(
-            frame, test_size=description.test_share, random_state=_SEED, stratify=frame[description.label]
-        )
+        train, test = train_test_split(frame, test_size=description.test_share, random_state=_SEED, stratify=labels)
     except ValueError as error:
         raise UserError(f"{path}: rows cannot be split by class: {error}") from error
     return make_table(description, train, test, str(path))
@@ -162,22 +146,16 @@ def make_table(description: Description, train: "DataFrame", test: "DataFrame", 
         UserError: if they do not fit the description: a column is missing, a value is not a number, is missing, outside its
             bounds, not whole, or unknown.
     """
-    classes = description.classes or tuple(sorted(map(str, _column(train, description.label).unique())))
+    classes = description.classes or values_of(train, description.label)
     if len(classes) < 2:
         raise UserError(f"the label {description.label!r} has only the value {classes[0]!r}")
-    columns: list[Column] = []
-    for feature, about in description.features.items():
-        if about.kind == "category":
-            values = about.values or tuple(sorted(map(str, _column(train, feature).unique())))
-            columns += [Column(feature, value) for value in values]
-        else:
-            columns.append(Column(feature))
+    columns = columns_of(train, description)
     parts = [
-        Arrays(_encoded(frame, description, columns), _labels(frame, description.label, classes), len(classes), name)
+        Arrays(encode(frame, description, columns), encode_labels(frame, description.label, classes), len(classes), name)
         for frame in (train, test)
     ]
     std = parts[0].x.double().std(0, correction=0)
-    return Table(description, tuple(columns), classes, parts[0], parts[1], std)
+    return Table(description, columns, classes, parts[0], parts[1], std)
 
 
 def read_frame(path: Path) -> "DataFrame":
@@ -196,55 +174,3 @@ def read_frame(path: Path) -> "DataFrame":
         raise UserError("Parquet files need pyarrow; pip install 'hauberk[tables]'") from error
     except Exception as error:  # pandas and pyarrow raise dozens of kinds
         raise UserError(f"cannot read the table {path}: {' '.join(str(error).split())[:200]}") from error
-
-
-def _encoded(frame: "DataFrame", description: Description, columns: Sequence[Column]) -> Tensor:
-    encoded = []
-    for column in columns:
-        values, feature = _column(frame, column.feature), description.features[column.feature]
-        if feature.kind == "category":
-            encoded.append(torch.tensor((values.astype(str) == column.value).to_numpy(copy=True), dtype=torch.float64))
-        else:
-            encoded.append(_numbers(values, column.feature, feature))
-    _check_categories(frame, description, columns)
-    return torch.stack(encoded, 1).float()
-
-
-def _numbers(values: "Series[Any]", name: str, feature: Feature) -> Tensor:
-    try:
-        numbers = torch.tensor(values.to_numpy(dtype="float64", copy=True))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: {error}; a column of words is a category") from error
-    problems = {
-        "not finite or missing": ~numbers.isfinite(),
-        f"outside [{feature.low:g}, {feature.high:g}]": (numbers < feature.low) | (numbers > feature.high),
-        "not whole": (numbers != numbers.round()) & (feature.kind == "integer"),
-        "beyond what float32 counts exactly": (numbers.abs() > 2**24) & (feature.kind == "integer"),
-    }
-    for problem, where in problems.items():
-        if bool(where.any()):
-            row = int(where.nonzero()[0])
-            raise UserError(f"{name}: {int(where.sum())} values are {problem}, the first in row {row}: {numbers[row].item():g}")
-    return numbers
-
-
-def _check_categories(frame: "DataFrame", description: Description, columns: Sequence[Column]) -> None:
-    for name, feature in description.features.items():
-        if feature.kind == "category":
-            known = {column.value for column in columns if column.feature == name}
-            if unknown := sorted(set(frame[name].astype(str)) - known):
-                raise UserError(f"{name} has values that are not described: {', '.join(unknown[:5])}")
-
-
-def _labels(frame: "DataFrame", label: str, classes: Sequence[str]) -> Tensor:
-    places = {value: k for k, value in enumerate(classes)}
-    found = _column(frame, label).astype(str)
-    if unknown := sorted(set(found) - set(places)):
-        raise UserError(f"the label {label!r} has values that are not described: {', '.join(unknown[:5])}")
-    return torch.tensor([places[value] for value in found])
-
-
-def _column(frame: "DataFrame", name: str) -> "Series[Any]":
-    if name not in frame.columns:
-        raise unknown_name("column", name, [str(column) for column in frame.columns])
-    return frame[name]

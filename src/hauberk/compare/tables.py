@@ -6,7 +6,7 @@ from math import isnan
 
 from rich.table import Table
 
-from hauberk.studies.comparison import Comparison, heading
+from hauberk.compare.comparison import Comparison, heading
 
 _MARKS = {0: "**{}**", 1: "_{}_"}  # best and second-best, in Markdown
 _STYLES = {0: "bold green", 1: "green"}

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from hauberk.attacks.presets import get_preset
 from hauberk.attacks.twin import faster
 from hauberk.attacks.view import attack_view
+from hauberk.compare.cell import Cell, is_finished
 from hauberk.data import fetch_for
 from hauberk.evaluation import find_suite
 from hauberk.methods import Method
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
-from hauberk.studies.cell import Cell, is_finished
 from hauberk.training import pick_device
 from hauberk.training.plan import make_plan
 
@@ -66,7 +66,7 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
         device: where.
 
     Raises:
-        UserError: as :func:`hauberk.studies.run_cell` for what does not fit together.
+        UserError: as :func:`hauberk.compare.run_cell` for what does not fit together.
     """
     todo = [cell for cell in cells if not is_finished(cell, out)]
     if not todo:

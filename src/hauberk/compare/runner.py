@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from hauberk.compare.cell import Cell, is_finished, run_cell
 from hauberk.errors import UserError
-from hauberk.studies.cell import Cell, is_finished, run_cell
 
 
 def run_cells(

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from hauberk.compare.cell import EVALUATION, Cell
+from hauberk.compare.papers import MAIL, Printed
 from hauberk.errors import UserError
 from hauberk.files import read_json
-from hauberk.studies.cell import EVALUATION, Cell
-from hauberk.studies.papers import MAIL, Printed
 
 CLEAN, WORST = "clean", "worst case"
 # The columns of the MAIL paper's Table 2, by what the suite "papers" calls them.

@@ -1,0 +1,24 @@
+"""Comparisons: methods over seeds, each run kept and never made twice."""
+
+from hauberk.compare.cell import Cell, run_cell, train_cell
+from hauberk.compare.comparison import Comparison, collect, heading
+from hauberk.compare.estimate import Estimate, estimate
+from hauberk.compare.runner import run_cells, run_on_slurm
+from hauberk.compare.tables import as_csv, as_latex, as_markdown, rich_table
+
+__all__ = [
+    "Cell",
+    "Comparison",
+    "Estimate",
+    "as_csv",
+    "as_latex",
+    "as_markdown",
+    "collect",
+    "estimate",
+    "heading",
+    "rich_table",
+    "run_cell",
+    "run_cells",
+    "run_on_slurm",
+    "train_cell",
+]
