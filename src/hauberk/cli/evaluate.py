@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from hauberk.cli.parse import parse
+from hauberk.cli.parse import parse, program
 from hauberk.errors import UserError
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ def evaluate(arguments: Sequence[str]) -> int:
         print(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
     if risk:
         print(f"Of the class {_last_class(name)}: {risk}")
-    print(f"{result}\nWritten to {out / 'evaluation.json'}")
+    next_target = options.target if (options.target / "run.json").exists() else out
+    print(f"{result}\nWritten to {out / 'evaluation.json'}. Next: {program()} report {next_target}")
     return 0
 
 

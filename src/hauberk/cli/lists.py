@@ -73,7 +73,7 @@ def data(arguments: Sequence[str]) -> int:
     if options.label:
         from hauberk.tables import draft, read_frame
 
-        print(draft(read_frame(Path(options.name)), options.label, options.name), end="")
+        print(draft(read_frame(Path(options.name)), options.label, options.name), end="")  # a file by itself: redirect it
         return 0
     if options.download:
         download(options.name, options.data_dir)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from hauberk.cli.parse import given_settings, parse, peek
+from hauberk.cli.parse import given_settings, parse, peek, program
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
 
@@ -51,6 +51,7 @@ def study(arguments: Sequence[str]) -> int:
 
     if not options.name:
         print("\n".join(f"{name:<16} {what}" for name, what in STUDIES.items()))
+        print(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
         return 0
     chosen = find_study(options.name)
     out = options.out or Path("runs") / f"study-{options.data}-{options.model}"
@@ -69,5 +70,5 @@ def study(arguments: Sequence[str]) -> int:
     found = chosen.run(setting)
     found.save(out, chosen.draw)
     print(found.as_markdown())
-    print(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf")
+    print(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {program()} report {out}")
     return 0
