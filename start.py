@@ -2,7 +2,7 @@
 """Sets everything up by itself, then runs the demo or the tests. Needs Python 3.11 or newer and nothing else.
 
     python3 start.py demo    train three robust classifiers on real data, attack them, compare them
-    python3 start.py test    everything that checks the project: tests, lint, format, types
+    python3 start.py test    everything that checks the project: tests, lint, format, types, docs
 
 What it installs goes into .venv beside this file, once, and again when the requirements change.
 """
@@ -25,6 +25,7 @@ CHECKS = {
     "lint": ["-m", "ruff", "check", "."],
     "format": ["-m", "ruff", "format", "--check", "."],
     "types": ["-m", "mypy"],
+    "docs": ["-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "docs", "build/docs"],
     "tests": ["-m", "pytest", "-n", "auto"],
 }
 

@@ -1,13 +1,22 @@
-"""The README's Python is run as it stands."""
+"""Every piece of Python in README and docs is run as it stands, and every command that they name exists."""
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import hauberk as hb
+from hauberk.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python" in path.read_text())
+# What a page takes for granted; pages that start from nothing are not here.
+NEEDED = {"tables.md": "the reader's own rows", "scaling.md": "several processes; benchmarks and test_parallel.py run it"}
+
+
+def blocks(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
 def test_the_readme_runs(tmp_path, monkeypatch, digits, capsys):
@@ -15,31 +24,45 @@ def test_the_readme_runs(tmp_path, monkeypatch, digits, capsys):
     x, y = digits["train"].fetch(torch.arange(8))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     names = {"model": model, "x": x, "y": y, "epoch": 0}
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
+    assert len(blocks(ROOT / "README.md")) == 2
+    for block in blocks(ROOT / "README.md"):
         exec(block, names)
     assert "robust accuracy at most" in capsys.readouterr().out
     assert model[1].weight.grad is not None
 
 
-def test_the_methods_page_runs(digits):
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in NEEDED], ids=lambda p: p.stem)
+def test_a_page_runs(page, tmp_path, monkeypatch, digits):
     from hauberk.methods import RECIPES
     from hauberk.objectives import OBJECTIVES
 
+    monkeypatch.chdir(tmp_path)
     known, objectives = dict(RECIPES), dict(OBJECTIVES)
     x, y = digits["train"].fetch(torch.arange(300))
-    names = {"few": (x[:100], y[:100]), "unlabelled_images": x[100:]}
+    names = {"few": (x[:100], y[:100]), "unlabelled_images": x[100:]} if page.name == "methods.md" else {}
     try:
-        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), re.DOTALL):
+        for block in blocks(page):
             exec(block, names)
-        assert {"gair-alp", "half"} <= set(hb.list_methods())
-        out = hb.method("gair-alp", hb.Linf(0.1), burn_in=0)(names["run"].model, x, y)
-        assert abs(float(out.weights.mean()) - 1) < 1e-5
+        if page.name == "methods.md":
+            assert {"gair-alp", "half"} <= set(hb.list_methods())
+            out = hb.method("gair-alp", hb.Linf(0.1), burn_in=0)(names["run"].model, x, y)
+            assert abs(float(out.weights.mean()) - 1) < 1e-5
     finally:
         for table, before in ((RECIPES, known), (OBJECTIVES, objectives)):
             table.clear()
             table.update(before)
+
+
+def test_commands_that_the_docs_name_exist():
+    text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    named = set(re.findall(r"(?m)^(?:    |`)hauberk ([a-z]+)", text))
+    assert named <= set(COMMANDS)
+
+
+def test_the_site_builds_strictly(tmp_path):
+    build = pytest.importorskip("sphinx.cmd.build")
+    assert build.main(["-q", "-W", "--keep-going", "-b", "html", str(ROOT / "docs"), str(tmp_path)]) == 0
+    assert (tmp_path / "tutorial.html").stat().st_size > 5000
 
 
 def test_no_method_is_known_by_name_where_it_must_not_be():
