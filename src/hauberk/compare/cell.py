@@ -187,7 +187,7 @@ def _claim(folder: Path, cell: Cell) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, now)
         return
-    there = read_json(path)
+    there = json.loads(json.dumps(asdict(Cell("", 0)))) | read_json(path)  # a cell of an earlier version knows fewer fields
     for key, value in now.items():
-        if key not in _PLACES and there.get(key) != value:
-            raise UserError(f"{folder} was made with {key} = {there.get(key)!r}, not {value!r}; choose another folder by --out")
+        if key not in _PLACES and there[key] != value:
+            raise UserError(f"{folder} was made with {key} = {there[key]!r}, not {value!r}; choose another folder by --out")
