@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": ("compare", "train several methods with several seeds and set them side by side"),
     "study": ("study", "repeat an experiment of the papers: table, picture, and whether it agrees"),
     "report": ("report", "one HTML file with pictures of a run, an evaluation, a comparison or studies"),
+    "export": ("export", "write a trained model as state dict, safetensors, torch.export or ONNX"),
     "data": ("lists", "list data sets, check their files, download them"),
     "methods": ("lists", "list training methods, explain one"),
     "attacks": ("lists", "list attacks, and the suites that evaluations run"),

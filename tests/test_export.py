@@ -1,0 +1,83 @@
+"""Models out of the house compute the same logits, at any batch size, and come back."""
+
+import pytest
+import torch
+
+import hauberk as hb
+from conftest import tiny_batch, tiny_net
+from hauberk.cli import main
+from hauberk.models import NearestRow, Normalize
+from hauberk.training import export_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, digits):
+    folder = tmp_path_factory.mktemp("export") / "run"
+    hb.train("small-cnn", digits["train"], method="at", threat=hb.Linf(0.1), epochs=1, quiet=True, threads=1, out=folder)
+    return folder
+
+
+def test_onnx_agrees_at_any_batch_size(run, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    net, path = hb.load(run), export_model(run, tmp_path / "model.onnx")
+    session = runtime.InferenceSession(str(path))
+    for size in (1, 5, 33):
+        x = torch.rand(size, 1, 8, 8)
+        logits = session.run(["logits"], {"input": x.numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(logits), net(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exported_program_agrees_and_can_be_attacked(run, tmp_path):
+    net, path = hb.load(run), export_model(run, tmp_path / "model.pt2")
+    program = torch.export.load(path).module()
+    for size in (1, 5, 33):
+        x = torch.rand(size, 1, 8, 8)
+        torch.testing.assert_close(program(x), net(x), rtol=1e-5, atol=1e-6)
+    point = torch.rand(4, 1, 8, 8, requires_grad=True)
+    ours, theirs = (torch.autograd.grad(form(point).logsumexp(1).sum(), point)[0] for form in (net, program))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_weights_go_out_and_come_back(run, tmp_path, ending):
+    path = export_model(run, tmp_path / f"model.{ending}")
+    net = hb.load(run)
+    again = hb.load(path, model=None if ending == "safetensors" else torch.nn.Sequential(*net.children()))
+    x = torch.rand(5, 1, 8, 8)
+    assert torch.equal(again(x), net(x))
+    if ending == "pth":  # in plain PyTorch, without Hauberk
+        net.load_state_dict(torch.load(path, weights_only=True))
+
+
+def test_batchnorm_normalisation_and_rows_survive(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    x, y = tiny_batch(20)
+    net = torch.nn.Sequential(Normalize([0.5] * 3, [0.2] * 3), tiny_net())
+    threat = hb.Linf("8/255")
+    hb.train(net, (x, y), method="at", threat=threat, epochs=1, quiet=True, out=tmp_path / "images", batch_size=8)
+    for ending in ("onnx", "pt2"):
+        assert export_model(tmp_path / "images", tmp_path / f"images.{ending}", model=net).exists()
+    rows = torch.nn.Sequential(NearestRow([0], [[1, 2]]), torch.nn.Linear(3, 2))
+    data = torch.cat([torch.randint(0, 5, (20, 1)).float(), torch.eye(2)[torch.randint(0, 2, (20,))]], 1)
+    hb.train(
+        rows,
+        (data, y[:20] % 2),
+        method="at",
+        threat=hb.Linf(0.1, 0.0, 5.0),
+        epochs=1,
+        quiet=True,
+        out=tmp_path / "rows",
+        batch_size=8,
+    )
+    for ending in ("onnx", "pt2"):
+        assert export_model(tmp_path / "rows", tmp_path / f"rows.{ending}", model=rows).exists()
+
+
+def test_what_cannot_be_exported_is_said_in_a_line(run, tmp_path, capsys):
+    assert main(["export", str(run), str(tmp_path / "model.h5")]) == 2
+    assert "ends in .pth" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), str(tmp_path / "model.pth")]) == 2
+    assert main(["export", str(run), str(tmp_path / "model.pth")]) == 0
+    assert "units of the data" in capsys.readouterr().out
