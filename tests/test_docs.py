@@ -1,5 +1,8 @@
 """Every piece of Python in README and docs is run as it stands, and every command that they name exists."""
 
+import dataclasses
+import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -87,3 +90,31 @@ def test_every_command_and_attack_is_documented():
     readme = (ROOT / "README.md").read_text()
     for name in hb.list_methods():
         assert f"`{name}`" in readme
+
+
+ROOMS = ["", ".attacks", ".objectives", ".weighting", ".data", ".models", ".methods", ".training", ".evaluation", ".threat",
+         ".tables", ".compare", ".studies", ".report"]  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_says_what_it_takes(room):
+    module = importlib.import_module(f"hauberk{room}")
+    for name in module.__all__:
+        thing = getattr(module, name)
+        said = " ".join((inspect.getdoc(thing) or "").split())
+        if inspect.isfunction(thing):
+            assert said, name
+            names = list(inspect.signature(thing).parameters)
+            if len(names) > 2 and "as in :func:" not in said and "as :func:" not in said:
+                assert [n for n in names if f"{n}:" not in said and f"``{n}``" not in said] == [], name
+        elif dataclasses.is_dataclass(thing):
+            assert [f.name for f in dataclasses.fields(thing) if not f.name.startswith("_") and f.name not in said] == [], name
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs(notebook, tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    book = nbformat.read(notebook, as_version=4)
+    assert not any(cell.get("outputs") for cell in book.cells), "notebooks are kept without outputs"
+    nbclient.NotebookClient(book, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert any(cell.get("outputs") for cell in book.cells)

@@ -64,7 +64,10 @@ def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def cw_loss(logits: Tensor, y: Tensor, confidence: float = 0.0) -> Tensor:
-    """``-max(z_y - max_{k≠y} z_k, -κ)`` (f_6 of Carlini and Wagner 2017, untargeted). (B, C), (B,) -> (B,)."""
+    """``-max(z_y - max_{k≠y} z_k, -κ)`` (f_6 of Carlini and Wagner 2017, untargeted); κ is ``confidence``.
+
+    ``logits`` (B, C) and labels ``y`` (B,) give (B,).
+    """
     return -logit_margin(logits, y).clamp_min(-confidence)
 
 

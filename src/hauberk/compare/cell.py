@@ -142,7 +142,7 @@ def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, veri
 def train_cell(
     cell: Cell, out: Path, device: str = "auto", threads: int = 0, verify: bool = True, how: Method | None = None
 ) -> bool:
-    """Train only, or go on; otherwise as :func:`run_cell`. The network is in ``run`` of the cell's folder.
+    """Train only, or go on; arguments otherwise as in :func:`run_cell`. The network is in ``run`` of the cell's folder.
 
     ``how`` is the method itself, for one that ``cell.method`` does not find by its name.
     """

@@ -83,7 +83,7 @@ def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: b
 
 
 def find_files(name: str, split: str, folder: Path) -> list[Path]:
-    """Find the files of a split, each perhaps with ``.gz``.
+    """Find the files of a ``split`` of the data set ``name`` below a ``folder``, each perhaps with ``.gz``.
 
     Raises:
         UserError: if one is missing, with where to get it.

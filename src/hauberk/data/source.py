@@ -189,7 +189,7 @@ def as_source(data: Any) -> Source:
 
 
 def fetch_for(model: nn.Module, source: Source, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Fetch examples onto the device and in the floating dtype of a model's parameters (at least float32).
+    """Fetch the examples ``index`` (B,) of ``source`` for ``model``: on its device, in its floating dtype (at least float32).
 
     Data not held in memory is checked for NaN here, because nobody has looked at all of it before.
     """

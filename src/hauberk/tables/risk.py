@@ -17,7 +17,9 @@ _STARTS, _STEPS = 3, 50
 
 @dataclass(frozen=True)
 class Risk:
-    """Numbers of a classifier of two classes, each without an attack and, with ``_attacked``, under one.
+    """Numbers of a classifier of two classes, without an attack and under one.
+
+    ``recall_attacked``, ``precision_attacked``, ``auc_attacked`` and ``cost_attacked`` are those under attack.
 
     Attributes:
         n: examples.

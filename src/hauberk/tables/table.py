@@ -142,6 +142,12 @@ def read_table(path: str | Path) -> Table:
 def make_table(description: Description, train: "DataFrame", test: "DataFrame", name: str = "table") -> Table:
     """Make a table of pandas DataFrames. Values of categories and labels are compared as text.
 
+    Args:
+        description: of the columns.
+        train: training rows; means, deviations and unnamed values are theirs.
+        test: test rows.
+        name: of the data set.
+
     Raises:
         UserError: if they do not fit the description: a column is missing, a value is not a number, is missing, outside its
             bounds, not whole, or unknown.
