@@ -4,6 +4,8 @@ import dataclasses
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,13 @@ def test_a_notebook_runs(notebook, tmp_path):
     assert not any(cell.get("outputs") for cell in book.cells), "notebooks are kept without outputs"
     nbclient.NotebookClient(book, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert any(cell.get("outputs") for cell in book.cells)
+
+
+@pytest.mark.parametrize(("example", "needs"), [("lightning_loop", "lightning"), ("huggingface_trainer", "transformers")])
+def test_an_example_of_another_loop_runs(example, needs, tmp_path):
+    pytest.importorskip(needs)
+    command = [sys.executable, str(ROOT / "examples" / f"{example}.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    robust = float(re.search(r"robust accuracy at most ([\d.]+) %", done.stdout)[1])
+    assert robust > 50
