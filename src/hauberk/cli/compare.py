@@ -97,13 +97,14 @@ def compare(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(estimate(cells, out, jobs=jobs, threads=threads, device=device))
         return 0
+    named = _surrogate(cells[0])
+    if cells[0].surrogate and not train_cell(named, out / "surrogate", device, threads, options.verify):
+        print("Not finished; the same command goes on")
+        return 1
     if options.slurm:
         submitted = run_on_slurm(cells, out, settings=key_values("--slurm", options.slurm), verify=options.verify)
         print(f"Submitted {len(submitted)} runs; the same command without --slurm prints the table when they are done")
         return 0
-    if cells[0].surrogate and not train_cell(_surrogate(cells[0]), out / "surrogate", device, verify=options.verify):
-        print("Not finished; the same command goes on")
-        return 1
     done = 0
 
     def told(cell: "Cell", what: str) -> None:
@@ -160,7 +161,7 @@ def _cells(options: Compare, default: TrainSettings, out: Path) -> "list[Cell]":
     first = options.settings.seed
     if table and table.black_box:
         named = _surrogate(Cell(SURROGATE, first, **same))
-        same["surrogate"] = str(named.folder(out / "surrogate") / "run")
+        same["surrogate"] = str((named.folder(out / "surrogate") / "run").resolve())
     rows = []
     for label, name, pairs in parse_methods(options.methods):
         choices = key_values("--set", options.set) | key_values("--methods", tuple(f"{k}={v}" for k, v in pairs.items()))
