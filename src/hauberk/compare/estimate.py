@@ -22,6 +22,7 @@ from hauberk.training import pick_device
 from hauberk.training.plan import make_plan
 
 _VALIDATION = 1.05  # of the training alone
+_FEW, _FORWARD, _LONG = 4, 0.1, 3.0  # examples at least; seconds of a forward pass, and of calls that are not repeated
 _KEPT = 8  # copies of the weights: two checkpoints with momentum and the best ones, and two exports
 
 
@@ -83,8 +84,11 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
         plan = make_plan(spec, how, TrainSettings(**{**found.settings, **cell.settings}), train_set)
         net = spec.build().to(place)
         x, y = fetch_for(net, plan.train, plan.batches(0)[0])
-        training += trials * plan.total_steps * _seconds(partial(_step, how, net, x, y), place) * _VALIDATION
+        count = _affordable(net, x, place)
+        step = _seconds(partial(_step, how, net, x[:count], y[:count]), place) * len(x) / count
+        training += trials * plan.total_steps * step * _VALIDATION
         disk += trials * _KEPT * sum(p.nbytes for p in net.parameters())
+    x = x[:count]
     with attack_view(net) as view:
         form = faster(view, x)
 
@@ -101,10 +105,21 @@ def _step(how: Method, net: nn.Module, x: Tensor, y: Tensor) -> None:
     how(net.train(), x, y).loss.backward()
 
 
+def _affordable(net: nn.Module, x: Tensor, device: torch.device) -> int:
+    """How many examples of a batch to measure on: all on a GPU; on a CPU, where time goes with them, a tenth of a second's."""
+    if device.type == "cuda":
+        return len(x)
+    with torch.no_grad():
+        one = _seconds(lambda: net(x[:_FEW]), device) / _FEW
+    return min(len(x), max(_FEW, int(_FORWARD / one)))
+
+
 def _seconds(act: Callable[[], object], device: torch.device) -> float:
-    """The least of three calls after a first one, which has the costs of a beginning."""
-    spent = []
+    """The least of three calls after a first one, which has the costs of a beginning; of one, where a call is long."""
+    spent: list[float] = []
     for _ in range(4):
+        if len(spent) > 1 and sum(spent) > _LONG:
+            break
         begun = time.perf_counter()
         act()
         if device.type == "cuda":
