@@ -297,15 +297,17 @@ def test_catastrophic_overfitting_is_told_from_noise_and_from_slow_learning():
         return {"epoch": 9, "val_robust_accuracy": now, "train_robust_accuracy": seen}
 
     with pytest.raises(Collapse, match=r"from 40\.0 % to 2\.0 % in epoch 9, while 85.0 %"):
-        require_robust(row(0.02, 0.85), best, 1000)
+        require_robust(row(0.02, 0.85), best, 1000, 10)
     for now, seen, before, held_out in (
         (0.3, 0.85, best, 1000),
         (0.05, 0.34, best, 1000),
         (0.0, 0.9, best, 12),
         (0, 1, {}, 1000),
     ):
-        require_robust(row(now, seen), before, held_out)
-    require_robust({"epoch": 9, "val_robust_accuracy": 0.0}, best, 1000)  # a method that does not attack
+        require_robust(row(now, seen), before, held_out, 10)
+    require_robust({"epoch": 9, "val_robust_accuracy": 0.0}, best, 1000, 10)  # a method that does not attack
+    require_robust(row(0.026, 0.144), {"val_robust_accuracy": 0.1}, 500, 10)  # chance is nothing that could be lost
+    require_robust(row(0.153, 0.581), {"val_robust_accuracy": 0.499}, 1000, 2)
 
 
 def test_damaged_foreign_and_hostile_checkpoints(tmp_path):

@@ -16,17 +16,18 @@ def require_finite(loss: float, where: str) -> None:
         raise Collapse(f"the loss became {loss} at {where}")
 
 
-def require_robust(row: dict[str, Any], best: dict[str, Any], held_out: int) -> None:
+def require_robust(row: dict[str, Any], best: dict[str, Any], held_out: int, classes: int) -> None:
     """Raise Collapse for catastrophic overfitting (Wong et al. 2020): the training attack fails, and others succeed.
 
     That is taken to have happened when robust accuracy on held-out examples is under half of the best so far, by more than
     four standard errors, while robust accuracy in training has reached that best one. A training that merely stumbles, at a
-    high learning rate, loses both, and is left to recover.
+    high learning rate, loses both, and is left to recover; and one that was no better than chance has nothing to lose.
 
     Args:
         row: metrics of this epoch.
         best: metrics of the best one before; empty if there is none.
         held_out: examples that validation looks at.
+        classes: of the data.
     """
     now, then, seen = (
         metrics.get(name)
@@ -35,6 +36,8 @@ def require_robust(row: dict[str, Any], best: dict[str, Any], held_out: int) -> 
     if now is None or then is None or seen is None:
         return
     noise = 4 * sqrt(then * (1 - then) / held_out)
+    if then <= 1 / classes + 4 * sqrt((1 - 1 / classes) / classes / held_out):
+        return
     if now < then / 2 and then - now > noise and seen >= then:
         raise Collapse(
             f"robust accuracy on held-out examples fell from {100 * then:.1f} % to {100 * now:.1f} % in epoch {row['epoch']}, "

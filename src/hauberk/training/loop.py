@@ -191,8 +191,11 @@ class Trainer:
                 self.crew,
                 plan.class_weights,
             )
-            if settings.on_collapse != "ignore":
-                require_robust(row, self.best.get("metrics", {}), len(plan.val))
+            whole_eps = (
+                eps_scale(settings, last, plan.total_steps) == 1.0
+            )  # before, training sees a weaker attack than validation
+            if settings.on_collapse != "ignore" and whole_eps:
+                require_robust(row, self.best.get("metrics", {}), len(plan.val), plan.train.classes or plan.spec.classes)
         row |= {"lr": self._rate(last), "seconds": self.seconds, "examples_per_second": rate}
         # What came before the method's weights were on is another method's network, however well it does.
         first = not self.best or self.best["epoch"] < plan.method.begins <= self.epoch
