@@ -195,3 +195,10 @@ def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
     assert main(["evaluate", "own", "--model", "ownnets:net", "--n", "10", "--quiet"]) == 0
     assert main(["train", "--resume", "own", "--quiet"]) == 2
     assert main(["train", "--resume", "own", "--model", "ownnets:net", "--quiet"]) == 0
+
+
+def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["train", "--method", "adversarial-class", "--epochs", "1", "--threads", "1", "--quiet", "--out", out]) == 0
+    assert main(["evaluate", out, "--attacks", "pgd-10", "--first", "20", "--quiet"]) == 0
+    assert "with rejection" in capsys.readouterr().out
