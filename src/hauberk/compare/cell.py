@@ -13,7 +13,6 @@ from hauberk.errors import UserError
 from hauberk.evaluation import evaluate
 from hauberk.files import read_json, write_json
 from hauberk.methods import Method, method
-from hauberk.models import ModelSpec
 from hauberk.tables import usual_network, usual_threat
 from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device, train
@@ -77,11 +76,6 @@ class Cell:
         """The method, bound to the threat model."""
         preset: Any = self.preset  # checked there
         return method(self.method, self.threat, preset=preset, seed=self.seed, **self.choices)
-
-    def network(self, extra: int = 0, verify: bool = True) -> ModelSpec:
-        """Return how to build the network, with ``extra`` outputs besides the classes."""
-        whole = load_data(self.data, "train", self.data_dir, verify=verify)
-        return usual_network(self.data, self.model, whole, extra=extra)
 
     def source(self, split: str, verify: bool = True) -> Source:
         """Load the examples of a split."""
@@ -152,10 +146,10 @@ def train_cell(
     done = folder / "trained.json"
     if done.exists():
         return True
-    bound = how or cell.bound
+    bound, source = how or cell.bound, cell.source("train", verify)
     trained = train(
-        cell.network(bound.extra_outputs, verify),
-        cell.source("train", verify),
+        usual_network(cell.data, cell.model, source, extra=bound.extra_outputs),
+        source,
         method=bound,
         out=run,
         resume=(run / "run.json").exists(),

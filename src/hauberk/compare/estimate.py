@@ -18,6 +18,7 @@ from hauberk.evaluation import find_suite
 from hauberk.methods import Method
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
+from hauberk.tables import usual_network
 from hauberk.training import pick_device
 from hauberk.training.plan import make_plan
 
@@ -80,7 +81,7 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
     for cell in {cell.name: cell for cell in todo}.values():
         how, trials = cell.bound, sum(other.name == cell.name for other in todo)
         found = find_published(cell.data, cell.model, cell.method, cell.preset, cell.recipe)
-        spec = cell.network(how.extra_outputs)
+        spec = usual_network(cell.data, cell.model, train_set, extra=how.extra_outputs)
         plan = make_plan(spec, how, TrainSettings(**{**found.settings, **cell.settings}), train_set)
         net = spec.build().to(place)
         x, y = fetch_for(net, plan.train, plan.batches(0)[0])

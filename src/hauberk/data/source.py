@@ -244,7 +244,7 @@ def long_tail(y: Tensor, ratio: float) -> Tensor:
     return torch.cat(kept).sort().values
 
 
-def channel_statistics(source: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel (first dimension of an example), for a normalisation layer."""
     count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for index in _chunks(source, len(source)):

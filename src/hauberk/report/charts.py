@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hauberk.errors import UserError
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -105,19 +103,6 @@ def as_svg(figure: "Figure", name: str) -> str:
     for drawn, shown in ((INK, "currentColor"), ("#000000", "currentColor"), ("#ffffff", "var(--bg)"), (FAINT, "var(--faint)")):
         svg = svg.replace(drawn, shown)
     return svg
-
-
-def require_matplotlib() -> None:
-    """Refuse in a line where there is no matplotlib.
-
-    Raises:
-        UserError: then.
-    """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise UserError("reports need matplotlib; pip install 'hauberk[plots]'") from error
-    mpl.use("agg")
 
 
 def _axes(height: float = 3.0) -> "tuple[Figure, Axes]":

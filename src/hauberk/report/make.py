@@ -6,10 +6,11 @@ from typing import Any
 
 from hauberk.errors import UserError
 from hauberk.files import FOREIGN, read_json
-from hauberk.report import charts, comparison, evaluation, run, study
+from hauberk.report import comparison, evaluation, run, study
 from hauberk.report.blocks import Code, Page, Section
 from hauberk.report.page import write_figures, write_page
 from hauberk.report.pictures import pictures
+from hauberk.studies.pictures import require_matplotlib
 from hauberk.training.record import read_rows
 
 _STRENGTH = ("plus", "standard", "papers", "rand", "custom", "quick")  # suites, the strongest first
@@ -30,7 +31,7 @@ def make_report(target: Path, out: Path | None = None, figures: Path | None = No
         UserError: if the target is nothing that can be reported on or is damaged, a file cannot be written, or matplotlib is
             not installed.
     """
-    charts.require_matplotlib()
+    require_matplotlib("reports")
     try:
         page = _page(target)
     except UserError:
@@ -47,15 +48,15 @@ def make_report(target: Path, out: Path | None = None, figures: Path | None = No
 def _page(target: Path) -> Page:
     if target.is_file():
         found = read_json(target)
-        return _of_study([found]) if "claim" in found else _of_evaluation(found, target)
+        return study.page([found]) if "claim" in found else _of_evaluation(found, target)
     if (target / "run.json").exists():
         return _of_run(target)
     if (target / "comparison.json").exists():
         return comparison.page(read_json(target / "comparison.json"))
     if (target / "evaluation.json").exists():
         return _of_evaluation(read_json(target / "evaluation.json"), target)
-    if found_studies := [read_json(path) for path in sorted(target.glob("*.json")) if "claim" in read_json(path)]:
-        return _of_study(found_studies)
+    if studies := [found for path in sorted(target.glob("*.json")) if "claim" in (found := read_json(path))]:
+        return study.page(studies)
     raise UserError(f"{target} holds no run, evaluation, comparison or study to report on")
 
 
@@ -81,10 +82,6 @@ def _of_run(folder: Path) -> Page:
         parts += evaluation.sections(evaluations[0], "evaluation")
     parts += [pictures(folder, card), *run.sections(rows), _reproduce(folder, plan, evaluations)]
     return Page(f"{plan['method']['name']} on {card['data']['name']}", about, headline, warnings, parts)
-
-
-def _of_study(found: Sequence[dict[str, Any]]) -> Page:
-    return study.page(found)
 
 
 def _strength(found: dict[str, Any]) -> tuple[int, int]:

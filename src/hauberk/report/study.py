@@ -5,7 +5,7 @@ from typing import Any
 
 from hauberk.report.blocks import Block, Chart, Fact, Grid, Page, Section, Text
 from hauberk.studies.catalogue import find_study
-from hauberk.studies.finding import Finding
+from hauberk.studies.finding import Finding, cell_text
 
 
 def page(stored: Sequence[dict[str, Any]]) -> Page:
@@ -16,7 +16,7 @@ def page(stored: Sequence[dict[str, Any]]) -> Page:
     parts = []
     for one in found:
         header = list(one.rows[0])
-        rows = [[_text(row[name]) for name in header] for row in one.rows]
+        rows = [[cell_text(row[name]) for name in header] for row in one.rows]
         blocks: list[Block] = [
             Text(f"Claim: {one.claim}"),
             Text(f"Found ({one.verdict}): {one.found}."),
@@ -26,7 +26,3 @@ def page(stored: Sequence[dict[str, Any]]) -> Page:
         parts.append(Section(one.study, blocks))
     title = f"Study {found[0].study}" if len(found) == 1 else f"{len(found)} studies"
     return Page(title, found[0].about, facts, [], parts)
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hauberk.errors import UserError
 from hauberk.files import write_atomically, write_json
+from hauberk.studies.pictures import require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ class Finding:
         lines = [f"# {self.study}", "", f"{self.about}.", "", f"Claim: {self.claim}", ""]
         lines += [f"Found ({self.verdict}): {self.found}.", ""]
         lines += [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-        lines += [f"| {' | '.join(_text(row[name]) for name in names)} |" for row in self.rows]
+        lines += [f"| {' | '.join(cell_text(row[name]) for name in names)} |" for row in self.rows]
         return "\n".join(lines) + "\n"
 
     def as_csv(self) -> str:
@@ -64,12 +64,7 @@ class Finding:
         Raises:
             UserError: if it cannot be written, or matplotlib is not installed.
         """
-        try:
-            import matplotlib as mpl
-
-            mpl.use("agg")
-        except ImportError as error:
-            raise UserError("pictures need matplotlib; pip install 'hauberk[plots]'") from error
+        require_matplotlib("pictures")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{self.study}.json", asdict(self))
         write_atomically(folder / f"{self.study}.md", self.as_markdown().encode())
@@ -81,5 +76,6 @@ class Finding:
             write_atomically(folder / f"{self.study}.{ending}", picture.getvalue())
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """Return what stands in a cell of the table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

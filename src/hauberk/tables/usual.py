@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from hauberk.data import DATA_SETS, Arrays, channel_statistics
+from hauberk.data import DATA_SETS, Source, channel_statistics
 from hauberk.errors import UserError, unknown_name
 from hauberk.models import ModelSpec
 from hauberk.tables.table import read_table
@@ -32,7 +32,7 @@ def usual_threat(data: str, norm: str = "Linf", eps: str = "") -> ThreatModel:
     return make_threat(norm, eps or DATA_SETS[data].eps)
 
 
-def usual_network(data: str, model: str, source: Arrays, *, extra: int = 0, normalize: bool = False) -> ModelSpec:
+def usual_network(data: str, model: str, source: Source, *, extra: int = 0, normalize: bool = False) -> ModelSpec:
     """Return how to build a network for a data set.
 
     Args:
@@ -46,4 +46,4 @@ def usual_network(data: str, model: str, source: Arrays, *, extra: int = 0, norm
     if data.endswith(".toml"):
         return replace(read_table(data).network(model), classes=classes)
     mean, std = channel_statistics(source) if normalize else ((), ())
-    return ModelSpec(model, tuple(source.x.shape[1:]), classes, mean, std)
+    return ModelSpec(model, tuple(source.fetch(torch.arange(1))[0].shape[1:]), classes, mean, std)
