@@ -11,7 +11,8 @@ import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import PRESETS, Ascent, ascend, get_preset
 from hauberk.attacks.batch import run_batch
-from hauberk.attacks.losses import cw_loss, dlr_loss, logit_margin
+from hauberk.attacks.climb import Climb
+from hauberk.attacks.losses import cw_loss, dlr_loss, logit_margin, make_loss
 from hauberk.noise import Noise
 
 THREATS = [hb.Linf("8/255"), hb.L2(0.5), hb.L1(4.0)]
@@ -306,3 +307,39 @@ def test_half_precision_models_get_float32_losses():
     found = hb.attacks.pgd(model, x.bfloat16(), y, hb.Linf(0.1))
     assert found.x_adv.dtype == torch.bfloat16
     assert hb.Linf(0.1).contains(found.x_adv, x.bfloat16()).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Ascent(6, "eps/4", "clean"),
+        Ascent(6, "eps/4", "normal", momentum=0.9),
+        Ascent(6, "eps/4", "clean", "cw", confidence=2.0, nesterov=0.75, line_search=(0.5, 1.0, 2.0)),
+        Ascent(6, torch.tensor(0.02).expand(3, 8, 8), "clean", "kl", jitter=0.0),
+    ],
+    ids=["plain", "momentum", "nesterov", "kl, a step for each feature"],
+)
+def test_the_evaluators_form_of_the_engine_is_the_same_attack(settings):
+    """Rows at their own steps, and a batch in step: the same points for those that stand, the same verdicts for all."""
+    net, (x, y), threat = tiny_net().double().eval(), tiny_batch(24, dtype=torch.float64), hb.Linf(0.03)
+    y = torch.where(torch.arange(24) % 4 == 0, y, net(x).argmax(1))  # three in four are right without an attack
+    ours = run_batch(Climb(settings, threat), net, x, y, threat, seed=3)
+    theirs = ascend(net, x, y, threat, settings, seed=3)
+    right = net(x).argmax(1) == y
+    assert torch.equal(ours.success, theirs.success | ~right)
+    standing = ~ours.success
+    assert standing.any()
+    assert (ours.success & right).any()
+    assert torch.equal(ours.x_adv[standing], theirs.x_adv[standing])
+
+
+@pytest.mark.parametrize("settings", [Ascent(mode="train"), Ascent(tau=1), Ascent(jitter=0.1), Ascent(start=torch.zeros(1))])
+def test_settings_of_training_are_refused_in_an_evaluation(settings):
+    with pytest.raises(hb.UserError, match="are for training"):
+        Climb(settings, hb.Linf(0.1))
+
+
+def test_with_a_class_of_adversarial_inputs_a_target_must_beat_both():
+    logits = torch.tensor([[1.0, 3.0, 2.0, 0.5], [0.0, 1.0, -1.0, 4.0]])
+    loss = make_loss("evade-targeted")(logits, torch.tensor([0, 1]), torch.tensor([1, 2]))
+    assert torch.equal(loss, torch.tensor([3.0 - 1.0, -1.0 - 4.0]))

@@ -29,7 +29,7 @@ from hauberk.compare import (
     run_on_slurm,
 )
 from hauberk.compare.comparison import holm
-from hauberk.compare.papers import MAIL
+from hauberk.compare.printed import MAIL
 from hauberk.files import read_json
 from hauberk.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
 from hauberk.settings import TrainSettings

@@ -3,25 +3,26 @@
 import dataclasses
 import importlib
 import inspect
+import random
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 import hauberk as hb
-from hauberk.cli import COMMANDS
+from hauberk.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python" in path.read_text())
-# What a page takes for granted; pages that start from nothing are not here.
-NEEDED = {"tables.md": "the reader's own rows", "scaling.md": "several processes; benchmarks and test_parallel.py run it"}
 
 
-def blocks(path):
-    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+def blocks(path, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
 
 
 def test_the_readme_runs(tmp_path, monkeypatch, digits, capsys):
@@ -36,16 +37,38 @@ def test_the_readme_runs(tmp_path, monkeypatch, digits, capsys):
     assert model[1].weight.grad is not None
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in NEEDED], ids=lambda p: p.stem)
+def taken_for_granted(page, digits):
+    """What a page's reader has already; pages that start from nothing have nothing here."""
+    x, y = digits["train"].fetch(torch.arange(300))
+    if page.name == "methods.md":
+        return {"few": (x[:100], y[:100]), "unlabelled_images": x[100:]}
+    if page.name == "tables.md":  # the page's own description, and rows that fit it
+        Path("credit.toml").write_text(blocks(page, "toml")[0])
+        draw = random.Random(0)
+        rows = [(draw.randrange(20, 70), draw.randrange(5000), draw.randrange(4), draw.randrange(2)) for _ in range(200)]
+        lines = ["AGE,PAY_AMT1,EDUCATION,default", *(",".join(map(str, row)) for row in rows)]
+        Path("credit.csv").write_text("\n".join(lines))
+    if page.name == "scaling.md":  # a process group, here of one
+        torch.distributed.init_process_group("gloo", f"file://{Path.cwd()}/store", rank=0, world_size=1)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        batches = list(zip(x.split(100), y.split(100), strict=True))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return {"hb": hb, "model": model, "part_of_each_batch": batches, "optimizer": optimizer, "epoch": 0}
+    return {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_a_page_runs(page, tmp_path, monkeypatch, digits):
     from hauberk.methods import RECIPES
     from hauberk.objectives import OBJECTIVES
 
+    if page.name == "tables.md":
+        pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
     known, objectives = dict(RECIPES), dict(OBJECTIVES)
     x, y = digits["train"].fetch(torch.arange(300))
-    names = {"few": (x[:100], y[:100]), "unlabelled_images": x[100:]} if page.name == "methods.md" else {}
     try:
+        names = taken_for_granted(page, digits)
         for block in blocks(page):
             exec(block, names)
         if page.name == "methods.md":
@@ -53,15 +76,44 @@ def test_a_page_runs(page, tmp_path, monkeypatch, digits):
             out = hb.method("gair-alp", hb.Linf(0.1), burn_in=0)(names["run"].model, x, y)
             assert abs(float(out.weights.mean()) - 1) < 1e-5
     finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
         for table, before in ((RECIPES, known), (OBJECTIVES, objectives)):
             table.clear()
             table.update(before)
 
 
-def test_commands_that_the_docs_name_exist():
-    text = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-    named = set(re.findall(r"(?m)^(?:    |`)hauberk ([a-z]+)", text))
-    assert named <= set(COMMANDS)
+def commands(text):
+    """Every command of Hauberk in a page that can be typed as it stands: in a block, or in a line of text."""
+    found = re.findall(r"(?m)^    (.*hauberk [a-z].*)$", text) + re.findall(
+        r"`((?:torchrun [^`]*-m )?hauberk [a-z][^`]*)`", text
+    )
+    words = [shlex.split(one.replace("\n", " "), comments=True) for one in found if "..." not in one]
+    return [line[line.index("hauberk") + 1 :] for line in words if line and line[0] in ("hauberk", "torchrun")]
+
+
+TYPED = sorted({tuple(c) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] for c in commands(path.read_text())})
+
+
+@pytest.mark.parametrize("command", [c for c in TYPED if len(c) > 1], ids=" ".join)
+def test_a_command_of_the_docs_is_understood(command, monkeypatch):
+    class Understood(Exception):
+        pass
+
+    def cli(*words, **options):
+        parsed(*words, **options)
+        raise Understood
+
+    parsed = tyro.cli
+    monkeypatch.setattr(tyro, "cli", cli)
+    assert command[0] in COMMANDS
+    with pytest.raises((Understood, SystemExit)) as ended:
+        main(list(command[: command.index(">")] if ">" in command else command))
+    assert ended.type is Understood or ("--help" in command and ended.value.code == 0)
+
+
+def test_every_command_is_in_the_docs():
+    assert {command[0] for command in TYPED} == set(COMMANDS)
 
 
 def test_the_site_builds_strictly(tmp_path):

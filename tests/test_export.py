@@ -1,5 +1,8 @@
 """Models out of the house compute the same logits, at any batch size, and come back."""
 
+import json
+import sys
+
 import pytest
 import torch
 
@@ -81,3 +84,30 @@ def test_what_cannot_be_exported_is_said_in_a_line(run, tmp_path, capsys):
     assert main(["export", str(tmp_path), str(tmp_path / "model.pth")]) == 2
     assert main(["export", str(run), str(tmp_path / "model.pth")]) == 0
     assert "units of the data" in capsys.readouterr().out
+
+
+def refused(run, path, says):
+    with pytest.raises(hb.UserError, match=says):
+        export_model(run, path)
+    assert not path.exists()
+
+
+def test_an_export_that_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(hb.UserError, match="cannot write"):
+        export_model(run, tmp_path / "file" / "model.pth")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        refused(run, tmp_path / "model.onnx", r"hauberk\[onnx\]")
+    with monkeypatch.context() as patch:
+        patch.setattr("hauberk.training.export._CLOSE", -1.0)
+        refused(run, tmp_path / "model.pt2", "computes other logits")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.export, "export", lambda *given, **more: 1 / 0)
+        refused(run, tmp_path / "model.pt2", "torch.export refuses this model: division by zero")
+
+
+def test_an_exported_card_does_not_say_where_the_data_lay(run, tmp_path):
+    card = json.loads(export_model(run, tmp_path / "model.safetensors").with_suffix(".json").read_text())
+    assert "folder" not in card["data"]
+    assert card["data"]["name"] == "digits"

@@ -1,5 +1,10 @@
+import importlib
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
 import hauberk as hb
 from hauberk.models import ModelSpec
@@ -77,3 +82,77 @@ def test_your_own_by_module_and_factory(tmp_path, monkeypatch):
 def test_models_that_cannot_be(spec, says):
     with pytest.raises(hb.UserError, match=says):
         spec.build()
+
+
+def real(library):
+    """Import it, or skip: torchvision cannot be imported beside a torch that it was not made for."""
+    try:
+        return importlib.import_module(library)
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"no {library}: {error}")
+
+
+@pytest.mark.parametrize(("library", "which"), [("timm", "resnet18"), ("torchvision.models", "resnet18")])
+def test_networks_of_other_libraries_train_evaluate_and_load(library, which, tmp_path):
+    real(library)
+    name = f"{library.partition('.')[0]}:{which}"
+    x, y = torch.rand(24, 3, 32, 32), torch.arange(24) % 4
+    threat = hb.Linf("8/255")
+    run = hb.train(name, (x, y), threat=threat, epochs=1, batch_size=8, val_size=0, out=tmp_path / "run", quiet=True)
+    found = hb.evaluate(run.model, (x[:4], y[:4]), threat=threat, attacks=["pgd-10"], probes=False, quiet=True)
+    assert found.n == 4
+    loaded = hb.load(tmp_path / "run")  # by its card, without allow_code
+    assert torch.equal(loaded(x[:4]), run.model(x[:4]))
+
+
+def stand_in(monkeypatch, name, **functions):
+    """Put a library that has nothing but these functions in place of the real one."""
+    library = SimpleNamespace(**functions)
+    monkeypatch.setitem(sys.modules, name, library)
+    if "." in name:
+        monkeypatch.setitem(sys.modules, name.partition(".")[0], SimpleNamespace(models=library))
+
+
+def test_how_networks_of_other_libraries_are_asked_for(monkeypatch):
+    asked = []
+
+    def make(which, **options):
+        asked.append((which, options))
+        return nn.Linear(1, 1)
+
+    stand_in(monkeypatch, "timm", create_model=make)
+    stand_in(monkeypatch, "torchvision.models", get_model=make)
+    spec = ModelSpec("timm:vit_tiny_patch16_224.augreg", (1, 28, 28), 7)
+    assert not spec.imports
+    assert isinstance(spec.build(), nn.Linear)
+    ModelSpec("torchvision:resnet18", (3, 32, 32), 5).build()
+    assert asked == [  # fresh weights: nothing is downloaded
+        ("vit_tiny_patch16_224.augreg", {"pretrained": False, "num_classes": 7, "in_chans": 1}),
+        ("resnet18", {"weights": None, "num_classes": 5}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        (ModelSpec("timm:hf-hub:somebody/net", (3, 32, 32), 10), "not a name of timm"),
+        (ModelSpec("timm:../net", (3, 32, 32), 10), "not a name of timm"),
+        (ModelSpec("timm:resnet18", (64,), 10), "for images"),
+        (ModelSpec("timm:resnet18", (3, 32, 32), 10**9), "at most 100,000 classes"),
+        (ModelSpec("torchvision:resnet18", (1, 32, 32), 10), "3 channels"),
+        (ModelSpec("timm:nothing", (3, 32, 32), 10), "cannot build timm:nothing: no such network"),
+    ],
+)
+def test_networks_of_other_libraries_that_cannot_be(spec, says, monkeypatch):
+    def refuse(which, **options):
+        raise RuntimeError("no such network")
+
+    stand_in(monkeypatch, "timm", create_model=refuse)
+    with pytest.raises(hb.UserError, match=says):
+        spec.build()
+
+
+def test_a_library_that_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(hb.UserError, match="pip install timm"):
+        ModelSpec("timm:resnet18", (3, 32, 32), 10).build()

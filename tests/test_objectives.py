@@ -36,6 +36,47 @@ def test_terms_by_their_equations():
     assert torch.allclose(terms.regular, 2 * divergence * (1 - p[rows, y]))
 
 
+def test_pairing_margin_and_extra_class_by_their_equations():
+    clean, adv, y = logits_pair()
+    p, q, rows = clean.softmax(1), adv.softmax(1), torch.arange(len(y))
+    ce, ce_adv = -p[rows, y].log(), -q[rows, y].log()
+    apart = (q - p).square().sum(1)
+
+    robust, regular = hb.objectives.alp(clean, adv, y, beta=0.5)
+    assert torch.allclose(robust, ce_adv)
+    assert torch.allclose(regular, 0.5 * apart)
+    robust, regular = hb.objectives.alp(clean, adv, y, beta=0.5, pairing="logits")  # Kannan et al.
+    assert torch.allclose(robust, ce_adv)
+    assert torch.allclose(regular, ce + 0.5 * (adv - clean).square().mean(1))
+
+    robust, regular = hb.objectives.clp(clean, adv, y, beta=0.5)
+    assert torch.allclose(robust, 0.5 * apart)
+    assert torch.allclose(regular, ce)
+    robust, regular = hb.objectives.clp(clean, None, y, beta=0.5, pairing="logits")  # no adversarial inputs at all
+    assert not robust.any()
+    next_one = clean[(rows + 1) % len(y)]
+    assert torch.allclose(regular, ce + 0.5 * (clean - next_one).square().mean(1))
+
+    within = torch.arange(len(y)) % 2 == 0
+    robust, regular = hb.objectives.mma(clean, adv, y, within=within)
+    right = clean.argmax(1) == y
+    assert right.any()
+    assert (~right).any()
+    expected = torch.where(right, torch.where(within, ce_adv, 0.0), ce)
+    assert torch.allclose(robust, 2 / 3 * expected)
+    assert torch.allclose(regular, ce / 3)
+
+    robust, regular = hb.objectives.adversarial_class(clean, adv, y, beta=0.5)
+    assert torch.allclose(robust, -0.5 * q[:, -1].log())
+    assert torch.allclose(regular, ce)
+
+    for pairing in (hb.objectives.alp, hb.objectives.clp):
+        with pytest.raises(hb.UserError, match="pairing is"):
+            pairing(clean, adv, y, pairing="outputs")
+    with pytest.raises(hb.UserError, match="direction is"):
+        hb.objectives.trades(clean, adv, y, direction="both")
+
+
 @pytest.mark.parametrize("name", ["trades", "mart"])
 def test_gradients_flow_where_the_papers_let_them(name):
     clean, adv, y = logits_pair()

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -193,3 +195,38 @@ def contrast(one, other):
     """WCAG's contrast ratio of two colours as the browser writes them."""
     high, low = sorted((brightness(one), brightness(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_what_a_report_says_to_type_makes_the_same_again(tmp_path, monkeypatch):
+    from hauberk.files import read_json
+    from hauberk.report.again import evaluate_command, train_command
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    asked = "train --method mail-mart --epochs 2 --eps 0.08 --schedule steps --milestones 0.5 --batch-size 96 --augment crop "
+    asked += "--class-weights balanced --normalize --seed 3 --threads 1 --ema 0.9 --beta 4 --set burn_in=1 measure=pm-nat "
+    assert main([*asked.split(), "step_size=eps/3", "--out", "run", "--quiet"]) == 0
+    attacked = "evaluate run --attacks pgd-10 fgsm --in-turn --n 20 --seed 5 --eps 0.05 --no-probes"
+    assert main([*attacked.split(), "--quiet"]) == 0
+    evaluated = read_json(next(tmp_path.glob("here/run/evaluations/*/evaluation.json")))
+    monkeypatch.chdir(tmp_path / "there")
+    commands = [train_command(read_json(tmp_path / "here/run/run.json")), evaluate_command("runs/digits-mail-mart", evaluated)]
+    for command in commands:
+        assert main([*shlex.split(command)[1:], "--quiet"]) == 0, command
+    again = tmp_path / "there/runs/digits-mail-mart"
+    ours, theirs = hb.load(tmp_path / "here/run").state_dict(), hb.load(again).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    repeated = read_json(next(again.glob("evaluations/*/evaluation.json")))
+    for key in ("suite", "threat", "in_turn", "n", "examples"):
+        assert repeated[key] == evaluated[key]
+    assert main(["report", str(again)]) == 0
+    assert commands[0] in unescape((again / "report.html").read_text())
+
+
+def test_a_report_of_what_was_made_in_python_says_so(tmp_path, digits):
+    x, y = digits["train"].fetch(torch.arange(64))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    hb.train(net, (x, y), threat=hb.Linf(0.1), epochs=1, val_size=0, out=tmp_path / "run", quiet=True)
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "Made in Python" in (tmp_path / "run" / "report.html").read_text()

@@ -150,6 +150,9 @@ def test_texts_and_cards():
         (lambda: hb.Linf(0.1, frozen=[0.5]), "indices"),
         (lambda: hb.Linf(0.1, frozen=[7]).around(torch.zeros(1, 3)), "index 7"),
         (lambda: hb.Linf(torch.tensor([0.1, 0.2])).around(torch.zeros(1, 3)), "does not fit"),
+        (lambda: hb.Linf(0.1, frozen=[None]), "frozen = .* is no mask or list"),
+        (lambda: hb.Linf(0.1, one_way=[None]), "one_way = .* is no mask or list"),  # found by fuzzing cards
+        (lambda: hb.Linf(0.1, one_way=[2, 0]), r"\+1, -1 or 0"),
         (lambda: make_threat("Linfty", 0.1), "did you mean 'Linf'"),
         (lambda: threat_from_dict({"norm": "L2"}), "no readable threat model"),
     ],

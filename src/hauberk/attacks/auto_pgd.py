@@ -10,7 +10,8 @@ from torch import Tensor
 from hauberk.attacks.losses import make_loss
 from hauberk.attacks.passes import Passes
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, replace_rows, where_rows
-from hauberk.attacks.targets import Starts, pick_target
+from hauberk.attacks.targets import count_targets, pick_target
+from hauberk.errors import UserError
 from hauberk.noise import Noise
 from hauberk.threat import Region
 
@@ -20,10 +21,43 @@ FIRST_STEP = 2.0  # times ε
 
 
 @dataclass(frozen=True)
-class AutoPgd(Starts):
+class ApgdSettings:
+    """What an APGD maximises, how long, and from how many starts; the defaults are AutoAttack's.
+
+    Attributes:
+        steps: iterations of each start.
+        loss: "ce", "dlr", "cw", "evade"; or, with a target in turn, "ce-targeted", "cw-targeted", "dlr-targeted",
+            "evade-targeted".
+        targets: how many of the most likely wrong classes are targets in turn.
+        restarts: independent starts, for each target.
+    """
+
+    steps: int = 100
+    loss: str = "ce"
+    targets: int = 9
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
+            numbers = f"{self.steps}, {self.restarts} and {self.targets}"
+            raise UserError(f"apgd needs at least 1 step, restart and target, got {numbers}")
+        make_loss(self.loss)
+
+    @property
+    def evading(self) -> bool:
+        """Whether the model's last output is a class of adversarial inputs."""
+        return self.loss.startswith("evade")
+
+    def turns(self, classes: int) -> int:
+        """Starts, times targets."""
+        return self.restarts * count_targets(self.loss, self.targets, classes)
+
+
+@dataclass(frozen=True)
+class AutoPgd(ApgdSettings):
     """APGD in L∞ and L2, with AutoAttack's numbers; see :func:`hauberk.attacks.apgd`.
 
-    Attributes as in :class:`Starts`.
+    Attributes as in :class:`ApgdSettings`.
     """
 
     stride = 4

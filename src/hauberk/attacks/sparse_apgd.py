@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hauberk.attacks.auto_pgd import ApgdSettings
 from hauberk.attacks.losses import fooled, make_loss
 from hauberk.attacks.passes import Passes
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
-from hauberk.attacks.targets import Starts, pick_target
+from hauberk.attacks.targets import pick_target
 from hauberk.threat.projections import onto_l1
 
 SHRINK = 1.5  # of step size and support
@@ -21,10 +22,10 @@ FIRST_SUPPORT = 0.2  # share of the coordinates in the first step, where there i
 
 
 @dataclass(frozen=True)
-class SparseApgd(Starts):
+class SparseApgd(ApgdSettings):
     """APGD in L1, with AutoAttack's numbers; see :func:`hauberk.attacks.apgd`.
 
-    Attributes as in :class:`Starts`, and:
+    Attributes as in :class:`ApgdSettings`, and:
         wide: begin with 3ε and 2ε for 30 % of the steps each, as AutoAttack does in L1; only points within ε count.
     """
 
@@ -41,7 +42,7 @@ class SparseApgd(Starts):
         region, x = task.region, task.region.x
         lowest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         width = (region.high - region.low).nan_to_num(posinf=1.0)
-        start = (task.noise.normal(x, task.tag) * width / torch.where(region.radius > 0, region.radius, 1.0)).flatten(1)
+        start = (task.noise.normal(x, task.tag) * width / region.scale).flatten(1)
         ones = torch.ones_like(lowest)
         return SparseRows(
             *fresh(task),
@@ -59,10 +60,9 @@ class SparseApgd(Starts):
     def advance(self, rows: "SparseRows", passes: Passes, clock: Clock) -> None:
         """Step, look, and adapt steps and sparsity; offsets are in units of ε."""
         region = rows.region
-        scale = torch.where(region.radius > 0, region.radius, torch.ones_like(region.radius))
-        free = (region.radius > 0).to(scale.dtype)
-        low = ((region.low - region.x) / scale * free).flatten(1)
-        high = ((region.high - region.x) / scale * free).flatten(1)
+        free = (region.radius > 0).to(region.x.dtype)
+        low = ((region.low - region.x) / region.scale * free).flatten(1)
+        high = ((region.high - region.x) / region.scale * free).flatten(1)
         plan = torch.from_numpy(self._plan[np.minimum(clock, self.length - 1)]).to(rows.y.device)
         radius, first, check = plan[:, 0].to(low.dtype)[:, None], plan[:, 1] > 0, plan[:, 2] > 0
         begun = _onto(rows.high_offset, radius, low, high)

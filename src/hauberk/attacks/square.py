@@ -148,8 +148,7 @@ def _move_mass(offset: Tensor, pattern: Tensor, here: Tensor, there: Tensor, reg
 
 
 def _offsets(region: Region, point: Tensor) -> Tensor:
-    scale = torch.where(region.radius > 0, region.radius, torch.ones_like(region.radius))
-    return ((point - region.x) / scale).view(-1, *image_shape(point))
+    return ((point - region.x) / region.scale).view(-1, *image_shape(point))
 
 
 def _place(region: Region, offset: Tensor) -> Tensor:

@@ -1,46 +1,10 @@
 """The wrong classes that attacks aim at, one after the other."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from hauberk.attacks.losses import AIMED, make_loss
+from hauberk.attacks.losses import AIMED
 from hauberk.attacks.rows import Task
-from hauberk.errors import UserError
-
-
-@dataclass(frozen=True)
-class Starts:
-    """How often an APGD starts, and what it maximises; the defaults are AutoAttack's.
-
-    Attributes:
-        steps: iterations of each start.
-        loss: "ce", "dlr", "cw", "evade"; or, with a target in turn, "ce-targeted", "cw-targeted", "dlr-targeted",
-            "evade-targeted".
-        targets: how many of the most likely wrong classes are targets in turn.
-        restarts: independent starts, for each target.
-    """
-
-    steps: int = 100
-    loss: str = "ce"
-    targets: int = 9
-    restarts: int = 1
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
-            numbers = f"{self.steps}, {self.restarts} and {self.targets}"
-            raise UserError(f"apgd needs at least 1 step, restart and target, got {numbers}")
-        make_loss(self.loss)
-
-    @property
-    def evading(self) -> bool:
-        """Whether the model's last output is a class of adversarial inputs."""
-        return self.loss.startswith("evade")
-
-    def turns(self, classes: int) -> int:
-        """Starts, times targets."""
-        return self.restarts * count_targets(self.loss, self.targets, classes)
 
 
 def count_targets(loss: str, targets: int, classes: int) -> int:

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any
 
-from hauberk.cli.parse import parse
+from hauberk.cli.parse import parse, program
 
 _EXTRAS = {
+    "matplotlib": "reports and studies",
+    "pandas": "tables",
     "tensorboard": "training curves in TensorBoard",
-    "torchvision": "'hauberk data --download'",
+    "onnxscript": "export to ONNX",
+    "submitit": "Slurm clusters",
+    "torchvision": "'hauberk data --download', and its networks",
+    "timm": "its networks",
 }
 
 
@@ -33,6 +38,7 @@ def doctor(arguments: Sequence[str]) -> int:
         return 0
     for name, value in facts.items():
         print(f"{name:<14} {value}")
+    print(f"Next: {program()} demo")
     return 0
 
 

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from hauberk.cli.parse import parse
+from hauberk.cli.parse import parse, program
+
+_THEN = {
+    ".pth": "net.load_state_dict(torch.load('{file}', weights_only=True))",
+    ".safetensors": "{program} evaluate {file}",
+    ".pt2": "torch.export.load('{file}').module()",
+    ".onnx": "onnxruntime.InferenceSession('{file}')",
+}
 
 
 @dataclass(frozen=True)
@@ -32,4 +39,5 @@ def export(arguments: Sequence[str]) -> int:
 
     written = export_model(options.target, options.out, which=options.which)
     print(f"Written to {written} ({FORMATS[written.suffix]}); inputs are in the units of the data, outputs are logits")
+    print("Next: " + _THEN[written.suffix].format(file=written, program=program()))
     return 0

@@ -126,6 +126,7 @@ def methods(arguments: Sequence[str]) -> int:
     for key, value in facts.items():
         if value is not None:
             print(f"{key}: {value}")
+    print(f"Next: {program()} train --method {options.name}")
     return 0
 
 
@@ -146,6 +147,7 @@ def models(arguments: Sequence[str]) -> int:
 
     rows = {name: what for name, (_, what) in MODELS.items()}
     rows |= dict.fromkeys(WIDE_RESNETS, "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4")
+    rows |= {"timm:NAME": "a network of timm, if installed", "torchvision:NAME": "of torchvision, likewise; 3 channels"}
     return _show(
         rows, options.json, "Your own: --model module:factory, called with input_shape= and classes= if it takes them."
     )

@@ -30,5 +30,5 @@ def report(arguments: Sequence[str]) -> int:
     options = parse(Report, "report", arguments)
     from hauberk.report import make_report
 
-    print(f"Written to {make_report(options.target, options.out, options.figures)}; open it in any browser.")
+    print(f"Written to {make_report(options.target, options.out, options.figures)}. Next: open it in any browser")
     return 0

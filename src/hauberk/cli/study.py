@@ -54,7 +54,7 @@ def study(arguments: Sequence[str]) -> int:
         print(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
         return 0
     chosen = find_study(options.name)
-    out = options.out or Path("runs") / f"study-{options.data}-{options.model}"
+    out = options.out or Path("runs") / f"study-{Path(options.data).stem}-{options.model}"
     base = Cell(
         "at",
         options.settings.seed,

@@ -31,7 +31,7 @@ class Train:
     verify: bool = True
     """Compare checksums of the files with the original ones."""
     model: str = "small-cnn"
-    """Name of the network (see 'hauberk models'), or module:factory for your own."""
+    """Name of the network (see 'hauberk models'; timm:NAME and torchvision:NAME, too), or module:factory for your own."""
     method: str = "at"
     """Name of the method; see 'hauberk methods'."""
     out: Path | None = None

@@ -3,8 +3,8 @@
 from hauberk.compare.cell import Cell, run_cell, train_cell
 from hauberk.compare.comparison import Comparison, collect, heading
 from hauberk.compare.estimate import Estimate, estimate
+from hauberk.compare.layout import as_csv, as_latex, as_markdown, rich_table
 from hauberk.compare.runner import run_cells, run_on_slurm
-from hauberk.compare.tables import as_csv, as_latex, as_markdown, rich_table
 
 __all__ = [
     "Cell",

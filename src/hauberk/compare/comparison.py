@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from hauberk.compare.cell import EVALUATION, Cell
-from hauberk.compare.papers import MAIL, Printed
+from hauberk.compare.printed import MAIL, Printed
 from hauberk.errors import UserError
 from hauberk.files import read_json
 

@@ -171,7 +171,7 @@ def as_source(data: Any) -> Source:
     source: Source
     if isinstance(data, DataLoader):
         data = data.dataset
-    if isinstance(data, Arrays | Items | Part):
+    if isinstance(data, Arrays | Items | Part | Joined):
         source = data
     elif isinstance(data, TensorDataset) and len(data.tensors) == 2:
         source = _arrays(*data.tensors)

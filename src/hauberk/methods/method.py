@@ -17,10 +17,10 @@ from hauberk.checks import check_inputs, checked_first_pass
 from hauberk.crew import ALONE, Crew
 from hauberk.errors import UserError
 from hauberk.methods.choices import Batch, Choices, Horizon, Pass
+from hauberk.methods.memory import Memory
 from hauberk.methods.output import Output
 from hauberk.methods.perturb import carry_gradients, perturbation, perturbed
 from hauberk.methods.sight import Sight
-from hauberk.methods.state import Memory
 from hauberk.noise import Noise
 from hauberk.objectives import OBJECTIVES
 from hauberk.objectives.kl import at_least_float32

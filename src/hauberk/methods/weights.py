@@ -57,7 +57,7 @@ class Weighting:
             raise UserError(f"burn_in is a number of epochs or 'first-drop', not {self.burn_in!r}")
 
     def lam_at(self, epoch: int, begin: int, epochs: int) -> float:
-        """Λ of an epoch, between the end of the burn-in and the end of the training."""
+        """Return λ of an epoch: of the burn-in's end, of the training's, or in between."""
         if self.lam_end is None or epochs <= begin + 1:
             return self.lam
         done = min(max((epoch - begin) / (epochs - 1 - begin), 0.0), 1.0)

@@ -1,4 +1,4 @@
-"""Models by name, by ``module:factory``, and how a card remembers them."""
+"""Models by name, of other libraries, by ``module:factory``; and how a card remembers them."""
 
 import importlib
 import inspect
@@ -18,6 +18,7 @@ from hauberk.models.resnet import preact_resnet18, resnet18
 from hauberk.models.rows import NearestRow
 from hauberk.models.small import mlp, small_cnn
 from hauberk.models.wide_resnet import WideResNet
+from hauberk.models.zoo import ZOOS, from_zoo
 
 Builder = Callable[[tuple[int, ...], int], nn.Module]
 
@@ -59,7 +60,8 @@ class ModelSpec:
     """How to build a model again; plain types, stored in every card.
 
     Attributes:
-        name: a built-in name, ``"wrn-d-k"``, ``"module:factory"``, or ``"python:<class>"`` for an object given from Python.
+        name: a built-in name, ``"wrn-d-k"``, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"module:factory"``, or
+            ``"python:<class>"`` for an object given from Python.
         input_shape: of one example, without the batch.
         classes: number of logits.
         mean: of the input normalisation inside the model; empty for none.
@@ -82,9 +84,14 @@ class ModelSpec:
         return self.name.startswith("python:")
 
     @property
+    def is_from_zoo(self) -> bool:
+        """Whether it is a network of timm or torchvision."""
+        return self.name.partition(":")[0] in ZOOS and ":" in self.name
+
+    @property
     def imports(self) -> bool:
-        """Whether building it would import a module that is not Hauberk's."""
-        return ":" in self.name and not self.is_from_python
+        """Whether building it would import a module that nobody knows."""
+        return ":" in self.name and not self.is_from_python and not self.is_from_zoo
 
     def build(self) -> nn.Module:
         """Build the model with fresh weights from torch's global generator.
@@ -94,7 +101,10 @@ class ModelSpec:
         """
         if self.is_from_python:
             raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
-        net = _from_factory(self) if self.imports else _checked_built_in(self)
+        if self.is_from_zoo:
+            net = from_zoo(self.name, self.input_shape, self.classes)
+        else:
+            net = _from_factory(self) if self.imports else _checked_built_in(self)
         before: list[nn.Module] = [NearestRow(self.integers, self.groups)] if self.integers or self.groups else []
         if self.mean:
             before.append(Normalize(self.mean, self.std))

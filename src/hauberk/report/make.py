@@ -1,12 +1,12 @@
 """From a folder to a report."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hauberk.errors import UserError
 from hauberk.files import FOREIGN, read_json
 from hauberk.report import comparison, evaluation, run, study
+from hauberk.report.again import evaluate_command, run_again
 from hauberk.report.blocks import Code, Page, Section
 from hauberk.report.page import write_figures, write_page
 from hauberk.report.pictures import pictures
@@ -61,9 +61,7 @@ def _page(target: Path) -> Page:
 
 
 def _of_evaluation(found: dict[str, Any], where: Path) -> Page:
-    again = Section(
-        "Do it again", [Code(f"hauberk evaluate MODEL --suite {found['suite']} --seed {found['provenance']['seed']}")]
-    )
+    again = Section("Do it again", [Code(evaluate_command("MODEL", found))])
     parts = [*evaluation.sections(found, "evaluation"), again]
     return Page(f"Evaluation, {found['suite']}", str(where), evaluation.facts(found), evaluation.notices(found), parts)
 
@@ -80,32 +78,10 @@ def _of_run(folder: Path) -> Page:
     parts: list[Section] = []
     if evaluations:
         parts += evaluation.sections(evaluations[0], "evaluation")
-    parts += [pictures(folder, card), *run.sections(rows), _reproduce(folder, plan, evaluations)]
+    parts += [pictures(folder, card), *run.sections(rows), run_again(folder, plan, evaluations)]
     return Page(f"{plan['method']['name']} on {card['data']['name']}", about, headline, warnings, parts)
 
 
 def _strength(found: dict[str, Any]) -> tuple[int, int]:
     suite = found["suite"]
     return (_STRENGTH.index(suite) if suite in _STRENGTH else len(_STRENGTH), -found["n"])
-
-
-def _reproduce(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> Section:
-    method, settings = dict(plan["method"]), plan["settings"]
-    name, seed, preset = method.pop("name"), method.pop("seed", 0), method.pop("preset", "paper")
-    options = [f"--{key.replace('_', '-')} {_option(value)}" for key, value in settings.items() if key in _ASKED]
-    chosen = [f"{key}={value}" for key, value in method.items() if key not in ("precision", "compiled")]
-    command = (
-        f"hauberk train --data {plan['data']['name']} --model {plan['model']['name']} --method {name} --preset {preset} "
-        f"--eps {_option(plan['threat']['eps'])} --norm {plan['threat']['norm']} --seed {seed} {' '.join(options)}"
-    )
-    lines = [command + (f" --set {' '.join(chosen)}" if chosen else "")]
-    lines += [f"hauberk evaluate {folder} --suite {found['suite']}" for found in evaluations if found["suite"] in _STRENGTH[:4]]
-    versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
-    return Section("Do it again", [Code("\n".join(lines)), Code(versions)])
-
-
-_ASKED = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "eps_warmup", "ema", "val_size", "threads")
-
-
-def _option(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -211,15 +211,11 @@ def make_threat(
     if norm == "Linf" and bool((torch.as_tensor(radius) > width).any()):
         hint = f"; did you mean '{text}/255'?" if isinstance(radius, float) and 1 < radius < 255 else ""
         raise UserError(f"eps = {text} is wider than the box [{low}, {high}]{hint}")
-    try:
-        mask = None if frozen is None else torch.as_tensor(frozen)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"frozen = {frozen!r} is not a mask or a list of indices") from error
+    mask, ways = _tensor(frozen, "frozen"), _tensor(one_way, "one_way")
     if mask is not None and mask.dtype != torch.bool:
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
         mask = mask.long()
-    ways = None if one_way is None else torch.as_tensor(one_way)
     if ways is not None and not bool(torch.isin(ways, torch.tensor([-1, 0, 1])).all()):
         raise UserError("one_way takes +1, -1 or 0 for each feature")
     return ThreatModel(norm, radius, lower, upper, mask, text, ways)
@@ -272,6 +268,13 @@ def parse_eps(eps: Epsilon, name: str = "eps") -> tuple[float | Tensor, str]:
     if not bool((values.isfinite() & (values >= 0)).all()):
         raise UserError(f"{name} must be finite and not negative, got {text}")
     return value, text
+
+
+def _tensor(features: Sequence[int] | Tensor | None, name: str) -> Tensor | None:
+    try:
+        return None if features is None else torch.as_tensor(features)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} = {features!r:.60} is no mask or list of numbers") from error
 
 
 def _number_or_tensor(value: Bound | str, name: str) -> float | Tensor:

@@ -151,6 +151,11 @@ class Region:
         return self.audit(point) <= allowed
 
     @property
+    def scale(self) -> Tensor:
+        """What changes are divided by to be in units of ε: ε, or 1 where a feature is frozen."""
+        return torch.where(self.radius > 0, self.radius, torch.ones_like(self.radius))
+
+    @property
     def _p(self) -> int:
         return 1 if self.norm == "L1" else 2
 
@@ -159,8 +164,7 @@ class Region:
 
     def _scaled(self, point: Tensor) -> Tensor:
         """Return (B, D) offsets from x in units of ε; 0 where frozen."""
-        radius = torch.where(self.radius > 0, self.radius, torch.ones_like(self.radius))
-        return torch.where(self.radius > 0, (point - self.x) / radius, torch.zeros_like(point)).flatten(1)
+        return torch.where(self.radius > 0, (point - self.x) / self.scale, torch.zeros_like(point)).flatten(1)
 
     def _sparse(self, point: Tensor, slope: Tensor) -> Tensor:
         """Spread a unit L1 step over the steepest coordinates that the bounds still let move."""

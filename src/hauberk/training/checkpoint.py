@@ -7,7 +7,7 @@ import torch
 
 from hauberk.errors import UserError
 from hauberk.files import FOREIGN, previous, read_state, write_state
-from hauberk.methods.state import Memory
+from hauberk.methods.memory import Memory
 from hauberk.training.collapse import require_finite
 from hauberk.training.meter import Meter
 

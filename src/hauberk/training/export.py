@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ FORMATS = {
 _CLOSE = 1e-4  # largest difference of logits, relative to their size
 
 
-def export_model(target: str | Path, out: str | Path, *, model: nn.Module | None = None, which: Any = "best") -> Path:
+def export_model(
+    target: str | Path, out: str | Path, *, model: nn.Module | None = None, which: Literal["best", "last"] = "best"
+) -> Path:
     """Write a trained model in the format that the ending of ``out`` names, and check that it computes the same logits.
 
     The batch size stays free. Normalisation is inside, as in the model: inputs are in the units of the data.
@@ -49,6 +51,7 @@ def export_model(target: str | Path, out: str | Path, *, model: nn.Module | None
             torch.save(net.state_dict(), path)
         elif path.suffix == ".safetensors":
             kept = {key: value for key, value in card.items() if key not in ("format", "weights", "versions")}
+            kept["data"] = {key: value for key, value in kept["data"].items() if key != "folder"}  # nobody else's business
             save_model(path.with_suffix(""), net.state_dict(), kept)
         elif path.suffix == ".pt2":
             torch.export.save(_program(net, x), path)
@@ -61,7 +64,7 @@ def export_model(target: str | Path, out: str | Path, *, model: nn.Module | None
 
 
 def _inputs(card: dict[str, Any]) -> Tensor:
-    """Three inputs of the right shape, inside the box where it is finite."""
+    """Three random inputs of the right shape."""
     shape = tuple(card["model"]["input_shape"])
     return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
 

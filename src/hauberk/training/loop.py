@@ -191,9 +191,8 @@ class Trainer:
                 self.crew,
                 plan.class_weights,
             )
-            whole_eps = (
-                eps_scale(settings, last, plan.total_steps) == 1.0
-            )  # before, training sees a weaker attack than validation
+            # While ε still grows, training sees a weaker attack than validation.
+            whole_eps = eps_scale(settings, last, plan.total_steps) == 1.0
             if settings.on_collapse != "ignore" and whole_eps:
                 require_robust(row, self.best.get("metrics", {}), len(plan.val), plan.train.classes or plan.spec.classes)
         row |= {"lr": self._rate(last), "seconds": self.seconds, "examples_per_second": rate}
