@@ -343,3 +343,23 @@ def test_with_a_class_of_adversarial_inputs_a_target_must_beat_both():
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.5], [0.0, 1.0, -1.0, 4.0]])
     loss = make_loss("evade-targeted")(logits, torch.tensor([0, 1]), torch.tensor([1, 2]))
     assert torch.equal(loss, torch.tensor([3.0 - 1.0, -1.0 - 4.0]))
+
+
+def test_a_chosen_class_is_aimed_at():
+    net, (x, y) = tiny_net().eval(), tiny_batch(12)
+    y, threat = net(x).argmax(1), hb.Linf(0.3)
+    for shift in (1, 3):
+        target = (y + shift) % 5
+        found = hb.attacks.pgd(net, x, y, threat, steps=20, target=target)
+        assert threat.contains(found.x_adv, x).all()
+        assert (found.logits.argmax(1) == target).float().mean() > 0.9
+        assert torch.allclose(net(found.x_adv), found.logits, atol=1e-5)
+
+
+def test_a_loss_and_its_target_belong_together():
+    net, (x, y) = tiny_net().eval(), tiny_batch()
+    for loss in ("kl", "cw", "dlr"):
+        with pytest.raises(hb.UserError, match="takes no target"):
+            hb.attacks.pgd(net, x, y, hb.Linf(0.1), loss=loss, target=y)
+    with pytest.raises(hb.UserError, match="'ce-targeted' needs a target"):
+        hb.attacks.pgd(net, x, y, hb.Linf(0.1), loss="ce-targeted")

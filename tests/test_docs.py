@@ -48,6 +48,9 @@ def taken_for_granted(page, digits):
         rows = [(draw.randrange(20, 70), draw.randrange(5000), draw.randrange(4), draw.randrange(2)) for _ in range(200)]
         lines = ["AGE,PAY_AMT1,EDUCATION,default", *(",".join(map(str, row)) for row in rows)]
         Path("credit.csv").write_text("\n".join(lines))
+    if page.name == "files.md":
+        run = hb.train("mlp", (x, y), threat=hb.Linf(0.1), epochs=1, out="runs/first", quiet=True)
+        hb.evaluate(run.model, (x[:20], y[:20]), threat=hb.Linf(0.1), quiet=True).save("evaluation.json")
     if page.name == "scaling.md":  # a process group, here of one
         torch.distributed.init_process_group("gloo", f"file://{Path.cwd()}/store", rank=0, world_size=1)
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
@@ -62,18 +65,18 @@ def test_a_page_runs(page, tmp_path, monkeypatch, digits):
     from hauberk.methods import RECIPES
     from hauberk.objectives import OBJECTIVES
 
-    if page.name == "tables.md":
+    if page.name in ("files.md", "tables.md"):
         pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
     known, objectives = dict(RECIPES), dict(OBJECTIVES)
-    x, y = digits["train"].fetch(torch.arange(300))
     try:
         names = taken_for_granted(page, digits)
         for block in blocks(page):
             exec(block, names)
         if page.name == "methods.md":
             assert {"gair-alp", "half"} <= set(hb.list_methods())
-            out = hb.method("gair-alp", hb.Linf(0.1), burn_in=0)(names["run"].model, x, y)
+            few = digits["train"].fetch(torch.arange(300))
+            out = hb.method("gair-alp", hb.Linf(0.1), burn_in=0)(names["run"].model, *few)
             assert abs(float(out.weights.mean()) - 1) < 1e-5
     finally:
         if torch.distributed.is_initialized():

@@ -396,6 +396,14 @@ def test_resuming_as_something_else_is_refused(tmp_path):
     assert len(again.metrics) == 1
 
 
+class Picky(nn.Module):
+    """As networks of other libraries are, which assert the size of their images."""
+
+    def forward(self, x):
+        assert x.shape[-1] == 224, "images of 224 only"
+        return x
+
+
 @pytest.mark.parametrize(
     ("kwargs", "says"),
     [
@@ -418,6 +426,7 @@ def test_resuming_as_something_else_is_refused(tmp_path):
         ({"model": nn.Sequential(tiny_net(), nn.Softmax(1))}, "returns probabilities"),
         ({"model": nn.Flatten(0)}, "must return logits of shape"),
         ({"model": nn.Linear(7, 5)}, "cannot take inputs of shape"),
+        ({"model": Picky()}, "cannot take inputs of shape .*: images of 224 only"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 1))}, "one number per input"),
         ({"out": "/proc/nowhere/run"}, "cannot make the folder"),
         ({"resume": True}, "needs out="),

@@ -108,7 +108,7 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
     with attack_view(model) as view, torch.no_grad():
         try:
             logits = Passes(view).look(x)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"the model cannot take inputs of shape {tuple(x.shape)} and dtype {x.dtype}: {first}") from error
         check_logits(logits, y, classes, probabilities)

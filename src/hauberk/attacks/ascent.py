@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.losses import fooled, make_loss
+from hauberk.attacks.losses import AIMED, fooled, make_loss
 from hauberk.attacks.result import AttackResult, Best, batches
 from hauberk.attacks.steps import Ascent, accumulate, best_step, first_point, parse_step
 from hauberk.attacks.view import attack_view
@@ -32,6 +32,7 @@ def ascend(
     seed: int | Noise = 0,
     see_clean: bool = False,
     share: Tensor | None = None,
+    target: Tensor | None = None,
 ) -> AttackResult:
     """Maximise a loss over the threat model by K projected steps of steepest ascent.
 
@@ -52,12 +53,18 @@ def ascend(
         seed: an integer, or noise keyed by example.
         see_clean: look at the clean inputs too, in the attack's mode, at one forward.
         share: (B,), attack each example with ε, and steps, times its share in [0, 1].
+        target: (B,) int64, the class to aim at, for a loss with a target.
+
+    Returns:
+        AttackResult with ``x_adv`` (B, ...) inside the threat model.
 
     Raises:
         UserError: if settings, threat model and inputs do not fit together.
     """
     if settings.tau is not None and keep != "last-unseen":
         raise UserError("a friendly attack hands back where each example stopped; use keep='last-unseen'")
+    if (settings.loss in AIMED) != (target is not None):
+        raise UserError(f"the loss {settings.loss!r} {'needs a' if target is None else 'takes no'} target")
     noise = batch_noise(seed, x)
     size = parse_step(settings.step_size, threat)
     with attack_view(model, settings.mode) as view:
@@ -71,7 +78,7 @@ def ascend(
         if settings.loss == "kl" or see_clean:
             with torch.no_grad():
                 clean = view(x)
-        run = _Run(view, _Rows(region.x, region, y, clean), settings, size, keep, noise)
+        run = _Run(view, _Rows(region.x, region, y, clean, target), settings, size, keep, noise)
         for restart in range(settings.restarts):
             run.climb(restart * _TAGS_PER_RESTART, first=restart == 0)
     return run.result()
@@ -85,13 +92,19 @@ class _Rows:
     region: Region
     y: Tensor
     clean: Tensor | None
+    target: Tensor | None
     index: Tensor | None = None  # which of the batch; None for all
+
+    @property
+    def aim(self) -> Tensor | None:
+        """What the loss compares with, besides the labels."""
+        return self.clean if self.target is None else self.target
 
     def select(self, keep: Tensor) -> "_Rows":
         """Keep some of these rows. keep: (b,) int64, places among these rows."""
-        clean = None if self.clean is None else self.clean[keep]
+        clean, target = (None if value is None else value[keep] for value in (self.clean, self.target))
         index = keep if self.index is None else self.index[keep]
-        return _Rows(self.point[keep], self.region.rows(keep), self.y[keep], clean, index)
+        return _Rows(self.point[keep], self.region.rows(keep), self.y[keep], clean, target, index)
 
 
 class _Run:
@@ -150,7 +163,7 @@ class _Run:
     def _gradient(self, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
         point = rows.point.detach().requires_grad_()
         logits = self.view(point)
-        loss = self.loss(logits, rows.y, rows.clean)
+        loss = self.loss(logits, rows.y, rows.aim)
         (grad,) = torch.autograd.grad(loss.sum(), point)
         self.seen["forwards"] += len(point)
         self.seen["backwards"] += len(point)
@@ -160,7 +173,7 @@ class _Run:
         with torch.no_grad():
             logits = self.view(point)
             self.seen["forwards"] += len(point)
-            return logits, self.loss(logits, rows.y, rows.clean)
+            return logits, self.loss(logits, rows.y, rows.aim)
 
     def _move(self, rows: _Rows, grad: Tensor, tag: int) -> Tensor:
         """Take a step, or the best of several."""

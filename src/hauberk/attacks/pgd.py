@@ -26,6 +26,7 @@ def pgd(
     momentum: float = 0.0,
     mode: Mode = "eval",
     return_last: bool = False,
+    target: Tensor | None = None,
     seed: int | Noise = 0,
 ) -> AttackResult:
     """Projected gradient descent (Madry et al. 2018).
@@ -46,6 +47,8 @@ def pgd(
         momentum: μ of Dong et al. 2018; 0 for none.
         mode: "eval", "train-frozen" or "train"; see ``attack_view``.
         return_last: return the last iterate instead of the best point visited.
+        target: (B,) int64, classes to aim at: ℓ is then ``-CE(f(x), t)``. With loss "ce" only: margins and DLR ask for no
+            more than that the label be lost. ``success`` still says whether it is; ``logits`` say whether t was reached.
         seed: of the random start; an integer, or noise keyed by example.
 
     Returns:
@@ -54,8 +57,10 @@ def pgd(
     Raises:
         UserError: if the settings make no sense or do not fit the inputs.
     """
+    if target is not None and loss == "ce":
+        loss = "ce-targeted"
     settings = Ascent(steps, step_size, start, loss, confidence, restarts, momentum, mode)
-    return ascend(model, x, y, threat, settings, keep="last" if return_last else "best", seed=seed)
+    return ascend(model, x, y, threat, settings, keep="last" if return_last else "best", seed=seed, target=target)
 
 
 def fgsm(
