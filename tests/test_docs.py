@@ -153,6 +153,10 @@ ROOMS = ["", ".attacks", ".objectives", ".weighting", ".data", ".models", ".meth
          ".tables", ".compare", ".studies", ".report"]  # fmt: skip
 
 
+NO_SOURCE = {"attack_view", "get_preset", "logit_margin", "random_search", "transfer",
+             "standard", "kl_divergence", "effective_size", "summary"}  # fmt: skip
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_name_says_what_it_takes(room):
     module = importlib.import_module(f"hauberk{room}")
@@ -164,6 +168,17 @@ def test_every_public_name_says_what_it_takes(room):
             names = list(inspect.signature(thing).parameters)
             if len(names) > 2 and "as in :func:" not in said and "as :func:" not in said:
                 assert [n for n in names if f"{n}:" not in said and f"``{n}``" not in said] == [], name
+            code, elsewhere = inspect.getsource(thing), "as in :func:" in said or "as :func:" in said
+            if "raise UserError" in code or "raise unknown_name" in code:
+                assert "Raises:" in said or elsewhere, name
+            if any("Tensor" in str(p.annotation) for p in inspect.signature(thing).parameters.values()):
+                assert re.search(r"\([BNCDb][,)]|shape", said) or elsewhere or "rguments as in" in said, (
+                    f"{name} gives no shapes"
+                )
+            if room in (".attacks", ".objectives", ".weighting"):
+                assert re.search(r"\b(19|20)\d\d\b|MAIL paper|ours\b|rguments", said) or name in NO_SOURCE, (
+                    f"{name} has no source"
+                )
         elif dataclasses.is_dataclass(thing):
             assert [f.name for f in dataclasses.fields(thing) if not f.name.startswith("_") and f.name not in said] == [], name
 

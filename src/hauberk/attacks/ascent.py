@@ -34,7 +34,7 @@ def ascend(
     share: Tensor | None = None,
     target: Tensor | None = None,
 ) -> AttackResult:
-    """Maximise a loss over the threat model by K projected steps of steepest ascent.
+    """Maximise a loss over the threat model by K projected steps of steepest ascent (PGD: Madry et al. 2018).
 
     ``x^{t+1} = Π_{S(x)}( x^t + α · steepest(∇_x ℓ(f(x^t), y)) )``
 

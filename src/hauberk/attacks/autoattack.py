@@ -12,7 +12,7 @@ from hauberk.threat import ThreatModel
 
 
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | Noise = 0) -> AttackResult:
-    """Run AutoAttack's standard version: APGD-CE, then targeted APGD, FAB-T and Square, each on what still stands.
+    """Run AutoAttack (Croce and Hein 2020), standard version: APGD-CE, then APGD-T, FAB-T and Square, each on what stands.
 
     With fewer than 4 classes targeted APGD maximises ``z_t - z_y``, because targeted DLR is not defined.
 

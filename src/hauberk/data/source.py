@@ -165,6 +165,9 @@ def as_source(data: Any) -> Source:
         data: a source; a pair (x, y) of tensors or NumPy arrays; a map-style torch ``Dataset``; or a ``DataLoader``, of which
             only the data set is used, because order and batches are Hauberk's business.
 
+    Returns:
+        The source; uint8 inputs are taken for images in steps of 1/255.
+
     Raises:
         UserError: if it is none of these, or empty.
     """
@@ -192,6 +195,12 @@ def fetch_for(model: nn.Module, source: Source, index: Tensor) -> tuple[Tensor, 
     """Fetch the examples ``index`` (B,) of ``source`` for ``model``: on its device, in its floating dtype (at least float32).
 
     Data not held in memory is checked for NaN here, because nobody has looked at all of it before.
+
+    Returns:
+        Inputs (B, ...) and labels (B,).
+
+    Raises:
+        UserError: for NaN or infinite values in such data, and for items that are no pairs of an array and a label.
     """
     x, y = source.fetch(index)
     if not _in_memory(source) and not bool(x.isfinite().all()):
@@ -233,6 +242,9 @@ def long_tail(y: Tensor, ratio: float) -> Tensor:
 
     Returns:
         Which examples, (M,) int64, in order.
+
+    Raises:
+        UserError: if the ratio is below 1.
     """
     if not ratio >= 1:
         raise UserError(f"the ratio of the largest to the smallest class must be at least 1, got {ratio}")

@@ -45,6 +45,9 @@ def method(
             objective (``beta``, ...), of the weighting (``measure``, ``assign``, ``slope``, ``bias``, ``lam``, ``burn_in``,
             ...) or of the weight perturbation (``gamma``, ``awp_warmup``).
 
+    Returns:
+        The method; call it on each batch.
+
     Raises:
         UserError: for an unknown name or setting, with the nearest right one, and for a setting that makes no sense.
 

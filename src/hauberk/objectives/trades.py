@@ -34,6 +34,9 @@ def trades(
             KL(p(x')‖p(x)), as the MAIL paper writes its Eq. 10.
         preset: no field of the loss differs. The public code's divergence takes probabilities as the target, which gives
             NaN gradients where one underflows; ours is in log space and equal to it everywhere else.
+
+    Raises:
+        UserError: for an unknown direction or preset.
     """
     is_official(preset)
     if direction not in ("clean-to-adv", "adv-to-clean"):

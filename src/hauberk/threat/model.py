@@ -150,11 +150,15 @@ def Linf(
     """L∞ threat model: every feature may move by at most ε.
 
     Args:
-        eps: ε as a float, a fraction string such as ``"8/255"``, or one value per feature.
+        eps: ε in the units of the input: a float, a fraction string such as ``"8/255"``, or one value per feature, in a shape
+            that broadcasts to one example (without the batch).
         low: lower bound of valid inputs, a number or one per feature; ``-inf`` for none.
         high: upper bound, likewise.
-        frozen: features that nobody can change: a boolean mask, or indices into the flattened example.
+        frozen: features that nobody can change: a boolean mask (of such a shape), or indices into the flattened example.
         one_way: for each feature +1 if it can only rise, -1 if it can only fall, 0 if it can do both.
+
+    Returns:
+        The threat model; it serves inputs of any shape that ε, bounds and masks fit.
 
     Raises:
         UserError: if ε is negative or not finite, wider than the box, or the bounds are crossed.
@@ -250,7 +254,7 @@ def parse_fraction(text: str) -> float:
 
 
 def parse_eps(eps: Epsilon, name: str = "eps") -> tuple[float | Tensor, str]:
-    """Read ε from a float, a fraction string or per-feature values; return it and how to print it.
+    """Read ε from a float, a fraction string or per-feature values of any shape; return it and how to print it.
 
     Raises:
         UserError: if it cannot be read, is negative or not finite.

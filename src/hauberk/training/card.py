@@ -54,6 +54,9 @@ def load(
         allow_code: build a model that the card names as ``module:factory``, which imports that module.
         device: where to put it.
 
+    Returns:
+        The network, (B, ...) to logits (B, C).
+
     Raises:
         UserError: if files are missing, damaged, foreign, do not fit the model, or would need code.
     """
