@@ -5,6 +5,7 @@ import importlib
 import inspect
 import random
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -200,3 +201,21 @@ def test_an_example_of_another_loop_runs(example, needs, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     robust = float(re.search(r"robust accuracy at most ([\d.]+) %", done.stdout)[1])
     assert robust > 50
+
+
+COMMANDS_OF_BENCHMARKS = re.findall(r"(?m)^\| `(\w+)\.py` \|", (ROOT / "benchmarks" / "README.md").read_text())
+
+
+@pytest.mark.parametrize("name", COMMANDS_OF_BENCHMARKS)
+def test_a_benchmark_still_starts(name, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_the_index_of_benchmarks_is_whole():
+    parts = {"public_steps", "library_steps", "networks", "cells"}
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == {*COMMANDS_OF_BENCHMARKS, *parts}

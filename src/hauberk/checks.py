@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hauberk.attacks.passes import Passes
+from hauberk.attacks.view import attack_view
 from hauberk.errors import UserError
 from hauberk.threat import ThreatModel
 
@@ -102,9 +104,6 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
     Raises:
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
     """
-    from hauberk.attacks.passes import Passes  # attacks stand on this module
-    from hauberk.attacks.view import attack_view
-
     with attack_view(model) as view, torch.no_grad():
         try:
             logits = Passes(view).look(x)
