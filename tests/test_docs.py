@@ -154,6 +154,14 @@ ROOMS = ["", ".attacks", ".objectives", ".weighting", ".data", ".models", ".meth
          ".tables", ".compare", ".studies", ".report"]  # fmt: skip
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_is_on_the_page_of_the_api(room):
+    module, page = importlib.import_module(f"hauberk{room}"), (ROOT / "docs" / "api.md").read_text()
+    for name in module.__all__:
+        if inspect.isfunction(getattr(module, name)) or inspect.isclass(getattr(module, name)):
+            assert re.search(rf"\b{name}\b", page), name
+
+
 NO_SOURCE = {"attack_view", "get_preset", "logit_margin", "random_search", "transfer",
              "standard", "kl_divergence", "effective_size", "summary"}  # fmt: skip
 
