@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any
 
+from hauberk import __version__
 from hauberk.cli.parse import parse, program
 
 _EXTRAS = {
@@ -45,11 +46,11 @@ def doctor(arguments: Sequence[str]) -> int:
 def _facts() -> dict[str, Any]:
     import torch
 
-    names = ("hauberk", "torch", "numpy", "scikit-learn", "safetensors", "tyro", "rich")
+    others = [f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "scikit-learn", "safetensors", "tyro", "rich")]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     facts: dict[str, Any] = {
         "python": platform.python_version(),
-        "versions": ", ".join(f"{name} {metadata.version(name)}" for name in names),
+        "versions": ", ".join([f"hauberk {__version__}", *others]),  # ours may run from a checkout that is not installed
         "device": f"cuda: {', '.join(gpus)}" if gpus else "cpu (no CUDA device found)",
         "cores": f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads",
         "cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
