@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from hauberk.cli import main
 from hauberk.crew import ALONE
 from hauberk.models import ModelSpec, NearestRow
 from hauberk.noise import Noise
+from hauberk.report.again import train_command
 from hauberk.tables import make_table, measure_risk, read_description, read_frame, read_table, usual_threat
 from hauberk.threat import threat_from_dict
 from hauberk.training.validate import validate
@@ -273,6 +275,12 @@ def test_the_commands_take_a_description(folder, capsys, monkeypatch):
     assert "Of the class '1': recall" in said
     assert main(["evaluate", "run", "--attacks", "pgd-20", "--n", "60", "--json"]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["risk"]["auc_attacked"] <= 1
+    pytest.importorskip("matplotlib")
+    assert main(["report", "run"]) == 0
+    command = train_command(json.loads((folder / "run" / "run.json").read_text()))
+    assert main([*shlex.split(command)[1:], "--quiet"]) == 0
+    ours, theirs = (hb.load(where).state_dict() for where in ("run", "runs/loans-mart"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the credit sets are not at hand (../shared/data)")

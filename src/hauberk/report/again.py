@@ -31,7 +31,9 @@ def run_again(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str
     if model.startswith("python:") or not (data in DATA_SETS or data.endswith(".toml")) or plan["data"].get("unlabelled"):
         made = "Made in Python, from data or a network that no command knows; its method and settings are in run.json."
         return Section("Do it again", [Text(made), *([Code("\n".join(lines))] if lines else []), Code(versions)])
-    return Section("Do it again", [Code("\n".join([train_command(plan), *lines])), Code(versions)])
+    scaled = "If it was given --eps, a factor of the table's own ε, give that again; run.json has ε of each input."
+    notes = [Text(scaled)] if data.endswith(".toml") else []
+    return Section("Do it again", [Code("\n".join([train_command(plan), *lines])), *notes, Code(versions)])
 
 
 def train_command(plan: dict[str, Any]) -> str:
@@ -39,8 +41,9 @@ def train_command(plan: dict[str, Any]) -> str:
     how, data, model = dict(plan["method"]), plan["data"], plan["model"]
     name, seed, preset = how.pop("name"), how.pop("seed"), how.pop("preset")
     words = ["hauberk", "train", "--data", data["name"], "--model", model["name"], "--method", name, "--preset", preset]
-    if data["name"] in DATA_SETS:  # a table brings its own
-        words += ["--norm", plan["threat"]["norm"], "--eps", str(plan["threat"]["eps"])]
+    words += ["--norm", plan["threat"]["norm"]]
+    if data["name"] in DATA_SETS:  # a table has its own ε, files and normalisation
+        words += ["--eps", str(plan["threat"]["eps"])]
         words += ["--data-dir", data["folder"]] if data["folder"] not in ("", "data") else []
         words += ["--normalize"] if model["mean"] else []
     usual = json.loads(json.dumps(asdict(TrainSettings(**find_published(data["name"], model["name"], name, preset).settings))))
