@@ -10,11 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from hauberk.checks import check_inputs
 from hauberk.errors import UserError
-from hauberk.threat import ThreatModel
-
-_AT_ONCE = 2**20  # numbers looked at together, in passes over all examples
 
 
 class Source(Protocol):
@@ -203,81 +199,18 @@ def fetch_for(model: nn.Module, source: Source, index: Tensor) -> tuple[Tensor, 
         UserError: for NaN or infinite values in such data, and for items that are no pairs of an array and a label.
     """
     x, y = source.fetch(index)
-    if not _in_memory(source) and not bool(x.isfinite().all()):
+    if not in_memory(source) and not bool(x.isfinite().all()):
         raise UserError(f"the data has NaN or infinite values, among examples {index.tolist()[:5]}...")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
     return x.to(device=like.device, dtype=dtype, non_blocking=True), y.to(like.device, non_blocking=True)
 
 
-def check_source(source: Source, threat: ThreatModel) -> None:
-    """Check all examples of arrays (which may be mapped from a file), or the first ones of any other data set.
-
-    Raises:
-        UserError: as :func:`hauberk.checks.check_inputs`.
-    """
-    last = len(source) if _in_memory(source) else min(len(source), 256)
-    for index in _chunks(source, last):
-        x, y = source.fetch(index)
-        check_inputs(x, y, threat, source.classes)
-
-
-def labels(source: Source) -> Tensor:
-    """Return all labels, (N,) int64. Costs a pass over the data where they are not in memory."""
-    if isinstance(source, Arrays):
-        return source.y
-    if isinstance(source, Part):
-        return labels(source.whole)[source.index]
-    return torch.cat([source.fetch(torch.tensor([i]))[1] for i in range(len(source))])
-
-
-def long_tail(y: Tensor, ratio: float) -> Tensor:
-    """Choose examples so that classes become ever rarer, exponentially (Cui et al. 2019).
-
-    Class k of C keeps the share ``ratio^(-k / (C - 1))`` of its examples, its first ones, and one at least.
-
-    Args:
-        y: labels, (N,).
-        ratio: of the shares that the first and the last class keep.
-
-    Returns:
-        Which examples, (M,) int64, in order.
-
-    Raises:
-        UserError: if the ratio is below 1.
-    """
-    if not ratio >= 1:
-        raise UserError(f"the ratio of the largest to the smallest class must be at least 1, got {ratio}")
-    classes = int(y.max()) + 1
-    kept = []
-    for k in range(classes):
-        those = (y == k).nonzero().squeeze(1)
-        kept.append(those[: max(1, round(len(those) * ratio ** (-k / max(classes - 1, 1))))])
-    return torch.cat(kept).sort().values
-
-
-def channel_statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel (first dimension of an example), for a normalisation layer."""
-    count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for index in _chunks(source, len(source)):
-        rows = source.fetch(index)[0].double().transpose(0, 1).flatten(1)
-        count, total, squares = count + rows.shape[1], total + rows.sum(1), squares + rows.square().sum(1)
-    mean = total / count
-    std = ((squares - count * mean.square()) / max(count - 1, 1)).clamp_min(0).sqrt()
-    return tuple(mean.tolist()), tuple(std.clamp_min(1e-8).tolist())
-
-
-def _chunks(source: Source, count: int) -> tuple[Tensor, ...]:
-    """Indices of the first examples, in parts that are small however large an example is."""
-    size = source.fetch(torch.arange(1))[0].numel()
-    parts: tuple[Tensor, ...] = torch.arange(count).split(max(1, _AT_ONCE // max(size, 1)))
-    return parts
-
-
-def _in_memory(source: Source) -> bool:
+def in_memory(source: Source) -> bool:
+    """Whether all examples are arrays, which may be mapped from a file."""
     if isinstance(source, Joined):
-        return _in_memory(source.first) and _in_memory(source.second)
-    return isinstance(source, Arrays) or (isinstance(source, Part) and _in_memory(source.whole))
+        return in_memory(source.first) and in_memory(source.second)
+    return isinstance(source, Arrays) or (isinstance(source, Part) and in_memory(source.whole))
 
 
 def _arrays(x: Tensor | np.ndarray | Sequence[Any], y: Tensor | np.ndarray | Sequence[int]) -> Arrays:

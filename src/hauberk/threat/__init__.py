@@ -1,18 +1,7 @@
 """What the adversary may do: threat models, and the sets they lay around inputs."""
 
-from hauberk.threat.model import (
-    L1,
-    L2,
-    NORMS,
-    Bound,
-    Epsilon,
-    Linf,
-    ThreatModel,
-    make_threat,
-    parse_eps,
-    parse_fraction,
-    threat_from_dict,
-)
+from hauberk.threat.model import L1, L2, NORMS, Linf, ThreatModel, make_threat, threat_from_dict
+from hauberk.threat.parse import Bound, Epsilon, parse_eps, parse_fraction
 from hauberk.threat.region import Norm, Region
 
 __all__ = [

@@ -1,23 +1,15 @@
 """ThreatModel: what the adversary may do."""
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from hauberk.errors import UserError, unknown_name
+from hauberk.threat.parse import Bound, Epsilon, features_tensor, from_plain, number_or_tensor, parse_eps, to_plain
 from hauberk.threat.region import Norm, Region
-
-Bound: TypeAlias = float | Sequence[float] | Tensor
-Epsilon: TypeAlias = float | str | Sequence[float] | Tensor
-
-_LONGEST = 60
-_HUGE = re.compile(r"[eE][+-]?(\d_?){4}")
 
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 
@@ -90,11 +82,11 @@ class ThreatModel:
         """Return plain types for a JSON card; :func:`threat_from_dict` reads them back."""
         return {
             "norm": self.norm,
-            "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else _plain(self.eps),
-            "low": _plain(self.low),
-            "high": _plain(self.high),
-            "frozen": None if self.frozen is None else _plain(self.frozen),
-            "one_way": None if self.one_way is None else _plain(self.one_way),
+            "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else to_plain(self.eps),
+            "low": to_plain(self.low),
+            "high": to_plain(self.high),
+            "frozen": None if self.frozen is None else to_plain(self.frozen),
+            "one_way": None if self.one_way is None else to_plain(self.one_way),
         }
 
     def __repr__(self) -> str:
@@ -208,14 +200,14 @@ def make_threat(
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)
     radius, text = parse_eps(eps)
-    lower, upper = _number_or_tensor(low, "low"), _number_or_tensor(high, "high")
+    lower, upper = number_or_tensor(low, "low"), number_or_tensor(high, "high")
     width = torch.as_tensor(upper) - torch.as_tensor(lower)
     if not bool((width > 0).all()):  # also catches NaN
         raise UserError(f"the box is empty: low = {low} is not below high = {high}")
     if norm == "Linf" and bool((torch.as_tensor(radius) > width).any()):
         hint = f"; did you mean '{text}/255'?" if isinstance(radius, float) and 1 < radius < 255 else ""
         raise UserError(f"eps = {text} is wider than the box [{low}, {high}]{hint}")
-    mask, ways = _tensor(frozen, "frozen"), _tensor(one_way, "one_way")
+    mask, ways = features_tensor(frozen, "frozen"), features_tensor(one_way, "one_way")
     if mask is not None and mask.dtype != torch.bool:
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
@@ -232,74 +224,7 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
         UserError: if a field is missing or makes no sense.
     """
     try:
-        low, high = (_unplain(card[side]) for side in ("low", "high"))
-        return make_threat(card["norm"], _unplain(card["eps"]), low, high, card["frozen"], card.get("one_way"))
+        low, high = (from_plain(card[side]) for side in ("low", "high"))
+        return make_threat(card["norm"], from_plain(card["eps"]), low, high, card["frozen"], card.get("one_way"))
     except (KeyError, TypeError) as error:
         raise UserError(f"this card has no readable threat model ({error})") from error
-
-
-def parse_fraction(text: str) -> float:
-    """Read a number or a fraction such as "8/255", correctly rounded.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    text = "".join(text.split())
-    if len(text) > _LONGEST or _HUGE.search(text):  # exact arithmetic would take for ever
-        raise ValueError("too long")
-    try:
-        return float(Fraction(text))
-    except (ZeroDivisionError, OverflowError) as error:
-        raise ValueError(str(error)) from error
-
-
-def parse_eps(eps: Epsilon, name: str = "eps") -> tuple[float | Tensor, str]:
-    """Read ε from a float, a fraction string or per-feature values of any shape; return it and how to print it.
-
-    Raises:
-        UserError: if it cannot be read, is negative or not finite.
-    """
-    if isinstance(eps, str):
-        try:
-            value: float | Tensor = parse_fraction(eps)
-        except ValueError as error:
-            raise UserError(f"{name} = {eps!r} is not a number or a fraction such as '8/255'") from error
-        text = "".join(eps.split())
-    else:
-        value = _number_or_tensor(eps, name)
-        text = f"{value:.6g}" if isinstance(value, float) else f"per feature, {value.min():.4g} to {value.max():.4g}"
-    values = torch.as_tensor(value)
-    if not bool((values.isfinite() & (values >= 0)).all()):
-        raise UserError(f"{name} must be finite and not negative, got {text}")
-    return value, text
-
-
-def _tensor(features: Sequence[int] | Tensor | None, name: str) -> Tensor | None:
-    try:
-        return None if features is None else torch.as_tensor(features)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name} = {features!r:.60} is no mask or list of numbers") from error
-
-
-def _number_or_tensor(value: Bound | str, name: str) -> float | Tensor:
-    try:
-        tensor = torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name} = {value!r} is not a number or one number per feature") from error
-    if not tensor.numel():
-        raise UserError(f"{name} is empty")
-    return tensor.detach() if tensor.ndim and tensor.numel() > 1 else float(tensor)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return value if math.isfinite(value) else str(value)  # JSON has no infinity
-
-
-def _unplain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_unplain(one) for one in value]
-    return float(value) if value in ("inf", "-inf") else value
