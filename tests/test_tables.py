@@ -275,7 +275,6 @@ def test_the_commands_take_a_description(folder, capsys, monkeypatch):
     assert "Of the class '1': recall" in said
     assert main(["evaluate", "run", "--attacks", "pgd-20", "--n", "60", "--json"]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["risk"]["auc_attacked"] <= 1
-    pytest.importorskip("matplotlib")
     assert main(["report", "run"]) == 0
     command = train_command(json.loads((folder / "run" / "run.json").read_text()))
     assert main([*shlex.split(command)[1:], "--quiet"]) == 0

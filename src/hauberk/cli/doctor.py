@@ -12,7 +12,6 @@ from hauberk import __version__
 from hauberk.cli.parse import parse, program
 
 _EXTRAS = {
-    "matplotlib": "reports and studies",
     "pandas": "tables",
     "tensorboard": "training curves in TensorBoard",
     "onnxscript": "export to ONNX",

@@ -10,7 +10,6 @@ from hauberk.report.again import evaluate_command, run_again
 from hauberk.report.blocks import Code, Page, Section
 from hauberk.report.page import write_figures, write_page
 from hauberk.report.pictures import pictures
-from hauberk.studies.pictures import require_matplotlib
 from hauberk.training.record import read_rows
 
 _STRENGTH = ("plus", "standard", "papers", "rand", "custom", "quick")  # suites, the strongest first
@@ -28,10 +27,8 @@ def make_report(target: Path, out: Path | None = None, figures: Path | None = No
         The HTML file.
 
     Raises:
-        UserError: if the target is nothing that can be reported on or is damaged, a file cannot be written, or matplotlib is
-            not installed.
+        UserError: if the target is nothing that can be reported on or is damaged, or a file cannot be written.
     """
-    require_matplotlib("reports")
     try:
         page = _page(target)
     except UserError:

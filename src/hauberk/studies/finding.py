@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hauberk.files import write_atomically, write_json
-from hauberk.studies.pictures import require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,9 +61,8 @@ class Finding:
         """Write NAME.json, .md, .csv, and the picture as .png, .svg and .pdf.
 
         Raises:
-            UserError: if it cannot be written, or matplotlib is not installed.
+            UserError: if it cannot be written.
         """
-        require_matplotlib("pictures")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{self.study}.json", asdict(self))
         write_atomically(folder / f"{self.study}.md", self.as_markdown().encode())

@@ -5,23 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hauberk.errors import UserError
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def require_matplotlib(what: str) -> None:
-    """Refuse in a line where there is no matplotlib for ``what``; draw without a screen where there is.
-
-    Raises:
-        UserError: then.
-    """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise UserError(f"{what} need matplotlib; pip install 'hauberk[plots]'") from error
-    mpl.use("agg")
 
 
 def draw_rows(rows: Mapping[str, Sequence[Any]], signed: Sequence[str] = ()) -> "Figure":
