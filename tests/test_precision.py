@@ -8,8 +8,9 @@ import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks.compiled import Compiled
 from hauberk.attacks.twin import Twin
+from hauberk.attacks.view import attack_view
 from hauberk.errors import UserError
-from hauberk.methods.pick import pick_form
+from hauberk.methods.pick import _seconds, pick_form
 from test_evaluation_trust import Noisy
 from test_training import Signalling, easy_data, settings
 
@@ -103,6 +104,14 @@ def test_auto_takes_what_is_faster_and_agrees(monkeypatch):
     assert pick_form(model, x, "auto", "off") == ("bf16", False)
     times[torch.bfloat16] = 2.9
     assert pick_form(model, x, "auto", "off") == ("fp32", False)
+
+
+def test_auto_measures_here_and_the_run_keeps_what_it_took(tmp_path):
+    """Whichever it takes on this machine."""
+    hb.train("small-cnn", easy_data(), threat=THREAT, out=tmp_path, **settings(epochs=1, precision="auto"))
+    assert json.loads((tmp_path / "best.json").read_text())["precision"] in ("fp32", "bf16")
+    with attack_view(tiny_net()) as view:
+        assert all(seconds > 0 for seconds in _seconds([view, view], tiny_batch()[0]))
 
 
 def batches_of(*sizes):
