@@ -86,9 +86,9 @@ def test_demo(workplace, capsys):
 
 
 def test_lists(capsys):
-    for command in (["methods"], ["models"], ["data"], ["doctor"], ["methods", "trades"], ["data", "digits"]):
+    for command in (["methods"], ["attacks"], ["models"], ["data"], ["doctor"], ["methods", "trades"], ["data", "digits"]):
         assert main(command) == 0
-        assert capsys.readouterr().out
+        assert capsys.readouterr().out.splitlines()[-1].startswith("Next: ")
         assert main([*command, "--json"]) == 0
         json.loads(capsys.readouterr().out)
     assert main(["--version"]) == 0

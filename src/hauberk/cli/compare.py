@@ -96,6 +96,7 @@ def compare(arguments: Sequence[str]) -> int:
     threads = options.settings.threads or max(1, (os.cpu_count() or 1) // jobs)
     if options.dry_run:
         print(estimate(cells, out, jobs=jobs, threads=threads, device=device))
+        print("Next: the same command without --dry-run")
         return 0
     named = _surrogate(cells[0])
     if cells[0].surrogate and not train_cell(named, out / "surrogate", device, threads, options.verify):

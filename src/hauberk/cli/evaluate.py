@@ -169,6 +169,7 @@ def _folder(options: Evaluate) -> Path:
 
 def _peek(folder: Path) -> int:
     print(_early(folder))
+    print("Next: the command that began it, given again, goes on with it")
     return 0
 
 

@@ -148,9 +148,8 @@ def models(arguments: Sequence[str]) -> int:
     rows = {name: what for name, (_, what) in MODELS.items()}
     rows |= dict.fromkeys(WIDE_RESNETS, "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4")
     rows |= {"timm:NAME": "a network of timm, if installed", "torchvision:NAME": "of torchvision, likewise; 3 channels"}
-    return _show(
-        rows, options.json, "Your own: --model module:factory, called with input_shape= and classes= if it takes them."
-    )
+    rows["module:factory"] = "your own, called with input_shape= and classes= if it takes them"
+    return _show(rows, options.json, f"Next: {program()} train --model NAME")
 
 
 def _published(name: str) -> str:
