@@ -2,7 +2,9 @@
 
 import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -257,3 +259,33 @@ def test_what_is_refused(tmp_path):
     (tmp_path / "there" / "file").touch()
     said, _ = digits("--out", str(tmp_path / "there")).communicate(timeout=100)
     assert said.count("exists; go on with it by --resume") == 1
+
+
+def test_the_script_for_slurm_trains_and_goes_on(tmp_path):
+    """As docs/scaling.md has it, but for data and network; Slurm's programs are stand-ins on one machine."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "scaling.md").read_text()
+    script = re.search(r"```bash\n(.*?)```", page, re.DOTALL)[1]
+    script = script.replace(
+        "--data cifar10 --data-dir $HOME/data --model resnet18", "--data digits --epochs 2 --batch-size 256"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        script = script.replace("29500", str(free.getsockname()[1]))
+    programs = {
+        "scontrol": 'echo "localhost"',
+        "srun": 'exec "$@"',
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, does in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **slurm, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    for _ in range(2):  # the second finds a checkpoint
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Done: best epoch" in done.stdout
+        assert len((tmp_path / "runs" / "cifar10" / "metrics.jsonl").read_text().splitlines()) == 2
