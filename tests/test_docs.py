@@ -175,9 +175,9 @@ def test_every_public_name_says_what_it_takes(room):
         if inspect.isfunction(thing):
             assert said, name
             names = list(inspect.signature(thing).parameters)
-            if len(names) > 2 and "as in :func:" not in said and "as :func:" not in said:
-                assert [n for n in names if f"{n}:" not in said and f"``{n}``" not in said] == [], name
             code, elsewhere = inspect.getsource(thing), "as in :func:" in said or "as :func:" in said
+            if len(names) > 2 and not elsewhere:
+                assert [n for n in names if f"{n}:" not in said and f"``{n}``" not in said] == [], name
             if "raise UserError" in code or "raise unknown_name" in code:
                 assert "Raises:" in said or elsewhere, name
             if any("Tensor" in str(p.annotation) for p in inspect.signature(thing).parameters.values()):

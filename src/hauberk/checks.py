@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks.passes import Passes
 from hauberk.attacks.view import attack_view
-from hauberk.errors import UserError
+from hauberk.errors import UserError, first_line
 from hauberk.threat import ThreatModel
 
 _BOX_SLACK = 1e-6  # float rounding of the box's own bounds
@@ -108,8 +108,8 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
         try:
             logits = Passes(view).look(x)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"the model cannot take inputs of shape {tuple(x.shape)} and dtype {x.dtype}: {first}") from error
+            what = f"inputs of shape {tuple(x.shape)} and dtype {x.dtype}"
+            raise UserError(f"the model cannot take {what}: {first_line(error)}") from error
         check_logits(logits, y, classes, probabilities)
     return int(logits.shape[1])
 

@@ -12,6 +12,16 @@ class Echo(UserError):
     """A UserError of another process, which says it."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error of others says, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def in_one_line(error: Exception, most: int = 200) -> str:
+    """Return the beginning of what an error of others says, without its line breaks."""
+    return " ".join(str(error).split())[:most]
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     """Build the error for a name that does not exist, with the nearest one that does."""
     names = sorted(known)

@@ -95,6 +95,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def as_read_back(content: Any) -> Any:
+    """Return what :func:`read_json` would after :func:`write_json`: lists for tuples."""
+    return json.loads(json.dumps(content))
+
+
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint of tensors and plain types; the one before is kept beside it as ``*.previous``.
 

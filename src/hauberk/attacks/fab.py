@@ -70,13 +70,13 @@ class Fab:
         near = region.x + 0.5 * (far_start(region, task.noise, task.tag) - region.x)
         point = where_rows(task.turn >= targets, near, x)
         target = pick_target(task, self._loss, self.targets) if self.targeted else task.y
-        free = (region.radius > 0).to(x.dtype)
+        scale, free = region.scale, (region.radius > 0).to(x.dtype)
         return FabRows(
             *fresh(task),
             target=target,
             point=point,
-            above=(free * ((region.high - x) / region.scale).clamp_max(_FAR)).flatten(1),
-            below=(free * ((x - region.low) / region.scale).clamp_max(_FAR)).flatten(1),
+            above=(free * ((region.high - x) / scale).clamp_max(_FAR)).flatten(1),
+            below=(free * ((x - region.low) / scale).clamp_max(_FAR)).flatten(1),
         )
 
     def advance(self, rows: "FabRows", passes: Passes, clock: Clock) -> None:

@@ -59,10 +59,10 @@ class SparseApgd(ApgdSettings):
 
     def advance(self, rows: "SparseRows", passes: Passes, clock: Clock) -> None:
         """Step, look, and adapt steps and sparsity; offsets are in units of ε."""
-        region = rows.region
-        free = (region.radius > 0).to(region.x.dtype)
-        low = ((region.low - region.x) / region.scale * free).flatten(1)
-        high = ((region.high - region.x) / region.scale * free).flatten(1)
+        region, scale = rows.region, rows.region.scale
+        free = (region.radius > 0).to(scale.dtype)
+        low = ((region.low - region.x) / scale * free).flatten(1)
+        high = ((region.high - region.x) / scale * free).flatten(1)
         plan = torch.from_numpy(self._plan[np.minimum(clock, self.length - 1)]).to(rows.y.device)
         radius, first, check = plan[:, 0].to(low.dtype)[:, None], plan[:, 1] > 0, plan[:, 2] > 0
         begun = _onto(rows.high_offset, radius, low, high)

@@ -10,6 +10,7 @@ from typing import Any
 
 from hauberk import __version__
 from hauberk.cli.parse import parse, program
+from hauberk.errors import first_line
 
 _EXTRAS = {
     "pandas": "tables",
@@ -75,4 +76,4 @@ def _importable(name: str, purpose: str) -> str:
     except ModuleNotFoundError:
         return f"not installed; only needed for {purpose}"
     except Exception as error:  # a broken installation can fail in any way
-        return f"cannot be imported ({str(error).splitlines()[0]}); only needed for {purpose}"
+        return f"cannot be imported ({first_line(error)}); only needed for {purpose}"

@@ -1,6 +1,5 @@
 """One cell of a study: a training and its evaluation, kept in a folder; a finished cell is never made again."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from hauberk.data import Part, Source, labels, load_data, long_tail
 from hauberk.errors import UserError
 from hauberk.evaluation import evaluate
-from hauberk.files import read_json, write_json
+from hauberk.files import as_read_back, read_json, write_json
 from hauberk.methods import Method, method
 from hauberk.tables import usual_network, usual_threat
 from hauberk.threat import ThreatModel
@@ -176,12 +175,12 @@ def is_finished(cell: Cell, out: Path) -> bool:
 
 def _claim(folder: Path, cell: Cell) -> None:
     """Write down whose folder it is, or refuse one that is another's."""
-    now, path = json.loads(json.dumps(asdict(cell))), folder / _CELL  # with lists for tuples, as it is read back
+    now, path = as_read_back(asdict(cell)), folder / _CELL
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, now)
         return
-    there = json.loads(json.dumps(asdict(Cell("", 0)))) | read_json(path)  # a cell of an earlier version knows fewer fields
+    there = as_read_back(asdict(Cell("", 0))) | read_json(path)  # a cell of an earlier version knows fewer fields
     for key, value in now.items():
         if key not in _PLACES and there[key] != value:
             raise UserError(f"{folder} was made with {key} = {there[key]!r}, not {value!r}; choose another folder by --out")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hauberk.errors import UserError
+from hauberk.errors import UserError, in_one_line
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -80,4 +80,4 @@ def read_batch(raw: bytes, path: object) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError("data must be unsigned bytes, labels a list")
         return images.reshape(len(labels), 3, 32, 32), labels
     except Exception as error:  # a foreign pickle can fail in any way
-        raise UserError(f"{path} is not a CIFAR batch in the Python format: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} is not a CIFAR batch in the Python format: {in_one_line(error)}") from error

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hauberk.data.sets import DATA_SETS, load_data
-from hauberk.errors import UserError, unknown_name
+from hauberk.errors import UserError, first_line, unknown_name
 
 
 def download(name: str, folder: Path) -> None:
@@ -20,9 +20,8 @@ def download(name: str, folder: Path) -> None:
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"downloads go through torchvision, which cannot be imported here ({reason}); get {name} from {home}"
+            f"downloads go through torchvision, which cannot be imported here ({first_line(error)}); get {name} from {home}"
         ) from error
     makers = {
         "mnist": "MNIST",

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from hauberk.errors import UserError
-from hauberk.files import alone_in, read_json, write_json
+from hauberk.files import alone_in, as_read_back, read_json, write_json
 
 Record: TypeAlias = dict[str, Any]  # "i", the example; "attack", "clean" for none; and what was seen
 
@@ -150,8 +150,7 @@ def _mend(path: Path) -> None:
 
 def _same_plan(folder: Path, plan: dict[str, Any]) -> None:
     there = read_json(folder / PLAN)
-    # through JSON, where tuples become lists
-    differs = [key for key, value in json.loads(json.dumps(plan)).items() if there.get(key) != value]
+    differs = [key for key, value in as_read_back(plan).items() if there.get(key) != value]
     if differs:
         key = differs[0]
         raise UserError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hauberk.attacks.compiled import Compiled
 from hauberk.attacks.twin import Twin, agree, faster
 from hauberk.attacks.view import attack_view
-from hauberk.errors import UserError
+from hauberk.errors import UserError, first_line
 from hauberk.methods.sight import DTYPES, Precision
 
 _TRIALS = 5
@@ -58,7 +58,7 @@ def _compiles(form: nn.Module, x: Tensor, needed: bool) -> bool:
                 return before > _WORTH_COMPILING * after
             problem = "compiled, it computes something else"
         except Exception as error:  # whatever a compiler may say, on any machine
-            problem = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            problem = first_line(error)[:200]
     if needed:
         raise UserError(f"this model cannot be compiled here: {problem}. Use --compile off (compile='off')")
     return False

@@ -86,7 +86,7 @@ class ModelSpec:
     @property
     def is_from_zoo(self) -> bool:
         """Whether it is a network of timm or torchvision."""
-        return self.name.partition(":")[0] in ZOOS and ":" in self.name
+        return self.name.startswith(ZOOS)
 
     @property
     def imports(self) -> bool:
@@ -103,8 +103,10 @@ class ModelSpec:
             raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
         if self.is_from_zoo:
             net = from_zoo(self.name, self.input_shape, self.classes)
+        elif self.imports:
+            net = _from_factory(self)
         else:
-            net = _from_factory(self) if self.imports else _checked_built_in(self)
+            net = _checked_built_in(self)
         before: list[nn.Module] = [NearestRow(self.integers, self.groups)] if self.integers or self.groups else []
         if self.mean:
             before.append(Normalize(self.mean, self.std))

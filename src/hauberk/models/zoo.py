@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from hauberk.errors import UserError
+from hauberk.errors import UserError, first_line, in_one_line
 
-ZOOS = ("timm", "torchvision")
+ZOOS = ("timm:", "torchvision:")  # what their names begin with
 _PLAIN = re.compile(r"\w+(\.\w+)*")  # a name, and not an address to load from
 _MOST_CLASSES, _MOST_CHANNELS = 100_000, 1_000
 
@@ -36,14 +36,14 @@ def from_zoo(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module
     try:
         library: Any = importlib.import_module("timm" if zoo == "timm" else "torchvision.models")
     except (ImportError, RuntimeError) as error:  # torchvision beside a torch that it was not made for
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{name} needs {zoo}, which cannot be imported here ({reason}); pip install {zoo}") from error
+        said = first_line(error)
+        raise UserError(f"{name} needs {zoo}, which cannot be imported here ({said}); pip install {zoo}") from error
     try:
         if zoo == "timm":
             net = library.create_model(which, pretrained=False, num_classes=classes, in_chans=input_shape[0])
         else:
             net = library.get_model(which, weights=None, num_classes=classes)
     except Exception as error:  # what their networks raise for arguments that do not fit is up to each
-        raise UserError(f"cannot build {name}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"cannot build {name}: {in_one_line(error)}") from error
     assert isinstance(net, nn.Module)
     return net

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hauberk.data import DATA_SETS
+from hauberk.files import as_read_back
 from hauberk.published import find_published
-from hauberk.report.blocks import Code, Section, Text
+from hauberk.report.blocks import Block, Code, Section, Text
 from hauberk.settings import TrainSettings
 
 _OF_THIS_MACHINE = ("device", "save_minutes", "on_collapse")  # change nothing of the result
 _PLAIN_THREAT = re.compile(r"(Linf|L2|L1)\(([^,()]+)\)")  # the usual box, nothing frozen
+_SCALED = "If it was given --eps, a factor of the table's own ε, give that again; run.json has ε of each input."
 
 
 def run_again(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> Section:
@@ -28,12 +30,15 @@ def run_again(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str
     data, model = plan["data"]["name"], plan["model"]["name"]
     versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
     lines = [evaluate_command(str(folder), found) for found in evaluations]
-    if model.startswith("python:") or not (data in DATA_SETS or data.endswith(".toml")) or plan["data"].get("unlabelled"):
-        made = "Made in Python, from data or a network that no command knows; its method and settings are in run.json."
-        return Section("Do it again", [Text(made), *([Code("\n".join(lines))] if lines else []), Code(versions)])
-    scaled = "If it was given --eps, a factor of the table's own ε, give that again; run.json has ε of each input."
-    notes = [Text(scaled)] if data.endswith(".toml") else []
-    return Section("Do it again", [Code("\n".join([train_command(plan), *lines])), *notes, Code(versions)])
+    known = data in DATA_SETS or data.endswith(".toml")
+    if model.startswith("python:") or not known or plan["data"].get("unlabelled"):
+        note = "Made in Python, from data or a network that no command knows; its method and settings are in run.json."
+    else:
+        note = _SCALED if data.endswith(".toml") else ""
+        lines.insert(0, train_command(plan))
+    blocks: list[Block] = [Text(note)] if note else []
+    blocks += [Code("\n".join(lines))] if lines else []
+    return Section("Do it again", [*blocks, Code(versions)])
 
 
 def train_command(plan: dict[str, Any]) -> str:
@@ -46,7 +51,8 @@ def train_command(plan: dict[str, Any]) -> str:
         words += ["--eps", str(plan["threat"]["eps"])]
         words += ["--data-dir", data["folder"]] if data["folder"] not in ("", "data") else []
         words += ["--normalize"] if model["mean"] else []
-    usual = json.loads(json.dumps(asdict(TrainSettings(**find_published(data["name"], model["name"], name, preset).settings))))
+    published = find_published(data["name"], model["name"], name, preset)
+    usual = as_read_back(asdict(TrainSettings(**published.settings)))
     for key, value in {**plan["settings"], "seed": seed}.items():
         if value != usual[key] and key not in _OF_THIS_MACHINE:
             words += _option(key, value)

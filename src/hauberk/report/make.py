@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hauberk.errors import UserError
+from hauberk.errors import UserError, in_one_line
 from hauberk.files import FOREIGN, read_json
 from hauberk.report import comparison, evaluation, run, study
 from hauberk.report.again import evaluate_command, run_again
@@ -34,7 +34,7 @@ def make_report(target: Path, out: Path | None = None, figures: Path | None = No
     except UserError:
         raise
     except FOREIGN as error:
-        raise UserError(f"{target} is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{target} is damaged: {in_one_line(error)}") from error
     written = out or (target if target.is_dir() else target.parent) / "report.html"
     write_page(page, written)
     if figures is not None:

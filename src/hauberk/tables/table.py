@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.data import Arrays, channel_statistics
-from hauberk.errors import UserError
+from hauberk.errors import UserError, in_one_line
 from hauberk.models import ModelSpec, NearestRow, Normalize
 from hauberk.tables.description import Description, Feature, read_description
 from hauberk.tables.encode import Column, column_of, columns_of, encode, encode_labels, values_of
@@ -179,4 +179,4 @@ def read_frame(path: Path) -> "DataFrame":
     except ImportError as error:
         raise UserError("Parquet files need pyarrow; pip install 'hauberk[tables]'") from error
     except Exception as error:  # pandas and pyarrow raise dozens of kinds
-        raise UserError(f"cannot read the table {path}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"cannot read the table {path}: {in_one_line(error)}") from error

@@ -9,7 +9,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from hauberk.errors import UserError
+from hauberk.errors import UserError, in_one_line
 from hauberk.files import read_json, read_tensors, write_atomically, write_json
 from hauberk.models import ModelSpec
 from hauberk.provenance import versions
@@ -77,8 +77,7 @@ def load(
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the weights in {weights} do not fit this model: {reason}") from error
+        raise UserError(f"the weights in {weights} do not fit this model: {in_one_line(error, 300)}") from error
     return model.to(device).eval()
 
 

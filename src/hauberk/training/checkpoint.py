@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hauberk.errors import UserError
+from hauberk.errors import UserError, in_one_line
 from hauberk.files import FOREIGN, previous, read_state, write_state
 from hauberk.methods.memory import Memory
 from hauberk.training.collapse import require_finite
@@ -54,7 +54,7 @@ def restore(trainer: "Trainer", folder: Path) -> str:
         same = state["processes"] == crew.size
         _put_own(trainer, state["method"], state["parts"][crew.rank] if same else {})
     except FOREIGN as error:
-        raise UserError(f"{path} is of another model or version: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} is of another model or version: {in_one_line(error)}") from error
     crew.by_first(lambda: trainer.record.restore(trainer.epoch))
     if not same:
         changed = f"saved by {state['processes']} processes, going on with {crew.size}: not the same bit for bit"

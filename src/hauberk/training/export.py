@@ -1,4 +1,4 @@
-"""Trained models out of the house: plain state dicts, safetensors, torch.export, ONNX; each compared with the model itself."""
+"""Trained models out of the house: plain state dicts and safetensors; torch.export and ONNX, compared with the model itself."""
 
 import warnings
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hauberk.errors import UserError
+from hauberk.errors import UserError, in_one_line
 from hauberk.training.card import load, read_card, save_model
 
 FORMATS = {
@@ -22,9 +22,10 @@ _CLOSE = 1e-4  # largest difference of logits, relative to their size
 def export_model(
     target: str | Path, out: str | Path, *, model: nn.Module | None = None, which: Literal["best", "last"] = "best"
 ) -> Path:
-    """Write a trained model in the format that the ending of ``out`` names, and check that it computes the same logits.
+    """Write a trained model in the format that the ending of ``out`` names.
 
-    The batch size stays free. Normalisation is inside, as in the model: inputs are in the units of the data.
+    A program (``.pt2``; ``.onnx`` where onnxruntime is installed) is read again, and must compute the same logits. Its batch
+    size stays free. Normalisation is inside, as in the model: inputs are in the units of the data.
 
     Args:
         target: a run's folder, or an exported ``.safetensors`` or ``.json``.
@@ -37,7 +38,7 @@ def export_model(
 
     Raises:
         UserError: as :func:`hauberk.load`; for another ending, an exporter that is not installed or refuses the model, and a
-            file whose logits differ.
+            program whose logits differ.
     """
     path = Path(out)
     if path.suffix not in FORMATS:
@@ -74,7 +75,7 @@ def _program(net: nn.Module, x: Tensor) -> "torch.export.ExportedProgram":
         with torch.no_grad():
             return torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     except Exception as error:  # an exporter may refuse other people's modules in any way
-        raise UserError(f"torch.export refuses this model: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"torch.export refuses this model: {in_one_line(error)}") from error
 
 
 def _write_onnx(net: nn.Module, x: Tensor, path: Path) -> None:

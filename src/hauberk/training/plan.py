@@ -1,6 +1,5 @@
 """What a run is, settled before it starts: parts of the data, settings, and the record that resuming compares."""
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from hauberk.data import DATA_SETS, Augmentation, Joined, Part, Source, labels
 from hauberk.errors import UserError
+from hauberk.files import as_read_back
 from hauberk.methods import Method
 from hauberk.models import ModelSpec
 from hauberk.settings import TrainSettings
@@ -97,7 +97,7 @@ class Plan:
                 "val": len(self.val),
                 "unlabelled": 0 if self.unlabelled is None else len(self.unlabelled),
             },
-            "settings": json.loads(json.dumps(asdict(self.settings))),
+            "settings": as_read_back(asdict(self.settings)),
         }
 
 

@@ -12,7 +12,7 @@ from hauberk.checks import check_model
 from hauberk.console import Display
 from hauberk.crew import Crew, crew, local_rank, loss_said
 from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
-from hauberk.errors import Echo, UserError, unknown_name
+from hauberk.errors import Echo, UserError, first_line, in_one_line, unknown_name
 from hauberk.files import FOREIGN, LOCK, alone_in, read_json, write_json
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
@@ -177,7 +177,7 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
     except UserError:
         raise
     except FOREIGN as error:
-        raise UserError(f"{folder}/run.json is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{folder}/run.json is damaged: {in_one_line(error)}") from error
     return train(spec, source, method=method, out=folder, resume=True, quiet=quiet, **settings)
 
 
@@ -199,7 +199,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return device
 
 
