@@ -16,6 +16,7 @@ from hauberk.errors import Echo, UserError
 T = TypeVar("T")
 Items = TypeVar("Items", list[int], Tensor)
 
+_left: list[Any] = []  # see joined_crew
 _SIGNS_OF_LOSS = ("gloo", "NCCL", "onnection", "Broken pipe", "Timed out", "DistStore")  # in messages of collectives
 
 
@@ -166,6 +167,10 @@ def joined_crew(patience: timedelta = timedelta(minutes=30)) -> Iterator[Crew]:
             yield crew()
             dist.barrier()  # gloo may abort where one process leaves while others still talk
     finally:
+        # A DistributedDataParallel may live on, in somebody's variable or in a traceback. When it is freed, it drops its
+        # reference to the group while it holds Python's lock. Were that the last one, the group's destructor would wait for
+        # threads that wait for this lock, for ever. Python's own reference lets go of the lock, so it has to be the last.
+        _left.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
