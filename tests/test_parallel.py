@@ -97,7 +97,7 @@ def test_a_wrapper_may_outlive_its_group(tmp_path):
     work += "    step = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))\n"
     work += "    step(torch.rand(4, 2)).sum().backward()\n"
     work += "    group = weakref.ref(dist.group.WORLD)\n"
-    work += "assert not dist.is_initialized()\ngc.collect()\nassert group() is not None\ndel step"
+    work += "assert not dist.is_initialized()\ndel step\ngc.collect()\nassert group() is not None"
     finish(together(tmp_path, work, processes=1))
 
 
