@@ -11,6 +11,9 @@ import torch
 
 import hauberk as hb
 from hauberk.cli import COMMANDS, main
+from hauberk.compare import Cell
+from hauberk.studies.setting import Setting
+from hauberk.studies.variants import variant
 
 QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]
 
@@ -202,3 +205,20 @@ def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys
     assert main(["train", "--method", "adversarial-class", "--epochs", "1", "--threads", "1", "--quiet", "--out", out]) == 0
     assert main(["evaluate", out, "--attacks", "pgd-10", "--first", "20", "--quiet"]) == 0
     assert "with rejection" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["my own method", "mart without KL"])
+def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workplace, digits, capsys):
+    own = variant(name, hb.method("at", hb.Linf(0.1), steps=1), hb.objectives.at)
+    hb.train("mlp", digits["train"], method=own, out="own", epochs=1, val_size=50, val_steps=1, quiet=True)
+    assert main(["evaluate", "own", "--n", "20", "--attacks", "fgsm", "--no-probes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 20
+
+
+def test_a_network_of_a_study_is_evaluated(workplace, capsys):
+    base = Cell("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, train_size=100, test_size=20)
+    setting = Setting(base, workplace / "study", threads=1)
+    setting.trained("at with nothing else", how=variant("at with nothing else", base.bound, hb.objectives.at))
+    (run,) = (workplace / "study").glob("networks/*/*/*/run")
+    assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--no-probes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 20

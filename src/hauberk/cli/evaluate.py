@@ -127,7 +127,7 @@ def evaluate(arguments: Sequence[str]) -> int:
                 seed=options.seed,
                 precision=options.precision,
                 surrogate=surrogate,
-                detects=_detects(card),
+                detects=card.get("detects") is True,
                 out=out,
                 adversarials=options.adversarials,
                 probes=options.probes,
@@ -204,15 +204,6 @@ def _last_class(data: str) -> str:
     from hauberk.tables import read_table
 
     return repr(read_table(data).classes[-1])
-
-
-def _detects(card: dict[str, Any]) -> bool:
-    """Whether the card's method gives the model a class of adversarial inputs."""
-    from hauberk.methods import find_recipe
-    from hauberk.objectives import OBJECTIVES
-
-    name = card.get("method", {}).get("name")
-    return isinstance(name, str) and OBJECTIVES[find_recipe(name).objective].extra_outputs > 0
 
 
 def _built(name: str, test: Any) -> Any:
