@@ -13,7 +13,7 @@ import torch
 from scipy.io import savemat
 
 import hauberk as hb
-from hauberk.data import DATA_SETS, Arrays, Part, as_source, augment, channel_statistics, labels, load_data
+from hauberk.data import DATA_SETS, Arrays, Joined, Part, as_source, augment, channel_statistics, data_digest, labels, load_data
 from hauberk.data.augment import PADDING
 from hauberk.noise import Noise
 
@@ -252,3 +252,33 @@ def test_a_long_tail_keeps_ever_fewer_of_each_class():
     assert len(hb.data.long_tail(y, 1.0)) == 500
     with pytest.raises(hb.UserError, match="at least 1"):
         hb.data.long_tail(y, 0.5)
+
+
+def test_a_digest_is_of_every_byte_however_the_examples_are_held(tmp_path):
+    x = torch.randint(256, (70, 3, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    y = torch.arange(70) % 7
+    there = data_digest(as_source((x, y)))
+    np.save(tmp_path / "x.npy", x.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert data_digest(as_source((mapped, y.int()))) == there
+    assert data_digest(Part(as_source((x, y)), torch.arange(70))) == there
+    backwards = Part(as_source((x.flip(0), y.flip(0))), torch.arange(69, -1, -1))
+    assert data_digest(backwards) == there
+    assert data_digest(Joined(as_source((x[:30], y[:30])), as_source((x[30:], y[30:])))) == there
+    changed = [(x.clone(), y.clone()) for _ in range(3)]
+    changed[0][0][-1, -1, -1, -1] ^= 1
+    changed[1][1][-1] += 1
+    changed[2] = (x[:-1], y[:-1])
+    others = [data_digest(as_source(data)) for data in (*changed, (x.float() / 255, y), (x.view(70, 5, 5, 3), y))]
+    assert len({there, *others}) == 6
+
+
+def test_a_digest_of_many_pieces_is_that_of_one(monkeypatch):
+    x, y = torch.rand(50, 4), torch.arange(50)
+    there = data_digest(as_source((x, y)))
+    monkeypatch.setattr("hauberk.data.digest._AT_ONCE", 100)
+    assert data_digest(as_source((x, y))) == there
+    pairs = list(zip(x, y, strict=True))
+    assert data_digest(as_source(pairs)) == there
+    pairs[-1] = (x[-1], 3)
+    assert data_digest(as_source(pairs)) != there

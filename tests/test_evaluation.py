@@ -19,6 +19,53 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 MNIST = CHECKPOINTS.parent / "data"
 
 
+def evaluated(net, data, out, **more):
+    how = {"threat": hb.Linf(0.01), "attacks": ["fgsm"], "probes": False, "quiet": True, "batch_size": 8}
+    return hb.evaluate(net, data, out=out, **{**how, **more})
+
+
+@pytest.mark.parametrize("kind", ["arrays", "items"])
+@pytest.mark.parametrize("what", ["label", "pixel"])
+def test_an_evaluation_of_other_data_is_refused(what, kind, tmp_path):
+    x, y = tiny_batch(40)
+    others = x.clone(), y.clone()
+    if what == "label":
+        others[1][-1] = (y[-1] + 1) % 5
+    else:
+        others[0][-1, -1, -1, -1] = 1 - x[-1, -1, -1, -1]
+    net, pairs = tiny_net(), lambda x, y: (x, y) if kind == "arrays" else list(zip(x, y, strict=True))
+    there = evaluated(net, pairs(x, y), tmp_path)
+    assert evaluated(net, pairs(x, y), tmp_path).examples == there.examples
+    says = "holds another evaluation .data: inputs, labels" if kind == "arrays" else "example 39 is another one"
+    with pytest.raises(hb.UserError, match=says):
+        evaluated(net, pairs(*others), tmp_path)
+    assert evaluated(net, pairs(*others), None).n == 40
+
+
+def test_an_evaluation_of_another_model_with_the_same_weights_is_refused(tmp_path):
+    class Halved(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    net, other = nn.Linear(4, 3), Halved(4, 3)
+    other.load_state_dict(net.state_dict())
+    x = torch.rand(10, 4)
+    evaluated(net, (x, torch.zeros(10, dtype=torch.int64)), tmp_path)
+    with pytest.raises(hb.UserError, match=r"model_code: 'Linear, code .* there, '.*Halved, code"):
+        evaluated(other, (x, torch.zeros(10, dtype=torch.int64)), tmp_path)
+
+
+def test_an_evaluation_goes_on_under_the_same_version_only_and_says_other_threads(tmp_path, capsys):
+    evaluated(tiny_net(), tiny_batch(10), tmp_path)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"threads": 7}))
+    evaluated(tiny_net(), tiny_batch(10), tmp_path, quiet=False)
+    assert "begun with 7 threads: verdicts may differ by rounding" in capsys.readouterr().out
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"hauberk": "0.0.1"}))
+    with pytest.raises(hb.UserError, match=r"hauberk: '0\.0\.1' there"):
+        evaluated(tiny_net(), tiny_batch(10), tmp_path)
+
+
 class Linear(nn.Module):
     """Three classes; the distance of each point to the nearest boundary is known."""
 

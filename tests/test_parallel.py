@@ -270,6 +270,11 @@ from torch.nn.parallel import DistributedDataParallel
         hb.train(net, (x, y), threat=threat, sync_batchnorm=True, device="cpu", quiet=True)
     with pytest.raises(hb.UserError, match="process 1 is not like the first one"):
         hb.train(net, (x, y), threat=threat, lr=0.1 + crew.rank, quiet=True)
+    others = torch.cat([y[:-1], (y[-1:] + crew.rank) % 5])
+    with pytest.raises(hb.UserError, match="other training data"):
+        hb.train(net, (x, others), threat=threat, quiet=True)
+    with pytest.raises(hb.UserError, match="process 1 is not like the first one: other data"):
+        hb.evaluate(net, (x, others), threat=threat, attacks=["fgsm"], quiet=True)
 """
 
 

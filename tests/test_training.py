@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from torch import nn
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.data import Arrays, as_source, labels
-from hauberk.files import read_state, write_state
+from hauberk.files import read_state, write_json, write_state
 from hauberk.published import BY_DATA, EXPRESS, OFFICIAL, find_published
 from hauberk.settings import TrainSettings
+from hauberk.training import run as training_run
 from hauberk.training.collapse import Collapse, require_robust
 from hauberk.training.plan import make_plan
 from hauberk.training.schedule import eps_scale, first_drop, learning_rate
@@ -81,7 +83,14 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(extra, tmp_pat
         else read_state(tmp_path / "whole" / "state.ckpt")[0]
     )
     stopped = 0
-    for at in (62, 70, 109, 141, 182, 200):  # fetches of single examples, in different batches, epochs and in validation
+    for at in (
+        122,
+        130,
+        169,
+        201,
+        242,
+        260,
+    ):  # fetches, after two looks at all: in several batches, epochs, in validation
         folder = tmp_path / f"at{at}"
         run = train_tiny(Signalling(data, at), folder, **extra)
         stopped += run.interrupted
@@ -394,6 +403,87 @@ def test_resuming_as_something_else_is_refused(tmp_path):
             train_tiny(easy_data(), tmp_path / "run", resume=True, **{"epochs": 1, **changes})
     again = train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1)  # nothing left to do
     assert len(again.metrics) == 1
+
+
+def changed_data(what):
+    """The same data set but for its last example, or in another order."""
+    x, y = easy_data()
+    if what == "label":
+        y[-1] = (y[-1] + 1) % 5
+    if what == "pixel":
+        x[-1, -1, -1, -1] += 0.01
+    return (x.flip(0), y.flip(0)) if what == "order" else (x, y)
+
+
+@pytest.mark.parametrize("kind", [as_source, lambda data: Signalling(data, 0)], ids=["arrays", "items"])
+@pytest.mark.parametrize("what", ["label", "pixel", "order"])
+def test_resuming_on_other_data_is_refused(what, kind, tmp_path):
+    train_tiny(kind(easy_data()), tmp_path / "run", epochs=1)
+    with pytest.raises(hb.UserError, match="started with other training data"):
+        train_tiny(kind(changed_data(what)), tmp_path / "run", resume=True, epochs=1)
+
+
+def test_resuming_with_other_unlabelled_data_is_refused(tmp_path):
+    train_tiny(easy_data(), tmp_path / "run", epochs=1, unlabelled=changed_data("label"))
+    with pytest.raises(hb.UserError, match="other unlabelled data"):
+        train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1, unlabelled=easy_data())
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        train_tiny(easy_data(), tmp_path / name, epochs=1, seed=seed)
+    (tmp_path / "a" / "state.ckpt").write_bytes((tmp_path / "b" / "state.ckpt").read_bytes())
+    with pytest.raises(hb.UserError, match="is the checkpoint of another run"):
+        train_tiny(easy_data(), tmp_path / "a", resume=True, epochs=1)
+
+
+def test_resuming_with_other_code_of_the_model_is_refused(tmp_path):
+    net = tiny_net(dropout=0.2)
+    train_tiny(easy_data(), tmp_path / "run", epochs=1)
+    net[2].forward = torch.tanh
+    method = hb.method("trades", THREAT, steps=2)
+    with pytest.raises(hb.UserError, match="model code = 'Sequential"):
+        hb.train(net, easy_data(), method=method, out=tmp_path / "run", resume=True, **settings(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"versions": {"torch": "1.0"}}, "hauberk None, torch 1.0, python None"), ({"threads": 7}, "7 threads")],
+)
+def test_resuming_under_other_versions_or_threads_is_said(changes, says, tmp_path, capsys):
+    train_tiny(easy_data(), tmp_path / "run", epochs=1)
+    record = tmp_path / "run" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | changes))
+    train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1, quiet=False)
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"begun with {says}, going on with hauberk {hb.__version__}" in said
+    assert "not the same bit for bit" in said
+
+
+@pytest.mark.parametrize(("call", "after"), [(call, after) for call in ("open", "fsync", "replace") for after in (False, True)])
+def test_a_run_killed_while_its_record_is_written_can_be_begun_again(call, after, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    home, folder = {"open": Path, "fsync": os, "replace": Path}[call], tmp_path / "run"
+    there = getattr(home, call)
+
+    def dies(*words, **more):
+        if after:
+            there(*words, **more)
+        raise Killed
+
+    (folder / "tensorboard").mkdir(parents=True)  # made before the record, where TensorBoard is installed
+    with monkeypatch.context() as patched:
+        patched.setattr(training_run, "write_json", lambda *words: (patched.setattr(home, call, dies), write_json(*words)))
+        with pytest.raises(Killed):
+            train_tiny(easy_data(), folder, epochs=1)
+    if not (folder / "run.json").exists():
+        with pytest.raises(hb.UserError, match="begin it again, without --resume"):
+            train_tiny(easy_data(), folder, resume=True, epochs=1)
+    run = train_tiny(easy_data(), folder, resume=(folder / "run.json").exists(), epochs=1)
+    assert len(run.metrics) == 1
+    assert not list(folder.glob("*.part"))
 
 
 class Picky(nn.Module):

@@ -72,6 +72,11 @@ class Crew:
         result: T = said[0]
         return result
 
+    def refuse(self, problem: str) -> None:
+        """Raise a UserError in all processes if any has a problem; each says what it has, or ""."""
+        if problems := [said for said in self.gather(problem) if said]:
+            raise UserError(problems[0]) if self.first else Echo(problems[0])
+
     def numbers(self, *mine: int) -> list[list[int]]:
         """Collect some small numbers of each process, everywhere. Where hosts can talk, no GPU is waited for."""
         if self.size == 1:

@@ -1,6 +1,7 @@
 """Data sets by name or from Python; every input stays inside its declared bounds."""
 
 from hauberk.data.augment import Augmentation, augment
+from hauberk.data.digest import data_digest
 from hauberk.data.pseudo import pseudo_label
 from hauberk.data.resident import resident
 from hauberk.data.sets import DATA_SETS, find_files, load_data
@@ -19,6 +20,7 @@ __all__ = [
     "augment",
     "channel_statistics",
     "check_source",
+    "data_digest",
     "fetch_for",
     "find_files",
     "labels",

@@ -135,9 +135,15 @@ class Campaign:
             if self.evading:
                 self._detect(mine, x, y, Noise(self.seed, ids.to(x.device), _stage(DETECTION)))
             for place, example in enumerate(mine):
+                record = {"i": example, "attack": CLEAN, "id": int(ids[place]), "label": int(y[place]), **seen[place]}
                 if not self.ledger.has(CLEAN, example):
                     self.ledger.keep_point(example, x[place])
-                    self.ledger.write({"i": example, "attack": CLEAN, "label": int(y[place]), **seen[place]})
+                    self.ledger.write(record)
+                elif any(self.ledger.records[CLEAN, example][key] != record[key] for key in ("id", "label")):
+                    raise UserError(
+                        f"example {example} is another one than when this evaluation was begun (its input or label differs); "
+                        "choose another folder"
+                    )
 
     @cached_property
     def _narrower(self) -> list[int]:

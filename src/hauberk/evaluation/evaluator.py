@@ -15,19 +15,21 @@ from hauberk.attacks.view import attack_view
 from hauberk.checks import check_inputs, check_model
 from hauberk.console import Display
 from hauberk.crew import Crew, crew
-from hauberk.data import as_source, fetch_for
+from hauberk.data import Part, as_source, data_digest, fetch_for
+from hauberk.data.source import in_memory
 from hauberk.errors import UserError
 from hauberk.evaluation.campaign import Campaign
 from hauberk.evaluation.contract import contract
 from hauberk.evaluation.diagnostics import Diagnostic
 from hauberk.evaluation.early import attack_order
-from hauberk.evaluation.ledger import Ledger
+from hauberk.evaluation.ledger import Ledger, difference
 from hauberk.evaluation.probes import SAMPLE, eps_curve, probe_gradients
 from hauberk.evaluation.result import Evaluation
 from hauberk.evaluation.search import probe_search
 from hauberk.evaluation.signs import signs
 from hauberk.evaluation.suites import find_suite
 from hauberk.evaluation.tally import tally
+from hauberk.models.code import model_code
 from hauberk.noise import Noise, content_ids
 from hauberk.provenance import machine, versions
 from hauberk.threat import ThreatModel
@@ -106,21 +108,26 @@ def evaluate(
     notes = {name: get_preset(name).program(threat, outputs, detects, surrogate)[1] for name in plan.stages}
     width = min(batch_size, count)
     folder = None if out is None else Path(out)
+    # Each example is compared again in the clean pass; data that is not in memory are not read twice for that.
+    known = count if in_memory(source) else min(count, 16)
     about = {
         "suite": "custom" if attacks else suite,
         "stages": {name: list(spared) for name, spared in plan.stages.items()},
         "threat": threat.to_dict(),
         "data": source.name,
-        "data_id": _digest([first_x, first_y]),
+        "data_digest": data_digest(Part(source, torch.arange(known))),
         "n": count,
         "model_id": model_id(model),
+        "model_code": model_code(model),
         "surrogate_id": None if surrogate is None else model_id(surrogate),
+        "surrogate_code": None if surrogate is None else model_code(surrogate),
         "seed": seed,
         "batch_size": width,
         "precision": precision,
         "detects": detects,
         "adversarials": adversarials,  # stored with the verdicts: those of an earlier session could not be made up
-        "torch": str(torch.__version__),
+        **{name: versions()[name] for name in ("hauberk", "torch", "python")},
+        "threads": torch.get_num_threads(),
         "device": first_x.device.type,
     }
     everybody = crew()
@@ -128,6 +135,8 @@ def evaluate(
     hidden = quiet or not everybody.first
     with closing(ledger), Display("evaluate", 1000, quiet=hidden, unit="") as display, attack_view(model) as view:
         torch.manual_seed(seed)  # for random models; attack_view puts the caller's generator back
+        if ledger.warning:
+            display.line(ledger.warning)
         exact = faster(view, first_x)
         campaign = Campaign(
             model=view,
@@ -213,7 +222,13 @@ def _check_options(count: int, there: int, batch_size: int, precision: str, home
 
 
 def _open(folder: Path | None, about: dict[str, Any], everybody: Crew, point: Tensor | None) -> Ledger:
-    """Open the ledger; the first process sets the folder up before the others look at it."""
+    """Open the ledger; the first process sets the folder up before the others look at it.
+
+    Raises:
+        UserError: in all processes, if they were started differently, or see other data or another model.
+    """
+    differs = difference(everybody.by_first(lambda: about), about, harmless=())
+    everybody.refuse(f"process {everybody.rank} is not like the first one: other {differs}" if differs else "")
     for turn in (0, 1):
         if (everybody.rank > 0) == turn:
             ledger = Ledger(folder, about, everybody.rank)

@@ -1,7 +1,7 @@
 """The ledger: what became of each example, line by line on disk, so that nothing is lost when a process is killed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,10 +23,11 @@ ADVERSARIALS = "adversarials.npy"
 _WHOLE, _NUMBER, _FLAG = (int,), (int, float), (bool,)
 # What a record must have, by its "attack"; any other is the verdict of an attack.
 _NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
-    CLEAN: {"label": _WHOLE, "predicted": _WHOLE, "margin": _NUMBER, "right": _FLAG},
+    CLEAN: {"id": _WHOLE, "label": _WHOLE, "predicted": _WHOLE, "margin": _NUMBER, "right": _FLAG},
     COST: {"rank": _WHOLE, "seconds": _NUMBER, "forwards": _NUMBER, "backwards": _NUMBER},
     DETECTION: {"recognised": _FLAG},
 }
+_HARMLESS = ("threads", "python")  # which change rounding at most
 _VERDICT: dict[str, tuple[type, ...]] = {"broken": _FLAG, "margin": _NUMBER}
 
 
@@ -38,6 +39,9 @@ class Ledger:
         plan: what is evaluated and how; must be the same when an evaluation goes on.
         rank: number of this process.
 
+    Attributes:
+        warning: in what the present session differs harmlessly from the one that began, to show; or "".
+
     Raises:
         UserError: if the folder holds another evaluation, cannot be written, or another process is at work there.
     """
@@ -45,6 +49,7 @@ class Ledger:
     def __init__(self, folder: Path | None, plan: dict[str, Any], rank: int = 0):
         self.folder, self.rank = folder, rank
         self.records: dict[tuple[str, int], Record] = {}
+        self.warning = ""
         self._points: np.ndarray | None = None
         self._lock = ExitStack()
         if folder is None:
@@ -55,7 +60,7 @@ class Ledger:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
         begun = (folder / PLAN).exists()
         if begun:
-            _same_plan(folder, plan)
+            self.warning = _same_plan(folder, plan)
         self._lock.enter_context(alone_in(folder, f".lock-{rank}"))
         if begun:
             for record in read_records(folder):
@@ -148,11 +153,19 @@ def _mend(path: Path) -> None:
                 file.truncate(whole)
 
 
-def _same_plan(folder: Path, plan: dict[str, Any]) -> None:
+def difference(there: dict[str, Any], plan: dict[str, Any], harmless: Sequence[str] = _HARMLESS) -> str:
+    """Name the first thing in which two plans of an evaluation differ, besides what is harmless; "" for none."""
+    for key, value in as_read_back(plan).items():
+        if key not in harmless and (seen := as_read_back(there.get(key))) != value:
+            # Two digests would tell nobody anything.
+            return "data: inputs, labels or their order" if key == "data_digest" else f"{key}: {seen!r} there, {value!r} here"
+    return ""
+
+
+def _same_plan(folder: Path, plan: dict[str, Any]) -> str:
+    """Refuse another evaluation's folder; return in what this session differs harmlessly, or ""."""
     there = read_json(folder / PLAN)
-    differs = [key for key, value in as_read_back(plan).items() if there.get(key) != value]
-    if differs:
-        key = differs[0]
-        raise UserError(
-            f"{folder} holds another evaluation ({key}: {there.get(key)!r} there, {plan[key]!r} here); choose another folder"
-        )
+    if differs := difference(there, plan):
+        raise UserError(f"{folder} holds another evaluation ({differs}); choose another folder")
+    others = ", ".join(f"{there.get(key)} {key}" for key in _HARMLESS if there.get(key) != plan[key])
+    return f"begun with {others}: verdicts may differ by rounding" if others else ""

@@ -10,6 +10,7 @@ from hauberk.files import FOREIGN, previous, read_state, write_state
 from hauberk.methods.memory import Memory
 from hauberk.training.collapse import require_finite
 from hauberk.training.meter import Meter
+from hauberk.training.plan import run_id
 
 if TYPE_CHECKING:
     from hauberk.training.loop import Trainer
@@ -49,6 +50,8 @@ def restore(trainer: "Trainer", folder: Path) -> str:
     """
     crew, path = trainer.crew, folder / _STATE
     state, warning = crew.by_first(lambda: read_state(path))
+    if state.get("run") != run_id(trainer.plan.to_dict()):
+        raise UserError(f"{path} is the checkpoint of another run, or of another version of Hauberk; it was not taken")
     try:
         _put_whole(trainer, state)
         same = state["processes"] == crew.size
@@ -65,6 +68,7 @@ def restore(trainer: "Trainer", folder: Path) -> str:
 def _whole(trainer: "Trainer", meter: Meter, parts: list[dict[str, Any]]) -> dict[str, Any]:
     """What all processes share, and in ``parts`` what each has of its own."""
     return {
+        "run": run_id(trainer.plan.to_dict()),
         "epoch": trainer.epoch,
         "step": trainer.step,
         "seconds": trainer.seconds,

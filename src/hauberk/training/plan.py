@@ -1,12 +1,15 @@
 """What a run is, settled before it starts: parts of the data, settings, and the record that resuming compares."""
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hauberk.data import DATA_SETS, Augmentation, Joined, Part, Source, labels
+from hauberk.data import DATA_SETS, Augmentation, Joined, Part, Source, data_digest, labels
 from hauberk.errors import UserError
 from hauberk.files import as_read_back
 from hauberk.methods import Method
@@ -14,7 +17,8 @@ from hauberk.models import ModelSpec
 from hauberk.settings import TrainSettings
 from hauberk.training.schedule import first_drop
 
-_FREE_TO_CHANGE = ("device", "threads", "save_minutes", "on_collapse")
+_ROOMS = ("model", "method", "threat", "data", "settings")
+_MAY_DIFFER = ("device", "threads", "save_minutes", "on_collapse", "folder")  # where a run goes on
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class Plan:
         class_weights: (C,) or None.
         unlabelled: further examples with pseudo-labels, or None.
         processes: that share each batch.
+        code: what computes besides the weights, of a network that is not ours; see :func:`hauberk.models.code.model_code`.
     """
 
     spec: ModelSpec
@@ -42,6 +47,7 @@ class Plan:
     class_weights: Tensor | None
     unlabelled: Source | None = None
     processes: int = 1
+    code: str = ""
 
     @property
     def examples(self) -> Source:
@@ -84,10 +90,19 @@ class Plan:
             batches = tuple(torch.cat(pair) for pair in zip(batches, more, strict=False)) if added else batches
         return [batch for batch in batches for _ in range(self.method.replays)]
 
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """Digests of all that is learnt from; of each source as a whole, which is read in order and not gathered."""
+        parts = {
+            "digest": self.train.whole if isinstance(self.train, Part) else self.train,
+            "unlabelled_digest": self.unlabelled,
+        }
+        return {name: data_digest(source) for name, source in parts.items() if source is not None}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for run.json and cards."""
         return {
-            "model": self.spec.to_dict(),
+            "model": self.spec.to_dict() | ({"code": self.code} if self.code else {}),
             "method": self.method.to_dict(),
             "threat": self.method.threat.to_dict(),
             "data": {
@@ -96,6 +111,7 @@ class Plan:
                 "train": len(self.train),
                 "val": len(self.val),
                 "unlabelled": 0 if self.unlabelled is None else len(self.unlabelled),
+                **self._digests,
             },
             "settings": as_read_back(asdict(self.settings)),
         }
@@ -108,6 +124,7 @@ def make_plan(
     source: Source,
     unlabelled: Source | None = None,
     processes: int = 1,
+    code: str = "",
 ) -> Plan:
     """Hold out the validation part, and settle augmentation and class weights.
 
@@ -124,7 +141,7 @@ def make_plan(
         raise UserError(f"augmentation {augment!r} is for images, not inputs of shape {spec.input_shape}")
     method = method.planned(settings.epochs, first_drop(settings))
     class_weights = _class_weights(settings, train, spec.classes)
-    plan = Plan(spec, method, settings, train, val, augment, class_weights, unlabelled, processes)
+    plan = Plan(spec, method, settings, train, val, augment, class_weights, unlabelled, processes, code)
     smallest = min(plan.labelled_batch, len(train))
     if processes > 1 and smallest < 2 * processes:
         raise UserError(f"batches of {smallest} examples are too small for {processes} processes; each needs two at least")
@@ -145,19 +162,28 @@ def hold_out(source: Source, settings: TrainSettings) -> tuple[Source, Source]:
     return train, val
 
 
+def run_id(plan: dict[str, Any]) -> str:
+    """Return a digest of all in a plan that fixes the result of a run, 16 hexadecimal digits: what a checkpoint belongs to."""
+    fixed = {room: {k: v for k, v in plan[room].items() if k not in _MAY_DIFFER} for room in _ROOMS}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def compare_plans(stored: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to resume a run as something else.
 
     Raises:
         UserError: naming the first difference.
     """
-    for room in ("model", "method", "threat", "data", "settings"):
+    for room in _ROOMS:
         before, after = stored.get(room, {}), now[room]
         if not isinstance(before, dict):
             raise UserError(f"the run's record is damaged: its {room} is {before!r:.60}")
         for key in after:
-            if key in (*_FREE_TO_CHANGE, "folder") or before.get(key) == after[key]:
+            if key in _MAY_DIFFER or before.get(key) == after[key]:
                 continue
+            if key.endswith("digest"):
+                kind = "unlabelled" if key.startswith("unlabelled") else "training"
+                raise UserError(f"this run was started with other {kind} data: inputs, labels or their order differ")
             raise UserError(
                 f"this run was started with {room} {key} = {before.get(key)!r}, not {after[key]!r}; use a new folder"
             )

@@ -12,11 +12,12 @@ from hauberk.checks import check_model
 from hauberk.console import Display
 from hauberk.crew import Crew, crew, local_rank, loss_said
 from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
-from hauberk.errors import Echo, UserError, first_line, in_one_line, unknown_name
+from hauberk.errors import UserError, first_line, in_one_line, unknown_name
 from hauberk.files import FOREIGN, LOCK, alone_in, read_json, write_json
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.models import ModelSpec
+from hauberk.models.code import model_code
 from hauberk.provenance import versions
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
@@ -28,6 +29,8 @@ from hauberk.training.parallel import synchronise_batchnorm
 from hauberk.training.plan import compare_plans, make_plan
 
 RUN_FORMAT = "hauberk-run/1"
+_RECORD = "run.json"
+_BEFORE = (LOCK, f"{_RECORD}.part", "tensorboard")  # what may lie in a folder where a run was killed before it had a record
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +123,19 @@ def train(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), watch_signals() as stop:
             torch.manual_seed(chosen.seed)
             spec, network = _network(model, source, device, method.extra_outputs)
+            code = model_code(network) if spec.imports or spec.is_from_python else ""
             if chosen.sync_batchnorm and everybody.size > 1:
                 network = synchronise_batchnorm(network, method, device)
             if not everybody.first:  # whose dropout should not be that of the first
                 torch.manual_seed(chosen.seed + everybody.rank * 1_000_003)
-            plan = make_plan(spec, method, chosen, source, more, everybody.size)
-            _agree(plan.to_dict(), everybody)
+            plan = make_plan(spec, method, chosen, source, more, everybody.size, code)
+            if everybody.size > 1:
+                _agree(plan.to_dict(), everybody)
             folder = everybody.by_first(lambda: _open_folder(out, resume))
             with ExitStack() as locked:
                 everybody.by_first(lambda: locked.enter_context(alone_in(folder)))
                 trainer = Trainer(network, plan, folder, device, everybody, stop, report_every)
-                warning = _begin(trainer, plan.to_dict(), resume)
+                warning = _begin(trainer, resume)
                 done = trainer.epoch * plan.steps_per_epoch + trainer.step
                 with Display(method.name, plan.total_steps, done, quiet or not everybody.first) as display:
                     if warning:
@@ -158,7 +163,7 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
     Raises:
         UserError: if the folder holds no run, or one that only Python can resume; and as :func:`train`.
     """
-    stored = crew().by_first(lambda: read_json(Path(folder) / "run.json"))
+    stored = crew().by_first(lambda: read_json(_record_of(Path(folder))))
     if stored.get("format") != RUN_FORMAT:
         raise UserError(f"{folder} holds no run to resume")
     spec = ModelSpec.from_dict(stored.get("model", {}))
@@ -239,11 +244,10 @@ def _open_folder(out: str | Path | None, resume: bool) -> Path | None:
         return None
     folder = Path(out)
     if resume:
-        if not (folder / "run.json").is_file():
-            raise UserError(f"{folder} holds no run to resume")
+        _record_of(folder)
         return folder
     try:
-        if folder.exists() and (not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(entry.name not in _BEFORE for entry in folder.iterdir())):
             raise UserError(f"{folder} exists; go on with it by --resume {folder} (resume=True), or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -251,16 +255,50 @@ def _open_folder(out: str | Path | None, resume: bool) -> Path | None:
     return folder
 
 
-def _begin(trainer: Trainer, plan: dict[str, Any], resume: bool) -> str:
+def _record_of(folder: Path) -> Path:
+    """Return where the record of a run is.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if (folder / _RECORD).is_file():
+        return folder / _RECORD
+    killed = folder.is_dir() and any(folder.iterdir()) and all(entry.name in _BEFORE for entry in folder.iterdir())
+    again = "; it was killed before anything was saved: begin it again, without --resume" if killed else ""
+    raise UserError(f"{folder} holds no run to resume{again}")
+
+
+def _begin(trainer: Trainer, resume: bool) -> str:
     """Write down what the run is, or check that it is the same one and restore it. Returns a warning to show."""
     if trainer.folder is None:
         return ""
-    folder, record = trainer.folder, trainer.folder / "run.json"
+    folder, record, plan = trainer.folder, trainer.folder / _RECORD, trainer.plan.to_dict()
+    here = {"versions": versions(), "threads": torch.get_num_threads()}
     if not resume:
-        trainer.crew.by_first(lambda: write_json(record, {"format": RUN_FORMAT, **plan, "versions": versions()}))
+        trainer.crew.by_first(lambda: write_json(record, {"format": RUN_FORMAT, **plan, **here}))
         return ""
-    trainer.crew.by_first(lambda: compare_plans(read_json(record), plan))
-    return restore(trainer, folder) if trainer.crew.by_first(lambda: exists(folder)) else ""
+
+    def compared() -> str:
+        stored = read_json(record)
+        compare_plans(stored, plan)
+        return _otherwise(stored, here)
+
+    warnings = [trainer.crew.by_first(compared)]
+    if trainer.crew.by_first(lambda: exists(folder)):
+        warnings.append(restore(trainer, folder))
+    return "; ".join(warning for warning in warnings if warning)
+
+
+def _otherwise(stored: dict[str, Any], here: dict[str, Any]) -> str:
+    """Say under which other versions, or with how many other threads, a run was begun; "" for none."""
+    then, now = stored.get("versions"), here["versions"]
+    then = then if isinstance(then, dict) else {}
+    found = [f"{name} {then.get(name)}" for name in now if name != "date" and then.get(name) != now[name]]
+    if stored.get("threads") != here["threads"]:
+        found.append(f"{stored.get('threads')} threads")
+    present = ", ".join(f"{name} {now[name]}" for name in now if name != "date")
+    here_now = f"{present}, {here['threads']} threads"
+    return f"begun with {', '.join(found)}, going on with {here_now}: not the same bit for bit" if found else ""
 
 
 def _agree(plan: dict[str, Any], everybody: Crew) -> None:
@@ -274,5 +312,4 @@ def _agree(plan: dict[str, Any], everybody: Crew) -> None:
         compare_plans(everybody.by_first(lambda: plan), plan)
     except UserError as error:
         problem = f"process {everybody.rank} is not like the first one: {error}"
-    if problems := [said for said in everybody.gather(problem) if said]:
-        raise UserError(problems[0]) if everybody.first else Echo(problems[0])
+    everybody.refuse(problem)
