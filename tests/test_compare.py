@@ -241,6 +241,12 @@ def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_
             shrunk(whole, wrong, 50_000, 10_000)
 
 
+def test_table_3_is_planned_with_its_own_network(tmp_path, capsys):
+    words = ["--data", "digits", "--methods", "mail-trades", "--set", "steps=1", "--trials", "1", "--out", str(tmp_path)]
+    assert main(["compare", "table3", *words, "--dry-run"]) == 0
+    assert "1 of 1 runs to make" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["table1", "mart-white-box", "mart-black-box"])
 def test_a_table_on_digits(name, tmp_path, capsys):
     words = ["--data", "digits", "--model", "small-cnn", "--budget", "0.02", "--trials", "1", "--jobs", "1", "--threads", "1"]

@@ -10,6 +10,8 @@ import tyro
 
 from hauberk.cli.parse import parse, program
 
+_WIDE_RESNET = "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4, or 6n + 2 as Madry's code counts the same network"
+
 
 @dataclass(frozen=True)
 class Data:
@@ -146,7 +148,7 @@ def models(arguments: Sequence[str]) -> int:
     from hauberk.models import MODELS, WIDE_RESNETS
 
     rows = {name: what for name, (_, what) in MODELS.items()}
-    rows |= dict.fromkeys(WIDE_RESNETS, "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4")
+    rows |= dict.fromkeys(WIDE_RESNETS, _WIDE_RESNET)
     rows |= {"timm:NAME": "a network of timm, if installed", "torchvision:NAME": "of torchvision, likewise; 3 channels"}
     rows["module:factory"] = "your own, called with input_shape= and classes= if it takes them"
     return _show(rows, options.json, f"Next: {program()} train --model NAME")
