@@ -33,6 +33,7 @@ from hauberk.compare.printed import MAIL
 from hauberk.files import read_json
 from hauberk.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
 from hauberk.settings import TrainSettings
+from hauberk.studies import Setting
 from hauberk.training.schedule import first_drop
 
 QUICK = {
@@ -227,6 +228,27 @@ def test_a_table_has_the_papers_settings(name):
     for _, method, pairs in parse_methods(table.methods):
         hb.method(method, hb.Linf("8/255"), **pairs)
     assert len({label for label, _, _ in parse_methods(table.methods)}) == {"table1": 9, "table2": 8, "table3": 8}.get(name, 6)
+
+
+def test_cells_use_what_is_published_and_write_it_down():
+    cell = Cell("mart", 0, data="cifar10", model="wrn-34-10", preset="official")
+    assert cell.bound.settings["beta"] == cell.to_dict()["choices"]["beta"] == 6.0
+    given = replace(cell, choices={"beta": 2.0})
+    assert given.bound.settings["beta"] == given.to_dict()["choices"]["beta"] == 2.0
+    assert "beta" not in replace(cell, model="resnet18").bound.settings
+    setting = Setting(Cell("at", 0, data="svhn", model="preact-resnet18"), out=None)
+    assert setting.method("at").attack.step_size == "eps/8"
+    assert setting.method("at", step_size="eps").attack.step_size == "eps"
+
+
+@pytest.mark.parametrize(
+    ("words", "beta"), [([], 6.0), (["--methods", "mart", "--set", "beta=4"], 4.0), (["--model", "resnet18"], 5.0)]
+)
+def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
+    planned = []
+    monkeypatch.setattr("hauberk.compare.estimate", lambda cells, *_, **__: planned.extend(cells))
+    assert main(["compare", "mart-white-box", "--model", "wrn-34-10", *words, "--dry-run"]) == 0
+    assert {cell.bound.choices.terms.keywords["beta"] for cell in planned if cell.method == "mart"} == {beta}
 
 
 def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():

@@ -6,7 +6,7 @@ from math import sqrt
 from typing import Any
 
 from hauberk.errors import UserError
-from hauberk.published import OFFICIAL, find_published
+from hauberk.published import OFFICIAL, Published, find_published
 from hauberk.settings import TrainSettings
 
 SURROGATE = "standard"  # what black-box attacks of the MART paper are crafted on, trained with another seed
@@ -68,10 +68,19 @@ def table_settings(table: PaperTable, data: str, model: str) -> dict[str, Any]:
 
     The MART paper trains all methods alike; its public code has them for CIFAR-10, with ResNet-18 and WRN-34-10.
     """
+    found = _mart_code(table, data, model) or find_published(data, model)
+    return dict(found.settings)
+
+
+def table_choices(table: PaperTable, data: str, model: str, method: str) -> dict[str, Any]:
+    """Return the settings of a method that come from the same source as the table's training settings, and are no default."""
+    found = _mart_code(table, data, model)
+    return dict(found.method) if found and method == "mart" else {}
+
+
+def _mart_code(table: PaperTable, data: str, model: str) -> Published | None:
     family = "wrn" if model.startswith("wrn-") else model
-    if table.as_mart and ("mart", family) in OFFICIAL and data in ("cifar10", "cifar100", "svhn"):
-        return dict(OFFICIAL["mart", family].settings)
-    return dict(find_published(data, model).settings)
+    return OFFICIAL.get(("mart", family)) if table.as_mart and data in ("cifar10", "cifar100", "svhn") else None
 
 
 def shrunk(settings: TrainSettings, budget: float, train: int, test: int) -> tuple[TrainSettings, int, int]:

@@ -10,7 +10,7 @@ import tyro
 
 from hauberk.cli.parse import given_settings, key_values, parse, peek, program
 from hauberk.errors import UserError, unknown_name
-from hauberk.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_settings
+from hauberk.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_choices, table_settings
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
 
@@ -143,7 +143,6 @@ def _default(arguments: Sequence[str]) -> Compare:
 def _cells(options: Compare, default: TrainSettings, out: Path) -> "list[Cell]":
     from hauberk.compare import Cell
     from hauberk.data import load_data
-    from hauberk.methods import method
 
     if options.trials < 1:
         raise UserError("--trials needs a positive number")
@@ -165,9 +164,10 @@ def _cells(options: Compare, default: TrainSettings, out: Path) -> "list[Cell]":
         same["surrogate"] = str((named.folder(out / "surrogate") / "run").resolve())
     rows = []
     for label, name, pairs in parse_methods(options.methods):
-        choices = key_values("--set", options.set) | key_values("--methods", tuple(f"{k}={v}" for k, v in pairs.items()))
+        choices = table_choices(table, options.data, options.model, name) if table else {}
+        choices |= key_values("--set", options.set) | key_values("--methods", tuple(f"{k}={v}" for k, v in pairs.items()))
         rows.append(Cell(method=name, seed=first, choices=choices, label=label if pairs else "", **same))
-        method(name, rows[-1].threat, preset=options.preset, **choices)  # refuses now what a run would refuse later
+        _ = rows[-1].bound  # refuses now what a run would refuse later
     # A table of all methods as early as possible.
     return [replace(row, seed=seed) for seed in range(first, first + options.trials) for row in rows]
 

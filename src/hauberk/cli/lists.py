@@ -156,9 +156,9 @@ def models(arguments: Sequence[str]) -> int:
 
 def _published(name: str) -> str:
     """Say how the sources train this method on CIFAR-10."""
-    from hauberk.published import BY_DATA, OFFICIAL
+    from hauberk.published import BY_DATA, OFFICIAL, find_published
 
-    found = [(model, row) for (data, model), row in BY_DATA.items() if data == "cifar10"]
+    found = [(model, find_published("cifar10", model, name)) for data, model in BY_DATA if data == "cifar10"]
     official = [(f"{model}, official", row) for (method, model), row in OFFICIAL.items() if method == name]
     return "".join(f"\n  {model}: {_plain(row.settings | row.method)} ({row.source})" for model, row in found + official)
 
