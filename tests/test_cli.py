@@ -174,7 +174,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_ends_the_same(number, work
 
 def test_what_is_announced_as_published_is_what_is_trained(workplace, capsys, monkeypatch):
     monkeypatch.setattr("hauberk.data.load_data", lambda name, *_, **__: few_images(name))
-    words = ["train", "--data", "cifar10", "--model", "wrn-8-1", "--method", "mart", "--preset", "official", "--steps", "1"]
+    words = ["train", "--data", "cifar10", "--model", "wrn-10-1", "--method", "mart", "--preset", "official", "--steps", "1"]
     words += ["--epochs", "1", "--val-size", "0", "--threads", "1"]
     assert main([*words, "--out", "run"]) == 0
     assert "MART, train_wideresnet.py, WRN-34-10; of the method: beta 6.0\n" in capsys.readouterr().out

@@ -230,7 +230,7 @@ def test_a_method_without_the_published_settings_is_made_again_without_them(tmp_
     from hauberk.report.again import train_command
 
     how = hb.method("mart", hb.Linf("8/255"), preset="official", steps=1)  # trains with β 5, not the script's 6
-    hb.train("wrn-8-1", few_images("cifar10"), method=how, epochs=1, val_size=0, out=tmp_path / "run", quiet=True)
+    hb.train("wrn-10-1", few_images("cifar10"), method=how, epochs=1, val_size=0, out=tmp_path / "run", quiet=True)
     assert "beta=5.0" in train_command(read_json(tmp_path / "run/run.json"))
 
 
