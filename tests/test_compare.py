@@ -263,6 +263,73 @@ def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_
             shrunk(whole, wrong, 50_000, 10_000)
 
 
+TABLE_1 = """
+82.26 ± 0.60;82.50 ± 0.20;83.15 ± 0.46;84.45 ± 0.17;83.75 ± 0.09;84.12 ± 0.46;78.52 ± 0.20;82.71 ± 0.52;80.49 ± 0.18
+54.14 ± 0.15;55.00 ± 0.32;55.25 ± 0.23;53.16 ± 0.26;53.63 ± 0.21;53.65 ± 0.23;51.67 ± 0.54;52.37 ± 0.65;53.67 ± 0.14
+36.32 ± 0.57;44.25 ± 0.45;44.10 ± 0.21;46.00 ± 0.26;46.70 ± 0.10;47.20 ± 0.21;44.40 ± 0.20;49.52 ± 0.11;50.60 ± 0.22
+"""  # NAT, PGD and AA; AT, MART and TRADES, each weighted by LPS, PM nat, PM adv: as the MAIL paper prints it
+
+
+@pytest.fixture
+def table_1(tmp_path):
+    """The command that prints Table 1, its runs finished: each method's numbers are its place and noise of the seed."""
+    rng, found = np.random.default_rng(0), {}
+    labels = [label for label, _, _ in parse_methods(PAPER_TABLES["table1"].methods)]
+    for place, label in enumerate(labels):
+        for seed in range(5):
+            share = (40 + place + rng.normal()) / 100
+            attacks = {"pgd-100": share + 0.1, "apgd-ce": share + 0.05, "cw-30": share + 0.02, "autoattack": share}
+            folder = tmp_path / label / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            one = {
+                "n": 10_000,
+                "clean_accuracy": share + 0.4,
+                "robust_accuracy": share,
+                "by_attack": attacks,
+                "diagnostics": [],
+            }
+            (folder / "evaluation.json").write_text(json.dumps({**one, "diagnostics": []}))
+            found.setdefault(label, []).append(100 * share)
+    return ["compare", "table1", "--out", str(tmp_path), "--quiet"], labels, found
+
+
+def test_table_1_has_its_own_numbers_and_no_others(table_1, tmp_path, capsys, monkeypatch):
+    words, labels, _ = table_1
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert {"gair-mart", "gair-trades", "measure=pm-nat"} <= set(said.split())  # names are whole
+    printed = [[cell.strip() for cell in row.split(";")] for row in TABLE_1.strip().splitlines()]
+    rows = [line.split(" | ")[1:6] for line in (tmp_path / "comparison.md").read_text().splitlines() if "&nbsp; paper" in line]
+    assert len(rows) == len(labels) == 9
+    for place, (nat, pgd, apgd, cw, aa) in enumerate(rows):
+        assert [nat, pgd, aa] == [row[place] for row in printed]
+        assert apgd == cw == ""
+    assert main(["report", str(tmp_path)]) == 0
+    assert "36.32 ± 0.57" in (tmp_path / "report.html").read_text()
+    assert main([*words, "--model", "wrn-32-10"]) == 0  # Table 1 is of ResNet-18
+    assert "paper" not in (tmp_path / "comparison.md").read_text()
+
+
+def test_table_1_compares_margins_with_lps_within_each_objective(table_1, tmp_path):
+    words, labels, values = table_1
+    assert main(words) == 0
+    found = Comparison.from_dict(read_json(tmp_path / "comparison.json"))
+    pairs = {name: lps for lps, *others in (labels[:3], labels[3:6], labels[6:]) for name in others}
+    assert found.against == pairs
+    raw = {name: ttest_rel(values[name], values[lps]).pvalue for name, lps in pairs.items()}
+    assert found.p_values("autoattack") == pytest.approx(holm(raw))
+    for name, lps in pairs.items():
+        assert found.difference(name, "autoattack") == pytest.approx(np.mean(values[name]) - np.mean(values[lps]))
+    markdown = (tmp_path / "comparison.md").read_text()
+    assert f"{found.difference('mail-mart', 'autoattack'):+.2f} to `gair-mart` (p" in markdown
+    assert "difference in AA" in markdown
+    assert "to `" not in next(line for line in markdown.splitlines() if line.startswith("| `gair-trades`"))
+    assert main([*words, "--methods", "mail-at,mail-trades,mail-mart,gair-mart"]) == 0  # one of the pairs only
+    stored = read_json(tmp_path / "comparison.json")
+    assert stored["baselines"] == {"mail-mart": "gair-mart", "mail-trades": "mail-at"}
+
+
 def test_table_3_is_planned_with_its_own_network(tmp_path, capsys):
     words = ["--data", "digits", "--methods", "mail-trades", "--set", "steps=1", "--trials", "1", "--out", str(tmp_path)]
     assert main(["compare", "table3", *words, "--dry-run"]) == 0

@@ -35,7 +35,8 @@ class Compare:
     budget: float = 1.0
     """Share of each training's passes to make: its root is the share of the epochs and of the examples."""
     methods: str = "at,trades,mart,fat,at+awp,gairat,mail-at,mail-trades"
-    """Names, with commas between them, perhaps with settings: at,trades:beta=1;steps=5. Differences are to the first."""
+    """Names, with commas between them, perhaps with settings: at,trades:beta=1;steps=5. Differences are to the first;
+    in table1, from each PM to LPS with the same objective."""
     trials: int = 5
     """Seeds of each method, from --seed on."""
     data: str = "digits"
@@ -117,7 +118,7 @@ def compare(arguments: Sequence[str]) -> int:
     if not run_cells(cells, out, jobs=jobs, threads=threads, device=device, verify=options.verify, told=told):
         print("Not finished; the same command goes on")
         return 1
-    found = collect(cells, out)
+    found = collect(cells, out, options.table)
     Console().print(rich_table(found))
     for method, doubts in found.doubts.items():
         if doubts:
