@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hauberk as hb
+from conftest import few_images
 from hauberk.cli import COMMANDS, main
 from hauberk.compare import Cell
 from hauberk.studies.setting import Setting
@@ -172,6 +173,20 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_ends_the_same(number, work
     )
     for name in ("best.safetensors", "last.safetensors"):
         assert (workplace / "whole" / name).read_bytes() == (workplace / "cut" / name).read_bytes()
+
+
+def test_what_is_announced_as_published_is_what_is_trained(workplace, capsys, monkeypatch):
+    monkeypatch.setattr("hauberk.data.load_data", lambda name, *_, **__: few_images(name))
+    words = ["train", "--data", "cifar10", "--model", "wrn-10-1", "--method", "mart", "--preset", "official", "--steps", "1"]
+    words += ["--epochs", "1", "--val-size", "0", "--threads", "1"]
+    assert main([*words, "--out", "run"]) == 0
+    assert "MART, train_wideresnet.py, WRN-34-10; of the method: beta 6.0\n" in capsys.readouterr().out
+    assert json.loads((workplace / "run/run.json").read_text())["method"]["beta"] == 6.0
+    assert main([*words, "--out", "mine", "--beta", "2"]) == 0
+    assert "MART, train_wideresnet.py, WRN-34-10\n" in capsys.readouterr().out
+    assert json.loads((workplace / "mine/run.json").read_text())["method"]["beta"] == 2.0
+    assert main(["methods", "mart"]) == 0
+    assert "beta 6.0 (MART, train_wideresnet.py, WRN-34-10)" in capsys.readouterr().out
 
 
 def test_a_model_from_python_is_resumed_in_python(workplace, capsys):

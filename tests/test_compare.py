@@ -33,6 +33,7 @@ from hauberk.compare.printed import MAIL
 from hauberk.files import read_json
 from hauberk.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
 from hauberk.settings import TrainSettings
+from hauberk.studies import Setting
 from hauberk.training.schedule import first_drop
 
 QUICK = {
@@ -229,6 +230,27 @@ def test_a_table_has_the_papers_settings(name):
     assert len({label for label, _, _ in parse_methods(table.methods)}) == {"table1": 9, "table2": 8, "table3": 8}.get(name, 6)
 
 
+def test_cells_use_what_is_published_and_write_it_down():
+    cell = Cell("mart", 0, data="cifar10", model="wrn-34-10", preset="official")
+    assert cell.bound.settings["beta"] == cell.to_dict()["choices"]["beta"] == 6.0
+    given = replace(cell, choices={"beta": 2.0})
+    assert given.bound.settings["beta"] == given.to_dict()["choices"]["beta"] == 2.0
+    assert "beta" not in replace(cell, model="resnet18").bound.settings
+    setting = Setting(Cell("at", 0, data="svhn", model="preact-resnet18"), out=None)
+    assert setting.method("at").attack.step_size == "eps/8"
+    assert setting.method("at", step_size="eps").attack.step_size == "eps"
+
+
+@pytest.mark.parametrize(
+    ("words", "beta"), [([], 6.0), (["--methods", "mart", "--set", "beta=4"], 4.0), (["--model", "resnet18"], 5.0)]
+)
+def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
+    planned = []
+    monkeypatch.setattr("hauberk.compare.estimate", lambda cells, *_, **__: planned.extend(cells))
+    assert main(["compare", "mart-white-box", "--model", "wrn-34-10", *words, "--dry-run"]) == 0
+    assert {cell.bound.choices.terms.keywords["beta"] for cell in planned if cell.method == "mart"} == {beta}
+
+
 def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():
     whole = TrainSettings(**table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18"))
     small, train, test = shrunk(whole, 0.01, 50_000, 10_000)
@@ -239,6 +261,79 @@ def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_
     for wrong in (0.0, 1.5):
         with pytest.raises(hb.UserError, match="share"):
             shrunk(whole, wrong, 50_000, 10_000)
+
+
+TABLE_1 = """
+82.26 ± 0.60;82.50 ± 0.20;83.15 ± 0.46;84.45 ± 0.17;83.75 ± 0.09;84.12 ± 0.46;78.52 ± 0.20;82.71 ± 0.52;80.49 ± 0.18
+54.14 ± 0.15;55.00 ± 0.32;55.25 ± 0.23;53.16 ± 0.26;53.63 ± 0.21;53.65 ± 0.23;51.67 ± 0.54;52.37 ± 0.65;53.67 ± 0.14
+36.32 ± 0.57;44.25 ± 0.45;44.10 ± 0.21;46.00 ± 0.26;46.70 ± 0.10;47.20 ± 0.21;44.40 ± 0.20;49.52 ± 0.11;50.60 ± 0.22
+"""  # NAT, PGD and AA; AT, MART and TRADES, each weighted by LPS, PM nat, PM adv: as the MAIL paper prints it
+
+
+@pytest.fixture
+def table_1(tmp_path):
+    """The command that prints Table 1, its runs finished: each method's numbers are its place and noise of the seed."""
+    rng, found = np.random.default_rng(0), {}
+    labels = [label for label, _, _ in parse_methods(PAPER_TABLES["table1"].methods)]
+    for place, label in enumerate(labels):
+        for seed in range(5):
+            share = (40 + place + rng.normal()) / 100
+            attacks = {"pgd-100": share + 0.1, "apgd-ce": share + 0.05, "cw-30": share + 0.02, "autoattack": share}
+            folder = tmp_path / label / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            one = {
+                "n": 10_000,
+                "clean_accuracy": share + 0.4,
+                "robust_accuracy": share,
+                "by_attack": attacks,
+                "diagnostics": [],
+            }
+            (folder / "evaluation.json").write_text(json.dumps({**one, "diagnostics": []}))
+            found.setdefault(label, []).append(100 * share)
+    return ["compare", "table1", "--out", str(tmp_path), "--quiet"], labels, found
+
+
+def test_table_1_has_its_own_numbers_and_no_others(table_1, tmp_path, capsys, monkeypatch):
+    words, labels, _ = table_1
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    printed = [[cell.strip() for cell in row.split(";")] for row in TABLE_1.strip().splitlines()]
+    rows = [line.split(" | ")[1:6] for line in (tmp_path / "comparison.md").read_text().splitlines() if "&nbsp; paper" in line]
+    assert len(rows) == len(labels) == 9
+    for place, (nat, pgd, apgd, cw, aa) in enumerate(rows):
+        assert [nat, pgd, aa] == [row[place] for row in printed]
+        assert apgd == cw == ""
+    assert {"gair-mart", "gair-trades", "measure=pm-nat"} <= set(said.split())  # names are whole
+    assert main(["report", str(tmp_path)]) == 0
+    assert "36.32 ± 0.57" in (tmp_path / "report.html").read_text()
+    assert main([*words, "--model", "wrn-32-10"]) == 0  # Table 1 is of ResNet-18
+    assert "paper" not in (tmp_path / "comparison.md").read_text()
+
+
+def test_table_1_compares_margins_with_lps_within_each_objective(table_1, tmp_path):
+    words, labels, values = table_1
+    assert main(words) == 0
+    found = Comparison.from_dict(read_json(tmp_path / "comparison.json"))
+    pairs = {name: lps for lps, *others in (labels[:3], labels[3:6], labels[6:]) for name in others}
+    raw = {name: ttest_rel(values[name], values[lps]).pvalue for name, lps in pairs.items()}
+    assert found.p_values("autoattack") == pytest.approx(holm(raw))
+    for name, lps in pairs.items():
+        assert found.difference(name, "autoattack") == pytest.approx(np.mean(values[name]) - np.mean(values[lps]))
+    assert found.against == pairs
+    markdown = (tmp_path / "comparison.md").read_text()
+    assert f"{found.difference('mail-mart', 'autoattack'):+.2f} to `gair-mart` (p" in markdown
+    assert "difference in AA" in markdown
+    assert "to `" not in next(line for line in markdown.splitlines() if line.startswith("| `gair-trades`"))
+    assert main([*words, "--methods", "mail-at,mail-trades,mail-mart,gair-mart"]) == 0  # one of the pairs only
+    stored = read_json(tmp_path / "comparison.json")
+    assert stored["baselines"] == {"mail-mart": "gair-mart", "mail-trades": "mail-at"}
+
+
+def test_table_3_is_planned_with_its_own_network(tmp_path, capsys):
+    words = ["--data", "digits", "--methods", "mail-trades", "--set", "steps=1", "--trials", "1", "--out", str(tmp_path)]
+    assert main(["compare", "table3", *words, "--dry-run"]) == 0
+    assert "1 of 1 runs to make" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["table1", "mart-white-box", "mart-black-box"])

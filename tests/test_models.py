@@ -1,4 +1,5 @@
 import importlib
+import json
 import sys
 from types import SimpleNamespace
 
@@ -7,7 +8,9 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from hauberk.models import ModelSpec
+from hauberk.cli import main
+from hauberk.models import MODELS, WIDE_RESNETS, ModelSpec
+from hauberk.paper_tables import PAPER_TABLES
 
 
 @pytest.mark.parametrize(
@@ -21,6 +24,7 @@ from hauberk.models import ModelSpec
         ("wrn-16-2", (3, 32, 32), None),
         ("wrn-34-10", (3, 32, 32), 46_160_474),  # published; TRADES' own code holds an unused block more
         ("wrn-28-10", (3, 32, 32), 36_479_194),
+        ("wrn-8-1", (3, 32, 32), None),  # 6n + 2
     ],
 )
 def test_architectures(name, shape, parameters):
@@ -34,6 +38,41 @@ def test_architectures(name, shape, parameters):
     assert logits.shape == (2, 10)
     logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters())  # no layer is unused
+
+
+def on_meta(name, shape=(3, 32, 32)):
+    """Build a network without its memory."""
+    with torch.device("meta"):
+        return ModelSpec(name, shape, 10).build()
+
+
+@pytest.mark.parametrize("name", sorted({*MODELS, *WIDE_RESNETS, *(table.model for table in PAPER_TABLES.values())}))
+def test_every_name_that_is_listed_or_used_by_a_table_is_built(name):
+    net = on_meta(name)
+    assert net(torch.rand(2, 3, 32, 32, device="meta")).shape == (2, 10)
+
+
+def test_the_command_lists_no_other_networks(capsys):
+    assert main(["models", "--json"]) == 0
+    listed = [name for name in json.loads(capsys.readouterr().out) if ":" not in name]
+    assert listed == [*MODELS, *WIDE_RESNETS]
+
+
+@pytest.mark.parametrize("stages", [1, 5])
+def test_both_counts_of_the_depth_are_the_same_network(stages):
+    names = [f"wrn-{6 * stages + more}-10" for more in (4, 2)]
+    layers = [[(key, weight.shape) for key, weight in on_meta(name).state_dict().items()] for name in names]
+    assert layers[0] == layers[1]
+    counted = [key for key, shape in layers[0] if len(shape) == 4]
+    assert len(counted) == 6 * stages + 4
+    assert len([key for key in counted if "shortcut" not in key]) + 1 == 6 * stages + 2  # and the linear layer
+
+
+def test_the_network_of_table_3_is_trained():
+    method = hb.method("at", hb.Linf(0.1), steps=1)
+    some = torch.rand(4, 3, 4, 4), torch.arange(4) % 2
+    run = hb.train("wrn-32-10", some, method=method, epochs=1, val_size=0, quiet=True)
+    assert sum(p.numel() for p in run.model.parameters()) == 46_160_474 - 8 * 641  # ten classes have so many more
 
 
 def test_other_image_sizes():
@@ -72,6 +111,7 @@ def test_your_own_by_module_and_factory(tmp_path, monkeypatch):
     [
         (ModelSpec("resnet-18", (3, 32, 32), 10), "did you mean 'resnet18'"),
         (ModelSpec("wrn-35-10", (3, 32, 32), 10), "6n \\+ 4"),
+        (ModelSpec("wrn-30-10", (3, 32, 32), 10), "6n \\+ 2 as Madry's code counts"),
         (ModelSpec("wrn-34-1000000", (3, 32, 32), 10), "width"),
         (ModelSpec("small-cnn", (12,), 10), "try 'mlp'"),
         (ModelSpec("small-cnn", (1, 2, 2), 10), "at least 4×4"),

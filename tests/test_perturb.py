@@ -7,6 +7,7 @@ from torch import nn
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import Ascent, ascend
+from hauberk.attacks.steps import parse_step
 from hauberk.methods.perturb import perturbation, perturbed
 from hauberk.noise import Noise
 
@@ -89,5 +90,15 @@ def test_warm_up_and_frozen_layers():
     out.loss.backward()
     assert model[0].weight.grad is None
     assert model[5].weight.grad is not None
-    assert hb.method("trades+awp", THREAT, preset="official").choices.awp.warmup == 10
     assert hb.method("trades+awp", THREAT).choices.awp.gamma == 0.005
+
+
+def test_trades_awp_as_its_script_has_it():
+    """ε 8/255, steps of 2/255, and weights perturbed where ``epoch >= 10``, with epochs counted from 1."""
+    model, (x, y) = tiny_net().train(), tiny_batch()
+    official = hb.method("trades+awp", THREAT, preset="official")
+    passes = {epoch: official(model, x, y, epoch=epoch - 1).forwards for epoch in range(1, 13)}
+    assert [epoch for epoch, made in passes.items() if made > passes[1]] == [10, 11, 12]
+    assert parse_step(official.attack.step_size, THREAT) == pytest.approx(2 / 255)
+    for other in ("trades", "mail-trades+awp"):  # no code of the second is public: it steps as MAIL's does
+        assert hb.method(other, THREAT, preset="official").attack.step_size == "7*eps/31"

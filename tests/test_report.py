@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import hauberk as hb
+from conftest import few_images
 from hauberk.cli import main
 from hauberk.compare import Cell, collect, run_cell
 from hauberk.studies import Setting, find_study
@@ -222,6 +223,15 @@ def test_what_a_report_says_to_type_makes_the_same_again(tmp_path, monkeypatch):
         assert repeated[key] == evaluated[key]
     assert main(["report", str(again)]) == 0
     assert commands[0] in unescape((again / "report.html").read_text())
+
+
+def test_a_method_without_the_published_settings_is_made_again_without_them(tmp_path):
+    from hauberk.files import read_json
+    from hauberk.report.again import train_command
+
+    how = hb.method("mart", hb.Linf("8/255"), preset="official", steps=1)  # trains with β 5, not the script's 6
+    hb.train("wrn-10-1", few_images("cifar10"), method=how, epochs=1, val_size=0, out=tmp_path / "run", quiet=True)
+    assert "beta=5.0" in train_command(read_json(tmp_path / "run/run.json"))
 
 
 def test_a_report_of_what_was_made_in_python_says_so(tmp_path, digits):

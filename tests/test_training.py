@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
+from conftest import few_images, tiny_batch, tiny_net
+from hauberk.attacks.steps import parse_step
 from hauberk.data import Arrays, as_source, labels
 from hauberk.files import read_state, write_json, write_state
+from hauberk.methods.named import published_method
 from hauberk.published import BY_DATA, EXPRESS, OFFICIAL, find_published
 from hauberk.settings import TrainSettings
 from hauberk.training import run as training_run
@@ -566,6 +568,59 @@ def test_recommended_settings_are_valid():
     assert find_published("cifar10", "resnet18", "mail-at", "official").settings["milestones"] == (76.0, 91.0, 101.0)
     for name, _ in OFFICIAL:
         assert name in hb.list_methods()
+
+
+RATES = {  # of an epoch counted from 1, as the scripts compute them; without the last halving of GAIRAT and FAT
+    ("at", "wrn-32-10"): lambda t: 0.1 if t <= 40_000 / 390 else 0.01 if t <= 60_000 / 390 else 0.001,
+    ("trades", "wrn-34-10"): lambda t: 0.01 if t >= 75 else 0.1,
+    ("mart", "resnet18"): lambda t: 1e-5 if t >= 100 else 1e-4 if t >= 90 else 1e-3 if t >= 75 else 0.01,
+    ("mart", "wrn-34-10"): lambda t: 0.001 if t >= 90 else 0.01 if t >= 75 else 0.1,
+    ("fat", "wrn-32-10"): lambda t: 0.001 if t >= 90 else 0.01 if t >= 60 else 0.1,
+    ("gairat", "wrn-32-10"): lambda t: 0.1 if t / 120 < 0.5 else 0.01 if t / 120 < 0.75 else 0.001,
+    **{  # MAIL counts from 0
+        (name, "resnet18"): lambda t: 1e-5 if t - 1 >= 100 else 1e-4 if t - 1 >= 90 else 1e-3 if t - 1 >= 75 else 0.01
+        for name in ("mail-at", "mail-trades", "mail-mart")
+    },
+}
+
+
+@pytest.mark.parametrize(("method", "model"), RATES)
+def test_official_schedules_are_the_scripts_epoch_by_epoch(method, model):
+    chosen = TrainSettings(**find_published("cifar10", model, method, "official").settings)
+    rates = [learning_rate(chosen, epoch, chosen.epochs) for epoch in range(chosen.epochs)]
+    assert rates == pytest.approx([RATES[method, model](epoch + 1) for epoch in range(chosen.epochs)])
+
+
+def test_gairat_reweights_from_the_epoch_of_its_first_drop():
+    chosen = TrainSettings(**find_published("cifar10", "wrn-32-10", "gairat", "official").settings)
+    assert hb.method("gairat", THREAT, preset="official").begins == first_drop(chosen) == 59
+
+
+def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_it_is(tmp_path):
+    how = {"epochs": 1, "batch_size": 4, "val_size": 0, "quiet": True, "threads": 1}
+    same = {"at": 2 / 255, hb.method("at", THREAT): 2 / 255}
+    for data, steps in {"svhn": {**same, "at": 1 / 255}, "cifar10": same}.items():
+        for method, step in steps.items():
+            out = tmp_path / f"{data}-{getattr(method, 'name', 'by-name')}"
+            threat = {"threat": THREAT} if method == "at" else {}
+            hb.train("preact-resnet18", few_images(data), method=method, out=out, **threat, **how)
+            used = json.loads((out / "run.json").read_text())["method"]
+            made = hb.method(used.pop("name"), THREAT, **used)
+            assert parse_step(made.attack.step_size, THREAT) == pytest.approx(step)
+
+
+@pytest.mark.parametrize(("key", "found"), [*OFFICIAL.items(), *BY_DATA.items()])
+def test_every_published_setting_of_a_method_reaches_it(key, found):
+    if key in OFFICIAL:
+        made = published_method(key[0], THREAT, "cifar10", key[1].replace("wrn", "wrn-34-10"), preset="official")
+        assert found.method.items() <= made.settings.items()
+        return
+    for name in (*hb.list_methods(), "at+awp", "trades+awp"):
+        taken = found.method if not found.methods or name in found.methods else {}
+        made = published_method(name, THREAT, *key)
+        assert made.settings == {"preset": "paper", "seed": 0, **taken}
+        given = published_method(name, THREAT, *key, seed=3, **dict.fromkeys(taken, "eps"))
+        assert given.settings == {"preset": "paper", "seed": 3, **dict.fromkeys(taken, "eps")}
 
 
 def test_cuda_training(device, tmp_path):

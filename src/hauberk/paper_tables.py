@@ -1,12 +1,12 @@
 """The papers' tables as comparisons: methods, settings, attacks. Data, and how a budget shrinks them; free of torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any
 
 from hauberk.errors import UserError
-from hauberk.published import OFFICIAL, find_published
+from hauberk.published import OFFICIAL, Published, find_published
 from hauberk.settings import TrainSettings
 
 SURROGATE = "standard"  # what black-box attacks of the MART paper are crafted on, trained with another seed
@@ -19,12 +19,13 @@ class PaperTable:
 
     Attributes:
         summary: what it shows, in one line.
-        methods: as ``hauberk compare --methods`` takes them; differences are to the first.
+        methods: as ``hauberk compare --methods`` takes them.
         data: the paper's data set.
         model: the paper's network.
         attacks: that it has columns for; empty for the suite "papers".
         as_mart: whether settings are the MART paper's, for every method; otherwise the MAIL paper's.
         black_box: whether some attacks are crafted on another network.
+        baselines: by label of a method, the one that its difference is to; without one it is to the first method.
     """
 
     summary: str
@@ -34,17 +35,20 @@ class PaperTable:
     attacks: tuple[str, ...] = ()
     as_mart: bool = False
     black_box: bool = False
+    baselines: Mapping[str, str] = field(default_factory=dict)
 
 
-_TABLE1 = ",".join(
-    f"{lps},{mail}:measure=pm-nat,{mail}"
-    for lps, mail in (("gairat", "mail-at"), ("gair-mart", "mail-mart"), ("gair-trades", "mail-trades"))
-)
+_LPS = {"mail-at": "gairat", "mail-mart": "gair-mart", "mail-trades": "gair-trades"}  # the same objective, weighted by LPS
+_TABLE1 = ",".join(f"{lps},{mail}:measure=pm-nat,{mail}" for mail, lps in _LPS.items())
 _TABLE2 = "at,trades,mart,fat,at+awp,gairat,mail-at,mail-trades"
 _MART = "at,alp,clp,trades,mma,mart"
 
 PAPER_TABLES: dict[str, PaperTable] = {
-    "table1": PaperTable("MAIL, Table 1: LPS against PM nat and PM adv, in AT, MART and TRADES", _TABLE1),
+    "table1": PaperTable(
+        "MAIL, Table 1: LPS against PM nat and PM adv, in AT, MART and TRADES",
+        _TABLE1,
+        baselines=_LPS | {f"{mail} measure=pm-nat": lps for mail, lps in _LPS.items()},
+    ),
     "table2": PaperTable("MAIL, Table 2: eight methods, ResNet-18", _TABLE2),
     "table3": PaperTable("MAIL, Table 3: eight methods, WRN-32-10", _TABLE2, model="wrn-32-10"),
     "mart-white-box": PaperTable(
@@ -68,10 +72,19 @@ def table_settings(table: PaperTable, data: str, model: str) -> dict[str, Any]:
 
     The MART paper trains all methods alike; its public code has them for CIFAR-10, with ResNet-18 and WRN-34-10.
     """
+    found = _mart_code(table, data, model) or find_published(data, model)
+    return dict(found.settings)
+
+
+def table_choices(table: PaperTable, data: str, model: str, method: str) -> dict[str, Any]:
+    """Return the settings of a method that come from the same source as the table's training settings, and are no default."""
+    found = _mart_code(table, data, model)
+    return dict(found.method) if found and method == "mart" else {}
+
+
+def _mart_code(table: PaperTable, data: str, model: str) -> Published | None:
     family = "wrn" if model.startswith("wrn-") else model
-    if table.as_mart and ("mart", family) in OFFICIAL and data in ("cifar10", "cifar100", "svhn"):
-        return dict(OFFICIAL["mart", family].settings)
-    return dict(find_published(data, model).settings)
+    return OFFICIAL.get(("mart", family)) if table.as_mart and data in ("cifar10", "cifar100", "svhn") else None
 
 
 def shrunk(settings: TrainSettings, budget: float, train: int, test: int) -> tuple[TrainSettings, int, int]:

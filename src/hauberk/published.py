@@ -1,6 +1,6 @@
 """Training settings by data set, network and method, each with where it comes from. Data only, free of torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hauberk.errors import UserError
@@ -14,11 +14,13 @@ class Published:
         settings: fields of ``TrainSettings``.
         source: a paper's section, a public code, or "measured here".
         method: settings of the method in the same source, where they differ from its row in the table of methods.
+        methods: names of the methods that ``method`` is for; empty for every one that the row is found by.
     """
 
     settings: dict[str, Any]
     source: str
     method: dict[str, Any] = field(default_factory=dict)
+    methods: tuple[str, ...] = ()
 
 
 def _steps(epochs: int, lr: float, weight_decay: float, *milestones: float) -> dict[str, Any]:
@@ -41,7 +43,10 @@ BY_DATA: dict[tuple[str, str], Published] = {
     **{(data, "wrn"): _MAIL_WRN for data in ("cifar10", "cifar100", "svhn")},
     **{(data, "preact-resnet18"): _RICE for data in ("cifar10", "cifar100")},
     ("svhn", "preact-resnet18"): Published(
-        _steps(200, 0.01, 5e-4, 101.0, 151.0), "AT-AWP (Wu 2020), SVHN", {"step_size": "1/255"}
+        _steps(200, 0.01, 5e-4, 101.0, 151.0),
+        "AT-AWP (Wu 2020), SVHN: step 1/255 at ε 8/255",
+        {"step_size": "eps/8"},
+        ("at", "at+awp"),
     ),
 }
 
@@ -55,10 +60,10 @@ OFFICIAL: dict[tuple[str, str], Published] = {
         {"epochs": 15, "lr": 0.2, "schedule": "one-cycle"}, "fast_adversarial: 15 epochs, cyclic rate up to 0.2"
     ),
     ("trades", "wrn"): Published(_steps(76, 0.1, 2e-4, 75.0), "train_trades_cifar10.py, WRN-34-10"),
-    ("mart", "resnet18"): Published(_steps(120, 0.01, 3.5e-3, 75.0, 90.0, 100.0), "MART, train_resnet.py", {"beta": 5.0}),
-    ("mart", "wrn"): Published(_steps(90, 0.1, 7e-4, 75.0, 90.0), "MART, train_wrn.py, WRN-34-10", {"beta": 6.0}),
+    ("mart", "resnet18"): Published(_steps(120, 0.01, 3.5e-3, 75.0, 90.0, 100.0), "MART, train_resnet.py"),
+    ("mart", "wrn"): Published(_steps(90, 0.1, 7e-4, 75.0, 90.0), "MART, train_wideresnet.py, WRN-34-10", {"beta": 6.0}),
     ("fat", "wrn"): Published(_steps(120, 0.1, 2e-4, 60.0, 90.0), "FAT.py, WRN-32-10"),
-    ("gairat", "wrn"): Published(_steps(120, 0.1, 2e-4, 61.0, 91.0), "GAIRAT.py, WRN-32-10: drops at 1/2 and 3/4"),
+    ("gairat", "wrn"): Published(_steps(120, 0.1, 2e-4, 60.0, 90.0), "GAIRAT.py, WRN-32-10: drops at 1/2 and 3/4"),
     **{
         (name, "resnet18"): Published(_steps(120, 0.01, 3.5e-3, 76.0, 91.0, 101.0), "MAIL, train.py: 0-based 75, 90, 100")
         for name in ("mail-at", "mail-trades", "mail-mart")
@@ -95,4 +100,5 @@ def find_published(data: str, model: str, method: str = "", preset: str = "paper
     if preset == "official" and data == "cifar10" and (method, family) in OFFICIAL:
         return OFFICIAL[method, family]
     nothing = Published({}, "the defaults of TrainSettings")
-    return BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing
+    found = BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing
+    return replace(found, method={}) if found.methods and method not in found.methods else found

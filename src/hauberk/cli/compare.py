@@ -10,7 +10,7 @@ import tyro
 
 from hauberk.cli.parse import given_settings, key_values, parse, peek, program
 from hauberk.errors import UserError, unknown_name
-from hauberk.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_settings
+from hauberk.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_choices, table_settings
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
 
@@ -35,7 +35,8 @@ class Compare:
     budget: float = 1.0
     """Share of each training's passes to make: its root is the share of the epochs and of the examples."""
     methods: str = "at,trades,mart,fat,at+awp,gairat,mail-at,mail-trades"
-    """Names, with commas between them, perhaps with settings: at,trades:beta=1;steps=5. Differences are to the first."""
+    """Names, with commas between them, perhaps with settings: at,trades:beta=1;steps=5. Differences are to the first;
+    in table1, from each PM to LPS with the same objective."""
     trials: int = 5
     """Seeds of each method, from --seed on."""
     data: str = "digits"
@@ -117,7 +118,7 @@ def compare(arguments: Sequence[str]) -> int:
     if not run_cells(cells, out, jobs=jobs, threads=threads, device=device, verify=options.verify, told=told):
         print("Not finished; the same command goes on")
         return 1
-    found = collect(cells, out)
+    found = collect(cells, out, options.table)
     Console().print(rich_table(found))
     for method, doubts in found.doubts.items():
         if doubts:
@@ -143,7 +144,6 @@ def _default(arguments: Sequence[str]) -> Compare:
 def _cells(options: Compare, default: TrainSettings, out: Path) -> "list[Cell]":
     from hauberk.compare import Cell
     from hauberk.data import load_data
-    from hauberk.methods import method
 
     if options.trials < 1:
         raise UserError("--trials needs a positive number")
@@ -165,9 +165,10 @@ def _cells(options: Compare, default: TrainSettings, out: Path) -> "list[Cell]":
         same["surrogate"] = str((named.folder(out / "surrogate") / "run").resolve())
     rows = []
     for label, name, pairs in parse_methods(options.methods):
-        choices = key_values("--set", options.set) | key_values("--methods", tuple(f"{k}={v}" for k, v in pairs.items()))
+        choices = table_choices(table, options.data, options.model, name) if table else {}
+        choices |= key_values("--set", options.set) | key_values("--methods", tuple(f"{k}={v}" for k, v in pairs.items()))
         rows.append(Cell(method=name, seed=first, choices=choices, label=label if pairs else "", **same))
-        method(name, rows[-1].threat, preset=options.preset, **choices)  # refuses now what a run would refuse later
+        _ = rows[-1].bound  # refuses now what a run would refuse later
     # A table of all methods as early as possible.
     return [replace(row, seed=seed) for seed in range(first, first + options.trials) for row in rows]
 

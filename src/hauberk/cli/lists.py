@@ -10,6 +10,8 @@ import tyro
 
 from hauberk.cli.parse import parse, program
 
+_WIDE_RESNET = "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4, or 6n + 2 as Madry's code counts the same network"
+
 
 @dataclass(frozen=True)
 class Data:
@@ -146,7 +148,7 @@ def models(arguments: Sequence[str]) -> int:
     from hauberk.models import MODELS, WIDE_RESNETS
 
     rows = {name: what for name, (_, what) in MODELS.items()}
-    rows |= dict.fromkeys(WIDE_RESNETS, "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4")
+    rows |= dict.fromkeys(WIDE_RESNETS, _WIDE_RESNET)
     rows |= {"timm:NAME": "a network of timm, if installed", "torchvision:NAME": "of torchvision, likewise; 3 channels"}
     rows["module:factory"] = "your own, called with input_shape= and classes= if it takes them"
     return _show(rows, options.json, f"Next: {program()} train --model NAME")
@@ -154,9 +156,9 @@ def models(arguments: Sequence[str]) -> int:
 
 def _published(name: str) -> str:
     """Say how the sources train this method on CIFAR-10."""
-    from hauberk.published import BY_DATA, OFFICIAL
+    from hauberk.published import BY_DATA, OFFICIAL, find_published
 
-    found = [(model, row) for (data, model), row in BY_DATA.items() if data == "cifar10"]
+    found = [(model, find_published("cifar10", model, name)) for data, model in BY_DATA if data == "cifar10"]
     official = [(f"{model}, official", row) for (method, model), row in OFFICIAL.items() if method == name]
     return "".join(f"\n  {model}: {_plain(row.settings | row.method)} ({row.source})" for model, row in found + official)
 

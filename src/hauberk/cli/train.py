@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hauberk.cli.parse import key_values, parse, peek, program
-from hauberk.published import find_published
+from hauberk.published import Published, find_published
 from hauberk.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def train(arguments: Sequence[str]) -> int:
     from hauberk.crew import joined_crew
 
     with joined_crew() as crew:
-        run = _resume(options, peek(arguments, "--on-collapse", "")) if options.resume else _start(options, published.source)
+        run = _resume(options, peek(arguments, "--on-collapse", "")) if options.resume else _start(options, published)
     if not crew.first:
         return int(run.interrupted)
     if run.interrupted:
@@ -81,10 +81,10 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _start(options: Train, settings_source: str) -> "Run":
+def _start(options: Train, published: Published) -> "Run":
     from hauberk.crew import crew
     from hauberk.data import load_data
-    from hauberk.methods import method
+    from hauberk.methods.named import published_method
     from hauberk.tables import usual_network, usual_threat
     from hauberk.training import train as train_model
 
@@ -92,12 +92,14 @@ def _start(options: Train, settings_source: str) -> "Run":
     threat = usual_threat(options.data, options.norm, options.eps)
     given = {"beta": options.beta, "steps": options.steps, "step_size": options.step_size}
     chosen = {key: value for key, value in given.items() if value is not None} | key_values("--set", options.set)
-    how = method(options.method, threat, preset=options.preset, seed=options.settings.seed, **chosen)
+    names = {"data": options.data, "model": options.model, "preset": options.preset, "recipe": options.recipe}
+    how = published_method(options.method, threat, **names, seed=options.settings.seed, **chosen)
     spec = usual_network(options.data, options.model, source, extra=how.extra_outputs, normalize=options.normalize)
     out = options.out or crew().by_first(lambda: free_folder(Path("runs") / f"{Path(options.data).stem}-{options.method}"))
     if crew().first and not options.quiet:
         print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
-        print(f"Settings not given on the command line: {settings_source}")
+        taken = ", ".join(f"{key} {value}" for key, value in published.method.items() if key not in chosen)
+        print(f"Settings not given on the command line: {published.source}{f'; of the method: {taken}' if taken else ''}")
     settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings)}
     return train_model(spec, source, method=how, out=out, quiet=options.quiet, **settings)
 

@@ -11,7 +11,9 @@ from hauberk.data import Part, Source, labels, load_data, long_tail
 from hauberk.errors import UserError
 from hauberk.evaluation import evaluate
 from hauberk.files import as_read_back, read_json, write_json
-from hauberk.methods import Method, method
+from hauberk.methods import Method
+from hauberk.methods.named import published_method
+from hauberk.published import find_published
 from hauberk.tables import usual_network, usual_threat
 from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device, train
@@ -43,7 +45,7 @@ class Cell:
         surrogate: folder of the run that transfer attacks are crafted on; empty for none.
         label: what it is called in a table and in the folder; empty for the method.
         settings: fields of ``TrainSettings``.
-        choices: settings of the method.
+        choices: settings of the method, over those that are published for it on this data set and network.
     """
 
     method: str
@@ -73,8 +75,13 @@ class Cell:
     @property
     def bound(self) -> Method:
         """The method, bound to the threat model."""
-        preset: Any = self.preset  # checked there
-        return method(self.method, self.threat, preset=preset, seed=self.seed, **self.choices)
+        same: dict[str, Any] = {"preset": self.preset, "recipe": self.recipe, "seed": self.seed}
+        return published_method(self.method, self.threat, self.data, self.model, **same, **self.choices)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, with the published settings of the method among its choices."""
+        published = find_published(self.data, self.model, self.method, self.preset, self.recipe).method
+        return asdict(self) | {"choices": {**published, **self.choices}}
 
     def source(self, split: str, verify: bool = True) -> Source:
         """Load the examples of a split."""
@@ -175,7 +182,7 @@ def is_finished(cell: Cell, out: Path) -> bool:
 
 def _claim(folder: Path, cell: Cell) -> None:
     """Write down whose folder it is, or refuse one that is another's."""
-    now, path = as_read_back(asdict(cell)), folder / _CELL
+    now, path = as_read_back(cell.to_dict()), folder / _CELL
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, now)

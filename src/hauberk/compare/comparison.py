@@ -1,16 +1,17 @@
 """What a comparison of methods found: means and deviations over seeds, and which differences chance would explain."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from hauberk.compare.cell import EVALUATION, Cell
-from hauberk.compare.printed import MAIL, Printed
+from hauberk.compare.printed import PRINTED, Printed
 from hauberk.errors import UserError
 from hauberk.files import read_json
+from hauberk.paper_tables import PAPER_TABLES
 
 CLEAN, WORST = "clean", "worst case"
 # The columns of the MAIL paper's Table 2, by what the suite "papers" calls them.
@@ -23,12 +24,14 @@ class Comparison:
 
     Attributes:
         about: what was compared, in one line.
-        methods: in the order asked for; differences are to the first.
+        methods: in the order asked for.
         seeds: of the trainings.
         columns: what was measured.
         values: by method and column, one for each seed.
         doubts: what diagnostics say of each method's numbers; empty if nothing.
-        published: by method, the paper's numbers in the same columns, where it has this data set and network.
+        published: by method, the paper's numbers in the same columns, where it has this data set and network; None in a
+            column that it does not have.
+        baselines: by method, the one that its difference is to; empty where all are to the first.
     """
 
     about: str
@@ -38,6 +41,12 @@ class Comparison:
     values: dict[tuple[str, str], tuple[float, ...]]
     doubts: dict[str, list[str]]
     published: dict[str, Printed]
+    baselines: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def against(self) -> dict[str, str]:
+        """By method, the one that its difference is to; a method without one is not in it."""
+        return self.baselines or dict.fromkeys(self.methods[1:], self.methods[0])
 
     def mean(self, method: str, column: str) -> float:
         """Mean over the seeds."""
@@ -53,23 +62,22 @@ class Comparison:
         return sum(self.mean(other, column) > self.mean(method, column) for other in self.methods)
 
     def difference(self, method: str, column: str) -> float:
-        """Mean difference to the first method."""
-        return self.mean(method, column) - self.mean(self.methods[0], column)
+        """Mean difference to the method's baseline; 0 where it has none."""
+        return self.mean(method, column) - self.mean(self.against.get(method, method), column)
 
     def p_values(self, column: str) -> dict[str, float]:
-        """How probable such differences to the first method are by chance.
+        """How probable such differences to each method's baseline are by chance.
 
-        Paired t-test over the seeds, two-sided, adjusted for the number of methods by Holm's procedure. NaN with one seed, or
-        where all differences are equal.
+        Paired t-test over the seeds, two-sided, adjusted for the number of differences by Holm's procedure. NaN with one seed,
+        or where all differences are equal.
         """
         from scipy.stats import ttest_rel  # half a second to import
 
-        first = self.values[self.methods[0], column]
         raw = {}
-        for method in self.methods[1:]:
-            pairs = zip(self.values[method, column], first, strict=True)
-            flat = len(first) < 2 or len({round(a - b, 9) for a, b in pairs}) == 1
-            raw[method] = nan if flat else float(ttest_rel(self.values[method, column], first).pvalue)
+        for method, baseline in self.against.items():
+            ours, theirs = self.values[method, column], self.values[baseline, column]
+            flat = len(ours) < 2 or len({round(a - b, 9) for a, b in zip(ours, theirs, strict=True)}) == 1
+            raw[method] = nan if flat else float(ttest_rel(ours, theirs).pvalue)
         return holm(raw)
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +90,7 @@ class Comparison:
             "values": {method: {c: list(self.values[method, c]) for c in self.columns} for method in self.methods},
             "doubts": self.doubts,
             "published": {method: list(numbers) for method, numbers in self.published.items()},
+            "baselines": self.baselines,
         }
 
     @classmethod
@@ -94,7 +103,8 @@ class Comparison:
             columns=tuple(stored["columns"]),
             values={(m, c): tuple(values) for m, columns in stored["values"].items() for c, values in columns.items()},
             doubts=stored["doubts"],
-            published={m: tuple((mean, std) for mean, std in numbers) for m, numbers in stored["published"].items()},
+            published={m: tuple(pair and (pair[0], pair[1]) for pair in row) for m, row in stored["published"].items()},
+            baselines=stored.get("baselines", {}),
         )
 
 
@@ -109,12 +119,13 @@ def holm(raw: dict[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def collect(cells: Sequence[Cell], out: Path) -> Comparison:
+def collect(cells: Sequence[Cell], out: Path, table: str = "") -> Comparison:
     """Read what finished cells found.
 
     Args:
         cells: of one comparison; every method with the same seeds.
         out: folder of the study.
+        table: name of the paper's table that they are, for its numbers and for what it compares with what; empty for none.
 
     Raises:
         UserError: if one is not finished, or cannot be read.
@@ -137,7 +148,8 @@ def collect(cells: Sequence[Cell], out: Path) -> Comparison:
     size = f"{cell.train_size:,} training examples, " if cell.train_size else ""
     size += f"{cell.settings['epochs']} epochs, " if "epochs" in cell.settings else ""
     about = f"{cell.data}, {cell.model}, {cell.threat}, {size}{len(seeds)} seed(s), {first['n']:,} test examples"
-    return Comparison(about, methods, seeds, columns, values, doubts, _published(cell, columns))
+    baselines = _baselines(methods, PAPER_TABLES[table].baselines if table else {})
+    return Comparison(about, methods, seeds, columns, values, doubts, _published(cell, columns, table), baselines)
 
 
 def heading(column: str) -> str:
@@ -157,7 +169,14 @@ def _doubts(found: list[dict[str, Any]]) -> list[str]:
     return [f"{name} ({names.count(name)} of {len(found)})" for name in dict.fromkeys(names)]
 
 
-def _published(cell: Cell, columns: tuple[str, ...]) -> dict[str, Printed]:
+def _baselines(methods: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """What each method's difference is to: what is wanted, if it is among the methods, otherwise the first method."""
+    found = {method: wanted[method] for method in methods if wanted.get(method) in methods}
+    others = (method for method in methods[1:] if method not in {*found, *found.values()})
+    return found | dict.fromkeys(others, methods[0])
+
+
+def _published(cell: Cell, columns: tuple[str, ...], table: str) -> dict[str, Printed]:
     if columns != tuple(_PAPER) or cell.train_size or "epochs" in cell.settings:
         return {}
-    return MAIL.get((cell.data, cell.model), {})
+    return PRINTED.get(table, {}).get((cell.data, cell.model), {})

@@ -16,11 +16,11 @@ _LATEX = {0: r"\textbf{{{}}}", 1: r"\underline{{{}}}"}
 def rich_table(found: Comparison) -> Table:
     """Lay out a comparison for the terminal: best in bold, second-best in plain green."""
     shown = Table(title=f"Accuracy in %: {found.about}", caption=_caption(found))
-    shown.add_column("method")
+    shown.add_column("method", min_width=max(len(word) for method in found.methods for word in method.split()))
     for column in found.columns:
         shown.add_column(heading(column), justify="right")
-    shown.add_column(f"{heading(found.columns[-1])} against {found.methods[0]}", justify="right")
-    differences = _differences(found)
+    shown.add_column(difference_heading(found), justify="right")
+    differences = differences_text(found)
     for method in found.methods:
         cells = []
         for column in found.columns:
@@ -29,7 +29,7 @@ def rich_table(found: Comparison) -> Table:
             cells.append(f"[{style}]{text}[/]" if style else text)
         shown.add_row(method + (" (!)" if found.doubts[method] else ""), *cells, differences[method])
         if method in found.published:
-            shown.add_row("  paper", *(f"{mean:.2f} ± {std:.2f}" for mean, std in found.published[method]), "", style="dim")
+            shown.add_row("  paper", *printed_text(found, method), "", style="dim")
     return shown
 
 
@@ -39,18 +39,17 @@ def as_markdown(found: Comparison) -> str:
     lines = [
         f"Accuracy in %: {found.about}. {_caption(found)}",
         "",
-        f"| method | {' | '.join(names)} | {names[-1]} against `{found.methods[0]}` |",
+        f"| method | {' | '.join(names)} | {difference_heading(found, '`')} |",
         "|---|" + "---|" * (len(names) + 1),
     ]
-    differences = _differences(found)
+    differences = differences_text(found, "`")
     for method in found.methods:
         cells = [
             _MARKS.get(found.rank(method, column), "{}").format(_number(found, method, column)) for column in found.columns
         ]
         lines.append(f"| `{method}`{' !' if found.doubts[method] else ''} | {' | '.join(cells)} | {differences[method]} |")
         if method in found.published:
-            printed = " | ".join(f"{mean:.2f} ± {std:.2f}" for mean, std in found.published[method])
-            lines.append(f"| &nbsp; paper | {printed} | |")
+            lines.append(f"| &nbsp; paper | {' | '.join(printed_text(found, method))} | |")
     lines += ["", *(f"! `{method}`: {', '.join(doubts)}" for method, doubts in found.doubts.items() if doubts)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -87,18 +86,33 @@ def _number(found: Comparison, method: str, column: str) -> str:
     return f"{found.mean(method, column):.2f}" + ("" if isnan(deviation) else f" ± {deviation:.2f}")
 
 
-def _differences(found: Comparison) -> dict[str, str]:
-    """For each method, the last column's difference to the first method."""
-    column = found.columns[-1]
-    values = found.p_values(column)
-    return {found.methods[0]: ""} | {name: _difference(found.difference(name, column), p) for name, p in values.items()}
+def printed_text(found: Comparison, method: str) -> list[str]:
+    """Return the paper's number in each column, empty where it has none."""
+    return [f"{number[0]:.2f} ± {number[1]:.2f}" if number else "" for number in found.published[method]]
 
 
-def _difference(points: float, p: float) -> str:
-    return f"{points:+.2f}" + ("" if isnan(p) else f" (p {p:.3f})" if p >= 0.001 else " (p < 0.001)")
+def difference_heading(found: Comparison, quote: str = "") -> str:
+    """Return the heading over the last column's differences; ``quote`` stands around names."""
+    last, baselines = heading(found.columns[-1]), {found.methods[0], *found.against.values()}
+    return f"difference in {last}" if len(baselines) > 1 else f"{last} against {quote}{found.methods[0]}{quote}"
+
+
+def differences_text(found: Comparison, quote: str = "") -> dict[str, str]:
+    """Return the last column's difference of each method to its baseline, which is named where it is not the heading's."""
+    column, against = found.columns[-1], found.against
+    several = len({found.methods[0], *against.values()}) > 1
+    texts = dict.fromkeys(found.methods, "")
+    for name, p in found.p_values(column).items():
+        to = f" to {quote}{against[name]}{quote}" if several else ""
+        texts[name] = _difference(found.difference(name, column), p, to)
+    return texts
+
+
+def _difference(points: float, p: float, to: str) -> str:
+    return f"{points:+.2f}{to}" + ("" if isnan(p) else f" (p {p:.3f})" if p >= 0.001 else " (p < 0.001)")
 
 
 def _caption(found: Comparison) -> str:
     spread = "Mean ± standard deviation over seeds. " if len(found.seeds) > 1 else "One seed: no deviation, no test. "
-    test = "p: paired t-test over seeds, adjusted for the number of methods (Holm)." if len(found.seeds) > 1 else ""
+    test = "p: paired t-test over seeds, adjusted for the number of differences (Holm)." if len(found.seeds) > 1 else ""
     return f"{spread}Under attack: upper bounds. {test}".strip()

@@ -180,9 +180,12 @@ RECIPES = {
     ),
 }
 
-# Adversarial weight perturbation for "+awp": AT-AWP 0.01 from the start, TRADES-AWP 0.005 after 10 epochs (public code).
+# Adversarial weight perturbation for "+awp": AT-AWP 0.01 from the start, TRADES-AWP 0.005 from its 10th epoch on (public code:
+# --awp-warmup 10, counted from 1). TRADES-AWP's own code steps by 2/255 at ε 8/255, not as TRADES' code does.
 _AWP = WeightPerturbation(0.01)
 _AWP_TRADES = WeightPerturbation(0.005)
+_AWP_TRADES_CODE = {"awp_warmup": 9}
+_AWP_STEPS = {"trades": {"step_size": "eps/4"}}
 
 
 def find_recipe(name: str) -> Recipe:
@@ -200,7 +203,7 @@ def find_recipe(name: str) -> Recipe:
     if not plus:
         return recipe
     trades = recipe.objective == "trades"
-    official = {**recipe.official, "awp_warmup": 10} if trades else recipe.official
+    official = recipe.official | (_AWP_TRADES_CODE if trades else {}) | _AWP_STEPS.get(base, {})
     fields = {**vars(recipe), "awp": _AWP_TRADES if trades else _AWP, "official": official}
     return Recipe(**{**fields, "summary": recipe.summary + ", at adversarially perturbed weights (Wu et al. 2020)"})
 

@@ -170,8 +170,11 @@ def _built_in(spec: ModelSpec) -> nn.Module:
         raise UserError(f"{spec.name} takes images of at least 4×4, not inputs of shape {spec.input_shape}; try 'mlp'")
     if wide:
         depth, width = int(wide[1]), int(wide[2])
-        if depth < 10 or (depth - 4) % 6 or not 1 <= width <= 100 or depth > 1000:
-            raise UserError(f"{spec.name}: the depth must be 6n + 4 (10, 16, 22, 28, 34, ...) and the width 1 to 100")
+        if not 8 <= depth <= 1000 or depth % 6 not in (2, 4) or not 1 <= width <= 100:
+            raise UserError(
+                f"{spec.name}: the depth must be 6n + 4 (10, 16, 22, 28, 34, ...), or 6n + 2 as Madry's code counts "
+                "(8, 14, 20, 26, 32, ...), and the width 1 to 100"
+            )
         return WideResNet(depth, width, spec.input_shape[0], spec.classes)
     return MODELS[spec.name][0](spec.input_shape, spec.classes)
 

@@ -9,10 +9,13 @@ from hauberk.models.resnet import PreActBlock
 
 
 class WideResNet(nn.Module):
-    """Three stages of (depth - 4) / 6 pre-activation blocks, 16k to 64k channels.
+    """Three stages of n pre-activation blocks, 16k to 64k channels.
+
+    Two counts of the depth are in use for the same networks: WRN-34-10 and Madry's WRN-32-10 both have five blocks a stage.
 
     Args:
-        depth: d, number of convolutions: 6n + 4.
+        depth: d: 6n + 4, the number of convolutions, the three in shortcuts among them (the paper, TRADES); or 6n + 2, without
+            those three and with the linear layer (Madry, FAT, GAIRAT).
         width: k, how many times wider than a plain ResNet.
         channels: of the input.
         classes: number of logits.
@@ -20,7 +23,7 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, width: int, channels: int, classes: int):
         super().__init__()
-        blocks = (depth - 4) // 6
+        blocks = (depth - 2) // 6  # n by either count
         sizes = [16, 16 * width, 32 * width, 64 * width]
         self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         self.block1 = _stage(sizes[0], sizes[1], blocks, 1)

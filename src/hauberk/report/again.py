@@ -10,6 +10,8 @@ from typing import Any
 
 from hauberk.data import DATA_SETS
 from hauberk.files import as_read_back
+from hauberk.methods import find_recipe
+from hauberk.objectives import OBJECTIVES
 from hauberk.published import find_published
 from hauberk.report.blocks import Block, Code, Section, Text
 from hauberk.settings import TrainSettings
@@ -56,8 +58,19 @@ def train_command(plan: dict[str, Any]) -> str:
     for key, value in {**plan["settings"], "seed": seed}.items():
         if value != usual[key] and key not in _OF_THIS_MACHINE:
             words += _option(key, value)
+    if unused := published.method.keys() - how.keys():  # the method was made in Python, or by a version that did not take them
+        own = _own_settings(name, preset)
+        how |= {key: own[key] for key in sorted(unused)}
     words += ["--set", *(f"{key}={_set(value)}" for key, value in how.items())] if how else []
     return shlex.join(words)
+
+
+def _own_settings(name: str, preset: str) -> dict[str, Any]:
+    """What a method has where nobody says otherwise."""
+    recipe = find_recipe(name)
+    attack = vars(recipe.attack) if recipe.attack else {}
+    code = recipe.official if preset == "official" else {}
+    return {**attack, **OBJECTIVES[recipe.objective].settings, **recipe.settings, **code}
 
 
 def evaluate_command(target: str, found: dict[str, Any]) -> str:

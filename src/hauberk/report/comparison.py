@@ -4,6 +4,7 @@ from math import isnan
 from typing import Any
 
 from hauberk.compare.comparison import Comparison, heading
+from hauberk.compare.layout import difference_heading, differences_text, printed_text
 from hauberk.report import charts
 from hauberk.report.blocks import Block, Chart, Fact, Grid, Notice, Page, Section
 
@@ -40,16 +41,12 @@ def page(stored: dict[str, Any]) -> Page:
 
 
 def _table(found: Comparison) -> Grid:
-    last, first = found.columns[-1], found.methods[0]
-    values = found.p_values(last)
-    rows = []
+    differences, rows = differences_text(found), []
     for method in found.methods:
-        p = values.get(method, float("nan"))
-        apart = "" if method == first else f"{found.difference(method, last):+.2f}" + ("" if isnan(p) else f", p {p:.3f}")
-        rows.append([method, *(_text(found, method, column) for column in found.columns), apart])
+        rows.append([method, *(_text(found, method, column) for column in found.columns), differences[method]])
         if method in found.published:
-            rows.append(["  paper", *(f"{mean:.2f} ± {std:.2f}" for mean, std in found.published[method]), ""])
-    header = ["method", *(f"{heading(column)}, %" for column in found.columns), f"{heading(last)} against {first}"]
+            rows.append(["  paper", *printed_text(found, method), ""])
+    header = ["method", *(f"{heading(column)}, %" for column in found.columns), difference_heading(found)]
     caption = f"{found.about}. Under attack: upper bounds. p: paired t-test over seeds, adjusted by Holm's procedure"
     return Grid("comparison", caption, header, rows)
 

@@ -59,6 +59,10 @@ class Setting:
         found = find_published(self.base.data, self.base.model, recipe=self.base.recipe)
         return TrainSettings(**{**found.settings, **self.base.settings})
 
+    def method(self, name: str, **choices: Any) -> Method:
+        """Return a method on this data and network, as :meth:`trained` makes it."""
+        return replace(self.base, method=name, choices=choices).bound
+
     @cached_property
     def train_part(self) -> Source:
         """What networks are trained on: the training examples without those held out for validation."""

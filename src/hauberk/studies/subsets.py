@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.data import fetch_for
-from hauberk.methods import Method, method
+from hauberk.methods import Method
 from hauberk.objectives import Terms, at, kl_divergence
 from hauberk.studies.finding import Finding
 from hauberk.studies.measure import agree, percent, said, standing
@@ -33,7 +33,7 @@ def run(setting: Setting) -> Finding:
     found = {"at": standing(first, x, y, setting.threat, setting.seed)}
     for kind, how in treatments(setting).items():
         for group, places in groups.items():
-            split = Split(f"at {group} {kind}", how, method("at", setting.threat, seed=setting.seed), places)
+            split = Split(f"at {group} {kind}", how, setting.method("at"), places)
             found[f"{group} {kind}"] = standing(setting.trained(split.name, how=split), x, y, setting.threat, setting.seed)
     base = found["at"].pgd
     changes = "; ".join(f"{name} {said(one.pgd, base)}" for name, one in found.items() if name != "at")
@@ -83,11 +83,10 @@ def parts(setting: Setting, first: nn.Module) -> dict[str, Tensor]:
 
 def treatments(setting: Setting) -> dict[str, Method]:
     """How the chosen examples are treated."""
-    plain = method("at", setting.threat, seed=setting.seed)
     return {
-        "unperturbed": method("standard", setting.threat, seed=setting.seed),
-        "FGSM": method("at", setting.threat, seed=setting.seed, steps=1, step_size="eps", start="clean"),
-        "regularised": variant("at with KL", plain, regularised),
+        "unperturbed": setting.method("standard"),
+        "FGSM": setting.method("at", steps=1, step_size="eps", start="clean"),
+        "regularised": variant("at with KL", setting.method("at"), regularised),
     }
 
 

@@ -16,6 +16,7 @@ from hauberk.errors import UserError, first_line, in_one_line, unknown_name
 from hauberk.files import FOREIGN, LOCK, alone_in, read_json, write_json
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
+from hauberk.methods.named import published_method
 from hauberk.models import ModelSpec
 from hauberk.models.code import model_code
 from hauberk.provenance import versions
@@ -76,7 +77,8 @@ def train(
             ``ModelSpec``.
         train_set: a pair (x, y) of arrays, x (N, ...) floating or uint8 images, y (N,) integers; a map-style ``Dataset``;
             or what ``hauberk.data.load_data`` returns.
-        method: a name from ``hb.list_methods()``, or what ``hb.method`` returns.
+        method: a name from ``hb.list_methods()``, for the paper's method with what is published for it on this data set and
+            network; or what ``hb.method`` returns, which is used as it is.
         threat: what the adversary may do; not needed if ``method`` was made by ``hb.method``.
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
         resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped.
@@ -99,17 +101,18 @@ def train(
         ['epoch', 'metrics']
     """
     source = as_source(train_set)
+    network_name = model if isinstance(model, str) else getattr(model, "name", "")
     if isinstance(method, str):
         if threat is None:
             raise UserError('train needs a threat model, e.g. threat=hb.Linf("8/255")')
-        method = make_method(method, threat, seed=int(settings.get("seed", 0)))
+        seed = int(settings.get("seed", 0))
+        method = published_method(method, threat, source.name, network_name, recipe=recipe, seed=seed)
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
     check_source(source, method.threat)
     more = None if unlabelled is None else as_source(unlabelled)
     if more is not None:
         check_source(more, method.threat)
-    network_name = model if isinstance(model, str) else getattr(model, "name", "")
     found = find_published(source.name, network_name, method.name, method.choices.preset, recipe)
     asked: dict[str, Any] = {} if method.sight.precision == "model" else {"precision": method.sight.precision}
     asked |= {"compile": "on"} if method.sight.compiled else {}
