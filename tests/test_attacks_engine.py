@@ -1,5 +1,5 @@
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -9,10 +9,14 @@ from torch import nn
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks import PRESETS, Ascent, ascend, get_preset
+from hauberk.attacks import PRESETS, Ascent, Preset, ascend, get_preset
+from hauberk.attacks.auto_pgd import AutoPgd
 from hauberk.attacks.batch import run_batch
 from hauberk.attacks.climb import Climb
 from hauberk.attacks.losses import cw_loss, dlr_loss, logit_margin, make_loss
+from hauberk.attacks.result import Best
+from hauberk.attacks.rows import Rows, Task, fresh
+from hauberk.attacks.sparse_apgd import SparseApgd
 from hauberk.noise import Noise
 
 THREATS = [hb.Linf("8/255"), hb.L2(0.5), hb.L1(4.0)]
@@ -363,3 +367,172 @@ def test_a_loss_and_its_target_belong_together():
             hb.attacks.pgd(net, x, y, hb.Linf(0.1), loss=loss, target=y)
     with pytest.raises(hb.UserError, match="'ce-targeted' needs a target"):
         hb.attacks.pgd(net, x, y, hb.Linf(0.1), loss="ce-targeted")
+
+
+A = hb.attacks
+EVERY_ATTACK = {
+    "pgd": lambda *batch: A.pgd(*batch, steps=2),
+    "fgsm": lambda *batch: A.fgsm(*batch),
+    "cw": lambda *batch: A.cw(*batch, steps=2),
+    "friendly_pgd": lambda *batch: A.friendly_pgd(*batch, steps=2),
+    "lm_pgd": lambda *batch: A.lm_pgd(*batch, steps=2),
+    "margin_pgd": lambda *batch: A.margin_pgd(*batch, share=torch.ones(6), steps=2)[0],
+    "ascend": lambda *batch: A.ascend(*batch, Ascent(2)),
+    "apgd": lambda *batch: A.apgd(*batch, steps=2),
+    "fab": lambda *batch: A.fab(*batch, steps=2),
+    "square": lambda *batch: A.square(*batch, steps=2),
+    "random_search": lambda *batch: A.random_search(*batch, steps=2),
+    "transfer": lambda *batch: A.transfer(*batch, surrogate=tiny_net(seed=5).eval()),
+    "autoattack": lambda *batch: A.autoattack(*batch),
+    "method": lambda *batch: hb.method("trades", batch[3])(*batch[:3]),
+}
+# What is done to inputs and labels, and what is said of it.
+MISTAKES = {
+    "NaN": (lambda x, y: (x.clone().fill_(torch.nan), y), "1152 NaN or infinite values"),
+    "one infinite value": (lambda x, y: (torch.where(x == x.max(), torch.inf, x), y), "1 NaN or infinite values"),
+    "normalised outside": (lambda x, y: (x - 1, y), "normalisation belongs inside the model"),
+    "images up to 255": (lambda x, y: (x * 255, y), "divide by 255"),
+    "a label of -1": (lambda x, y: (x, y - 1 - y), "labels must be 0 or more, found -1 to -1"),
+    "labels of -100": (lambda x, y: (x, torch.full_like(y, -100)), "labels must be 0 or more"),
+    "a label too large": (lambda x, y: (x, torch.full_like(y, 5)), "labels must be 0 to 4, found 5 to 5"),
+    "an empty batch": (lambda x, y: (x[:0], y[:0]), "the batch is empty"),
+    "one-hot": (lambda x, y: (x, torch.nn.functional.one_hot(y, 5)), r"y\.argmax\(1\)"),
+    "fewer labels": (lambda x, y: (x, y[:5]), r"need labels of shape \(6,\), got \(5,\)"),
+    "float labels": (lambda x, y: (x, y.float()), r"labels must be integers, got torch.float32; y\.long\(\)"),
+    "bool labels": (lambda x, y: (x, y > 2), "labels must be integers, got torch.bool"),
+    "uint8 images": (lambda x, y: ((x * 255).byte(), y), "inputs have dtype torch.uint8; divide by 255"),
+    "half inputs": (lambda x, y: (x.half(), y), r"cannot take inputs of torch.float16.*x\.to\(torch.float32\)"),
+    "double inputs": (lambda x, y: (x.double(), y), r"cannot take inputs of torch.float64.*x\.to\(torch.float32\)"),
+    "NumPy inputs": (lambda x, y: (x.numpy(), y), "inputs must be a torch tensor, got ndarray"),
+    "a list of labels": (lambda x, y: (x, y.tolist()), "labels must be a torch tensor, got list"),
+}
+
+
+@pytest.mark.parametrize("attack", EVERY_ATTACK)
+def test_what_an_attack_is_handed_is_checked(attack):
+    net, (x, y), threat = tiny_net().eval(), tiny_batch(), hb.Linf("8/255")
+    before = fingerprint(net)
+    for name, (spoilt, says) in MISTAKES.items():
+        with pytest.raises(hb.UserError, match=says) as caught:
+            EVERY_ATTACK[attack](net, *spoilt(x, y), threat)
+        assert "\n" not in str(caught.value), name
+        assert not net._forward_hooks, name
+    assert same(before, fingerprint(net))
+
+
+@pytest.mark.parametrize("attack", EVERY_ATTACK)
+def test_labels_may_be_integers_of_any_width(attack, short_autoattack):
+    net, (x, y), threat = tiny_net().eval(), tiny_batch(), hb.Linf("8/255")
+    expected = EVERY_ATTACK[attack](net, x, y, threat).x_adv
+    for dtype in (torch.int8, torch.int16, torch.int32, torch.uint8):
+        assert torch.equal(EVERY_ATTACK[attack](net, x, y.to(dtype), threat).x_adv, expected)
+
+
+def test_a_method_that_refused_a_batch_checks_the_next_one_too():
+    method, net, (x, y) = hb.method("at", hb.Linf(0.1)), tiny_net(), tiny_batch()
+    for _ in range(2):
+        with pytest.raises(hb.UserError, match="divide by 255"):
+            method(net, x * 255, y)
+    again, fresh = (m(net.eval(), x, y).x_adv for m in (method, hb.method("at", hb.Linf(0.1))))
+    assert torch.equal(again, fresh)
+
+
+class OnlyAtGrey(nn.Module):
+    """Finite, and class 0, where all features are 0.5; anywhere else its logits are not finite."""
+
+    def __init__(self, otherwise=torch.nan):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.0, 0.1, 0.0]).expand(4, 3).clone())
+        self.otherwise = otherwise
+
+    def forward(self, x):
+        grey = (x == 0.5).all(1, keepdim=True)
+        return torch.where(grey, x @ self.weight + torch.tensor([1.0, 0.78, 0.0]), self.otherwise)
+
+
+@pytest.mark.parametrize("otherwise", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_are_no_answer(otherwise, short_autoattack):
+    net, x, y, threat = OnlyAtGrey(otherwise), torch.full((6, 4), 0.5), torch.zeros(6, dtype=torch.long), hb.Linf(0.1)
+    for name, attack in EVERY_ATTACK.items():
+        if name in ("method", "transfer", "friendly_pgd"):
+            continue
+        found = attack(net, x, y, threat)
+        assert found.success.all(), name
+        assert threat.contains(found.x_adv, x).all(), name
+    assert A.friendly_pgd(net, x, y, threat).steps_taken.tolist() == [0] * 6  # the start is no answer already
+
+
+def test_a_wrong_answer_is_a_better_find_than_none():
+    x, y, yes = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.tensor([True, True])
+    looks = [(1, torch.tensor([torch.nan, 0.5])), (2, torch.tensor([-3.0, torch.nan])), (3, torch.tensor([-4.0, torch.nan]))]
+    best = Best(x)
+    rows = Rows(*fresh(Task(hb.Linf(9.0, low=0, high=9).around(x), y, torch.zeros(2, 3), y, Noise(0, y))))
+    for value, loss in looks:
+        best.offer(torch.full_like(x, value), torch.zeros(2, 3), loss, yes, None)
+        rows.offer(torch.full_like(x, value), torch.zeros(2, 3), loss, yes)
+    for points in (best.x_adv, rows.best):
+        assert points[:, 0].tolist() == [2.0, 1.0]
+
+
+def test_a_model_made_under_inference_mode_is_attacked_and_left_as_it_was(device):
+    with torch.inference_mode():
+        net = tiny_net().to(device).eval()
+    usual = tiny_net().to(device).eval()
+    x, y = (t.to(device) for t in tiny_batch())
+    net[0].bias.requires_grad_(False)
+    before = [(p, p.requires_grad) for p in net.parameters()]
+    for attack in (A.pgd, A.fab, A.square):
+        assert torch.equal(attack(net, x, y, hb.Linf(0.1), steps=3).x_adv, attack(usual, x, y, hb.Linf(0.1), steps=3).x_adv)
+    assert all(p is other and p.requires_grad == flag for (p, flag), other in zip(before, net.parameters(), strict=True))
+    assert [flag for _, flag in before].count(True) == len(before) - 1
+    with pytest.raises(hb.UserError, match=r"under torch\.inference_mode cannot be trained"):
+        hb.method("at", hb.Linf(0.1))(net, x, y)
+
+
+@dataclass(frozen=True)
+class Corner:
+    """A user's own program: a look at the upper corner."""
+
+    looks: list = field(default_factory=list)
+    evading = False
+    stride = 1
+    length = 1
+
+    def turns(self, classes):
+        return 1
+
+    def begin(self, task):
+        return Rows(*fresh(task))
+
+    def advance(self, rows, passes, clock):
+        self.looks.append(len(rows.y))
+        logits = passes.look(rows.region.project(rows.region.upper))
+        rows.see(rows.region.project(rows.region.upper), logits, logits[:, 0])
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_an_attack_of_ones_own_is_never_replaced(threat, monkeypatch):
+    mine = Corner()
+    monkeypatch.setitem(PRESETS, "corner", Preset(mine, "this test"))
+    monkeypatch.setitem(PRESETS, "apgd-3", Preset(AutoPgd(steps=7, loss="ce-targeted", targets=2, restarts=3), "this test"))
+    program, _ = get_preset("corner").program(threat, classes=5)
+    assert program is mine
+    net, (x, y) = tiny_net().eval(), tiny_batch(20)
+    y = net(x).argmax(1)
+    hb.evaluate(net, (x, y), threat=threat, attacks=["corner"], probes=False, quiet=True)
+    assert sum(mine.looks) >= 20
+    apgd, _ = get_preset("apgd-3").program(threat, classes=5)
+    assert (apgd.steps, apgd.loss, apgd.targets, apgd.restarts) == (7, "ce-targeted", 2, 3)
+    assert isinstance(apgd, SparseApgd) == (threat.norm == "L1")
+    with pytest.raises(hb.UserError, match="does not know of a class of adversarial inputs"):
+        get_preset("corner").program(threat, classes=5, evading=True)
+
+
+def test_autoattacks_rows_have_their_own_numbers_in_l1():
+    """Of the official code: 5 restarts in L1, of the targeted attack 5 targets."""
+    numbers = {}
+    for name in ("apgd-ce", "apgd-t", "apgd-dlr", "apgd-ce-5", "apgd-dlr-5"):
+        program, _ = get_preset(name).program(hb.L1(1.0), classes=10)
+        assert isinstance(program, SparseApgd)
+        numbers[name] = (program.steps, program.turns(10))
+    assert set(numbers.values()) == {(100, 5)}

@@ -270,3 +270,29 @@ def test_datasets_and_numpy_are_taken():
     x, y = tiny_batch(10)
     for data in ((x.numpy(), y.numpy()), torch.utils.data.TensorDataset(x, y), [x, np.asarray(y)]):
         assert hb.evaluate(tiny_net(), data, threat=hb.L2(0.1), attacks=["fgsm"], quiet=True).n == 10
+
+
+def test_no_answer_under_attack_counts_as_broken_and_is_said(tmp_path):
+    """Half of the examples lie where the model answers whatever the attack does, half where moving makes it NaN."""
+
+    class HalfNan(Linear):
+        def forward(self, x):
+            moved = ((x != 0.25) & (x != 2.0)).any(1, keepdim=True) & (x < 1).all(1, keepdim=True)
+            return torch.where(moved, torch.nan, torch.tensor([[9.0, 0.0, 0.0]]) + 1e-3 * super().forward(x))
+
+    x = torch.tensor([[0.25, 0.25]] * 20 + [[2.0, 2.0]] * 20)
+    y, threat = torch.zeros(40, dtype=torch.long), hb.Linf(0.01, low=0, high=3)
+    ev = hb.evaluate(HalfNan(), (x, y), threat=threat, out=tmp_path, attacks=["pgd-20", "square"], quiet=True)
+    assert ev.clean_accuracy == 1.0
+    assert ev.robust_accuracy == 0.5
+    assert ev.broken_by == ["pgd-20"] * 20 + [None] * 20
+    found = next(d for d in ev.diagnostics if d.name == "finite-logits")
+    assert (found.verdict, found.measured.split()[1]) == ("warning", "20")
+    assert all(example["margin"] == 0.0 for example in ev.examples[:20])
+    json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)  # neither NaN nor Infinity
+    records = [
+        json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "verdicts-0.jsonl").read_text().splitlines()
+    ]
+    assert sum(record.get("finite") is False for record in records) == 40  # two attacks, each on all
+    sound = hb.evaluate(Linear(), (x, y), threat=threat, attacks=["pgd-20"], quiet=True, probes=False)
+    assert next(d for d in sound.diagnostics if d.name == "finite-logits").verdict == "ok"

@@ -90,7 +90,7 @@ def test_uniform_weights_give_the_plain_method_bit_for_bit(name, measure):
     equal = {"slope": 0.0, "burn_in": 0} if measure.startswith("pm") else {"burn_in": 99}
     for settings in ({}, {"measure": measure, **equal}):
         model = tiny_net(classes=5 + extra).train()
-        out = hb.method(name, THREAT, **settings)(model, x, y, noise=Noise(0, torch.arange(16)))
+        out = hb.method(name, THREAT, **settings)(model, x, y, epoch=0, noise=Noise(0, torch.arange(16)))
         out.loss.backward()
         losses.append(out.loss.detach())
         grads.append([p.grad for p in model.parameters()])

@@ -1,5 +1,6 @@
 """The one engine behind every iterative attack: projected gradient ascent on a loss of the logits."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -10,6 +11,7 @@ from hauberk.attacks.losses import AIMED, fooled, make_loss
 from hauberk.attacks.result import AttackResult, Best, batches
 from hauberk.attacks.steps import Ascent, accumulate, best_step, first_point, parse_step
 from hauberk.attacks.view import attack_view
+from hauberk.checks import checked_call
 from hauberk.errors import UserError
 from hauberk.noise import Noise, batch_noise
 from hauberk.threat import ThreatModel
@@ -33,6 +35,7 @@ def ascend(
     see_clean: bool = False,
     share: Tensor | None = None,
     target: Tensor | None = None,
+    trusted: bool = False,
 ) -> AttackResult:
     """Maximise a loss over the threat model by K projected steps of steepest ascent (PGD: Madry et al. 2018).
 
@@ -44,7 +47,7 @@ def ascend(
     Args:
         model: classifier of inputs in the box to logits (B, C).
         x: clean inputs, (B, ...), inside the box.
-        y: labels, (B,) int64.
+        y: labels, (B,), integers.
         threat: where the adversarial example must stay.
         settings: steps, step size, start, loss, restarts, momentum, mode, ...
         keep: ``"best"``: the best point ever visited, at K + 1 forwards per start; ``"last"``: the last iterate, at as
@@ -54,20 +57,22 @@ def ascend(
         see_clean: look at the clean inputs too, in the attack's mode, at one forward.
         share: (B,), attack each example with ε, and steps, times its share in [0, 1].
         target: (B,) int64, the class to aim at, for a loss with a target.
+        trusted: the inputs, the labels (int64) and the model are known to fit together, so nothing of them is checked.
 
     Returns:
         AttackResult with ``x_adv`` (B, ...) inside the threat model.
 
     Raises:
-        UserError: if settings, threat model and inputs do not fit together.
+        UserError: if settings, threat model, inputs, labels and model do not fit together.
     """
     if settings.tau is not None and keep != "last-unseen":
         raise UserError("a friendly attack hands back where each example stopped; use keep='last-unseen'")
     if (settings.loss in AIMED) != (target is not None):
         raise UserError(f"the loss {settings.loss!r} {'needs a' if target is None else 'takes no'} target")
-    noise = batch_noise(seed, x)
     size = parse_step(settings.step_size, threat)
-    with attack_view(model, settings.mode) as view:
+    checked = nullcontext(y) if trusted else checked_call(model, x, y, threat, settings.loss == "evade")
+    with checked as y, attack_view(model, settings.mode) as view:
+        noise = batch_noise(seed, x)
         x, y = x.detach().clone(), y.clone()  # clones, in case they were made under inference_mode
         if isinstance(size, Tensor):
             size = size.to(device=x.device, dtype=x.dtype)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hauberk.attacks.batch import run_batch
 from hauberk.attacks.presets import AUTOATTACK, get_preset
 from hauberk.attacks.result import AttackResult
+from hauberk.checks import check_batch
 from hauberk.noise import Noise, batch_noise
 from hauberk.threat import ThreatModel
 
@@ -29,6 +30,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
     Raises:
         UserError: for models and inputs that do not fit together.
     """
+    y = check_batch(x, y)
     noise = batch_noise(seed, x)
     first, *others = AUTOATTACK
     found = run_batch(get_preset(first).program(threat, 10)[0], model, x, y, threat, seed=noise)

@@ -10,6 +10,7 @@ from hauberk.attacks.queue import Queue
 from hauberk.attacks.result import AttackResult, Best, batches
 from hauberk.attacks.rows import Program, Rows, SomeRows, Task
 from hauberk.attacks.view import attack_view
+from hauberk.checks import checked_call
 from hauberk.noise import Noise, batch_noise
 from hauberk.threat import ThreatModel
 
@@ -32,16 +33,19 @@ def run_batch(
         program: the attack.
         model: classifier from inputs (B, ...) in the box to logits (B, C); unchanged afterwards.
         x: clean inputs, (B, ...), inside the box.
-        y: labels, (B,) int64.
+        y: labels, (B,), integers.
         threat: ball and box.
         seed: of the random draws; an integer, or noise keyed by example.
         draws: passes to average over, for random models.
 
     Returns:
         AttackResult. An attack stops at its first success, so ``kappa`` counts the looks before it in the last turn.
+
+    Raises:
+        UserError: if threat model, inputs, labels and model do not fit together.
     """
-    noise = batch_noise(seed, x)
-    with attack_view(model) as view:
+    with checked_call(model, x, y, threat, program.evading) as y, attack_view(model) as view:
+        noise = batch_noise(seed, x)
         x, y = x.detach().clone(), y.clone()
         passes = Passes(view, draws)
         clean = passes.look(x)

@@ -49,11 +49,15 @@ def make_loss(name: str, confidence: float = 0.0) -> AttackLoss:
 def fooled(logits: Tensor, y: Tensor, evading: bool = False) -> Tensor:
     """Say which examples are misclassified; with ``evading``, taking an input for adversarial (the last output) is no mistake.
 
+    Logits that are NaN or infinite are no answer, so they are a mistake, whatever class the largest stands for.
+
     (B, C), (B,) -> (B,) bool.
     """
     predicted = logits.argmax(1)
     wrong = predicted != y
-    return wrong & (predicted != logits.shape[1] - 1) if evading else wrong
+    if evading:
+        wrong &= predicted != logits.shape[1] - 1
+    return wrong | ~logits.isfinite().all(1)
 
 
 def logit_margin(logits: Tensor, y: Tensor) -> Tensor:

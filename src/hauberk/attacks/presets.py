@@ -1,6 +1,7 @@
 """Attacks by name, as the literature runs them."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -18,12 +19,12 @@ from hauberk.attacks.transfer import Transfer
 from hauberk.errors import UserError, unknown_name
 from hauberk.threat import ThreatModel
 
-Settings: TypeAlias = Ascent | AutoPgd | Fab | Square | RandomSearch | Transfer
+Settings: TypeAlias = Ascent | Transfer | Program[Any]
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # its standard version, in order
 
-L1_RESTARTS = 5  # of AutoAttack's APGD on cross-entropy and DLR in L1, in place of 1
-L1_TARGETS = 5  # of its targeted APGD in L1, in place of 9
+_L1_RESTARTS = {"restarts": 5}  # of AutoAttack's APGD on cross-entropy and DLR in L1, in place of 1
+_L1_TARGETS = {"targets": 5}  # of its targeted APGD in L1, in place of 9
 _SUBSTITUTES = {"dlr": (3, "cw"), "dlr-targeted": (4, "cw-targeted")}  # where there are fewer classes
 _EVADING = {"ce": "evade", "cw": "evade", "dlr": "evade"}
 _EVADING |= {f"{name}-targeted": "evade-targeted" for name in ("ce", "cw", "dlr")}
@@ -34,14 +35,16 @@ class Preset:
     """A named attack.
 
     Attributes:
-        settings: what runs.
+        settings: what runs: the settings of an attack of ours, or a program of your own.
         source: where these settings come from.
         targets: for an ascent with a target, how many wrong classes it aims at in turn.
+        in_l1: settings of APGD that are others in L1, where its steps are sparse.
     """
 
     settings: Settings
     source: str
     targets: int = 9
+    in_l1: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def loss(self) -> str:
@@ -75,15 +78,27 @@ class Preset:
             What runs on rows, and what was put in place of a loss that is not defined for so few classes ("" for nothing).
 
         Raises:
-            UserError: for a transfer attack without a surrogate.
+            UserError: for a transfer attack without a surrogate, and for a program that does not know of a class of
+                adversarial inputs against a model that has one.
         """
-        settings, note = self.settings, ""
+        settings: Settings = self.settings
         if isinstance(settings, Transfer):
             if surrogate is None:
                 raise UserError("a transfer attack is crafted on another model; give surrogate=")
             return replace(settings, surrogate=surrogate, threat=threat, evading=evading), ""
         if isinstance(settings, Fab | Square | RandomSearch):
             return replace(settings, evading=evading), ""
+        if isinstance(settings, Ascent | AutoPgd | SparseApgd):
+            return self._maximising(settings, threat, classes, evading)
+        if evading and not settings.evading:
+            raise UserError(f"{type(settings).__name__} does not know of a class of adversarial inputs; leave out detects")
+        return settings, ""
+
+    def _maximising(
+        self, settings: Ascent | AutoPgd | SparseApgd, threat: ThreatModel, classes: int, evading: bool
+    ) -> tuple[Program[Any], str]:
+        """Make an attack that maximises a loss ready, with a loss that is defined, and APGD in its form for the norm."""
+        note = ""
         needed, instead = _SUBSTITUTES.get(settings.loss, (0, ""))
         if evading:
             settings = replace(settings, loss=_EVADING.get(settings.loss, settings.loss))  # type: ignore[arg-type]
@@ -92,10 +107,9 @@ class Preset:
             settings = replace(settings, loss=instead)  # type: ignore[arg-type]
         if isinstance(settings, Ascent):
             return Climb(settings, threat, self.targets), note
-        if threat.norm == "L1":
-            aimed = settings.loss.endswith("targeted")
-            targets, restarts = (min(settings.targets, L1_TARGETS), 1) if aimed else (1, L1_RESTARTS)
-            return SparseApgd(settings.steps, settings.loss, targets, restarts), note
+        if type(settings) is AutoPgd and threat.norm == "L1":
+            sparse = SparseApgd(settings.steps, settings.loss, settings.targets, settings.restarts)
+            return replace(sparse, **self.in_l1), note
         return settings, note
 
 
@@ -116,13 +130,19 @@ PRESETS: dict[str, Preset] = {
         Ascent(50, "eps/4", nesterov=NESTEROV, line_search=LINE_SEARCH),
         "PGD with line search and Nesterov's momentum; our construction, MAIL's Appendix A is not public",
     ),
-    "apgd-ce": Preset(AutoPgd(), "AutoAttack's first attack: APGD on cross-entropy, 100 steps (L1: 5 restarts)"),
+    "apgd-ce": Preset(
+        AutoPgd(), "AutoAttack's first attack: APGD on cross-entropy, 100 steps (L1: 5 restarts)", in_l1=_L1_RESTARTS
+    ),
     "apgd-t": Preset(
-        AutoPgd(loss="dlr-targeted"), "AutoAttack's second attack: APGD on targeted DLR, 9 classes (L1: 5) of 100 steps"
+        AutoPgd(loss="dlr-targeted"),
+        "AutoAttack's second attack: APGD on targeted DLR, 9 classes (L1: 5) of 100 steps",
+        in_l1=_L1_TARGETS,
     ),
     "fab-t": Preset(Fab(), "AutoAttack's third attack: FAB-T, 9 classes of 100 steps"),
     "square": Preset(Square(), "AutoAttack's fourth attack: Square, 5,000 queries"),
-    "apgd-dlr": Preset(AutoPgd(loss="dlr"), "APGD on the difference of logits ratio, 100 steps"),
+    "apgd-dlr": Preset(
+        AutoPgd(loss="dlr"), "APGD on the difference of logits ratio, 100 steps (L1: 5 restarts)", in_l1=_L1_RESTARTS
+    ),
     "apgd-ce-5": Preset(AutoPgd(restarts=5), "AutoAttack plus: APGD on cross-entropy, 5 restarts"),
     "apgd-dlr-5": Preset(AutoPgd(loss="dlr", restarts=5), "AutoAttack plus: APGD on DLR, 5 restarts"),
     "fab-5": Preset(Fab(targeted=False, restarts=5), "AutoAttack plus: untargeted FAB, 5 restarts"),

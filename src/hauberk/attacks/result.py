@@ -47,7 +47,7 @@ def batches(examples: int, size: int) -> float:
 
 
 class Best:
-    """The best point of each example so far: misclassified before not, then the larger loss."""
+    """The best point of each example so far: misclassified before not, then the larger loss, a loss that is NaN last."""
 
     def __init__(self, x: Tensor):
         self.x_adv = x
@@ -60,6 +60,7 @@ class Best:
         if self.logits is None:
             self.logits = logits
             self.loss = self.loss.to(loss.dtype)
+        loss = torch.where(loss.isnan(), -torch.inf, loss)
         better = (wrong & ~self.wrong) | ((wrong == self.wrong) & (loss > self.loss))
         if allowed is not None:
             better &= allowed

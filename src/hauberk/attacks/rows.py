@@ -49,7 +49,7 @@ class Rows:
         region, y, clean, noise: as in :class:`Task`.
         tag: first tag of this turn's random draws, (B,) int64.
         tick: how many looks there have been, (B,) int64.
-        best: best point so far, (B, ...): misclassified before not, then the larger loss.
+        best: best point so far, (B, ...): misclassified before not, then the larger loss, a loss that is NaN last.
         best_logits: (B, C) there.
         best_loss: (B,) there.
         found: (B,) bool, whether it is misclassified.
@@ -70,6 +70,7 @@ class Rows:
 
     def offer(self, point: Tensor, logits: Tensor, loss: Tensor, wrong: Tensor) -> None:
         """Keep what a look showed, where it is better; and count the look."""
+        loss = torch.where(loss.isnan(), -torch.inf, loss)
         better = (wrong & ~self.found) | ((wrong == self.found) & (loss > self.best_loss))
         self.best = replace_rows(better, point, self.best)
         self.best_logits = replace_rows(better, logits.to(self.best_logits.dtype), self.best_logits)

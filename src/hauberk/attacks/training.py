@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
-from hauberk.attacks.losses import LossName
+from hauberk.attacks.losses import LossName, fooled
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.steps import Ascent, Start, StepSize
 from hauberk.attacks.view import attack_view
@@ -112,6 +112,7 @@ def margin_pgd(
     steps: int = 10,
     bisections: int = 10,
     seed: int | Noise = 0,
+    trusted: bool = False,
 ) -> tuple[AttackResult, Tensor]:
     """MMA's search for the nearest adversarial example (Ding et al. 2020, AN-PGD), within the threat model.
 
@@ -128,13 +129,14 @@ def margin_pgd(
         steps: K, of 2.5·ε/K.
         bisections: halvings of the bracket, one forward each.
         seed: of the random start.
+        trusted: as in :func:`hauberk.attacks.ascend`.
 
     Returns:
         The result, with ``x_adv`` just beyond the boundary and ``success`` whether one was found; and (B,) the distance to
         it as a part of ε, 1 where there is none.
     """
     settings = Ascent(steps, f"2.5*eps/{steps}", "uniform", "slm")
-    found = ascend(model, x, y, threat, settings, keep="last-unseen", seed=seed, share=share)
+    found = ascend(model, x, y, threat, settings, keep="last-unseen", seed=seed, share=share, trusted=trusted)
     region = threat.around(x)
     shape = (-1, *[1] * (x.ndim - 1))
     change = (found.x_adv - x) / share.to(x.dtype).view(shape)  # scaled so that length 1 is about ε
@@ -145,10 +147,10 @@ def margin_pgd(
     low, high = torch.zeros_like(share), torch.ones_like(share)
     with attack_view(model) as view, torch.no_grad():
         logits = view(at(high))
-        success = logits.argmax(1) != y
+        success = fooled(logits, y)
         probe = share.clone()
         for _ in range(bisections):
-            wrong = view(at(probe)).argmax(1) != y
+            wrong = fooled(view(at(probe)), y)
             low, high = torch.where(wrong, low, probe), torch.where(wrong, probe, high)
             probe = (low + high) / 2
     high = torch.where(success, high, torch.ones_like(high))

@@ -16,7 +16,8 @@ Mode: TypeAlias = Literal["eval", "train-frozen", "train"]
 def attack_view(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     """Lend a model to an attack.
 
-    Parameters take no gradients meanwhile. Afterwards the training flag of every module, ``requires_grad`` of every
+    Parameters take no gradients meanwhile; of those made under ``torch.inference_mode``, which autograd refuses, copies are
+    lent. Afterwards the training flag of every module, ``requires_grad`` of every
     parameter, all buffers and the global random generators are as they were; ``.grad`` is never touched.
 
     Args:
@@ -29,11 +30,17 @@ def attack_view(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
         The same model, ready for ``torch.autograd.grad`` on its input.
     """
     flags = [(module, module.training) for module in model.modules()]
-    learnable = [p for p in model.parameters() if p.requires_grad]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     buffers = nullcontext() if mode == "train" else kept_buffers(model)
-    untouched = torch.random.fork_rng(devices=devices)
-    with untouched, torch.inference_mode(False), torch.enable_grad(), buffers, fast_convolutions(model):
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        buffers,
+        _plain_parameters(model),
+        fast_convolutions(model),
+    ):
+        learnable = [p for p in model.parameters() if p.requires_grad]
         try:
             for parameter in learnable:
                 parameter.requires_grad_(False)
@@ -44,6 +51,25 @@ def attack_view(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
                 module.training = flag
             for parameter in learnable:
                 parameter.requires_grad_(True)
+
+
+@contextmanager
+def _plain_parameters(model: nn.Module) -> Iterator[None]:
+    """Put copies in the place of parameters that were made under inference_mode, inside the block."""
+    made_there = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.is_inference()
+    ]
+    copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for _, _, p in made_there}  # one for tied ones
+    try:
+        for module, name, parameter in made_there:
+            module._parameters[name] = copies[id(parameter)]
+        yield
+    finally:
+        for module, name, parameter in made_there:
+            module._parameters[name] = parameter
 
 
 @contextmanager

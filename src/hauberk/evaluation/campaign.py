@@ -24,7 +24,7 @@ from hauberk.console import Display
 from hauberk.data import Source, fetch_for
 from hauberk.errors import UserError
 from hauberk.evaluation.interval import wilson
-from hauberk.evaluation.judge import judge
+from hauberk.evaluation.judge import finite_margin, judge
 from hauberk.evaluation.ledger import CLEAN, DETECTION, Ledger
 from hauberk.evaluation.suites import Suite
 from hauberk.files import FOREIGN, read_state, write_state
@@ -168,9 +168,9 @@ class Campaign:
         """Note which adversarial inputs are recognised when they only try to be misclassified."""
         if all(self.ledger.has(DETECTION, example) for example in mine):
             return
-        found = ascend(self.model, x, y, self.threat, Ascent(20, "eps/4", loss="cw"), keep="best", seed=noise)
+        found = ascend(self.model, x, y, self.threat, Ascent(20, "eps/4", loss="cw"), keep="best", seed=noise, trusted=True)
         assert found.logits is not None  # the best point was looked at
-        recognised = found.logits.argmax(1) == found.logits.shape[1] - 1
+        recognised = found.logits.isfinite().all(1) & (found.logits.argmax(1) == found.logits.shape[1] - 1)
         for place, example in enumerate(mine):
             self.ledger.write({"i": example, "attack": DETECTION, "recognised": bool(recognised[place])})
 
@@ -191,7 +191,7 @@ class Campaign:
             return self._verdicts(attack, rows, places, examples, turns)
 
         def leave(rows: Rows, place: int, example: int) -> None:
-            margin = float(logit_margin(rows.best_logits[place, None], rows.y[place, None]))
+            margin = float(finite_margin(rows.best_logits[place, None], rows.y[place, None]))
             self._note(attack, example, {"broken": False, "margin": margin})
 
         turns = program.turns(self._classes)
@@ -217,6 +217,8 @@ class Campaign:
                 "broken": True, "turn": turns[k], "step": steps[k], "predicted": int(seen.predicted[k]),
                 "margin": float(seen.margin[k]), "norm": float(seen.norm[k]),
             }  # fmt: skip
+            if not seen.finite[k]:
+                verdict["finite"] = False
             if not any(self._broken(example, other) for other in self.suite.stages):
                 self.ledger.keep_point(example, rows.best[places[k]])
             self._note(attack, example, verdict)

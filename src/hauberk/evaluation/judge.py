@@ -18,7 +18,8 @@ class Look:
         wrong: (b,) bool, misclassified.
         inside: (b,) bool, within ball and box.
         predicted: (b,) int64.
-        margin: (b,) ``z_y - max_{k≠y} z_k``.
+        margin: (b,) ``z_y - max_{k≠y} z_k``; 0 where the logits are not finite.
+        finite: (b,) bool, whether the logits are finite. Where they are not, the example counts as misclassified.
         norm: (b,) length of the change in the norm of the threat model, in units of the input.
     """
 
@@ -26,6 +27,7 @@ class Look:
     inside: Tensor
     predicted: Tensor
     margin: Tensor
+    finite: Tensor
     norm: Tensor
 
 
@@ -52,6 +54,15 @@ def judge(passes: Passes, region: Region, points: Tensor, y: Tensor, chunk: int,
         wrong=fooled(logits, y, evading).cpu(),
         inside=region.contains(points).cpu(),
         predicted=logits.argmax(1).cpu(),
-        margin=logit_margin(logits, y).cpu(),
+        margin=finite_margin(logits, y).cpu(),
+        finite=logits.isfinite().all(1).cpu(),
         norm=change.norm(p=order, dim=1).cpu(),
     )
+
+
+def finite_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The margin ``z_y - max_{k≠y} z_k``, and 0 where logits are not finite: there is none, and files hold finite numbers only.
+
+    (B, C), (B,) -> (B,).
+    """
+    return torch.where(logits.isfinite().all(1), logit_margin(logits, y), 0.0)

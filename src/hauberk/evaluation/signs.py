@@ -21,7 +21,7 @@ def signs(found: Tally, classes: int) -> list[Diagnostic]:
     ce = [name for name in apart if get_preset(name).loss == "ce" and name != "fgsm" and "transfer" not in name]
     margin = [name for name in apart if get_preset(name).loss in MARGIN_LOSSES]
     white_box = [name for name in ran if name not in _WITHOUT_GRADIENTS]
-    signs = [_clean(found, classes), _fragile(found)]
+    signs = [_clean(found, classes), _fragile(found), _finite(found)]
     if "fgsm" in apart and ce:
         signs.append(_single_step(found, ce))
     if ce and margin:
@@ -52,6 +52,16 @@ def _fragile(found: Tally) -> Diagnostic:
         f"for {len(fragile)} examples a claimed success did not hold when checked again",
         "warning" if len(fragile) > max(0.01 * found.n, 1) else "ok",
         "predictions flip with rounding, or between attack and check; evaluate in full precision on one device",
+    )
+
+
+def _finite(found: Tally) -> Diagnostic:
+    return check(
+        "finite-logits",
+        f"for {len(found.unanswered)} examples an attack found an input with logits that are NaN or infinite",
+        "warning" if found.unanswered else "ok",
+        "they count as broken, because that is no answer; find the layer that overflows or divides by 0, "
+        "near which gradients mislead attacks, too",
     )
 
 

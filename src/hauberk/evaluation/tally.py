@@ -17,6 +17,7 @@ class Tally:
         broken: for each attack, the examples it broke.
         fragile: for each attack, the examples for which a claimed success did not hold.
         verdicts: by attack and example.
+        unanswered: the examples for which logits that are not finite counted as a success of an attack.
         detection: for each example, whether it was recognised.
         costs: of all sessions of all processes.
     """
@@ -26,6 +27,7 @@ class Tally:
     broken: dict[str, set[int]]
     fragile: dict[str, set[int]]
     verdicts: dict[tuple[str, int], Record]
+    unanswered: set[int]
     detection: dict[int, bool]
     costs: list[Record]
 
@@ -104,6 +106,7 @@ def tally(records: list[Record], suite: Suite) -> Tally:
         {name: {i for (attack, i), v in verdicts.items() if attack == name and v["broken"]} for name in suite.stages},
         {name: {i for (attack, i), v in verdicts.items() if attack == name and "fragile" in v} for name in suite.stages},
         verdicts,
+        {i for (_, i), v in verdicts.items() if v.get("finite") is False},
         {record["i"]: record["recognised"] for record in records if record["attack"] == DETECTION},
         list(costs.values()),
     )

@@ -20,10 +20,12 @@ class Horizon:
     Attributes:
         epochs: of the whole training.
         first_drop: 0-based epoch at which the learning rate first drops.
+        known: whether the caller has said so.
     """
 
     epochs: int = 100
     first_drop: int = 74
+    known: bool = False
 
 
 @dataclass(frozen=True, eq=False)

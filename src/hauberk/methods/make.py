@@ -54,7 +54,7 @@ def method(
     Example:
         >>> from hauberk import Linf
         >>> method("mail-trades+awp", Linf("8/255"), measure="pm-nat")
-        method('mail-trades+awp', Linf(8/255))
+        method('mail-trades+awp', Linf(8/255), burn_in=74)
     """
     recipe = find_recipe(name)
     if preset not in ("paper", "official"):

@@ -31,6 +31,8 @@ class Memory:
     def carried(self, x: Tensor, threat: ThreatModel) -> Tensor:
         """Free training's next input: the last perturbation, moved by ε along the gradient of the last backward.
 
+        What is not finite in the perturbation, after a batch that was not, begins again at 0.
+
         Returns:
             (B, ...) inside the threat model; a leaf that takes a gradient.
         """
@@ -41,7 +43,7 @@ class Memory:
             last = self._point.detach()
             if grad is not None:
                 last = threat.around(self._clean).step(last, grad.nan_to_num(0.0, 0.0, 0.0), threat.eps)
-            point = region.project(x + (last - self._clean))
+            point = region.project(x + (last - self._clean).nan_to_num(0.0, 0.0, 0.0))
         self._point, self._clean = point.detach().clone().requires_grad_(), x
         return self._point
 

@@ -1,6 +1,8 @@
 """A method bound to a threat model: what runs in the training loop."""
 
+import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -9,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hauberk.attacks.ascent import ascend
+from hauberk.attacks.losses import fooled
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.steps import Ascent
 from hauberk.attacks.training import margin_pgd
 from hauberk.attacks.view import kept_buffers
-from hauberk.checks import check_inputs, checked_first_pass
+from hauberk.checks import check_batch, check_inputs, checked_first_pass
 from hauberk.crew import ALONE, Crew
 from hauberk.errors import UserError
 from hauberk.methods.choices import Batch, Choices, Horizon, Pass
@@ -68,28 +71,43 @@ class Method:
         """Times each batch is to be used in a row."""
         return self.choices.recipe.replays
 
-    def planned(self, epochs: int, first_drop: int) -> "Method":
+    def planned(self, epochs: int, first_drop: int | None = None) -> "Method":
         """Return the method with its schedules fitted to a training of so many epochs.
 
+        Args:
+            epochs: of the whole training.
+            first_drop: 0-based epoch at which the learning rate first drops; by default after three quarters of the training,
+                as ``hb.train`` takes it where the rate never drops.
+
         Raises:
-            UserError: if the burn-in would last longer than the training, so that nothing would ever be reweighted.
+            UserError: if the burn-in, or the warm-up of the weight perturbation, would last as long as the training, so that
+                nothing would ever be reweighted or perturbed.
         """
         fitted = copy(self)
-        fitted.horizon = Horizon(epochs, first_drop)
+        fitted.horizon = Horizon(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
         fitted.memory = Memory()
         fitted.sight = Sight(self.sight.precision, self.sight.compiled)
-        if self.choices.weighting.measure != "none" and fitted._burn_in >= epochs:
+        if self._weighs and fitted._burn_in >= epochs:
             raise UserError(
                 f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with {epochs}: nothing would "
                 "be reweighted; set burn_in, or milestones within the training"
+            )
+        if self.choices.awp.gamma and self.choices.awp.warmup >= epochs:
+            raise UserError(
+                f"the warm-up of {self.name} ends with epoch {self.choices.awp.warmup}, the training with {epochs}: no weight "
+                "would be perturbed; set awp_warmup"
             )
         return fitted
 
     @property
     def begins(self) -> int:
         """First epoch, from 0, in which the method is itself: weights and perturbations of the weights are all on."""
-        weighs, awp = self.choices.weighting.measure != "none", self.choices.awp
-        return max(self._burn_in if weighs else 0, awp.warmup if awp.gamma else 0)
+        awp = self.choices.awp
+        return max(self._burn_in if self._weighs else 0, awp.warmup if awp.gamma else 0)
+
+    @property
+    def _weighs(self) -> bool:
+        return self.choices.weighting.measure != "none"
 
     @property
     def _burn_in(self) -> int:
@@ -102,7 +120,7 @@ class Method:
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        epoch: int = 0,
+        epoch: int | None = None,
         *,
         index: Tensor | None = None,
         class_weights: Tensor | None = None,
@@ -116,8 +134,8 @@ class Method:
         Args:
             model: classifier to logits (B, C), in the mode the loss should see (``model.train()`` in training).
             x: clean inputs, (B, ...), inside the threat model's box.
-            y: labels, (B,) int64.
-            epoch: 0-based, for burn-in, τ, λ and warm-up.
+            y: labels, (B,), integers.
+            epoch: 0-based, for burn-in, τ, λ and warm-up; 0 where none is given.
             index: (B,) int64, which examples these are, for methods that remember something about each (``mma``).
             class_weights: (C,), multiplies the whole term of each example by the weight of its class.
             noise: random numbers keyed by example; by default each call draws new ones from the method's seed.
@@ -129,25 +147,44 @@ class Method:
             Output, with ``loss = mean(c_y · (ω · ℓ + r))``; with several processes what gives this, averaged over them.
 
         Raises:
-            UserError: on the first call, if data, model and threat model do not fit together, or the model is wrapped for
-                several processes.
+            UserError: if the inputs are not floating or the labels no class numbers; on the first call also if data, model and
+                threat model do not fit together, or the model is wrapped for several processes.
+
+        Warns:
+            UserWarning: on the first call, if weights are 1 until an epoch that nobody has chosen, or no epoch is given.
         """
+        y = check_batch(x, y)
         if noise is None:
             places = torch.arange(len(x), device=x.device) + (crew.rank << 32)
             noise = Noise(self.settings["seed"], places, stage=self._calls)
-        first = self._calls == 0
-        self._calls += 1
         threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
         batch = Batch(x, y, index, class_weights, crew, sizes or [size for (size,) in crew.numbers(len(x))])
-        if not first:
-            return self._step(model, batch, epoch, threat, noise)
-        if isinstance(model, DistributedDataParallel):
-            raise UserError(
-                "attacks must not run through DistributedDataParallel: wrap hb.Step(model, method) in it, and call that on x, y"
-            )
-        check_inputs(x, y, self.threat)
-        with checked_first_pass(model, y, self.extra_outputs):
-            return self._step(model, batch, epoch, threat, noise)
+        checked: AbstractContextManager[None] = nullcontext()
+        if self._calls == 0:
+            if isinstance(model, DistributedDataParallel):
+                raise UserError(
+                    "attacks must not run through DistributedDataParallel: wrap hb.Step(model, method) in it, and call that on "
+                    "x, y"
+                )
+            if any(p.is_inference() for p in model.parameters()):
+                raise UserError("a model made under torch.inference_mode cannot be trained; make it, or load it, outside")
+            check_inputs(x, y, self.threat)
+            self._warn(epoch)
+            checked = checked_first_pass(model, x, y, self.extra_outputs)
+        with checked:
+            out = self._step(model, batch, epoch or 0, threat, noise)
+        self._calls += 1  # now, so that a first call that was refused is checked again
+        return out
+
+    def _warn(self, epoch: int | None) -> None:
+        """Warn of weights that are 1 without anybody having chosen so."""
+        if not self._weighs or (epoch or 0) >= self._burn_in:
+            return
+        until = f"all weights of {self.name} are 1 until epoch {self._burn_in} (counted from 0)"
+        if epoch is None:
+            warnings.warn(f"{until}, and no epoch= is given, so this is epoch 0: give epoch=, or set burn_in=0", stacklevel=3)
+        elif not (self.horizon.known or "burn_in" in self.settings):
+            warnings.warn(f"{until}: set burn_in=, or call planned(epochs=...)", stacklevel=3)
 
     def _step(self, model: nn.Module, batch: Batch, epoch: int, threat: ThreatModel, noise: Noise) -> Output:
         seen, extra = self._attack(model, batch, epoch, threat, noise)
@@ -178,6 +215,7 @@ class Method:
             report=self._report(weighed, batch.y),
             forwards=(seen.forwards if seen else 0) + passes,
             backwards=backwards,
+            burning_in=self._weighs and epoch < self._burn_in,
         )
 
     def _attack(
@@ -190,7 +228,9 @@ class Method:
         if recipe.search == "margin":
             share = self.memory.shares(batch.index, batch.y)
             with self.sight.on(model, batch.x, "eval") as form:
-                found, distance = margin_pgd(form, batch.x, batch.y, threat, share=share, steps=attack.steps, seed=noise)
+                found, distance = margin_pgd(
+                    form, batch.x, batch.y, threat, share=share, steps=attack.steps, seed=noise, trusted=True
+                )
             if batch.index is not None:
                 self.memory.remember(torch.cat(batch.crew.gather(batch.index.cpu())), batch.crew.rows(distance, batch.sizes))
             return found, {"within": found.success}
@@ -200,7 +240,10 @@ class Method:
         # PM^dif compares two passes in the same mode; PM^nat uses the loss's own clean pass where there is one.
         see_clean = measure == "pm-dif" or (measure == "pm-nat" and not OBJECTIVES[recipe.objective].clean)
         with self.sight.on(model, batch.x, attack.mode) as form:
-            return ascend(form, batch.x, batch.y, threat, attack, keep="last-unseen", seed=noise, see_clean=see_clean), {}
+            seen = ascend(
+                form, batch.x, batch.y, threat, attack, keep="last-unseen", seed=noise, see_clean=see_clean, trusted=True
+            )
+            return seen, {}
 
     def _friendly(self, attack: Ascent, epoch: int) -> Ascent:
         """Return the attack with τ of this epoch."""
@@ -240,7 +283,7 @@ class Method:
     ) -> tuple[Tensor | None, Tensor | None]:
         """Weights of the whole batch and what they were made from; None before the end of the burn-in, when all are 1."""
         weighting = self.choices.weighting
-        if weighting.measure == "none":
+        if not self._weighs:
             return None, None
         measure = batch.crew.rows(weighting.measured(seen, logits, logits_adv, batch.y), batch.sizes)
         if epoch < self._burn_in:
@@ -250,11 +293,11 @@ class Method:
         return weighting.assigned(measure, steps, lam, self.choices.preset), measure
 
     def _report(self, at: Pass, y: Tensor) -> dict[str, Tensor]:
-        if self.choices.weighting.measure == "none":
+        if not self._weighs:
             return {}
         found = summary(at.weights, at.measure)
         if at.logits_adv is not None:
-            found["wrong_adversarial"] = (at.logits_adv.argmax(1) != y).float().mean()
+            found["wrong_adversarial"] = fooled(at.logits_adv, y).float().mean()
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -280,7 +323,8 @@ class Method:
         return {"name": self.name, **plain}
 
     def __repr__(self) -> str:
-        return f"method({self.name!r}, {self.threat})"
+        burn_in = f", burn_in={self._burn_in}" if self._weighs else ""
+        return f"method({self.name!r}, {self.threat}{burn_in})"
 
 
 def _detached(logits: Tensor | None) -> Tensor | None:

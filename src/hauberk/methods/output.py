@@ -18,6 +18,7 @@ class Output:
         report: scalars that say what the weighting did; empty without one.
         forwards: forward passes of this step, attack included; a fraction where finished examples were left out.
         backwards: backward passes to the input; those to the weights are not counted.
+        burning_in: whether all weights are 1 because the epoch is before the end of the burn-in.
     """
 
     loss: Tensor
@@ -28,3 +29,4 @@ class Output:
     report: dict[str, Tensor]
     forwards: float
     backwards: float
+    burning_in: bool = False

@@ -43,6 +43,8 @@ class Recipe:
 
 # ε/4 is the papers' 2/255 at 8/255. The public codes' 0.007 at ε = 0.031 is 7/31 ε.
 _OFFICIAL = {"step_size": "7*eps/31"}
+# cifar10_challenge, robust_overfitting, AT-AWP and fast_adversarial attack in training mode, the others in evaluation mode.
+_TRAIN_MODE = {"mode": "train"}
 _UNIFORM = Ascent(10, "eps/4", "uniform")
 _KL = Ascent(10, "eps/4", "normal", loss="kl")
 
@@ -61,6 +63,7 @@ RECIPES = {
         "single-step adversarial training from a random start; watch for catastrophic overfitting",
         "Wong et al. 2020, fast_adversarial: α = 1.25 ε (10/255 at 8/255)",
         Ascent(1, "1.25*eps", "uniform"),
+        official=_TRAIN_MODE,
     ),
     "free-at": Recipe(
         "at",
@@ -70,7 +73,11 @@ RECIPES = {
         replays=8,
     ),
     "at": Recipe(
-        "at", "adversarial training: cross-entropy at the worst input", "Madry et al. 2018, cifar10_challenge", _UNIFORM
+        "at",
+        "adversarial training: cross-entropy at the worst input",
+        "Madry et al. 2018, cifar10_challenge",
+        _UNIFORM,
+        official=_TRAIN_MODE,
     ),
     "trades": Recipe(
         "trades",
@@ -214,5 +221,9 @@ def list_methods() -> dict[str, str]:
 
 
 def equation(recipe: Recipe) -> str:
-    """Return what a method minimises, in one line."""
-    return f"mean of {OBJECTIVES[recipe.objective].equation}"
+    """Return what a method minimises, in one line, with its own settings."""
+    objective = OBJECTIVES[recipe.objective]
+    line = objective.equation
+    if {**objective.settings, **recipe.settings}.get("direction") == "adv-to-clean":
+        line = line.replace("KL(p(x)‖p(x'))", "KL(p(x')‖p(x))")
+    return f"mean of {line}"

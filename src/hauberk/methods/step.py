@@ -32,13 +32,13 @@ class Step(nn.Module):
         self.model = model
         self.method = method
 
-    def forward(self, x: Tensor, y: Tensor, epoch: int = 0, **more: Any) -> Output:
+    def forward(self, x: Tensor, y: Tensor, epoch: int | None = None, **more: Any) -> Output:
         """Return what the method returns for this process's part of a batch.
 
         Args:
             x: clean inputs, (b, ...).
             y: labels, (b,).
-            epoch: 0-based.
+            epoch: 0-based; 0 where none is given.
             **more: further arguments of :meth:`hauberk.Method.__call__`.
         """
         return self.method(self.model, x, y, epoch, crew=crew(), **more)

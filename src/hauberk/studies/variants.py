@@ -46,7 +46,7 @@ class Split(Method):
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        epoch: int = 0,
+        epoch: int | None = None,
         *,
         index: Tensor | None = None,
         class_weights: Tensor | None = None,
@@ -66,13 +66,15 @@ class Split(Method):
         x_adv = x.clone()
         for part, some in groups:
             if part.attack is not None and len(some):
-                seen = ascend(model, x[some], y[some], threat, part.attack, keep="last-unseen", seed=noise.rows(some))
+                seen = ascend(
+                    model, x[some], y[some], threat, part.attack, keep="last-unseen", seed=noise.rows(some), trusted=True
+                )
                 x_adv[some] = seen.x_adv
         logits, logits_adv = model(x), model(x_adv)
         terms = [part.choices.terms(logits[some], logits_adv[some], y[some]) for part, some in groups]
         loss = torch.cat([robust + regular for robust, regular in terms]).mean()
         return Output(loss, x_adv, logits.new_ones(len(y)), logits.detach(), logits_adv.detach(), {}, 0, 0)
 
-    def planned(self, epochs: int, first_drop: int) -> "Split":
+    def planned(self, epochs: int, first_drop: int | None = None) -> "Split":
         """Return the method as it is: nothing of it changes with the epoch."""
         return copy(self)

@@ -26,6 +26,6 @@ def summary(weights: Tensor, measure: Tensor | None) -> dict[str, Tensor]:
     found = {"effective_size": effective_size(weights)}
     for name, values in (("weight", weights), ("measure", measure)):
         if values is not None:
-            marks = torch.quantile(values.float(), torch.tensor(_QUANTILES, device=values.device))
+            marks = torch.quantile(values.float(), torch.tensor(_QUANTILES, dtype=torch.float32, device=values.device))
             found |= {f"{name}_q{int(100 * q)}": mark for q, mark in zip(_QUANTILES, marks, strict=True)}
     return found
