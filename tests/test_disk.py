@@ -12,7 +12,9 @@ import pytest
 import hauberk as hb
 from hauberk.compare import Cell, run_cell
 from hauberk.files import read_state
+from hauberk.models import ModelSpec
 from hauberk.studies.finding import Finding
+from hauberk.training.card import save_model
 
 # No file may grow past a limit that the first checkpoints keep: as on a full disk, writing fails in the middle of a file.
 TRAINING = """
@@ -152,7 +154,24 @@ def test_a_full_disk_stops_an_export_with_one_line_and_no_part_of_a_file(tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("refused: cannot write") == done.stdout.count("\n") == 2, done.stdout
     assert (tmp_path / f"model.{ending}").stat().st_size > 5000  # what was there before is whole
-    assert {path.name for path in tmp_path.iterdir()} <= {"net.json", "net.safetensors", f"model.{ending}", "model.json"}
+    card = {"model.json"} if ending == "safetensors" else set()
+    assert {path.name for path in tmp_path.iterdir()} == {"net.json", "net.safetensors", f"model.{ending}"} | card
+
+
+def test_of_files_that_belong_together_all_are_written_or_none(tmp_path):
+    net = ModelSpec("mlp", (4,), 3).build().state_dict()
+    save_model(tmp_path / "net", net, {"model": {"name": "mlp"}})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "net.json.part").mkdir()  # in the way of the card
+    other = {name: tensor + 1 for name, tensor in net.items()}
+    with pytest.raises(hb.UserError, match="cannot write"):
+        save_model(tmp_path / "net", other, {"model": {"name": "another"}})
+    (tmp_path / "net.json.part").rmdir()
+    (tmp_path / "net.safetensors.part").mkdir()  # in the way of the weights
+    with pytest.raises(hb.UserError, match="cannot write"):
+        save_model(tmp_path / "net", other, {"model": {"name": "another"}})
+    (tmp_path / "net.safetensors.part").rmdir()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_no_room_for_adversarial_examples_is_one_line_before_the_first_attack(tmp_path):

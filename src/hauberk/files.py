@@ -8,8 +8,8 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -89,6 +89,19 @@ def write_atomically(path: Path, content: bytes, keep_previous: bool = False) ->
         file.write(content)
 
 
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write several files as :func:`write_atomically`, of which none takes its place before all are on the disk.
+
+    Raises:
+        UserError: if one of them cannot be written; the old files are then all still there.
+    """
+    with ExitStack() as stack:
+        for path, content in contents.items():
+            file = stack.enter_context(_whole(path))
+            file.write(content)
+            _sync(file)
+
+
 def write_zeros(path: Path, head: bytes, size: int) -> None:
     """Write, atomically, a file of ``head`` and zeros, ``size`` bytes in all, with its place on the disk set aside.
 
@@ -112,22 +125,28 @@ def write_zeros(path: Path, head: bytes, size: int) -> None:
 
 @contextmanager
 def _whole(path: Path, keep_previous: bool = False) -> Iterator[BinaryIO]:
-    """Open a file beside ``path`` that takes its place when the block ends well, and is removed when writing fails."""
+    """Open a file beside ``path`` that takes its place when the block ends well, and is removed when it does not."""
     temporary = path.with_name(path.name + ".part")
     try:
         # Never through a link, which could lead out of the folder where somebody else made it.
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            _sync(file)
         if keep_previous and path.exists():
             path.replace(previous(path))
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):  # on a file system that has become read-only, for one
             temporary.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror or error}; what was saved before is intact") from error
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror or error}; what was saved before is intact") from error
+        raise
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def as_json(content: Any, indent: int | None = None) -> str:
@@ -153,8 +172,13 @@ def finite(content: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, as :func:`as_json` puts it. Raises UserError as :func:`write_atomically`."""
-    write_atomically(path, (as_json(content, indent=2) + "\n").encode())
+    """Write JSON atomically. Raises UserError as :func:`write_atomically`."""
+    write_atomically(path, json_file(content))
+
+
+def json_file(content: Any) -> bytes:
+    """Return what is in a JSON file, as :func:`as_json` puts it."""
+    return (as_json(content, indent=2) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:

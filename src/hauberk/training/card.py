@@ -10,7 +10,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from hauberk.errors import UserError, in_one_line
-from hauberk.files import read_json, read_tensors, write_atomically, write_json
+from hauberk.files import json_file, read_json, read_tensors, write_together
 from hauberk.models import ModelSpec
 from hauberk.provenance import versions
 
@@ -27,13 +27,13 @@ def save_model(path: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> 
         card: plain types; the format, versions and date are added.
 
     Raises:
-        UserError: if they cannot be written.
+        UserError: if they cannot be written; neither is then.
     """
     # safetensors refuses shared and non-contiguous memory.
     whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
     kept = path.with_name(f"{path.name}.safetensors")  # with_suffix would cut off a part of model.v1
-    write_atomically(kept, save_tensors(whole))
-    write_json(card_of(kept), {"format": FORMAT, "weights": kept.name} | card | {"versions": versions()})
+    about = {"format": FORMAT, "weights": kept.name} | card | {"versions": versions()}
+    write_together({card_of(kept): json_file(about), kept: save_tensors(whole)})
 
 
 def card_of(path: Path) -> Path:
