@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from math import isnan
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from hauberk.compare import (
     run_cells,
     run_on_slurm,
 )
+from hauberk.compare.cell import train_cell
 from hauberk.compare.comparison import holm
 from hauberk.compare.printed import MAIL
 from hauberk.files import read_json
@@ -352,3 +354,23 @@ def test_a_table_on_digits(name, tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 0
     assert main(["compare", name, *words, "--dry-run"]) == 0
     assert "0 of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("point", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("file", ["cell.json", "run.json"])
+def test_a_cell_killed_while_it_is_first_written_down_goes_on(point, file, tmp_path, monkeypatch):
+    owner = Path if point == "replace" else os
+    act, (cell,) = getattr(owner, point), cells("at", trials=1)
+
+    def killed(target, *rest, **more):
+        name = Path(f"/proc/self/fd/{target}").readlink().name if point == "fsync" else Path(target).name
+        if name == f"{file}.part":
+            raise KeyboardInterrupt  # nobody catches it
+        return act(target, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, point, killed)
+        patched.setattr(Path, "unlink", lambda *words, **more: None)  # a process that is killed tidies nothing up
+        with pytest.raises(KeyboardInterrupt):
+            train_cell(cell, tmp_path, threads=1)
+    assert train_cell(cell, tmp_path, threads=1)

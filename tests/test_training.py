@@ -467,7 +467,7 @@ def test_a_run_killed_while_its_record_is_written_can_be_begun_again(call, after
     class Killed(BaseException):
         pass
 
-    home, folder = {"open": Path, "fsync": os, "replace": Path}[call], tmp_path / "run"
+    home, folder = {"open": os, "fsync": os, "replace": Path}[call], tmp_path / "run"
     there = getattr(home, call)
 
     def dies(*words, **more):
@@ -477,6 +477,7 @@ def test_a_run_killed_while_its_record_is_written_can_be_begun_again(call, after
 
     (folder / "tensorboard").mkdir(parents=True)  # made before the record, where TensorBoard is installed
     with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda *words, **more: None)  # a process that is killed tidies nothing up
         patched.setattr(training_run, "write_json", lambda *words: (patched.setattr(home, call, dies), write_json(*words)))
         with pytest.raises(Killed):
             train_tiny(easy_data(), folder, epochs=1)

@@ -116,8 +116,8 @@ def write_zeros(path: Path, head: bytes, size: int) -> None:
         file.flush()
         try:
             os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # file systems that cannot set aside
+        except (OSError, AttributeError) as error:  # file systems and systems that cannot set aside
+            if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
             for begin in range(len(head), size, 2**20):
                 file.write(bytes(min(2**20, size - begin)))
@@ -129,7 +129,7 @@ def _whole(path: Path, keep_previous: bool = False) -> Iterator[BinaryIO]:
     temporary = path.with_name(path.name + ".part")
     try:
         # Never through a link, which could lead out of the folder where somebody else made it.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
         with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             yield file
             _sync(file)

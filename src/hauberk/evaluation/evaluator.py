@@ -230,11 +230,15 @@ def _open(folder: Path | None, about: dict[str, Any], everybody: Crew, point: Te
     differs = difference(everybody.by_first(lambda: about), about, harmless=())
     everybody.refuse(f"process {everybody.rank} is not like the first one: other {differs}" if differs else "")
     for turn in (0, 1):
+        problem = ""
         if (everybody.rank > 0) == turn:
-            ledger = Ledger(folder, about, everybody.rank)
-            if point is not None:
-                ledger.open_points(about["n"], point)
-        everybody.meet()
+            try:
+                ledger = Ledger(folder, about, everybody.rank)
+                if point is not None:
+                    ledger.open_points(about["n"], point)
+            except UserError as error:
+                problem = str(error)
+        everybody.refuse(problem)
     return ledger
 
 
