@@ -1,5 +1,6 @@
 """Verdicts do not depend on order, batches, processes or crashes; what cannot be believed says so."""
 
+import io
 import json
 import os
 import re
@@ -13,15 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import hauberk as hb
 from conftest import TORCHRUN, kill_again_and_again, ranks_of, tiny_batch, tiny_net
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
-from hauberk.evaluation import early_answer, search, table
+from hauberk.evaluation import Diagnostic, early_answer, search, table
 from hauberk.evaluation.ledger import CLEAN, Ledger, read_records
 from hauberk.evaluation.suites import Suite
 from hauberk.evaluation.tally import tally
+from hauberk.report.evaluation import facts
 
 
 def sound(n=60, dtype=torch.float32, shape=(3, 8, 8), classes=5):
@@ -283,7 +286,7 @@ class Lottery(Defended):
         (Lottery, {"one-start-is-enough": "warning"}),
         (Quantised, {"gradients": "invalid"}),
         (Softmaxed, {"logits": "invalid"}),
-        (WinnersTakeAll, {"gradients-tell-the-truth": "warning"}),
+        (WinnersTakeAll, {"gradients-tell-the-truth": "invalid"}),
         (Noisy, {"deterministic": "invalid"}),
         (Detached, {"gradients": "invalid"}),
         (Optimising, {"no-optimisation-in-forward": "warning"}),
@@ -304,6 +307,86 @@ def test_defences_that_only_hide_raise_their_flag(defence, flags):
     if "invalid" in flags.values():
         assert str(ev).startswith("INVALID")
         assert "INVALID" in table({"a": ev}).columns[1].header
+
+
+class Decoy(Defended):
+    """Answers as the network does, with the gradient of another network."""
+
+    def forward(self, x):
+        lure = tiny_net(seed=9).eval()(x)
+        return self.net(x).detach() + lure - lure.detach()
+
+
+class Flipped(Defended):
+    """The gradient points away from where the loss grows."""
+
+    def forward(self, x):
+        z = self.net(x)
+        return 2 * z.detach() - z
+
+
+class Detector(Defended):
+    """Takes everything for adversarial that is no image of whole grey values; attacks leave these in the first step."""
+
+    def forward(self, x):
+        levels = 255 * x
+        caught = ((levels - levels.round()).abs() > 1e-2).flatten(1).any(1, keepdim=True)
+        z = self.net(x)
+        return torch.cat([z, torch.where(caught, z.detach().amax(1, keepdim=True) + 10, z.detach().amin(1, keepdim=True))], 1)
+
+
+@pytest.mark.parametrize("defence", [Decoy, Flipped, Detector])
+def test_a_gradient_that_foretells_nothing_is_invalid(defence):
+    model = defence().eval()
+    x = (255 * tiny_batch(40)[0]).round() / 255
+    y = model(x).argmax(1)
+    detects = defence is Detector
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.05), attacks=["pgd-10"], detects=detects, quiet=True)
+    assert ev.robust_accuracy > 0.7  # which is what must not be believed
+    assert ev.warnings[0].name == "gradients-tell-the-truth"
+    assert ev.warnings[0].verdict == "invalid"
+    assert str(ev).startswith("INVALID, not to be believed (gradients-tell-the-truth")
+    honest = hb.evaluate(model.net, (x, y), threat=hb.Linf(0.05), attacks=["pgd-10"], quiet=True)
+    assert "gradients-tell-the-truth" not in {d.name for d in honest.warnings}
+    assert honest.robust_accuracy < 0.5
+
+
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "attacks in bfloat16", "tiny ε", "draws"])
+def test_rounding_and_chance_alone_do_not_make_a_gradient_a_lie(how):
+    x, _ = tiny_batch(40)
+    model = (Noisy() if how == "draws" else Defended()).eval()
+    y = model.net(x).argmax(1)
+    if how == "bfloat16":
+        model = model.to(torch.bfloat16)
+    settings = {"suite": "rand"} if how == "draws" else {"attacks": ["pgd-10"]}
+    settings |= {"precision": "bf16"} if how == "attacks in bfloat16" else {}
+    threat = hb.Linf(1e-7 if how == "tiny ε" else 0.05)
+    ev = hb.evaluate(model, (x, y), threat=threat, n=16, quiet=True, **settings)
+    assert {d.name: d.verdict for d in ev.diagnostics}["gradients-tell-the-truth"] != "invalid"
+
+
+def test_doubts_stand_before_the_number_wherever_it_is_shown():
+    model, x, y = sound(20)
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf("8/255"), attacks=["pgd-10"], quiet=True, probes=False)
+    assert str(ev).startswith("robust accuracy")
+    found = [Diagnostic("one", "1 of 2", "warning"), Diagnostic("two", "2 of 2", "ok"), Diagnostic("three", "0", "invalid")]
+    doubted = replace(ev, diagnostics=found)
+    line = "INVALID, not to be believed (three), WARNING (one)"
+    assert str(doubted) == f"{line}: {ev}"
+    wide = Console(width=200, record=True, file=io.StringIO())
+    wide.print(table({"plain": ev, "odd": doubted}))
+    above = wide.export_text().split("┏")[0]
+    assert f"odd: {line}" in above
+    assert "plain" not in above
+    card = doubted.robustbench_card("ours", "cifar10")
+    assert card["footnote"].startswith(line)
+    assert card["unreliable"]
+    head = facts(doubted.to_dict())[0]
+    assert head.value.endswith("(INVALID)")
+    assert head.note.startswith(line)
+    few = replace(ev, diagnostics=found[:2])
+    assert str(few) == f"WARNING (one): {ev}"
+    assert facts(few.to_dict())[0].value.endswith("% (!)")
 
 
 def test_a_search_that_more_steps_would_help_is_flagged(monkeypatch):

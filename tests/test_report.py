@@ -87,7 +87,8 @@ def test_a_report_is_one_file_that_needs_nothing(home, target):
 def test_the_headline_is_the_strongest_evaluation(home):
     html = " ".join((home / "run" / "report.html").read_text().split())
     found = json.loads((home / "run" / "evaluations" / "papers" / "evaluation.json").read_text())
-    assert f'<dd class="value">{100 * found["robust_accuracy"]:.1f} %</dd>' in html
+    doubted = " (!)" if any(d["verdict"] == "warning" for d in found["diagnostics"]) else ""
+    assert f'<dd class="value">{100 * found["robust_accuracy"]:.1f} %{doubted}</dd>' in html
     assert "95 % interval" in html
     wrong = sum(example["broken_by"] == "clean" for example in found["examples"])
     assert wrong > 1

@@ -165,6 +165,56 @@ def test_the_nearest_row_has_the_gradient_of_the_identity():
     assert x.grad.tolist() == [[1.0, 2.0, 3.0]]
 
 
+WHOLE = """
+label = "late"
+eps = 1.0
+[features.age]
+kind = "integer"
+[features.months]
+kind = "integer"
+[features.visits]
+kind = "integer"
+[features.loans]
+kind = "integer"
+eps = 0.1
+"""
+
+
+def whole_numbers(folder):
+    """A table of integers."""
+    (folder / "whole.toml").write_text(WHOLE)
+    draw = np.random.default_rng(0)
+    data = pd.DataFrame({name: draw.integers(0, top, 200) for name, top in (("age", 60), ("months", 30), ("visits", 9))})
+    data["loans"] = draw.integers(0, 3, 200)
+    data["late"] = (data["age"] / 20 + data["visits"] / 3 > 3).astype(int)
+    return make_table(read_description(folder / "whole.toml"), data, data, "whole")
+
+
+class Lured(torch.nn.Module):
+    """A network with the gradient of another, three times as large and turned round."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        lure = -3 * self.net(x)
+        return self.net(x).detach() + lure - lure.detach()
+
+
+def test_rounding_to_rows_is_no_doubt_of_the_network_behind_it(tmp_path):
+    table = whole_numbers(tmp_path)
+    torch.manual_seed(0)
+    honest, lured = (table.around(net) for net in (torch.nn.Linear(4, 2), Lured(torch.nn.Linear(4, 2))))
+    x, _ = table.test.fetch(torch.arange(60))
+    for net, verdict in ((honest, "ok"), (lured, "invalid")):
+        ev = hb.evaluate(net, (x, net(x).argmax(1)), threat=table.threat, attacks=["pgd-10"], quiet=True)
+        found = {d.name: d for d in ev.diagnostics}["gradients-tell-the-truth"]
+        assert found.verdict == verdict, found.measured
+        assert "behind NearestRow, which rounds on purpose" in found.measured
+        assert net[0](x + 0.3).equal(x)  # it rounds again
+
+
 def test_a_card_with_columns_that_are_not_there_is_refused():
     card = ModelSpec("mlp", (3,), 2, integers=(0,), groups=((1, 2),)).to_dict()
     assert ModelSpec.from_dict(card).groups == ((1, 2),)

@@ -18,6 +18,7 @@ class Passes:
         draws: passes to average over, for models that are random (expectation over transformation, Athalye et al. 2018).
 
     Attributes:
+        precision: dtype of a model in less than float32, which its inputs are cast to; otherwise None.
         forwards: examples that went forward, so far.
         backwards: examples that went backward to the input, so far.
     """
@@ -26,7 +27,7 @@ class Passes:
         self.view, self.draws = view, draws
         self.forwards = self.backwards = 0
         parameter = next((p for p in view.parameters() if p.is_floating_point()), None)
-        self._half = parameter.dtype if parameter is not None and parameter.dtype.itemsize < 4 else None
+        self.precision = parameter.dtype if parameter is not None and parameter.dtype.itemsize < 4 else None
 
     def look(self, point: Tensor) -> Tensor:
         """Return logits at points (B, ...), without a graph; log of the mean probabilities where there are several draws."""
@@ -70,7 +71,7 @@ class Passes:
 
     def _forward(self, point: Tensor) -> Tensor:
         self.forwards += len(point)
-        logits: Tensor = self.view(point if self._half is None else point.to(self._half))
+        logits: Tensor = self.view(point if self.precision is None else point.to(self.precision))
         return at_least_float32(logits)
 
 

@@ -250,7 +250,7 @@ def _probe(campaign: Campaign) -> tuple[list[Diagnostic], list[dict[str, Any]]]:
     x, y = fetch_for(campaign.model, campaign.source, torch.tensor(some))
     noise = Noise(campaign.seed, content_ids(x).to(x.device), stage=1)
     evading, draws = campaign.evading, campaign.suite.draws
-    found = probe_gradients(campaign.sight, x, y, campaign.threat, noise, evading)
+    found = probe_gradients(campaign.exact_sight, x, y, campaign.threat, noise, evading)
     if evading:
         return found, []  # the curve's attack does not try to hide
     curve, more = eps_curve(campaign.model, x, y, campaign.threat, noise, draws)

@@ -1,12 +1,14 @@
 """Probes on a few examples: are gradients there, do they tell the truth, and does a large enough ε break everything?"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.losses import make_loss
-from hauberk.attacks.passes import Passes
+from hauberk.attacks.passes import LossOfLogits, Passes
 from hauberk.attacks.strong import apgd, random_search
 from hauberk.evaluation.diagnostics import Diagnostic, check
 from hauberk.noise import Noise
@@ -21,6 +23,8 @@ _ZERO_SHARE = 0.1
 _SMALL_STEP = 1 / 20  # of ε, of the finite differences
 _DIRECTIONS = 4
 _DISAGREEMENT = 0.5
+_LIE = 0.9  # honest networks stay below 0.25, gradients of another function reach 1
+_CLEAR = 2  # times what would be seen without a step
 _LEFT = 0.1  # share that may stand an ε as large as the box, before it is a sign
 _MISSED = 3  # of the sample
 
@@ -51,33 +55,56 @@ def probe_gradients(passes: Passes, x: Tensor, y: Tensor, threat: ThreatModel, n
         )
     ]
     if none <= _ZERO_SHARE:
-        found.append(_agreement(passes, x, y, threat, noise, margin, value, slope))
+        found.append(_agreement(passes, x, threat, noise, lambda z: margin(z, y, None), value, slope))
     return found
 
 
 def _agreement(
-    passes: Passes, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, margin: Any, value: Tensor, slope: Tensor
+    passes: Passes, x: Tensor, threat: ThreatModel, noise: Noise, margin: LossOfLogits, value: Tensor, slope: Tensor
 ) -> Diagnostic:
-    """Compare gradients with what small steps do to the margin."""
+    """Compare gradients with what small steps do to the margin, behind layers that round on purpose."""
     region = threat.around(x)
     order = {"Linf": torch.inf, "L2": 2.0, "L1": 1.0}[threat.norm]
     size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / order)
-    missed, moved = torch.zeros_like(value), torch.zeros_like(value)
-    for k in range(_DIRECTIONS):
-        sign = torch.where(noise.uniform(x, k) < 0.5, -1.0, 1.0).to(x.dtype)
-        point = torch.minimum(torch.maximum(x + size * sign, region.lower), region.upper)
-        change = margin(passes.look(point), y, None) - value
-        foretold = (slope * (point - x)).flatten(1).sum(1)
-        missed, moved = missed + (change - foretold).abs(), moved + change.abs()
-    share = missed / moved.clamp_min(1e-12)
-    typical = float(share[moved > 0].median()) if bool((moved > 0).any()) else 0.0
+    missed, moved, still = (torch.zeros_like(value) for _ in range(3))
+    with _unrounded(passes.view) as layers:
+        for k in range(_DIRECTIONS):
+            sign = torch.where(noise.uniform(x, k) < 0.5, -1.0, 1.0).to(x.dtype)
+            point = torch.minimum(torch.maximum(x + size * sign, region.lower), region.upper)
+            change = margin(passes.look(point)) - value
+            foretold = (slope * (point - x)).flatten(1).sum(1)
+            missed, moved = missed + (change - foretold).abs(), moved + change.abs()
+            logits = passes.look(x)
+            still = still + (margin(logits) - value).abs()
+    # What chance in the model and the rounding of inputs and logits do to these sums without any step.
+    precision = torch.finfo(passes.precision or x.dtype).eps
+    floor = still + _DIRECTIONS * precision * ((slope * x).flatten(1).abs().sum(1) + logits.abs().amax(1))
+    counted = (moved > 0) | (missed > _CLEAR * floor)
+    share = (missed / moved.clamp_min(1e-12))[counted]
+    typical = float(share.median()) if bool(counted.any()) else 0.0
+    clear = bool(counted.any()) and float((missed > _CLEAR * floor)[counted].float().mean()) > 0.5
+    where = f"; behind {', '.join(layers)}, which rounds on purpose" if layers else ""
     return check(
         "gradients-tell-the-truth",
-        f"steps of ε/{1 / _SMALL_STEP:.0f} change the margin otherwise than the gradient foretells, by {typical:.0%} (median)",
-        "warning" if typical > _DISAGREEMENT else "ok",
+        f"steps of ε/{1 / _SMALL_STEP:.0f} change the margin otherwise than the gradient foretells, by {typical:.0%} "
+        f"(median{where})",
+        "invalid" if typical >= _LIE and clear else "warning" if typical > _DISAGREEMENT else "ok",
         "the loss is rough or its gradient is not its own (discontinuous activations, shattered gradients): PGD is misled; "
         "smooth it, or attack without gradients",
     )
+
+
+@contextmanager
+def _unrounded(model: nn.Module) -> Iterator[list[str]]:
+    """Let layers that round on purpose (``rounds_on_purpose`` is True) pass everything as it is; yields their names."""
+    layers = [module for module in model.modules() if getattr(module, "rounds_on_purpose", None) is True]
+    for layer in layers:
+        layer.rounds_on_purpose = False  # type: ignore[assignment]
+    try:
+        yield sorted({type(layer).__name__ for layer in layers})
+    finally:
+        for layer in layers:
+            layer.rounds_on_purpose = True  # type: ignore[assignment]
 
 
 def eps_curve(

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
-from hauberk.evaluation.diagnostics import Diagnostic
+from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
 from hauberk.evaluation.interval import wilson
 from hauberk.files import write_json
 
@@ -72,7 +73,7 @@ class Evaluation:
     @property
     def warnings(self) -> list[Diagnostic]:
         """Diagnostics that are not "ok", the worst first."""
-        return sorted((d for d in self.diagnostics if d.verdict != "ok"), key=lambda d: d.verdict != "invalid")
+        return worst_first(self.diagnostics)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types: what :meth:`save` writes."""
@@ -130,8 +131,13 @@ class Evaluation:
             "autoattack_acc": f"{100 * autoattack:.2f}" if whole else None,
             "external": None if whole else percent,
             "unreliable": bool(self.warnings),
-            "footnote": f"{self.threat}, n = {self.n}, suite {self.suite}; "
-            + ("; ".join(f"{d.name}: {d.measured}" for d in self.warnings) or "no warnings"),
+            "footnote": "; ".join(
+                [
+                    doubts(self.diagnostics) or "no warnings",
+                    f"{self.threat}, n = {self.n}, suite {self.suite}",
+                    *(f"{d.name}: {d.measured}" for d in self.warnings),
+                ]
+            ),
         }
 
     def __str__(self) -> str:
@@ -143,10 +149,9 @@ class Evaluation:
             else ""
         )
         kind = "robust accuracy with rejection" if found else "robust accuracy"
-        invalid = any(d.verdict == "invalid" for d in self.diagnostics)
-        doubt = "INVALID, not to be believed: " if invalid else ""
-        return (
-            f"{doubt}{kind} at most {100 * self.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under "
+        doubted = doubts(self.diagnostics)
+        return (f"{doubted}: " if doubted else "") + (
+            f"{kind} at most {100 * self.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under "
             f"{self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, attacks: {', '.join(self.by_attack)}{also}"
         )
 
@@ -154,18 +159,25 @@ class Evaluation:
 def table(results: Mapping[str, Evaluation]) -> Table:
     """Lay out evaluations of the same suite side by side: a row for each attack, a column for each model.
 
+    Above the numbers stands, by name, which of them are doubted and why.
+
     Args:
         results: by the name of what was evaluated.
     """
     some = next(iter(results.values()))
+    doubted = {name: said for name, result in results.items() if (said := doubts(result.diagnostics))}
     shown = Table(
-        title=f"Accuracy in % under {some.threat}, n = {some.n}, with 95 % intervals",
+        title="\n".join(
+            [
+                escape(f"Accuracy in % under {some.threat}, n = {some.n}, with 95 % intervals"),
+                *(escape(f"{name}: {said}") for name, said in doubted.items()),
+            ]
+        ),
         caption="Under attack: upper bounds, a stronger attack may find more.",
     )
     shown.add_column("")
     for name, result in results.items():
-        worst = result.warnings[0].verdict if result.warnings else ""
-        shown.add_column(name + {"": "", "warning": " (!)", "invalid": " (INVALID)"}[worst], justify="right")
+        shown.add_column(name + mark(result.diagnostics), justify="right")
     shown.add_row("clean", *(_cell(result, result.clean_accuracy) for result in results.values()))
     for k, attack in enumerate(some.by_attack):
         shown.add_row(

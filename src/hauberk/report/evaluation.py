@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
 from hauberk.evaluation.interval import wilson
 from hauberk.report import charts
 from hauberk.report.blocks import Chart, Fact, Grid, Notice, Section, Text
@@ -11,13 +12,15 @@ _SURE = 30  # examples of a class below which its bar says little
 
 def facts(found: dict[str, Any]) -> list[Fact]:
     """Return the headline numbers of an evaluation (the JSON that :meth:`hauberk.Evaluation.save` writes)."""
-    invalid = any(d["verdict"] == "invalid" for d in found["diagnostics"])
+    diagnostics = _diagnostics_of(found)
+    doubted = [said] if (said := doubts(diagnostics)) else []
+    interval = f"95 % interval {_interval(found['interval'])}"
     label = "robust accuracy with rejection" if found["detection"] else "robust accuracy"
     return [
         Fact(
             f"{label}, at most",
-            f"{100 * found['robust_accuracy']:.1f} %" + (" (INVALID)" if invalid else ""),
-            f"95 % interval {_interval(found['interval'])}; worst case over {', '.join(found['by_attack'])}; {found['threat']}",
+            f"{100 * found['robust_accuracy']:.1f} %{mark(diagnostics)}",
+            "; ".join([*doubted, interval, f"worst case over {', '.join(found['by_attack'])}", found["threat"]]),
         ),
         Fact("clean accuracy", f"{100 * found['clean_accuracy']:.1f} %", f"95 % interval {_interval(found['clean_interval'])}"),
         Fact("examples", f"{found['n']:,}", f"{found['provenance']['data']}, {found['provenance']['subset']}"),
@@ -26,8 +29,7 @@ def facts(found: dict[str, Any]) -> list[Fact]:
 
 def notices(found: dict[str, Any]) -> list[Notice]:
     """Return what diagnostics doubt, the worst first."""
-    doubts = sorted((d for d in found["diagnostics"] if d["verdict"] != "ok"), key=lambda d: d["verdict"] != "invalid")
-    return [Notice(d["verdict"], f"{d['name']}: {d['measured']}. {d['advice']}") for d in doubts]
+    return [Notice(d.verdict, f"{d.name}: {d.measured}. {d.advice}") for d in worst_first(_diagnostics_of(found))]
 
 
 def sections(found: dict[str, Any], name: str) -> list[Section]:
@@ -37,6 +39,10 @@ def sections(found: dict[str, Any], name: str) -> list[Section]:
         parts.append(_curve(found, name))
     parts += [_classes(found, name), _margins(found, name), _diagnostics(found, name), _origin(found, name)]
     return parts
+
+
+def _diagnostics_of(found: dict[str, Any]) -> list[Diagnostic]:
+    return [Diagnostic(**stored) for stored in found["diagnostics"]]
 
 
 def _attacks(found: dict[str, Any], name: str) -> Section:
