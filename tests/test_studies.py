@@ -202,3 +202,14 @@ def test_a_finding_with_numbers_that_are_none_is_json_and_says_so_in_the_table(t
     assert "| at | - | - | 1.5 |" in (tmp_path / "restarts.md").read_text()
     assert (tmp_path / "restarts.csv").read_text().splitlines()[1] == "at,,,1.5"
     assert main(["report", str(tmp_path / "restarts.json")]) == 0
+
+
+@pytest.mark.parametrize("name", ["restarts", "transfer", "lps-vs-pm", "saliency", "large-epsilon"])
+def test_networks_that_have_learnt_nothing_give_no_verdict(name, tmp_path, capsys):
+    words = ["--train-size", "60", "--test-size", "20", "--epochs", "1", "--val-size", "20", "--lr", "1e-9", "--threads", "1"]
+    assert main(["study", name, *words, "--out", str(tmp_path)]) == 0
+    assert "Found (cannot be told): " in capsys.readouterr().out
+    found = strict((tmp_path / f"{name}.json").read_text())
+    assert found["agrees"] is None
+    assert "hardly better than chance on clean examples" in found["found"]
+    assert "10 classes): train longer" in found["found"]

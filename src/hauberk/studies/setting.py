@@ -1,7 +1,7 @@
 """What a study is run on: data, a network, how much of both, and the networks it trains."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device
 from hauberk.training.plan import hold_out
 
+_AT_ONCE = 250
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -30,6 +32,7 @@ class Setting:
         device: where.
         threads: CPU threads; 0 leaves torch's choice.
         verify: compare checksums of the data files.
+        learnt: clean accuracy on the test examples of each network that was asked for, and its number of classes.
     """
 
     base: Cell
@@ -37,6 +40,9 @@ class Setting:
     device: str = "auto"
     threads: int = 0
     verify: bool = True
+    learnt: dict[str, tuple[float, int]] = field(
+        default_factory=dict, compare=False
+    )  # one for all that are made of this by replace()
 
     def __str__(self) -> str:
         base = self.base
@@ -91,7 +97,15 @@ class Setting:
         folder = self.out / "networks" / kind
         if not train_cell(cell, folder, self.device, self.threads, self.verify, how):
             raise UserError("stopped; the same command goes on")
-        return load(cell.folder(folder) / "run", device=pick_device(self.device)).eval()
+        model = load(cell.folder(folder) / "run", device=pick_device(self.device)).eval()
+        self.learnt[method if kind == "plain" else f"{method} ({kind})"] = self._clean_accuracy(model)
+        return model
+
+    @torch.no_grad()
+    def _clean_accuracy(self, model: nn.Module) -> tuple[float, int]:
+        x, y = self.examples()
+        logits = torch.cat([model(some) for some in x.split(_AT_ONCE)])
+        return float((logits.argmax(1) == y).double().mean()), logits.shape[1]
 
     def examples(self, split: str = "test") -> tuple[Tensor, Tensor]:
         """Return the examples to look at: inputs (N, ...) and labels (N,), on the device."""
