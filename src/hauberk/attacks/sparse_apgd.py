@@ -13,11 +13,13 @@ from hauberk.attacks.losses import fooled, make_loss
 from hauberk.attacks.passes import Passes
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
 from hauberk.attacks.targets import pick_target
+from hauberk.threat import Region
 from hauberk.threat.projections import onto_l1
 
 SHRINK = 1.5  # of step size and support
 LEAST_STEP = 0.1  # of the present radius
 STILL_SPARSER = 0.95
+_WIDEST = 3.0  # radius in ε that a search begins with
 FIRST_SUPPORT = 0.2  # share of the coordinates in the first step, where there is no schedule of radii
 
 
@@ -59,10 +61,8 @@ class SparseApgd(ApgdSettings):
 
     def advance(self, rows: "SparseRows", passes: Passes, clock: Clock) -> None:
         """Step, look, and adapt steps and sparsity; offsets are in units of ε."""
-        region, scale = rows.region, rows.region.scale
-        free = (region.radius > 0).to(scale.dtype)
-        low = ((region.low - region.x) / scale * free).flatten(1)
-        high = ((region.high - region.x) / scale * free).flatten(1)
+        region = rows.region
+        low, high = (_in_eps(region, side) for side in (region.low, region.high))
         plan = torch.from_numpy(self._plan[np.minimum(clock, self.length - 1)]).to(rows.y.device)
         radius, first, check = plan[:, 0].to(low.dtype)[:, None], plan[:, 1] > 0, plan[:, 2] > 0
         begun = _onto(rows.high_offset, radius, low, high)
@@ -102,7 +102,7 @@ class SparseApgd(ApgdSettings):
     def _plan(self) -> np.ndarray:
         """For each tick: radius in ε, is it the first look of its radius, is it a checkpoint."""
         part = math.ceil(0.3 * self.steps)
-        stages = [(3.0, part), (2.0, part), (1.0, self.steps - 2 * part)] if self.wide else [(1.0, self.steps)]
+        stages = [(_WIDEST, part), (2.0, part), (1.0, self.steps - 2 * part)] if self.wide else [(1.0, self.steps)]
         plan = []
         for radius, steps in stages:
             interval = max(int(0.04 * steps), 1)
@@ -124,6 +124,11 @@ class SparseRows(Rows):
     high_offset: Tensor
     high_grad: Tensor
     high_loss: Tensor
+
+
+def _in_eps(region: Region, side: Tensor) -> Tensor:
+    """How far a side of the box is, in units of ε, (B, D): 0 where frozen, and no further than any radius, if it is open."""
+    return torch.where(region.radius > 0, (side - region.x) / region.scale, 0.0).clamp(-_WIDEST, _WIDEST).flatten(1)
 
 
 def _onto(offset: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:

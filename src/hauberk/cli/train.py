@@ -85,7 +85,7 @@ def _start(options: Train, published: Published) -> "Run":
     from hauberk.crew import crew
     from hauberk.data import load_data
     from hauberk.methods.named import published_method
-    from hauberk.tables import usual_network, usual_threat
+    from hauberk.tables import reach_of, usual_network, usual_threat
     from hauberk.training import train as train_model
 
     source = load_data(options.data, "train", options.data_dir, verify=options.verify)
@@ -98,6 +98,8 @@ def _start(options: Train, published: Published) -> "Run":
     out = options.out or crew().by_first(lambda: free_folder(Path("runs") / f"{Path(options.data).stem}-{options.method}"))
     if crew().first and not options.quiet:
         print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
+        if reach := reach_of(source, threat):
+            print(f"Of the table {reach}")
         taken = ", ".join(f"{key} {value}" for key, value in published.method.items() if key not in chosen)
         print(f"Settings not given on the command line: {published.source}{f'; of the method: {taken}' if taken else ''}")
     settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings)}

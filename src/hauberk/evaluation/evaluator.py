@@ -19,6 +19,7 @@ from hauberk.data import Part, as_source, data_digest, fetch_for
 from hauberk.data.source import in_memory
 from hauberk.errors import UserError
 from hauberk.evaluation.campaign import Campaign
+from hauberk.evaluation.columns import columns
 from hauberk.evaluation.contract import contract
 from hauberk.evaluation.diagnostics import Diagnostic
 from hauberk.evaluation.early import attack_order
@@ -157,7 +158,7 @@ def evaluate(
         )
         try:
             campaign.clean_pass()
-            contracted = contract(view, first_x, plan.draws)
+            contracted = contract(view, first_x, plan.draws) + columns(source, threat)
             probed, curve = _probe(campaign) if probes else ([], [])
             for found in (d for d in contracted + probed if d.verdict != "ok"):
                 display.line(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
