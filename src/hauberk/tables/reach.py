@@ -18,7 +18,7 @@ _NAMED = 8
 class Rows(Arrays):
     """Rows of a table in memory, which know what their columns are.
 
-    Attributes:
+    Attributes as in :class:`hauberk.data.Arrays` (``x``, ``y``, ``classes``, ``name``, ``folder``), and:
         features: what the description says of each column, by name.
         columns: the D inputs.
     """
