@@ -1,11 +1,20 @@
 """A disk that fills up and a folder that goes away, in the middle of real runs."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import pytest
+
+import hauberk as hb
+from hauberk.compare import Cell, run_cell
 from hauberk.files import read_state
+from hauberk.models import ModelSpec
+from hauberk.studies.finding import Finding
+from hauberk.training.card import save_model
 
 # No file may grow past a limit that the first checkpoints keep: as on a full disk, writing fails in the middle of a file.
 TRAINING = """
@@ -62,6 +71,43 @@ except hb.UserError as error:
 print(found.robust_accuracy)
 """
 
+EXPORT = """
+import resource, sys
+from pathlib import Path
+import torch
+import hauberk as hb
+from hauberk.models import ModelSpec
+from hauberk.training import export_model
+from hauberk.training.card import save_model
+
+folder, spec = Path(sys.argv[1]), ModelSpec("small-cnn", (1, 8, 8), 10)
+save_model(folder / "net", spec.build().state_dict(), {"model": spec.to_dict(), "data": {"name": "digits"}})
+export_model(folder / "net.json", folder / f"model.{sys.argv[2]}")
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+for name in ("model", "new"):
+    try:
+        export_model(folder / "net.json", folder / f"{name}.{sys.argv[2]}")
+    except hb.UserError as error:
+        print(f"refused: {error}")
+"""
+
+KEEPING = """
+import resource, sys
+import torch
+import hauberk as hb
+from hauberk.models import ModelSpec
+
+torch.manual_seed(0)
+model, x = ModelSpec("mlp", (400,), 3).build(), torch.rand(100, 400)
+if sys.argv[2] == "limited":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60000, resource.RLIM_INFINITY))
+how = {"attacks": ["fgsm"], "probes": False, "quiet": True, "adversarials": True, "out": sys.argv[1]}
+try:
+    hb.evaluate(model, (x, model(x).argmax(1)), threat=hb.Linf(0.01), **how)
+except hb.UserError as error:
+    raise SystemExit(f"refused: {error}")
+"""
+
 
 def run(program, *words):
     # A measurement of coverage would want to write to that disk, too.
@@ -98,3 +144,80 @@ def test_a_full_disk_stops_an_evaluation_with_one_line_and_it_goes_on_later(tmp_
     records = [(tmp_path / name / "verdicts-0.jsonl").read_text().splitlines() for name in ("full", "whole")]
     found = [{(r["attack"], r["i"]): r for r in map(json.loads, lines) if r["attack"] != "cost"} for lines in records]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("ending", ["pth", "pt2", "onnx", "safetensors"])
+def test_a_full_disk_stops_an_export_with_one_line_and_no_part_of_a_file(tmp_path, ending):
+    if ending == "onnx":
+        pytest.importorskip("onnxscript")
+    done = run(EXPORT, str(tmp_path), ending)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("refused: cannot write") == done.stdout.count("\n") == 2, done.stdout
+    assert (tmp_path / f"model.{ending}").stat().st_size > 5000  # what was there before is whole
+    card = {"model.json"} if ending == "safetensors" else set()
+    assert {path.name for path in tmp_path.iterdir()} == {"net.json", "net.safetensors", f"model.{ending}"} | card
+
+
+def test_of_files_that_belong_together_all_are_written_or_none(tmp_path):
+    net = ModelSpec("mlp", (4,), 3).build().state_dict()
+    save_model(tmp_path / "net", net, {"model": {"name": "mlp"}})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "net.json.part").mkdir()  # in the way of the card
+    other = {name: tensor + 1 for name, tensor in net.items()}
+    with pytest.raises(hb.UserError, match="cannot write"):
+        save_model(tmp_path / "net", other, {"model": {"name": "another"}})
+    (tmp_path / "net.json.part").rmdir()
+    (tmp_path / "net.safetensors.part").mkdir()  # in the way of the weights
+    with pytest.raises(hb.UserError, match="cannot write"):
+        save_model(tmp_path / "net", other, {"model": {"name": "another"}})
+    (tmp_path / "net.safetensors.part").rmdir()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_no_room_for_adversarial_examples_is_one_line_before_the_first_attack(tmp_path):
+    done = run(KEEPING, str(tmp_path / "full"), "limited")
+    assert done.returncode == 1, done.stderr  # not ended by a signal
+    assert "refused: cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "full").glob("adversarials*"))
+    again = run(KEEPING, str(tmp_path / "full"), "")
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_disk_without_room_for_adversarial_examples_kills_nobody(tmp_path):
+    space = tmp_path / "disk"
+    space.mkdir()
+    mount = f"mount -t tmpfs -o size=100k tmpfs {space}"
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("no small file system can be mounted here")
+    script = f'{mount} && "$@"; status=$?; ls {space}/evaluation; exit $status'
+    command = [*apart, "sh", "-c", script, "sh", sys.executable, "-c", KEEPING, str(space / "evaluation"), ""]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "refused: cannot write" in done.stderr
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "adversarials" not in done.stdout
+
+
+def test_where_nothing_can_be_set_aside_zeros_are_written(tmp_path, monkeypatch):
+    from hauberk.files import write_zeros
+
+    def refuse(file, begin, size):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    for name in ("set aside", "written"):
+        write_zeros(tmp_path / name, b"head", 3_000_000)
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    contents = [(tmp_path / name).read_bytes() for name in ("set aside", "written")]
+    assert contents[0] == contents[1] == b"head" + bytes(3_000_000 - 4)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(hb.UserError, match="cannot write to"):
+        run_cell(Cell("at", 0), tmp_path / "file")
+    finding = Finding("restarts", "about", "claim", "found", None, [{"a": 1}], {})
+    with pytest.raises(hb.UserError, match="cannot write to"):
+        finding.save(tmp_path / "file" / "study", lambda found: None)

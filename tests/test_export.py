@@ -111,3 +111,46 @@ def test_an_exported_card_does_not_say_where_the_data_lay(run, tmp_path):
     card = json.loads(export_model(run, tmp_path / "model.safetensors").with_suffix(".json").read_text())
     assert "folder" not in card["data"]
     assert card["data"]["name"] == "digits"
+
+
+def test_an_export_has_the_name_that_was_asked_for_and_replaces_nothing_else(run, tmp_path):
+    for ending in ("safetensors", "json"):
+        (tmp_path / f"model.{ending}").write_text("another model")
+    for version in ("v1", "v2"):
+        written = export_model(run, tmp_path / f"model.{version}.safetensors")
+        assert written == tmp_path / f"model.{version}.safetensors"
+        assert json.loads((tmp_path / f"model.{version}.json").read_text())["weights"] == written.name
+    ours = {f"model.{version}.{ending}" for version in ("v1", "v2") for ending in ("safetensors", "json")}
+    assert {path.name for path in tmp_path.iterdir()} == ours | {"model.safetensors", "model.json"}
+    assert (tmp_path / "model.safetensors").read_text() == (tmp_path / "model.json").read_text() == "another model"
+    x, net = torch.rand(5, 1, 8, 8), hb.load(run)
+    for name in ("model.v1.safetensors", "model.v1.json", "model.v1"):
+        assert torch.equal(hb.load(tmp_path / name)(x), net(x))
+
+
+def test_a_card_replaces_nothing_but_a_card(run, tmp_path):
+    (tmp_path / "run.json").write_text('{"format": "hauberk-run/1"}')
+    (tmp_path / "notes.json").write_text("no JSON")
+    for name in ("run", "notes"):
+        refused(run, tmp_path / f"{name}.safetensors", "would replace")
+    assert (tmp_path / "run.json").read_text() == '{"format": "hauberk-run/1"}'
+    for _ in range(2):
+        assert export_model(run, tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("ending", ["pth", "pt2", "onnx", "safetensors"])
+def test_where_no_file_can_be_written_an_export_says_so_in_a_line(run, tmp_path, ending):
+    if ending == "onnx":
+        pytest.importorskip("onnxscript")
+    (tmp_path / f"folder.{ending}").mkdir()
+    for path in (tmp_path / f"folder.{ending}", tmp_path / f"{'x' * 300}.{ending}", f"/proc/nowhere.{ending}"):
+        with pytest.raises(hb.UserError, match="cannot write") as caught:
+            export_model(run, path)
+        assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [f"folder.{ending}"]
+
+
+def test_an_onnx_file_too_large_for_the_format_is_refused(run, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr("hauberk.training.export._LARGEST_ONNX", 1000)
+    refused(run, tmp_path / "model.onnx", "at most 2 GB")

@@ -27,6 +27,19 @@ def test_a_model_comes_back_from_every_kind_of_path(tmp_path):
         assert torch.equal(hb.load(path, model=ModelSpec("small-cnn", (3, 8, 8), 5).build())(x), net(x))
 
 
+def test_a_name_with_dots_is_one_name(tmp_path):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = ModelSpec("small-cnn", (3, 8, 8), 5).build()
+        save_model(tmp_path / f"net.v{seed}", net.state_dict(), {"model": ModelSpec("small-cnn", (3, 8, 8), 5).to_dict()})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"net.v{seed}.{ending}" for seed in (0, 1) for ending in ("json", "safetensors")
+    ]
+    x, _ = tiny_batch()
+    for name in ("net.v1", "net.v1.json", "net.v1.safetensors"):
+        assert torch.equal(hb.load(tmp_path / name)(x), net(x))
+
+
 def test_channels_last_weights_survive(tmp_path):
     net = ModelSpec("small-cnn", (3, 8, 8), 5).build().to(memory_format=torch.channels_last)
     export(tmp_path, net=net)

@@ -140,6 +140,53 @@ def test_what_cannot_be_reported_on_is_said_in_a_line(tmp_path, home, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
+HOSTILE = ["/../../../out", "../out", "..", "/tmp/hauberk-out", "a/b", "a\\b", "a:b", "x" * 400, "é" * 200, "\n"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # what no font can show
+def test_names_in_a_foreign_comparison_choose_no_path(tmp_path, home):
+    stored = json.loads((home / "compare" / "comparison.json").read_text())
+    values = {method: {name: [50.0, 60.0] for name in HOSTILE} for method in stored["methods"]}
+    place = tmp_path / "a" / "b" / "c"
+    place.mkdir(parents=True)
+    (place / "comparison.json").write_text(json.dumps(stored | {"columns": HOSTILE, "values": values}))
+    before = set(tmp_path.rglob("*"))
+    status = main(["report", str(place), "--figures", str(place / "figures")])
+    new = set(tmp_path.rglob("*")) - before
+    assert {path.parent for path in new} == {place, place / "figures"}
+    assert status == 0
+    pictures = [path for path in new if path.suffix == ".png"]
+    assert len(pictures) == len(HOSTILE)  # none in the place of another
+    assert all(path.name.startswith("compare-") and len(path.name.encode()) < 200 for path in pictures)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("compare-worst case", "compare-worst case"),
+        ("trades beta=6", "trades beta=6"),
+        ("weiß", "weiß"),
+        ("../x", "-x"),
+        ("..", "unnamed"),
+        ("", "unnamed"),
+        (".hidden", "hidden"),
+        ("a/b\\c\nd\0e\ud800f", "a-b-c-d-e-f"),
+    ],
+)
+def test_a_plain_name_is_a_file_in_one_folder(text, name):
+    from hauberk.files import plain_name
+
+    assert plain_name(text) == name
+
+
+def test_numbers_that_could_not_be_told_do_not_stop_a_report(home, tmp_path):
+    found = json.loads((home / "run" / "evaluations" / "quick" / "evaluation.json").read_text())
+    for example in found["examples"][::2]:
+        example |= {"clean_margin": None, "margin": None, "norm": None}
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    assert main(["report", str(tmp_path / "evaluation.json")]) == 0
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("target", ["run", "compare", "study"])
 def test_a_browser_shows_it_at_any_width_light_and_dark(home, target):

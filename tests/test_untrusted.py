@@ -289,3 +289,12 @@ def test_folders_of_evaluations(evaluated, place, places, value, damage):
     finally:
         write_json(folder / "plan.json", plan)
         (folder / "verdicts-0.jsonl").write_bytes(lines)
+
+
+def test_nothing_is_written_through_a_link_that_lies_in_a_folder_of_others(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    for name in ("report.html", "report.html.part"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
+    or_refuse(write_json, tmp_path / "run" / "report.html", {})
+    assert (tmp_path / "precious").read_text() == "mine"

@@ -1,14 +1,17 @@
 """Writing so that nothing is lost: whole files or none, a checksum in front of every checkpoint, one writer for a folder."""
 
+import errno
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -17,6 +20,8 @@ from hauberk.errors import UserError
 
 _MAGIC = b"HAUBERK-STATE-1\n"
 LOCK = ".lock"
+_NOT_PLAIN = re.compile(r"[^\w .,=+()-]")  # letters and digits of any script are plain
+_LONGEST = 100  # bytes of a plain name; file systems allow 255, of which endings take some
 FOREIGN = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)  # from using a state of another version
 
 
@@ -47,6 +52,28 @@ def alone_in(folder: Path | None, name: str = LOCK) -> Iterator[None]:
         lock.release()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def plain_name(text: str) -> str:
+    """Turn any text into the name of a file in one folder: what may come from other people's files chooses no path.
+
+    Letters, digits, spaces and ``.,=+()-_`` stay, everything else becomes ``-``; dots and spaces at either end go, and what is
+    too long for a file system. Different texts may get the same name.
+    """
+    name = _NOT_PLAIN.sub("-", text).encode()[:_LONGEST].decode(errors="ignore").strip(" .")
+    return name or "unnamed"
+
+
 def write_atomically(path: Path, content: bytes, keep_previous: bool = False) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
 
@@ -58,24 +85,100 @@ def write_atomically(path: Path, content: bytes, keep_previous: bool = False) ->
     Raises:
         UserError: if the folder cannot be written or the disk is full; the old file is then still there.
     """
+    with _whole(path, keep_previous) as file:
+        file.write(content)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write several files as :func:`write_atomically`, of which none takes its place before all are on the disk.
+
+    Raises:
+        UserError: if one of them cannot be written; the old files are then all still there.
+    """
+    with ExitStack() as stack:
+        for path, content in contents.items():
+            file = stack.enter_context(_whole(path))
+            file.write(content)
+            _sync(file)
+
+
+def write_zeros(path: Path, head: bytes, size: int) -> None:
+    """Write, atomically, a file of ``head`` and zeros, ``size`` bytes in all, with its place on the disk set aside.
+
+    A file with holes finds its place only as it is written to; if that is done through a memory map and the disk is full, the
+    system kills the process.
+
+    Raises:
+        UserError: as :func:`write_atomically`.
+    """
+    with _whole(path) as file:
+        file.write(head)
+        file.flush()
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # file systems that cannot set aside
+                raise
+            for begin in range(len(head), size, 2**20):
+                file.write(bytes(min(2**20, size - begin)))
+
+
+@contextmanager
+def _whole(path: Path, keep_previous: bool = False) -> Iterator[BinaryIO]:
+    """Open a file beside ``path`` that takes its place when the block ends well, and is removed when it does not."""
     temporary = path.with_name(path.name + ".part")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        # Never through a link, which could lead out of the folder where somebody else made it.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+            yield file
+            _sync(file)
         if keep_previous and path.exists():
             path.replace(previous(path))
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):  # on a file system that has become read-only, for one
             temporary.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror or error}; what was saved before is intact") from error
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror or error}; what was saved before is intact") from error
+        raise
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def as_json(content: Any, indent: int | None = None) -> str:
+    """Return JSON text. Numbers that are not finite become ``null``: JSON has neither NaN nor infinity.
+
+    Args:
+        content: plain types.
+        indent: spaces of each level; None for one line.
+    """
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:  # there are some
+        return json.dumps(finite(content), indent=indent, allow_nan=False)
+
+
+def finite(content: Any) -> Any:
+    """Return plain types with None for every number that is not finite, as they come back from JSON."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically. Raises UserError as :func:`write_atomically`."""
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(path, json_file(content))
+
+
+def json_file(content: Any) -> bytes:
+    """Return what is in a JSON file, as :func:`as_json` puts it."""
+    return (as_json(content, indent=2) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,8 +199,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def as_read_back(content: Any) -> Any:
-    """Return what :func:`read_json` would after :func:`write_json`: lists for tuples."""
-    return json.loads(json.dumps(content))
+    """Return what :func:`read_json` would after :func:`write_json`: lists for tuples, None for NaN."""
+    return json.loads(as_json(content))
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from hauberk.data import Part, Source, labels, load_data, long_tail
 from hauberk.errors import UserError
 from hauberk.evaluation import evaluate
-from hauberk.files import as_read_back, read_json, write_json
+from hauberk.files import as_read_back, make_folder, read_json, write_json
 from hauberk.methods import Method, method
 from hauberk.tables import usual_network, usual_threat
 from hauberk.threat import ThreatModel
@@ -177,7 +177,7 @@ def _claim(folder: Path, cell: Cell) -> None:
     """Write down whose folder it is, or refuse one that is another's."""
     now, path = as_read_back(asdict(cell)), folder / _CELL
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_json(path, now)
         return
     there = as_read_back(asdict(Cell("", 0))) | read_json(path)  # a cell of an earlier version knows fewer fields

@@ -1,6 +1,8 @@
 """The ledger: what became of each example, line by line on disk, so that nothing is lost when a process is killed."""
 
+import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -9,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from hauberk.errors import UserError
-from hauberk.files import alone_in, as_read_back, read_json, write_json
+from hauberk.errors import UserError, in_one_line
+from hauberk.files import alone_in, as_json, as_read_back, finite, make_folder, read_json, write_json, write_zeros
 
 Record: TypeAlias = dict[str, Any]  # "i", the example; "attack", "clean" for none; and what was seen
 
@@ -21,13 +23,14 @@ DETECTION = "detection"  # "attack" that only tries to be misclassified, for mod
 ADVERSARIALS = "adversarials.npy"
 
 _WHOLE, _NUMBER, _FLAG = (int,), (int, float), (bool,)
+_MARGIN = (*_NUMBER, type(None))  # none where it was not finite
 # What a record must have, by its "attack"; any other is the verdict of an attack.
 _NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
-    CLEAN: {"label": _WHOLE, "predicted": _WHOLE, "margin": _NUMBER, "right": _FLAG},
+    CLEAN: {"label": _WHOLE, "predicted": _WHOLE, "margin": _MARGIN, "right": _FLAG},
     COST: {"rank": _WHOLE, "seconds": _NUMBER, "forwards": _NUMBER, "backwards": _NUMBER},
     DETECTION: {"recognised": _FLAG},
 }
-_VERDICT: dict[str, tuple[type, ...]] = {"broken": _FLAG, "margin": _NUMBER}
+_VERDICT: dict[str, tuple[type, ...]] = {"broken": _FLAG, "margin": _MARGIN}
 
 
 class Ledger:
@@ -49,10 +52,7 @@ class Ledger:
         self._lock = ExitStack()
         if folder is None:
             return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+        make_folder(folder)
         begun = (folder / PLAN).exists()
         if begun:
             _same_plan(folder, plan)
@@ -75,10 +75,10 @@ class Ledger:
         key = (record["attack"], record["i"])
         if key in self.records:
             return
-        self.records[key] = record
+        self.records[key] = record = finite(record)  # what a later session would read
         if self.folder is not None:
             try:
-                self._file.write(json.dumps(record) + "\n")
+                self._file.write(as_json(record) + "\n")
                 self._file.flush()
             except OSError as error:
                 kept = "what was found before is kept, and the same command goes on with it"
@@ -91,13 +91,26 @@ class Ledger:
         self.write(record)
 
     def open_points(self, count: int, like: Tensor) -> None:
-        """Open ``adversarials.npy``, (count, ...), for inputs like this one; the first process makes it, before the others."""
+        """Open ``adversarials.npy``, (count, ...), for inputs like this one; the first process makes it, before the others.
+
+        Raises:
+            UserError: if there is no room for all of it, it is missing although the evaluation has begun, or it is something
+                else; the ledger is closed then.
+        """
         assert self.folder is not None  # checked before the evaluation
-        path = self.folder / ADVERSARIALS
-        if not path.exists():
-            shape = (count, *like.shape)
-            np.lib.format.open_memmap(path, "w+", like.cpu().numpy().dtype, shape).flush()
-        self._points = np.lib.format.open_memmap(path, mode="r+")
+        path, point = self.folder / ADVERSARIALS, like.cpu().numpy()
+        try:
+            if not path.exists():
+                if self.records:  # whose points would be zeros
+                    raise UserError(f"{path} is gone, and with it what earlier attacks found; choose another folder")
+                _make_points(path, point.dtype, (count, *point.shape))
+            self._points = np.lib.format.open_memmap(path, mode="r+")
+        except UserError:
+            self.close()
+            raise
+        except (OSError, ValueError) as error:
+            self.close()
+            raise UserError(f"{path} is not the array of this evaluation: {in_one_line(error)}") from error
 
     def keep_point(self, example: int, point: Tensor) -> None:
         """Store an input (its adversarial example, or the clean one) as row ``example``."""
@@ -112,6 +125,14 @@ class Ledger:
         if isinstance(self._points, np.memmap):
             self._points.flush()
         self._lock.close()
+
+
+def _make_points(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Write an array of zeros that has its place on the disk."""
+    head = io.BytesIO()
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, about)
+    write_zeros(path, head.getvalue(), head.tell() + math.prod(shape) * dtype.itemsize)
 
 
 def read_records(folder: Path) -> Iterator[Record]:
@@ -135,7 +156,7 @@ def _is_record(record: Any) -> bool:
     if not isinstance(record, dict) or type(record.get("attack")) is not str or type(record.get("i")) is not int:
         return False
     needed = _NEEDED.get(record["attack"], _VERDICT)
-    return all(type(record.get(name)) in kinds for name, kinds in needed.items())
+    return all(name in record and type(record[name]) in kinds for name, kinds in needed.items())
 
 
 def _mend(path: Path) -> None:

@@ -81,14 +81,14 @@ class Tally:
         row = {"i": i, "label": record["label"], "predicted": record["predicted"], "clean_margin": record["margin"]}
         broken_by = next((name for name in self.suite.stages if i in self.broken[name]), None)
         verdict = self.verdicts.get((broken_by, i), {}) if broken_by else {}
-        margins = [self.verdicts[name, i]["margin"] for name in self.suite.stages if (name, i) in self.verdicts]
+        seen = [self.verdicts[name, i]["margin"] for name in self.suite.stages if (name, i) in self.verdicts]
         return {
             **row,
             "broken_by": broken_by if record["right"] else CLEAN,
             "turn": verdict.get("turn"),
             "step": verdict.get("step"),
             "norm": verdict.get("norm"),
-            "margin": min([record["margin"], *margins]),
+            "margin": min((margin for margin in (record["margin"], *seen) if margin is not None), default=None),
             "fragile": [name for name in self.suite.stages if i in self.fragile[name]],
         }
 

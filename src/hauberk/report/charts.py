@@ -51,10 +51,10 @@ def bars(
     return _labelled(figure, axes, xlabel, "", False, None)
 
 
-def histogram(values: Sequence[float], *, xlabel: str, ylabel: str, mark: float | None = None) -> "Figure":
-    """Draw a histogram, perhaps with a vertical line."""
+def histogram(values: Sequence[float | None], *, xlabel: str, ylabel: str, mark: float | None = None) -> "Figure":
+    """Draw a histogram of the numbers that are there, perhaps with a vertical line."""
     figure, axes = _axes()
-    axes.hist(values, bins=40, color=COLOURS[0], alpha=0.85)
+    axes.hist([value for value in values if value is not None], bins=40, color=COLOURS[0], alpha=0.85)
     if mark is not None:
         axes.axvline(mark, color=INK, linestyle="--")
     return _labelled(figure, axes, xlabel, ylabel, False, None)

@@ -4,13 +4,14 @@ import base64
 import csv
 import io
 import re
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
 from hauberk import __version__
-from hauberk.errors import UserError
-from hauberk.files import write_atomically
+from hauberk.files import make_folder, plain_name, write_atomically
 from hauberk.report.blocks import Chart, Grid, Page
 from hauberk.report.charts import as_svg
 
@@ -32,27 +33,43 @@ def write_page(page: Page, path: Path) -> None:
 def write_figures(page: Page, folder: Path) -> None:
     """Write every picture as PNG, SVG and PDF, and every table as Markdown, LaTeX and CSV.
 
+    Their names may be other people's, such as the columns of a comparison: in the folder they are plain, and each its own.
+
     Raises:
         UserError: if they cannot be written.
     """
+    taken: set[str] = set()
     for section in page.sections:
         for block in section.blocks:
             if isinstance(block, Chart):
+                pictures = {}
                 for ending in ("png", "svg", "pdf"):
                     picture = io.BytesIO()
                     block.figure.savefig(picture, format=ending, dpi=200, facecolor="white")
-                    _write(folder / f"{block.name}.{ending}", picture.getvalue())
+                    pictures[ending] = picture.getvalue()
+                _write_each(folder, block.name, pictures, taken)
             table = block.data if isinstance(block, Chart) else block
             if isinstance(table, Grid):
-                for ending, text in (("md", _markdown(table)), ("tex", _latex(table)), ("csv", _csv(table))):
-                    _write(folder / f"{table.name}.{ending}", text.encode())
+                texts = {"md": _markdown(table), "tex": _latex(table), "csv": _csv(table)}
+                _write_each(folder, table.name, {ending: text.encode() for ending, text in texts.items()}, taken)
+
+
+def _write_each(folder: Path, name: str, contents: dict[str, bytes], taken: set[str]) -> None:
+    """Write what a name stands for, by ending, into files that are not ``taken`` yet."""
+    name = _free_name(plain_name(name), list(contents), taken)
+    for ending, content in contents.items():
+        _write(folder / f"{name}.{ending}", content)
+
+
+def _free_name(name: str, endings: Sequence[str], taken: set[str]) -> str:
+    tries = (name if k == 1 else f"{name}-{k}" for k in count(1))
+    free = next(one for one in tries if taken.isdisjoint(f"{one}.{ending}".lower() for ending in endings))
+    taken.update(f"{free}.{ending}".lower() for ending in endings)
+    return free
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
+    make_folder(path.parent)
     write_atomically(path, content)
 
 

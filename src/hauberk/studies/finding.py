@@ -2,12 +2,13 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hauberk.files import write_atomically, write_json
+from hauberk.files import finite, make_folder, write_atomically, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ class Finding:
         claim: what the source says, and which it is.
         found: what was measured, in a sentence or two with its numbers.
         agrees: whether that agrees with the claim; None where it cannot be told.
-        rows: the table; all rows have the same keys.
+        rows: the table; all rows have the same keys. None where a number cannot be told.
         series: numbers for the picture, in plain types.
     """
 
@@ -54,7 +55,7 @@ class Finding:
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(finite(self.rows))
         return text.getvalue()
 
     def save(self, folder: Path, draw: "Callable[[Finding], Figure]") -> None:
@@ -63,7 +64,7 @@ class Finding:
         Raises:
             UserError: if it cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_json(folder / f"{self.study}.json", asdict(self))
         write_atomically(folder / f"{self.study}.md", self.as_markdown().encode())
         write_atomically(folder / f"{self.study}.csv", self.as_csv().encode())
@@ -75,5 +76,7 @@ class Finding:
 
 
 def cell_text(value: Any) -> str:
-    """Return what stands in a cell of the table."""
+    """Return what stands in a cell of the table; "-" where a number cannot be told."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -10,7 +10,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from hauberk.errors import UserError, in_one_line
-from hauberk.files import read_json, read_tensors, write_atomically, write_json
+from hauberk.files import json_file, read_json, read_tensors, write_together
 from hauberk.models import ModelSpec
 from hauberk.provenance import versions
 
@@ -27,13 +27,18 @@ def save_model(path: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> 
         card: plain types; the format, versions and date are added.
 
     Raises:
-        UserError: if they cannot be written.
+        UserError: if they cannot be written; neither is then.
     """
     # safetensors refuses shared and non-contiguous memory.
     whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-    write_atomically(path.with_suffix(".safetensors"), save_tensors(whole))
-    stamp = {"format": FORMAT, "weights": f"{path.name}.safetensors"}
-    write_json(path.with_suffix(".json"), stamp | card | {"versions": versions()})
+    kept = path.with_name(f"{path.name}.safetensors")  # with_suffix would cut off a part of model.v1
+    about = {"format": FORMAT, "weights": kept.name} | card | {"versions": versions()}
+    write_together({card_of(kept): json_file(about), kept: save_tensors(whole)})
+
+
+def card_of(path: Path) -> Path:
+    """Return where the card of a model is: given its weights, the card itself, or the name that both share."""
+    return path.with_suffix(".json") if path.suffix in (".safetensors", ".json") else path.with_name(f"{path.name}.json")
 
 
 def load(
@@ -111,13 +116,14 @@ def read_card(path: Path, which: str = "best") -> tuple[dict[str, Any], Path]:
         path = path / f"{which}.json"
         if not path.exists():
             raise UserError(f"{path.parent} has no finished epoch to load ({path.name} is missing)")
-    card = read_json(path.with_suffix(".json"))
+    where = card_of(path)
+    card = read_json(where)
     if card.get("format") != FORMAT:
-        raise UserError(f"{path.with_suffix('.json')} is not a Hauberk card (format {card.get('format')!r})")
+        raise UserError(f"{where} is not a Hauberk card (format {card.get('format')!r})")
     for room in ("model", "method", "threat", "data"):
         if not isinstance(card.get(room, {}), dict):
-            raise UserError(f"{path.with_suffix('.json')} has no readable {room!r}")
+            raise UserError(f"{where} has no readable {room!r}")
     name = card.get("weights")
     if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
-        raise UserError(f"{path.with_suffix('.json')} names its weights as {name!r}; they must lie beside it")
+        raise UserError(f"{where} names its weights as {name!r}; they must lie beside it")
     return card, path.parent / name
