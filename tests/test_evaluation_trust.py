@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,9 @@ import hauberk as hb
 from conftest import TORCHRUN, kill_again_and_again, ranks_of, tiny_batch, tiny_net
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
 from hauberk.evaluation import early_answer, search, table
+from hauberk.evaluation.ledger import CLEAN, Ledger, read_records
+from hauberk.evaluation.suites import Suite
+from hauberk.evaluation.tally import tally
 
 
 def sound(n=60, dtype=torch.float32, shape=(3, 8, 8), classes=5):
@@ -415,3 +420,62 @@ def test_a_card_in_the_style_of_robustbench(short_autoattack):
     assert card["autoattack_acc"] == f"{100 * ev.robust_accuracy:.2f}"
     quick = hb.evaluate(model, (x, y), threat=hb.Linf("8/255"), quiet=True, probes=False)
     assert quick.robustbench_card("ours", "cifar10")["autoattack_acc"] is None
+
+
+def test_a_margin_that_is_not_finite_is_null_in_every_file_and_in_memory_alike(tmp_path):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    plan = {"stages": {"fgsm": []}, "seed": 0, "n": 2, "bound": float("inf")}
+    records = [
+        {"i": 0, "attack": CLEAN, "label": 1, "predicted": 1, "margin": float("nan"), "right": True},
+        {"i": 1, "attack": CLEAN, "label": 1, "predicted": 1, "margin": 2.0, "right": True},
+        {"i": 0, "attack": "fgsm", "broken": False, "margin": float("inf")},
+        {"i": 1, "attack": "fgsm", "broken": True, "turn": 0, "step": 0, "margin": float("-inf"), "norm": 0.1},
+    ]
+    with closing(Ledger(tmp_path, plan)) as ledger:
+        for record in records:
+            ledger.write(record)
+        seen = list(ledger.records.values())
+    for path in (tmp_path / "plan.json", tmp_path / "verdicts-0.jsonl"):
+        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        assert all(json.loads(line, parse_constant=refuse) for line in lines)
+    assert list(read_records(tmp_path)) == seen
+    with closing(Ledger(tmp_path, plan)) as again:  # the same plan, although it holds no number there
+        assert list(again.records.values()) == seen
+    found = tally(seen, Suite({"fgsm": ()}, {}, 1, "")).numbers()["examples"]
+    assert [(e["clean_margin"], e["margin"]) for e in found] == [(None, None), (2.0, 2.0)]
+    assert early_answer(tmp_path).at_most == 0.5
+
+
+def test_all_json_is_written_by_one_function():
+    import hauberk.files
+
+    root = Path(hauberk.files.__file__).parent
+    writers = {path.name for path in root.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())}
+    assert writers == {"files.py", "again.py"}  # the second writes values of options on a command line
+
+
+def test_metrics_that_are_not_finite_are_null(tmp_path):
+    from hauberk.training.record import Record, read_rows
+
+    record = Record(tmp_path)
+    record.add({"epoch": 1, "loss": float("nan")})
+    record.close()
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"epoch": 1, "loss": None}]
+
+
+def test_adversarial_examples_that_were_lost_or_replaced_are_not_made_up(tmp_path):
+    model, x, y = sound(8)
+    how = {"threat": hb.Linf(0.02), "attacks": ["fgsm"], "quiet": True, "probes": False, "adversarials": True, "out": tmp_path}
+    hb.evaluate(model, (x, y), **how)
+    path = tmp_path / "adversarials.npy"
+    whole = path.read_bytes()
+    path.write_bytes(b"something else")
+    with pytest.raises(hb.UserError, match="not the array"):
+        hb.evaluate(model, (x, y), **how)
+    path.unlink()
+    with pytest.raises(hb.UserError, match="is gone"):
+        hb.evaluate(model, (x, y), **how)
+    path.write_bytes(whole)
+    hb.evaluate(model, (x, y), **how)  # nobody was locked out

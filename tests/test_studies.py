@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from conftest import tiny_batch, tiny_net
 from hauberk.cli import main
 from hauberk.compare import Cell
 from hauberk.studies import STUDIES, Setting, ablation, find_study, subsets
+from hauberk.studies.finding import Finding
 from hauberk.studies.measure import agree, difference
 from hauberk.studies.variants import Split
 
@@ -153,3 +155,50 @@ def test_the_command(shared, capsys):
     said = capsys.readouterr().out
     assert "Claim: LPS takes few values" in said
     assert "20 of them looked at" in said
+
+
+def strict(text):
+    """Read JSON as jq, browsers and other languages do."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_network_without_any_loss_makes_no_number_of_nothing(tmp_path):
+    class Sure(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3] * 0.0 + torch.tensor([1000.0, 0.0, 0.0])
+
+    examples = (torch.rand(4, 3), torch.zeros(4, dtype=torch.int64))
+    setting = SimpleNamespace(examples=lambda: examples, trained=lambda name: Sure(), threat=hb.Linf(0.1), seed=0)
+    study = find_study("restarts")
+    found = study.run(setting)
+    column = "largest over median loss of an example, median"
+    assert [row["median loss"] for row in found.rows] == [0.0, 0.0]
+    assert [row[column] for row in found.rows] == [None, None]
+    found.save(tmp_path, study.draw)
+    assert strict((tmp_path / "restarts.json").read_text())["rows"] == found.rows
+    assert "nan" not in (found.as_markdown() + found.as_csv()).lower()
+    assert "| - |" in found.as_markdown()
+
+
+def test_the_largest_loss_over_the_median_one_leaves_out_examples_without_any_loss():
+    from hauberk.studies.restarts import _typical_ratio
+
+    losses = torch.tensor([[1.0, 0.0, 2.0], [2.0, 0.0, 2.0], [4.0, 0.0, 2.0]])  # ratios 2, none, 1
+    assert _typical_ratio(losses) == 1.0  # the lower of two, as everywhere in torch
+    assert _typical_ratio(losses[:, 1:2]) is None
+    assert _typical_ratio(torch.tensor([[0.0], [0.0], [5.0]])) is None  # infinitely many times
+
+
+def test_a_finding_with_numbers_that_are_none_is_json_and_says_so_in_the_table(tmp_path):
+    rows = [{"network": "at", "ratio": float("nan"), "other": float("inf"), "whole": 1.5}]
+    study = find_study("restarts")
+    found = Finding("restarts", "about", "claim", "found", None, rows, {"standard": [[1.0]], "at": [[1.0]]})
+    found.save(tmp_path, study.draw)
+    assert strict((tmp_path / "restarts.json").read_text())["rows"] == [{**rows[0], "ratio": None, "other": None}]
+    assert "| at | - | - | 1.5 |" in (tmp_path / "restarts.md").read_text()
+    assert (tmp_path / "restarts.csv").read_text().splitlines()[1] == "at,,,1.5"
+    assert main(["report", str(tmp_path / "restarts.json")]) == 0

@@ -1,6 +1,5 @@
 """hauberk doctor."""
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -33,9 +32,11 @@ class Doctor:
 def doctor(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(Doctor, "doctor", arguments)
+    from hauberk.files import as_json
+
     facts = _facts()
     if options.json:
-        print(json.dumps(facts))
+        print(as_json(facts))
         return 0
     for name, value in facts.items():
         print(f"{name:<14} {value}")

@@ -1,7 +1,6 @@
 """hauberk evaluate."""
 
 import hashlib
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -95,7 +94,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.data import load_data
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.evaluation import table
-    from hauberk.files import write_json
+    from hauberk.files import as_json, write_json
     from hauberk.training import load, pick_device, read_card
 
     if options.threads:
@@ -143,7 +142,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         write_json(options.card, result.robustbench_card(options.target.stem, name, str(card.get("model", {}).get("name", ""))))
     risk = _risk(model, test, _threat(options, card, name), name) if name.endswith(".toml") and test.classes == 2 else None
     if options.json:
-        print(json.dumps(result.to_dict() | ({"risk": risk.to_dict()} if risk else {})))
+        print(as_json(result.to_dict() | ({"risk": risk.to_dict()} if risk else {})))
         return 0
     Console().print(table({options.target.name: result}))
     for found in result.warnings:

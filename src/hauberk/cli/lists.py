@@ -1,6 +1,5 @@
 """hauberk data, methods, attacks, models."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +65,7 @@ def data(arguments: Sequence[str]) -> int:
     options = parse(Data, "data", arguments)
     from hauberk.data import DATA_SETS, load_data
     from hauberk.data.download import download
+    from hauberk.files import as_json
 
     if not options.name:
         rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATA_SETS.items()}
@@ -83,7 +83,7 @@ def data(arguments: Sequence[str]) -> int:
         counts = source.y.bincount(minlength=source.classes or 0).tolist()
         parts[split] = {"examples": len(source), "shape": list(source.x.shape[1:]), "per_class": counts}
     if options.json:
-        print(json.dumps(parts))
+        print(as_json(parts))
         return 0
     files = options.name in DATA_SETS and options.name != "digits"
     checked = "checksums right" if options.verify and files else "not compared with checksums"
@@ -99,6 +99,7 @@ def data(arguments: Sequence[str]) -> int:
 def methods(arguments: Sequence[str]) -> int:
     """Run ``hauberk methods``."""
     options = parse(Methods, "methods", arguments)
+    from hauberk.files import as_json
     from hauberk.methods import equation, find_recipe, list_methods
     from hauberk.objectives import OBJECTIVES
 
@@ -121,7 +122,7 @@ def methods(arguments: Sequence[str]) -> int:
         "loss": (OBJECTIVES[recipe.objective].terms.__doc__ or "").strip(),
     }
     if options.json:
-        print(json.dumps(facts))
+        print(as_json(facts))
         return 0
     for key, value in facts.items():
         if value is not None:
@@ -165,9 +166,11 @@ def _plain(settings: Any) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, ()))
 
 
-def _show(rows: dict[str, str], as_json: bool, then: str) -> int:
-    if as_json:
-        print(json.dumps(rows))
+def _show(rows: dict[str, str], in_json: bool, then: str) -> int:
+    from hauberk.files import as_json
+
+    if in_json:
+        print(as_json(rows))
         return 0
     width = max(map(len, rows))
     for name, what in rows.items():

@@ -1,9 +1,11 @@
 """restarts: how much the random start of PGD matters, for a standard and for a robust network (Madry et al. 2018, Figure 1)."""
 
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from hauberk.attacks import pgd
 from hauberk.studies.finding import Finding
@@ -38,13 +40,13 @@ def run(setting: Setting) -> Finding:
                 "network": name,
                 "median loss": float(final.median()),
                 "median deviation over starts": float(final.std(0).median()),
-                "largest over median loss of an example, median": float((final.amax(0) / final.median(0).values).median()),
+                "largest over median loss of an example, median": _typical_ratio(final),
                 "broken by one start, %": 100 * float(once.mean()),
                 f"broken by any of {STARTS}, %": 100 * float(ever.double().mean()),
             }
         )
         series[name] = final[:, :5].T.tolist()
-    standard, robust = ({key: float(value) for key, value in row.items() if key != "network"} for row in rows)
+    standard, robust = rows
     calm, loss = robust["median deviation over starts"], robust["median loss"]
     more = [row[f"broken by any of {STARTS}, %"] - row["broken by one start, %"] for row in (standard, robust)]
     found = (
@@ -54,6 +56,17 @@ def run(setting: Setting) -> Finding:
     )
     agrees = calm < 0.1 * loss < 0.1 * standard["median loss"]
     return Finding("restarts", f"{setting}, {len(y):,} test examples", CLAIM, found, agrees, rows, series)
+
+
+def _typical_ratio(losses: Tensor) -> float | None:
+    """Return the median over examples of the largest loss over the median one; None where it cannot be told.
+
+    Args:
+        losses: (starts, examples); an example whose losses are all 0 has no such ratio.
+    """
+    largest, middle = losses.amax(0), losses.median(0).values
+    ratio = float((largest / middle)[largest > 0].median()) if bool((largest > 0).any()) else inf
+    return ratio if isfinite(ratio) else None
 
 
 def draw(finding: Finding) -> "Figure":

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hauberk.errors import UserError
-from hauberk.files import write_atomically
+from hauberk.files import as_json, write_atomically
 
 
 class Record:
@@ -34,7 +34,7 @@ class Record:
         """
         self.rows.append(row)
         if self._path is not None:
-            write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in self.rows).encode())
+            write_atomically(self._path, "".join(as_json(r) + "\n" for r in self.rows).encode())
         if self._board is not None:
             for name, value in row.items():
                 if name != "epoch":
