@@ -161,7 +161,7 @@ def _is_record(record: Any) -> bool:
     if not isinstance(record, dict) or type(record.get("attack")) is not str or type(record.get("i")) is not int:
         return False
     needed = _NEEDED.get(record["attack"], _VERDICT)
-    return all(type(record.get(name)) in kinds for name, kinds in needed.items())
+    return all(name in record and type(record[name]) in kinds for name, kinds in needed.items())
 
 
 def _mend(path: Path) -> None:
