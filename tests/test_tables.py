@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from hauberk.crew import ALONE
 from hauberk.models import ModelSpec, NearestRow
 from hauberk.noise import Noise
 from hauberk.report.again import train_command
-from hauberk.tables import make_table, measure_risk, read_description, read_frame, read_table, usual_threat
+from hauberk.tables import draft, make_table, measure_risk, reach_of, read_description, read_frame, read_table, usual_threat
 from hauberk.threat import threat_from_dict
 from hauberk.training.validate import validate
 
@@ -215,6 +216,35 @@ def test_rounding_to_rows_is_no_doubt_of_the_network_behind_it(tmp_path):
         assert net[0](x + 0.3).equal(x)  # it rounds again
 
 
+def test_columns_that_may_change_but_cannot_are_named(tmp_path):
+    table = whole_numbers(tmp_path)
+    reach = reach_of(table.test, table.threat)
+    assert reach.moving == ("age", "months", "visits")
+    assert str(reach) == "3 of 4 columns can change; loans may change but cannot: ε is below 1 unit"
+    assert reach_of(hb.data.source.Part(table.test, torch.arange(5)), table.threat) == reach
+    assert str(reach_of(table.test, table.threat_in("L2", 0.04))).startswith("0 of 4 columns can change; age, months")
+    assert reach_of(hb.data.as_source((table.test.x, table.test.y)), table.threat) is None
+    net = table.network("mlp").build()
+    found = hb.evaluate(net, table.test, threat=table.threat, attacks=["fgsm"], n=20, probes=False, quiet=True)
+    said = {d.name: d for d in found.warnings}["columns-can-change"]
+    assert (said.measured, said.verdict) == (str(reach), "warning")
+    none = hb.evaluate(net, table.test, threat=table.threat_in("Linf", 0.01), attacks=["fgsm"], probes=False, quiet=True)
+    assert "columns-can-change" in str(none)
+    assert str(none).startswith("INVALID")
+
+
+def test_a_draft_says_what_it_cannot_attack(tmp_path):
+    draw = np.random.default_rng(0)
+    rows = {"rate": draw.integers(1, 5, 300), "amount": draw.normal(0, 100, 300), "job": ["a", "b", "c"] * 100}
+    text = draft(pd.DataFrame(rows | {"late": [0, 1] * 150}), "late", "rows.csv")
+    assert "# as drafted, 1 of 3 columns can change; rate may change but cannot: ε is below 1 unit" in text
+    enough = float(re.search("# eps = (.*) would let it change by 1 unit, 0.1 does not", text)[1])
+    assert 1 < enough * np.std(rows["rate"]) < 1.2
+    rows["amount"][7] = float("nan")
+    text = draft(pd.DataFrame(rows | {"late": [0, 1] * 150}), "late", "rows.csv")
+    assert "# cannot be read as it is: amount: 1 values are not finite or missing" in text
+
+
 def test_a_card_with_columns_that_are_not_there_is_refused():
     card = ModelSpec("mlp", (3,), 2, integers=(0,), groups=((1, 2),)).to_dict()
     assert ModelSpec.from_dict(card).groups == ((1, 2),)
@@ -311,21 +341,39 @@ def test_class_weights_count_in_validation_too():
 
 def test_the_commands_take_a_description(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
+    (folder / "loans.toml").write_text(DESCRIPTION + "[features.visits]\nkind = 'integer'\n")  # ε 0.4
+    frame().assign(visits=np.arange(400) % 3).to_csv(folder / "rows.csv", index=False)
+    reach = "4 of 7 columns can change; visits may change but cannot: ε is below 1 unit"
     assert main(["data", "loans.toml"]) == 0
-    assert "320 of 9" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "320 of 10" in said
+    assert reach in said
+    assert main(["data", "loans.toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reach"]["stuck"] == {"ε is below 1 unit": ["visits"]}
     assert main(["data", "rows.csv", "--label", "late"]) == 0
     (folder / "draft.toml").write_text(capsys.readouterr().out)
     assert read_table(folder / "draft.toml").columns
-    words = ["--model", "mlp", "--epochs", "3", "--lr", "0.02", "--class-weights", "balanced", "--threads", "1", "--quiet"]
+    words = ["--model", "mlp", "--epochs", "3", "--lr", "0.02", "--class-weights", "balanced", "--threads", "1"]
     assert main(["train", "--data", "loans.toml", "--method", "mart", *words, "--out", "run"]) == 0
+    assert reach in capsys.readouterr().out
+    assert main(["report", "run"]) == 0
+    html = (folder / "run" / "report.html").read_text()
+    assert "4 of 7 columns can change" in html
+    assert "ε is below 1 unit" in html
     assert main(["train", "--resume", "run"]) == 0
     capsys.readouterr()
     assert main(["evaluate", "run", "--attacks", "pgd-20", "--n", "60", "--quiet"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Of the class '1': recall" in said
+    assert f"WARNING columns-can-change: {reach}" in said
     assert main(["evaluate", "run", "--attacks", "pgd-20", "--n", "60", "--json"]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["risk"]["auc_attacked"] <= 1
     assert main(["report", "run"]) == 0
+    html = " ".join((folder / "run" / "report.html").read_text().split())
+    head = html[: html.index("<nav")]
+    assert reach in head
+    assert "4 of 7 columns can change</dd>" in head
+    assert re.search(r'class="about">loans.toml, mlp, Linf\(per feature[^\[]*\)</p>', head)  # and not every ε
     command = train_command(json.loads((folder / "run" / "run.json").read_text()))
     assert main([*shlex.split(command)[1:], "--quiet"]) == 0
     ours, theirs = (hb.load(where).state_dict() for where in ("run", "runs/loans-mart"))

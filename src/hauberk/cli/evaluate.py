@@ -95,6 +95,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.data import load_data
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.evaluation import table
+    from hauberk.evaluation.columns import NAME as COLUMNS
     from hauberk.files import write_json
     from hauberk.training import load, pick_device, read_card
 
@@ -148,6 +149,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     Console().print(table({options.target.name: result}))
     for found in result.warnings:
         print(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
+    for found in result.diagnostics:
+        if found.name == COLUMNS and found.verdict == "ok":
+            print(f"Of the table {found.measured}")
     if risk:
         print(f"Of the class {_last_class(name)}: {risk}")
     next_target = options.target if (options.target / "run.json").exists() else out

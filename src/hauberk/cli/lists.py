@@ -82,8 +82,13 @@ def data(arguments: Sequence[str]) -> int:
         source = load_data(options.name, split, options.data_dir, verify=options.verify)
         counts = source.y.bincount(minlength=source.classes or 0).tolist()
         parts[split] = {"examples": len(source), "shape": list(source.x.shape[1:]), "per_class": counts}
+    reach = None
+    if options.name.endswith(".toml"):
+        from hauberk.tables import reach_of, usual_threat
+
+        reach = reach_of(source, usual_threat(options.name))
     if options.json:
-        print(json.dumps(parts))
+        print(json.dumps(parts | ({"reach": reach.to_dict()} if reach else {})))
         return 0
     files = options.name in DATA_SETS and options.name != "digits"
     checked = "checksums right" if options.verify and files else "not compared with checksums"
@@ -91,6 +96,8 @@ def data(arguments: Sequence[str]) -> int:
         shape = "×".join(map(str, part["shape"]))
         few, many = min(part["per_class"]), max(part["per_class"])
         print(f"{options.name} {split}: {part['examples']:,} of {shape}, {few} to {many} per class, {checked}")
+    if reach:
+        print(f"Of the table {reach}")
     where = f" --data-dir {options.data_dir}" if files else ""
     print(f"Next: {program()} train --data {options.name}{where}")
     return 0

@@ -85,7 +85,7 @@ def _start(options: Train, settings_source: str) -> "Run":
     from hauberk.crew import crew
     from hauberk.data import load_data
     from hauberk.methods import method
-    from hauberk.tables import usual_network, usual_threat
+    from hauberk.tables import reach_of, usual_network, usual_threat
     from hauberk.training import train as train_model
 
     source = load_data(options.data, "train", options.data_dir, verify=options.verify)
@@ -97,6 +97,8 @@ def _start(options: Train, settings_source: str) -> "Run":
     out = options.out or crew().by_first(lambda: free_folder(Path("runs") / f"{Path(options.data).stem}-{options.method}"))
     if crew().first and not options.quiet:
         print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
+        if reach := reach_of(source, threat):
+            print(f"Of the table {reach}")
         print(f"Settings not given on the command line: {settings_source}")
     settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings)}
     return train_model(spec, source, method=how, out=out, quiet=options.quiet, **settings)

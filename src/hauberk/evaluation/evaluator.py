@@ -18,6 +18,7 @@ from hauberk.crew import Crew, crew
 from hauberk.data import as_source, fetch_for
 from hauberk.errors import UserError
 from hauberk.evaluation.campaign import Campaign
+from hauberk.evaluation.columns import columns
 from hauberk.evaluation.contract import contract
 from hauberk.evaluation.diagnostics import Diagnostic
 from hauberk.evaluation.early import attack_order
@@ -148,7 +149,7 @@ def evaluate(
         )
         try:
             campaign.clean_pass()
-            contracted = contract(view, first_x, plan.draws)
+            contracted = contract(view, first_x, plan.draws) + columns(source, threat)
             probed, curve = _probe(campaign) if probes else ([], [])
             for found in (d for d in contracted + probed if d.verdict != "ok"):
                 display.line(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")

@@ -35,12 +35,17 @@ def signs(found: Tally, classes: int) -> list[Diagnostic]:
     return signs
 
 
+def hardly_beats_chance(clean: float, classes: int) -> bool:
+    """Whether a clean accuracy, in [0, 1], is less than twice what guessing gives; of two classes, no more than that."""
+    return (clean < 2 / classes and classes > 2) or clean <= 1 / classes
+
+
 def _clean(found: Tally, classes: int) -> Diagnostic:
     clean = len(found.right) / found.n
     return check(
         "clean-accuracy",
         f"clean accuracy {clean:.1%}, chance {1 / classes:.1%}",
-        "invalid" if (clean < 2 / classes and classes > 2) or clean <= 1 / classes else "ok",
+        "invalid" if hardly_beats_chance(clean, classes) else "ok",
         "the model hardly beats chance: check labels, input range and normalisation",
     )
 

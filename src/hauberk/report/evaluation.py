@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hauberk.evaluation.columns import NAME as COLUMNS
 from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
 from hauberk.evaluation.interval import wilson
 from hauberk.report import charts
@@ -24,7 +25,14 @@ def facts(found: dict[str, Any]) -> list[Fact]:
         ),
         Fact("clean accuracy", f"{100 * found['clean_accuracy']:.1f} %", f"95 % interval {_interval(found['clean_interval'])}"),
         Fact("examples", f"{found['n']:,}", f"{found['provenance']['data']}, {found['provenance']['subset']}"),
+        *(fact_of_columns(d.measured) for d in diagnostics if d.name == COLUMNS),
     ]
+
+
+def fact_of_columns(said: str) -> Fact:
+    """Return as a headline what is said of the columns of a table that can change."""
+    number, _, stuck = said.partition("; ")
+    return Fact("of the table", number, stuck)
 
 
 def notices(found: dict[str, Any]) -> list[Notice]:

@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from hauberk.data import load_data
 from hauberk.errors import UserError, in_one_line
 from hauberk.files import FOREIGN, read_json
 from hauberk.report import comparison, evaluation, run, study
 from hauberk.report.again import evaluate_command, run_again
-from hauberk.report.blocks import Code, Page, Section
+from hauberk.report.blocks import Code, Fact, Page, Section
 from hauberk.report.page import write_figures, write_page
 from hauberk.report.pictures import pictures
+from hauberk.tables import reach_of
+from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.record import read_rows
 
 _STRENGTH = ("plus", "standard", "papers", "rand", "custom", "quick")  # suites, the strongest first
@@ -68,8 +71,9 @@ def _of_run(folder: Path) -> Page:
     rows = read_rows(folder / "metrics.jsonl")
     paths = sorted(folder.glob("evaluations/*/evaluation.json"))
     evaluations = sorted((read_json(path) for path in paths), key=_strength)
-    about = f"{card['data']['name']}, {card['model']['name']}, ε {card['threat']['eps']} in {card['threat']['norm']}"
-    headline = evaluation.facts(evaluations[0]) if evaluations else run.facts(card, rows)
+    threat = threat_from_dict(card["threat"])
+    about = f"{card['data']['name']}, {card['model']['name']}, {threat}"
+    headline = evaluation.facts(evaluations[0]) if evaluations else [*run.facts(card, rows), *_columns(card, threat)]
     warnings = [notice for found in evaluations[:1] for notice in evaluation.notices(found)]
     warnings += run.notices(rows, plan["settings"]["epochs"])
     parts: list[Section] = []
@@ -77,6 +81,19 @@ def _of_run(folder: Path) -> Page:
         parts += evaluation.sections(evaluations[0], "evaluation")
     parts += [pictures(folder, card), *run.sections(rows), run_again(folder, plan, evaluations)]
     return Page(f"{plan['method']['name']} on {card['data']['name']}", about, headline, warnings, parts)
+
+
+def _columns(card: dict[str, Any], threat: ThreatModel) -> list[Fact]:
+    """Of a table that is still there: which columns can change."""
+    name = card["data"]["name"]
+    try:
+        source = load_data(name, "train") if name.endswith(".toml") else None
+    except UserError:
+        return []
+    if source is None:
+        return []
+    reach = reach_of(source, threat)
+    return [evaluation.fact_of_columns(str(reach))] if reach else []
 
 
 def _strength(found: dict[str, Any]) -> tuple[int, int]:

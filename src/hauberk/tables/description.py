@@ -5,11 +5,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from hauberk.errors import UserError, unknown_name
 
 KINDS = ("number", "integer", "category")
+_DRAFT_EPS = 0.1
 CHANGES = ("any", "up", "down", "none")
 
 
@@ -100,8 +102,16 @@ def read_description(path: str | Path) -> Description:
         UserError: if it cannot be read, or a key is unknown or has the wrong type.
     """
     try:
-        raw = tomllib.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the description {path}: {error}") from error
+    return _parsed(text, path)
+
+
+def _parsed(text: str, path: str | Path) -> Description:
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"cannot read the description {path}: {error}") from error
     tables = raw.pop("features", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
@@ -128,7 +138,7 @@ def draft(frame: Any, label: str, train: str) -> str:
 
     if label not in frame.columns:
         raise unknown_name("column", label, [str(name) for name in frame.columns])
-    lines = [f"train = {_quoted(train)}", f"label = {_quoted(label)}", "eps = 0.1  # standard deviations"]
+    lines = [f"train = {_quoted(train)}", f"label = {_quoted(label)}", f"eps = {_DRAFT_EPS:g}  # standard deviations"]
     for name in frame.columns:
         if name == label:
             continue
@@ -140,7 +150,25 @@ def draft(frame: Any, label: str, train: str) -> str:
         else:
             lines += [f'kind = "{"integer" if is_integer_dtype(column) else "number"}"', 'change = "any"']
             lines += [f"low = {column.min()}", f"high = {column.max()}"]
-    return "\n".join(lines) + "\n"
+            spread = float(column.std(ddof=0))
+            if is_integer_dtype(column) and 0 < _DRAFT_EPS * spread < 1:
+                lines.append(
+                    f"# eps = {math.ceil(110 / spread) / 100:g} would let it change by 1 unit, {_DRAFT_EPS:g} does not"
+                )
+    return "\n".join([*lines[:3], *_said_of(frame, "\n".join(lines)), *lines[3:]]) + "\n"
+
+
+def _said_of(frame: Any, text: str) -> list[str]:
+    """Say in a comment what an adversary can change by the description that was drafted for the rows."""
+    from hauberk.tables.reach import reach_of
+    from hauberk.tables.table import make_table  # which builds on this module
+
+    try:
+        table = make_table(_parsed(text, "the draft"), frame, frame)
+        said = f"as drafted, {reach_of(table.train, table.threat)}"
+    except UserError as error:
+        said = f"cannot be read as it is: {error}"
+    return [f"# {line}" for line in wrap(said, 110)]
 
 
 def _typed(kind: type, given: dict[str, Any], where: str) -> dict[str, Any]:

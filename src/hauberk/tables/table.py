@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.data import Arrays, channel_statistics
+from hauberk.data import channel_statistics
 from hauberk.errors import UserError, in_one_line
 from hauberk.models import ModelSpec, NearestRow, Normalize
 from hauberk.tables.description import Description, Feature, read_description
 from hauberk.tables.encode import Column, column_of, columns_of, encode, encode_labels, values_of
+from hauberk.tables.reach import Rows
 from hauberk.threat import ThreatModel, make_threat
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class Table:
     description: Description
     columns: tuple[Column, ...]
     classes: tuple[str, ...]
-    train: Arrays
-    test: Arrays
+    train: Rows
+    test: Rows
     std: Tensor
 
     @property
@@ -157,7 +158,14 @@ def make_table(description: Description, train: "DataFrame", test: "DataFrame", 
         raise UserError(f"the label {description.label!r} has only the value {classes[0]!r}")
     columns = columns_of(train, description)
     parts = [
-        Arrays(encode(frame, description, columns), encode_labels(frame, description.label, classes), len(classes), name)
+        Rows(
+            encode(frame, description, columns),
+            encode_labels(frame, description.label, classes),
+            len(classes),
+            name,
+            features=description.features,
+            columns=columns,
+        )
         for frame in (train, test)
     ]
     std = parts[0].x.double().std(0, correction=0)
