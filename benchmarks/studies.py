@@ -16,7 +16,7 @@ import tyro
 import hauberk as hb
 from hauberk.compare import Cell
 from hauberk.files import read_json
-from hauberk.studies import STUDIES, Finding, Setting, find_study, run_study
+from hauberk.studies import STUDIES, Finding, Setting, find_study
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def main() -> None:
         path = options.out / f"{name}.json"
         if not path.exists():
             study = find_study(name)
-            run_study(name, setting).save(options.out, study.draw)
+            study.run(setting).save(options.out, study.draw)
         findings.append(Finding(**read_json(path)))
         print(f"{name:16} {findings[-1].verdict}: {findings[-1].found}", flush=True)
     write_page(options, setting, findings)

@@ -1,7 +1,9 @@
 """Every study at its smallest size: what it says must follow from what it measured."""
 
 import json
+import re
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +14,7 @@ import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.cli import main
 from hauberk.compare import Cell
-from hauberk.studies import STUDIES, Setting, ablation, find_study, subsets
-from hauberk.studies.finding import Finding
+from hauberk.studies import STUDIES, Finding, Setting, ablation, find_study, subsets, trade_off
 from hauberk.studies.measure import agree, difference
 from hauberk.studies.variants import Split
 
@@ -40,6 +41,46 @@ def test_a_study_is_written_down_with_its_picture(name, shared):
     assert (shared / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert found.claim in (shared / f"{name}.md").read_text()
     assert len((shared / f"{name}.csv").read_text().splitlines()) == 1 + len(found.rows)
+
+
+UNLEARNT = Cell("at", 0, train_size=60, test_size=30, settings={"epochs": 3, "val_size": 10, "lr": 1e-6})
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_verdict_rests_on_networks_that_have_learnt_nothing(name, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "unlearnt"  # networks are shared
+    found = find_study(name).run(Setting(UNLEARNT, folder, threads=1))
+    assert found.agrees is None
+    assert found.verdict == "cannot be told"
+    said = r"\d+ of the \d+ networks it rests on are no better than chance \(.*: \d+ % of 10 classes\); train longer"
+    assert re.match(said, found.found)
+    assert found.found.count("Measured: ") == 1
+
+
+def test_a_verdict_stands_where_the_networks_that_it_rests_on_have_learnt():
+    found = Finding("x", "about", "claim", "1 of 2", True, [], {})
+    setting = Setting(Cell("at", 0, test_size=50), None)
+    setting.learnt.update({"at": 0.2, "mart": 0.9})
+    assert setting.sound(found) is found
+    setting.learnt["trades"] = 0.19
+    assert setting.sound(found).agrees is None
+    assert (
+        "1 of the 3 networks it rests on are no better than chance (trades: 19 % of 10 classes)" in setting.sound(found).found
+    )
+
+
+def test_networks_that_are_only_shown_hold_no_verdict_back(tmp_path, monkeypatch):
+    def at_chance_but_for(self, method, *, judged=True, **choices):
+        if judged:
+            self.learnt[method] = 0.9
+        return tiny_net((1, 8, 8), 10).eval()
+
+    monkeypatch.setattr(Setting, "trained", at_chance_but_for)
+    setting = Setting(replace(SMALL, test_size=8), tmp_path, threads=1)
+    found = trade_off.run(setting)
+    assert len(found.rows) > len(setting.learnt)
+    assert set(setting.learnt) == {"standard", "at", "trades"}
+    assert setting.sound(found) is found
 
 
 @pytest.mark.parametrize("name", ["lps-vs-pm", "saliency", "burn-in"])
@@ -202,14 +243,3 @@ def test_a_finding_with_numbers_that_are_none_is_json_and_says_so_in_the_table(t
     assert "| at | - | - | 1.5 |" in (tmp_path / "restarts.md").read_text()
     assert (tmp_path / "restarts.csv").read_text().splitlines()[1] == "at,,,1.5"
     assert main(["report", str(tmp_path / "restarts.json")]) == 0
-
-
-@pytest.mark.parametrize("name", ["restarts", "transfer", "lps-vs-pm", "saliency", "large-epsilon"])
-def test_networks_that_have_learnt_nothing_give_no_verdict(name, tmp_path, capsys):
-    words = ["--train-size", "60", "--test-size", "20", "--epochs", "1", "--val-size", "20", "--lr", "1e-9", "--threads", "1"]
-    assert main(["study", name, *words, "--out", str(tmp_path)]) == 0
-    assert "Found (cannot be told): " in capsys.readouterr().out
-    found = strict((tmp_path / f"{name}.json").read_text())
-    assert found["agrees"] is None
-    assert "hardly better than chance on clean examples" in found["found"]
-    assert "10 classes): train longer" in found["found"]

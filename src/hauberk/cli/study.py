@@ -47,7 +47,7 @@ def study(arguments: Sequence[str]) -> int:
     default = Study(settings=TrainSettings(**published.settings))
     options = parse(Study, "study", arguments, default)
     from hauberk.compare import Cell
-    from hauberk.studies import STUDIES, Setting, find_study, run_study
+    from hauberk.studies import STUDIES, Setting, find_study
 
     if not options.name:
         print("\n".join(f"{name:<16} {what}" for name, what in STUDIES.items()))
@@ -67,7 +67,7 @@ def study(arguments: Sequence[str]) -> int:
         settings=given_settings(options.settings, default.settings),
     )
     setting = Setting(base, out, device=options.settings.device, threads=options.settings.threads, verify=options.verify)
-    found = run_study(options.name, setting)
+    found = chosen.run(setting)
     found.save(out, chosen.draw)
     print(found.as_markdown())
     print(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {program()} report {out}")

@@ -36,7 +36,7 @@ def signs(found: Tally, classes: int) -> list[Diagnostic]:
 
 
 def hardly_beats_chance(clean: float, classes: int) -> bool:
-    """Whether a clean accuracy in [0, 1] is below twice that of guessing, or, with two classes, not above it."""
+    """Whether a clean accuracy, in [0, 1], is less than twice what guessing gives; of two classes, no more than that."""
     return (clean < 2 / classes and classes > 2) or clean <= 1 / classes
 
 

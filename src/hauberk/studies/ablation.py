@@ -65,7 +65,9 @@ def run(setting: Setting) -> Finding:
     """Train MART and its variants, and attack them."""
     x, y = setting.examples()
     found = {
-        name: standing(setting.trained(f"mart {name}", how=how), x, y, setting.threat, setting.seed)
+        name: standing(
+            setting.trained(f"mart {name}", how=how, judged=name in ("whole", *LOSSES)), x, y, setting.threat, setting.seed
+        )
         for name, how in variants(setting).items()
     }
     whole = found["whole"]

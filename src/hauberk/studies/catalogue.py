@@ -1,13 +1,16 @@
 """The studies by name: each an experiment of the sources, in a module of its own with ``run`` and ``draw``."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from hauberk.errors import unknown_name
-from hauberk.evaluation.signs import hardly_beats_chance
 from hauberk.studies.finding import Finding
 from hauberk.studies.setting import Setting
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STUDIES = {
     "path-dependence": "PGD against LM-PGD: loss curves, and the least steps each needs (MAIL, Figure 1a)",
@@ -27,38 +30,40 @@ STUDIES = {
 _MODULES = {"lambda": "sensitivity"}  # "lambda" is a word of Python's
 
 
-def find_study(name: str) -> ModuleType:
-    """Return the module of a study.
+@dataclass(frozen=True)
+class Study:
+    """An experiment.
+
+    Attributes:
+        CLAIM: what its source says.
+        measure: trains, attacks, and judges by what it sees.
+        draw: makes the picture of a finding.
+    """
+
+    CLAIM: str
+    measure: Callable[[Setting], Finding]
+    draw: Callable[[Finding], "Figure"]
+
+    def run(self, setting: Setting) -> Finding:
+        """Run it; the verdict is left open where it would rest on a network that is no better than chance.
+
+        Args:
+            setting: data, network, sizes.
+
+        Raises:
+            UserError: as :func:`hauberk.train`, and if it is asked to stop.
+        """
+        watched = replace(setting, learnt={})
+        return watched.sound(self.measure(watched))
+
+
+def find_study(name: str) -> Study:
+    """Return a study.
 
     Raises:
         UserError: if there is none of that name.
     """
     if name not in STUDIES:
         raise unknown_name("study", name, STUDIES)
-    return import_module(f"hauberk.studies.{_MODULES.get(name, name.replace('-', '_'))}")
-
-
-def run_study(name: str, setting: Setting) -> Finding:
-    """Run a study, and withhold its verdict where one of its networks has learnt nothing.
-
-    Args:
-        name: of the study.
-        setting: what it is run on.
-
-    Returns:
-        The finding. Its ``agrees`` is None, and ``found`` says why, if a network is right on less than twice as many of the
-        test examples as guessing would be (with two classes: on no more).
-
-    Raises:
-        UserError: if there is no such study, and as :func:`hauberk.train`.
-    """
-    setting.learnt.clear()
-    found: Finding = find_study(name).run(setting)
-    ignorant = {network: seen for network, seen in setting.learnt.items() if hardly_beats_chance(*seen)}
-    if not ignorant:
-        return found
-    worst, classes = min(ignorant.values())
-    most, others = list(ignorant)[:3], len(ignorant) - 3
-    names = ", ".join(most) + (f" and {others} more" if others > 0 else "")
-    why = f"{names} hardly better than chance on clean examples ({worst:.0%} right at least, {classes} classes): train longer"
-    return replace(found, agrees=None, found=f"{why}. What was measured all the same: {found.found}")
+    module = import_module(f"hauberk.studies.{_MODULES.get(name, name.replace('-', '_'))}")
+    return Study(module.CLAIM, module.run, module.draw)

@@ -29,7 +29,8 @@ def run(setting: Setting) -> Finding:
     rare = y >= classes - classes // 3
     found, shares, rows = {}, {}, []
     for name, (method, weights) in TRAININGS.items():
-        model = thin.trained(method, settings={} if weights == "none" else {"class_weights": weights})
+        settings = {} if weights == "none" else {"class_weights": weights}
+        model = thin.trained(method, settings=settings, judged=name in ("at", "mart"))
         one = found[name] = standing(model, x, y, setting.threat, setting.seed)
         shares[name] = [percent(one.strong[y == k]) for k in range(classes)]
         extra = {"strong, rarest third, %": percent(one.strong[rare]), "strong, worst class, %": min(shares[name])}

@@ -35,7 +35,9 @@ def run(setting: Setting) -> Finding:
     differ = (ours != others) & ((ours < STEPS) | (others < STEPS))
     broken = (ours < STEPS) | (others < STEPS)
     rows = [_row(name, steps[right], broken) for name, steps in lps.items()]
-    shown = int(right.nonzero()[stuck.nonzero()[0, 0], 0]) if stuck.any() else int(right.nonzero()[0, 0])
+    # One that PGD is stuck at, else one that is right; of a network that has nothing right, the first.
+    places = right.nonzero().squeeze(1)
+    shown = int(next(iter([*places[stuck], *places, 0])))
     series = {
         "shown": shown,
         "losses": {name: _losses(name, model, x, y, shown, setting) for name in ATTACKS},
@@ -77,7 +79,7 @@ def _row(name: str, steps: Tensor, broken: Tensor) -> dict[str, Any]:
         "examples": len(steps),
         "broken, %": 100 * len(those) / max(len(steps), 1),
         "median LPS of the broken": float(those.median()) if len(those) else "",
-        "stuck, %": 100 * float(((steps == STEPS) & broken).double().mean()),
+        "stuck, %": 100 * int(((steps == STEPS) & broken).sum()) / max(len(steps), 1),
     }
 
 

@@ -30,7 +30,7 @@ def run(setting: Setting) -> Finding:
     images = {"input": x[:SHOWN].cpu().tolist()}
     centred = (x - x.mean(0)).flatten(1)
     for name in NETWORKS:
-        grad = input_gradient(setting.trained(name), x, y)
+        grad = input_gradient(setting.trained(name, judged=name in ("standard", "at")), x, y)
         flat = grad.flatten(1)
         lengths = (centred.norm(dim=1) * flat.norm(dim=1)).clamp_min(1e-30)
         aligned[name] = (centred * flat).sum(1).abs() / lengths

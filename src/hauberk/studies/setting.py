@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from hauberk.compare.cell import Cell, train_cell
 from hauberk.data import Source, fetch_for
 from hauberk.errors import UserError
+from hauberk.evaluation.signs import hardly_beats_chance
 from hauberk.methods import Method
 from hauberk.published import find_published
 from hauberk.settings import TrainSettings
+from hauberk.studies.finding import Finding
 from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device
 from hauberk.training.plan import hold_out
-
-_AT_ONCE = 250
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Setting:
         device: where.
         threads: CPU threads; 0 leaves torch's choice.
         verify: compare checksums of the data files.
-        learnt: clean accuracy on the test examples of each network that was asked for, and its number of classes.
+        learnt: clean accuracy on the test examples, in [0, 1], of each network that a verdict rests on, as they are trained.
     """
 
     base: Cell
@@ -40,9 +40,7 @@ class Setting:
     device: str = "auto"
     threads: int = 0
     verify: bool = True
-    learnt: dict[str, tuple[float, int]] = field(
-        default_factory=dict, compare=False
-    )  # one for all that are made of this by replace()
+    learnt: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
         base = self.base
@@ -75,7 +73,13 @@ class Setting:
         return hold_out(self.base.source("train", self.verify), self.schedule)[0]
 
     def trained(
-        self, method: str, *, how: Method | None = None, settings: Mapping[str, Any] | None = None, **choices: Any
+        self,
+        method: str,
+        *,
+        how: Method | None = None,
+        settings: Mapping[str, Any] | None = None,
+        judged: bool = True,
+        **choices: Any,
     ) -> nn.Module:
         """Return a trained network in evaluation mode, from the folder if it was trained before.
 
@@ -83,6 +87,7 @@ class Setting:
             method: its name.
             how: the method itself, for one that has no name elsewhere; ``method`` is then what the study calls it.
             settings: training settings other than the setting's.
+            judged: the study's verdict rests on this network; False for one that is only shown.
             **choices: settings of the method.
 
         Raises:
@@ -98,17 +103,35 @@ class Setting:
         if not train_cell(cell, folder, self.device, self.threads, self.verify, how):
             raise UserError("stopped; the same command goes on")
         model = load(cell.folder(folder) / "run", device=pick_device(self.device)).eval()
-        self.learnt[method if kind == "plain" else f"{method} ({kind})"] = self._clean_accuracy(model)
+        if judged:
+            x, y = self._test_examples
+            with torch.no_grad():
+                right = [model(some).argmax(1) == label for some, label in zip(x.split(1000), y.split(1000), strict=True)]
+            self.learnt[method if kind == "plain" else f"{method}, {kind}"] = float(torch.cat(right).double().mean())
         return model
 
-    @torch.no_grad()
-    def _clean_accuracy(self, model: nn.Module) -> tuple[float, int]:
-        x, y = self.examples()
-        logits = torch.cat([model(some) for some in x.split(_AT_ONCE)])
-        return float((logits.argmax(1) == y).double().mean()), logits.shape[1]
+    def sound(self, found: Finding) -> Finding:
+        """Return a finding of this setting, without its verdict where that rests on networks that have learnt nothing."""
+        classes = self.base.source("test", self.verify).classes or int(self._test_examples[1].max()) + 1
+        poor = {name: clean for name, clean in self.learnt.items() if hardly_beats_chance(clean, classes)}
+        if not poor:
+            return found
+        least = min(poor, key=lambda name: poor[name])
+        reason = (
+            f"{len(poor)} of the {len(self.learnt)} networks it rests on are no better than chance ({least}: "
+            f"{100 * poor[least]:.0f} % of {classes} classes); train longer. Measured: "
+        )
+        return replace(found, agrees=None, found=reason + found.found)
+
+    @cached_property
+    def _test_examples(self) -> tuple[Tensor, Tensor]:
+        return self._fetched("test")
 
     def examples(self, split: str = "test") -> tuple[Tensor, Tensor]:
         """Return the examples to look at: inputs (N, ...) and labels (N,), on the device."""
+        return self._test_examples if split == "test" else self._fetched(split)
+
+    def _fetched(self, split: str) -> tuple[Tensor, Tensor]:
         source = self.base.source(split, self.verify)
         count = min(self.base.test_size or len(source), len(source))
         return fetch_for(nn.Linear(1, 1).to(pick_device(self.device)), source, torch.arange(count))

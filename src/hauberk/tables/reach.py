@@ -18,7 +18,12 @@ _NAMED = 8
 class Rows(Arrays):
     """Rows of a table in memory, which know what their columns are.
 
-    Attributes as in :class:`hauberk.data.Arrays` (``x``, ``y``, ``classes``, ``name``, ``folder``), and:
+    Attributes:
+        x: inputs, (N, D), in the units of the file.
+        y: labels, (N,) int64.
+        classes: how many classes there are.
+        name: of the data set: the file of the description.
+        folder: empty; the description says where its rows are.
         features: what the description says of each column, by name.
         columns: the D inputs.
     """
