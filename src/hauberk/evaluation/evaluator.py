@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -109,8 +109,11 @@ def evaluate(
     notes = {name: get_preset(name).program(threat, outputs, detects, surrogate)[1] for name in plan.stages}
     width = min(batch_size, count)
     folder = None if out is None else Path(out)
-    # Each example is compared again in the clean pass; data that is not in memory are not read twice for that.
-    known = count if in_memory(source) else min(count, 16)
+    everybody = crew()
+    # Only what goes on, or is shared, is compared. Each example is compared again in the clean pass, so data that are not in
+    # memory are not read twice for that.
+    bound = folder is not None or everybody.size > 1
+    known = count if bound and in_memory(source) else min(count, 16)
     about = {
         "suite": "custom" if attacks else suite,
         "stages": {name: list(spared) for name, spared in plan.stages.items()},
@@ -131,7 +134,6 @@ def evaluate(
         "threads": torch.get_num_threads(),
         "device": first_x.device.type,
     }
-    everybody = crew()
     ledger = _open(folder, about, everybody, first_x[0] if adversarials else None)
     hidden = quiet or not everybody.first
     with closing(ledger), Display("evaluate", 1000, quiet=hidden, unit="") as display, attack_view(model) as view:
@@ -230,16 +232,18 @@ def _open(folder: Path | None, about: dict[str, Any], everybody: Crew, point: Te
     """
     differs = difference(everybody.by_first(lambda: about), about, harmless=())
     everybody.refuse(f"process {everybody.rank} is not like the first one: other {differs}" if differs else "")
-    for turn in (0, 1):
-        problem = ""
-        if (everybody.rank > 0) == turn:
-            try:
-                ledger = Ledger(folder, about, everybody.rank)
-                if point is not None:
-                    ledger.open_points(about["n"], point)
-            except UserError as error:
-                problem = str(error)
-        everybody.refuse(problem)
+    with ExitStack() as undo:
+        for turn in (0, 1):
+            problem = ""
+            if (everybody.rank > 0) == turn:
+                try:
+                    ledger = undo.enter_context(closing(Ledger(folder, about, everybody.rank)))
+                    if point is not None:
+                        ledger.open_points(about["n"], point)
+                except UserError as error:
+                    problem = str(error)
+            everybody.refuse(problem)
+        undo.pop_all()
     return ledger
 
 

@@ -100,21 +100,17 @@ class Ledger:
 
         Raises:
             UserError: if there is no room for all of it, it is missing although the evaluation has begun, or it is something
-                else; the ledger is closed then.
+                else.
         """
         assert self.folder is not None  # checked before the evaluation
         path, point = self.folder / ADVERSARIALS, like.cpu().numpy()
+        if not path.exists():
+            if self.records:  # whose points would be zeros
+                raise UserError(f"{path} is gone, and with it what earlier attacks found; choose another folder")
+            _make_points(path, point.dtype, (count, *point.shape))
         try:
-            if not path.exists():
-                if self.records:  # whose points would be zeros
-                    raise UserError(f"{path} is gone, and with it what earlier attacks found; choose another folder")
-                _make_points(path, point.dtype, (count, *point.shape))
             self._points = np.lib.format.open_memmap(path, mode="r+")
-        except UserError:
-            self.close()
-            raise
         except (OSError, ValueError) as error:
-            self.close()
             raise UserError(f"{path} is not the array of this evaluation: {in_one_line(error)}") from error
 
     def keep_point(self, example: int, point: Tensor) -> None:
