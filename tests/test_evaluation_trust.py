@@ -511,8 +511,8 @@ def test_a_margin_that_is_not_finite_is_null_in_every_file_and_in_memory_alike(t
 
     plan = {"stages": {"fgsm": []}, "seed": 0, "n": 2, "bound": float("inf")}
     records = [
-        {"i": 0, "attack": CLEAN, "label": 1, "predicted": 1, "margin": float("nan"), "right": True},
-        {"i": 1, "attack": CLEAN, "label": 1, "predicted": 1, "margin": 2.0, "right": True},
+        {"i": 0, "attack": CLEAN, "id": 5, "label": 1, "predicted": 1, "margin": float("nan"), "right": True},
+        {"i": 1, "attack": CLEAN, "id": 6, "label": 1, "predicted": 1, "margin": 2.0, "right": True},
         {"i": 0, "attack": "fgsm", "broken": False, "margin": float("inf")},
         {"i": 1, "attack": "fgsm", "broken": True, "turn": 0, "step": 0, "margin": float("-inf"), "norm": 0.1},
     ]

@@ -87,7 +87,7 @@ def test_a_run_records_its_precision_and_resumes_in_it(precision, tmp_path, monk
     monkeypatch.setattr("hauberk.training.loop.pick_form", lambda *a: ("bf16", False))
     data, how = easy_data(), {"method": "trades", "threat": THREAT, **settings(precision=precision)}
     whole = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "a", **how)
-    assert hb.train("small-cnn", Signalling(data, 180), out=tmp_path / "b", **how).interrupted
+    assert hb.train("small-cnn", Signalling(data, 240), out=tmp_path / "b", **how).interrupted
     assert json.loads((tmp_path / "a" / "best.json").read_text())["precision"] == "bf16"
     monkeypatch.setattr("hauberk.training.loop.pick_form", lambda *a: ("fp32", False))  # is not asked again
     again = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "b", resume=True, **how)

@@ -86,7 +86,7 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
         net = spec.build().to(place)
         x, y = fetch_for(net, plan.train, plan.batches(0)[0])
         count = _affordable(net, x, place)
-        step = _seconds(partial(_step, how, net, x[:count], y[:count]), place) * len(x) / count
+        step = _seconds(partial(_step, plan.method, net, x[:count], y[:count]), place) * len(x) / count
         training += trials * plan.total_steps * step * _VALIDATION
         disk += trials * _KEPT * sum(p.nbytes for p in net.parameters())
     x = x[:count]
@@ -103,7 +103,7 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
 
 
 def _step(how: Method, net: nn.Module, x: Tensor, y: Tensor) -> None:
-    how(net.train(), x, y).loss.backward()
+    how(net.train(), x, y, epoch=0).loss.backward()
 
 
 def _affordable(net: nn.Module, x: Tensor, device: torch.device) -> int:

@@ -184,5 +184,5 @@ def _same_plan(folder: Path, plan: dict[str, Any]) -> str:
     there = read_json(folder / PLAN)
     if differs := difference(there, plan):
         raise UserError(f"{folder} holds another evaluation ({differs}); choose another folder")
-    others = ", ".join(f"{there.get(key)} {key}" for key in _HARMLESS if there.get(key) != plan[key])
+    others = ", ".join(f"{there.get(key)} {key}" for key in _HARMLESS if there.get(key) != plan.get(key))
     return f"begun with {others}: verdicts may differ by rounding" if others else ""

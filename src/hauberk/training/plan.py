@@ -1,7 +1,6 @@
 """What a run is, settled before it starts: parts of the data, settings, and the record that resuming compares."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from hauberk.data import DATA_SETS, Augmentation, Joined, Part, Source, data_digest, labels
 from hauberk.errors import UserError
-from hauberk.files import as_read_back
+from hauberk.files import as_json, as_read_back
 from hauberk.methods import Method
 from hauberk.models import ModelSpec
 from hauberk.settings import TrainSettings
@@ -165,7 +164,7 @@ def hold_out(source: Source, settings: TrainSettings) -> tuple[Source, Source]:
 def run_id(plan: dict[str, Any]) -> str:
     """Return a digest of all in a plan that fixes the result of a run, 16 hexadecimal digits: what a checkpoint belongs to."""
     fixed = {room: {k: v for k, v in plan[room].items() if k not in _MAY_DIFFER} for room in _ROOMS}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(as_json(fixed).encode()).hexdigest()[:16]
 
 
 def compare_plans(stored: dict[str, Any], now: dict[str, Any]) -> None:

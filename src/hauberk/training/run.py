@@ -266,6 +266,8 @@ def _record_of(folder: Path) -> Path:
     """
     if (folder / _RECORD).is_file():
         return folder / _RECORD
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist")
     killed = folder.is_dir() and any(folder.iterdir()) and all(entry.name in _BEFORE for entry in folder.iterdir())
     again = "; it was killed before anything was saved: begin it again, without --resume" if killed else ""
     raise UserError(f"{folder} holds no run to resume{again}")
