@@ -215,7 +215,7 @@ def test_a_network_without_any_loss_makes_no_number_of_nothing(tmp_path):
     examples = (torch.rand(4, 3), torch.zeros(4, dtype=torch.int64))
     setting = SimpleNamespace(examples=lambda: examples, trained=lambda name: Sure(), threat=hb.Linf(0.1), seed=0)
     study = find_study("restarts")
-    found = study.run(setting)
+    found = study.measure(setting)
     column = "largest over median loss of an example, median"
     assert [row["median loss"] for row in found.rows] == [0.0, 0.0]
     assert [row[column] for row in found.rows] == [None, None]
