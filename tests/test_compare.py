@@ -188,7 +188,14 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 def test_an_interrupted_comparison_goes_on(tmp_path):
     words = [sys.executable, "-m", "hauberk", "compare", *WORDS, "--out", str(tmp_path / "out"), "--epochs", "60"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a run in the background of a shell ignores it
+    )
     state = tmp_path / "out" / "at" / "seed-0" / "run" / "state.ckpt"
     while not state.exists():
         time.sleep(0.05)
