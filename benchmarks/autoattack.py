@@ -21,8 +21,8 @@ from networks import small_net
 from torch import Tensor, nn
 
 import hauberk as hb
-from hauberk.crew import joined_crew
-from hauberk.provenance import machine
+from hauberk.core.distributed import joined_crew
+from hauberk.core.environment import machine
 
 WAYS = (("full", 1), ("full", 0), ("bf16", 1), ("bf16", 0))  # precision and processes, 0: as many as threads
 

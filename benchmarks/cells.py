@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 import hauberk as hb
+from hauberk.core.io import read_json
 from hauberk.data import Part, load_data
-from hauberk.files import read_json
 
 
 def first(data: str, split: str, folder: Path, count: int) -> Part:

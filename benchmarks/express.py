@@ -18,9 +18,9 @@ import tyro
 from cells import evaluated, first, trained
 
 import hauberk as hb
+from hauberk.core.environment import machine, versions
 from hauberk.data import DATA_SETS, Source, load_data
 from hauberk.models import ModelSpec
-from hauberk.provenance import machine, versions
 
 BATCH, ROUNDS = 128, 12
 REFERENCE = "mail-trades, 100 epochs"

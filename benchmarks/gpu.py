@@ -21,9 +21,9 @@ import tyro
 from cells import evaluated, first, trained
 
 import hauberk as hb
+from hauberk.core.environment import machine, versions
+from hauberk.core.io import read_json, write_json
 from hauberk.data import load_data
-from hauberk.files import read_json, write_json
-from hauberk.provenance import machine, versions
 
 METHODS = ("standard", "at", "mart", "mail-at", "trades", "mail-trades", "gairat", "fat", "at+awp", "trades+awp", "mma", "alp")
 

@@ -14,8 +14,8 @@ import tyro
 from cells import evaluated, first, trained
 
 import hauberk as hb
+from hauberk.core.environment import machine, versions
 from hauberk.data import load_data
-from hauberk.provenance import machine, versions
 
 ATTACKS = ("pgd-20", "apgd-ce", "apgd-t")
 

@@ -15,7 +15,7 @@ from networks import TradesNet, small_net
 from torch import nn
 
 import hauberk as hb
-from hauberk.crew import joined_crew
+from hauberk.core.distributed import joined_crew
 
 
 @dataclass(frozen=True)

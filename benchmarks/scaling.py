@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import hauberk as hb
-from hauberk.crew import Crew
+from hauberk.core.distributed import Crew
+from hauberk.core.environment import machine, versions
 from hauberk.models import ModelSpec
-from hauberk.provenance import machine, versions
 from hauberk.training.parallel import in_parallel, running_statistics
 
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes; DistributedDataParallel's

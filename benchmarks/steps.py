@@ -18,13 +18,13 @@ from public_steps import EPS, STEPS, steps
 from torch import Tensor, nn
 
 import hauberk as hb
-from hauberk.attacks.compiled import Compiled
-from hauberk.attacks.twin import Twin
-from hauberk.methods.recipes import find_recipe
-from hauberk.methods.sight import Sight
+from hauberk.core.environment import machine, versions
+from hauberk.fastpath.compile import Compiled
+from hauberk.fastpath.frozen_copy import Twin
+from hauberk.fastpath.precision import Sight
+from hauberk.methods.registry import find_recipe
 from hauberk.models import ModelSpec
 from hauberk.objectives import OBJECTIVES
-from hauberk.provenance import machine, versions
 
 
 @dataclass(frozen=True)

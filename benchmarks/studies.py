@@ -14,9 +14,9 @@ import torch
 import tyro
 
 import hauberk as hb
-from hauberk.compare import Cell
-from hauberk.files import read_json
-from hauberk.studies import STUDIES, Finding, Setting, find_study
+from hauberk.core.io import read_json
+from hauberk.experiments import Cell
+from hauberk.experiments.studies import STUDIES, Finding, Setting, find_study
 
 
 @dataclass(frozen=True)

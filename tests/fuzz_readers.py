@@ -20,15 +20,15 @@ import torch
 
 with atheris.instrument_imports(include=["hauberk"]):
     import hauberk as hb
+    from hauberk.core.io import read_json, read_tensors, write_state
     from hauberk.data.cifar import read_batch
     from hauberk.data.idx import read_idx
     from hauberk.evaluation import early_answer
-    from hauberk.files import read_json, read_tensors, write_state
     from hauberk.methods import find_recipe
     from hauberk.models import ModelSpec
     from hauberk.threat import threat_from_dict
     from hauberk.training import resume
-    from hauberk.training.card import save_model
+    from hauberk.training.model_card import save_model
 
 FOLDER = Path(tempfile.mkdtemp())
 SPEC = ModelSpec("mlp", (4,), 3)

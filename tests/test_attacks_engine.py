@@ -10,14 +10,14 @@ from torch import nn
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import PRESETS, Ascent, Preset, ascend, get_preset
-from hauberk.attacks.auto_pgd import AutoPgd
-from hauberk.attacks.batch import run_batch
+from hauberk.attacks.apgd import AutoPgd
+from hauberk.attacks.apgd_l1 import SparseApgd
 from hauberk.attacks.climb import Climb
-from hauberk.attacks.losses import cw_loss, dlr_loss, logit_margin, make_loss
 from hauberk.attacks.result import Best
 from hauberk.attacks.rows import Rows, Task, fresh
-from hauberk.attacks.sparse_apgd import SparseApgd
-from hauberk.noise import Noise
+from hauberk.attacks.run import run_batch
+from hauberk.core.random import Noise
+from hauberk.objectives.functional import cw_loss, dlr_loss, logit_margin, make_loss
 
 THREATS = [hb.Linf("8/255"), hb.L2(0.5), hb.L1(4.0)]
 

@@ -9,15 +9,15 @@ from scipy.optimize import linprog, minimize
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks.batch import run_batch
-from hauberk.attacks.hyperplane import onto_hyperplane
-from hauberk.attacks.passes import Passes
+from hauberk.attacks.apgd_l1 import SparseApgd
+from hauberk.attacks.fab_projections import onto_hyperplane
+from hauberk.attacks.model_queries import Passes
 from hauberk.attacks.presets import PRESETS
 from hauberk.attacks.rows import Task
-from hauberk.attacks.sparse_apgd import SparseApgd
+from hauberk.attacks.run import run_batch
 from hauberk.attacks.square import Square
-from hauberk.attacks.windows import pick_windows
-from hauberk.noise import Noise
+from hauberk.attacks.square_windows import pick_windows
+from hauberk.core.random import Noise
 from test_attacks_engine import fingerprint, same
 from test_attacks_linear import linear
 

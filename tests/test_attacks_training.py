@@ -5,7 +5,7 @@ from torch import nn
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import margin_pgd
-from hauberk.attacks.losses import evade_loss, soft_logit_margin
+from hauberk.objectives.functional import evade_loss, soft_logit_margin
 
 THREAT = hb.Linf(0.05)
 

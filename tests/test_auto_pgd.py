@@ -3,8 +3,8 @@ import torch
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks.losses import targeted_dlr_loss
-from hauberk.noise import Noise
+from hauberk.core.random import Noise
+from hauberk.objectives.functional import targeted_dlr_loss
 from test_attacks_engine import fingerprint, same
 from test_attacks_linear import linear
 from test_evaluation import CHECKPOINTS, MNIST, small_mnist_net

@@ -12,9 +12,9 @@ import torch
 import hauberk as hb
 from conftest import few_images
 from hauberk.cli import COMMANDS, main
-from hauberk.compare import Cell
-from hauberk.studies.setting import Setting
-from hauberk.studies.variants import variant
+from hauberk.experiments import Cell
+from hauberk.experiments.studies.setting import Setting
+from hauberk.experiments.studies.variants import variant
 
 QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]
 
@@ -148,7 +148,7 @@ def test_wrong_options_end_with_code_2(arguments, capsys):
 
 
 def test_a_failure_that_is_not_the_users_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("hauberk.cli.lists.methods", lambda arguments: 1 / 0)
+    monkeypatch.setattr("hauberk.cli.info.methods", lambda arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["methods"])
 

@@ -16,7 +16,8 @@ from scipy.stats import ttest_rel
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.compare import (
+from hauberk.core.io import read_json
+from hauberk.experiments import (
     Cell,
     Comparison,
     as_csv,
@@ -29,13 +30,12 @@ from hauberk.compare import (
     run_cells,
     run_on_slurm,
 )
-from hauberk.compare.cell import train_cell
-from hauberk.compare.comparison import holm
-from hauberk.compare.printed import MAIL
-from hauberk.files import read_json
-from hauberk.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
-from hauberk.settings import TrainSettings
-from hauberk.studies import Setting
+from hauberk.experiments.comparison import holm
+from hauberk.experiments.experiment import train_cell
+from hauberk.experiments.paper_results import MAIL
+from hauberk.experiments.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
+from hauberk.experiments.studies import Setting
+from hauberk.training.config import TrainSettings
 from hauberk.training.schedule import first_drop
 
 QUICK = {
@@ -255,7 +255,7 @@ def test_cells_use_what_is_published_and_write_it_down():
 )
 def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
     planned = []
-    monkeypatch.setattr("hauberk.compare.estimate", lambda cells, *_, **__: planned.extend(cells))
+    monkeypatch.setattr("hauberk.experiments.estimate", lambda cells, *_, **__: planned.extend(cells))
     assert main(["compare", "mart-white-box", "--model", "wrn-34-10", *words, "--dry-run"]) == 0
     assert {cell.bound.choices.terms.keywords["beta"] for cell in planned if cell.method == "mart"} == {beta}
 

@@ -13,9 +13,9 @@ import torch
 from scipy.io import savemat
 
 import hauberk as hb
+from hauberk.core.random import Noise
 from hauberk.data import DATA_SETS, Arrays, Joined, Part, as_source, augment, channel_statistics, data_digest, labels, load_data
 from hauberk.data.augment import PADDING
-from hauberk.noise import Noise
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RNG = np.random.default_rng(0)

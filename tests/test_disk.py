@@ -10,11 +10,11 @@ import sys
 import pytest
 
 import hauberk as hb
-from hauberk.compare import Cell, run_cell
-from hauberk.files import read_state
+from hauberk.core.io import read_state
+from hauberk.experiments import Cell, run_cell
+from hauberk.experiments.studies.finding import Finding
 from hauberk.models import ModelSpec
-from hauberk.studies.finding import Finding
-from hauberk.training.card import save_model
+from hauberk.training.model_card import save_model
 
 # No file may grow past a limit that the first checkpoints keep: as on a full disk, writing fails in the middle of a file.
 TRAINING = """
@@ -78,7 +78,7 @@ import torch
 import hauberk as hb
 from hauberk.models import ModelSpec
 from hauberk.training import export_model
-from hauberk.training.card import save_model
+from hauberk.training.model_card import save_model
 
 folder, spec = Path(sys.argv[1]), ModelSpec("small-cnn", (1, 8, 8), 10)
 save_model(folder / "net", spec.build().state_dict(), {"model": spec.to_dict(), "data": {"name": "digits"}})
@@ -202,7 +202,7 @@ def test_a_disk_without_room_for_adversarial_examples_kills_nobody(tmp_path):
 
 
 def test_where_nothing_can_be_set_aside_zeros_are_written(tmp_path, monkeypatch):
-    from hauberk.files import write_zeros
+    from hauberk.core.io import write_zeros
 
     def refuse(file, begin, size):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")

@@ -12,7 +12,7 @@ from conftest import tiny_batch, tiny_net
 from hauberk.attacks import PRESETS
 from hauberk.evaluation import find_suite, table, wilson
 from hauberk.evaluation.signs import signs
-from hauberk.evaluation.tally import tally
+from hauberk.evaluation.summary import tally
 from test_evaluation_trust import Noisy
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"

@@ -21,9 +21,9 @@ import hauberk as hb
 from conftest import TORCHRUN, kill_again_and_again, ranks_of, tiny_batch, tiny_net
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
 from hauberk.evaluation import Diagnostic, early_answer, search, table
-from hauberk.evaluation.ledger import CLEAN, Ledger, read_records
+from hauberk.evaluation.records import CLEAN, Ledger, read_records
 from hauberk.evaluation.suites import Suite
-from hauberk.evaluation.tally import tally
+from hauberk.evaluation.summary import tally
 from hauberk.report.evaluation import facts
 
 
@@ -78,9 +78,9 @@ sys.path.insert(0, {tests!r})
 from dataclasses import replace
 from itertools import pairwise
 import hauberk as hb
-import hauberk.evaluation.campaign as campaign
+import hauberk.evaluation.runner as campaign
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
-from hauberk.crew import joined_crew
+from hauberk.core.distributed import joined_crew
 from hauberk.attacks.presets import AUTOATTACK
 from test_evaluation_trust import sound
 torch.set_num_threads(1)
@@ -153,7 +153,7 @@ def test_kill_minus_nine_and_several_processes_change_nothing(tmp_path):
 
 
 def test_an_early_answer_has_an_interval(tmp_path, monkeypatch):
-    from hauberk.evaluation.campaign import Campaign
+    from hauberk.evaluation.runner import Campaign
 
     model, x, y = sound(120)
     keep = Campaign._verdicts
@@ -532,15 +532,15 @@ def test_a_margin_that_is_not_finite_is_null_in_every_file_and_in_memory_alike(t
 
 
 def test_all_json_is_written_by_one_function():
-    import hauberk.files
+    import hauberk.core.io
 
-    root = Path(hauberk.files.__file__).parent
+    root = Path(hauberk.core.io.__file__).parent
     writers = {path.name for path in root.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())}
     assert writers == {"files.py", "again.py"}  # the second writes values of options on a command line
 
 
 def test_metrics_that_are_not_finite_are_null(tmp_path):
-    from hauberk.training.record import Record, read_rows
+    from hauberk.training.metrics_log import Record, read_rows
 
     record = Record(tmp_path)
     record.add({"epoch": 1, "loss": float("nan")})

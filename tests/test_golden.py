@@ -154,7 +154,7 @@ def test_friendly_attack_points_and_counts(net, tau):
     [("awp_at_gamma0.01", "at", 0.01, "ce"), ("awp_trades_gamma0.005_beta6", "trades", 0.005, "kl")],
 )
 def test_weight_perturbations(net, golden, objective, gamma, attack):
-    from hauberk.methods.perturb import perturbation
+    from hauberk.methods.awp import perturbation
 
     x, x_adv, y = GOLDEN["x"].double(), GOLDEN[f"pgd10_{attack}.x_adv"].double(), GOLDEN["x_label"]
     net = copy.deepcopy(net).train()  # as the public code's proxy is

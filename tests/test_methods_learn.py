@@ -5,7 +5,7 @@ import torch
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.files import read_state
+from hauberk.core.io import read_state
 from test_training import THREAT, Signalling, easy_data, settings
 
 NAMES = [*hb.list_methods(), "at+awp", "trades+awp", "mail-trades+awp", "mma+awp"]

@@ -9,8 +9,8 @@ from torch import nn
 
 import hauberk as hb
 from hauberk.cli import main
+from hauberk.experiments.paper_tables import PAPER_TABLES
 from hauberk.models import MODELS, WIDE_RESNETS, ModelSpec
-from hauberk.paper_tables import PAPER_TABLES
 
 
 @pytest.mark.parametrize(

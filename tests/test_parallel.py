@@ -187,9 +187,9 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 RESUMED = """
 net = test_parallel.tiny_net(dropout=0.3, seed=crew.rank)  # the ranks begin apart
     method = hb.method({method!r}, hb.Linf("8/255"))
-    import hauberk.training.lookout
-    from hauberk.training.loop import Trainer
-    hauberk.training.lookout._EVERY = 0  # seconds, so that the run stops in the middle of an epoch
+    import hauberk.training.sync_throttle
+    from hauberk.training.trainer import Trainer
+    hauberk.training.sync_throttle._EVERY = 0  # seconds, so that the run stops in the middle of an epoch
     how = dict(method=method, out={out!r}, epochs=4, batch_size=20, val_size=20, lr=0.05, ema=0.9, quiet=True, threads=1)
     if {interrupted}:
         train_step, steps = Trainer._train_step, iter(range(100))

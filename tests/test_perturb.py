@@ -8,8 +8,8 @@ import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import Ascent, ascend
 from hauberk.attacks.steps import parse_step
-from hauberk.methods.perturb import perturbation, perturbed
-from hauberk.noise import Noise
+from hauberk.core.random import Noise
+from hauberk.methods.awp import perturbation, perturbed
 
 THREAT = hb.Linf("8/255")
 

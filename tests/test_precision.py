@@ -6,11 +6,11 @@ import torch
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks.compiled import Compiled
-from hauberk.attacks.twin import Twin
-from hauberk.attacks.view import attack_view
-from hauberk.errors import UserError
-from hauberk.methods.pick import _seconds, pick_form
+from hauberk.attacks.frozen_model import attack_view
+from hauberk.core.errors import UserError
+from hauberk.fastpath.autotune import _seconds, pick_form
+from hauberk.fastpath.compile import Compiled
+from hauberk.fastpath.frozen_copy import Twin
 from test_evaluation_trust import Noisy
 from test_training import Signalling, easy_data, settings
 
@@ -84,12 +84,12 @@ def test_labels_that_do_not_fit_are_refused_as_ever():
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
 def test_a_run_records_its_precision_and_resumes_in_it(precision, tmp_path, monkeypatch):
-    monkeypatch.setattr("hauberk.training.loop.pick_form", lambda *a: ("bf16", False))
+    monkeypatch.setattr("hauberk.training.trainer.pick_form", lambda *a: ("bf16", False))
     data, how = easy_data(), {"method": "trades", "threat": THREAT, **settings(precision=precision)}
     whole = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "a", **how)
     assert hb.train("small-cnn", Signalling(data, 240), out=tmp_path / "b", **how).interrupted
     assert json.loads((tmp_path / "a" / "best.json").read_text())["precision"] == "bf16"
-    monkeypatch.setattr("hauberk.training.loop.pick_form", lambda *a: ("fp32", False))  # is not asked again
+    monkeypatch.setattr("hauberk.training.trainer.pick_form", lambda *a: ("fp32", False))  # is not asked again
     again = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "b", resume=True, **how)
     assert json.loads((tmp_path / "b" / "best.json").read_text())["precision"] == "bf16"
     assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
@@ -100,7 +100,7 @@ def test_a_run_records_its_precision_and_resumes_in_it(precision, tmp_path, monk
 def test_auto_takes_what_is_faster_and_agrees(monkeypatch):
     model, (x, _) = tiny_net(), tiny_batch()
     times = {None: 3.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr("hauberk.methods.pick._seconds", lambda forms, x: [times[form.lower] for form in forms])
+    monkeypatch.setattr("hauberk.fastpath.autotune._seconds", lambda forms, x: [times[form.lower] for form in forms])
     assert pick_form(model, x, "auto", "off") == ("bf16", False)
     times[torch.bfloat16] = 2.9
     assert pick_form(model, x, "auto", "off") == ("fp32", False)
@@ -147,16 +147,16 @@ def test_training_with_compilation_learns_the_same_and_resumes(tmp_path):
 
 def test_compilation_is_taken_where_it_pays_and_never_needed(monkeypatch):
     model, (x, _) = tiny_net(), tiny_batch()
-    monkeypatch.setattr("hauberk.methods.pick.Compiled", lambda twin: twin)
-    monkeypatch.setattr("hauberk.methods.pick._seconds", lambda forms, x: [3.0, 2.0])
+    monkeypatch.setattr("hauberk.fastpath.autotune.Compiled", lambda twin: twin)
+    monkeypatch.setattr("hauberk.fastpath.autotune._seconds", lambda forms, x: [3.0, 2.0])
     assert pick_form(model, x, "fp32", "auto") == ("fp32", True)
-    monkeypatch.setattr("hauberk.methods.pick._seconds", lambda forms, x: [3.0, 2.9])
+    monkeypatch.setattr("hauberk.fastpath.autotune._seconds", lambda forms, x: [3.0, 2.9])
     assert pick_form(model, x, "fp32", "auto") == ("fp32", False)
 
     def broken(twin):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr("hauberk.methods.pick.Compiled", broken)
+    monkeypatch.setattr("hauberk.fastpath.autotune.Compiled", broken)
     assert pick_form(model, x, "fp32", "auto") == ("fp32", False)
     with pytest.raises(UserError, match="no compiler"):
         pick_form(model, x, "fp32", "on")

@@ -13,8 +13,8 @@ import torch
 import hauberk as hb
 from conftest import few_images
 from hauberk.cli import main
-from hauberk.compare import Cell, collect, run_cell
-from hauberk.studies import Setting, find_study
+from hauberk.experiments import Cell, collect, run_cell
+from hauberk.experiments.studies import Setting, find_study
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -176,7 +176,7 @@ def test_names_in_a_foreign_comparison_choose_no_path(tmp_path, home):
     ],
 )
 def test_a_plain_name_is_a_file_in_one_folder(text, name):
-    from hauberk.files import plain_name
+    from hauberk.core.io import plain_name
 
     assert plain_name(text) == name
 
@@ -247,8 +247,8 @@ def contrast(one, other):
 
 
 def test_what_a_report_says_to_type_makes_the_same_again(tmp_path, monkeypatch):
-    from hauberk.files import read_json
-    from hauberk.report.again import evaluate_command, train_command
+    from hauberk.core.io import read_json
+    from hauberk.report.reproduce import evaluate_command, train_command
 
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
@@ -274,8 +274,8 @@ def test_what_a_report_says_to_type_makes_the_same_again(tmp_path, monkeypatch):
 
 
 def test_a_method_without_the_published_settings_is_made_again_without_them(tmp_path):
-    from hauberk.files import read_json
-    from hauberk.report.again import train_command
+    from hauberk.core.io import read_json
+    from hauberk.report.reproduce import train_command
 
     how = hb.method("mart", hb.Linf("8/255"), preset="official", steps=1)  # trains with β 5, not the script's 6
     hb.train("wrn-10-1", few_images("cifar10"), method=how, epochs=1, val_size=0, out=tmp_path / "run", quiet=True)

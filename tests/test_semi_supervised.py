@@ -5,7 +5,7 @@ import hauberk as hb
 from conftest import tiny_net
 from hauberk.data import Arrays, Joined, as_source, pseudo_label
 from hauberk.models import ModelSpec
-from hauberk.settings import TrainSettings
+from hauberk.training.config import TrainSettings
 from hauberk.training.plan import make_plan
 from test_training import THREAT, easy_data, settings
 

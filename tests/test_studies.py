@@ -13,10 +13,10 @@ import torch.nn.functional as F
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.cli import main
-from hauberk.compare import Cell
-from hauberk.studies import STUDIES, Finding, Setting, ablation, find_study, subsets, trade_off
-from hauberk.studies.measure import agree, difference
-from hauberk.studies.variants import Split
+from hauberk.experiments import Cell
+from hauberk.experiments.studies import STUDIES, Finding, Setting, ablation, find_study, subsets, trade_off
+from hauberk.experiments.studies.measure import agree, difference
+from hauberk.experiments.studies.variants import Split
 
 SMALL = Cell("at", 0, train_size=300, test_size=60, settings={"epochs": 3, "val_size": 30, "lr": 0.05})
 
@@ -226,7 +226,7 @@ def test_a_network_without_any_loss_makes_no_number_of_nothing(tmp_path):
 
 
 def test_the_largest_loss_over_the_median_one_leaves_out_examples_without_any_loss():
-    from hauberk.studies.restarts import _typical_ratio
+    from hauberk.experiments.studies.restarts import _typical_ratio
 
     losses = torch.tensor([[1.0, 0.0, 2.0], [2.0, 0.0, 2.0], [4.0, 0.0, 2.0]])  # ratios 2, none, 1
     assert _typical_ratio(losses) == 1.0  # the lower of two, as everywhere in torch

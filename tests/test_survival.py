@@ -10,7 +10,7 @@ import pytest
 
 import hauberk as hb
 from conftest import kill_again_and_again, saved_at, tiny_batch, tiny_net, weights
-from hauberk.files import alone_in
+from hauberk.core.io import alone_in
 
 KILLS = int(os.environ.get("HAUBERK_KILLS", "2"))
 

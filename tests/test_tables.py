@@ -15,10 +15,10 @@ from sklearn.metrics import recall_score, roc_auc_score
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.crew import ALONE
+from hauberk.core.distributed import ALONE
+from hauberk.core.random import Noise
 from hauberk.models import ModelSpec, NearestRow
-from hauberk.noise import Noise
-from hauberk.report.again import train_command
+from hauberk.report.reproduce import train_command
 from hauberk.tables import draft, make_table, measure_risk, reach_of, read_description, read_frame, read_table, usual_threat
 from hauberk.threat import threat_from_dict
 from hauberk.training.validate import validate

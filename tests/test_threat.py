@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import hauberk as hb
-from hauberk.noise import Noise
+from hauberk.core.random import Noise
 from hauberk.threat import make_threat, threat_from_dict
 from hauberk.threat.projections import onto_l1, onto_l2
 

@@ -14,14 +14,14 @@ from torch import nn
 import hauberk as hb
 from conftest import few_images, tiny_batch, tiny_net
 from hauberk.attacks.steps import parse_step
+from hauberk.core.io import read_state, write_json, write_state
 from hauberk.data import Arrays, as_source, labels
-from hauberk.files import read_state, write_json, write_state
 from hauberk.methods.named import published_method
-from hauberk.published import BY_DATA, EXPRESS, OFFICIAL, find_published
-from hauberk.settings import TrainSettings
 from hauberk.training import run as training_run
-from hauberk.training.collapse import Collapse, require_robust
+from hauberk.training.config import TrainSettings
+from hauberk.training.early_failure import Collapse, require_robust
 from hauberk.training.plan import make_plan
+from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, find_published
 from hauberk.training.schedule import eps_scale, first_drop, learning_rate
 
 THREAT = hb.Linf("8/255")
@@ -271,7 +271,7 @@ def test_the_best_epoch_is_one_of_the_method_itself(monkeypatch, tmp_path, metho
     """Epochs before the burn-in is over are plain adversarial training, however well they do."""
     worse = iter(range(9, 0, -1))
     monkeypatch.setattr(
-        "hauberk.training.loop.validate", lambda *_: {"val_robust_accuracy": next(worse) / 10, "val_clean_accuracy": 0.9}
+        "hauberk.training.trainer.validate", lambda *_: {"val_robust_accuracy": next(worse) / 10, "val_clean_accuracy": 0.9}
     )
     how = {"epochs": 6, "patience": 2, "batch_size": 20, "val_size": 20, "quiet": True, "threads": 1, "on_collapse": "ignore"}
     bound = hb.method(method, hb.Linf("8/255"), steps=1, **settings)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import attack_view
-from hauberk.attacks.twin import Twin, faster
+from hauberk.fastpath.frozen_copy import Twin, faster
 from hauberk.models import ModelSpec
 
 

@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hauberk as hb
+from hauberk.core.io import read_json, read_state, write_json, write_state
 from hauberk.data.cifar import read_batch
 from hauberk.data.idx import read_idx
 from hauberk.evaluation import early_answer
-from hauberk.files import read_json, read_state, write_json, write_state
 from hauberk.models import ModelSpec
 from hauberk.threat import threat_from_dict
 from hauberk.training import resume
-from hauberk.training.card import save_model
+from hauberk.training.model_card import save_model
 
 TRIALS = int(os.environ.get("HAUBERK_FUZZ", "40"))
 fuzz = settings(max_examples=TRIALS, deadline=None, suppress_health_check=list(HealthCheck))
@@ -106,7 +106,7 @@ def test_a_card_cannot_ask_for_more_memory_than_there_is(name, shape, classes):
     if spec is None:
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hauberk.models.spec._MOST_PARAMETERS", 2e7)
+        patch.setattr("hauberk.models.build._MOST_PARAMETERS", 2e7)
         net = or_refuse(spec.build)
     assert net is None or sum(parameter.numel() for parameter in net.parameters()) <= 2e7
 

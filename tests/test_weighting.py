@@ -4,8 +4,8 @@ import torch
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import Ascent, ascend
+from hauberk.core.random import Noise
 from hauberk.methods.weights import Weighting
-from hauberk.noise import Noise
 from hauberk.objectives import OBJECTIVES
 from hauberk.weighting import effective_size, gairat, mail, margin_difference, mean_one, probabilistic_margin, summary
 from test_attacks_engine import count_passes

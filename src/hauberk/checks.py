@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hauberk.errors import UserError, first_line
+from hauberk.core.errors import UserError, first_line
 from hauberk.threat import ThreatModel
 
 _BOX_SLACK = 1e-6  # float rounding of the box's own bounds
@@ -173,8 +173,8 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
     Raises:
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
     """
-    from hauberk.attacks.passes import Passes  # here, because attacks import the checks above
-    from hauberk.attacks.view import attack_view
+    from hauberk.attacks.frozen_model import attack_view
+    from hauberk.attacks.model_queries import Passes  # here, because attacks import the checks above
 
     with attack_view(model) as view, torch.no_grad():
         try:

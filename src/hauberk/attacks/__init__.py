@@ -2,7 +2,7 @@
 
 from hauberk.attacks.ascent import ascend
 from hauberk.attacks.autoattack import autoattack
-from hauberk.attacks.losses import cw_loss, dlr_loss, logit_margin
+from hauberk.attacks.frozen_model import attack_view
 from hauberk.attacks.pgd import cw, fgsm, pgd
 from hauberk.attacks.presets import PRESETS, Preset, get_preset
 from hauberk.attacks.result import AttackResult
@@ -10,7 +10,7 @@ from hauberk.attacks.steps import Ascent
 from hauberk.attacks.strong import apgd, fab, random_search, square
 from hauberk.attacks.training import friendly_pgd, lm_pgd, margin_pgd
 from hauberk.attacks.transfer import transfer
-from hauberk.attacks.view import attack_view
+from hauberk.objectives.functional import cw_loss, dlr_loss, logit_margin
 
 __all__ = [
     "PRESETS",

@@ -7,15 +7,15 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.losses import AIMED, fooled, make_loss
+from hauberk.attacks.frozen_model import attack_view
 from hauberk.attacks.result import AttackResult, Best, batches
 from hauberk.attacks.steps import Ascent, accumulate, best_step, first_point, parse_step
-from hauberk.attacks.view import attack_view
 from hauberk.checks import checked_call
-from hauberk.errors import UserError
-from hauberk.noise import Noise, batch_noise
+from hauberk.core.errors import UserError
+from hauberk.core.random import Noise, batch_noise
+from hauberk.objectives.functional import AIMED, fooled, make_loss
 from hauberk.threat import ThreatModel
-from hauberk.threat.region import Region
+from hauberk.threat.feasible_set import Region
 
 Keep: TypeAlias = Literal["best", "last", "last-unseen"]
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from hauberk.attacks.batch import run_batch
 from hauberk.attacks.presets import AUTOATTACK, get_preset
 from hauberk.attacks.result import AttackResult
+from hauberk.attacks.run import run_batch
 from hauberk.checks import check_batch
-from hauberk.noise import Noise, batch_noise
+from hauberk.core.random import Noise, batch_noise
 from hauberk.threat import ThreatModel
 
 

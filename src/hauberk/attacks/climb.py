@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.attacks.losses import make_loss
-from hauberk.attacks.passes import Passes
+from hauberk.attacks.model_queries import Passes
 from hauberk.attacks.rows import Clock, Rows, Task, fresh
 from hauberk.attacks.steps import Ascent, accumulate, best_step, first_point, parse_step
 from hauberk.attacks.targets import count_targets, pick_target
-from hauberk.errors import UserError
+from hauberk.core.errors import UserError
+from hauberk.objectives.functional import make_loss
 from hauberk.threat import ThreatModel
 
 

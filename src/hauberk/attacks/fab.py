@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.attacks.auto_pgd import far_start
-from hauberk.attacks.hyperplane import onto_hyperplane
-from hauberk.attacks.losses import fooled, make_loss
-from hauberk.attacks.passes import Passes
+from hauberk.attacks.apgd import far_start
+from hauberk.attacks.fab_projections import onto_hyperplane
+from hauberk.attacks.model_queries import Passes
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
 from hauberk.attacks.targets import count_targets, pick_target
-from hauberk.errors import UserError
+from hauberk.core.errors import UserError
+from hauberk.objectives.functional import fooled, make_loss
 from hauberk.threat import Norm, Region
 
 ALPHA_MAX = 0.1  # how far at most towards the projection of the clean input

@@ -3,11 +3,11 @@
 from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
-from hauberk.attacks.losses import LossName
+from hauberk.attacks.frozen_model import Mode
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.steps import Ascent, Start, StepSize
-from hauberk.attacks.view import Mode
-from hauberk.noise import Noise
+from hauberk.core.random import Noise
+from hauberk.objectives.functional import LossName
 from hauberk.threat import ThreatModel
 
 

@@ -6,17 +6,17 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from hauberk.attacks.auto_pgd import AutoPgd
+from hauberk.attacks.apgd import AutoPgd
+from hauberk.attacks.apgd_l1 import SparseApgd
 from hauberk.attacks.climb import Climb
 from hauberk.attacks.fab import Fab
 from hauberk.attacks.random_search import RandomSearch
 from hauberk.attacks.rows import Program
-from hauberk.attacks.sparse_apgd import SparseApgd
 from hauberk.attacks.square import Square
 from hauberk.attacks.steps import Ascent
 from hauberk.attacks.training import LINE_SEARCH, NESTEROV
 from hauberk.attacks.transfer import Transfer
-from hauberk.errors import UserError, unknown_name
+from hauberk.core.errors import UserError, unknown_name
 from hauberk.threat import ThreatModel
 
 Settings: TypeAlias = Ascent | Transfer | Program[Any]

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hauberk.attacks.losses import fooled, make_loss
-from hauberk.attacks.passes import Passes
+from hauberk.attacks.model_queries import Passes
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
-from hauberk.errors import UserError
+from hauberk.core.errors import UserError
+from hauberk.objectives.functional import fooled, make_loss
 
 
 @dataclass(frozen=True)

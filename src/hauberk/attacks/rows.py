@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.losses import fooled
-from hauberk.attacks.passes import Passes
-from hauberk.noise import Noise
+from hauberk.attacks.model_queries import Passes
+from hauberk.core.random import Noise
+from hauberk.objectives.functional import fooled
 from hauberk.threat import Region, ThreatModel
 
 Clock = np.ndarray  # (B,) int64: the tick that each row is at, as the host knows it

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.attacks.losses import fooled, make_loss
-from hauberk.attacks.passes import Passes
+from hauberk.attacks.model_queries import Passes
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
-from hauberk.attacks.windows import image_shape, pick_windows
-from hauberk.errors import UserError
+from hauberk.attacks.square_windows import image_shape, pick_windows
+from hauberk.core.errors import UserError
+from hauberk.objectives.functional import fooled, make_loss
 from hauberk.threat import Region
 
 _PROPOSALS = 2  # prepared for each pass in L∞: the first that changes anything is asked about

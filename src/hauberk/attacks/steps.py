@@ -8,10 +8,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from hauberk.attacks.losses import LossName
-from hauberk.attacks.view import Mode
-from hauberk.errors import UserError
-from hauberk.noise import Noise
+from hauberk.attacks.frozen_model import Mode
+from hauberk.core.errors import UserError
+from hauberk.core.random import Noise
+from hauberk.objectives.functional import LossName
 from hauberk.threat import Region, ThreatModel, parse_fraction
 
 StepSize: TypeAlias = float | str | Tensor

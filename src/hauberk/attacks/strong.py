@@ -2,14 +2,14 @@
 
 from torch import Tensor, nn
 
-from hauberk.attacks.auto_pgd import AutoPgd
-from hauberk.attacks.batch import run_batch
+from hauberk.attacks.apgd import AutoPgd
+from hauberk.attacks.apgd_l1 import SparseApgd
 from hauberk.attacks.fab import Fab
 from hauberk.attacks.random_search import RandomSearch
 from hauberk.attacks.result import AttackResult
-from hauberk.attacks.sparse_apgd import SparseApgd
+from hauberk.attacks.run import run_batch
 from hauberk.attacks.square import Square
-from hauberk.noise import Noise
+from hauberk.core.random import Noise
 from hauberk.threat import ThreatModel
 
 

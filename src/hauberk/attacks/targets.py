@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from hauberk.attacks.losses import AIMED
 from hauberk.attacks.rows import Task
+from hauberk.objectives.functional import AIMED
 
 
 def count_targets(loss: str, targets: int, classes: int) -> int:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
-from hauberk.attacks.losses import LossName, fooled
+from hauberk.attacks.frozen_model import attack_view
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.steps import Ascent, Start, StepSize
-from hauberk.attacks.view import attack_view
-from hauberk.noise import Noise
+from hauberk.core.random import Noise
+from hauberk.objectives.functional import LossName, fooled
 from hauberk.threat import ThreatModel
 
 LINE_SEARCH = (0.25, 0.5, 1.0, 2.0, 4.0)

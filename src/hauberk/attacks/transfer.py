@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
-from hauberk.attacks.batch import run_batch
-from hauberk.attacks.losses import fooled, make_loss
-from hauberk.attacks.passes import Passes
+from hauberk.attacks.model_queries import Passes
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.rows import Clock, Rows, Task, fresh
+from hauberk.attacks.run import run_batch
 from hauberk.attacks.steps import Ascent
-from hauberk.noise import Noise
+from hauberk.core.random import Noise
+from hauberk.objectives.functional import fooled, make_loss
 from hauberk.threat import ThreatModel
 
 

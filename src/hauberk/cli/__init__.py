@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from hauberk.errors import Echo, UserError, unknown_name
+from hauberk.core.errors import Echo, UserError, unknown_name
 
 # command: (module, what it does)
 COMMANDS = {
@@ -15,10 +15,10 @@ COMMANDS = {
     "study": ("study", "repeat an experiment of the papers: table, picture, and whether it agrees"),
     "report": ("report", "one HTML file with pictures of a run, an evaluation, a comparison or studies"),
     "export": ("export", "write a trained model as state dict, safetensors, torch.export or ONNX"),
-    "data": ("lists", "list data sets, check their files, download them"),
-    "methods": ("lists", "list training methods, explain one"),
-    "attacks": ("lists", "list attacks, and the suites that evaluations run"),
-    "models": ("lists", "list networks"),
+    "data": ("info", "list data sets, check their files, download them"),
+    "methods": ("info", "list training methods, explain one"),
+    "attacks": ("info", "list attacks, and the suites that evaluations run"),
+    "models": ("info", "list networks"),
     "doctor": ("doctor", "versions, device, precision, what is missing"),
 }
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from hauberk.cli.parse import given_settings, key_values, parse, peek, program
-from hauberk.errors import UserError, unknown_name
-from hauberk.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_choices, table_settings
-from hauberk.published import find_published
-from hauberk.settings import TrainSettings
+from hauberk.cli.options import given_settings, key_values, parse, peek, program
+from hauberk.core.errors import UserError, unknown_name
+from hauberk.experiments.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_choices, table_settings
+from hauberk.training.config import TrainSettings
+from hauberk.training.published import find_published
 
 if TYPE_CHECKING:
-    from hauberk.compare import Cell
+    from hauberk.experiments import Cell
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def compare(arguments: Sequence[str]) -> int:
         raise unknown_name("table", options.table, PAPER_TABLES)
     from rich.console import Console
 
-    from hauberk.compare import as_csv, as_latex, as_markdown, collect, estimate, rich_table, run_cells, run_on_slurm
-    from hauberk.compare.cell import train_cell
-    from hauberk.files import write_atomically, write_json
+    from hauberk.core.io import write_atomically, write_json
+    from hauberk.experiments import as_csv, as_latex, as_markdown, collect, estimate, rich_table, run_cells, run_on_slurm
+    from hauberk.experiments.experiment import train_cell
 
     kind = options.table or "compare"
     out = options.out or Path("runs") / f"{kind}-{Path(options.data).stem}-{options.model}"
@@ -142,8 +142,8 @@ def _default(arguments: Sequence[str]) -> Compare:
 
 
 def _cells(options: Compare, default: TrainSettings, out: Path) -> "list[Cell]":
-    from hauberk.compare import Cell
     from hauberk.data import load_data
+    from hauberk.experiments import Cell
 
     if options.trials < 1:
         raise UserError("--trials needs a positive number")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hauberk.cli.parse import parse, program
+from hauberk.cli.options import parse, program
 
 METHODS = ("at", "mart", "trades")
 

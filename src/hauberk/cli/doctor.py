@@ -8,8 +8,8 @@ from importlib import import_module, metadata
 from typing import Any
 
 from hauberk import __version__
-from hauberk.cli.parse import parse, program
-from hauberk.errors import first_line
+from hauberk.cli.options import parse, program
+from hauberk.core.errors import first_line
 
 _EXTRAS = {
     "pandas": "tables",
@@ -32,7 +32,7 @@ class Doctor:
 def doctor(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(Doctor, "doctor", arguments)
-    from hauberk.files import as_json
+    from hauberk.core.io import as_json
 
     facts = _facts()
     if options.json:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from hauberk.cli.parse import parse, program
-from hauberk.errors import UserError
+from hauberk.cli.options import parse, program
+from hauberk.core.errors import UserError
 
 if TYPE_CHECKING:
     from hauberk.tables import Risk
@@ -90,12 +90,12 @@ def evaluate(arguments: Sequence[str]) -> int:
     import torch
     from rich.console import Console
 
-    from hauberk.crew import joined_crew
+    from hauberk.core.distributed import joined_crew
+    from hauberk.core.io import as_json, write_json
     from hauberk.data import load_data
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.evaluation import table
     from hauberk.evaluation.columns import NAME as COLUMNS
-    from hauberk.files import as_json, write_json
     from hauberk.training import load, pick_device, read_card
 
     if options.threads:

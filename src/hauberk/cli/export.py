@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from hauberk.cli.parse import parse, program
+from hauberk.cli.options import parse, program
 
 _THEN = {
     ".pth": "net.load_state_dict(torch.load('{file}', weights_only=True))",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from hauberk.cli.parse import parse
+from hauberk.cli.options import parse
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from hauberk.cli.parse import given_settings, parse, peek, program
-from hauberk.published import find_published
-from hauberk.settings import TrainSettings
+from hauberk.cli.options import given_settings, parse, peek, program
+from hauberk.training.config import TrainSettings
+from hauberk.training.published import find_published
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def study(arguments: Sequence[str]) -> int:
     published = find_published(peek(arguments, "--data", "digits"), peek(arguments, "--model", "small-cnn"))
     default = Study(settings=TrainSettings(**published.settings))
     options = parse(Study, "study", arguments, default)
-    from hauberk.compare import Cell
-    from hauberk.studies import STUDIES, Setting, find_study
+    from hauberk.experiments import Cell
+    from hauberk.experiments.studies import STUDIES, Setting, find_study
 
     if not options.name:
         print("\n".join(f"{name:<16} {what}" for name, what in STUDIES.items()))

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hauberk.cli.parse import key_values, parse, peek, program
-from hauberk.published import Published, find_published
-from hauberk.settings import TrainSettings
+from hauberk.cli.options import key_values, parse, peek, program
+from hauberk.training.config import TrainSettings
+from hauberk.training.published import Published, find_published
 
 if TYPE_CHECKING:
     from hauberk.training import Run
@@ -68,7 +68,7 @@ def train(arguments: Sequence[str]) -> int:
     published = find_published(*(peek(arguments, option, usual) for option, usual in names.items()))
     default = Train(settings=TrainSettings(**published.settings))
     options = parse(Train, "train", arguments, default)
-    from hauberk.crew import joined_crew
+    from hauberk.core.distributed import joined_crew
 
     with joined_crew() as crew:
         run = _resume(options, peek(arguments, "--on-collapse", "")) if options.resume else _start(options, published)
@@ -82,11 +82,11 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _start(options: Train, published: Published) -> "Run":
-    from hauberk.crew import crew
+    from hauberk.core.distributed import crew
     from hauberk.data import load_data
     from hauberk.methods.named import published_method
     from hauberk.tables import reach_of, usual_network, usual_threat
-    from hauberk.training import train as train_model
+    from hauberk.training.train import train as train_model
 
     source = load_data(options.data, "train", options.data_dir, verify=options.verify)
     threat = usual_threat(options.data, options.norm, options.eps)

@@ -1,12 +1,12 @@
 """Data sets by name or from Python; every input stays inside its declared bounds."""
 
 from hauberk.data.augment import Augmentation, augment
+from hauberk.data.dataset import Arrays, Items, Joined, Part, Source, as_source, fetch_for
 from hauberk.data.digest import data_digest
+from hauberk.data.named import DATA_SETS, find_files, load_data
 from hauberk.data.pseudo import pseudo_label
 from hauberk.data.resident import resident
-from hauberk.data.sets import DATA_SETS, find_files, load_data
-from hauberk.data.source import Arrays, Items, Joined, Part, Source, as_source, fetch_for
-from hauberk.data.survey import channel_statistics, check_source, labels, long_tail
+from hauberk.data.statistics import channel_statistics, check_source, labels, long_tail
 
 __all__ = [
     "DATA_SETS",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.noise import Noise
+from hauberk.core.random import Noise
 
 Augmentation: TypeAlias = Literal["none", "crop", "crop-flip"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hauberk.errors import UserError, in_one_line
+from hauberk.core.errors import UserError, in_one_line
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hauberk.data.source import Arrays, Joined, Part, Source, in_memory
+from hauberk.data.dataset import Arrays, Joined, Part, Source, in_memory
 
 _AT_ONCE = 2**25  # bytes hashed together
 _MOST_ITEMS = 10_000  # of a data set that is not in memory, whose every example costs a call

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from hauberk.data.sets import DATA_SETS, load_data
-from hauberk.errors import UserError, first_line, unknown_name
+from hauberk.core.errors import UserError, first_line, unknown_name
+from hauberk.data.named import DATA_SETS, load_data
 
 
 def download(name: str, folder: Path) -> None:

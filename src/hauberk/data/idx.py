@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hauberk.errors import UserError
+from hauberk.core.errors import UserError
 
 _MOST = 2**30  # bytes; a small file may claim to unpack to any size
 _MOST_DIMENSIONS = 4  # examples, and up to three of an image

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.view import attack_view
-from hauberk.data.source import Arrays, as_source, fetch_for
+from hauberk.attacks.frozen_model import attack_view
+from hauberk.data.dataset import Arrays, as_source, fetch_for
 
 _BATCH = 1000
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from hauberk.data.source import Arrays, Joined, Part, Source
+from hauberk.data.dataset import Arrays, Joined, Part, Source
 
 _SHARE = 0.25  # of the free memory of the device, at most
 

@@ -1,9 +1,9 @@
 """Robustness numbers: the evaluator, its diagnostics, intervals and results."""
 
 from hauberk.evaluation.diagnostics import Diagnostic
-from hauberk.evaluation.early import EarlyAnswer, early_answer
-from hauberk.evaluation.evaluator import evaluate
+from hauberk.evaluation.evaluate import evaluate
 from hauberk.evaluation.interval import wilson
+from hauberk.evaluation.partial import EarlyAnswer, early_answer
 from hauberk.evaluation.result import Evaluation, table
 from hauberk.evaluation.suites import SUITES, Suite, find_suite
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.passes import Passes
+from hauberk.attacks.model_queries import Passes
 from hauberk.checks import are_probabilities
 from hauberk.evaluation.diagnostics import Diagnostic, check
 

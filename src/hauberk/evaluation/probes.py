@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.losses import make_loss
-from hauberk.attacks.passes import LossOfLogits, Passes
+from hauberk.attacks.model_queries import LossOfLogits, Passes
 from hauberk.attacks.strong import apgd, random_search
+from hauberk.core.random import Noise
 from hauberk.evaluation.diagnostics import Diagnostic, check
-from hauberk.noise import Noise
+from hauberk.objectives.functional import make_loss
 from hauberk.threat import ThreatModel
 
 SAMPLE = 48  # examples

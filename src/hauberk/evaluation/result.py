@@ -8,9 +8,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from hauberk.core.io import write_json
 from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
 from hauberk.evaluation.interval import wilson
-from hauberk.files import write_json
 
 FORMAT = "hauberk-evaluation/2"
 Interval = tuple[float, float]

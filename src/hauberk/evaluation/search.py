@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from hauberk.attacks.strong import apgd
+from hauberk.core.random import Noise
 from hauberk.evaluation.diagnostics import Diagnostic, check
-from hauberk.noise import Noise
 from hauberk.threat import ThreatModel
 
 STEPS = 50

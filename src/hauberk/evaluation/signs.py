@@ -3,7 +3,7 @@
 from hauberk.attacks.presets import get_preset
 from hauberk.attacks.steps import Ascent
 from hauberk.evaluation.diagnostics import Diagnostic, check
-from hauberk.evaluation.tally import Tally
+from hauberk.evaluation.summary import Tally
 
 MARGIN_LOSSES = ("cw", "dlr", "dlr-targeted", "cw-targeted")
 MARGIN_GAP = 0.03  # robust models lose one or two points from PGD to CW; GAIRAT loses 15

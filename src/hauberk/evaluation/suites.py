@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hauberk.attacks.presets import AUTOATTACK, get_preset
-from hauberk.errors import unknown_name
+from hauberk.core.errors import unknown_name
 
 _PLUS = ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t")
 _RAND = ("apgd-ce", "apgd-dlr")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hauberk.attacks.steps import Ascent
-from hauberk.crew import Crew
-from hauberk.methods.perturb import WeightPerturbation
-from hauberk.methods.recipes import Recipe
+from hauberk.core.distributed import Crew
+from hauberk.methods.awp import WeightPerturbation
+from hauberk.methods.registry import Recipe
 from hauberk.methods.weights import Weighting
 from hauberk.objectives import PresetName, Terms
 

@@ -5,11 +5,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from hauberk.attacks.steps import Ascent, parse_step
-from hauberk.errors import UserError, unknown_name
+from hauberk.core.errors import UserError, unknown_name
+from hauberk.fastpath.precision import Precision, Sight
 from hauberk.methods.choices import Choices
 from hauberk.methods.method import Method
-from hauberk.methods.recipes import find_recipe
-from hauberk.methods.sight import Precision, Sight
+from hauberk.methods.registry import find_recipe
 from hauberk.methods.weights import Weighting
 from hauberk.objectives import OBJECTIVES, PresetName
 from hauberk.threat import ThreatModel

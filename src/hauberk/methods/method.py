@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hauberk.attacks.ascent import ascend
-from hauberk.attacks.losses import fooled
+from hauberk.attacks.frozen_model import kept_buffers
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.steps import Ascent
 from hauberk.attacks.training import margin_pgd
-from hauberk.attacks.view import kept_buffers
 from hauberk.checks import check_batch, check_inputs, checked_first_pass
-from hauberk.crew import ALONE, Crew
-from hauberk.errors import UserError
+from hauberk.core.distributed import ALONE, Crew
+from hauberk.core.errors import UserError
+from hauberk.core.random import Noise
+from hauberk.fastpath.precision import Sight
+from hauberk.methods.awp import carry_gradients, perturbation, perturbed
 from hauberk.methods.choices import Batch, Choices, Horizon, Pass
 from hauberk.methods.memory import Memory
 from hauberk.methods.output import Output
-from hauberk.methods.perturb import carry_gradients, perturbation, perturbed
-from hauberk.methods.sight import Sight
-from hauberk.noise import Noise
 from hauberk.objectives import OBJECTIVES
+from hauberk.objectives.functional import fooled
 from hauberk.objectives.kl import at_least_float32
 from hauberk.threat import ThreatModel
 from hauberk.weighting import summary

@@ -4,14 +4,14 @@ from typing import Any
 
 from hauberk.methods.make import method
 from hauberk.methods.method import Method
-from hauberk.published import find_published
 from hauberk.threat import ThreatModel
+from hauberk.training.published import find_published
 
 
 def published_method(
     name: str, threat: ThreatModel, data: str, model: str, *, preset: Any = "paper", recipe: str = "published", **given: Any
 ) -> Method:
-    """Make a method with the settings that :func:`hauberk.published.find_published` has for it.
+    """Make a method with the settings that :func:`hauberk.training.published.find_published` has for it.
 
     Everything that trains by the name of a method makes it here, so that what is announced as published is what is used.
 

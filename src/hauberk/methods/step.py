@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hauberk.crew import crew
+from hauberk.core.distributed import crew
 from hauberk.methods.method import Method
 from hauberk.methods.output import Output
 

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from hauberk.attacks.result import AttackResult
-from hauberk.errors import UserError
+from hauberk.core.errors import UserError
 from hauberk.objectives import PresetName
 from hauberk.weighting import gairat, mail, margin_difference, probabilistic_margin
 

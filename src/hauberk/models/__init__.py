@@ -1,6 +1,6 @@
 """Networks by name, for small images and vectors; normalisation lives inside the model."""
 
-from hauberk.models.rows import NearestRow
-from hauberk.models.spec import MODELS, WIDE_RESNETS, ModelSpec, Normalize
+from hauberk.models.build import MODELS, WIDE_RESNETS, ModelSpec, Normalize
+from hauberk.models.row_layers import NearestRow
 
 __all__ = ["MODELS", "WIDE_RESNETS", "ModelSpec", "NearestRow", "Normalize"]

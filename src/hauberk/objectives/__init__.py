@@ -7,9 +7,9 @@ from typing import Any
 from hauberk.objectives.adversarial_class import adversarial_class
 from hauberk.objectives.cross_entropy import at, standard
 from hauberk.objectives.kl import kl_divergence
+from hauberk.objectives.logit_pairing import alp, clp
 from hauberk.objectives.mart import mart
 from hauberk.objectives.mma import mma
-from hauberk.objectives.pairing import alp, clp
 from hauberk.objectives.terms import PresetName, Terms
 from hauberk.objectives.trades import trades
 

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from hauberk.errors import UserError
+from hauberk.core.errors import UserError
 
 PresetName: TypeAlias = Literal["paper", "official"]
 

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.errors import UserError
+from hauberk.core.errors import UserError
 from hauberk.objectives.kl import at_least_float32, kl_divergence
 from hauberk.objectives.terms import PresetName, Terms, is_official
 

@@ -3,8 +3,8 @@
 from math import isnan
 from typing import Any
 
-from hauberk.compare.comparison import Comparison, heading
-from hauberk.compare.layout import difference_heading, differences_text, printed_text
+from hauberk.experiments.comparison import Comparison, heading
+from hauberk.experiments.layout import difference_heading, differences_text, printed_text
 from hauberk.report import charts
 from hauberk.report.blocks import Block, Chart, Fact, Grid, Notice, Page, Section
 

@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+from hauberk.core.errors import UserError, in_one_line
+from hauberk.core.io import FOREIGN, read_json
 from hauberk.data import load_data
-from hauberk.errors import UserError, in_one_line
-from hauberk.files import FOREIGN, read_json
 from hauberk.report import comparison, evaluation, run, study
-from hauberk.report.again import evaluate_command, run_again
 from hauberk.report.blocks import Code, Fact, Page, Section
 from hauberk.report.page import write_figures, write_page
 from hauberk.report.pictures import pictures
+from hauberk.report.reproduce import evaluate_command, run_again
 from hauberk.tables import reach_of
 from hauberk.threat import ThreatModel, threat_from_dict
-from hauberk.training.record import read_rows
+from hauberk.training.metrics_log import read_rows
 
 _STRENGTH = ("plus", "standard", "papers", "rand", "custom", "quick")  # suites, the strongest first
 

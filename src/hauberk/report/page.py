@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from hauberk import __version__
-from hauberk.files import make_folder, plain_name, write_atomically
+from hauberk.core.io import make_folder, plain_name, write_atomically
 from hauberk.report.blocks import Chart, Grid, Page
 from hauberk.report.charts import as_svg
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hauberk.errors import UserError
+from hauberk.core.errors import UserError
 from hauberk.report import charts
 from hauberk.report.blocks import Chart, Section, Text
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from hauberk.experiments.studies.catalogue import find_study
+from hauberk.experiments.studies.finding import Finding, cell_text
 from hauberk.report.blocks import Block, Chart, Fact, Grid, Page, Section, Text
-from hauberk.studies.catalogue import find_study
-from hauberk.studies.finding import Finding, cell_text
 
 
 def page(stored: Sequence[dict[str, Any]]) -> Page:

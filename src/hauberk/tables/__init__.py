@@ -1,10 +1,10 @@
 """Tables: rows of a CSV or Parquet file with a description of what an adversary may change."""
 
-from hauberk.tables.description import Description, Feature, draft, read_description
+from hauberk.tables.defaults import usual_network, usual_threat
 from hauberk.tables.reach import Reach, Rows, reach_of
 from hauberk.tables.risk import Risk, measure_risk
+from hauberk.tables.schema import Description, Feature, draft, read_description
 from hauberk.tables.table import Table, make_table, read_frame, read_table
-from hauberk.tables.usual import usual_network, usual_threat
 
 __all__ = [
     "Description",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hauberk.errors import UserError, unknown_name
-from hauberk.tables.description import Description, Feature
+from hauberk.core.errors import UserError, unknown_name
+from hauberk.tables.schema import Description, Feature
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

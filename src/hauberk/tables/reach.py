@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from hauberk.data import Arrays, Part, Source
-from hauberk.tables.description import Feature
 from hauberk.tables.encode import Column
+from hauberk.tables.schema import Feature
 from hauberk.threat import ThreatModel
 
 _NAMED = 8

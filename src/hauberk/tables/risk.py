@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import attack_view, logit_margin, pgd
+from hauberk.core.errors import UserError
 from hauberk.data import as_source, fetch_for
-from hauberk.errors import UserError
 from hauberk.threat import ThreatModel
 
 _AT_ONCE = 1000

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hauberk.core.errors import UserError, in_one_line
 from hauberk.data import channel_statistics
-from hauberk.errors import UserError, in_one_line
 from hauberk.models import ModelSpec, NearestRow, Normalize
-from hauberk.tables.description import Description, Feature, read_description
 from hauberk.tables.encode import Column, column_of, columns_of, encode, encode_labels, values_of
 from hauberk.tables.reach import Rows
+from hauberk.tables.schema import Description, Feature, read_description
 from hauberk.threat import ThreatModel, make_threat
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """What the adversary may do: threat models, and the sets they lay around inputs."""
 
+from hauberk.threat.feasible_set import Norm, Region
 from hauberk.threat.model import L1, L2, NORMS, Linf, ThreatModel, make_threat, threat_from_dict
 from hauberk.threat.parse import Bound, Epsilon, parse_eps, parse_fraction
-from hauberk.threat.region import Norm, Region
 
 __all__ = [
     "L1",

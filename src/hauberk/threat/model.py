@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hauberk.errors import UserError, unknown_name
+from hauberk.core.errors import UserError, unknown_name
+from hauberk.threat.feasible_set import Norm, Region
 from hauberk.threat.parse import Bound, Epsilon, features_tensor, from_plain, number_or_tensor, parse_eps, to_plain
-from hauberk.threat.region import Norm, Region
 
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 

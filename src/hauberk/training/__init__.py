@@ -1,7 +1,23 @@
 """The training loop, its schedules, checkpoints and exported models."""
 
-from hauberk.training.card import load, read_card
-from hauberk.training.export import export_model
-from hauberk.training.run import Run, pick_device, resume, train
+from typing import TYPE_CHECKING
 
-__all__ = ["Run", "export_model", "load", "pick_device", "read_card", "resume", "train"]
+from lazy_loader import attach
+
+if TYPE_CHECKING:
+    from hauberk.training.export import export_model as export_model
+    from hauberk.training.model_card import load as load
+    from hauberk.training.model_card import read_card as read_card
+    from hauberk.training.train import Run as Run
+    from hauberk.training.train import pick_device as pick_device
+    from hauberk.training.train import resume as resume
+
+# Loaded when first used: the command line reads the defaults of ``config`` before there is any need of torch.
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submod_attrs={
+        "export": ["export_model"],
+        "model_card": ["load", "read_card"],
+        "train": ["Run", "pick_device", "resume"],
+    },
+)

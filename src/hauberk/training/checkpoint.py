@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hauberk.errors import UserError, in_one_line
-from hauberk.files import FOREIGN, previous, read_state, write_state
+from hauberk.core.errors import UserError, in_one_line
+from hauberk.core.io import FOREIGN, previous, read_state, write_state
 from hauberk.methods.memory import Memory
-from hauberk.training.collapse import require_finite
-from hauberk.training.meter import Meter
+from hauberk.training.early_failure import require_finite
+from hauberk.training.metrics import Meter
 from hauberk.training.plan import run_id
 
 if TYPE_CHECKING:
-    from hauberk.training.loop import Trainer
+    from hauberk.training.trainer import Trainer
 
 _STATE = "state.ckpt"
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hauberk.errors import UserError, in_one_line
-from hauberk.files import make_folder, read_json, write_atomically
-from hauberk.training.card import FORMAT, card_of, load, read_card, save_model
+from hauberk.core.errors import UserError, in_one_line
+from hauberk.core.io import make_folder, read_json, write_atomically
+from hauberk.training.model_card import FORMAT, card_of, load, read_card, save_model
 
 FORMATS = {
     ".pth": "state dict of plain PyTorch",

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hauberk.crew import Crew
-from hauberk.errors import UserError
+from hauberk.core.distributed import Crew
+from hauberk.core.errors import UserError
 from hauberk.methods import Method, Step
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hauberk.core.errors import UserError
+from hauberk.core.io import as_json, as_read_back
 from hauberk.data import DATA_SETS, Augmentation, Joined, Part, Source, data_digest, labels
-from hauberk.errors import UserError
-from hauberk.files import as_json, as_read_back
 from hauberk.methods import Method
 from hauberk.models import ModelSpec
-from hauberk.settings import TrainSettings
+from hauberk.training.config import TrainSettings
 from hauberk.training.schedule import first_drop
 
 _ROOMS = ("model", "method", "threat", "data", "settings")

@@ -2,7 +2,7 @@
 
 import math
 
-from hauberk.settings import TrainSettings
+from hauberk.training.config import TrainSettings
 
 _RISE = 0.3  # share of a one-cycle schedule that goes up
 _START, _END = 1 / 25, 1e-4  # of the peak, as torch's OneCycleLR and its paper (Smith and Topin 2018) have them

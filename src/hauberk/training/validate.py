@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
+from hauberk.attacks.frozen_model import attack_view
 from hauberk.attacks.steps import Ascent
-from hauberk.attacks.view import attack_view
-from hauberk.crew import Crew
+from hauberk.core.distributed import Crew
+from hauberk.core.random import Noise
 from hauberk.data import Source, fetch_for
 from hauberk.methods import Method
-from hauberk.noise import Noise
 
 
 def validate(

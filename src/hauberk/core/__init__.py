@@ -1,0 +1,1 @@
+"""What every room stands on: torch and the standard library only, nothing of methods or attacks."""

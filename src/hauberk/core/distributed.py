@@ -1,0 +1,202 @@
+"""The crew: the processes that share one training or evaluation."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hauberk.core.errors import Echo, UserError
+
+T = TypeVar("T")
+Items = TypeVar("Items", list[int], Tensor)
+
+_left: list[Any] = []  # see joined_crew
+_SIGNS_OF_LOSS = ("gloo", "NCCL", "onnection", "Broken pipe", "Timed out", "DistStore")  # in messages of collectives
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Which process this is, of how many.
+
+    Every method but ``share``, ``sizes`` and ``own`` is called by all processes together.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, items: Items) -> Items:
+        """The items that are this process's own: every ``size``-th."""
+        return items[self.rank :: self.size]
+
+    def sizes(self, total: int) -> list[int]:
+        """How many of so many items each process has by ``share``."""
+        return [len(range(rank, total, self.size)) for rank in range(self.size)]
+
+    def meet(self) -> None:
+        """Wait for the others."""
+        if self.size > 1:
+            dist.barrier()
+
+    def gather(self, mine: Any) -> list[Any]:
+        """Collect what each process has, everywhere, through the host."""
+        if self.size == 1:
+            return [mine]
+        everybody: list[Any] = [None] * self.size
+        dist.all_gather_object(everybody, mine)
+        return everybody
+
+    def by_first(self, act: Callable[[], T]) -> T:
+        """Let the first process do something, and return its result, or raise its UserError, everywhere."""
+        if self.size == 1:
+            return act()
+        said: list[Any] = [None, None]
+        if self.first:
+            try:
+                said[0] = act()
+            except UserError as error:
+                said[1] = error
+        dist.broadcast_object_list(said, 0)
+        if said[1] is not None:
+            raise said[1] if self.first else Echo(str(said[1]))
+        result: T = said[0]
+        return result
+
+    def refuse(self, problem: str) -> None:
+        """Raise a UserError in all processes if any has a problem; each says what it has, or ""."""
+        if problems := [said for said in self.gather(problem) if said]:
+            raise UserError(problems[0]) if self.first else Echo(problems[0])
+
+    def numbers(self, *mine: int) -> list[list[int]]:
+        """Collect some small numbers of each process, everywhere. Where hosts can talk, no GPU is waited for."""
+        if self.size == 1:
+            return [list(mine)]
+        device = "cpu" if "cpu" in dist.get_backend_config() else "cuda"
+        everybody = [torch.empty(len(mine), dtype=torch.int64, device=device) for _ in range(self.size)]
+        dist.all_gather(everybody, torch.tensor(mine, dtype=torch.int64, device=device))
+        return [numbers.tolist() for numbers in everybody]
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether any process has it set."""
+        return [any(seen) for seen in zip(*self.numbers(*flags), strict=True)]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum a tensor of the same shape over the processes, on its device."""
+        if self.size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @torch.no_grad()
+    def average(self, values: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes; one message for each dtype."""
+        if self.size == 1:
+            return
+        for dtype in sorted({value.dtype for value in values}, key=str):
+            some = [value for value in values if value.dtype == dtype]
+            flat = torch.cat([value.flatten() for value in some])
+            dist.all_reduce(flat)
+            for value, mean in zip(some, (flat / self.size).split([value.numel() for value in some]), strict=True):
+                value.copy_(mean.view_as(value))
+
+    def rows(self, mine: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Put the rows of all processes one behind the other.
+
+        Args:
+            mine: (b, ...), this process's.
+            sizes: b of each process.
+        """
+        if self.size == 1:
+            return mine
+        padded = mine.new_zeros(max(sizes), *mine.shape[1:])
+        padded[: len(mine)] = mine
+        everybody = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(everybody, padded)
+        return torch.cat([rows[:size] for rows, size in zip(everybody, sizes, strict=True)])
+
+    def own(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Take this process's rows out of those of all."""
+        parts: tuple[Tensor, ...] = rows.split(list(sizes))
+        return parts[self.rank]
+
+    def alike(self, module: nn.Module) -> None:
+        """Give every process the parameters and buffers of the first."""
+        if self.size > 1:
+            for value in module.state_dict().values():
+                dist.broadcast(value, 0)
+
+
+ALONE = Crew()
+
+
+def crew() -> Crew:
+    """Return the crew of ``torch.distributed`` if a process group has been set up, otherwise a crew of one."""
+    if dist.is_available() and dist.is_initialized():
+        return Crew(dist.get_rank(), dist.get_world_size())
+    return ALONE
+
+
+@contextmanager
+def joined_crew(patience: timedelta = timedelta(minutes=30)) -> Iterator[Crew]:
+    """Join the processes that ``torchrun`` has started, if it has, for as long as the block lasts.
+
+    Each process takes the GPU of its local rank, where there is one; messages between hosts go through gloo, between GPUs
+    through NCCL.
+
+    Args:
+        patience: how long a process waits for one that is silent. One that has died is noticed at once.
+
+    Raises:
+        UserError: in the block, if another process is lost.
+    """
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        yield crew()
+        return
+    gpus = torch.cuda.device_count()
+    if local_rank() < gpus:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=patience)
+    try:
+        with loss_said("the same command goes on"):
+            yield crew()
+            dist.barrier()  # gloo may abort where one process leaves while others still talk
+    finally:
+        # A DistributedDataParallel may live on, in somebody's variable or in a traceback. When it is freed, it drops its
+        # reference to the group while it holds Python's lock. Were that the last one, the group's destructor would wait for
+        # threads that wait for this lock, for ever. Python's own reference lets go of the lock, so it has to be the last.
+        _left.append(dist.group.WORLD)
+        dist.destroy_process_group()
+
+
+@contextmanager
+def loss_said(advice: str) -> Iterator[None]:
+    """Say in one line that another process was lost, where a collective inside the block fails for that.
+
+    Args:
+        advice: what to do then.
+
+    Raises:
+        UserError: then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if dist.is_initialized() and any(sign in str(error) for sign in _SIGNS_OF_LOSS):
+            raise UserError(f"another process of this group was lost; what was saved before is intact, {advice}") from error
+        raise
+
+
+def local_rank() -> int:
+    """Return which process of this machine this is, as ``torchrun`` counts them; 0 without it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,0 +1,182 @@
+"""What a comparison of methods found: means and deviations over seeds, and which differences chance would explain."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isnan, nan
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from hauberk.core.errors import UserError
+from hauberk.core.io import read_json
+from hauberk.experiments.experiment import EVALUATION, Cell
+from hauberk.experiments.paper_results import PRINTED, Printed
+from hauberk.experiments.paper_tables import PAPER_TABLES
+
+CLEAN, WORST = "clean", "worst case"
+# The columns of the MAIL paper's Table 2, by what the suite "papers" calls them.
+_PAPER = {CLEAN: "NAT", "pgd-100": "PGD", "apgd-ce": "APGD", "cw-30": "CW", "autoattack": "AA"}
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Accuracies in percent of methods trained with the same seeds.
+
+    Attributes:
+        about: what was compared, in one line.
+        methods: in the order asked for.
+        seeds: of the trainings.
+        columns: what was measured.
+        values: by method and column, one for each seed.
+        doubts: what diagnostics say of each method's numbers; empty if nothing.
+        published: by method, the paper's numbers in the same columns, where it has this data set and network; None in a
+            column that it does not have.
+        baselines: by method, the one that its difference is to; empty where all are to the first.
+    """
+
+    about: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    columns: tuple[str, ...]
+    values: dict[tuple[str, str], tuple[float, ...]]
+    doubts: dict[str, list[str]]
+    published: dict[str, Printed]
+    baselines: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def against(self) -> dict[str, str]:
+        """By method, the one that its difference is to; a method without one is not in it."""
+        return self.baselines or dict.fromkeys(self.methods[1:], self.methods[0])
+
+    def mean(self, method: str, column: str) -> float:
+        """Mean over the seeds."""
+        return mean(self.values[method, column])
+
+    def deviation(self, method: str, column: str) -> float:
+        """Standard deviation over the seeds (n - 1); NaN for one seed."""
+        values = self.values[method, column]
+        return stdev(values) if len(values) > 1 else nan
+
+    def rank(self, method: str, column: str) -> int:
+        """How many methods have a larger mean."""
+        return sum(self.mean(other, column) > self.mean(method, column) for other in self.methods)
+
+    def difference(self, method: str, column: str) -> float:
+        """Mean difference to the method's baseline; 0 where it has none."""
+        return self.mean(method, column) - self.mean(self.against.get(method, method), column)
+
+    def p_values(self, column: str) -> dict[str, float]:
+        """How probable such differences to each method's baseline are by chance.
+
+        Paired t-test over the seeds, two-sided, adjusted for the number of differences by Holm's procedure. NaN with one seed,
+        or where all differences are equal.
+        """
+        from scipy.stats import ttest_rel  # half a second to import
+
+        raw = {}
+        for method, baseline in self.against.items():
+            ours, theirs = self.values[method, column], self.values[baseline, column]
+            flat = len(ours) < 2 or len({round(a - b, 9) for a, b in zip(ours, theirs, strict=True)}) == 1
+            raw[method] = nan if flat else float(ttest_rel(ours, theirs).pvalue)
+        return holm(raw)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        return {
+            "about": self.about,
+            "methods": list(self.methods),
+            "seeds": list(self.seeds),
+            "columns": list(self.columns),
+            "values": {method: {c: list(self.values[method, c]) for c in self.columns} for method in self.methods},
+            "doubts": self.doubts,
+            "published": {method: list(numbers) for method, numbers in self.published.items()},
+            "baselines": self.baselines,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Comparison":
+        """Read what :meth:`to_dict` returned."""
+        return cls(
+            about=stored["about"],
+            methods=tuple(stored["methods"]),
+            seeds=tuple(stored["seeds"]),
+            columns=tuple(stored["columns"]),
+            values={(m, c): tuple(values) for m, columns in stored["values"].items() for c, values in columns.items()},
+            doubts=stored["doubts"],
+            published={m: tuple(pair and (pair[0], pair[1]) for pair in row) for m, row in stored["published"].items()},
+            baselines=stored.get("baselines", {}),
+        )
+
+
+def holm(raw: dict[str, float]) -> dict[str, float]:
+    """Adjust p-values for being several (Holm 1979); NaN stays."""
+    known = sorted((p, name) for name, p in raw.items() if not isnan(p))
+    adjusted = dict(raw)
+    least = 0.0
+    for k, (p, name) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - k) * p))
+        adjusted[name] = least
+    return adjusted
+
+
+def collect(cells: Sequence[Cell], out: Path, table: str = "") -> Comparison:
+    """Read what finished cells found.
+
+    Args:
+        cells: of one comparison; every method with the same seeds.
+        out: folder of the study.
+        table: name of the paper's table that they are, for its numbers and for what it compares with what; empty for none.
+
+    Raises:
+        UserError: if one is not finished, or cannot be read.
+    """
+    methods, seeds = tuple(dict.fromkeys(c.name for c in cells)), tuple(dict.fromkeys(c.seed for c in cells))
+    found = {(cell.name, cell.seed): read_json(cell.folder(out) / EVALUATION) for cell in cells}
+    first = next(iter(found.values()))
+    try:
+        names = (CLEAN, *first["by_attack"], *([] if "autoattack" in first["by_attack"] else [WORST]))
+        columns = tuple(_PAPER) if cells[0].suite == "papers" and not cells[0].attacks else names
+        values = {
+            (method, column): tuple(100 * _share(found[method, seed], column) for seed in seeds)
+            for method in methods
+            for column in columns
+        }
+        doubts = {method: _doubts([found[method, seed] for seed in seeds]) for method in methods}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"an evaluation in {out} is damaged or of another suite: {error}") from error
+    cell = cells[0]
+    size = f"{cell.train_size:,} training examples, " if cell.train_size else ""
+    size += f"{cell.settings['epochs']} epochs, " if "epochs" in cell.settings else ""
+    about = f"{cell.data}, {cell.model}, {cell.threat}, {size}{len(seeds)} seed(s), {first['n']:,} test examples"
+    baselines = _baselines(methods, PAPER_TABLES[table].baselines if table else {})
+    return Comparison(about, methods, seeds, columns, values, doubts, _published(cell, columns, table), baselines)
+
+
+def heading(column: str) -> str:
+    """What a column is called in a table."""
+    return _PAPER.get(column, column)
+
+
+def _share(found: dict[str, Any], column: str) -> float:
+    if column == CLEAN:
+        return float(found["clean_accuracy"])
+    return float(found["robust_accuracy"] if column == WORST else found["by_attack"][column])
+
+
+def _doubts(found: list[dict[str, Any]]) -> list[str]:
+    """The names of diagnostics that are not "ok", with the number of seeds."""
+    names = [d["name"] for one in found for d in one["diagnostics"] if d["verdict"] != "ok"]
+    return [f"{name} ({names.count(name)} of {len(found)})" for name in dict.fromkeys(names)]
+
+
+def _baselines(methods: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """What each method's difference is to: what is wanted, if it is among the methods, otherwise the first method."""
+    found = {method: wanted[method] for method in methods if wanted.get(method) in methods}
+    others = (method for method in methods[1:] if method not in {*found, *found.values()})
+    return found | dict.fromkeys(others, methods[0])
+
+
+def _published(cell: Cell, columns: tuple[str, ...], table: str) -> dict[str, Printed]:
+    if columns != tuple(_PAPER) or cell.train_size or "epochs" in cell.settings:
+        return {}
+    return PRINTED.get(table, {}).get((cell.data, cell.model), {})

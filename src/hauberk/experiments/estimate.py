@@ -1,0 +1,129 @@
+"""What a study will cost, from one step of each method and one pass, measured here."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.presets import get_preset
+from hauberk.data import fetch_for
+from hauberk.evaluation import find_suite
+from hauberk.experiments.experiment import Cell, is_finished
+from hauberk.fastpath.frozen_copy import faster
+from hauberk.methods import Method
+from hauberk.tables import usual_network
+from hauberk.training import pick_device
+from hauberk.training.config import TrainSettings
+from hauberk.training.plan import make_plan
+from hauberk.training.published import find_published
+
+_VALIDATION = 1.05  # of the training alone
+_FEW, _FORWARD, _LONG = 4, 0.1, 3.0  # examples at least; seconds of a forward pass, and of calls that are not repeated
+_KEPT = 8  # copies of the weights: two checkpoints with momentum and the best ones, and two exports
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is to be done.
+
+    Attributes:
+        cells: in all.
+        finished: of them.
+        jobs: side by side.
+        training: seconds until all are trained.
+        evaluation: seconds for all evaluations at most: if every example stood every attack.
+        disk: bytes.
+    """
+
+    cells: int
+    finished: int
+    jobs: int
+    training: float
+    evaluation: float
+    disk: int
+
+    def __str__(self) -> str:
+        def hours(seconds: float) -> str:
+            return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
+
+        return (
+            f"{self.cells - self.finished} of {self.cells} runs to make, {self.jobs} side by side here: training about "
+            f"{hours(self.training)}, evaluation at most {hours(self.evaluation)}; about {self.disk / 2**20:,.0f} MiB on disk"
+        )
+
+
+def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 1, device: str = "auto") -> Estimate:
+    """Measure one step of each method, and one pass, and count.
+
+    Args:
+        cells: of the study.
+        out: its folder.
+        jobs: processes side by side.
+        threads: CPU threads of each.
+        device: where.
+
+    Raises:
+        UserError: as :func:`hauberk.experiments.run_cell` for what does not fit together.
+    """
+    todo = [cell for cell in cells if not is_finished(cell, out)]
+    if not todo:
+        return Estimate(len(cells), len(cells), jobs, 0.0, 0.0, 0)
+    place = pick_device(device)
+    torch.set_num_threads(threads)
+    some = todo[0]
+    train_set, test_size = some.source("train"), len(some.source("test"))
+    training, disk = 0.0, 0
+    for cell in {cell.name: cell for cell in todo}.values():
+        how, trials = cell.bound, sum(other.name == cell.name for other in todo)
+        found = find_published(cell.data, cell.model, cell.method, cell.preset, cell.recipe)
+        spec = usual_network(cell.data, cell.model, train_set, extra=how.extra_outputs)
+        plan = make_plan(spec, how, TrainSettings(**{**found.settings, **cell.settings}), train_set)
+        net = spec.build().to(place)
+        x, y = fetch_for(net, plan.train, plan.batches(0)[0])
+        count = _affordable(net, x, place)
+        step = _seconds(partial(_step, plan.method, net, x[:count], y[:count]), place) * len(x) / count
+        training += trials * plan.total_steps * step * _VALIDATION
+        disk += trials * _KEPT * sum(p.nbytes for p in net.parameters())
+    x = x[:count]
+    with attack_view(net) as view:
+        form = faster(view, x)
+
+        def look() -> None:
+            point = x.detach().clone().requires_grad_()
+            torch.autograd.grad(form(point).logsumexp(1).sum(), point)
+
+        passes = sum(get_preset(name).cost for name in find_suite(some.suite, some.attacks).stages)
+        evaluation = len(todo) * test_size * passes * _seconds(look, place) / (2 * len(x))
+    return Estimate(len(cells), len(cells) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
+
+
+def _step(how: Method, net: nn.Module, x: Tensor, y: Tensor) -> None:
+    how(net.train(), x, y, epoch=0).loss.backward()
+
+
+def _affordable(net: nn.Module, x: Tensor, device: torch.device) -> int:
+    """How many examples of a batch to measure on: all on a GPU; on a CPU, where time goes with them, a tenth of a second's."""
+    if device.type == "cuda":
+        return len(x)
+    with torch.no_grad():
+        one = _seconds(lambda: net(x[:_FEW]), device) / _FEW
+    return min(len(x), max(_FEW, int(_FORWARD / one)))
+
+
+def _seconds(act: Callable[[], object], device: torch.device) -> float:
+    """The least of three calls after a first one, which has the costs of a beginning; of one, where a call is long."""
+    spent: list[float] = []
+    for _ in range(4):
+        if len(spent) > 1 and sum(spent) > _LONG:
+            break
+        begun = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(time.perf_counter() - begun)
+    return min(spent[1:])

@@ -1,0 +1,138 @@
+"""A faster copy of a model for attacks to look at: BatchNorm folded, fewer copies in memory, lower precision if wanted."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from hauberk.core.errors import UserError
+from hauberk.fastpath.conv_backward import quicken
+from hauberk.fastpath.fuse_conv_bn import CONVOLUTIONS, NORMS, fold
+from hauberk.objectives.kl import at_least_float32
+
+# How far a twin's logits and input gradients may be from the model's, relative to their size.
+CLOSE = {torch.bfloat16: (0.05, 0.3, 0.05), None: (1e-4, 1e-2, 1e-4)}
+
+
+def faster(model: nn.Module, like: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
+    """Return the fastest form of a model in evaluation mode that computes what the model computes.
+
+    Args:
+        model: classifier, lent by ``attack_view``; not changed.
+        like: inputs (B, ...) to compare logits and input gradients on.
+        dtype: bfloat16 for its lower precision; None for the model's own.
+
+    Returns:
+        A :class:`Twin` if one can be made and agrees with the model; otherwise (a random model, too) the model itself, under
+        autocast where the precision is lower.
+
+    Raises:
+        UserError: from hooks of the model that check what it is used for.
+    """
+    fallback = model if dtype is None else _Autocast(model, dtype)
+    try:
+        seen = _look(model, like)
+        with torch.no_grad():
+            if not torch.equal(model(like).float(), seen[2]):
+                return fallback  # tracing a random model could freeze its noise
+        twin = Twin(model, dtype)
+        return twin if _near(seen, _look(twin, like), dtype) else fallback
+    except UserError:
+        raise
+    except Exception:  # other people's modules may refuse in any way to be copied, traced or cast
+        return fallback
+
+
+def agree(model: nn.Module, other: nn.Module, like: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether two forms of a model have the same logits and input gradients at inputs (B, ...), up to what ``dtype`` rounds."""
+    return _near(_look(model, like), _look(other, like), dtype)
+
+
+class Twin(nn.Module):
+    """A copy of a model in evaluation mode, for input gradients only.
+
+    Where the model can be traced, BatchNorm after a convolution is folded into it, and ReLU works in place. In lower precision,
+    convolutions and linear layers have their weights cast once and compute in ``dtype``, images laid out channels last;
+    everything else computes in the model's own precision. Logits are float32 at least.
+
+    Args:
+        model: classifier; not changed.
+        dtype: bfloat16, or None for the model's own.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.net, self._folded = fold(deepcopy(model).eval().requires_grad_(False))
+        self.lower = dtype
+        if dtype is not None:
+            for module in self.net.modules():
+                if type(module) in (*CONVOLUTIONS, nn.Linear):
+                    module.to(dtype)
+                if type(module) is nn.Conv2d:
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                if type(module) not in NORMS and next(module.parameters(recurse=False), None) is not None:
+                    module.register_forward_pre_hook(_cast)
+        quicken(self.net)
+        self.refresh(model)
+
+    @torch.no_grad()
+    def refresh(self, model: nn.Module) -> None:
+        """Take over the present weights and statistics of the model that this is a copy of."""
+        theirs, ours = dict(_tensors(model)), dict(_tensors(self.net))
+        layers: dict[str, Any] = dict(model.named_modules())
+        for name, norm in self._folded.items():
+            layer, bn = layers[name], layers[norm]
+            statistics = bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+            fused = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
+            for kind, value in zip(("weight", "bias"), fused, strict=True):
+                ours.pop(f"{name}.{kind}").copy_(value)
+        for name, tensor in ours.items():
+            if name in theirs:  # what tracing has added is constant
+                tensor.copy_(theirs[name])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, C) of inputs (B, ...)."""
+        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last) if self.lower and x.ndim == 4 else x)
+        return at_least_float32(logits)
+
+
+class _Autocast(nn.Module):
+    """A model under autocast, in evaluation mode."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, C) of inputs (B, ...)."""
+        with torch.autocast(x.device.type, self.dtype):
+            logits: Tensor = self.model(x)
+        return at_least_float32(logits)
+
+
+def _look(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, the gradient of how far they are spread, and logits without a graph (tracing forgets a model's own switches)."""
+    x = x.detach().clone().requires_grad_()
+    logits = model(x)
+    (grad,) = torch.autograd.grad(logits.float().logsumexp(1).sum(), x, allow_unused=True, materialize_grads=True)
+    with torch.no_grad():
+        return logits.detach().float(), grad, model(x).float()
+
+
+def _near(seen: tuple[Tensor, ...], other: tuple[Tensor, ...], dtype: torch.dtype | None) -> bool:
+    pairs = zip(seen, other, CLOSE[dtype], strict=True)
+    return all(float((a - b).norm()) <= bound * float(a.norm()) for a, b, bound in pairs)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+
+
+def _cast(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Bring the inputs of a module to the precision of its own parameters."""
+    dtype = next(module.parameters(recurse=False)).dtype
+    return tuple(i.to(dtype) if isinstance(i, Tensor) and i.is_floating_point() else i for i in inputs)

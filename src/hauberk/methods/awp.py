@@ -1,0 +1,89 @@
+"""AWP: the loss at adversarially perturbed weights (Wu et al. 2020), without a copy of the model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.core.distributed import ALONE, Crew
+from hauberk.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class WeightPerturbation:
+    """Settings of adversarial weight perturbation.
+
+    Attributes:
+        gamma: γ, size of the perturbation relative to the norm of each weight tensor; 0 for none.
+        warmup: epochs without it.
+    """
+
+    gamma: float = 0.0
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma < 1 or self.warmup < 0:
+            raise UserError(f"gamma must be at least 0 and below 1, warmup not negative, got {self.gamma} and {self.warmup}")
+
+
+def perturbation(model: nn.Module, loss: Tensor, gamma: float, crew: Crew = ALONE) -> dict[str, Tensor]:
+    """``v_l = γ · ‖w_l‖ / ‖g_l‖ · g_l``, with g the gradient of the loss: one relative step of ascent in each weight tensor.
+
+    Only convolutions and linear layers are perturbed (parameters named ``weight`` with more than one dimension), as in the
+    public code.
+
+    Args:
+        model: whose weights they are.
+        loss: scalar, with a graph to the weights.
+        gamma: γ.
+        crew: processes over which to average the gradient.
+
+    Returns:
+        v by the name of the parameter.
+    """
+    chosen = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.ndim > 1 and name.rsplit(".", 1)[-1] == "weight"
+    }
+    grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+    crew.average([grad for grad in grads if grad is not None])
+    found = {}
+    for (name, weight), grad in zip(chosen.items(), grads, strict=True):
+        if grad is not None:
+            found[name] = gamma * weight.detach().norm() / (grad.norm() + 1e-20) * grad
+    return found
+
+
+@contextmanager
+def perturbed(model: nn.Module, change: dict[str, Tensor]) -> Iterator[None]:
+    """Add ``change``, which is used up, to the weights inside the block; afterwards they are the same bits as before."""
+    weights = {name: parameter for name, parameter in model.named_parameters() if name in change}
+    copies = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.add_(change.pop(name))  # its memory is needed no longer
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(copies[name])
+
+
+def carry_gradients(model: nn.Module, loss: Tensor) -> Tensor:
+    """Take the gradients of ``loss`` now, and return a loss of the same value whose ``backward`` hands them out.
+
+    So the weights can be put back before the caller runs ``backward`` and the optimiser's step. The public code steps at the
+    perturbed weights and then subtracts the perturbation: the same up to rounding, but for weight decay, which here acts on
+    the weights themselves.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    carried = loss.detach()
+    for parameter, grad in zip(parameters, grads, strict=True):
+        if grad is not None:
+            carried = carried + ((parameter - parameter.detach()) * grad).sum()  # adds 0, has the gradient
+    return carried
