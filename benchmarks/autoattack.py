@@ -21,7 +21,7 @@ from networks import small_net
 from torch import Tensor, nn
 
 import hauberk as hb
-from hauberk.core.distributed import joined_crew
+from hauberk.core.distributed import init_distributed
 from hauberk.core.environment import machine
 
 WAYS = (("full", 1), ("full", 0), ("bf16", 1), ("bf16", 0))  # precision and processes, 0: as many as threads
@@ -59,7 +59,7 @@ def ours(options: argparse.Namespace, precision: str, processes: int, seed: int)
     """Robust accuracy, seconds and passes of Hauberk, in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
-        crew = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), __file__, str(options.file)]
+        world = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), __file__, str(options.file)]
         settings = {
             "--data-dir": options.data_dir,
             "--eps": options.eps,
@@ -69,20 +69,20 @@ def ours(options: argparse.Namespace, precision: str, processes: int, seed: int)
             "--precision": precision,
             "--threads": options.threads // processes,
         }
-        subprocess.run(crew + [str(word) for pair in settings.items() for word in pair], check=True, capture_output=True)
+        subprocess.run(world + [str(word) for pair in settings.items() for word in pair], check=True, capture_output=True)
         robust, seconds, forwards, backwards = json.loads(found.read_text())
     return robust, seconds, forwards, backwards
 
 
 def one_of_ours(options: argparse.Namespace, model: nn.Module, x: Tensor, y: Tensor) -> None:
     """What each process of Hauberk's does."""
-    with joined_crew() as crew:
-        crew.meet()
+    with init_distributed() as world:
+        world.barrier()
         begun = time.perf_counter()
         threat, seed, precision = hb.Linf(options.eps), options.seeds[0], options.precision
         result = hb.evaluate(model, (x, y), threat=threat, suite="standard", seed=seed, precision=precision, quiet=True)
         found = [result.robust_accuracy, time.perf_counter() - begun, *result.provenance["passes"].values()]
-        if crew.first:
+        if world.is_main:
             options.ours.write_text(json.dumps(found))
 
 

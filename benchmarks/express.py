@@ -19,7 +19,7 @@ from cells import evaluated, first, trained
 
 import hauberk as hb
 from hauberk.core.environment import machine, versions
-from hauberk.data import DATA_SETS, Source, load_data
+from hauberk.data import DATASETS, Source, load_data
 from hauberk.models import ModelSpec
 
 BATCH, ROUNDS = 128, 12
@@ -80,7 +80,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     train_set = first(options.data, "train", options.data_dir, options.train)
     test_set = load_data(options.data, "test", options.data_dir)
-    threat = hb.Linf(DATA_SETS[options.data].eps)
+    threat = hb.Linf(DATASETS[options.data].eps)
     print(f"{options}, {machine(torch.device('cpu'))}, {versions()}")
     steps = step_seconds(options, train_set, threat)
     whole = CELLS[REFERENCE]["epochs"] * steps[CELLS[REFERENCE]["method"]]

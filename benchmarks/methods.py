@@ -15,11 +15,11 @@ import tyro
 from cells import evaluated, first, trained
 
 import hauberk as hb
-from hauberk.data import DATA_SETS, load_data
-from hauberk.methods import RECIPES
+from hauberk.data import DATASETS, load_data
+from hauberk.methods import METHODS
 
 # Its extra output makes its numbers another quantity: robust accuracy with rejection.
-METHODS = [name for name in RECIPES if name != "adversarial-class"]
+METHODS = [name for name in METHODS if name != "adversarial-class"]
 METHODS += ["at+awp", "trades+awp", "mart+awp", "mail-at+awp", "mail-trades+awp"]
 ATTACKS = ("pgd-100", "cw-100", "apgd-ce")
 
@@ -39,7 +39,7 @@ class Options:
     test: int = 1_000
     """Test images."""
     epochs: int = 10
-    """Passes over them; free-at makes its 8 replays within them, so it makes an eighth of the passes."""
+    """ModelQueries over them; free-at makes its 8 replays within them, so it makes an eighth of the passes."""
     threads: int = 1
     """CPU threads."""
 
@@ -49,11 +49,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     train_set = first(options.data, "train", options.data_dir, options.train)
     test_set = load_data(options.data, "test", options.data_dir)
-    threat = hb.Linf(DATA_SETS[options.data].eps)
+    threat = hb.Linf(DATASETS[options.data].eps)
     rows = []
     for name in METHODS:
         folder = options.out / name
-        epochs = max(1, options.epochs // RECIPES[name.split("+")[0]].replays)
+        epochs = max(1, options.epochs // METHODS[name.split("+")[0]].replays)
         card = trained(
             folder,
             "small-cnn",

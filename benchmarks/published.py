@@ -15,7 +15,7 @@ from networks import TradesNet, small_net
 from torch import nn
 
 import hauberk as hb
-from hauberk.core.distributed import joined_crew
+from hauberk.core.distributed import init_distributed
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     test = hb.data.load_data("mnist", "test", options.data_dir)
     shuffled = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
-    with joined_crew() as crew:
+    with init_distributed() as world:
         for name in options.only:
             known = NETWORKS[name]
             model = hb.load(options.checkpoints / known.file, model=(known.net or small_net)())
@@ -64,7 +64,7 @@ def main() -> None:
             result = hb.evaluate(
                 model, images, threat=threat, suite="standard", out=folder, precision=options.precision, quiet=True
             )
-            if crew.first:
+            if world.is_main:
                 after = ", ".join(f"{attack} {100 * share:.2f}" for attack, share in result.by_attack.items())
                 flags = ", ".join(d.name for d in result.warnings) or "none"
                 print(f"| {name} | {100 * result.clean_accuracy:.2f} | {after} | {known.known} | {flags} |", flush=True)

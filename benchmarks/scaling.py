@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import hauberk as hb
-from hauberk.core.distributed import Crew
+from hauberk.core.distributed import World
 from hauberk.core.environment import machine, versions
 from hauberk.models import ModelSpec
 from hauberk.training.parallel import in_parallel, running_statistics
@@ -124,11 +124,11 @@ def layers_of(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Layers, float]:
     return Layers([size for size, _ in stamps], [(at - begun) / seconds for _, at in stamps]), seconds
 
 
-def measured_step(name: str, net: nn.Module, x: Tensor, y: Tensor, crew: Crew, rounds: int) -> list[float]:
+def measured_step(name: str, net: nn.Module, x: Tensor, y: Tensor, world: World, rounds: int) -> list[float]:
     """Seconds of each of some training steps."""
     settings = {"burn_in": 0} if name.startswith("mail") else {}
     method = hb.method(name, hb.Linf("8/255"), precision="fp32", **settings)
-    step = partial(method, net) if crew.size == 1 else in_parallel(net, method, crew)
+    step = partial(method, net) if world.size == 1 else in_parallel(net, method, world)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, fused=True)
     times = []
     for _ in range(rounds + 2):
@@ -136,37 +136,37 @@ def measured_step(name: str, net: nn.Module, x: Tensor, y: Tensor, crew: Crew, r
         optimizer.zero_grad()
         step(x, y).loss.backward()
         optimizer.step()
-        crew.average(running_statistics(net))
+        world.average(running_statistics(net))
         times.append(time.perf_counter() - begun)
     return times[2:]
 
 
-def here(options: Options, crew: Crew) -> None:
+def here(options: Options, world: World) -> None:
     """Measure messages and steps, and compare with the simulation."""
     points = measured_messages(20)
     latency, speed = line_through(points)
-    say(crew, f"\nAll-reduce between {crew.size} processes (gloo): {1e3 * latency:.2f} ms and {speed / 1e9:.2f} GB/s")
-    say(crew, "\n| bytes | measured, ms | line, ms |\n|---|---|---|")
+    say(world, f"\nAll-reduce between {world.size} processes (gloo): {1e3 * latency:.2f} ms and {speed / 1e9:.2f} GB/s")
+    say(world, "\n| bytes | measured, ms | line, ms |\n|---|---|---|")
     for size, seconds in points.items():
-        say(crew, f"| {size:,} | {1e3 * seconds:.2f} | {1e3 * (latency + size / speed):.2f} |")
-    say(crew, "\n| network | method | one, s | slower of two, s | overlapped, s | in turn, s | measured, s |")
-    say(crew, "|---|---|---|---|---|---|---|")
+        say(world, f"| {size:,} | {1e3 * seconds:.2f} | {1e3 * (latency + size / speed):.2f} |")
+    say(world, "\n| network | method | one, s | slower of two, s | overlapped, s | in turn, s | measured, s |")
+    say(world, "|---|---|---|---|---|---|---|")
     for model in options.models:
         x, y = torch.rand(options.batch, 3, 32, 32), torch.arange(options.batch) % 10
         net = ModelSpec(model, (3, 32, 32), 10).build()
         layers, backward = layers_of(net, x, y)
         for name in options.methods:
             # Alone, but while the other process computes, too: what counts is what messages add.
-            alone = crew.gather(measured_step(name, net, x, y, Crew(), options.rounds))
+            alone = world.all_gather_object(measured_step(name, net, x, y, World(), options.rounds))
             slower = median(max(times) for times in zip(*alone, strict=True))
-            together = median(measured_step(name, net, x, y, crew, options.rounds))
+            together = median(measured_step(name, net, x, y, world, options.rounds))
             more = latency + sum(layers.sizes) / speed if name.endswith("+awp") else 0.0  # AWP's gradient, before it goes on
             waits = [
                 exposed(layers, backward, lambda size: latency + size / speed),
                 sum(latency + size / speed for _, size in buckets(layers)),
             ]
             row = [median(chain(*alone)), slower, *(slower + more + wait for wait in waits), together]
-            say(crew, f"| {model} | `{name}` | {' | '.join(f'{seconds:.3f}' for seconds in row)} |")
+            say(world, f"| {model} | `{name}` | {' | '.join(f'{seconds:.3f}' for seconds in row)} |")
 
 
 class Flops(TorchDispatchMode):
@@ -190,7 +190,7 @@ def flops(name: str, net: nn.Module, x: Tensor, y: Tensor, steps: int) -> float:
     return counter.total
 
 
-def elsewhere(options: Options, crew: Crew) -> None:
+def elsewhere(options: Options, world: World) -> None:
     """Simulate ImageNet-size training on clusters that nobody has given us."""
     batch, x, y = 64, torch.rand(2, 3, 224, 224), torch.arange(2)
     net = ResNet50()
@@ -200,14 +200,14 @@ def elsewhere(options: Options, crew: Crew) -> None:
     speed = options.images_per_second * training_pass / 2  # operations a second
     layers, _ = layers_of(net, x, y)
     say(
-        crew,
+        world,
         f"\nResNet-50: {training_pass / 2e9:.1f} GFLOP for the training pass of an image, {sum(layers.sizes) / 1e6:.0f} MB",
     )
     say(
-        crew,
+        world,
         "\n| method | K | passes | GPUs | step, ms | waiting for messages, ms | efficiency | 90 epochs, hours | GPU hours |",
     )
-    say(crew, "|---|---|---|---|---|---|---|---|---|")
+    say(world, "|---|---|---|---|---|---|---|---|---|")
     for name, steps in (("standard", 0), ("at", 3), ("at", 10), ("mail-trades+awp", 10)):
         work = training_pass if not steps else flops(name, net, x, y, steps)
         compute = batch * work / 2 / speed
@@ -227,23 +227,23 @@ def elsewhere(options: Options, crew: Crew) -> None:
             wait += seconds_of(sum(layers.sizes)) if "awp" in name else 0.0
             hours = 90 * 1_281_167 / (batch * gpus) * (compute + wait) / 3600
             say(
-                crew,
+                world,
                 f"| `{name}` | {steps} | {work / training_pass:.1f} | {gpus} | {1e3 * (compute + wait):.0f} | {1e3 * wait:.2f} "
                 f"| {compute / (compute + wait):.1%} | {hours:,.1f} | {hours * gpus:,.0f} |",
             )
 
 
-def say(crew: Crew, text: str) -> None:
+def say(world: World, text: str) -> None:
     """Print once."""
-    if crew.first:
+    if world.is_main:
         print(text, flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with hb.joined_crew() as everybody:
+    with hb.init_distributed() as world:
         chosen = tyro.cli(Options)
-        say(everybody, f"{versions()} {machine(torch.device('cpu'))}")
-        here(chosen, everybody)
-        elsewhere(chosen, everybody)
+        say(world, f"{versions()} {machine(torch.device('cpu'))}")
+        here(chosen, world)
+        elsewhere(chosen, world)

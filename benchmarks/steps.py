@@ -20,9 +20,9 @@ from torch import Tensor, nn
 import hauberk as hb
 from hauberk.core.environment import machine, versions
 from hauberk.fastpath.compile import Compiled
-from hauberk.fastpath.frozen_copy import Twin
-from hauberk.fastpath.precision import Sight
-from hauberk.methods.registry import find_recipe
+from hauberk.fastpath.frozen_copy import InferenceCopy
+from hauberk.fastpath.precision import PrecisionPolicy
+from hauberk.methods.registry import get_method_spec
 from hauberk.models import ModelSpec
 from hauberk.objectives import OBJECTIVES
 
@@ -52,8 +52,8 @@ class Floor:
 
     def __init__(self, model: nn.Module, form: str):
         precision, _, compiled = form.partition("+")
-        self.model, self.lower = model, Sight(precision).lowered  # type: ignore[arg-type]
-        twin = Twin(model, torch.bfloat16 if precision == "bf16" else None)
+        self.model, self.lower = model, PrecisionPolicy(precision).lowered  # type: ignore[arg-type]
+        twin = InferenceCopy(model, torch.bfloat16 if precision == "bf16" else None)
         self.twin = Compiled(twin) if compiled else twin
 
     def __call__(self, method: str, x: Tensor, y: Tensor) -> None:
@@ -61,7 +61,7 @@ class Floor:
         for _ in range(STEPS):
             point = x.detach().requires_grad_()
             torch.autograd.grad(F.cross_entropy(self.twin(point), y), point)
-        recipe = find_recipe(method)
+        recipe = get_method_spec(method)
         objective = OBJECTIVES[recipe.objective]
         if recipe.attack is not None and recipe.attack.loss == "kl":
             with torch.no_grad():

@@ -34,7 +34,7 @@ class Options:
     test: int = 1_000
     """Test images."""
     epochs: int = 8
-    """Passes over them."""
+    """ModelQueries over them."""
     threads: int = 1
     """CPU threads."""
 

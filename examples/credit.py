@@ -19,7 +19,7 @@ from rich.table import Table
 from sklearn.model_selection import train_test_split
 
 import hauberk as hb
-from hauberk.tables import make_table, measure_risk, read_description, read_frame
+from hauberk.tables import make_table, measure_risk, read_frame, read_schema
 
 METHODS = ("standard", "at", "mart", "mail-at", "mail-trades")
 
@@ -27,7 +27,7 @@ METHODS = ("standard", "at", "mart", "mail-at", "mail-trades")
 def main(path: Path) -> None:
     """Train by each method, and print what errors cost."""
     torch.set_num_threads(1)  # the network is small
-    description = read_description(Path(__file__).with_name(f"{path.stem}.toml"))
+    description = read_schema(Path(__file__).with_name(f"{path.stem}.toml"))
     frame = from_npz(path, description.label) if path.suffix == ".npz" else read_frame(path)
     train, test = train_test_split(frame, test_size=description.test_share, random_state=0, stratify=frame[description.label])
     table = make_table(description, train, test)

@@ -55,7 +55,7 @@ def tiny_batch(n=6, shape=(3, 8, 8), classes=5, seed=1, dtype=torch.float32):
 
 
 def few_images(name):
-    """Noise under the name of a data set."""
+    """ExampleRng under the name of a data set."""
     return Arrays(torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8), 10, name)
 
 

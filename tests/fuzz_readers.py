@@ -23,8 +23,8 @@ with atheris.instrument_imports(include=["hauberk"]):
     from hauberk.core.io import read_json, read_tensors, write_state
     from hauberk.data.cifar import read_batch
     from hauberk.data.idx import read_idx
-    from hauberk.evaluation import early_answer
-    from hauberk.methods import find_recipe
+    from hauberk.evaluation import partial_result
+    from hauberk.methods import get_method_spec
     from hauberk.models import ModelSpec
     from hauberk.threat import threat_from_dict
     from hauberk.training import resume
@@ -47,7 +47,7 @@ def card(raw):
     content = read_json(path)
     threat_from_dict(content["threat"]) if isinstance(content.get("threat"), dict) else None
     name = content.get("method", {}).get("name") if isinstance(content.get("method"), dict) else None
-    find_recipe(name) if isinstance(name, str) else None
+    get_method_spec(name) if isinstance(name, str) else None
 
 
 def plain(raw):
@@ -63,7 +63,7 @@ def verdicts(raw):
     head, _, lines = raw.partition(b"\0")
     put("evaluation/plan.json", head)
     put("evaluation/verdicts-0.jsonl", lines)
-    str(early_answer(FOLDER / "evaluation"))
+    str(partial_result(FOLDER / "evaluation"))
 
 
 def run(raw):

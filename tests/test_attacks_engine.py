@@ -10,13 +10,13 @@ from torch import nn
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import PRESETS, Ascent, Preset, ascend, get_preset
-from hauberk.attacks.apgd import AutoPgd
-from hauberk.attacks.apgd_l1 import SparseApgd
+from hauberk.attacks.apgd import APGD
+from hauberk.attacks.apgd_l1 import APGDL1
 from hauberk.attacks.climb import Climb
 from hauberk.attacks.result import Best
 from hauberk.attacks.rows import Rows, Task, fresh
-from hauberk.attacks.run import run_batch
-from hauberk.core.random import Noise
+from hauberk.attacks.run import run_attack
+from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import cw_loss, dlr_loss, logit_margin, make_loss
 
 THREATS = [hb.Linf("8/255"), hb.L2(0.5), hb.L1(4.0)]
@@ -220,9 +220,9 @@ def test_results_do_not_depend_on_the_batch(threat):
     model = tiny_net().double().eval()
     x, y = tiny_batch(12, dtype=torch.float64)
     ids = torch.arange(100, 112)
-    whole = hb.attacks.pgd(model, x, y, threat, steps=5, restarts=2, seed=Noise(3, ids))
+    whole = hb.attacks.pgd(model, x, y, threat, steps=5, restarts=2, seed=ExampleRng(3, ids))
     order = torch.tensor([7, 2, 11, 0])
-    part = hb.attacks.pgd(model, x[order], y[order], threat, steps=5, restarts=2, seed=Noise(3, ids[order]))
+    part = hb.attacks.pgd(model, x[order], y[order], threat, steps=5, restarts=2, seed=ExampleRng(3, ids[order]))
     assert torch.allclose(whole.x_adv[order], part.x_adv, atol=1e-12)
 
 
@@ -271,7 +271,7 @@ def test_presets_run_and_say_where_they_come_from():
             continue
         for threat in (hb.Linf(0.031), hb.L2(0.5), hb.L1(2.0)):
             program, note = replace(preset, settings=replace(preset.settings, steps=10)).program(threat, classes=5)
-            found = run_batch(program, model, x, y, threat)
+            found = run_attack(program, model, x, y, threat)
             assert not note
             assert threat.contains(found.x_adv, x).all(), name
     with pytest.raises(hb.UserError, match="did you mean 'pgd-20'"):
@@ -327,7 +327,7 @@ def test_the_evaluators_form_of_the_engine_is_the_same_attack(settings):
     """Rows at their own steps, and a batch in step: the same points for those that stand, the same verdicts for all."""
     net, (x, y), threat = tiny_net().double().eval(), tiny_batch(24, dtype=torch.float64), hb.Linf(0.03)
     y = torch.where(torch.arange(24) % 4 == 0, y, net(x).argmax(1))  # three in four are right without an attack
-    ours = run_batch(Climb(settings, threat), net, x, y, threat, seed=3)
+    ours = run_attack(Climb(settings, threat), net, x, y, threat, seed=3)
     theirs = ascend(net, x, y, threat, settings, seed=3)
     right = net(x).argmax(1) == y
     assert torch.equal(ours.success, theirs.success | ~right)
@@ -466,7 +466,7 @@ def test_a_wrong_answer_is_a_better_find_than_none():
     x, y, yes = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.tensor([True, True])
     looks = [(1, torch.tensor([torch.nan, 0.5])), (2, torch.tensor([-3.0, torch.nan])), (3, torch.tensor([-4.0, torch.nan]))]
     best = Best(x)
-    rows = Rows(*fresh(Task(hb.Linf(9.0, low=0, high=9).around(x), y, torch.zeros(2, 3), y, Noise(0, y))))
+    rows = Rows(*fresh(Task(hb.Linf(9.0, low=0, high=9).around(x), y, torch.zeros(2, 3), y, ExampleRng(0, y))))
     for value, loss in looks:
         best.offer(torch.full_like(x, value), torch.zeros(2, 3), loss, yes, None)
         rows.offer(torch.full_like(x, value), torch.zeros(2, 3), loss, yes)
@@ -514,7 +514,7 @@ class Corner:
 def test_an_attack_of_ones_own_is_never_replaced(threat, monkeypatch):
     mine = Corner()
     monkeypatch.setitem(PRESETS, "corner", Preset(mine, "this test"))
-    monkeypatch.setitem(PRESETS, "apgd-3", Preset(AutoPgd(steps=7, loss="ce-targeted", targets=2, restarts=3), "this test"))
+    monkeypatch.setitem(PRESETS, "apgd-3", Preset(APGD(steps=7, loss="ce-targeted", targets=2, restarts=3), "this test"))
     program, _ = get_preset("corner").program(threat, classes=5)
     assert program is mine
     net, (x, y) = tiny_net().eval(), tiny_batch(20)
@@ -523,7 +523,7 @@ def test_an_attack_of_ones_own_is_never_replaced(threat, monkeypatch):
     assert sum(mine.looks) >= 20
     apgd, _ = get_preset("apgd-3").program(threat, classes=5)
     assert (apgd.steps, apgd.loss, apgd.targets, apgd.restarts) == (7, "ce-targeted", 2, 3)
-    assert isinstance(apgd, SparseApgd) == (threat.norm == "L1")
+    assert isinstance(apgd, APGDL1) == (threat.norm == "L1")
     with pytest.raises(hb.UserError, match="does not know of a class of adversarial inputs"):
         get_preset("corner").program(threat, classes=5, evading=True)
 
@@ -533,6 +533,6 @@ def test_autoattacks_rows_have_their_own_numbers_in_l1():
     numbers = {}
     for name in ("apgd-ce", "apgd-t", "apgd-dlr", "apgd-ce-5", "apgd-dlr-5"):
         program, _ = get_preset(name).program(hb.L1(1.0), classes=10)
-        assert isinstance(program, SparseApgd)
+        assert isinstance(program, APGDL1)
         numbers[name] = (program.steps, program.turns(10))
     assert set(numbers.values()) == {(100, 5)}

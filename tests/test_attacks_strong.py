@@ -9,15 +9,15 @@ from scipy.optimize import linprog, minimize
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks.apgd_l1 import SparseApgd
+from hauberk.attacks.apgd_l1 import APGDL1
 from hauberk.attacks.fab_projections import onto_hyperplane
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.presets import PRESETS
 from hauberk.attacks.rows import Task
-from hauberk.attacks.run import run_batch
+from hauberk.attacks.run import run_attack
 from hauberk.attacks.square import Square
 from hauberk.attacks.square_windows import pick_windows
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from test_attacks_engine import fingerprint, same
 from test_attacks_linear import linear
 
@@ -153,7 +153,7 @@ def test_the_windows_of_square_shrink_and_reach_every_pixel():
     assert windows.sizes[0].prod() == pytest.approx(0.8 * 40, rel=0.1)
     assert windows.sizes[-1].tolist() == [1, 1]
     assert windows.size_at(torch.tensor([0, 10, 11, 50, 51, 9000])).tolist() == [0, 0, 1, 1, 2, 9]
-    draws = Noise(0, torch.arange(2000)).uniform(torch.empty(2000, 2), 0)
+    draws = ExampleRng(0, torch.arange(2000)).uniform(torch.empty(2000, 2), 0)
     hit = windows.mask(draws[:, 0], draws[:, 1], torch.full((2000,), 9))
     assert hit.flatten(1).sum(1).eq(1).all()
     assert hit.any(0).all()
@@ -176,7 +176,7 @@ def test_targeted_pgd_is_not_undirected():
     x, _ = tiny_batch(40)
     y = model(x).argmax(1)
     program, _ = PRESETS["pgd-20-targeted"].program(hb.Linf(0.03), classes=5)
-    aimed = run_batch(program, model, x, y, hb.Linf(0.03))
+    aimed = run_attack(program, model, x, y, hb.Linf(0.03))
     assert program.turns(5) == 4
     plain = hb.attacks.pgd(model, x, y, hb.Linf(0.03), steps=20, start="uniform")
     assert aimed.success.sum() >= plain.success.sum() - 2
@@ -239,16 +239,16 @@ def test_autoattack_is_its_four_attacks_one_after_the_other(short_autoattack):
 
 
 def test_the_steps_of_l1_apgd_are_as_long_as_the_radius_of_their_time(monkeypatch):
-    monkeypatch.setattr(Noise, "normal", lambda self, like, tag: torch.zeros_like(like))  # starts at the clean input
+    monkeypatch.setattr(ExampleRng, "normal", lambda self, like, tag: torch.zeros_like(like))  # starts at the clean input
     model, (x, y) = tiny_net().eval(), tiny_batch()
     threat = hb.L1(2.0, low=-100.0, high=100.0)
-    program = SparseApgd(steps=10)
-    noise = Noise(0, torch.arange(len(x)))
-    rows = program.begin(Task(threat.around(x), y, model(x).detach(), torch.zeros_like(y), noise))
+    program = APGDL1(steps=10)
+    rng = ExampleRng(0, torch.arange(len(x)))
+    rows = program.begin(Task(threat.around(x), y, model(x).detach(), torch.zeros_like(y), rng))
     lengths = []
     for tick in range(program.length):
         before = rows.offset
-        program.advance(rows, Passes(model), np.full(len(x), tick))
+        program.advance(rows, ModelQueries(model), np.full(len(x), tick))
         lengths.append(float((rows.offset - before).abs().sum(1).max()))
     assert lengths[1] == pytest.approx(3.0)  # in units of ε, as the ball of the first stage
     assert float(rows.offset.abs().sum(1).max()) <= 1 + 1e-5  # that of the last is the threat model's

@@ -3,7 +3,7 @@ import torch
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import targeted_dlr_loss
 from test_attacks_engine import fingerprint, same
 from test_attacks_linear import linear
@@ -54,8 +54,10 @@ def test_results_do_not_depend_on_neighbours():
     x, _ = tiny_batch(12, dtype=torch.float64)
     y = model(x).argmax(1)
     ids = torch.arange(12)
-    whole = hb.attacks.apgd(model, x, y, THREATS[0], steps=30, loss="dlr-targeted", targets=2, seed=Noise(1, ids))
-    part = hb.attacks.apgd(model, x[5:9], y[5:9], THREATS[0], steps=30, loss="dlr-targeted", targets=2, seed=Noise(1, ids[5:9]))
+    whole = hb.attacks.apgd(model, x, y, THREATS[0], steps=30, loss="dlr-targeted", targets=2, seed=ExampleRng(1, ids))
+    part = hb.attacks.apgd(
+        model, x[5:9], y[5:9], THREATS[0], steps=30, loss="dlr-targeted", targets=2, seed=ExampleRng(1, ids[5:9])
+    )
     assert torch.equal(whole.success[5:9], part.success)
     assert torch.allclose(whole.x_adv[5:9], part.x_adv, atol=1e-10)
 

@@ -50,7 +50,7 @@ def test_train_then_evaluate(workplace, capsys):
     shown = json.loads(capsys.readouterr().out)
     (saved,) = (workplace / "runs/digits-mart/evaluations").glob("quick-*/evaluation.json")
     assert shown == json.loads(saved.read_text())
-    assert main(["evaluate", str(saved.parent), "--peek"]) == 0
+    assert main(["evaluate", str(saved.parent), "--status"]) == 0
     assert "after pgd-100" in capsys.readouterr().out
     assert (shown["n"], shown["threat"]) == (40, "Linf(0.05)")
     assert (

@@ -35,7 +35,7 @@ from hauberk.experiments.experiment import train_cell
 from hauberk.experiments.paper_results import MAIL
 from hauberk.experiments.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
 from hauberk.experiments.studies import Setting
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.schedule import first_drop
 
 QUICK = {
@@ -229,7 +229,7 @@ def test_methods_with_settings_of_their_own(tmp_path, capsys):
 @pytest.mark.parametrize("name", PAPER_TABLES)
 def test_a_table_has_the_papers_settings(name):
     table = PAPER_TABLES[name]
-    settings = TrainSettings(**table_settings(table, table.data, table.model))
+    settings = TrainConfig(**table_settings(table, table.data, table.model))
     assert settings.schedule == "steps"
     wide = table.model.startswith("wrn")
     assert (settings.lr, settings.weight_decay) == ((0.1, 7e-4) if wide else (0.01, 3.5e-3))
@@ -261,7 +261,7 @@ def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
 
 
 def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():
-    whole = TrainSettings(**table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18"))
+    whole = TrainConfig(**table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18"))
     small, train, test = shrunk(whole, 0.01, 50_000, 10_000)
     assert (small.epochs, train, test) == (10, 5000, 1000)
     assert first_drop(whole) == 74

@@ -13,8 +13,8 @@ import torch
 from scipy.io import savemat
 
 import hauberk as hb
-from hauberk.core.random import Noise
-from hauberk.data import DATA_SETS, Arrays, Joined, Part, as_source, augment, channel_statistics, data_digest, labels, load_data
+from hauberk.core.random import ExampleRng
+from hauberk.data import DATASETS, Arrays, Joined, Part, as_source, augment, channel_statistics, data_digest, labels, load_data
 from hauberk.data.augment import PADDING
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -31,7 +31,7 @@ def idx(array):
 def write(folder, name):
     """Write 20 examples in the original format of a data set."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, files in DATA_SETS[name].files.items():
+    for split, files in DATASETS[name].files.items():
         for file in files:
             if name in ("mnist", "fashion-mnist"):
                 content = idx(GREY if "images" in file else LABELS)
@@ -45,9 +45,9 @@ def write(folder, name):
                 (folder / file).write_bytes(pickle.dumps({b"data": IMAGES.reshape(20, -1), key: LABELS.tolist()}, protocol=2))
 
 
-@pytest.mark.parametrize("name", [n for n in DATA_SETS if n != "digits"])
+@pytest.mark.parametrize("name", [n for n in DATASETS if n != "digits"])
 def test_reads_the_original_formats(name, tmp_path):
-    write(tmp_path / DATA_SETS[name].folders[0], name)
+    write(tmp_path / DATASETS[name].folders[0], name)
     for split in ("train", "test"):
         source = load_data(name, split, tmp_path, verify=False)
         repeats = 5 if (name, split) == ("cifar10", "train") else 1
@@ -61,7 +61,7 @@ def test_reads_the_original_formats(name, tmp_path):
         load_data(name, "train", tmp_path)
 
 
-@pytest.mark.parametrize("name", [n for n in DATA_SETS if n != "digits"])
+@pytest.mark.parametrize("name", [n for n in DATASETS if n != "digits"])
 def test_missing_and_damaged_files_say_what_to_do(name, tmp_path):
     with pytest.raises(hb.UserError, match="Get the original files from"):
         load_data(name, "train", tmp_path)
@@ -175,10 +175,10 @@ def test_bad_data_says_why(data, says):
 
 def test_crop_and_flip_by_hand():
     x = torch.rand(64, 2, 6, 7)
-    noise = Noise(0, torch.arange(64))
+    rng = ExampleRng(0, torch.arange(64))
     padded = torch.nn.functional.pad(x, [PADDING] * 4)
     seen = set()
-    ours = augment(x, "crop-flip", noise)
+    ours = augment(x, "crop-flip", rng)
     for i in range(64):
         found = [
             (top, left, flip)
@@ -194,9 +194,9 @@ def test_crop_and_flip_by_hand():
         seen.add(found[0])
     assert len(seen) > 30
     assert len({flip for _, _, flip in seen}) == 2
-    assert torch.equal(augment(x, "none", noise), x)
-    assert not torch.equal(augment(x, "crop", noise), x)
-    assert torch.equal(augment(x[5:6], "crop", Noise(0, torch.tensor([5]))), augment(x, "crop", noise)[5:6])
+    assert torch.equal(augment(x, "none", rng), x)
+    assert not torch.equal(augment(x, "crop", rng), x)
+    assert torch.equal(augment(x[5:6], "crop", ExampleRng(0, torch.tensor([5]))), augment(x, "crop", rng)[5:6])
 
 
 def test_bytes_mean_shares_of_255():

@@ -63,13 +63,13 @@ def taken_for_granted(page, digits):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != OF_A_GROUP], ids=lambda p: p.stem)
 def test_a_page_runs(page, tmp_path, monkeypatch, digits):
-    from hauberk.methods import RECIPES
+    from hauberk.methods import METHODS
     from hauberk.objectives import OBJECTIVES
 
     if page.name in ("files.md", "tables.md"):
         pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
-    known, objectives = dict(RECIPES), dict(OBJECTIVES)
+    known, objectives = dict(METHODS), dict(OBJECTIVES)
     try:
         names = taken_for_granted(page, digits)
         for block in blocks(page):
@@ -80,7 +80,7 @@ def test_a_page_runs(page, tmp_path, monkeypatch, digits):
             out = hb.method("gair-alp", hb.Linf(0.1), burn_in=0)(names["run"].model, *few)
             assert abs(float(out.weights.mean()) - 1) < 1e-5
     finally:
-        for table, before in ((RECIPES, known), (OBJECTIVES, objectives)):
+        for table, before in ((METHODS, known), (OBJECTIVES, objectives)):
             table.clear()
             table.update(before)
 
@@ -179,7 +179,7 @@ def test_every_public_name_is_on_the_page_of_the_api(room):
             assert re.search(rf"\b{name}\b", page), name
 
 
-NO_SOURCE = {"attack_view", "get_preset", "logit_margin", "random_search", "transfer",
+NO_SOURCE = {"frozen_model", "get_preset", "logit_margin", "random_search", "transfer",
              "standard", "kl_divergence", "effective_size", "summary"}  # fmt: skip
 
 

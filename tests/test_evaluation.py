@@ -10,9 +10,9 @@ from torch import nn
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import PRESETS
-from hauberk.evaluation import find_suite, table, wilson
+from hauberk.evaluation import find_suite, table, wilson_interval
 from hauberk.evaluation.signs import signs
-from hauberk.evaluation.summary import tally
+from hauberk.evaluation.summary import summarize
 from test_evaluation_trust import Noisy
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
@@ -154,7 +154,7 @@ def test_a_success_that_does_not_hold_again_does_not_count():
 def test_wilson_agrees_with_scipy():
     for k, n in ((0, 10), (3, 10), (10, 10), (480, 1000), (1, 1)):
         exact = binomtest(k, n).proportion_ci(0.95, method="wilson")
-        assert wilson(k, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
+        assert wilson_interval(k, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
 
 
 def flags(right=850, fragile=0, **broken):
@@ -165,7 +165,7 @@ def flags(right=850, fragile=0, **broken):
         for i in range(right):
             doubt = {"fragile": True} if i < fragile else {}
             records.append({"i": i, "attack": name.replace("_", "-"), "broken": i < count, "margin": 0.0, **doubt})
-    return {d.name: d.verdict for d in signs(tally(records, suite), classes=10)}
+    return {d.name: d.verdict for d in signs(summarize(records, suite), classes=10)}
 
 
 def test_signs_raise_their_flag_and_no_other():

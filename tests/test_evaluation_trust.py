@@ -20,10 +20,10 @@ from torch import nn
 import hauberk as hb
 from conftest import TORCHRUN, kill_again_and_again, ranks_of, tiny_batch, tiny_net
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
-from hauberk.evaluation import Diagnostic, early_answer, search, table
-from hauberk.evaluation.records import CLEAN, Ledger, read_records
+from hauberk.evaluation import Diagnostic, partial_result, search, table
+from hauberk.evaluation.records import CLEAN, RecordStore, read_records
 from hauberk.evaluation.suites import Suite
-from hauberk.evaluation.summary import tally
+from hauberk.evaluation.summary import summarize
 from hauberk.report.evaluation import facts
 
 
@@ -60,7 +60,7 @@ def test_the_same_verdicts_at_any_batch_size(short_autoattack):
 def test_attacks_in_turn_leave_the_broken_alone(short_autoattack):
     model, x, y = sound()
     ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, probes=False)
-    assert ev.in_turn
+    assert ev.sequential
     assert list(ev.by_attack) == list(AUTOATTACK)
     shares = list(ev.by_attack.values())
     assert shares == sorted(shares, reverse=True)
@@ -80,7 +80,7 @@ from itertools import pairwise
 import hauberk as hb
 import hauberk.evaluation.runner as campaign
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
-from hauberk.core.distributed import joined_crew
+from hauberk.core.distributed import init_distributed
 from hauberk.attacks.presets import AUTOATTACK
 from test_evaluation_trust import sound
 torch.set_num_threads(1)
@@ -88,7 +88,7 @@ campaign.SAVE_EVERY = 0.05
 for name in AUTOATTACK[:3]:
     PRESETS[name] = replace(PRESETS[name], settings=replace(PRESETS[name].settings, steps=50))
 model, x, y = sound()
-with joined_crew():
+with init_distributed():
     hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", batch_size=16, out={out!r}, quiet=True, probes=False,
                 adversarials=True)
 """
@@ -153,10 +153,10 @@ def test_kill_minus_nine_and_several_processes_change_nothing(tmp_path):
 
 
 def test_an_early_answer_has_an_interval(tmp_path, monkeypatch):
-    from hauberk.evaluation.runner import Campaign
+    from hauberk.evaluation.runner import EvaluationRunner
 
     model, x, y = sound(120)
-    keep = Campaign._verdicts
+    keep = EvaluationRunner._verdicts
     calls = []
 
     def stop(self, attack, *rest):
@@ -165,16 +165,16 @@ def test_an_early_answer_has_an_interval(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return keep(self, attack, *rest)
 
-    monkeypatch.setattr(Campaign, "_verdicts", stop)
+    monkeypatch.setattr(EvaluationRunner, "_verdicts", stop)
     settings = {"threat": hb.Linf(0.02), "attacks": ["pgd-20", "cw-20"], "batch_size": 16, "out": tmp_path, "quiet": True}
     with pytest.raises(KeyboardInterrupt):
         hb.evaluate(model, (x, y), **settings)
-    early = early_answer(tmp_path)
+    early = partial_result(tmp_path)
     done, standing, (low, high) = early.after["pgd-20"]
     assert 0 < done <= 120
     assert low <= standing / done <= high
     assert "in random order" in str(early)
-    monkeypatch.setattr(Campaign, "_verdicts", keep)
+    monkeypatch.setattr(EvaluationRunner, "_verdicts", keep)
     whole = hb.evaluate(model, (x, y), **settings)
     assert low <= whole.by_attack["pgd-20"] <= high
     assert early.at_most >= whole.robust_accuracy
@@ -516,7 +516,7 @@ def test_a_margin_that_is_not_finite_is_null_in_every_file_and_in_memory_alike(t
         {"i": 0, "attack": "fgsm", "broken": False, "margin": float("inf")},
         {"i": 1, "attack": "fgsm", "broken": True, "turn": 0, "step": 0, "margin": float("-inf"), "norm": 0.1},
     ]
-    with closing(Ledger(tmp_path, plan)) as ledger:
+    with closing(RecordStore(tmp_path, plan)) as ledger:
         for record in records:
             ledger.write(record)
         seen = list(ledger.records.values())
@@ -524,11 +524,11 @@ def test_a_margin_that_is_not_finite_is_null_in_every_file_and_in_memory_alike(t
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         assert all(json.loads(line, parse_constant=refuse) for line in lines)
     assert list(read_records(tmp_path)) == seen
-    with closing(Ledger(tmp_path, plan)) as again:  # the same plan, although it holds no number there
+    with closing(RecordStore(tmp_path, plan)) as again:  # the same plan, although it holds no number there
         assert list(again.records.values()) == seen
-    found = tally(seen, Suite({"fgsm": ()}, {}, 1, "")).numbers()["examples"]
+    found = summarize(seen, Suite({"fgsm": ()}, {}, 1, "")).numbers()["examples"]
     assert [(e["clean_margin"], e["margin"]) for e in found] == [(None, None), (2.0, 2.0)]
-    assert early_answer(tmp_path).at_most == 0.5
+    assert partial_result(tmp_path).at_most == 0.5
 
 
 def test_all_json_is_written_by_one_function():

@@ -9,7 +9,7 @@ import torch
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.cli import main
-from hauberk.models import NearestRow, Normalize
+from hauberk.models import Normalize, StraightThroughRound
 from hauberk.training import export_model
 
 
@@ -62,7 +62,7 @@ def test_batchnorm_normalisation_and_rows_survive(tmp_path):
     hb.train(net, (x, y), method="at", threat=threat, epochs=1, quiet=True, out=tmp_path / "images", batch_size=8)
     for ending in ("onnx", "pt2"):
         assert export_model(tmp_path / "images", tmp_path / f"images.{ending}", model=net).exists()
-    rows = torch.nn.Sequential(NearestRow([0], [[1, 2]]), torch.nn.Linear(3, 2))
+    rows = torch.nn.Sequential(StraightThroughRound([0], [[1, 2]]), torch.nn.Linear(3, 2))
     data = torch.cat([torch.randint(0, 5, (20, 1)).float(), torch.eye(2)[torch.randint(0, 2, (20,))]], 1)
     hb.train(
         rows,

@@ -5,7 +5,7 @@ import torch
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.methods import equation, find_recipe
+from hauberk.methods import equation, get_method_spec
 from hauberk.objectives import OBJECTIVES
 from test_attacks_engine import count_passes
 
@@ -208,8 +208,8 @@ def test_a_step_where_float64_is_the_default(name):
 
 
 def test_the_equation_that_is_shown_is_the_one_that_is_computed():
-    assert "KL(p(x)‖p(x'))" in equation(find_recipe("trades"))
-    assert equation(find_recipe("mail-trades+awp")) == "mean of ω·β·KL(p(x')‖p(x)) + CE(f(x), y)"
+    assert "KL(p(x)‖p(x'))" in equation(get_method_spec("trades"))
+    assert equation(get_method_spec("mail-trades+awp")) == "mean of ω·β·KL(p(x')‖p(x)) + CE(f(x), y)"
     model, (x, y) = tiny_net().eval(), tiny_batch()
     out = hb.method("mail-trades", THREAT, burn_in=1)(model, x, y, epoch=0)
     p, p_adv = out.logits.log_softmax(1), out.logits_adv.log_softmax(1)

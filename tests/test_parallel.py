@@ -60,7 +60,7 @@ sys.path.insert(0, {tests!r})
 import hauberk as hb
 import test_parallel
 torch.set_num_threads(1)
-with hb.joined_crew() as crew:
+with hb.init_distributed() as world:
     {work}
 """
 
@@ -94,7 +94,7 @@ def finish(process):
 OUTLIVES = """
 import gc, weakref, torch, torch.distributed as dist, hauberk as hb
 for turn in range(2):  # torch itself keeps the first group of a process
-    with hb.joined_crew():
+    with hb.init_distributed():
         step = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
         step(torch.rand(4, 2)).sum().backward()
         group = weakref.ref(dist.group.WORLD)
@@ -115,7 +115,7 @@ def test_a_wrapper_may_outlive_its_group(tmp_path):
 def test_any_number_of_processes_gives_the_weights_of_one(tmp_path, processes):
     names = METHODS if processes == 2 else ["mail-trades+awp", "gairat", "mma"]
     work = f"found = {{name: test_parallel.twenty_steps(name) for name in {names}}}\n"
-    work += f"    crew.first and torch.save(found, {str(tmp_path / 'found.pt')!r})"
+    work += f"    world.is_main and torch.save(found, {str(tmp_path / 'found.pt')!r})"
     finish(together(tmp_path, work, processes))
     found = torch.load(tmp_path / "found.pt")
     for name in names:
@@ -132,7 +132,7 @@ def test_synchronised_batchnorm_on_two_gpus_gives_the_weights_of_one(tmp_path, n
     # Equal parts: with parts of different size the running variances differ by their small-sample corrections.
     how = "batch_size=20, device='cuda', sync_batchnorm=True"
     work = f"found = test_parallel.twenty_steps({name!r}, test_parallel.tiny_net(classes=6).double(), {how})\n"
-    work += f"    crew.first and torch.save(found, {str(tmp_path / 'found.pt')!r})"
+    work += f"    world.is_main and torch.save(found, {str(tmp_path / 'found.pt')!r})"
     finish(together(tmp_path, work))
     weights, _ = twenty_steps(name, tiny_net(classes=6).double(), batch_size=20, device="cuda")
     for key, value in torch.load(tmp_path / "found.pt")[0].items():
@@ -185,7 +185,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 
 
 RESUMED = """
-net = test_parallel.tiny_net(dropout=0.3, seed=crew.rank)  # the ranks begin apart
+net = test_parallel.tiny_net(dropout=0.3, seed=world.rank)  # the ranks begin apart
     method = hb.method({method!r}, hb.Linf("8/255"))
     import hauberk.training.sync_throttle
     from hauberk.training.trainer import Trainer
@@ -195,13 +195,13 @@ net = test_parallel.tiny_net(dropout=0.3, seed=crew.rank)  # the ranks begin apa
         train_step, steps = Trainer._train_step, iter(range(100))
         def counted(self, *inputs):
             train_step(self, *inputs)
-            self.stop.asked = crew.rank == 1 and next(steps) >= 6  # one process alone is asked to stop
+            self.stop.asked = world.rank == 1 and next(steps) >= 6  # one process alone is asked to stop
         Trainer._train_step = counted
         assert hb.train(net, test_parallel.data(), **how).interrupted
         Trainer._train_step = train_step
-        net = test_parallel.tiny_net(dropout=0.3, seed=5 + crew.rank)
+        net = test_parallel.tiny_net(dropout=0.3, seed=5 + world.rank)
     run = hb.train(net, test_parallel.data(), resume={interrupted}, **how)
-    same = crew.gather({{name: value.tolist() for name, value in run.model.state_dict().items()}})
+    same = world.all_gather_object({{name: value.tolist() for name, value in run.model.state_dict().items()}})
     assert same[0] == same[1], "the processes have different networks"
 """
 
@@ -226,15 +226,15 @@ from torch.nn.parallel import DistributedDataParallel
     step.register_forward_hook(lambda *_: forwards.append(1))
     for epoch in range(5):
         optimizer.zero_grad()
-        step(x[crew.rank::2].double(), y[crew.rank::2], epoch, noise=test_parallel.noise(crew.rank, 2)).loss.backward()
+        step(x[world.rank::2].double(), y[world.rank::2], epoch, noise=test_parallel.noise(world.rank, 2)).loss.backward()
         optimizer.step()
     assert len(forwards) == 5  # through the wrapper, whatever the attack did
-    crew.first and torch.save(net.state_dict(), {out!r})
+    world.is_main and torch.save(net.state_dict(), {out!r})
 """
 
 
-def noise(rank, size):
-    return hb.noise.Noise(0, torch.arange(20)[rank::size])
+def rng(rank, size):
+    return hb.rng.ExampleRng(0, torch.arange(20)[rank::size])
 
 
 @pytest.mark.parametrize("engine", ["ddp", "accelerate"])
@@ -250,7 +250,7 @@ def test_a_callers_own_loop_on_two_processes(tmp_path, engine):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     for epoch in range(5):
         optimizer.zero_grad()
-        method(net, x.double(), y, epoch, noise=noise(0, 1)).loss.backward()
+        method(net, x.double(), y, epoch, rng=rng(0, 1)).loss.backward()
         optimizer.step()
     for key, value in torch.load(tmp_path / "net.pt").items():
         assert torch.allclose(value, net.state_dict()[key], atol=1e-9), key
@@ -269,8 +269,8 @@ from torch.nn.parallel import DistributedDataParallel
     with pytest.raises(hb.UserError, match="needs GPUs"):
         hb.train(net, (x, y), threat=threat, sync_batchnorm=True, device="cpu", quiet=True)
     with pytest.raises(hb.UserError, match="process 1 is not like the first one"):
-        hb.train(net, (x, y), threat=threat, lr=0.1 + crew.rank, quiet=True)
-    others = torch.cat([y[:-1], (y[-1:] + crew.rank) % 5])
+        hb.train(net, (x, y), threat=threat, lr=0.1 + world.rank, quiet=True)
+    others = torch.cat([y[:-1], (y[-1:] + world.rank) % 5])
     with pytest.raises(hb.UserError, match="other training data"):
         hb.train(net, (x, others), threat=threat, quiet=True)
     with pytest.raises(hb.UserError, match="process 1 is not like the first one: other data"):

@@ -8,7 +8,7 @@ import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import Ascent, ascend
 from hauberk.attacks.steps import parse_step
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.methods.awp import perturbation, perturbed
 
 THREAT = hb.Linf("8/255")
@@ -19,11 +19,11 @@ def test_awp_is_the_gradient_at_perturbed_weights_and_leaves_no_trace(name):
     """Against the algorithm written out with a deep copy of the model, as the public code does it."""
     model = tiny_net().double().train()
     x, y = tiny_batch(16, dtype=torch.float64)
-    noise = Noise(0, torch.arange(16))
+    rng = ExampleRng(0, torch.arange(16))
     settings = {"burn_in": 0} if name.startswith("mail") else {}
     method = hb.method(f"{name}+awp", THREAT, gamma=0.02, **settings)
     before = copy.deepcopy(model.state_dict())
-    seen = ascend(model, x, y, THREAT, Ascent(**vars(method.attack)), keep="last-unseen", seed=noise)
+    seen = ascend(model, x, y, THREAT, Ascent(**vars(method.attack)), keep="last-unseen", seed=rng)
 
     def loss_of(network, weights):
         clean = None if name == "at" else network(x)
@@ -46,7 +46,7 @@ def test_awp_is_the_gradient_at_perturbed_weights_and_leaves_no_trace(name):
     expected, _ = loss_of(other, weights)
     expected.backward()
 
-    out = method(model, x, y, noise=noise)
+    out = method(model, x, y, rng=rng)
     for key, parameter in model.named_parameters():
         assert torch.equal(parameter, before[key]), key  # the same bits
     out.loss.backward()

@@ -6,11 +6,11 @@ import torch
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.core.errors import UserError
-from hauberk.fastpath.autotune import _seconds, pick_form
+from hauberk.fastpath.autotune import _seconds, autotune_precision
 from hauberk.fastpath.compile import Compiled
-from hauberk.fastpath.frozen_copy import Twin
+from hauberk.fastpath.frozen_copy import InferenceCopy
 from test_evaluation_trust import Noisy
 from test_training import Signalling, easy_data, settings
 
@@ -34,7 +34,7 @@ def test_fp32_is_the_model_up_to_rounding_and_bf16_near_it(method):
     folding, exact, same = step("fp32", method)
     lower, rough, near = step("bf16", method)
     for bound in (folding, lower):
-        assert isinstance(bound.sight._twin, Twin)
+        assert isinstance(bound.sight._twin, InferenceCopy)
     assert torch.allclose(exact.loss, plain.loss, rtol=1e-4)
     assert rough.loss.dtype == rough.logits_adv.dtype == torch.float32
     assert torch.allclose(rough.loss, plain.loss, rtol=0.05)
@@ -84,12 +84,12 @@ def test_labels_that_do_not_fit_are_refused_as_ever():
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
 def test_a_run_records_its_precision_and_resumes_in_it(precision, tmp_path, monkeypatch):
-    monkeypatch.setattr("hauberk.training.trainer.pick_form", lambda *a: ("bf16", False))
+    monkeypatch.setattr("hauberk.training.trainer.autotune_precision", lambda *a: ("bf16", False))
     data, how = easy_data(), {"method": "trades", "threat": THREAT, **settings(precision=precision)}
     whole = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "a", **how)
     assert hb.train("small-cnn", Signalling(data, 240), out=tmp_path / "b", **how).interrupted
     assert json.loads((tmp_path / "a" / "best.json").read_text())["precision"] == "bf16"
-    monkeypatch.setattr("hauberk.training.trainer.pick_form", lambda *a: ("fp32", False))  # is not asked again
+    monkeypatch.setattr("hauberk.training.trainer.autotune_precision", lambda *a: ("fp32", False))  # is not asked again
     again = hb.train("small-cnn", Signalling(data, 0), out=tmp_path / "b", resume=True, **how)
     assert json.loads((tmp_path / "b" / "best.json").read_text())["precision"] == "bf16"
     assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
@@ -101,16 +101,16 @@ def test_auto_takes_what_is_faster_and_agrees(monkeypatch):
     model, (x, _) = tiny_net(), tiny_batch()
     times = {None: 3.0, torch.bfloat16: 1.0}
     monkeypatch.setattr("hauberk.fastpath.autotune._seconds", lambda forms, x: [times[form.lower] for form in forms])
-    assert pick_form(model, x, "auto", "off") == ("bf16", False)
+    assert autotune_precision(model, x, "auto", "off") == ("bf16", False)
     times[torch.bfloat16] = 2.9
-    assert pick_form(model, x, "auto", "off") == ("fp32", False)
+    assert autotune_precision(model, x, "auto", "off") == ("fp32", False)
 
 
 def test_auto_measures_here_and_the_run_keeps_what_it_took(tmp_path):
     """Whichever it takes on this machine."""
     hb.train("small-cnn", easy_data(), threat=THREAT, out=tmp_path, **settings(epochs=1, precision="auto"))
     assert json.loads((tmp_path / "best.json").read_text())["precision"] in ("fp32", "bf16")
-    with attack_view(tiny_net()) as view:
+    with frozen_model(tiny_net()) as view:
         assert all(seconds > 0 for seconds in _seconds([view, view], tiny_batch()[0]))
 
 
@@ -120,7 +120,7 @@ def batches_of(*sizes):
 
 @needs_compiler
 def test_a_compiled_twin_computes_the_same_and_compiles_two_shapes_only(monkeypatch):
-    twin = Twin(tiny_net().eval())
+    twin = InferenceCopy(tiny_net().eval())
     asked = []
     run = torch.compile(twin, dynamic=False)
     monkeypatch.setattr(torch, "compile", lambda module, **how: lambda x: asked.append(len(x)) or run(x))
@@ -149,19 +149,19 @@ def test_compilation_is_taken_where_it_pays_and_never_needed(monkeypatch):
     model, (x, _) = tiny_net(), tiny_batch()
     monkeypatch.setattr("hauberk.fastpath.autotune.Compiled", lambda twin: twin)
     monkeypatch.setattr("hauberk.fastpath.autotune._seconds", lambda forms, x: [3.0, 2.0])
-    assert pick_form(model, x, "fp32", "auto") == ("fp32", True)
+    assert autotune_precision(model, x, "fp32", "auto") == ("fp32", True)
     monkeypatch.setattr("hauberk.fastpath.autotune._seconds", lambda forms, x: [3.0, 2.9])
-    assert pick_form(model, x, "fp32", "auto") == ("fp32", False)
+    assert autotune_precision(model, x, "fp32", "auto") == ("fp32", False)
 
     def broken(twin):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr("hauberk.fastpath.autotune.Compiled", broken)
-    assert pick_form(model, x, "fp32", "auto") == ("fp32", False)
+    assert autotune_precision(model, x, "fp32", "auto") == ("fp32", False)
     with pytest.raises(UserError, match="no compiler"):
-        pick_form(model, x, "fp32", "on")
+        autotune_precision(model, x, "fp32", "on")
     with pytest.raises(UserError, match="no twin"):
-        pick_form(Noisy(), x, "fp32", "on")
+        autotune_precision(Noisy(), x, "fp32", "on")
 
 
 def test_a_methods_own_precision_is_kept_by_training(tmp_path):

@@ -5,7 +5,7 @@ import hauberk as hb
 from conftest import tiny_net
 from hauberk.data import Arrays, Joined, as_source, pseudo_label
 from hauberk.models import ModelSpec
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.plan import make_plan
 from test_training import THREAT, easy_data, settings
 
@@ -34,7 +34,7 @@ def test_each_batch_has_the_stated_share():
     plan = make_plan(
         ModelSpec("mlp", (3, 8, 8), 5),
         hb.method("mart", THREAT),
-        TrainSettings(batch_size=20, unlabelled_share=0.7, val_size=10),
+        TrainConfig(batch_size=20, unlabelled_share=0.7, val_size=10),
         as_source(easy_data(100)),
         as_source(easy_data(500, seed=1)),
     )

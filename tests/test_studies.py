@@ -15,7 +15,7 @@ from conftest import tiny_batch, tiny_net
 from hauberk.cli import main
 from hauberk.experiments import Cell
 from hauberk.experiments.studies import STUDIES, Finding, Setting, ablation, find_study, subsets, trade_off
-from hauberk.experiments.studies.measure import agree, difference
+from hauberk.experiments.studies.measure import difference, outputs_match
 from hauberk.experiments.studies.variants import Split
 
 SMALL = Cell("at", 0, train_size=300, test_size=60, settings={"epochs": 3, "val_size": 30, "lr": 0.05})
@@ -180,9 +180,9 @@ def test_a_claim_is_judged_by_two_standard_errors():
     points, error = difference(better, worse)
     assert points == pytest.approx(20)
     assert error == pytest.approx(100 * (0.2 * 0.8 * 100 / 99 / 100) ** 0.5)
-    assert agree([(better, worse)]) is True
-    assert agree([(better, worse), (worse, better)]) is False
-    assert agree([(better, worse), (better, better)]) is None
+    assert outputs_match([(better, worse)]) is True
+    assert outputs_match([(better, worse), (worse, better)]) is False
+    assert outputs_match([(better, worse), (better, better)]) is None
 
 
 def test_the_command(shared, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 import hauberk as hb
 from conftest import kill_again_and_again, saved_at, tiny_batch, tiny_net, weights
-from hauberk.core.io import alone_in
+from hauberk.core.io import exclusive_lock
 
 KILLS = int(os.environ.get("HAUBERK_KILLS", "2"))
 
@@ -67,6 +67,6 @@ def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_holds_nothing(tm
 
 def test_two_evaluations_in_one_folder_are_refused(tmp_path):
     how = {"threat": hb.Linf(0.01), "attacks": ["fgsm"], "probes": False, "quiet": True, "out": tmp_path}
-    with alone_in(tmp_path, ".lock-0"), pytest.raises(hb.UserError, match="another process is at work"):
+    with exclusive_lock(tmp_path, ".lock-0"), pytest.raises(hb.UserError, match="another process is at work"):
         hb.evaluate(tiny_net(), tiny_batch(20), **how)
     assert hb.evaluate(tiny_net(), tiny_batch(20), **how).n == 20

@@ -15,11 +15,11 @@ from sklearn.metrics import recall_score, roc_auc_score
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.core.distributed import ALONE
-from hauberk.core.random import Noise
-from hauberk.models import ModelSpec, NearestRow
+from hauberk.core.distributed import SINGLE_PROCESS
+from hauberk.core.random import ExampleRng
+from hauberk.models import ModelSpec, StraightThroughRound
 from hauberk.report.reproduce import train_command
-from hauberk.tables import draft, make_table, measure_risk, reach_of, read_description, read_frame, read_table, usual_threat
+from hauberk.tables import default_threat, draft, make_table, measure_risk, reach_of, read_frame, read_schema, read_table
 from hauberk.threat import threat_from_dict
 from hauberk.training.validate import validate
 
@@ -106,12 +106,12 @@ def test_the_threat_model_says_what_may_change(folder):
     std = table.train.x.double().std(0, correction=0)
     expected = [0.5 * std[0], 0.5 * std[1], (0.5 * std[2]).floor(), 0, 1, 1, 1, 0, 0]
     assert threat.eps.tolist() == pytest.approx([float(e) for e in expected])
-    assert threat.one_way.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert threat.monotone.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0]
     again = threat_from_dict(json.loads(json.dumps(threat.to_dict(), allow_nan=False)))
     assert repr(again) == repr(threat)
     x, _ = table.test.fetch(torch.arange(20))
     torch.testing.assert_close(again.around(x).upper, threat.around(x).upper)
-    assert usual_threat(str(folder / "loans.toml"), eps="0.5").eps[0] == pytest.approx(float(0.25 * std[0]))
+    assert default_threat(str(folder / "loans.toml"), eps="0.5").eps[0] == pytest.approx(float(0.25 * std[0]))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
@@ -139,12 +139,12 @@ def test_no_attack_leaves_the_valid_rows(folder, norm, attack):
 
 
 def test_one_way_features_in_a_queue_keep_their_own_start():
-    threat = hb.Linf(0.2, one_way=[1, -1, 0])
+    threat = hb.Linf(0.2, monotone=[1, -1, 0])
     x = torch.rand(6, 3) * 0.5 + 0.25
     region = threat.around(x)
     part = region.rows(torch.tensor([4, 2]))
     new = region.put(torch.tensor([0, 1]), part)
-    moved = new.random(Noise(0, torch.arange(6)))
+    moved = new.random(ExampleRng(0, torch.arange(6)))
     base = x[[4, 2, 2, 3, 4, 5]]
     assert (moved[:, 0] >= base[:, 0]).all()
     down = new.project(base - 1)
@@ -154,12 +154,12 @@ def test_one_way_features_in_a_queue_keep_their_own_start():
     outside = base.clone()
     outside[:, 0] -= 0.1
     assert (new.audit(outside) > 0.09).all()
-    with pytest.raises(hb.UserError, match="one_way"):
-        hb.Linf(0.1, one_way=[2, 0, 0])
+    with pytest.raises(hb.UserError, match="monotone"):
+        hb.Linf(0.1, monotone=[2, 0, 0])
 
 
 def test_the_nearest_row_has_the_gradient_of_the_identity():
-    layer = NearestRow([0], [[1, 2]])
+    layer = StraightThroughRound([0], [[1, 2]])
     x = torch.tensor([[1.4, 0.3, 0.6]], requires_grad=True)
     assert layer(x).tolist() == [[1.0, 0.0, 1.0]]
     layer(x).mul(torch.tensor([1.0, 2.0, 3.0])).sum().backward()
@@ -188,7 +188,7 @@ def whole_numbers(folder):
     data = pd.DataFrame({name: draw.integers(0, top, 200) for name, top in (("age", 60), ("months", 30), ("visits", 9))})
     data["loans"] = draw.integers(0, 3, 200)
     data["late"] = (data["age"] / 20 + data["visits"] / 3 > 3).astype(int)
-    return make_table(read_description(folder / "whole.toml"), data, data, "whole")
+    return make_table(read_schema(folder / "whole.toml"), data, data, "whole")
 
 
 class Lured(torch.nn.Module):
@@ -212,7 +212,7 @@ def test_rounding_to_rows_is_no_doubt_of_the_network_behind_it(tmp_path):
         ev = hb.evaluate(net, (x, net(x).argmax(1)), threat=table.threat, attacks=["pgd-10"], quiet=True)
         found = {d.name: d for d in ev.diagnostics}["gradients-tell-the-truth"]
         assert found.verdict == verdict, found.measured
-        assert "behind NearestRow, which rounds on purpose" in found.measured
+        assert "behind StraightThroughRound, which rounds on purpose" in found.measured
         assert net[0](x + 0.3).equal(x)  # it rounds again
 
 
@@ -275,7 +275,7 @@ def test_a_description_that_does_not_fit_is_refused_in_a_line(folder, change, sa
 
 
 def test_rows_that_do_not_fit_are_refused(folder):
-    described = read_description(folder / "loans.toml")
+    described = read_schema(folder / "loans.toml")
     good = frame()
     cases = {
         "not whole": good.assign(children=good["children"] + 0.5),
@@ -333,8 +333,8 @@ def test_class_weights_count_in_validation_too():
 
     source = hb.data.Arrays(torch.rand(100, 3), (torch.arange(100) >= 80).long(), 2)
     method = hb.method("at", hb.Linf(0.1))
-    plain = validate(Always(), source, method, 2, 0, 32, ALONE)
-    weighed = validate(Always(), source, method, 2, 0, 32, ALONE, torch.tensor([0.625, 2.5]))
+    plain = validate(Always(), source, method, 2, 0, 32, SINGLE_PROCESS)
+    weighed = validate(Always(), source, method, 2, 0, 32, SINGLE_PROCESS, torch.tensor([0.625, 2.5]))
     assert plain == {"val_clean_accuracy": 0.8, "val_robust_accuracy": 0.8}
     assert weighed == {"val_clean_accuracy": 0.5, "val_robust_accuracy": 0.5}
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import hauberk as hb
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.threat import make_threat, threat_from_dict
 from hauberk.threat.projections import onto_l1, onto_l2
 
@@ -74,7 +74,7 @@ def test_start_step_and_projection_never_leave(norm, seed, shape, double, eps, p
     mask = torch.rand(shape, generator=generator) < 0.5 if frozen else None
     threat = NORMS[norm](radius, frozen=mask)
     region = threat.around(x)
-    points = [region.random(Noise(seed, torch.arange(4)))]
+    points = [region.random(ExampleRng(seed, torch.arange(4)))]
     points.append(region.project(x + torch.randn(4, *shape, generator=generator, dtype=dtype) * 10))
     for size in (1e-3, 0.1, 10.0):
         points.append(region.step(points[-1], torch.randn(4, *shape, generator=generator, dtype=dtype), size))
@@ -105,11 +105,11 @@ def test_audit_says_by_how_much():
 
 def test_random_start_fills_the_ball():
     x = torch.full((4000, 3), 0.5, dtype=torch.float64)
-    noise = Noise(0, torch.arange(4000))
+    rng = ExampleRng(0, torch.arange(4000))
     for norm, p in (("L2", 2), ("L1", 1)):
-        lengths = (NORMS[norm](0.3).around(x).random(noise) - x).norm(p=p, dim=1) / 0.3
+        lengths = (NORMS[norm](0.3).around(x).random(rng) - x).norm(p=p, dim=1) / 0.3
         assert abs(float((lengths**3).mean()) - 0.5) < 0.02  # r³ is uniform in three dimensions
-    change = hb.Linf(0.3).around(x).random(noise) - x
+    change = hb.Linf(0.3).around(x).random(rng) - x
     assert abs(float(change.mean())) < 0.01
     assert abs(float(change.abs().mean()) - 0.15) < 0.005
 
@@ -151,8 +151,8 @@ def test_texts_and_cards():
         (lambda: hb.Linf(0.1, frozen=[7]).around(torch.zeros(1, 3)), "index 7"),
         (lambda: hb.Linf(torch.tensor([0.1, 0.2])).around(torch.zeros(1, 3)), "does not fit"),
         (lambda: hb.Linf(0.1, frozen=[None]), "frozen = .* is no mask or list"),
-        (lambda: hb.Linf(0.1, one_way=[None]), "one_way = .* is no mask or list"),  # found by fuzzing cards
-        (lambda: hb.Linf(0.1, one_way=[2, 0]), r"\+1, -1 or 0"),
+        (lambda: hb.Linf(0.1, monotone=[None]), "monotone = .* is no mask or list"),  # found by fuzzing cards
+        (lambda: hb.Linf(0.1, monotone=[2, 0]), r"\+1, -1 or 0"),
         (lambda: make_threat("Linfty", 0.1), "did you mean 'Linf'"),
         (lambda: threat_from_dict({"norm": "L2"}), "no readable threat model"),
     ],
@@ -165,23 +165,23 @@ def test_bad_threat_models_say_why(make, says):
 def test_noise_depends_on_the_example_only():
     like = torch.empty(5, 7)
     ids = torch.tensor([3, 1, 4, 10**9, 5])
-    whole = Noise(7, ids, stage=2).uniform(like, 1)
+    whole = ExampleRng(7, ids, stage=2).uniform(like, 1)
     for i in range(5):
-        assert torch.equal(Noise(7, ids[i : i + 1], stage=2).uniform(like[:1], 1)[0], whole[i])
+        assert torch.equal(ExampleRng(7, ids[i : i + 1], stage=2).uniform(like[:1], 1)[0], whole[i])
     for other in (
-        Noise(8, ids, stage=2).uniform(like, 1),
-        Noise(7, ids, stage=3).uniform(like, 1),
-        Noise(7, ids, 2).uniform(like, 2),
+        ExampleRng(8, ids, stage=2).uniform(like, 1),
+        ExampleRng(7, ids, stage=3).uniform(like, 1),
+        ExampleRng(7, ids, 2).uniform(like, 2),
     ):
         assert not torch.equal(other, whole)
-    assert torch.allclose(Noise(7, ids, stage=2).uniform(like.double(), 1), whole.double(), atol=1e-7)
+    assert torch.allclose(ExampleRng(7, ids, stage=2).uniform(like.double(), 1), whole.double(), atol=1e-7)
 
 
 def test_noise_is_uniform_and_normal():
     from scipy import stats
 
-    noise = Noise(0, torch.arange(200))
-    uniform, normal = noise.uniform(torch.empty(200, 500), 0), noise.normal(torch.empty(200, 500), 0)
+    rng = ExampleRng(0, torch.arange(200))
+    uniform, normal = rng.uniform(torch.empty(200, 500), 0), rng.normal(torch.empty(200, 500), 0)
     assert stats.kstest(uniform.flatten().numpy(), "uniform").pvalue > 0.01
     assert stats.kstest(normal.flatten().numpy(), "norm").pvalue > 0.01
     assert abs(float(torch.corrcoef(uniform[:2])[0, 1])) < 0.2

@@ -18,8 +18,8 @@ from hauberk.core.io import read_state, write_json, write_state
 from hauberk.data import Arrays, as_source, labels
 from hauberk.methods.named import published_method
 from hauberk.training import run as training_run
-from hauberk.training.config import TrainSettings
-from hauberk.training.early_failure import Collapse, require_robust
+from hauberk.training.config import TrainConfig
+from hauberk.training.early_failure import TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, find_published
 from hauberk.training.schedule import eps_scale, first_drop, learning_rate
@@ -166,7 +166,7 @@ def test_early_stopping():
 
 def test_validation_examples_are_never_trained_on():
     source = as_source(easy_data(100))
-    plan = make_plan(hb.training.run.ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainSettings(seed=3), source)
+    plan = make_plan(hb.training.run.ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(seed=3), source)
     assert len(plan.val) == 10
     assert set(plan.val.index.tolist()).isdisjoint(plan.train.index.tolist())
     assert len(plan.val) + len(plan.train) == 100
@@ -178,7 +178,7 @@ def test_validation_examples_are_never_trained_on():
 def test_a_last_batch_of_one_is_dropped():
     source = as_source(easy_data(33))
     plan = make_plan(
-        hb.training.run.ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainSettings(batch_size=16, val_size=0), source
+        hb.training.run.ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(batch_size=16, val_size=0), source
     )
     assert [len(batch) for batch in plan.batches(0)] == [16, 16]
     assert plan.steps_per_epoch == 2
@@ -190,7 +190,7 @@ def test_balanced_class_weights():
     plan = make_plan(
         hb.training.run.ModelSpec("mlp", SHAPE, 2),
         hb.method("at", THREAT),
-        TrainSettings(class_weights="balanced", val_size=0),
+        TrainConfig(class_weights="balanced", val_size=0),
         Arrays(x, y, 2),
     )
     assert torch.allclose(plan.class_weights, torch.tensor([100 / 160, 100 / 40]))
@@ -198,28 +198,28 @@ def test_balanced_class_weights():
 
 
 def test_schedules():
-    steps = TrainSettings(epochs=100, lr=0.1, schedule="steps")
+    steps = TrainConfig(epochs=100, lr=0.1, schedule="steps")
     rates = [learning_rate(steps, epoch * 10, 1000) for epoch in (0, 73, 74, 88, 89, 99)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    shares = TrainSettings(epochs=20, lr=0.1, schedule="steps", milestones=(0.5,))
+    shares = TrainConfig(epochs=20, lr=0.1, schedule="steps", milestones=(0.5,))
     assert [learning_rate(shares, s, 200) for s in (99, 100)] == pytest.approx([0.1, 0.01])
-    cosine = TrainSettings(lr=0.2, schedule="cosine")
+    cosine = TrainConfig(lr=0.2, schedule="cosine")
     assert learning_rate(cosine, 500, 1000) == pytest.approx(0.1)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=1001, cycle_momentum=False)
-    one = TrainSettings(lr=0.1)
+    one = TrainConfig(lr=0.1)
     for step in range(1000):
         assert learning_rate(one, step, 1000) == pytest.approx(optimizer.param_groups[0]["lr"], rel=0.02, abs=2e-4)
         optimizer.step()
         theirs.step()
     assert [first_drop(s) for s in (steps, shares, cosine)] == [74, 10, 22]
-    assert [first_drop(TrainSettings(epochs=e, schedule="steps")) for e in (1, 2, 40)] == [
+    assert [first_drop(TrainConfig(epochs=e, schedule="steps")) for e in (1, 2, 40)] == [
         0,
         1,
         30,
     ]  # no drop within the training
-    warm = TrainSettings(eps_warmup=0.5)
+    warm = TrainConfig(eps_warmup=0.5)
     assert [eps_scale(warm, s, 100) for s in (0, 24, 49, 99)] == pytest.approx([0.02, 0.5, 1.0, 1.0])
 
 
@@ -273,7 +273,7 @@ def test_the_best_epoch_is_one_of_the_method_itself(monkeypatch, tmp_path, metho
     monkeypatch.setattr(
         "hauberk.training.trainer.validate", lambda *_: {"val_robust_accuracy": next(worse) / 10, "val_clean_accuracy": 0.9}
     )
-    how = {"epochs": 6, "patience": 2, "batch_size": 20, "val_size": 20, "quiet": True, "threads": 1, "on_collapse": "ignore"}
+    how = {"epochs": 6, "patience": 2, "batch_size": 20, "val_size": 20, "quiet": True, "threads": 1, "on_divergence": "ignore"}
     bound = hb.method(method, hb.Linf("8/255"), steps=1, **settings)
     assert bound.begins == begins
     run = hb.train("small-cnn", tiny_batch(80), method=bound, out=tmp_path / "run", **how)
@@ -283,22 +283,24 @@ def test_the_best_epoch_is_one_of_the_method_itself(monkeypatch, tmp_path, metho
 
 
 def test_a_run_goes_back_to_its_best_weights_if_asked(tmp_path):
-    whole = hb.train(OnceNaN(after=6), easy_data(), threat=THREAT, out=tmp_path / "run", on_collapse="return", **settings())
+    whole = hb.train(OnceNaN(after=6), easy_data(), threat=THREAT, out=tmp_path / "run", on_divergence="rollback", **settings())
     assert [row["epoch"] for row in whole.metrics] == [1, 2, 3]
     assert all(row["lr"] <= 0.025 for row in whole.metrics[1:])
     assert read_state(tmp_path / "run" / "state.ckpt")[0]["returns"] == 1
     with pytest.raises(hb.UserError, match="became nan at epoch 2, step 1, after 3 returns to earlier weights; the last good"):
-        hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "lost", on_collapse="return", **settings())
+        hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "lost", on_divergence="rollback", **settings())
     with pytest.raises(hb.UserError, match="became nan at epoch 2, step 2"):
         hb.train(OnceNaN(after=5), easy_data(), threat=THREAT, out=tmp_path / "stopped", **settings())
-    free = hb.train(OnceNaNGradient(after=30), easy_data(), method="free-at", threat=THREAT, on_collapse="return", **settings())
+    free = hb.train(
+        OnceNaNGradient(after=30), easy_data(), method="free-at", threat=THREAT, on_divergence="rollback", **settings()
+    )
     assert len(free.metrics) == 3
     assert all(value.isfinite().all() for value in free.model.state_dict().values())
-    more = {"out": tmp_path / "stopped", "resume": True, "on_collapse": "return"}
+    more = {"out": tmp_path / "stopped", "resume": True, "on_divergence": "rollback"}
     again = hb.train(OnceNaN(after=10**9), easy_data(), threat=THREAT, **more, **settings())
     assert len(again.metrics) == 3
     with pytest.raises(hb.UserError, match=r"became nan at epoch 1, step 1\. Try a lower lr"):
-        hb.train(TurnsNaN(after=0), easy_data(), threat=THREAT, on_collapse="return", **settings())
+        hb.train(TurnsNaN(after=0), easy_data(), threat=THREAT, on_divergence="rollback", **settings())
 
 
 def test_catastrophic_overfitting_is_told_from_noise_and_from_slow_learning():
@@ -307,18 +309,20 @@ def test_catastrophic_overfitting_is_told_from_noise_and_from_slow_learning():
     def row(now, seen):
         return {"epoch": 9, "val_robust_accuracy": now, "train_robust_accuracy": seen}
 
-    with pytest.raises(Collapse, match=r"from 40\.0 % to 2\.0 % in epoch 9, while 85.0 %"):
-        require_robust(row(0.02, 0.85), best, 1000, 10)
+    with pytest.raises(TrainingDiverged, match=r"from 40\.0 % to 2\.0 % in epoch 9, while 85.0 %"):
+        check_catastrophic_overfitting(row(0.02, 0.85), best, 1000, 10)
     for now, seen, before, held_out in (
         (0.3, 0.85, best, 1000),
         (0.05, 0.34, best, 1000),
         (0.0, 0.9, best, 12),
         (0, 1, {}, 1000),
     ):
-        require_robust(row(now, seen), before, held_out, 10)
-    require_robust({"epoch": 9, "val_robust_accuracy": 0.0}, best, 1000, 10)  # a method that does not attack
-    require_robust(row(0.026, 0.144), {"val_robust_accuracy": 0.1}, 500, 10)  # chance is nothing that could be lost
-    require_robust(row(0.153, 0.581), {"val_robust_accuracy": 0.499}, 1000, 2)
+        check_catastrophic_overfitting(row(now, seen), before, held_out, 10)
+    check_catastrophic_overfitting({"epoch": 9, "val_robust_accuracy": 0.0}, best, 1000, 10)  # a method that does not attack
+    check_catastrophic_overfitting(
+        row(0.026, 0.144), {"val_robust_accuracy": 0.1}, 500, 10
+    )  # chance is nothing that could be lost
+    check_catastrophic_overfitting(row(0.153, 0.581), {"val_robust_accuracy": 0.499}, 1000, 2)
 
 
 def test_damaged_foreign_and_hostile_checkpoints(tmp_path):
@@ -557,7 +561,7 @@ def test_works_in_a_thread_and_puts_signal_handlers_back():
 
 def test_recommended_settings_are_valid():
     for found in (EXPRESS, *BY_DATA.values(), *OFFICIAL.values(), find_published("else", "mlp")):
-        assert TrainSettings(**found.settings).epochs > 0
+        assert TrainConfig(**found.settings).epochs > 0
         assert found.source
     assert find_published("cifar10", "wrn-32-10").settings["weight_decay"] == 7e-4
     express = find_published("mnist", "small-cnn", recipe="express").settings
@@ -587,13 +591,13 @@ RATES = {  # of an epoch counted from 1, as the scripts compute them; without th
 
 @pytest.mark.parametrize(("method", "model"), RATES)
 def test_official_schedules_are_the_scripts_epoch_by_epoch(method, model):
-    chosen = TrainSettings(**find_published("cifar10", model, method, "official").settings)
+    chosen = TrainConfig(**find_published("cifar10", model, method, "official").settings)
     rates = [learning_rate(chosen, epoch, chosen.epochs) for epoch in range(chosen.epochs)]
     assert rates == pytest.approx([RATES[method, model](epoch + 1) for epoch in range(chosen.epochs)])
 
 
 def test_gairat_reweights_from_the_epoch_of_its_first_drop():
-    chosen = TrainSettings(**find_published("cifar10", "wrn-32-10", "gairat", "official").settings)
+    chosen = TrainConfig(**find_published("cifar10", "wrn-32-10", "gairat", "official").settings)
     assert hb.method("gairat", THREAT, preset="official").begins == first_drop(chosen) == 59
 
 

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks import attack_view
-from hauberk.fastpath.frozen_copy import Twin, faster
+from hauberk.attacks import frozen_model
+from hauberk.fastpath.frozen_copy import InferenceCopy, make_inference_copy
 from hauberk.models import ModelSpec
 
 
@@ -39,7 +39,7 @@ def test_a_twin_in_the_models_precision_computes_the_same(name):
     x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     model = settled(ModelSpec(name, (3, 16, 16), 10).build().double())
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    twin = Twin(model)
+    twin = InferenceCopy(model)
     for mine, theirs in zip(look(twin, x), look(model, x), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12)
     if name == "resnet18":
@@ -51,8 +51,8 @@ def test_a_twin_in_bfloat16_is_near_and_gives_float32():
     torch.manual_seed(0)
     x = torch.rand(4, 3, 16, 16)
     model = settled(ModelSpec("resnet18", (3, 16, 16), 10).build())
-    twin = faster(model, x, torch.bfloat16)
-    assert isinstance(twin, Twin)
+    twin = make_inference_copy(model, x, torch.bfloat16)
+    assert isinstance(twin, InferenceCopy)
     (logits, grad), (near, close) = look(model, x), look(twin, x)
     assert near.dtype == close.dtype == torch.float32
     assert 0 < (near - logits).norm() < 0.05 * logits.norm()
@@ -64,16 +64,16 @@ def test_refreshing_takes_over_weights_and_statistics(dtype):
     torch.manual_seed(0)
     x = torch.rand(2, 3, 8, 8)
     model = settled(ModelSpec("resnet18", (3, 8, 8), 10).build())
-    twin = Twin(model, dtype)
+    twin = InferenceCopy(model, dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
         settled(model, seed=1)
     twin.refresh(model)
-    assert torch.equal(look(twin, x)[0], look(Twin(model, dtype), x)[0])
-    with attack_view(model) as view:  # which keeps the buffers in copies
+    assert torch.equal(look(twin, x)[0], look(InferenceCopy(model, dtype), x)[0])
+    with frozen_model(model) as view:  # which keeps the buffers in copies
         twin.refresh(view)
-    assert torch.equal(look(twin, x)[0], look(Twin(model, dtype), x)[0])
+    assert torch.equal(look(twin, x)[0], look(InferenceCopy(model, dtype), x)[0])
 
 
 class Hiding(nn.Module):
@@ -112,7 +112,7 @@ class Rounded(torch.autograd.Function):
 def test_the_form_for_attacks_has_the_models_logits_and_gradients_or_is_the_model(how):
     torch.manual_seed(0)
     model, (x, _) = Hiding(how).eval(), tiny_batch()
-    form = faster(model, x)
+    form = make_inference_copy(model, x)
     if "nois" in how:
         assert form is model
         return
@@ -144,7 +144,7 @@ class Reused(nn.Module):
 def test_what_is_shared_is_not_overwritten(dtype):
     torch.manual_seed(0)
     model, x = settled(Reused()), torch.rand(2, 3, 8, 8)
-    (logits, grad), (mine, close) = look(model, x), look(faster(model, x, dtype), x)
+    (logits, grad), (mine, close) = look(model, x), look(make_inference_copy(model, x, dtype), x)
     rough = 0.05 if dtype else 1e-5
     assert torch.allclose(mine, logits, atol=rough)
     assert (close - grad).norm() <= rough * 6 * grad.norm()

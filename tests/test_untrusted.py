@@ -18,7 +18,7 @@ import hauberk as hb
 from hauberk.core.io import read_json, read_state, write_json, write_state
 from hauberk.data.cifar import read_batch
 from hauberk.data.idx import read_idx
-from hauberk.evaluation import early_answer
+from hauberk.evaluation import partial_result
 from hauberk.models import ModelSpec
 from hauberk.threat import threat_from_dict
 from hauberk.training import resume
@@ -276,15 +276,15 @@ def test_folders_of_evaluations(evaluated, place, places, value, damage):
     folder, plan, lines, again = evaluated
     try:
         write_json(folder / "plan.json", changed(plan, places, value))
-        or_refuse(early_answer, folder)
+        or_refuse(partial_result, folder)
         write_json(folder / "plan.json", plan)
         records = lines.splitlines()
         record = changed(json.loads(records[place % len(records)]), places, value)
         (folder / "verdicts-0.jsonl").write_bytes(b"\n".join([*records, json.dumps(record).encode(), b""]))
-        or_refuse(early_answer, folder)
+        or_refuse(partial_result, folder)
         or_refuse(again)
         (folder / "verdicts-0.jsonl").write_bytes(mutated(lines, *damage))
-        or_refuse(early_answer, folder)
+        or_refuse(partial_result, folder)
         or_refuse(again)
     finally:
         write_json(folder / "plan.json", plan)

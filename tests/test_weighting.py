@@ -4,7 +4,7 @@ import torch
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import Ascent, ascend
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.methods.weights import Weighting
 from hauberk.objectives import OBJECTIVES
 from hauberk.weighting import effective_size, gairat, mail, margin_difference, mean_one, probabilistic_margin, summary
@@ -62,14 +62,14 @@ def test_every_measure_goes_with_every_objective(name, measure):
     model = tiny_net(seed=3).eval()
     x, y = tiny_batch(16)
     method = hb.method(name, THREAT, measure=measure, burn_in=1)
-    noise = Noise(0, torch.arange(16))
-    plain = method(model, x, y, epoch=0, noise=noise)
+    rng = ExampleRng(0, torch.arange(16))
+    plain = method(model, x, y, epoch=0, rng=rng)
     assert torch.equal(plain.weights, torch.ones(16))  # burn-in
-    out = method(model, x, y, epoch=1, noise=noise)
+    out = method(model, x, y, epoch=1, rng=rng)
     assert float(out.weights.mean()) == pytest.approx(1.0, abs=1e-5)
     assert {"effective_size", "weight_q50", "measure_q50", "wrong_adversarial"} <= set(out.report)
     attack = Ascent(**vars(method.attack))
-    seen = ascend(model, x, y, THREAT, attack, keep="last-unseen", seed=noise, see_clean=measure in ("pm-dif", "pm-nat"))
+    seen = ascend(model, x, y, THREAT, attack, keep="last-unseen", seed=rng, see_clean=measure in ("pm-dif", "pm-nat"))
     if measure in WEIGHTED:
         expected = mail(WEIGHTED[measure](out, seen, y), 10.0, -0.5)
     else:
@@ -90,7 +90,7 @@ def test_uniform_weights_give_the_plain_method_bit_for_bit(name, measure):
     equal = {"slope": 0.0, "burn_in": 0} if measure.startswith("pm") else {"burn_in": 99}
     for settings in ({}, {"measure": measure, **equal}):
         model = tiny_net(classes=5 + extra).train()
-        out = hb.method(name, THREAT, **settings)(model, x, y, epoch=0, noise=Noise(0, torch.arange(16)))
+        out = hb.method(name, THREAT, **settings)(model, x, y, epoch=0, rng=ExampleRng(0, torch.arange(16)))
         out.loss.backward()
         losses.append(out.loss.detach())
         grads.append([p.grad for p in model.parameters()])
@@ -191,8 +191,8 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     ids = torch.arange(12)
     settings = {"burn_in": 0} if name in ("mail-trades", "gairat") else {}
-    one = hb.method(name, THREAT, **settings)(model, x, y, noise=Noise(0, ids))
-    other = hb.method(name, THREAT, **settings)(model, x[order], y[order], noise=Noise(0, ids[order]))
+    one = hb.method(name, THREAT, **settings)(model, x, y, rng=ExampleRng(0, ids))
+    other = hb.method(name, THREAT, **settings)(model, x[order], y[order], rng=ExampleRng(0, ids[order]))
     assert torch.allclose(one.x_adv[order], other.x_adv, atol=1e-12)
     assert torch.allclose(one.weights[order], other.weights, atol=1e-9)
     assert torch.allclose(one.loss, other.loss, atol=1e-12)
@@ -232,11 +232,11 @@ def test_class_weights_compose_with_instance_weights(name):
     """Weights of each class 2 double the loss; weights of 0 silence a class."""
     model = tiny_net(seed=3).eval()
     x, y = tiny_batch(16)
-    noise = Noise(0, torch.arange(16))
+    rng = ExampleRng(0, torch.arange(16))
 
     def loss(class_weights):
         return hb.method(name, THREAT, burn_in=0, **({"gamma": 0.0} if "awp" in name else {}))(
-            model, x, y, noise=noise, class_weights=class_weights
+            model, x, y, rng=rng, class_weights=class_weights
         ).loss.detach()
 
     assert torch.allclose(loss(torch.full((5,), 2.0)), 2 * loss(None))

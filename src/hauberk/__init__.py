@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from hauberk import data as data
     from hauberk import objectives as objectives
     from hauberk import weighting as weighting
-    from hauberk.core.distributed import joined_crew as joined_crew
+    from hauberk.core.distributed import init_distributed as init_distributed
     from hauberk.core.errors import UserError as UserError
     from hauberk.evaluation import Evaluation as Evaluation
     from hauberk.evaluation.evaluate import evaluate as evaluate
@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submodules=["attacks", "data", "objectives", "weighting"],
     submod_attrs={
-        "core.distributed": ["joined_crew"],
+        "core.distributed": ["init_distributed"],
         "core.errors": ["UserError"],
         "evaluation.evaluate": ["evaluate"],
         "evaluation.result": ["Evaluation"],

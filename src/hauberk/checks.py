@@ -173,12 +173,12 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
     Raises:
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
     """
-    from hauberk.attacks.frozen_model import attack_view
-    from hauberk.attacks.model_queries import Passes  # here, because attacks import the checks above
+    from hauberk.attacks.frozen_model import frozen_model
+    from hauberk.attacks.model_queries import ModelQueries  # here, because attacks import the checks above
 
-    with attack_view(model) as view, torch.no_grad():
+    with frozen_model(model) as view, torch.no_grad():
         try:
-            logits = Passes(view).look(x)
+            logits = ModelQueries(view).look(x)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             what = f"inputs of shape {tuple(x.shape)} and dtype {x.dtype}"
             raise UserError(f"the model cannot take {what}: {first_line(error)}") from error

@@ -2,7 +2,7 @@
 
 from hauberk.attacks.ascent import ascend
 from hauberk.attacks.autoattack import autoattack
-from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.attacks.pgd import cw, fgsm, pgd
 from hauberk.attacks.presets import PRESETS, Preset, get_preset
 from hauberk.attacks.result import AttackResult
@@ -19,7 +19,6 @@ __all__ = [
     "Preset",
     "apgd",
     "ascend",
-    "attack_view",
     "autoattack",
     "cw",
     "cw_loss",
@@ -27,6 +26,7 @@ __all__ = [
     "fab",
     "fgsm",
     "friendly_pgd",
+    "frozen_model",
     "get_preset",
     "lm_pgd",
     "logit_margin",

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, replace_rows, where_rows
 from hauberk.attacks.targets import count_targets, pick_target
 from hauberk.core.errors import UserError
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import make_loss
-from hauberk.threat import Region
+from hauberk.threat import FeasibleSet
 
 RHO = 0.75  # share of rising steps below which a step size is halved
 MOMENTUM = 0.75
@@ -21,7 +21,7 @@ FIRST_STEP = 2.0  # times ε
 
 
 @dataclass(frozen=True)
-class ApgdSettings:
+class APGDConfig:
     """What an APGD maximises, how long, and from how many starts; the defaults are AutoAttack's.
 
     Attributes:
@@ -54,10 +54,10 @@ class ApgdSettings:
 
 
 @dataclass(frozen=True)
-class AutoPgd(ApgdSettings):
+class APGD(APGDConfig):
     """APGD in L∞ and L2, with AutoAttack's numbers; see :func:`hauberk.attacks.apgd`.
 
-    Attributes as in :class:`ApgdSettings`.
+    Attributes as in :class:`APGDConfig`.
     """
 
     stride = 4
@@ -67,15 +67,15 @@ class AutoPgd(ApgdSettings):
         """Looks in a turn."""
         return self.steps + 1
 
-    def begin(self, task: Task) -> "ApgdRows":
+    def begin(self, task: Task) -> "APGDState":
         """Draw the starts."""
         x = task.region.x
-        start = far_start(task.region, task.noise, task.tag)
+        start = far_start(task.region, task.rng, task.tag)
         step = FIRST_STEP * torch.ones(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device) * task.region.radius
         lowest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         yes = torch.ones_like(task.y, dtype=torch.bool)
         nothing = torch.zeros_like(x)
-        return ApgdRows(
+        return APGDState(
             *fresh(task),
             target=pick_target(task, self.loss, self.targets),
             point=start,
@@ -91,7 +91,7 @@ class AutoPgd(ApgdSettings):
             high_before=lowest,
         )
 
-    def advance(self, rows: "ApgdRows", passes: Passes, clock: Clock) -> None:
+    def advance(self, rows: "APGDState", passes: ModelQueries, clock: Clock) -> None:
         """Step (the first look is at the start, where there is no gradient yet), look, and adapt the step sizes."""
         region, point = rows.region, rows.point
         share = where_rows(rows.tick > 1, torch.full_like(rows.step, MOMENTUM), torch.ones_like(rows.step))
@@ -109,7 +109,7 @@ class AutoPgd(ApgdSettings):
         if interval.any():
             _checkpoint(rows, torch.from_numpy(interval).to(rows.y.device))
 
-    def _look(self, rows: "ApgdRows", point: Tensor, passes: Passes, last: bool) -> tuple[Tensor, Tensor]:
+    def _look(self, rows: "APGDState", point: Tensor, passes: ModelQueries, last: bool) -> tuple[Tensor, Tensor]:
         chosen = make_loss(self.loss)
         if last:
             logits = passes.look(point)
@@ -134,7 +134,7 @@ class AutoPgd(ApgdSettings):
 
 
 @dataclass
-class ApgdRows(Rows):
+class APGDState(Rows):
     """APGD under way."""
 
     target: Tensor
@@ -151,7 +151,7 @@ class ApgdRows(Rows):
     high_before: Tensor  # highest loss at the last checkpoint
 
 
-def _checkpoint(rows: ApgdRows, interval: Tensor) -> None:
+def _checkpoint(rows: APGDState, interval: Tensor) -> None:
     """Halve the step, and go back to the highest point, where progress has stalled; for rows whose interval is not 0."""
     here = interval > 0
     seldom = rows.rises <= RHO * interval
@@ -165,13 +165,13 @@ def _checkpoint(rows: ApgdRows, interval: Tensor) -> None:
     rows.rises = torch.where(here, 0, rows.rises)
 
 
-def far_start(region: Region, noise: Noise, tag: int | Tensor) -> Tensor:
+def far_start(region: FeasibleSet, rng: ExampleRng, tag: int | Tensor) -> Tensor:
     """A random point with one coordinate at ε (L∞), or on the sphere (L2), as AutoAttack starts."""
     if region.norm == "Linf":
-        draws = (2 * noise.uniform(region.x, tag) - 1).flatten(1)
+        draws = (2 * rng.uniform(region.x, tag) - 1).flatten(1)
         length = draws.abs().amax(1, keepdim=True)
     else:
-        draws = noise.normal(region.x, tag).flatten(1) * (region.radius > 0).expand_as(region.x).flatten(1)
+        draws = rng.normal(region.x, tag).flatten(1) * (region.radius > 0).expand_as(region.x).flatten(1)
         length = draws.norm(dim=1, keepdim=True)
     direction = (draws / length.clamp_min(1e-12)).view_as(region.x)
     return region.project(region.x + region.radius * direction)

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.apgd import ApgdSettings
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.apgd import APGDConfig
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
 from hauberk.attacks.targets import pick_target
 from hauberk.objectives.functional import fooled, make_loss
-from hauberk.threat import Region
+from hauberk.threat import FeasibleSet
 from hauberk.threat.projections import onto_l1
 
 SHRINK = 1.5  # of step size and support
@@ -24,10 +24,10 @@ FIRST_SUPPORT = 0.2  # share of the coordinates in the first step, where there i
 
 
 @dataclass(frozen=True)
-class SparseApgd(ApgdSettings):
+class APGDL1(APGDConfig):
     """APGD in L1, with AutoAttack's numbers; see :func:`hauberk.attacks.apgd`.
 
-    Attributes as in :class:`ApgdSettings`, and:
+    Attributes as in :class:`APGDConfig`, and:
         wide: begin with 3ε and 2ε for 30 % of the steps each, as AutoAttack does in L1; only points within ε count.
     """
 
@@ -39,14 +39,14 @@ class SparseApgd(ApgdSettings):
         """Looks in a turn: one more than steps, for each radius."""
         return len(self._plan)
 
-    def begin(self, task: Task) -> "SparseRows":
+    def begin(self, task: Task) -> "APGDL1State":
         """Draw the starts: a normal draw as wide as the box, projected."""
         region, x = task.region, task.region.x
         lowest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         width = (region.high - region.low).nan_to_num(posinf=1.0)
-        start = (task.noise.normal(x, task.tag) * width / region.scale).flatten(1)
+        start = (task.rng.normal(x, task.tag) * width / region.scale).flatten(1)
         ones = torch.ones_like(lowest)
-        return SparseRows(
+        return APGDL1State(
             *fresh(task),
             target=pick_target(task, self.loss, self.targets),
             offset=start,
@@ -59,7 +59,7 @@ class SparseApgd(ApgdSettings):
             high_loss=lowest,
         )
 
-    def advance(self, rows: "SparseRows", passes: Passes, clock: Clock) -> None:
+    def advance(self, rows: "APGDL1State", passes: ModelQueries, clock: Clock) -> None:
         """Step, look, and adapt steps and sparsity; offsets are in units of ε."""
         region = rows.region
         low, high = (_in_eps(region, side) for side in (region.low, region.high))
@@ -79,7 +79,7 @@ class SparseApgd(ApgdSettings):
         rows.high_loss = torch.where(higher, loss, rows.high_loss)
         _check(rows, check)
 
-    def _begin_radius(self, rows: "SparseRows", first: Tensor, begun: Tensor) -> None:
+    def _begin_radius(self, rows: "APGDL1State", first: Tensor, begun: Tensor) -> None:
         dims = begun.shape[1]
         nonzero = (begun != 0).sum(1).to(begun.dtype)
         support = nonzero / dims / SHRINK if self.wide else torch.full_like(nonzero, FIRST_SUPPORT)
@@ -89,7 +89,7 @@ class SparseApgd(ApgdSettings):
         rows.nonzero = torch.where(first, nonzero if self.wide else torch.full_like(nonzero, dims), rows.nonzero)
         rows.high_loss = torch.where(first, -torch.inf, rows.high_loss)
 
-    def _look(self, rows: "SparseRows", point: Tensor, passes: Passes, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def _look(self, rows: "APGDL1State", point: Tensor, passes: ModelQueries, counts: Tensor) -> tuple[Tensor, Tensor]:
         chosen = make_loss(self.loss)
         logits, loss, grad = passes.gradient(point, lambda z: chosen(z, rows.y, rows.target))
         loss = loss.to(point.dtype)
@@ -112,7 +112,7 @@ class SparseApgd(ApgdSettings):
 
 
 @dataclass
-class SparseRows(Rows):
+class APGDL1State(Rows):
     """L1-APGD under way; offsets from the clean input in units of ε, (B, D)."""
 
     target: Tensor
@@ -126,7 +126,7 @@ class SparseRows(Rows):
     high_loss: Tensor
 
 
-def _in_eps(region: Region, side: Tensor) -> Tensor:
+def _in_eps(region: FeasibleSet, side: Tensor) -> Tensor:
     """How far a side of the box is, in units of ε, (B, D): 0 where frozen, and no further than any radius, if it is open."""
     return torch.where(region.radius > 0, (side - region.x) / region.scale, 0.0).clamp(-_WIDEST, _WIDEST).flatten(1)
 
@@ -135,7 +135,7 @@ def _onto(offset: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return radius * onto_l1(offset / radius, low / radius, high / radius)
 
 
-def _sparse_direction(rows: SparseRows) -> Tensor:
+def _sparse_direction(rows: APGDL1State) -> Tensor:
     """A step of length 1, spread over the coordinates where the gradient is largest."""
     size = rows.grad.abs()
     dims = size.shape[1]
@@ -145,7 +145,7 @@ def _sparse_direction(rows: SparseRows) -> Tensor:
     return sign / (sign.abs().sum(1, keepdim=True) + 1e-10)
 
 
-def _check(rows: SparseRows, check: Tensor) -> None:
+def _check(rows: APGDL1State, check: Tensor) -> None:
     """Where the best point has become much sparser: large steps again, from there; otherwise smaller steps."""
     moved = (rows.high_offset != 0).sum(1).to(rows.step.dtype)
     sparser = moved / rows.nonzero.clamp_min(1) < STILL_SPARSER

@@ -7,15 +7,15 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.attacks.result import AttackResult, Best, batches
 from hauberk.attacks.steps import Ascent, accumulate, best_step, first_point, parse_step
 from hauberk.checks import checked_call
 from hauberk.core.errors import UserError
-from hauberk.core.random import Noise, batch_noise
+from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import AIMED, fooled, make_loss
 from hauberk.threat import ThreatModel
-from hauberk.threat.feasible_set import Region
+from hauberk.threat.feasible_set import FeasibleSet
 
 Keep: TypeAlias = Literal["best", "last", "last-unseen"]
 
@@ -31,7 +31,7 @@ def ascend(
     settings: Ascent,
     *,
     keep: Keep = "best",
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
     see_clean: bool = False,
     share: Tensor | None = None,
     target: Tensor | None = None,
@@ -71,8 +71,8 @@ def ascend(
         raise UserError(f"the loss {settings.loss!r} {'needs a' if target is None else 'takes no'} target")
     size = parse_step(settings.step_size, threat)
     checked = nullcontext(y) if trusted else checked_call(model, x, y, threat, settings.loss == "evade")
-    with checked as y, attack_view(model, settings.mode) as view:
-        noise = batch_noise(seed, x)
+    with checked as y, frozen_model(model, settings.mode) as view:
+        rng = batch_rng(seed, x)
         x, y = x.detach().clone(), y.clone()  # clones, in case they were made under inference_mode
         if isinstance(size, Tensor):
             size = size.to(device=x.device, dtype=x.dtype)
@@ -83,7 +83,7 @@ def ascend(
         if settings.loss == "kl" or see_clean:
             with torch.no_grad():
                 clean = view(x)
-        run = _Run(view, _Rows(region.x, region, y, clean, target), settings, size, keep, noise)
+        run = _Run(view, _Rows(region.x, region, y, clean, target), settings, size, keep, rng)
         for restart in range(settings.restarts):
             run.climb(restart * _TAGS_PER_RESTART, first=restart == 0)
     return run.result()
@@ -94,7 +94,7 @@ class _Rows:
     """Examples under way: all of the batch, or those that have not finished."""
 
     point: Tensor
-    region: Region
+    region: FeasibleSet
     y: Tensor
     clean: Tensor | None
     target: Tensor | None
@@ -115,8 +115,8 @@ class _Rows:
 class _Run:
     """One attack under way: the loop, and what it has seen."""
 
-    def __init__(self, view: nn.Module, rows: _Rows, settings: Ascent, size: float | Tensor, keep: Keep, noise: Noise):
-        self.view, self.rows, self.settings, self.size, self.keep, self.noise = view, rows, settings, size, keep, noise
+    def __init__(self, view: nn.Module, rows: _Rows, settings: Ascent, size: float | Tensor, keep: Keep, rng: ExampleRng):
+        self.view, self.rows, self.settings, self.size, self.keep, self.rng = view, rows, settings, size, keep, rng
         self.loss = make_loss(settings.loss, settings.confidence)
         y = rows.y
         self.best = Best(rows.region.x)
@@ -132,7 +132,7 @@ class _Run:
     def climb(self, tag: int, first: bool) -> None:
         """Run K steps from one start."""
         settings = self.settings
-        start = first_point(settings, self.rows.region, self.noise, tag)
+        start = first_point(settings, self.rows.region, self.rng, tag)
         # A start as given may lie outside; it then serves the first gradient and nothing else.
         allowed = None if isinstance(settings.start, str) else self.rows.region.contains(start)
         rows = replace(self.rows, point=start)
@@ -186,7 +186,7 @@ class _Run:
         if isinstance(size, Tensor) and rows.index is not None and size.ndim == rows.point.ndim:
             size = size[rows.index]
         if self.settings.jitter:
-            rows.point = rows.point + self.settings.jitter * _get(self.noise.normal(self.rows.point, tag), rows)
+            rows.point = rows.point + self.settings.jitter * _get(self.rng.normal(self.rows.point, tag), rows)
         return best_step(
             rows.region, rows.point, grad, size, self.settings.line_search, lambda point: self._look(rows, point)[1]
         )

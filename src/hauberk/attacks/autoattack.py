@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from hauberk.attacks.presets import AUTOATTACK, get_preset
 from hauberk.attacks.result import AttackResult
-from hauberk.attacks.run import run_batch
+from hauberk.attacks.run import run_attack
 from hauberk.checks import check_batch
-from hauberk.core.random import Noise, batch_noise
+from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.threat import ThreatModel
 
 
-def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | Noise = 0) -> AttackResult:
+def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0) -> AttackResult:
     """Run AutoAttack (Croce and Hein 2020), standard version: APGD-CE, then APGD-T, FAB-T and Square, each on what stands.
 
     With fewer than 4 classes targeted APGD maximises ``z_t - z_y``, because targeted DLR is not defined.
@@ -31,9 +31,9 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
         UserError: for models and inputs that do not fit together.
     """
     y = check_batch(x, y)
-    noise = batch_noise(seed, x)
+    rng = batch_rng(seed, x)
     first, *others = AUTOATTACK
-    found = run_batch(get_preset(first).program(threat, 10)[0], model, x, y, threat, seed=noise)
+    found = run_attack(get_preset(first).program(threat, 10)[0], model, x, y, threat, seed=rng)
     assert found.clean_logits is not None  # an attack on rows looks at the clean inputs
     classes = found.clean_logits.shape[1]
     for name in others:
@@ -41,7 +41,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
         if len(standing) == 0:
             break
         program, _ = get_preset(name).program(threat, classes)
-        more = run_batch(program, model, x[standing], y[standing], threat, seed=noise.rows(standing))
+        more = run_attack(program, model, x[standing], y[standing], threat, seed=rng.rows(standing))
         found = _merge(found, more, standing)
     return found
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.rows import Clock, Rows, Task, fresh
 from hauberk.attacks.steps import Ascent, accumulate, best_step, first_point, parse_step
 from hauberk.attacks.targets import count_targets, pick_target
@@ -50,11 +50,11 @@ class Climb:
 
     def begin(self, task: Task) -> "ClimbRows":
         """Draw the starts."""
-        start = first_point(self.settings, task.region, task.noise, task.tag)
+        start = first_point(self.settings, task.region, task.rng, task.tag)
         target = pick_target(task, self.settings.loss, self.targets)
         return ClimbRows(*fresh(task), target=target, point=start, before=start, velocity=torch.zeros_like(start))
 
-    def advance(self, rows: "ClimbRows", passes: Passes, clock: Clock) -> None:
+    def advance(self, rows: "ClimbRows", passes: ModelQueries, clock: Clock) -> None:
         """Look, with the gradient, and step."""
         settings, region = self.settings, rows.region
         loss = make_loss(settings.loss, settings.confidence)

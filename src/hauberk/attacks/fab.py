@@ -7,12 +7,12 @@ from torch import Tensor
 
 from hauberk.attacks.apgd import far_start
 from hauberk.attacks.fab_projections import onto_hyperplane
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
 from hauberk.attacks.targets import count_targets, pick_target
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import fooled, make_loss
-from hauberk.threat import Norm, Region
+from hauberk.threat import FeasibleSet, Norm
 
 ALPHA_MAX = 0.1  # how far at most towards the projection of the clean input
 ETA = 1.05  # overshoot
@@ -63,15 +63,15 @@ class Fab:
         """Restarts, times targets."""
         return self.restarts * (count_targets(self._loss, self.targets, classes) if self.targeted else 1)
 
-    def begin(self, task: Task) -> "FabRows":
+    def begin(self, task: Task) -> "FABState":
         """Start at the clean input, or at a random point near it."""
         region, x = task.region, task.region.x
         targets = count_targets(self._loss, self.targets, task.clean.shape[1]) if self.targeted else 1
-        near = region.x + 0.5 * (far_start(region, task.noise, task.tag) - region.x)
+        near = region.x + 0.5 * (far_start(region, task.rng, task.tag) - region.x)
         point = where_rows(task.turn >= targets, near, x)
         target = pick_target(task, self._loss, self.targets) if self.targeted else task.y
         scale, free = region.scale, (region.radius > 0).to(x.dtype)
-        return FabRows(
+        return FABState(
             *fresh(task),
             target=target,
             point=point,
@@ -79,7 +79,7 @@ class Fab:
             below=(free * ((x - region.low) / scale).clamp_max(_FAR)).flatten(1),
         )
 
-    def advance(self, rows: "FabRows", passes: Passes, clock: Clock) -> None:
+    def advance(self, rows: "FABState", passes: ModelQueries, clock: Clock) -> None:
         """Step onto the linearised boundary, beyond it, and back from there if it was crossed."""
         region, x = rows.region, rows.region.x
         above, below = rows.above, rows.below
@@ -97,7 +97,7 @@ class Fab:
         wrong = self._judge(rows, point, passes)
         rows.point = where_rows(wrong, x + BETA * (point - x), point)
 
-    def _boundary(self, rows: "FabRows", passes: Passes, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def _boundary(self, rows: "FABState", passes: ModelQueries, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The linearised boundary to aim at: how much the logit gap has to grow, (B,), and its gradient, (B, D)."""
         if self.targeted:
             loss = make_loss(self._loss)
@@ -112,7 +112,7 @@ class Fab:
         normal = normals.gather(1, nearest[:, :, None].expand(-1, -1, normals.shape[2])).squeeze(1)
         return gaps.gather(1, nearest).squeeze(1).to(normal.dtype), normal
 
-    def _judge(self, rows: "FabRows", point: Tensor, passes: Passes) -> Tensor:
+    def _judge(self, rows: "FABState", point: Tensor, passes: ModelQueries) -> Tensor:
         """Look at where we are; what counts as found is inside the ball, and as found anyway may be outside."""
         logits = passes.look(point)
         wrong = fooled(logits, rows.y, self.evading)
@@ -127,7 +127,7 @@ class Fab:
 
 
 @dataclass
-class FabRows(Rows):
+class FABState(Rows):
     """FAB under way."""
 
     target: Tensor
@@ -136,7 +136,7 @@ class FabRows(Rows):
     below: Tensor
 
 
-def _within(region: Region, point: Tensor) -> Tensor:
+def _within(region: FeasibleSet, point: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(point, region.low), region.high)
 
 

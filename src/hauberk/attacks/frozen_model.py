@@ -7,13 +7,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from hauberk.fastpath.conv_backward import fast_convolutions
+from hauberk.fastpath.conv_backward import patch_conv_backward
 
 Mode: TypeAlias = Literal["eval", "train-frozen", "train"]
 
 
 @contextmanager
-def attack_view(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
+def frozen_model(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     """Lend a model to an attack.
 
     Parameters take no gradients meanwhile; of those made under ``torch.inference_mode``, which autograd refuses, copies are
@@ -38,7 +38,7 @@ def attack_view(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
         torch.enable_grad(),
         buffers,
         _plain_parameters(model),
-        fast_convolutions(model),
+        patch_conv_backward(model),
     ):
         learnable = [p for p in model.parameters() if p.requires_grad]
         try:

@@ -1,4 +1,4 @@
-"""Passes through the model on behalf of an attack: cast, averaged over a random model's draws, and counted."""
+"""ModelQueries through the model on behalf of an attack: cast, averaged over a random model's draws, and counted."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ from hauberk.objectives.kl import at_least_float32
 LossOfLogits = Callable[[Tensor], Tensor]
 
 
-class Passes:
+class ModelQueries:
     """How an attack looks at a model.
 
     Args:
-        view: the model, lent by ``attack_view``, or a form of it in lower precision.
+        view: the model, lent by ``frozen_model``, or a form of it in lower precision.
         draws: passes to average over, for models that are random (expectation over transformation, Athalye et al. 2018).
 
     Attributes:

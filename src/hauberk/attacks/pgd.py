@@ -6,7 +6,7 @@ from hauberk.attacks.ascent import ascend
 from hauberk.attacks.frozen_model import Mode
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.steps import Ascent, Start, StepSize
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import LossName
 from hauberk.threat import ThreatModel
 
@@ -27,7 +27,7 @@ def pgd(
     mode: Mode = "eval",
     return_last: bool = False,
     target: Tensor | None = None,
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
 ) -> AttackResult:
     """Projected gradient descent (Madry et al. 2018).
 
@@ -45,7 +45,7 @@ def pgd(
         confidence: κ of "cw".
         restarts: independent starts; the best point of all is returned.
         momentum: μ of Dong et al. 2018; 0 for none.
-        mode: "eval", "train-frozen" or "train"; see ``attack_view``.
+        mode: "eval", "train-frozen" or "train"; see ``frozen_model``.
         return_last: return the last iterate instead of the best point visited.
         target: (B,) int64, classes to aim at: ℓ is then ``-CE(f(x), t)``. With loss "ce" only: margins and DLR ask for no
             more than that the label be lost. ``success`` still says whether it is; ``logits`` say whether t was reached.
@@ -64,7 +64,7 @@ def pgd(
 
 
 def fgsm(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, start: Start = "clean", seed: int | Noise = 0
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, start: Start = "clean", seed: int | ExampleRng = 0
 ) -> AttackResult:
     """Fast gradient sign method (Goodfellow et al. 2015): ``Π_{S(x)}( x + ε · sign ∇_x CE(f(x), y) )``.
 
@@ -85,7 +85,7 @@ def cw(
     confidence: float = 50.0,
     start: Start = "uniform",
     restarts: int = 1,
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
 ) -> AttackResult:
     """What adversarial-training papers call CW: PGD on the margin loss of Carlini and Wagner (2017).
 

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from hauberk.attacks.apgd import AutoPgd
-from hauberk.attacks.apgd_l1 import SparseApgd
+from hauberk.attacks.apgd import APGD
+from hauberk.attacks.apgd_l1 import APGDL1
 from hauberk.attacks.climb import Climb
 from hauberk.attacks.fab import Fab
 from hauberk.attacks.random_search import RandomSearch
@@ -53,14 +53,14 @@ class Preset:
 
     @property
     def cost(self) -> int:
-        """Passes of an example that stands, a backward counted as one, against 10 classes."""
+        """ModelQueries of an example that stands, a backward counted as one, against 10 classes."""
         settings = self.settings
         if isinstance(settings, Ascent):
             return settings.steps * settings.restarts * (self.targets if self.loss.endswith("targeted") else 1) * 2
         if isinstance(settings, Transfer):
             return 1 + 2 * settings.settings.steps
         program: Program[Any] = settings
-        weight = {AutoPgd: 2, Fab: 3 if isinstance(settings, Fab) and settings.targeted else 12}.get(type(settings), 1)
+        weight = {APGD: 2, Fab: 3 if isinstance(settings, Fab) and settings.targeted else 12}.get(type(settings), 1)
         return program.turns(10) * program.length * weight
 
     def program(
@@ -88,14 +88,14 @@ class Preset:
             return replace(settings, surrogate=surrogate, threat=threat, evading=evading), ""
         if isinstance(settings, Fab | Square | RandomSearch):
             return replace(settings, evading=evading), ""
-        if isinstance(settings, Ascent | AutoPgd | SparseApgd):
+        if isinstance(settings, Ascent | APGD | APGDL1):
             return self._maximising(settings, threat, classes, evading)
         if evading and not settings.evading:
             raise UserError(f"{type(settings).__name__} does not know of a class of adversarial inputs; leave out detects")
         return settings, ""
 
     def _maximising(
-        self, settings: Ascent | AutoPgd | SparseApgd, threat: ThreatModel, classes: int, evading: bool
+        self, settings: Ascent | APGD | APGDL1, threat: ThreatModel, classes: int, evading: bool
     ) -> tuple[Program[Any], str]:
         """Make an attack that maximises a loss ready, with a loss that is defined, and APGD in its form for the norm."""
         note = ""
@@ -107,8 +107,8 @@ class Preset:
             settings = replace(settings, loss=instead)  # type: ignore[arg-type]
         if isinstance(settings, Ascent):
             return Climb(settings, threat, self.targets), note
-        if type(settings) is AutoPgd and threat.norm == "L1":
-            sparse = SparseApgd(settings.steps, settings.loss, settings.targets, settings.restarts)
+        if type(settings) is APGD and threat.norm == "L1":
+            sparse = APGDL1(settings.steps, settings.loss, settings.targets, settings.restarts)
             return replace(sparse, **self.in_l1), note
         return settings, note
 
@@ -131,20 +131,20 @@ PRESETS: dict[str, Preset] = {
         "PGD with line search and Nesterov's momentum; our construction, MAIL's Appendix A is not public",
     ),
     "apgd-ce": Preset(
-        AutoPgd(), "AutoAttack's first attack: APGD on cross-entropy, 100 steps (L1: 5 restarts)", in_l1=_L1_RESTARTS
+        APGD(), "AutoAttack's first attack: APGD on cross-entropy, 100 steps (L1: 5 restarts)", in_l1=_L1_RESTARTS
     ),
     "apgd-t": Preset(
-        AutoPgd(loss="dlr-targeted"),
+        APGD(loss="dlr-targeted"),
         "AutoAttack's second attack: APGD on targeted DLR, 9 classes (L1: 5) of 100 steps",
         in_l1=_L1_TARGETS,
     ),
     "fab-t": Preset(Fab(), "AutoAttack's third attack: FAB-T, 9 classes of 100 steps"),
     "square": Preset(Square(), "AutoAttack's fourth attack: Square, 5,000 queries"),
     "apgd-dlr": Preset(
-        AutoPgd(loss="dlr"), "APGD on the difference of logits ratio, 100 steps (L1: 5 restarts)", in_l1=_L1_RESTARTS
+        APGD(loss="dlr"), "APGD on the difference of logits ratio, 100 steps (L1: 5 restarts)", in_l1=_L1_RESTARTS
     ),
-    "apgd-ce-5": Preset(AutoPgd(restarts=5), "AutoAttack plus: APGD on cross-entropy, 5 restarts"),
-    "apgd-dlr-5": Preset(AutoPgd(loss="dlr", restarts=5), "AutoAttack plus: APGD on DLR, 5 restarts"),
+    "apgd-ce-5": Preset(APGD(restarts=5), "AutoAttack plus: APGD on cross-entropy, 5 restarts"),
+    "apgd-dlr-5": Preset(APGD(loss="dlr", restarts=5), "AutoAttack plus: APGD on DLR, 5 restarts"),
     "fab-5": Preset(Fab(targeted=False, restarts=5), "AutoAttack plus: untargeted FAB, 5 restarts"),
     "random-100": Preset(RandomSearch(100), "100 random points: a check that gradients find more"),
     "random-10000": Preset(RandomSearch(10_000), "10,000 random points, as Carlini et al. 2019 advise"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import fooled, make_loss
@@ -40,12 +40,12 @@ class RandomSearch:
         """Set up."""
         return Rows(*fresh(task))
 
-    def advance(self, rows: Rows, passes: Passes, clock: Clock) -> None:
+    def advance(self, rows: Rows, passes: ModelQueries, clock: Clock) -> None:
         """Look at one more point."""
         region, tag = rows.region, rows.tag + 4 * rows.tick
-        point = region.random(rows.noise, tag)
+        point = region.random(rows.rng, tag)
         if region.norm == "Linf":
-            corner = torch.where(rows.noise.uniform(region.x, tag + 3) < 0.5, region.upper, region.lower)
+            corner = torch.where(rows.rng.uniform(region.x, tag + 3) < 0.5, region.upper, region.lower)
             point = where_rows(rows.tick % 2 == 1, corner, point)
         logits = passes.look(point)
         loss = make_loss("evade" if self.evading else "cw")(logits, rows.y, None)

@@ -42,7 +42,7 @@ class AttackResult:
 
 
 def batches(examples: int, size: int) -> float:
-    """Passes of the whole batch, from a count in examples; a whole number where it is one."""
+    """ModelQueries of the whole batch, from a count in examples; a whole number where it is one."""
     return examples // size if examples % size == 0 else examples / size
 
 

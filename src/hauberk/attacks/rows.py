@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.model_queries import Passes
-from hauberk.core.random import Noise
+from hauberk.attacks.model_queries import ModelQueries
+from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import fooled
-from hauberk.threat import Region, ThreatModel
+from hauberk.threat import FeasibleSet, ThreatModel
 
 Clock = np.ndarray  # (B,) int64: the tick that each row is at, as the host knows it
 
@@ -26,14 +26,14 @@ class Task:
         y: labels, (b,).
         clean: logits of the clean inputs, (b, C).
         turn: which of the attack's turns (targets, restarts) each is at, (b,) int64.
-        noise: random draws, keyed by example.
+        rng: random draws, keyed by example.
     """
 
-    region: Region
+    region: FeasibleSet
     y: Tensor
     clean: Tensor
     turn: Tensor
-    noise: Noise
+    rng: ExampleRng
 
     @property
     def tag(self) -> Tensor:
@@ -56,10 +56,10 @@ class Rows:
         found_at: (B,) int64, the tick of the first misclassified point, -1 for none.
     """
 
-    region: Region
+    region: FeasibleSet
     y: Tensor
     clean: Tensor
-    noise: Noise
+    rng: ExampleRng
     tag: Tensor
     tick: Tensor
     best: Tensor
@@ -92,13 +92,13 @@ class Rows:
         self.best_loss = self.best_loss.index_fill(0, rows, -torch.inf)
 
 
-def fresh(task: Task) -> tuple[Region, Tensor, Tensor, Noise, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def fresh(task: Task) -> tuple[FeasibleSet, Tensor, Tensor, ExampleRng, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the fields of :class:`Rows` before the first look."""
     x, y = task.region.x, task.y
     lowest = torch.full((len(y),), -torch.inf, dtype=x.dtype, device=x.device)
     none = torch.zeros_like(y)
     return (
-        task.region, y, task.clean, task.noise, task.tag, none,
+        task.region, y, task.clean, task.rng, task.tag, none,
         x, task.clean.to(x.dtype), lowest, torch.zeros_like(y, dtype=torch.bool), none - 1,
     )  # fmt: skip
 
@@ -123,18 +123,18 @@ def put(rows: SomeRows, places: Tensor, new: SomeRows) -> None:
 def dump(rows: Rows) -> dict[str, Tensor]:
     """Return all there is to know about rows, as tensors."""
     values = {f.name: getattr(rows, f.name) for f in fields(rows)}
-    region, noise = values.pop("region"), values.pop("noise")
-    return {"x": region.x, "noise": noise.keys, **values}
+    region, rng = values.pop("region"), values.pop("noise")
+    return {"x": region.x, "noise": rng.keys, **values}
 
 
 def load(like: SomeRows, state: dict[str, Tensor], threat: ThreatModel) -> SomeRows:
     """Make rows of the same kind as ``like``, on its device, from what :func:`dump` returned."""
     values: dict[str, Any] = {name: value.to(like.y.device) for name, value in state.items()}
     region = threat.around(values.pop("x"))
-    return type(like)(region=region, noise=Noise.of_keys(values.pop("noise")), **values)
+    return type(like)(region=region, rng=ExampleRng.of_keys(values.pop("noise")), **values)
 
 
-def _part(value: Tensor | Region | Noise, index: Tensor) -> Tensor | Region | Noise:
+def _part(value: Tensor | FeasibleSet | ExampleRng, index: Tensor) -> Tensor | FeasibleSet | ExampleRng:
     return value[index] if isinstance(value, Tensor) else value.rows(index)
 
 
@@ -181,6 +181,6 @@ class Program(Protocol[SomeRows]):
         """Set up rows at tick 0, without looking at the model."""
         ...
 
-    def advance(self, rows: SomeRows, passes: Passes, clock: Clock) -> None:
+    def advance(self, rows: SomeRows, passes: ModelQueries, clock: Clock) -> None:
         """Run one tick: at least one look at the model, noted by ``rows.see``."""
         ...

@@ -4,25 +4,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import attack_view
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.frozen_model import frozen_model
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.result import AttackResult, Best, batches
 from hauberk.attacks.rows import Program, Rows, SomeRows, Task
 from hauberk.attacks.scheduler import Queue
 from hauberk.checks import checked_call
-from hauberk.core.random import Noise, batch_noise
+from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import fooled
 from hauberk.threat import ThreatModel
 
 
-def run_batch(
+def run_attack(
     program: Program[SomeRows],
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
     *,
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
     draws: int = 1,
 ) -> AttackResult:
     """Attack a batch, all rows at once; those that are broken, or have had all their turns, leave.
@@ -44,10 +44,10 @@ def run_batch(
     Raises:
         UserError: if threat model, inputs, labels and model do not fit together.
     """
-    with checked_call(model, x, y, threat, program.evading) as y, attack_view(model) as view:
-        noise = batch_noise(seed, x)
+    with checked_call(model, x, y, threat, program.evading) as y, frozen_model(model) as view:
+        rng = batch_rng(seed, x)
         x, y = x.detach().clone(), y.clone()
-        passes = Passes(view, draws)
+        passes = ModelQueries(view, draws)
         clean = passes.look(x)
         best, region = Best(x), threat.around(x)
         best.logits = clean
@@ -56,7 +56,7 @@ def run_batch(
         def fetch(examples: list[int], turns: list[int]) -> Task:
             index = torch.tensor(examples, device=x.device)
             turn = torch.tensor(turns, device=x.device)
-            return Task(region.rows(index), y[index], clean[index], turn, noise.rows(index))
+            return Task(region.rows(index), y[index], clean[index], turn, rng.rows(index))
 
         def record(rows: Rows, places: Tensor, examples: list[int]) -> None:
             who = torch.tensor(examples, device=x.device)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.rows import Program, Rows, SomeRows, Task, dump, load, put, select
 from hauberk.threat import ThreatModel
 
@@ -43,7 +43,7 @@ class Queue(Generic[SomeRows]):
     """
 
     program: Program[SomeRows]
-    passes: Passes
+    passes: ModelQueries
     fetch: Fetch
     judge: Judge
     leave: Leave

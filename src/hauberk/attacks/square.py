@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
 from hauberk.attacks.square_windows import image_shape, pick_windows
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import fooled, make_loss
-from hauberk.threat import Region
+from hauberk.threat import FeasibleSet
 
 _PROPOSALS = 2  # prepared for each pass in L∞: the first that changes anything is asked about
 
@@ -47,7 +47,7 @@ class Square:
         """Set up; the first look is at a pattern of stripes or tiles."""
         return Rows(*fresh(task))
 
-    def advance(self, rows: Rows, passes: Passes, clock: Clock) -> None:
+    def advance(self, rows: Rows, passes: ModelQueries, clock: Clock) -> None:
         """Ask the model about one change of each row.
 
         In L∞ a proposal often changes nothing, because the square has that sign already. Its answer is known: it counts as a
@@ -74,16 +74,16 @@ def _first(rows: Rows) -> Tensor:
     shape = image_shape(region.x)
     if region.norm == "Linf":
         columns = region.x.new_empty(len(region.x), shape[0], 1, shape[2])
-        up = rows.noise.uniform(columns, rows.tag) < 0.5
+        up = rows.rng.uniform(columns, rows.tag) < 0.5
         return _corner(region, up.expand(-1, *shape))
-    return _place(region, pick_windows(shape, region.norm).tiles(rows.noise, rows.tag, region.x))
+    return _place(region, pick_windows(shape, region.norm).tiles(rows.rng, rows.tag, region.x))
 
 
 def _draw(rows: Rows, ticks: Tensor) -> Tensor:
     """Uniform draws for each row's queries at ticks (B, P): (B · P, 5 + C)."""
     of = torch.arange(len(ticks), device=ticks.device).repeat_interleave(ticks.shape[1])
     like = rows.best.new_empty(ticks.numel(), 5 + image_shape(rows.best)[0])
-    return rows.noise.rows(of).uniform(like, (rows.tag[:, None] + ticks).flatten())
+    return rows.rng.rows(of).uniform(like, (rows.tag[:, None] + ticks).flatten())
 
 
 def _flip(rows: Rows, clock: Clock, most: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ def _move(rows: Rows) -> Tensor:
     return _place(region, _move_mass(_offsets(region, rows.best), pattern, here[:, None], there[:, None], region))
 
 
-def _move_mass(offset: Tensor, pattern: Tensor, here: Tensor, there: Tensor, region: Region) -> Tensor:
+def _move_mass(offset: Tensor, pattern: Tensor, here: Tensor, there: Tensor, region: FeasibleSet) -> Tensor:
     """Take what there is in two windows, and what is left of the budget, and lay it as the pattern into the first.
 
     offset: (B, C, H, W) in units of ε, pattern likewise, here and there: (B, 1, H, W) bool.
@@ -147,11 +147,11 @@ def _move_mass(offset: Tensor, pattern: Tensor, here: Tensor, there: Tensor, reg
     return torch.where(here, mixed * budget, torch.where(there, 0.0, offset))
 
 
-def _offsets(region: Region, point: Tensor) -> Tensor:
+def _offsets(region: FeasibleSet, point: Tensor) -> Tensor:
     return ((point - region.x) / region.scale).view(-1, *image_shape(point))
 
 
-def _place(region: Region, offset: Tensor) -> Tensor:
+def _place(region: FeasibleSet, offset: Tensor) -> Tensor:
     """Bring offsets in units of ε, (B, C, H, W), to the length ε (L2) or into the ball (L1), and into the box."""
     offset = offset.view_as(region.x)
     if region.norm == "L1":
@@ -162,7 +162,7 @@ def _place(region: Region, offset: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(point, region.lower), region.upper)
 
 
-def _corner(region: Region, up: Tensor) -> Tensor:
+def _corner(region: FeasibleSet, up: Tensor) -> Tensor:
     """The corner of the L∞ set on the side that ``up`` (broadcastable to (B, C, H, W)) says."""
     shape = image_shape(region.x)
     corner = torch.where(up, region.upper.view(-1, *shape), region.lower.view(-1, *shape))

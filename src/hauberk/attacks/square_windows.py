@@ -8,7 +8,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.threat import Norm
 
 P_INIT = 0.8  # share of the pixels in the first windows
@@ -112,12 +112,12 @@ class Windows:
         ]
         return values.to(down.dtype) * self.mask(down, right, size)
 
-    def tiles(self, noise: Noise, tag: Tensor, like: Tensor) -> Tensor:
+    def tiles(self, rng: ExampleRng, tag: Tensor, like: Tensor) -> Tensor:
         """Tiles over the whole image, each the pattern with a random sign for each channel: (B, C, H, W)."""
         channels, height, width = self.shape
         high, wide = max(height // _TILES, 1), max(width // _TILES, 1)
         tall, broad = height // high, width // wide
-        up = noise.uniform(like.new_empty(len(like), channels, tall, broad), tag) < 0.5
+        up = rng.uniform(like.new_empty(len(like), channels, tall, broad), tag) < 0.5
         sign = torch.where(up, 1.0, -1.0).repeat_interleave(high, 2).repeat_interleave(wide, 3)
         whole = torch.zeros(height, width)
         whole[: tall * high, : broad * wide] = _pattern(high, wide, self.norm, False).repeat(tall, broad)

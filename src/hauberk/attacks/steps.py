@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hauberk.attacks.frozen_model import Mode
 from hauberk.core.errors import UserError
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import LossName
-from hauberk.threat import Region, ThreatModel, parse_fraction
+from hauberk.threat import FeasibleSet, ThreatModel, parse_fraction
 
 StepSize: TypeAlias = float | str | Tensor
 Start: TypeAlias = Literal["uniform", "normal", "clean"] | Tensor
@@ -37,7 +37,7 @@ class Ascent:
         confidence: κ of the "cw" loss.
         restarts: how many independent starts; the best point of all is kept.
         momentum: μ of the accumulated gradient (Dong et al. 2018); 0 for plain PGD.
-        mode: how the model behaves meanwhile: "eval", "train-frozen" or "train", see ``attack_view``.
+        mode: how the model behaves meanwhile: "eval", "train-frozen" or "train", see ``frozen_model``.
         tau: τ of friendly adversarial training: an example stops once it is misclassified and has been so τ times before;
             None to take all K steps.
         jitter: ω, standard deviation of Gaussian noise added to each step (FAT's public code: 0.001).
@@ -97,19 +97,19 @@ def parse_step(step: StepSize, threat: ThreatModel) -> float | Tensor:
     return size
 
 
-def first_point(settings: Ascent, region: Region, noise: Noise, tag: int | Tensor) -> Tensor:
+def first_point(settings: Ascent, region: FeasibleSet, rng: ExampleRng, tag: int | Tensor) -> Tensor:
     """Return where an ascent begins, (B, ...). A tag is an integer, or one for each example."""
     if isinstance(settings.start, Tensor):
         return settings.start.detach().clone().to(region.x)
     if settings.start == "uniform":
-        return region.random(noise, tag)
+        return region.random(rng, tag)
     if settings.start == "normal":
-        return region.project(region.x + NORMAL_START * noise.normal(region.x, tag))
+        return region.project(region.x + NORMAL_START * rng.normal(region.x, tag))
     return region.x
 
 
 def best_step(
-    region: Region,
+    region: FeasibleSet,
     point: Tensor,
     grad: Tensor,
     size: float | Tensor,

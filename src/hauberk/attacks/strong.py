@@ -2,14 +2,14 @@
 
 from torch import Tensor, nn
 
-from hauberk.attacks.apgd import AutoPgd
-from hauberk.attacks.apgd_l1 import SparseApgd
+from hauberk.attacks.apgd import APGD
+from hauberk.attacks.apgd_l1 import APGDL1
 from hauberk.attacks.fab import Fab
 from hauberk.attacks.random_search import RandomSearch
 from hauberk.attacks.result import AttackResult
-from hauberk.attacks.run import run_batch
+from hauberk.attacks.run import run_attack
 from hauberk.attacks.square import Square
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.threat import ThreatModel
 
 
@@ -24,7 +24,7 @@ def apgd(
     targets: int = 9,
     restarts: int = 1,
     draws: int = 1,
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
 ) -> AttackResult:
     """Auto-PGD (Croce and Hein 2020), as in AutoAttack.
 
@@ -56,10 +56,10 @@ def apgd(
         UserError: for settings that make no sense, and where the loss needs more classes (DLR 3, targeted DLR 4).
     """
     if threat.norm == "L1":
-        sparse = SparseApgd(steps=steps, loss=loss, targets=targets, restarts=restarts)
-        return run_batch(sparse, model, x, y, threat, seed=seed, draws=draws)
-    dense = AutoPgd(steps=steps, loss=loss, targets=targets, restarts=restarts)
-    return run_batch(dense, model, x, y, threat, seed=seed, draws=draws)
+        sparse = APGDL1(steps=steps, loss=loss, targets=targets, restarts=restarts)
+        return run_attack(sparse, model, x, y, threat, seed=seed, draws=draws)
+    dense = APGD(steps=steps, loss=loss, targets=targets, restarts=restarts)
+    return run_attack(dense, model, x, y, threat, seed=seed, draws=draws)
 
 
 def fab(
@@ -72,7 +72,7 @@ def fab(
     targeted: bool = True,
     targets: int = 9,
     restarts: int = 1,
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
 ) -> AttackResult:
     """Fast adaptive boundary attack (Croce and Hein 2020), as in AutoAttack: FAB-T, or FAB where ``targeted`` is False.
 
@@ -99,7 +99,7 @@ def fab(
     Raises:
         UserError: for settings that make no sense.
     """
-    return run_batch(Fab(steps, targeted, targets, restarts), model, x, y, threat, seed=seed)
+    return run_attack(Fab(steps, targeted, targets, restarts), model, x, y, threat, seed=seed)
 
 
 def square(
@@ -110,7 +110,7 @@ def square(
     *,
     steps: int = 5000,
     restarts: int = 1,
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
 ) -> AttackResult:
     """Square attack (Andriushchenko et al. 2020), as in AutoAttack: random search on the margin, forward passes only.
 
@@ -131,14 +131,14 @@ def square(
     Raises:
         UserError: for settings that make no sense.
     """
-    return run_batch(Square(steps, restarts), model, x, y, threat, seed=seed)
+    return run_attack(Square(steps, restarts), model, x, y, threat, seed=seed)
 
 
 def random_search(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 100, seed: int | Noise = 0
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, steps: int = 100, seed: int | ExampleRng = 0
 ) -> AttackResult:
     """Look at so many random points of the threat model: by turns uniform in the ball and, in L∞, at its corners.
 
     Arguments and result as in :func:`square`. A model on which this finds more than gradients do hides its gradients.
     """
-    return run_batch(RandomSearch(steps), model, x, y, threat, seed=seed)
+    return run_attack(RandomSearch(steps), model, x, y, threat, seed=seed)

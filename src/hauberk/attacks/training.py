@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
-from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.steps import Ascent, Start, StepSize
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import LossName, fooled
 from hauberk.threat import ThreatModel
 
@@ -29,7 +29,7 @@ def friendly_pgd(
     start: Start = "uniform",
     loss: LossName = "ce",
     jitter: float = 0.0,
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
 ) -> AttackResult:
     """Early-stopped PGD of friendly adversarial training (Zhang et al. 2020, PGD-K-τ).
 
@@ -72,7 +72,7 @@ def lm_pgd(
     nesterov: float = NESTEROV,
     start: Start = "uniform",
     return_last: bool = False,
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
 ) -> AttackResult:
     """LM-PGD: PGD with a line search and Nesterov's momentum. The construction is ours.
 
@@ -111,7 +111,7 @@ def margin_pgd(
     share: Tensor,
     steps: int = 10,
     bisections: int = 10,
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
     trusted: bool = False,
 ) -> tuple[AttackResult, Tensor]:
     """MMA's search for the nearest adversarial example (Ding et al. 2020, AN-PGD), within the threat model.
@@ -145,7 +145,7 @@ def margin_pgd(
         return region.project(x + change * length.to(x.dtype).view(shape))
 
     low, high = torch.zeros_like(share), torch.ones_like(share)
-    with attack_view(model) as view, torch.no_grad():
+    with frozen_model(model) as view, torch.no_grad():
         logits = view(at(high))
         success = fooled(logits, y)
         probe = share.clone()

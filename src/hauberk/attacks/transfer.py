@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.result import AttackResult
 from hauberk.attacks.rows import Clock, Rows, Task, fresh
-from hauberk.attacks.run import run_batch
+from hauberk.attacks.run import run_attack
 from hauberk.attacks.steps import Ascent
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import fooled, make_loss
 from hauberk.threat import ThreatModel
 
@@ -41,12 +41,12 @@ class Transfer:
         """Set up."""
         return Rows(*fresh(task))
 
-    def advance(self, rows: Rows, passes: Passes, clock: Clock) -> None:
+    def advance(self, rows: Rows, passes: ModelQueries, clock: Clock) -> None:
         """Craft on the surrogate, look at the model."""
         assert self.surrogate is not None  # set before it runs
         assert self.threat is not None
         crafted = ascend(
-            self.surrogate, rows.region.x, rows.y, self.threat, self.settings, keep="last-unseen", seed=rows.noise, trusted=True
+            self.surrogate, rows.region.x, rows.y, self.threat, self.settings, keep="last-unseen", seed=rows.rng, trusted=True
         )
         logits = passes.look(crafted.x_adv)
         loss = make_loss("cw")(logits, rows.y, None).to(crafted.x_adv.dtype)
@@ -61,7 +61,7 @@ def transfer(
     *,
     surrogate: nn.Module,
     settings: Ascent | None = None,
-    seed: int | Noise = 0,
+    seed: int | ExampleRng = 0,
 ) -> AttackResult:
     """Craft adversarial examples on a surrogate and try them on the model.
 
@@ -78,4 +78,4 @@ def transfer(
         AttackResult of the model under test; its passes are those of the model under test.
     """
     settings = settings or Ascent(20, "eps/10")
-    return run_batch(Transfer(settings, surrogate, threat), model, x, y, threat, seed=seed)
+    return run_attack(Transfer(settings, surrogate, threat), model, x, y, threat, seed=seed)

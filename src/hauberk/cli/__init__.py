@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from hauberk.core.errors import Echo, UserError, unknown_name
+from hauberk.core.errors import RemoteUserError, UserError, unknown_name
 
 # command: (module, what it does)
 COMMANDS = {
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown_name("command", name, COMMANDS)
         command = getattr(import_module(f"hauberk.cli.{COMMANDS[name][0]}"), name)
         return int(command(arguments[1:]))
-    except Echo:  # the process whose error it is says it
+    except RemoteUserError:  # the process whose error it is says it
         return 2
     except UserError as error:
         print(f"hauberk: {error}", file=sys.stderr)

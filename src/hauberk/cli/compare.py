@@ -11,7 +11,7 @@ import tyro
 from hauberk.cli.options import given_settings, key_values, parse, peek, program
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.experiments.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_choices, table_settings
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.published import find_published
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Compare:
     """Evaluate on so many examples, the first ones; 0 for all."""
     suite: str = "papers"
     """papers: NAT, PGD-100, APGD, CW-30 and AutoAttack; or quick, standard, plus, rand."""
-    settings: TrainSettings = field(default_factory=TrainSettings)
+    settings: TrainConfig = field(default_factory=TrainConfig)
     """Training settings."""
     jobs: int = 0
     """Runs side by side; 0 for one on each GPU, or on each core."""
@@ -138,17 +138,17 @@ def _default(arguments: Sequence[str]) -> Compare:
     recipe = peek(arguments, "--recipe", "published")
     settings = table_settings(table, data, model) if table else find_published(data, model, recipe=recipe).settings
     methods = table.methods if table else Compare.methods
-    return Compare(data=data, model=model, methods=methods, settings=TrainSettings(**settings))
+    return Compare(data=data, model=model, methods=methods, settings=TrainConfig(**settings))
 
 
-def _cells(options: Compare, default: TrainSettings, out: Path) -> "list[Cell]":
+def _cells(options: Compare, default: TrainConfig, out: Path) -> "list[Cell]":
     from hauberk.data import load_data
     from hauberk.experiments import Cell
 
     if options.trials < 1:
         raise UserError("--trials needs a positive number")
     table = PAPER_TABLES.get(options.table)
-    usual = TrainSettings(**find_published(options.data, options.model, recipe=options.recipe).settings)
+    usual = TrainConfig(**find_published(options.data, options.model, recipe=options.recipe).settings)
     changed = given_settings(options.settings, default if table is None else usual)
     train_size, test_size = options.train_size, options.test_size
     if options.budget != 1:

@@ -17,7 +17,7 @@ class Demo:
     out: Path = Path("runs")
     """Folder for the runs; each gets a subfolder digits-METHOD."""
     epochs: int | None = None
-    """Passes over the training data; by default what is recommended for digits."""
+    """ModelQueries over the training data; by default what is recommended for digits."""
     quiet: bool = False
     """Print only the table."""
 
@@ -29,11 +29,11 @@ def demo(arguments: Sequence[str]) -> int:
 
     from hauberk import Linf, evaluate, train
     from hauberk.cli.train import free_folder
-    from hauberk.data import DATA_SETS, load_data
+    from hauberk.data import DATASETS, load_data
     from hauberk.evaluation import table
 
     train_set, test_set = load_data("digits", "train"), load_data("digits", "test")
-    threat = Linf(DATA_SETS["digits"].eps)
+    threat = Linf(DATASETS["digits"].eps)
     given: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     results = {}
     for method in METHODS:

@@ -49,7 +49,7 @@ class Evaluate:
     random models)."""
     attacks: tuple[str, ...] = ()
     """Names of attacks instead of a suite, e.g. pgd-40 cw-100; "hauberk attacks" lists them."""
-    in_turn: bool = False
+    sequential: bool = False
     """Run each of the attacks named only on the examples that still stand."""
     surrogate: Path | None = None
     """Another run or exported model, to craft transfer attacks on."""
@@ -74,7 +74,7 @@ class Evaluate:
     """Look for signs of masked gradients, and measure accuracy against ε, on a few examples."""
     card: Path | None = None
     """Write a card in the style of RobustBench, too."""
-    peek: bool = False
+    status: bool = False
     """TARGET is the folder of an evaluation: print what it knows so far, and do nothing."""
     json: bool = False
     """Print the result as JSON instead of a table."""
@@ -85,12 +85,12 @@ class Evaluate:
 def evaluate(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(Evaluate, "evaluate", arguments)
-    if options.peek:
-        return _peek(options.target)
+    if options.status:
+        return _status(options.target)
     import torch
     from rich.console import Console
 
-    from hauberk.core.distributed import joined_crew
+    from hauberk.core.distributed import init_distributed
     from hauberk.core.io import as_json, write_json
     from hauberk.data import load_data
     from hauberk.evaluation import evaluate as evaluate_model
@@ -110,7 +110,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     test = load_data(name, "test", folder, verify=options.verify)
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    with joined_crew(patience=_PATIENCE) as crew:
+    with init_distributed(timeout=_PATIENCE) as world:
         device = pick_device(options.device)
         model = load(options.target, model=_built(options.model, test), which=options.which, device=device)
         surrogate = None if options.surrogate is None else load(options.surrogate, device=device)
@@ -121,7 +121,7 @@ def evaluate(arguments: Sequence[str]) -> int:
                 threat=_threat(options, card, name),
                 suite=options.suite,
                 attacks=options.attacks,
-                in_turn=options.in_turn,
+                sequential=options.sequential,
                 n=options.n,
                 batch_size=options.batch_size,
                 seed=options.seed,
@@ -134,10 +134,10 @@ def evaluate(arguments: Sequence[str]) -> int:
                 quiet=options.quiet or options.json,
             )
         except KeyboardInterrupt:
-            if crew.first:
+            if world.is_main:
                 print(f"Stopped; the same command goes on from there. So far:\n{_early(out)}", file=sys.stderr)
             return 1
-    if not crew.first:
+    if not world.is_main:
         return 0
     if options.card:
         write_json(options.card, result.robustbench_card(options.target.stem, name, str(card.get("model", {}).get("name", ""))))
@@ -163,43 +163,43 @@ def _folder(options: Evaluate) -> Path:
     beside = options.target if options.target.is_dir() else options.target.parent
     numbers = (
         options.target.name, options.which, options.model, options.data, options.norm, options.eps, options.suite,
-        options.attacks, options.in_turn, options.surrogate, options.n, options.batch_size, options.seed, options.precision,
+        options.attacks, options.sequential, options.surrogate, options.n, options.batch_size, options.seed, options.precision,
         options.adversarials,
     )  # fmt: skip
     digest = hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]
     return beside / "evaluations" / f"{'custom' if options.attacks else options.suite}-{digest}"
 
 
-def _peek(folder: Path) -> int:
+def _status(folder: Path) -> int:
     print(_early(folder))
     print("Next: the command that began it, given again, goes on with it")
     return 0
 
 
 def _early(folder: Path) -> str:
-    from hauberk.evaluation import early_answer
+    from hauberk.evaluation import partial_result
 
-    return str(early_answer(folder))
+    return str(partial_result(folder))
 
 
 def _threat(options: Evaluate, card: dict[str, Any], data: str) -> "ThreatModel":
-    from hauberk.data import DATA_SETS
-    from hauberk.tables import usual_threat
+    from hauberk.data import DATASETS
+    from hauberk.tables import default_threat
     from hauberk.threat import make_threat, threat_from_dict
 
     if options.eps and not data.endswith(".toml"):
         return make_threat(options.norm, options.eps)
     if "threat" in card and not options.eps:
         return threat_from_dict(card["threat"])
-    if data in DATA_SETS or data.endswith(".toml"):
-        return usual_threat(data, options.norm, options.eps)
+    if data in DATASETS or data.endswith(".toml"):
+        return default_threat(data, options.norm, options.eps)
     raise UserError("the card does not name a threat model; give --eps (and --norm)")
 
 
 def _risk(model: Any, test: Any, threat: "ThreatModel", data: str) -> "Risk":
-    from hauberk.tables import measure_risk, read_description
+    from hauberk.tables import measure_risk, read_schema
 
-    miss, false_alarm = read_description(data).costs
+    miss, false_alarm = read_schema(data).costs
     return measure_risk(model, test, threat=threat, miss=miss, false_alarm=false_alarm)
 
 

@@ -66,11 +66,11 @@ def data(arguments: Sequence[str]) -> int:
     """Run ``hauberk data``."""
     options = parse(Data, "data", arguments)
     from hauberk.core.io import as_json
-    from hauberk.data import DATA_SETS, load_data
+    from hauberk.data import DATASETS, load_data
     from hauberk.data.download import download
 
     if not options.name:
-        rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATA_SETS.items()}
+        rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATASETS.items()}
         return _show(rows, options.json, f"Next: {program()} data NAME --data-dir FOLDER checks the files.")
     if options.label:
         from hauberk.tables import draft, read_frame
@@ -86,13 +86,13 @@ def data(arguments: Sequence[str]) -> int:
         parts[split] = {"examples": len(source), "shape": list(source.x.shape[1:]), "per_class": counts}
     reach = None
     if options.name.endswith(".toml"):
-        from hauberk.tables import reach_of, usual_threat
+        from hauberk.tables import default_threat, reach_of
 
-        reach = reach_of(source, usual_threat(options.name))
+        reach = reach_of(source, default_threat(options.name))
     if options.json:
         print(as_json(parts | ({"reach": reach.to_dict()} if reach else {})))
         return 0
-    files = options.name in DATA_SETS and options.name != "digits"
+    files = options.name in DATASETS and options.name != "digits"
     checked = "checksums right" if options.verify and files else "not compared with checksums"
     for split, part in parts.items():
         shape = "×".join(map(str, part["shape"]))
@@ -109,12 +109,12 @@ def methods(arguments: Sequence[str]) -> int:
     """Run ``hauberk methods``."""
     options = parse(Methods, "methods", arguments)
     from hauberk.core.io import as_json
-    from hauberk.methods import equation, find_recipe, list_methods
+    from hauberk.methods import equation, get_method_spec, list_methods
     from hauberk.objectives import OBJECTIVES
 
     if not options.name:
         return _show(list_methods(), options.json, f"Next: {program()} methods NAME explains one; each also takes +awp.")
-    recipe = find_recipe(options.name)
+    recipe = get_method_spec(options.name)
     facts = {
         "name": options.name,
         "summary": recipe.summary,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import tyro
 
 from hauberk.core.errors import UserError
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ def peek(arguments: Sequence[str], option: str, default: str) -> str:
     return default
 
 
-def given_settings(settings: TrainSettings, default: TrainSettings) -> dict[str, Any]:
+def given_settings(settings: TrainConfig, default: TrainConfig) -> dict[str, Any]:
     """Return the training settings that differ from what was offered, but for seed, threads and device."""
     given, offered = vars(settings), vars(default)
     return {name: value for name, value in given.items() if value != offered[name] and name not in _OF_A_RUN}

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from hauberk.cli.options import given_settings, parse, peek, program
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.published import find_published
 
 
@@ -35,7 +35,7 @@ class Study:
     """Train on so many examples, the first ones; 0 for all."""
     test_size: int = 500
     """Look at so many examples, the first ones; 0 for all."""
-    settings: TrainSettings = field(default_factory=TrainSettings)
+    settings: TrainConfig = field(default_factory=TrainConfig)
     """Training settings."""
     out: Path | None = None
     """Folder for networks, which studies share, and findings; by default runs/study-DATA-MODEL."""
@@ -44,7 +44,7 @@ class Study:
 def study(arguments: Sequence[str]) -> int:
     """Run the command."""
     published = find_published(peek(arguments, "--data", "digits"), peek(arguments, "--model", "small-cnn"))
-    default = Study(settings=TrainSettings(**published.settings))
+    default = Study(settings=TrainConfig(**published.settings))
     options = parse(Study, "study", arguments, default)
     from hauberk.experiments import Cell
     from hauberk.experiments.studies import STUDIES, Setting, find_study

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hauberk.cli.options import key_values, parse, peek, program
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.published import Published, find_published
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Train:
     out: Path | None = None
     """Folder of the run; by default runs/DATA-METHOD, with a number behind it if that exists."""
     resume: Path | None = None
-    """Go on with the run in this folder; everything else but --on-collapse is read from there."""
+    """Go on with the run in this folder; everything else but --on-divergence is read from there."""
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     """Norm of the threat model."""
     eps: str = ""
@@ -56,7 +56,7 @@ class Train:
     """Other settings of the method as KEY=VALUE, e.g. measure=pm-nat burn_in=20 gamma=0.005; see docs/methods.md."""
     normalize: bool = False
     """Normalise inputs inside the model by mean and deviation of the training set."""
-    settings: TrainSettings = field(default_factory=TrainSettings)
+    settings: TrainConfig = field(default_factory=TrainConfig)
     """Training settings."""
     quiet: bool = False
     """Print no progress."""
@@ -66,13 +66,13 @@ def train(arguments: Sequence[str]) -> int:
     """Run the command."""
     names = {"--data": "digits", "--model": "small-cnn", "--method": "at", "--preset": "paper", "--recipe": "published"}
     published = find_published(*(peek(arguments, option, usual) for option, usual in names.items()))
-    default = Train(settings=TrainSettings(**published.settings))
+    default = Train(settings=TrainConfig(**published.settings))
     options = parse(Train, "train", arguments, default)
-    from hauberk.core.distributed import joined_crew
+    from hauberk.core.distributed import init_distributed
 
-    with joined_crew() as crew:
-        run = _resume(options, peek(arguments, "--on-collapse", "")) if options.resume else _start(options, published)
-    if not crew.first:
+    with init_distributed() as world:
+        run = _resume(options, peek(arguments, "--on-divergence", "")) if options.resume else _start(options, published)
+    if not world.is_main:
         return int(run.interrupted)
     if run.interrupted:
         print(f"Stopped and saved. Go on with: {program()} train --resume {run.folder}")
@@ -82,35 +82,37 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _start(options: Train, published: Published) -> "Run":
-    from hauberk.core.distributed import crew
+    from hauberk.core.distributed import get_world
     from hauberk.data import load_data
     from hauberk.methods.named import published_method
-    from hauberk.tables import reach_of, usual_network, usual_threat
+    from hauberk.tables import default_model, default_threat, reach_of
     from hauberk.training.train import train as train_model
 
     source = load_data(options.data, "train", options.data_dir, verify=options.verify)
-    threat = usual_threat(options.data, options.norm, options.eps)
+    threat = default_threat(options.data, options.norm, options.eps)
     given = {"beta": options.beta, "steps": options.steps, "step_size": options.step_size}
     chosen = {key: value for key, value in given.items() if value is not None} | key_values("--set", options.set)
     names = {"data": options.data, "model": options.model, "preset": options.preset, "recipe": options.recipe}
     how = published_method(options.method, threat, **names, seed=options.settings.seed, **chosen)
-    spec = usual_network(options.data, options.model, source, extra=how.extra_outputs, normalize=options.normalize)
-    out = options.out or crew().by_first(lambda: free_folder(Path("runs") / f"{Path(options.data).stem}-{options.method}"))
-    if crew().first and not options.quiet:
+    spec = default_model(options.data, options.model, source, extra=how.extra_outputs, normalize=options.normalize)
+    out = options.out or get_world().on_main_process(
+        lambda: free_folder(Path("runs") / f"{Path(options.data).stem}-{options.method}")
+    )
+    if get_world().is_main and not options.quiet:
         print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
         if reach := reach_of(source, threat):
             print(f"Of the table {reach}")
         taken = ", ".join(f"{key} {value}" for key, value in published.method.items() if key not in chosen)
         print(f"Settings not given on the command line: {published.source}{f'; of the method: {taken}' if taken else ''}")
-    settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainSettings)}
+    settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainConfig)}
     return train_model(spec, source, method=how, out=out, quiet=options.quiet, **settings)
 
 
-def _resume(options: Train, on_collapse: str) -> "Run":
+def _resume(options: Train, on_divergence: str) -> "Run":
     from hauberk.training import resume
 
     folder, verify, quiet = str(options.resume), options.verify, options.quiet
-    return resume(folder, model=options.model, verify=verify, quiet=quiet, on_collapse=on_collapse)
+    return resume(folder, model=options.model, verify=verify, quiet=quiet, on_divergence=on_divergence)
 
 
 def free_folder(folder: Path) -> Path:

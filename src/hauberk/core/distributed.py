@@ -1,4 +1,4 @@
-"""The crew: the processes that share one training or evaluation."""
+"""The processes that share one training or evaluation."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,84 +11,84 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hauberk.core.errors import Echo, UserError
+from hauberk.core.errors import RemoteUserError, UserError
 
 T = TypeVar("T")
 Items = TypeVar("Items", list[int], Tensor)
 
-_left: list[Any] = []  # see joined_crew
+_left: list[Any] = []  # see init_distributed
 _SIGNS_OF_LOSS = ("gloo", "NCCL", "onnection", "Broken pipe", "Timed out", "DistStore")  # in messages of collectives
 
 
 @dataclass(frozen=True)
-class Crew:
+class World:
     """Which process this is, of how many.
 
-    Every method but ``share``, ``sizes`` and ``own`` is called by all processes together.
+    Every method but ``local_shard``, ``shard_sizes`` and ``take_local`` is called by all processes together.
     """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the process that writes files and prints."""
         return self.rank == 0
 
-    def share(self, items: Items) -> Items:
+    def local_shard(self, items: Items) -> Items:
         """The items that are this process's own: every ``size``-th."""
         return items[self.rank :: self.size]
 
-    def sizes(self, total: int) -> list[int]:
-        """How many of so many items each process has by ``share``."""
+    def shard_sizes(self, total: int) -> list[int]:
+        """How many of so many items each process has by ``local_shard``."""
         return [len(range(rank, total, self.size)) for rank in range(self.size)]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for the others."""
         if self.size > 1:
             dist.barrier()
 
-    def gather(self, mine: Any) -> list[Any]:
+    def all_gather_object(self, mine: Any) -> list[Any]:
         """Collect what each process has, everywhere, through the host."""
         if self.size == 1:
             return [mine]
-        everybody: list[Any] = [None] * self.size
-        dist.all_gather_object(everybody, mine)
-        return everybody
+        everything: list[Any] = [None] * self.size
+        dist.all_gather_object(everything, mine)
+        return everything
 
-    def by_first(self, act: Callable[[], T]) -> T:
+    def on_main_process(self, act: Callable[[], T]) -> T:
         """Let the first process do something, and return its result, or raise its UserError, everywhere."""
         if self.size == 1:
             return act()
         said: list[Any] = [None, None]
-        if self.first:
+        if self.is_main:
             try:
                 said[0] = act()
             except UserError as error:
                 said[1] = error
         dist.broadcast_object_list(said, 0)
         if said[1] is not None:
-            raise said[1] if self.first else Echo(str(said[1]))
+            raise said[1] if self.is_main else RemoteUserError(str(said[1]))
         result: T = said[0]
         return result
 
-    def refuse(self, problem: str) -> None:
+    def raise_if_any(self, problem: str) -> None:
         """Raise a UserError in all processes if any has a problem; each says what it has, or ""."""
-        if problems := [said for said in self.gather(problem) if said]:
-            raise UserError(problems[0]) if self.first else Echo(problems[0])
+        if problems := [said for said in self.all_gather_object(problem) if said]:
+            raise UserError(problems[0]) if self.is_main else RemoteUserError(problems[0])
 
-    def numbers(self, *mine: int) -> list[list[int]]:
+    def all_gather_ints(self, *mine: int) -> list[list[int]]:
         """Collect some small numbers of each process, everywhere. Where hosts can talk, no GPU is waited for."""
         if self.size == 1:
             return [list(mine)]
         device = "cpu" if "cpu" in dist.get_backend_config() else "cuda"
-        everybody = [torch.empty(len(mine), dtype=torch.int64, device=device) for _ in range(self.size)]
-        dist.all_gather(everybody, torch.tensor(mine, dtype=torch.int64, device=device))
-        return [numbers.tolist() for numbers in everybody]
+        everything = [torch.empty(len(mine), dtype=torch.int64, device=device) for _ in range(self.size)]
+        dist.all_gather(everything, torch.tensor(mine, dtype=torch.int64, device=device))
+        return [numbers.tolist() for numbers in everything]
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether any process has it set."""
-        return [any(seen) for seen in zip(*self.numbers(*flags), strict=True)]
+        return [any(seen) for seen in zip(*self.all_gather_ints(*flags), strict=True)]
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum a tensor of the same shape over the processes, on its device."""
@@ -110,7 +110,7 @@ class Crew:
             for value, mean in zip(some, (flat / self.size).split([value.numel() for value in some]), strict=True):
                 value.copy_(mean.view_as(value))
 
-    def rows(self, mine: Tensor, sizes: Sequence[int]) -> Tensor:
+    def all_gather_rows(self, mine: Tensor, sizes: Sequence[int]) -> Tensor:
         """Put the rows of all processes one behind the other.
 
         Args:
@@ -121,55 +121,55 @@ class Crew:
             return mine
         padded = mine.new_zeros(max(sizes), *mine.shape[1:])
         padded[: len(mine)] = mine
-        everybody = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(everybody, padded)
-        return torch.cat([rows[:size] for rows, size in zip(everybody, sizes, strict=True)])
+        everything = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(everything, padded)
+        return torch.cat([rows[:size] for rows, size in zip(everything, sizes, strict=True)])
 
-    def own(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    def take_local(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         """Take this process's rows out of those of all."""
         parts: tuple[Tensor, ...] = rows.split(list(sizes))
         return parts[self.rank]
 
-    def alike(self, module: nn.Module) -> None:
+    def broadcast_module(self, module: nn.Module) -> None:
         """Give every process the parameters and buffers of the first."""
         if self.size > 1:
             for value in module.state_dict().values():
                 dist.broadcast(value, 0)
 
 
-ALONE = Crew()
+SINGLE_PROCESS = World()
 
 
-def crew() -> Crew:
-    """Return the crew of ``torch.distributed`` if a process group has been set up, otherwise a crew of one."""
+def get_world() -> World:
+    """Return the world of ``torch.distributed`` if a process group has been set up, otherwise a world of one."""
     if dist.is_available() and dist.is_initialized():
-        return Crew(dist.get_rank(), dist.get_world_size())
-    return ALONE
+        return World(dist.get_rank(), dist.get_world_size())
+    return SINGLE_PROCESS
 
 
 @contextmanager
-def joined_crew(patience: timedelta = timedelta(minutes=30)) -> Iterator[Crew]:
+def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> Iterator[World]:
     """Join the processes that ``torchrun`` has started, if it has, for as long as the block lasts.
 
     Each process takes the GPU of its local rank, where there is one; messages between hosts go through gloo, between GPUs
     through NCCL.
 
     Args:
-        patience: how long a process waits for one that is silent. One that has died is noticed at once.
+        timeout: how long a process waits for one that is silent. One that has died is noticed at once.
 
     Raises:
         UserError: in the block, if another process is lost.
     """
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
-        yield crew()
+        yield get_world()
         return
     gpus = torch.cuda.device_count()
     if local_rank() < gpus:
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=patience)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
     try:
-        with loss_said("the same command goes on"):
-            yield crew()
+        with translate_lost_process("the same command goes on"):
+            yield get_world()
             dist.barrier()  # gloo may abort where one process leaves while others still talk
     finally:
         # A DistributedDataParallel may live on, in somebody's variable or in a traceback. When it is freed, it drops its
@@ -180,7 +180,7 @@ def joined_crew(patience: timedelta = timedelta(minutes=30)) -> Iterator[Crew]:
 
 
 @contextmanager
-def loss_said(advice: str) -> Iterator[None]:
+def translate_lost_process(advice: str) -> Iterator[None]:
     """Say in one line that another process was lost, where a collective inside the block fails for that.
 
     Args:

@@ -8,7 +8,7 @@ class UserError(ValueError):
     """Something the user asked for cannot be done; the message says what, and what to do instead."""
 
 
-class Echo(UserError):
+class RemoteUserError(UserError):
     """A UserError of another process, which says it."""
 
 

@@ -19,14 +19,21 @@ from filelock import FileLock, Timeout
 from hauberk.core.errors import UserError
 
 _MAGIC = b"HAUBERK-STATE-1\n"
-LOCK = ".lock"
+LOCKFILE = ".lock"
 _NOT_PLAIN = re.compile(r"[^\w .,=+()-]")  # letters and digits of any script are plain
 _LONGEST = 100  # bytes of a plain name; file systems allow 255, of which endings take some
-FOREIGN = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)  # from using a state of another version
+SCHEMA_ERRORS = (
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    IndexError,
+)  # from using a state of another version
 
 
 @contextmanager
-def alone_in(folder: Path | None, name: str = LOCK) -> Iterator[None]:
+def exclusive_lock(folder: Path | None, name: str = LOCKFILE) -> Iterator[None]:
     """Keep other processes out of a folder while the block runs. The system lets go of the lock when a process dies.
 
     Args:
@@ -198,7 +205,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def as_read_back(content: Any) -> Any:
+def json_roundtrip(content: Any) -> Any:
     """Return what :func:`read_json` would after :func:`write_json`: lists for tuples, None for NaN."""
     return json.loads(as_json(content))
 

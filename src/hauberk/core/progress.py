@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 PLAIN_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
-class Display:
+class ProgressBar:
     """The bar and the lines; a context manager.
 
     Args:

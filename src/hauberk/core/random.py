@@ -14,7 +14,7 @@ _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
-class Noise:
+class ExampleRng:
     """Draws for one batch.
 
     Args:
@@ -31,19 +31,19 @@ class Noise:
         self.keys = _mix(start + _GOLDEN * (ids.long() + 1))
 
     @classmethod
-    def of_keys(cls, keys: Tensor) -> "Noise":
+    def of_keys(cls, keys: Tensor) -> "ExampleRng":
         """Return the noise whose ``keys`` were saved."""
-        noise = cls(0, keys)
-        noise.keys = keys
-        return noise
+        rng = cls(0, keys)
+        rng.keys = keys
+        return rng
 
-    def rows(self, index: Tensor) -> "Noise":
+    def rows(self, index: Tensor) -> "ExampleRng":
         """Return the noise of some of the examples. index: (b,) int64."""
         part = copy(self)
         part.keys = self.keys[index]
         return part
 
-    def put(self, places: Tensor, new: "Noise") -> "Noise":
+    def put(self, places: Tensor, new: "ExampleRng") -> "ExampleRng":
         """Return this noise with some of the examples replaced. places: (b,) int64, new: noise of b examples."""
         whole = copy(self)
         whole.keys = self.keys.index_copy(0, places, new.keys)
@@ -82,9 +82,9 @@ def content_ids(x: Tensor) -> Tensor:
     return _mix(bits + places).sum(1)
 
 
-def batch_noise(seed: "int | Noise", x: Tensor) -> Noise:
+def batch_rng(seed: "int | ExampleRng", x: Tensor) -> ExampleRng:
     """Take a seed, or noise already keyed by example. A bare seed keys each example by its place in the batch ``x``."""
-    return seed if isinstance(seed, Noise) else Noise(seed, torch.arange(len(x), device=x.device))
+    return seed if isinstance(seed, ExampleRng) else ExampleRng(seed, torch.arange(len(x), device=x.device))
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:

@@ -3,13 +3,13 @@
 from hauberk.data.augment import Augmentation, augment
 from hauberk.data.dataset import Arrays, Items, Joined, Part, Source, as_source, fetch_for
 from hauberk.data.digest import data_digest
-from hauberk.data.named import DATA_SETS, find_files, load_data
+from hauberk.data.named import DATASETS, find_files, load_data
 from hauberk.data.pseudo import pseudo_label
 from hauberk.data.resident import resident
 from hauberk.data.statistics import channel_statistics, check_source, labels, long_tail
 
 __all__ = [
-    "DATA_SETS",
+    "DATASETS",
     "Arrays",
     "Augmentation",
     "Items",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 
 Augmentation: TypeAlias = Literal["none", "crop", "crop-flip"]
 
@@ -14,13 +14,13 @@ PADDING = 4  # zeros on each side, as every CIFAR recipe of the sources has it
 _TAGS = (101, 102, 103)  # apart from the attack's draws
 
 
-def augment(x: Tensor, how: Augmentation, noise: Noise) -> Tensor:
+def augment(x: Tensor, how: Augmentation, rng: ExampleRng) -> Tensor:
     """Crop each image at a random place of its zero-padded self, and flip every other one.
 
     Args:
         x: images, (B, C, H, W).
         how: ``"none"``, ``"crop"`` or ``"crop-flip"``.
-        noise: keyed by example.
+        rng: keyed by example.
 
     Returns:
         (B, C, H, W).
@@ -28,7 +28,7 @@ def augment(x: Tensor, how: Augmentation, noise: Noise) -> Tensor:
     if how == "none":
         return x
     height, width = x.shape[2:]
-    top, left, coin = (noise.uniform(x.new_empty(len(x), 1), tag) for tag in _TAGS)
+    top, left, coin = (rng.uniform(x.new_empty(len(x), 1), tag) for tag in _TAGS)
     rows = (top * (2 * PADDING + 1)).long() + torch.arange(height, device=x.device)
     columns = (left * (2 * PADDING + 1)).long() + torch.arange(width, device=x.device)
     if how == "crop-flip":

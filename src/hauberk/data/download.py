@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hauberk.core.errors import UserError, first_line, unknown_name
-from hauberk.data.named import DATA_SETS, load_data
+from hauberk.data.named import DATASETS, load_data
 
 
 def download(name: str, folder: Path) -> None:
@@ -12,9 +12,9 @@ def download(name: str, folder: Path) -> None:
     Raises:
         UserError: if torchvision is missing or cannot be imported, or the download fails.
     """
-    if name not in DATA_SETS:
-        raise unknown_name("data set", name, DATA_SETS)
-    home = DATA_SETS[name].home
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    home = DATASETS[name].home
     if not home:
         return
     try:

@@ -20,7 +20,7 @@ Loaded: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class NamedSet:
+class DatasetInfo:
     """A data set Hauberk knows.
 
     Attributes:
@@ -48,7 +48,7 @@ def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: b
     """Load a data set.
 
     Args:
-        name: see ``DATA_SETS``; or the description of a table, ``FILE.toml`` (see :func:`hauberk.tables.read_table`).
+        name: see ``DATASETS``; or the description of a table, ``FILE.toml`` (see :func:`hauberk.tables.read_table`).
         split: ``"train"`` or ``"test"``.
         folder: where the original files are, directly or in their usual subfolder.
         verify: compare checksums with the original files'.
@@ -66,9 +66,9 @@ def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: b
 
         table = read_table(name)
         return table.train if split == "train" else table.test
-    if name not in DATA_SETS:
-        raise unknown_name("data set", name, DATA_SETS)
-    known = DATA_SETS[name]
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    known = DATASETS[name]
     if known.read is None or known.files is None:
         x, y = _digits(split)
     else:
@@ -88,7 +88,7 @@ def find_files(name: str, split: str, folder: Path) -> list[Path]:
     Raises:
         UserError: if one is missing, with where to get it.
     """
-    known = DATA_SETS[name]
+    known = DATASETS[name]
     names = list((known.files or {}).get(split, {}))
     for place in (folder, *(folder / sub for sub in known.folders)):
         found = [next((p for p in (place / n, place / f"{n}.gz") if p.is_file()), None) for n in names]
@@ -157,9 +157,9 @@ def _idx_files(prefix: str, images_md5: str, labels_md5: str) -> dict[str, str]:
     return {f"{prefix}-images-idx3-ubyte": images_md5, f"{prefix}-labels-idx1-ubyte": labels_md5}
 
 
-DATA_SETS: dict[str, NamedSet] = {
-    "digits": NamedSet("scikit-learn's 1,797 handwritten digits, 8×8; bundled", 10, "0.1", "none"),
-    "mnist": NamedSet(
+DATASETS: dict[str, DatasetInfo] = {
+    "digits": DatasetInfo("scikit-learn's 1,797 handwritten digits, 8×8; bundled", 10, "0.1", "none"),
+    "mnist": DatasetInfo(
         "70,000 handwritten digits, 28×28",
         10,
         "0.3",
@@ -172,7 +172,7 @@ DATA_SETS: dict[str, NamedSet] = {
         },
         _read_idx_pair,
     ),
-    "fashion-mnist": NamedSet(
+    "fashion-mnist": DatasetInfo(
         "70,000 articles of clothing, 28×28",
         10,
         "0.1",
@@ -185,7 +185,7 @@ DATA_SETS: dict[str, NamedSet] = {
         },
         _read_idx_pair,
     ),
-    "cifar10": NamedSet(
+    "cifar10": DatasetInfo(
         "60,000 photographs, 32×32, 10 classes",
         10,
         "8/255",
@@ -204,7 +204,7 @@ DATA_SETS: dict[str, NamedSet] = {
         },
         _read_cifar,
     ),
-    "cifar100": NamedSet(
+    "cifar100": DatasetInfo(
         "60,000 photographs, 32×32, 100 classes",
         100,
         "8/255",
@@ -217,7 +217,7 @@ DATA_SETS: dict[str, NamedSet] = {
         },
         _read_cifar,
     ),
-    "svhn": NamedSet(
+    "svhn": DatasetInfo(
         "99,289 house numbers, 32×32, 10 classes",
         10,
         "8/255",

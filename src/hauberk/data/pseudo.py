@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.data.dataset import Arrays, as_source, fetch_for
 
 _BATCH = 1000
@@ -29,7 +29,7 @@ def pseudo_label(model: nn.Module, x: Any, *, least_confidence: float = 0.0) -> 
     source = as_source((inputs, torch.zeros(len(inputs), dtype=torch.int64)))
     found: list[Tensor] = []
     sure: list[Tensor] = []
-    with attack_view(model) as view, torch.no_grad():
+    with frozen_model(model) as view, torch.no_grad():
         for index in torch.arange(len(source)).split(_BATCH):
             probabilities = view(fetch_for(model, source, index)[0]).float().softmax(1).cpu()
             found.append(probabilities.argmax(1))

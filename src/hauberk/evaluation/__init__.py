@@ -2,20 +2,20 @@
 
 from hauberk.evaluation.diagnostics import Diagnostic
 from hauberk.evaluation.evaluate import evaluate
-from hauberk.evaluation.interval import wilson
-from hauberk.evaluation.partial import EarlyAnswer, early_answer
+from hauberk.evaluation.interval import wilson_interval
+from hauberk.evaluation.partial import PartialResult, partial_result
 from hauberk.evaluation.result import Evaluation, table
 from hauberk.evaluation.suites import SUITES, Suite, find_suite
 
 __all__ = [
     "SUITES",
     "Diagnostic",
-    "EarlyAnswer",
     "Evaluation",
+    "PartialResult",
     "Suite",
-    "early_answer",
     "evaluate",
     "find_suite",
+    "partial_result",
     "table",
-    "wilson",
+    "wilson_interval",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.checks import are_probabilities
 from hauberk.evaluation.diagnostics import Diagnostic, check
 
@@ -17,14 +17,14 @@ _BATCH_SPREAD = 1e-2  # rounding stays well below, batch statistics well above
 
 
 def contract(view: nn.Module, x: Tensor, draws: int) -> list[Diagnostic]:
-    """Probe a model in evaluation mode, lent by ``attack_view``.
+    """Probe a model in evaluation mode, lent by ``frozen_model``.
 
     Args:
         view: the model.
         x: some clean inputs, (b, ...).
         draws: passes that the evaluation averages over; more than 1 is for random models.
     """
-    once = Passes(view)
+    once = ModelQueries(view)
     logits = once.look(x)
     spread = max(_difference(logits, once.look(x)) for _ in range(_REPEATS - 1))
     found = [
@@ -72,7 +72,7 @@ def _modes(view: nn.Module) -> Diagnostic:
 
 def _side_effects(view: nn.Module, x: Tensor) -> Diagnostic:
     before = [value.clone() for value in (*view.parameters(), *view.buffers())]
-    Passes(view).look(x)
+    ModelQueries(view).look(x)
     after = [*view.parameters(), *view.buffers()]
     changed = sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     return check(
@@ -107,13 +107,13 @@ def _autograd_calls(view: nn.Module, x: Tensor) -> int:
     sys.setprofile(watch)
     try:
         with torch.enable_grad():
-            Passes(view)._forward(x.clone().requires_grad_())
+            ModelQueries(view)._forward(x.clone().requires_grad_())
     finally:
         sys.setprofile(before)
     return calls
 
 
-def _batch(once: Passes, x: Tensor, logits: Tensor) -> Diagnostic:
+def _batch(once: ModelQueries, x: Tensor, logits: Tensor) -> Diagnostic:
     alone = torch.cat([once.look(x[i : i + 1]) for i in range(min(len(x), 4))])
     spread = _difference(alone, logits[: len(alone)])
     return check(

@@ -9,29 +9,29 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.attacks.presets import get_preset
 from hauberk.checks import check_inputs, check_model
-from hauberk.core.distributed import Crew, crew
+from hauberk.core.distributed import World, get_world
 from hauberk.core.environment import machine, versions
 from hauberk.core.errors import UserError
-from hauberk.core.progress import Display
-from hauberk.core.random import Noise, content_ids
+from hauberk.core.progress import ProgressBar
+from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import Part, as_source, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
 from hauberk.evaluation.columns import columns
 from hauberk.evaluation.contract import contract
 from hauberk.evaluation.diagnostics import Diagnostic
-from hauberk.evaluation.partial import attack_order
+from hauberk.evaluation.partial import shuffled_order
 from hauberk.evaluation.probes import SAMPLE, eps_curve, probe_gradients
-from hauberk.evaluation.records import Ledger, difference
+from hauberk.evaluation.records import RecordStore, difference
 from hauberk.evaluation.result import Evaluation
-from hauberk.evaluation.runner import Campaign
+from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.evaluation.search import probe_search
 from hauberk.evaluation.signs import signs
 from hauberk.evaluation.suites import find_suite
-from hauberk.evaluation.summary import tally
-from hauberk.fastpath.frozen_copy import faster
+from hauberk.evaluation.summary import summarize
+from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.models.code import model_code
 from hauberk.threat import ThreatModel
 
@@ -47,7 +47,7 @@ def evaluate(
     threat: ThreatModel,
     suite: str = "quick",
     attacks: Sequence[str] = (),
-    in_turn: bool = False,
+    sequential: bool = False,
     n: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -75,7 +75,7 @@ def evaluate(
         suite: "quick": FGSM, PGD-20, CW-30 and PGD-100, a cheap upper bound; "papers": the columns of the MAIL and MART tables;
             "standard": AutoAttack; "plus" and "rand": its larger version, and the one for randomised defences.
         attacks: names of attacks (``hauberk.attacks.PRESETS``) instead of a suite.
-        in_turn: run each of them only on the examples that still stand.
+        sequential: run each of them only on the examples that still stand.
         n: evaluate the first n examples only.
         batch_size: examples at a time.
         seed: of all random draws.
@@ -97,7 +97,7 @@ def evaluate(
     Raises:
         UserError: for data, model and threat model that do not fit together, unknown names, or a folder in use.
     """
-    plan = find_suite(suite, attacks, in_turn, also=() if surrogate is None else (_TRANSFER,))
+    plan = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
     source = as_source(test_set)
     count = len(source) if n is None else n
     _check_options(count, len(source), batch_size, precision, adversarials and out is None)
@@ -109,10 +109,10 @@ def evaluate(
     notes = {name: get_preset(name).program(threat, outputs, detects, surrogate)[1] for name in plan.stages}
     width = min(batch_size, count)
     folder = None if out is None else Path(out)
-    everybody = crew()
+    world = get_world()
     # Only what goes on, or is shared, is compared. Each example is compared again in the clean pass, so data that are not in
     # memory are not read twice for that.
-    bound = folder is not None or everybody.size > 1
+    bound = folder is not None or world.size > 1
     known = count if bound and in_memory(source) else min(count, 16)
     about = {
         "suite": "custom" if attacks else suite,
@@ -134,29 +134,29 @@ def evaluate(
         "threads": torch.get_num_threads(),
         "device": first_x.device.type,
     }
-    ledger = _open(folder, about, everybody, first_x[0] if adversarials else None)
-    hidden = quiet or not everybody.first
-    with closing(ledger), Display("evaluate", 1000, quiet=hidden, unit="") as display, attack_view(model) as view:
-        torch.manual_seed(seed)  # for random models; attack_view puts the caller's generator back
+    ledger = _open(folder, about, world, first_x[0] if adversarials else None)
+    hidden = quiet or not world.is_main
+    with closing(ledger), ProgressBar("evaluate", 1000, quiet=hidden, unit="") as display, frozen_model(model) as view:
+        torch.manual_seed(seed)  # for random models; frozen_model puts the caller's generator back
         if ledger.warning:
             display.line(ledger.warning)
-        exact = faster(view, first_x)
-        campaign = Campaign(
+        exact = make_inference_copy(view, first_x)
+        campaign = EvaluationRunner(
             model=view,
             source=source,
             threat=threat,
             suite=plan,
             ledger=ledger,
-            share=everybody.share(attack_order(seed, count)),
+            share=world.local_shard(shuffled_order(seed, count)),
             seed=seed,
             width=width,
             outputs=needed,
             evading=detects,
             exact=exact,
-            quick=faster(view, first_x, torch.bfloat16) if precision == "bf16" else exact,
+            quick=make_inference_copy(view, first_x, torch.bfloat16) if precision == "bf16" else exact,
             surrogate=surrogate,
             display=display,
-            state_path=None if folder is None else folder / f"state-{everybody.rank}.pt",
+            state_path=None if folder is None else folder / f"state-{world.rank}.pt",
         )
         try:
             campaign.clean_pass()
@@ -167,12 +167,12 @@ def evaluate(
             campaign.attack()
         finally:
             campaign.write_cost()
-    parts = everybody.gather((list(ledger.records.values()), curve, contracted + probed))
-    total = tally([record for part in parts for record in part[0]], plan)
+    parts = world.all_gather_object((list(ledger.records.values()), curve, contracted + probed))
+    total = summarize([record for part in parts for record in part[0]], plan)
     result = Evaluation(
         threat=str(threat),
         suite="custom" if attacks else suite,
-        in_turn=plan.in_turn,
+        sequential=plan.sequential,
         **total.numbers(),
         detection=total.detected(outputs) if detects else None,
         curve=parts[0][1],
@@ -187,14 +187,14 @@ def evaluate(
             "attacks": {name: get_preset(name).source for name in plan.stages},
             "substitutes": {name: note for name, note in notes.items() if note},
             **total.cost(),
-            "processes": everybody.size,
+            "processes": world.size,
             "dtype": str(first_x.dtype),
             "model_id": about["model_id"],
             "versions": versions(),
             "machine": machine(first_x.device),
         },
     )
-    if folder is not None and everybody.first:
+    if folder is not None and world.is_main:
         result.save(folder / "evaluation.json")
     return result
 
@@ -224,40 +224,40 @@ def _check_options(count: int, there: int, batch_size: int, precision: str, home
         raise UserError("adversarials are kept in the folder of the evaluation; give out=")
 
 
-def _open(folder: Path | None, about: dict[str, Any], everybody: Crew, point: Tensor | None) -> Ledger:
+def _open(folder: Path | None, about: dict[str, Any], world: World, point: Tensor | None) -> RecordStore:
     """Open the ledger; the first process sets the folder up before the others look at it.
 
     Raises:
         UserError: in all processes, if they were started differently, or see other data or another model.
     """
-    differs = difference(everybody.by_first(lambda: about), about, harmless=())
-    everybody.refuse(f"process {everybody.rank} is not like the first one: other {differs}" if differs else "")
+    differs = difference(world.on_main_process(lambda: about), about, harmless=())
+    world.raise_if_any(f"process {world.rank} is not like the first one: other {differs}" if differs else "")
     with ExitStack() as undo:
         for turn in (0, 1):
             problem = ""
-            if (everybody.rank > 0) == turn:
+            if (world.rank > 0) == turn:
                 try:
-                    ledger = undo.enter_context(closing(Ledger(folder, about, everybody.rank)))
+                    ledger = undo.enter_context(closing(RecordStore(folder, about, world.rank)))
                     if point is not None:
                         ledger.open_points(about["n"], point)
                 except UserError as error:
                     problem = str(error)
-            everybody.refuse(problem)
+            world.raise_if_any(problem)
         undo.pop_all()
     return ledger
 
 
-def _probe(campaign: Campaign) -> tuple[list[Diagnostic], list[dict[str, Any]]]:
+def _probe(campaign: EvaluationRunner) -> tuple[list[Diagnostic], list[dict[str, Any]]]:
     """Probe the model on the first examples that this process has and that are classified right."""
     some = campaign.right()[:SAMPLE]
     if not some:
         return [], []
     x, y = fetch_for(campaign.model, campaign.source, torch.tensor(some))
-    noise = Noise(campaign.seed, content_ids(x).to(x.device), stage=1)
+    rng = ExampleRng(campaign.seed, content_ids(x).to(x.device), stage=1)
     evading, draws = campaign.evading, campaign.suite.draws
-    found = probe_gradients(campaign.exact_sight, x, y, campaign.threat, noise, evading)
+    found = probe_gradients(campaign.exact_sight, x, y, campaign.threat, rng, evading)
     if evading:
         return found, []  # the curve's attack does not try to hide
-    curve, more = eps_curve(campaign.model, x, y, campaign.threat, noise, draws)
-    other = Noise(campaign.seed, content_ids(x).to(x.device), stage=2)
-    return found + more + probe_search(campaign.model, x, y, campaign.threat, noise, other, draws), curve
+    curve, more = eps_curve(campaign.model, x, y, campaign.threat, rng, draws)
+    other = ExampleRng(campaign.seed, content_ids(x).to(x.device), stage=2)
+    return found + more + probe_search(campaign.model, x, y, campaign.threat, rng, other, draws), curve

@@ -7,17 +7,17 @@ import torch
 
 from hauberk.core.errors import UserError
 from hauberk.core.io import read_json
-from hauberk.core.random import Noise
-from hauberk.evaluation.interval import wilson
+from hauberk.core.random import ExampleRng
+from hauberk.evaluation.interval import wilson_interval
 from hauberk.evaluation.records import PLAN, read_records
 from hauberk.evaluation.suites import Suite
-from hauberk.evaluation.summary import tally
+from hauberk.evaluation.summary import summarize
 
 _MOST = 10**8  # examples: more would not fit into memory
 
 
 @dataclass(frozen=True)
-class EarlyAnswer:
+class PartialResult:
     """What an evaluation knows so far.
 
     Attributes:
@@ -41,14 +41,14 @@ class EarlyAnswer:
         return "\n".join(lines)
 
 
-def attack_order(seed: int, n: int) -> list[int]:
+def shuffled_order(seed: int, n: int) -> list[int]:
     """Return the random order in which an evaluation takes its examples."""
-    draws = Noise(seed, torch.arange(n)).uniform(torch.empty(n, 1, dtype=torch.float64), 0)
+    draws = ExampleRng(seed, torch.arange(n)).uniform(torch.empty(n, 1, dtype=torch.float64), 0)
     order: list[int] = draws.squeeze(1).argsort().tolist()
     return order
 
 
-def early_answer(folder: str | Path) -> EarlyAnswer:
+def partial_result(folder: str | Path) -> PartialResult:
     """Read what the evaluation in a folder knows so far.
 
     Because examples are taken in a random order, those that an attack has finished with stand for all of them.
@@ -57,9 +57,9 @@ def early_answer(folder: str | Path) -> EarlyAnswer:
         UserError: if there is no evaluation in the folder, or it is damaged.
     """
     suite, seed, n = _read_plan(Path(folder) / PLAN)
-    found = tally(list(read_records(Path(folder))), suite)
+    found = summarize(list(read_records(Path(folder))), suite)
     right = found.right
-    order = attack_order(seed, n)
+    order = shuffled_order(seed, n)
     after = {}
     for attack, spared in suite.stages.items():
         gone = found.union(spared)
@@ -70,9 +70,9 @@ def early_answer(folder: str | Path) -> EarlyAnswer:
             done += 1
         standing = len(set(order[:done]) & right - gone - found.broken[attack])
         if done:
-            after[attack] = (done, standing, wilson(standing, done))
+            after[attack] = (done, standing, wilson_interval(standing, done))
     lost = found.n - len(found.standing)
-    return EarlyAnswer(n, found.n, (n - lost) / n, after)
+    return PartialResult(n, found.n, (n - lost) / n, after)
 
 
 def _read_plan(path: Path) -> tuple[Suite, int, int]:

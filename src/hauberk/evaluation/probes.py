@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.model_queries import LossOfLogits, Passes
+from hauberk.attacks.model_queries import LossOfLogits, ModelQueries
 from hauberk.attacks.strong import apgd, random_search
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.evaluation.diagnostics import Diagnostic, check
 from hauberk.objectives.functional import make_loss
 from hauberk.threat import ThreatModel
@@ -29,7 +29,9 @@ _LEFT = 0.1  # share that may stand an ε as large as the box, before it is a si
 _MISSED = 3  # of the sample
 
 
-def probe_gradients(passes: Passes, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, evading: bool) -> list[Diagnostic]:
+def probe_gradients(
+    passes: ModelQueries, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, evading: bool
+) -> list[Diagnostic]:
     """Look at gradients of cross-entropy and margin at clean inputs (b, ...) that are classified right.
 
     Args:
@@ -37,7 +39,7 @@ def probe_gradients(passes: Passes, x: Tensor, y: Tensor, threat: ThreatModel, n
         x: clean inputs.
         y: labels.
         threat: whose ε sets the scale.
-        noise: keyed by example.
+        rng: keyed by example.
         evading: whether the last output is a class of adversarial inputs.
     """
     margin = make_loss("evade" if evading else "cw")
@@ -55,12 +57,12 @@ def probe_gradients(passes: Passes, x: Tensor, y: Tensor, threat: ThreatModel, n
         )
     ]
     if none <= _ZERO_SHARE:
-        found.append(_agreement(passes, x, threat, noise, lambda z: margin(z, y, None), value, slope))
+        found.append(_agreement(passes, x, threat, rng, lambda z: margin(z, y, None), value, slope))
     return found
 
 
 def _agreement(
-    passes: Passes, x: Tensor, threat: ThreatModel, noise: Noise, margin: LossOfLogits, value: Tensor, slope: Tensor
+    passes: ModelQueries, x: Tensor, threat: ThreatModel, rng: ExampleRng, margin: LossOfLogits, value: Tensor, slope: Tensor
 ) -> Diagnostic:
     """Compare gradients with what small steps do to the margin, behind layers that round on purpose."""
     region = threat.around(x)
@@ -69,7 +71,7 @@ def _agreement(
     missed, moved, still = (torch.zeros_like(value) for _ in range(3))
     with _unrounded(passes.view) as layers:
         for k in range(_DIRECTIONS):
-            sign = torch.where(noise.uniform(x, k) < 0.5, -1.0, 1.0).to(x.dtype)
+            sign = torch.where(rng.uniform(x, k) < 0.5, -1.0, 1.0).to(x.dtype)
             point = torch.minimum(torch.maximum(x + size * sign, region.lower), region.upper)
             change = margin(passes.look(point)) - value
             foretold = (slope * (point - x)).flatten(1).sum(1)
@@ -108,7 +110,7 @@ def _unrounded(model: nn.Module) -> Iterator[list[str]]:
 
 
 def eps_curve(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, draws: int
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, draws: int
 ) -> tuple[list[dict[str, Any]], list[Diagnostic]]:
     """Measure the share of clean-right inputs (b, ...) that stand ever larger ε, up to the whole box, by APGD-20.
 
@@ -119,14 +121,14 @@ def eps_curve(
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     curve, jumps, at_eps = [], 0, broken
     for factor in (*CURVE, _to_the_box(threat, x)):
-        result = apgd(model, x, y, threat.scaled(factor), steps=STEPS, seed=noise, draws=draws)
+        result = apgd(model, x, y, threat.scaled(factor), steps=STEPS, seed=rng, draws=draws)
         jumps += int((broken & ~result.success).sum())
         broken = broken | result.success
         at_eps = result.success if factor == 1.0 else at_eps
         curve.append(
             {"factor": factor, "eps": _size(threat) * factor, "standing": float((~broken).float().mean()), "n": len(x)}
         )
-    alone = random_search(model, x, y, threat, steps=RANDOM_POINTS, seed=noise)
+    alone = random_search(model, x, y, threat, steps=RANDOM_POINTS, seed=rng)
     missed = int((alone.success & ~at_eps).sum())
     left = curve[-1]["standing"]
     return curve, [

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.io import alone_in, as_json, as_read_back, finite, make_folder, read_json, write_json, write_zeros
+from hauberk.core.io import as_json, exclusive_lock, finite, json_roundtrip, make_folder, read_json, write_json, write_zeros
 
 Record: TypeAlias = dict[str, Any]  # "i", the example; "attack", "clean" for none; and what was seen
 
@@ -34,7 +34,7 @@ _HARMLESS = ("threads", "python")  # which change rounding at most
 _VERDICT: dict[str, tuple[type, ...]] = {"broken": _FLAG, "margin": _MARGIN}
 
 
-class Ledger:
+class RecordStore:
     """Records of one evaluation, in memory and, if there is a folder, in one file for each process.
 
     Args:
@@ -61,7 +61,7 @@ class Ledger:
         begun = (folder / PLAN).exists()
         if begun:
             self.warning = _same_plan(folder, plan)
-        self._lock.enter_context(alone_in(folder, f".lock-{rank}"))
+        self._lock.enter_context(exclusive_lock(folder, f".lock-{rank}"))
         if begun:
             for record in read_records(folder):
                 self.records[record["attack"], record["i"]] = record
@@ -172,8 +172,8 @@ def _mend(path: Path) -> None:
 
 def difference(there: dict[str, Any], plan: dict[str, Any], harmless: Sequence[str] = _HARMLESS) -> str:
     """Name the first thing in which two plans of an evaluation differ, besides what is harmless; "" for none."""
-    for key, value in as_read_back(plan).items():
-        if key not in harmless and (seen := as_read_back(there.get(key))) != value:
+    for key, value in json_roundtrip(plan).items():
+        if key not in harmless and (seen := json_roundtrip(there.get(key))) != value:
             # Two digests would tell nobody anything.
             return "data: inputs, labels or their order" if key == "data_digest" else f"{key}: {seen!r} there, {value!r} here"
     return ""

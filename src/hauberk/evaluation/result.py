@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hauberk.core.io import write_json
 from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
-from hauberk.evaluation.interval import wilson
+from hauberk.evaluation.interval import wilson_interval
 
 FORMAT = "hauberk-evaluation/2"
 Interval = tuple[float, float]
@@ -28,7 +28,7 @@ class Evaluation:
         n: number of examples.
         clean_accuracy: without an attack.
         robust_accuracy: right without an attack and under every attack: the worst case per example.
-        in_turn: each attack ran only on what stood, as AutoAttack does.
+        sequential: each attack ran only on what stood, as AutoAttack does.
         by_attack: for each attack, the share that is right without it and under it alone; where attacks ran in turn, under it
             and all before. "autoattack" stands for its four attacks together.
         by_class: for each label, robust accuracy of its examples.
@@ -44,7 +44,7 @@ class Evaluation:
 
     threat: str
     suite: str
-    in_turn: bool
+    sequential: bool
     n: int
     clean_accuracy: float
     robust_accuracy: float
@@ -68,7 +68,7 @@ class Evaluation:
 
     def interval_of(self, accuracy: float) -> Interval:
         """95 % interval of one of the accuracies over all examples."""
-        return wilson(round(accuracy * self.n), self.n)
+        return wilson_interval(round(accuracy * self.n), self.n)
 
     @property
     def warnings(self) -> list[Diagnostic]:
@@ -82,7 +82,7 @@ class Evaluation:
             "bound": "upper",
             "threat": self.threat,
             "suite": self.suite,
-            "in_turn": self.in_turn,
+            "sequential": self.sequential,
             "n": self.n,
             "clean_accuracy": self.clean_accuracy,
             "clean_interval": list(self.interval_of(self.clean_accuracy)),
@@ -181,7 +181,7 @@ def table(results: Mapping[str, Evaluation]) -> Table:
     shown.add_row("clean", *(_cell(result, result.clean_accuracy) for result in results.values()))
     for k, attack in enumerate(some.by_attack):
         shown.add_row(
-            f"+ {attack}" if some.in_turn and k else attack,
+            f"+ {attack}" if some.sequential and k else attack,
             *(_cell(result, result.by_attack[attack]) for result in results.values()),
         )
     shown.add_section()

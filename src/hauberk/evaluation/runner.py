@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.attacks.presets import get_preset
 from hauberk.attacks.rows import Rows, Task
 from hauberk.attacks.scheduler import Queue
@@ -20,12 +20,12 @@ from hauberk.attacks.square import Square
 from hauberk.attacks.steps import Ascent
 from hauberk.checks import check_inputs, check_logits
 from hauberk.core.errors import UserError
-from hauberk.core.io import FOREIGN, read_state, write_state
-from hauberk.core.progress import Display
-from hauberk.core.random import Noise, content_ids
+from hauberk.core.io import SCHEMA_ERRORS, read_state, write_state
+from hauberk.core.progress import ProgressBar
+from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import Source, fetch_for
-from hauberk.evaluation.interval import wilson
-from hauberk.evaluation.records import CLEAN, DETECTION, Ledger
+from hauberk.evaluation.interval import wilson_interval
+from hauberk.evaluation.records import CLEAN, DETECTION, RecordStore
 from hauberk.evaluation.suites import Suite
 from hauberk.evaluation.verify import finite_margin, judge
 from hauberk.objectives.functional import logit_margin, make_loss
@@ -37,11 +37,11 @@ _NARROWEST = 16  # rows
 
 
 @dataclass
-class Campaign:
+class EvaluationRunner:
     """An evaluation under way, as one process sees it.
 
     Attributes:
-        model: lent by ``attack_view``.
+        model: lent by ``frozen_model``.
         source: the examples.
         threat: what the adversary may do.
         suite: what to run.
@@ -61,7 +61,7 @@ class Campaign:
     source: Source
     threat: ThreatModel
     suite: Suite
-    ledger: Ledger
+    ledger: RecordStore
     share: list[int]
     seed: int
     width: int
@@ -70,7 +70,7 @@ class Campaign:
     exact: nn.Module
     quick: nn.Module
     surrogate: nn.Module | None
-    display: Display
+    display: ProgressBar
     state_path: Path | None = None
     # Of the clean inputs, a row for each of ``share``; memory set aside at once, which many small pieces would scatter.
     logits: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -80,9 +80,9 @@ class Campaign:
     def __post_init__(self) -> None:
         self.chunk = max(1, self.width // 8)
         self._row = {example: row for row, example in enumerate(self.share)}
-        self.eyes = Passes(self.model, self.suite.draws)  # clean pass and verdicts
-        self.exact_sight = Passes(self.exact, self.suite.draws)
-        self.sight = Passes(self.quick, self.suite.draws)
+        self.eyes = ModelQueries(self.model, self.suite.draws)  # clean pass and verdicts
+        self.exact_sight = ModelQueries(self.exact, self.suite.draws)
+        self.sight = ModelQueries(self.quick, self.suite.draws)
         self._saved = time.monotonic()
         self._shown = time.monotonic()
         self._costs = {name: get_preset(name).cost for name in self.suite.stages}
@@ -133,7 +133,7 @@ class Campaign:
             self.logits[start : start + len(mine)] = logits[: len(mine)]
             self.ids[start : start + len(mine)] = ids[: len(mine)]
             if self.evading:
-                self._detect(mine, x, y, Noise(self.seed, ids.to(x.device), _stage(DETECTION)))
+                self._detect(mine, x, y, ExampleRng(self.seed, ids.to(x.device), _stage(DETECTION)))
             for place, example in enumerate(mine):
                 record = {"i": example, "attack": CLEAN, "id": int(ids[place]), "label": int(y[place]), **seen[place]}
                 if not self.ledger.has(CLEAN, example):
@@ -149,12 +149,12 @@ class Campaign:
     def _narrower(self) -> list[int]:
         """Smaller numbers of rows for which the model computes the same bits, so that nothing depends on which is taken."""
         x, y = self._fetch(self.share[:1] * self.width)
-        noise = Noise(self.seed, torch.arange(self.width, device=x.device))
-        x = self.threat.around(x).random(noise)
+        rng = ExampleRng(self.seed, torch.arange(self.width, device=x.device))
+        x = self.threat.around(x).random(rng)
         loss = make_loss("cw")
 
         def bits(form: nn.Module, width: int) -> tuple[Tensor, Tensor]:
-            part = Passes(form).gradient(x[:width], lambda z: loss(z, y[:width], None))
+            part = ModelQueries(form).gradient(x[:width], lambda z: loss(z, y[:width], None))
             return part[0], part[2]
 
         sizes = [self.width * k // 8 for k in range(7, 0, -1) if self.width * k // 8 >= _NARROWEST]
@@ -164,11 +164,11 @@ class Campaign:
             sizes = [size for size in sizes if all(torch.equal(part, full[:size]) for part, full in same[size])]
         return sizes
 
-    def _detect(self, mine: list[int], x: Tensor, y: Tensor, noise: Noise) -> None:
+    def _detect(self, mine: list[int], x: Tensor, y: Tensor, rng: ExampleRng) -> None:
         """Note which adversarial inputs are recognised when they only try to be misclassified."""
         if all(self.ledger.has(DETECTION, example) for example in mine):
             return
-        found = ascend(self.model, x, y, self.threat, Ascent(20, "eps/4", loss="cw"), keep="best", seed=noise, trusted=True)
+        found = ascend(self.model, x, y, self.threat, Ascent(20, "eps/4", loss="cw"), keep="best", seed=rng, trusted=True)
         assert found.logits is not None  # the best point was looked at
         recognised = found.logits.isfinite().all(1) & (found.logits.argmax(1) == found.logits.shape[1] - 1)
         for place, example in enumerate(mine):
@@ -184,8 +184,8 @@ class Campaign:
         def fetch(examples: list[int], turns: list[int]) -> Task:
             x, y = self._fetch(examples)
             rows = torch.tensor([self._row[i] for i in examples])
-            noise = Noise(self.seed, self.ids[rows].to(x.device), _stage(attack))
-            return Task(self.threat.around(x), y, self.logits[rows], torch.tensor(turns, device=x.device), noise)
+            rng = ExampleRng(self.seed, self.ids[rows].to(x.device), _stage(attack))
+            return Task(self.threat.around(x), y, self.logits[rows], torch.tensor(turns, device=x.device), rng)
 
         def verdicts(rows: Rows, places: Tensor, examples: list[int], turns: list[int]) -> np.ndarray:
             return self._verdicts(attack, rows, places, examples, turns)
@@ -244,7 +244,7 @@ class Campaign:
         if now - self._shown > SHOW_EVERY:
             under_way = self._done + self._costs[attack] * queue.part_done()
             standing = len(self.standing())
-            low, high = wilson(standing, len(self.share))
+            low, high = wilson_interval(standing, len(self.share))
             self.display.reach(
                 under_way / self._total,
                 f"{attack}: {queue.left()} left, robust ≤ {standing / len(self.share):.1%} [{100 * low:.1f}, {100 * high:.1f}]",
@@ -276,7 +276,7 @@ class Campaign:
                 if state["attack"] == attack:
                     self.fragile |= {(name, example) for name, example in state["fragile"]}
                     known = queue.restore(state, todo, self.threat)
-            except FOREIGN as error:
+            except SCHEMA_ERRORS as error:
                 raise UserError(f"{self.state_path} is of another version; without it, what it held is done again") from error
         queue.add([i for i in self.share if i in todo and i not in known])
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from hauberk.attacks.strong import apgd
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.evaluation.diagnostics import Diagnostic, check
 from hauberk.threat import ThreatModel
 
@@ -13,24 +13,24 @@ _SHARE, _FEW = 0.15, 3  # more of the sample newly broken is a sign
 
 
 def probe_search(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, other: Noise, draws: int
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, other: ExampleRng, draws: int
 ) -> list[Diagnostic]:
     """Compare APGD-50 on cross-entropy with twice the steps, with a second start, and with the margin as its loss.
 
     Args:
-        model: lent by ``attack_view``.
+        model: lent by ``frozen_model``.
         x: clean inputs (b, ...) that are classified right.
         y: labels.
         threat: the threat model.
-        noise: of the first start, keyed by example.
+        rng: of the first start, keyed by example.
         other: of the second.
         draws: passes to average over, for a random model.
     """
 
-    def broken(steps: int, loss: str, start: Noise) -> Tensor:
+    def broken(steps: int, loss: str, start: ExampleRng) -> Tensor:
         return apgd(model, x, y, threat, steps=steps, loss=loss, seed=start, draws=draws).success
 
-    first = broken(STEPS, "ce", noise)
+    first = broken(STEPS, "ce", rng)
 
     def gain(name: str, what: str, more: Tensor, advice: str) -> Diagnostic:
         new = int((more & ~first).sum())
@@ -41,7 +41,7 @@ def probe_search(
         gain(
             "optimisation-is-finished",
             f"APGD-{2 * STEPS}",
-            broken(2 * STEPS, "ce", noise),
+            broken(2 * STEPS, "ce", rng),
             "the search has not converged: attacks of few steps say little here; look at those with the most",
         ),
         gain(
@@ -53,7 +53,7 @@ def probe_search(
         gain(
             "any-loss-will-do",
             "APGD on the margin",
-            broken(STEPS, "cw", noise),
+            broken(STEPS, "cw", rng),
             "robust to cross-entropy attacks only; believe attacks on the margin and AutoAttack",
         ),
     ]

@@ -3,7 +3,7 @@
 from hauberk.attacks.presets import get_preset
 from hauberk.attacks.steps import Ascent
 from hauberk.evaluation.diagnostics import Diagnostic, check
-from hauberk.evaluation.summary import Tally
+from hauberk.evaluation.summary import Summary
 
 MARGIN_LOSSES = ("cw", "dlr", "dlr-targeted", "cw-targeted")
 MARGIN_GAP = 0.03  # robust models lose one or two points from PGD to CW; GAIRAT loses 15
@@ -14,7 +14,7 @@ BLACK_BOX_SHARE = 0.002  # AutoAttack's own flag
 _WITHOUT_GRADIENTS = ("square", "random-100", "random-10000", "transfer-pgd-20")
 
 
-def signs(found: Tally, classes: int) -> list[Diagnostic]:
+def signs(found: Summary, classes: int) -> list[Diagnostic]:
     """Look at what the attacks found; attacks that did not run give no sign."""
     ran = list(found.suite.stages)
     apart = [name for name in ran if not found.suite.stages[name]]  # saw every example that is classified right
@@ -40,7 +40,7 @@ def hardly_beats_chance(clean: float, classes: int) -> bool:
     return (clean < 2 / classes and classes > 2) or clean <= 1 / classes
 
 
-def _clean(found: Tally, classes: int) -> Diagnostic:
+def _clean(found: Summary, classes: int) -> Diagnostic:
     clean = len(found.right) / found.n
     return check(
         "clean-accuracy",
@@ -50,7 +50,7 @@ def _clean(found: Tally, classes: int) -> Diagnostic:
     )
 
 
-def _fragile(found: Tally) -> Diagnostic:
+def _fragile(found: Summary) -> Diagnostic:
     fragile = set().union(*found.fragile.values())
     return check(
         "fragile",
@@ -60,7 +60,7 @@ def _fragile(found: Tally) -> Diagnostic:
     )
 
 
-def _finite(found: Tally) -> Diagnostic:
+def _finite(found: Summary) -> Diagnostic:
     return check(
         "finite-logits",
         f"for {len(found.unanswered)} examples an attack found an input with logits that are NaN or infinite",
@@ -70,7 +70,7 @@ def _finite(found: Tally) -> Diagnostic:
     )
 
 
-def _single_step(found: Tally, ce: list[str]) -> Diagnostic:
+def _single_step(found: Summary, ce: list[str]) -> Diagnostic:
     missed = len(found.broken["fgsm"] - found.union(ce))
     return check(
         "iterative-beats-single-step",
@@ -80,7 +80,7 @@ def _single_step(found: Tally, ce: list[str]) -> Diagnostic:
     )
 
 
-def _margin_gap(found: Tally, ce: list[str], margin: list[str]) -> Diagnostic:
+def _margin_gap(found: Summary, ce: list[str], margin: list[str]) -> Diagnostic:
     gap = (len(found.union(margin)) - len(found.union(ce))) / found.n
     return check(
         "cross-entropy-to-margin-gap",
@@ -90,7 +90,7 @@ def _margin_gap(found: Tally, ce: list[str], margin: list[str]) -> Diagnostic:
     )
 
 
-def _more_steps(found: Tally, short: str, long: str) -> Diagnostic:
+def _more_steps(found: Summary, short: str, long: str) -> Diagnostic:
     gain = (len(found.broken[long]) - len(found.broken[short])) / found.n
     return check(
         "more-steps-help",
@@ -100,7 +100,7 @@ def _more_steps(found: Tally, short: str, long: str) -> Diagnostic:
     )
 
 
-def _autoattack_gap(found: Tally, plain: list[str]) -> Diagnostic:
+def _autoattack_gap(found: Summary, plain: list[str]) -> Diagnostic:
     gap = (len(found.union(found.suite.columns["autoattack"])) - len(found.union(plain))) / found.n
     return check(
         "pgd-to-autoattack-gap",
@@ -110,7 +110,7 @@ def _autoattack_gap(found: Tally, plain: list[str]) -> Diagnostic:
     )
 
 
-def _without_gradients(found: Tally, name: str, white_box: list[str]) -> Diagnostic:
+def _without_gradients(found: Summary, name: str, white_box: list[str]) -> Diagnostic:
     more = sorted(found.broken[name] - found.union(white_box))
     share = BLACK_BOX_SHARE if name == "square" else MASKED_SHARE
     shown = f" ({', '.join(map(str, more[:10]))}{', ...' if len(more) > 10 else ''})" if more else ""

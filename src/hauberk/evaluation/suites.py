@@ -31,7 +31,7 @@ class Suite:
     about: str
 
     @property
-    def in_turn(self) -> bool:
+    def sequential(self) -> bool:
         """Whether each attack runs only on what stands, so that columns count the victims of all so far."""
         names = list(self.stages)
         return len(names) > 1 and all(self.stages[name] == tuple(names[:k]) for k, name in enumerate(names))
@@ -62,13 +62,13 @@ SUITES: dict[str, Suite] = {
 }
 
 
-def find_suite(suite: str, attacks: Sequence[str] = (), in_turn: bool = False, also: Sequence[str] = ()) -> Suite:
+def find_suite(suite: str, attacks: Sequence[str] = (), sequential: bool = False, also: Sequence[str] = ()) -> Suite:
     """Return what to run.
 
     Args:
         suite: name of a suite, used where ``attacks`` is empty.
         attacks: names of attacks instead; they run in order of cost.
-        in_turn: each of them only on the examples that still stand.
+        sequential: each of them only on the examples that still stand.
         also: attacks besides, on every example that is classified right.
 
     Raises:
@@ -76,7 +76,7 @@ def find_suite(suite: str, attacks: Sequence[str] = (), in_turn: bool = False, a
     """
     if attacks:
         names = sorted(dict.fromkeys(attacks), key=lambda name: get_preset(name).cost)
-        chosen = (_in_turn if in_turn else _apart)(names, ", ".join(names))
+        chosen = (_in_turn if sequential else _apart)(names, ", ".join(names))
     elif suite in SUITES:
         chosen = SUITES[suite]
     else:

@@ -8,7 +8,7 @@ from hauberk.evaluation.suites import Suite
 
 
 @dataclass(frozen=True)
-class Tally:
+class Summary:
     """All records of an evaluation, sorted out.
 
     Attributes:
@@ -95,12 +95,12 @@ class Tally:
         }
 
 
-def tally(records: list[Record], suite: Suite) -> Tally:
+def summarize(records: list[Record], suite: Suite) -> Summary:
     """Sort records out."""
     clean = {record["i"]: record for record in records if record["attack"] == CLEAN}
     verdicts = {(record["attack"], record["i"]): record for record in records if record["attack"] in suite.stages}
     costs = {(record["rank"], record["i"]): record for record in records if record["attack"] == COST}
-    return Tally(
+    return Summary(
         suite,
         clean,
         {name: {i for (attack, i), v in verdicts.items() if attack == name and v["broken"]} for name in suite.stages},

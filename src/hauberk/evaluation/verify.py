@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.attacks.model_queries import Passes
+from hauberk.attacks.model_queries import ModelQueries
 from hauberk.objectives.functional import fooled, logit_margin
-from hauberk.threat import Region
+from hauberk.threat import FeasibleSet
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Look:
     norm: Tensor
 
 
-def judge(passes: Passes, region: Region, points: Tensor, y: Tensor, chunk: int, evading: bool) -> Look:
+def judge(passes: ModelQueries, region: FeasibleSet, points: Tensor, y: Tensor, chunk: int, evading: bool) -> Look:
     """Look at points (b, ...) with labels (b,) again, in batches of one fixed shape.
 
     Args:

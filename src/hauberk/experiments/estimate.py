@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.attacks.presets import get_preset
 from hauberk.data import fetch_for
 from hauberk.evaluation import find_suite
 from hauberk.experiments.experiment import Cell, is_finished
-from hauberk.fastpath.frozen_copy import faster
+from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.methods import Method
-from hauberk.tables import usual_network
+from hauberk.tables import default_model
 from hauberk.training import pick_device
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.plan import make_plan
 from hauberk.training.published import find_published
 
@@ -81,8 +81,8 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
     for cell in {cell.name: cell for cell in todo}.values():
         how, trials = cell.bound, sum(other.name == cell.name for other in todo)
         found = find_published(cell.data, cell.model, cell.method, cell.preset, cell.recipe)
-        spec = usual_network(cell.data, cell.model, train_set, extra=how.extra_outputs)
-        plan = make_plan(spec, how, TrainSettings(**{**found.settings, **cell.settings}), train_set)
+        spec = default_model(cell.data, cell.model, train_set, extra=how.extra_outputs)
+        plan = make_plan(spec, how, TrainConfig(**{**found.settings, **cell.settings}), train_set)
         net = spec.build().to(place)
         x, y = fetch_for(net, plan.train, plan.batches(0)[0])
         count = _affordable(net, x, place)
@@ -90,8 +90,8 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
         training += trials * plan.total_steps * step * _VALIDATION
         disk += trials * _KEPT * sum(p.nbytes for p in net.parameters())
     x = x[:count]
-    with attack_view(net) as view:
-        form = faster(view, x)
+    with frozen_model(net) as view:
+        form = make_inference_copy(view, x)
 
         def look() -> None:
             point = x.detach().clone().requires_grad_()

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from hauberk.core.errors import UserError
-from hauberk.core.io import as_read_back, make_folder, read_json, write_json
+from hauberk.core.io import json_roundtrip, make_folder, read_json, write_json
 from hauberk.data import Part, Source, labels, load_data, long_tail
 from hauberk.evaluation import evaluate
 from hauberk.methods import Method
 from hauberk.methods.named import published_method
-from hauberk.tables import usual_network, usual_threat
+from hauberk.tables import default_model, default_threat
 from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device
 from hauberk.training.published import find_published
@@ -45,7 +45,7 @@ class Cell:
         attacks: of the evaluation, instead of a suite.
         surrogate: folder of the run that transfer attacks are crafted on; empty for none.
         label: what it is called in a table and in the folder; empty for the method.
-        settings: fields of ``TrainSettings``.
+        settings: fields of ``TrainConfig``.
         choices: settings of the method, over those that are published for it on this data set and network.
     """
 
@@ -71,7 +71,7 @@ class Cell:
     @property
     def threat(self) -> ThreatModel:
         """What the adversary may do."""
-        return usual_threat(self.data, self.norm, self.eps)
+        return default_threat(self.data, self.norm, self.eps)
 
     @property
     def bound(self) -> Method:
@@ -155,7 +155,7 @@ def train_cell(
         return True
     bound, source = how or cell.bound, cell.source("train", verify)
     trained = train(
-        usual_network(cell.data, cell.model, source, extra=bound.extra_outputs),
+        default_model(cell.data, cell.model, source, extra=bound.extra_outputs),
         source,
         method=bound,
         out=run,
@@ -183,12 +183,12 @@ def is_finished(cell: Cell, out: Path) -> bool:
 
 def _claim(folder: Path, cell: Cell) -> None:
     """Write down whose folder it is, or refuse one that is another's."""
-    now, path = as_read_back(cell.to_dict()), folder / _CELL
+    now, path = json_roundtrip(cell.to_dict()), folder / _CELL
     if not path.exists():
         make_folder(folder)
         write_json(path, now)
         return
-    there = as_read_back(asdict(Cell("", 0))) | read_json(path)  # a cell of an earlier version knows fewer fields
+    there = json_roundtrip(asdict(Cell("", 0))) | read_json(path)  # a cell of an earlier version knows fewer fields
     for key, value in now.items():
         if key not in _PLACES and there[key] != value:
             raise UserError(f"{folder} was made with {key} = {there[key]!r}, not {value!r}; choose another folder by --out")

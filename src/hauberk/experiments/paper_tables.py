@@ -6,7 +6,7 @@ from math import sqrt
 from typing import Any
 
 from hauberk.core.errors import UserError
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.published import OFFICIAL, Published, find_published
 
 SURROGATE = "standard"  # what black-box attacks of the MART paper are crafted on, trained with another seed
@@ -87,7 +87,7 @@ def _mart_code(table: PaperTable, data: str, model: str) -> Published | None:
     return OFFICIAL.get(("mart", family)) if table.as_mart and data in ("cifar10", "cifar100", "svhn") else None
 
 
-def shrunk(settings: TrainSettings, budget: float, train: int, test: int) -> tuple[TrainSettings, int, int]:
+def shrunk(settings: TrainConfig, budget: float, train: int, test: int) -> tuple[TrainConfig, int, int]:
     """Shrink a training to a share of its passes: the same share of epochs and of examples, each the root of the budget.
 
     Milestones keep their place in the training, and with them burn-ins. Attacks stay as they are.

@@ -7,10 +7,10 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.core.errors import UserError, first_line
 from hauberk.fastpath.compile import Compiled
-from hauberk.fastpath.frozen_copy import Twin, agree, faster
+from hauberk.fastpath.frozen_copy import InferenceCopy, make_inference_copy, outputs_match
 from hauberk.fastpath.precision import DTYPES, Precision
 
 _TRIALS = 5
@@ -18,7 +18,7 @@ _TRIALS = 5
 _WORTH_ROUNDING, _WORTH_COMPILING = 1.2, 1.05
 
 
-def pick_form(model: nn.Module, x: Tensor, precision: str, compiling: str) -> tuple[Precision, bool]:
+def autotune_precision(model: nn.Module, x: Tensor, precision: str, compiling: str) -> tuple[Precision, bool]:
     """Return the fastest precision whose twin agrees with the model, and whether compiling that twin is worth it.
 
     Args:
@@ -30,16 +30,18 @@ def pick_form(model: nn.Module, x: Tensor, precision: str, compiling: str) -> tu
     Raises:
         UserError: if it is "on", and the model or the machine cannot.
     """
-    with attack_view(model) as view:
+    with frozen_model(model) as view:
         if precision == "auto":
             precision = _pick_precision(view, x)
         chosen: Precision = "bf16" if precision == "bf16" else "fp32"
-        return chosen, compiling != "off" and _compiles(faster(view, x, DTYPES[chosen]), x, needed=compiling == "on")
+        return chosen, compiling != "off" and _compiles(
+            make_inference_copy(view, x, DTYPES[chosen]), x, needed=compiling == "on"
+        )
 
 
 def _pick_precision(view: nn.Module, x: Tensor) -> Precision:
-    full, low = faster(view, x), faster(view, x, torch.bfloat16)
-    if not isinstance(low, Twin):
+    full, low = make_inference_copy(view, x), make_inference_copy(view, x, torch.bfloat16)
+    if not isinstance(low, InferenceCopy):
         return "fp32"
     before, after = _seconds((full, low), x)
     return "bf16" if before > _WORTH_ROUNDING * after else "fp32"
@@ -48,10 +50,10 @@ def _pick_precision(view: nn.Module, x: Tensor) -> Precision:
 def _compiles(form: nn.Module, x: Tensor, needed: bool) -> bool:
     """Whether the twin can be compiled, agrees with itself then, and is faster, if that is asked."""
     problem = "it has no twin that agrees with it (a random model, or one that cannot be traced)"
-    if isinstance(form, Twin):
+    if isinstance(form, InferenceCopy):
         try:
             compiled = Compiled(form)
-            if agree(form, compiled, x, form.lower):
+            if outputs_match(form, compiled, x, form.lower):
                 if needed:
                     return True
                 before, after = _seconds((form, compiled), x)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hauberk.fastpath.frozen_copy import Twin
+from hauberk.fastpath.frozen_copy import InferenceCopy
 
 _SHAPES = 2  # a full batch, and the last one of an epoch
 _COMPILATIONS = 200
@@ -21,7 +21,7 @@ class Compiled(nn.Module):
             differently.
     """
 
-    def __init__(self, twin: Twin, shapes: list[list[int]] | None = None):
+    def __init__(self, twin: InferenceCopy, shapes: list[list[int]] | None = None):
         super().__init__()
         self.twin = twin
         self.shapes = [] if shapes is None else shapes

@@ -12,7 +12,7 @@ _FEW_CHANNELS = 4
 
 
 @contextmanager
-def fast_convolutions(model: nn.Module) -> Iterator[None]:
+def patch_conv_backward(model: nn.Module) -> Iterator[None]:
     """Let plain 2-d convolutions of a model on a CPU take their input gradients by the faster kernel, inside the block.
 
     Which one is a fixed rule, not a measurement, so that numbers repeat: for up to 4 input channels PyTorch's im2col kernel (2

@@ -18,17 +18,17 @@ from hauberk.objectives.kl import at_least_float32
 CLOSE = {torch.bfloat16: (0.05, 0.3, 0.05), None: (1e-4, 1e-2, 1e-4)}
 
 
-def faster(model: nn.Module, like: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
+def make_inference_copy(model: nn.Module, like: Tensor, dtype: torch.dtype | None = None) -> nn.Module:
     """Return the fastest form of a model in evaluation mode that computes what the model computes.
 
     Args:
-        model: classifier, lent by ``attack_view``; not changed.
+        model: classifier, lent by ``frozen_model``; not changed.
         like: inputs (B, ...) to compare logits and input gradients on.
         dtype: bfloat16 for its lower precision; None for the model's own.
 
     Returns:
-        A :class:`Twin` if one can be made and agrees with the model; otherwise (a random model, too) the model itself, under
-        autocast where the precision is lower.
+        A :class:`InferenceCopy` if one can be made and agrees with the model; otherwise (a random model, too) the model
+        itself, under autocast where the precision is lower.
 
     Raises:
         UserError: from hooks of the model that check what it is used for.
@@ -39,7 +39,7 @@ def faster(model: nn.Module, like: Tensor, dtype: torch.dtype | None = None) -> 
         with torch.no_grad():
             if not torch.equal(model(like).float(), seen[2]):
                 return fallback  # tracing a random model could freeze its noise
-        twin = Twin(model, dtype)
+        twin = InferenceCopy(model, dtype)
         return twin if _near(seen, _look(twin, like), dtype) else fallback
     except UserError:
         raise
@@ -47,12 +47,12 @@ def faster(model: nn.Module, like: Tensor, dtype: torch.dtype | None = None) -> 
         return fallback
 
 
-def agree(model: nn.Module, other: nn.Module, like: Tensor, dtype: torch.dtype | None) -> bool:
+def outputs_match(model: nn.Module, other: nn.Module, like: Tensor, dtype: torch.dtype | None) -> bool:
     """Whether two forms of a model have the same logits and input gradients at inputs (B, ...), up to what ``dtype`` rounds."""
     return _near(_look(model, like), _look(other, like), dtype)
 
 
-class Twin(nn.Module):
+class InferenceCopy(nn.Module):
     """A copy of a model in evaluation mode, for input gradients only.
 
     Where the model can be traced, BatchNorm after a convolution is folded into it, and ReLU works in place. In lower precision,

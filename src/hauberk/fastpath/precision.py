@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.core.errors import UserError
 from hauberk.fastpath.compile import Compiled
-from hauberk.fastpath.frozen_copy import Twin, faster
+from hauberk.fastpath.frozen_copy import InferenceCopy, make_inference_copy
 
 Precision: TypeAlias = Literal["model", "fp32", "bf16"]
 
@@ -20,7 +20,7 @@ DTYPES: dict[Precision, torch.dtype | None] = {"model": None, "fp32": None, "bf1
 _SAMPLE = 8  # examples that a twin is tried on
 
 
-class Sight:
+class PrecisionPolicy:
     """What the passes of a method run on.
 
     Args:
@@ -41,7 +41,7 @@ class Sight:
         # agrees with it (None before the first look), and the shapes it is compiled for.
         self.agrees: bool | None = None
         self.shapes: list[list[int]] = []
-        self._twin: Twin | None = None
+        self._twin: InferenceCopy | None = None
         self._form: nn.Module | None = None  # the twin, compiled or not
         self._of: Callable[[], nn.Module | None] = lambda: None
 
@@ -79,16 +79,16 @@ class Sight:
                 self._twin.refresh(model)
             return self._form
         dtype = DTYPES[self.precision]
-        with attack_view(model) as view:
+        with frozen_model(model) as view:
             if self.agrees is None:
                 with torch.no_grad():
                     view(x)  # checks of a first pass want the whole batch; a twin is tried on few examples, for memory's sake
-                form = faster(view, x[:_SAMPLE].detach(), dtype)
-                self.agrees = isinstance(form, Twin)
+                form = make_inference_copy(view, x[:_SAMPLE].detach(), dtype)
+                self.agrees = isinstance(form, InferenceCopy)
             else:
-                form = Twin(view, dtype) if self.agrees else view
+                form = InferenceCopy(view, dtype) if self.agrees else view
         self._of = weakref.ref(model)
-        self._twin = self._form = form if isinstance(form, Twin) else None
+        self._twin = self._form = form if isinstance(form, InferenceCopy) else None
         if self._twin is not None and self.compiled:
             self._form = Compiled(self._twin, self.shapes)
         return self._form

@@ -3,7 +3,7 @@
 from hauberk.methods.make import method
 from hauberk.methods.method import Method
 from hauberk.methods.output import Output
-from hauberk.methods.registry import RECIPES, Recipe, equation, find_recipe, list_methods
+from hauberk.methods.registry import METHODS, MethodSpec, equation, get_method_spec, list_methods
 from hauberk.methods.step import Step
 
-__all__ = ["RECIPES", "Method", "Output", "Recipe", "Step", "equation", "find_recipe", "list_methods", "method"]
+__all__ = ["METHODS", "Method", "MethodSpec", "Output", "Step", "equation", "get_method_spec", "list_methods", "method"]

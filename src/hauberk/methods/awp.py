@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hauberk.core.distributed import ALONE, Crew
+from hauberk.core.distributed import SINGLE_PROCESS, World
 from hauberk.core.errors import UserError
 
 
@@ -28,7 +28,7 @@ class WeightPerturbation:
             raise UserError(f"gamma must be at least 0 and below 1, warmup not negative, got {self.gamma} and {self.warmup}")
 
 
-def perturbation(model: nn.Module, loss: Tensor, gamma: float, crew: Crew = ALONE) -> dict[str, Tensor]:
+def perturbation(model: nn.Module, loss: Tensor, gamma: float, world: World = SINGLE_PROCESS) -> dict[str, Tensor]:
     """``v_l = γ · ‖w_l‖ / ‖g_l‖ · g_l``, with g the gradient of the loss: one relative step of ascent in each weight tensor.
 
     Only convolutions and linear layers are perturbed (parameters named ``weight`` with more than one dimension), as in the
@@ -38,7 +38,7 @@ def perturbation(model: nn.Module, loss: Tensor, gamma: float, crew: Crew = ALON
         model: whose weights they are.
         loss: scalar, with a graph to the weights.
         gamma: γ.
-        crew: processes over which to average the gradient.
+        world: processes over which to average the gradient.
 
     Returns:
         v by the name of the parameter.
@@ -49,7 +49,7 @@ def perturbation(model: nn.Module, loss: Tensor, gamma: float, crew: Crew = ALON
         if parameter.requires_grad and parameter.ndim > 1 and name.rsplit(".", 1)[-1] == "weight"
     }
     grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
-    crew.average([grad for grad in grads if grad is not None])
+    world.average([grad for grad in grads if grad is not None])
     found = {}
     for (name, weight), grad in zip(chosen.items(), grads, strict=True):
         if grad is not None:
@@ -73,7 +73,7 @@ def perturbed(model: nn.Module, change: dict[str, Tensor]) -> Iterator[None]:
                 weight.copy_(copies[name])
 
 
-def carry_gradients(model: nn.Module, loss: Tensor) -> Tensor:
+def gradient_surrogate(model: nn.Module, loss: Tensor) -> Tensor:
     """Take the gradients of ``loss`` now, and return a loss of the same value whose ``backward`` hands them out.
 
     So the weights can be put back before the caller runs ``backward`` and the optimiser's step. The public code steps at the

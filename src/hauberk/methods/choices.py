@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hauberk.attacks.steps import Ascent
-from hauberk.core.distributed import Crew
+from hauberk.core.distributed import World
 from hauberk.methods.awp import WeightPerturbation
-from hauberk.methods.registry import Recipe
+from hauberk.methods.registry import MethodSpec
 from hauberk.methods.weights import Weighting
-from hauberk.objectives import PresetName, Terms
+from hauberk.objectives import LossTerms, PresetName
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Choices:
         awp: weight perturbation.
     """
 
-    recipe: Recipe
+    recipe: MethodSpec
     preset: PresetName
     attack: Ascent | None
-    terms: Callable[..., Terms]
+    terms: Callable[..., LossTerms]
     weighting: Weighting
     awp: WeightPerturbation
 
@@ -69,7 +69,7 @@ class Batch:
         y: labels, (b,).
         index: which examples these are, (b,), or None.
         class_weights: (C,) or None.
-        crew: the processes that share the batch.
+        world: the processes that share the batch.
         sizes: b of each.
     """
 
@@ -77,9 +77,9 @@ class Batch:
     y: Tensor
     index: Tensor | None
     class_weights: Tensor | None
-    crew: Crew
+    world: World
     sizes: Sequence[int]
 
     def mean(self, terms: Tensor) -> Tensor:
         """Return what averaged over the processes, as DDP does with gradients, is the mean over the whole batch."""
-        return terms.mean() if self.crew.size == 1 else terms.sum() * (self.crew.size / sum(self.sizes))
+        return terms.mean() if self.world.size == 1 else terms.sum() * (self.world.size / sum(self.sizes))

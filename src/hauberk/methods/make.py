@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from hauberk.attacks.steps import Ascent, parse_step
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.fastpath.precision import Precision, Sight
+from hauberk.fastpath.precision import Precision, PrecisionPolicy
 from hauberk.methods.choices import Choices
 from hauberk.methods.method import Method
-from hauberk.methods.registry import find_recipe
+from hauberk.methods.registry import get_method_spec
 from hauberk.methods.weights import Weighting
 from hauberk.objectives import OBJECTIVES, PresetName
 from hauberk.threat import ThreatModel
@@ -56,7 +56,7 @@ def method(
         >>> method("mail-trades+awp", Linf("8/255"), measure="pm-nat")
         method('mail-trades+awp', Linf(8/255), burn_in=74)
     """
-    recipe = find_recipe(name)
+    recipe = get_method_spec(name)
     if preset not in ("paper", "official"):
         raise UserError(f"preset is 'paper' or 'official', not {preset!r}")
     objective = OBJECTIVES[recipe.objective]
@@ -81,7 +81,9 @@ def method(
         raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
     terms = partial(objective.terms, preset=preset, **hyper)
     choices = Choices(recipe, preset, attack, terms, weighting, awp)
-    return Method(name, threat, choices, {"preset": preset, "seed": seed, **overrides}, sight=Sight(precision, compiled))
+    return Method(
+        name, threat, choices, {"preset": preset, "seed": seed, **overrides}, sight=PrecisionPolicy(precision, compiled)
+    )
 
 
 def _changed(settings: T, chosen: dict[str, Any], names: tuple[str, ...]) -> T:

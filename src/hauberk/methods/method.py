@@ -16,11 +16,11 @@ from hauberk.attacks.result import AttackResult
 from hauberk.attacks.steps import Ascent
 from hauberk.attacks.training import margin_pgd
 from hauberk.checks import check_batch, check_inputs, checked_first_pass
-from hauberk.core.distributed import ALONE, Crew
+from hauberk.core.distributed import SINGLE_PROCESS, World
 from hauberk.core.errors import UserError
-from hauberk.core.random import Noise
-from hauberk.fastpath.precision import Sight
-from hauberk.methods.awp import carry_gradients, perturbation, perturbed
+from hauberk.core.random import ExampleRng
+from hauberk.fastpath.precision import PrecisionPolicy
+from hauberk.methods.awp import gradient_surrogate, perturbation, perturbed
 from hauberk.methods.choices import Batch, Choices, Horizon, Pass
 from hauberk.methods.memory import Memory
 from hauberk.methods.output import Output
@@ -45,7 +45,7 @@ class Method:
         choices: Choices,
         settings: dict[str, Any],
         horizon: Horizon | None = None,
-        sight: Sight | None = None,
+        sight: PrecisionPolicy | None = None,
     ):
         self.name = name
         self.threat = threat
@@ -53,7 +53,7 @@ class Method:
         self.settings = settings
         self.horizon = horizon or Horizon()
         self.memory = Memory()
-        self.sight = sight or Sight("model")
+        self.sight = sight or PrecisionPolicy("model")
         self._calls = 0
 
     @property
@@ -86,7 +86,7 @@ class Method:
         fitted = copy(self)
         fitted.horizon = Horizon(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
         fitted.memory = Memory()
-        fitted.sight = Sight(self.sight.precision, self.sight.compiled)
+        fitted.sight = PrecisionPolicy(self.sight.precision, self.sight.compiled)
         if self._weighs and fitted._burn_in >= epochs:
             raise UserError(
                 f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with {epochs}: nothing would "
@@ -124,9 +124,9 @@ class Method:
         *,
         index: Tensor | None = None,
         class_weights: Tensor | None = None,
-        noise: Noise | None = None,
+        rng: ExampleRng | None = None,
         eps_scale: float = 1.0,
-        crew: Crew = ALONE,
+        world: World = SINGLE_PROCESS,
         sizes: Sequence[int] | None = None,
     ) -> Output:
         """Attack a batch and compute the loss to minimise.
@@ -138,9 +138,9 @@ class Method:
             epoch: 0-based, for burn-in, τ, λ and warm-up; 0 where none is given.
             index: (B,) int64, which examples these are, for methods that remember something about each (``mma``).
             class_weights: (C,), multiplies the whole term of each example by the weight of its class.
-            noise: random numbers keyed by example; by default each call draws new ones from the method's seed.
+            rng: random numbers keyed by example; by default each call draws new ones from the method's seed.
             eps_scale: attack with ε times this, for ε warm-up.
-            crew: processes that each have a part of the batch; see :class:`hauberk.Step`.
+            world: processes that each have a part of the batch; see :class:`hauberk.Step`.
             sizes: how many examples each has, where that is known; otherwise they tell each other.
 
         Returns:
@@ -154,11 +154,11 @@ class Method:
             UserWarning: on the first call, if weights are 1 until an epoch that nobody has chosen, or no epoch is given.
         """
         y = check_batch(x, y)
-        if noise is None:
-            places = torch.arange(len(x), device=x.device) + (crew.rank << 32)
-            noise = Noise(self.settings["seed"], places, stage=self._calls)
+        if rng is None:
+            places = torch.arange(len(x), device=x.device) + (world.rank << 32)
+            rng = ExampleRng(self.settings["seed"], places, stage=self._calls)
         threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
-        batch = Batch(x, y, index, class_weights, crew, sizes or [size for (size,) in crew.numbers(len(x))])
+        batch = Batch(x, y, index, class_weights, world, sizes or [size for (size,) in world.all_gather_ints(len(x))])
         checked: AbstractContextManager[None] = nullcontext()
         if self._calls == 0:
             if isinstance(model, DistributedDataParallel):
@@ -172,7 +172,7 @@ class Method:
             self._warn(epoch)
             checked = checked_first_pass(model, x, y, self.extra_outputs)
         with checked:
-            out = self._step(model, batch, epoch or 0, threat, noise)
+            out = self._step(model, batch, epoch or 0, threat, rng)
         self._calls += 1  # now, so that a first call that was refused is checked again
         return out
 
@@ -186,8 +186,8 @@ class Method:
         elif not (self.horizon.known or "burn_in" in self.settings):
             warnings.warn(f"{until}: set burn_in=, or call planned(epochs=...)", stacklevel=3)
 
-    def _step(self, model: nn.Module, batch: Batch, epoch: int, threat: ThreatModel, noise: Noise) -> Output:
-        seen, extra = self._attack(model, batch, epoch, threat, noise)
+    def _step(self, model: nn.Module, batch: Batch, epoch: int, threat: ThreatModel, rng: ExampleRng) -> Output:
+        seen, extra = self._attack(model, batch, epoch, threat, rng)
         x_adv = seen.x_adv if seen else None
         if self.replays > 1:
             x_adv = self.memory.carried(batch.x, threat)
@@ -198,10 +198,10 @@ class Method:
         if awp.gamma and epoch >= awp.warmup:
             with kept_buffers(model):
                 proxy = self._loss(model, batch, x_adv, seen, extra, epoch, None)
-                change = perturbation(model, proxy.loss, awp.gamma, batch.crew)
+                change = perturbation(model, proxy.loss, awp.gamma, batch.world)
             with perturbed(model, change):
                 at = self._loss(model, batch, x_adv, seen, extra, epoch, proxy.weights)
-                loss = carry_gradients(model, at.loss)
+                loss = gradient_surrogate(model, at.loss)
             weighed, passes = proxy, 2 * passes
         else:
             at = weighed = self._loss(model, batch, x_adv, seen, extra, epoch, None)
@@ -209,7 +209,7 @@ class Method:
         return Output(
             loss=loss,
             x_adv=x_adv,
-            weights=batch.crew.own(weighed.weights, batch.sizes),
+            weights=batch.world.take_local(weighed.weights, batch.sizes),
             logits=_detached(at.logits),
             logits_adv=_detached(at.logits_adv),
             report=self._report(weighed, batch.y),
@@ -219,7 +219,7 @@ class Method:
         )
 
     def _attack(
-        self, model: nn.Module, batch: Batch, epoch: int, threat: ThreatModel, noise: Noise
+        self, model: nn.Module, batch: Batch, epoch: int, threat: ThreatModel, rng: ExampleRng
     ) -> tuple[AttackResult | None, dict[str, Tensor]]:
         """Find adversarial inputs; returns what was seen, and what else the objective wants to know."""
         recipe, attack = self.choices.recipe, self.choices.attack
@@ -229,10 +229,13 @@ class Method:
             share = self.memory.shares(batch.index, batch.y)
             with self.sight.on(model, batch.x, "eval") as form:
                 found, distance = margin_pgd(
-                    form, batch.x, batch.y, threat, share=share, steps=attack.steps, seed=noise, trusted=True
+                    form, batch.x, batch.y, threat, share=share, steps=attack.steps, seed=rng, trusted=True
                 )
             if batch.index is not None:
-                self.memory.remember(torch.cat(batch.crew.gather(batch.index.cpu())), batch.crew.rows(distance, batch.sizes))
+                self.memory.remember(
+                    torch.cat(batch.world.all_gather_object(batch.index.cpu())),
+                    batch.world.all_gather_rows(distance, batch.sizes),
+                )
             return found, {"within": found.success}
         if recipe.taus:
             attack = self._friendly(attack, epoch)
@@ -241,7 +244,7 @@ class Method:
         see_clean = measure == "pm-dif" or (measure == "pm-nat" and not OBJECTIVES[recipe.objective].clean)
         with self.sight.on(model, batch.x, attack.mode) as form:
             seen = ascend(
-                form, batch.x, batch.y, threat, attack, keep="last-unseen", seed=noise, see_clean=see_clean, trusted=True
+                form, batch.x, batch.y, threat, attack, keep="last-unseen", seed=rng, see_clean=see_clean, trusted=True
             )
             return seen, {}
 
@@ -273,7 +276,7 @@ class Method:
         if weights is None:
             weights, measure = self._weights(seen, logits, logits_adv, batch, epoch)
         weights = robust.new_ones(sum(batch.sizes)) if weights is None else weights.to(robust.dtype)
-        terms = batch.crew.own(weights, batch.sizes) * robust + regular
+        terms = batch.world.take_local(weights, batch.sizes) * robust + regular
         if batch.class_weights is not None:
             terms = terms * batch.class_weights.to(terms)[batch.y]
         return Pass(batch.mean(terms), logits, logits_adv, weights, measure)
@@ -285,7 +288,7 @@ class Method:
         weighting = self.choices.weighting
         if not self._weighs:
             return None, None
-        measure = batch.crew.rows(weighting.measured(seen, logits, logits_adv, batch.y), batch.sizes)
+        measure = batch.world.all_gather_rows(weighting.measured(seen, logits, logits_adv, batch.y), batch.sizes)
         if epoch < self._burn_in:
             return None, measure
         steps = self.choices.attack.steps if self.choices.attack else 1

@@ -11,7 +11,7 @@ from hauberk.objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MethodSpec:
     """One row of the table.
 
     Attributes:
@@ -56,55 +56,57 @@ _MAIL_CODE = {**_OFFICIAL, "start": "normal", "burn_in": 76}
 _GAIRAT = Weighting("kappa", "tanh", lam=-1.0)
 _GAIRAT_CODE = {**_OFFICIAL, "burn_in": 59}
 
-RECIPES = {
-    "standard": Recipe("standard", "standard training, no attack", "empirical risk minimisation"),
-    "fgsm-at": Recipe(
+METHODS = {
+    "standard": MethodSpec("standard", "standard training, no attack", "empirical risk minimisation"),
+    "fgsm-at": MethodSpec(
         "at",
         "single-step adversarial training from a random start; watch for catastrophic overfitting",
         "Wong et al. 2020, fast_adversarial: α = 1.25 ε (10/255 at 8/255)",
         Ascent(1, "1.25*eps", "uniform"),
         official=_TRAIN_MODE,
     ),
-    "free-at": Recipe(
+    "free-at": MethodSpec(
         "at",
         "free adversarial training: each batch 8 times, input and weight gradients from the same pass",
         "Shafahi et al. 2019",
         Ascent(1, "eps", "uniform"),
         replays=8,
     ),
-    "at": Recipe(
+    "at": MethodSpec(
         "at",
         "adversarial training: cross-entropy at the worst input",
         "Madry et al. 2018, cifar10_challenge",
         _UNIFORM,
         official=_TRAIN_MODE,
     ),
-    "trades": Recipe(
+    "trades": MethodSpec(
         "trades",
         "clean cross-entropy, and KL between clean and adversarial predictions",
         "Zhang et al. 2019, trades.py",
         _KL,
         official=_OFFICIAL,
     ),
-    "mart": Recipe(
+    "mart": MethodSpec(
         "mart",
         "boosted cross-entropy, and KL weighted by 1 - p_y of the clean input",
         "Wang et al. 2020, mart.py",
         _UNIFORM,
         official={**_OFFICIAL, "start": "normal"},
     ),
-    "alp": Recipe("alp", "adversarial pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM),
-    "clp": Recipe(
+    "alp": MethodSpec(
+        "alp", "adversarial pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM
+    ),
+    "clp": MethodSpec(
         "clp", "clean loss and pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM
     ),
-    "mma": Recipe(
+    "mma": MethodSpec(
         "mma",
         "margin maximisation: train at the nearest adversarial example within ε = d_max",
         "Ding et al. 2020, mma_training: d_max 12/255 on CIFAR-10",
         Ascent(10, "eps/4", "uniform", loss="slm"),
         search="margin",
     ),
-    "fat": Recipe(
+    "fat": MethodSpec(
         "at",
         "friendly adversarial training: early-stopped PGD",
         "Zhang et al. 2020, FAT.py: τ 0, 1, 2 up to epochs 50, 90, 120",
@@ -112,7 +114,7 @@ RECIPES = {
         official={**_OFFICIAL, "jitter": 0.001},
         taus=((50 / 120, 0), (90 / 120, 1), (1.0, 2)),
     ),
-    "fat-trades": Recipe(
+    "fat-trades": MethodSpec(
         "trades",
         "TRADES with friendly adversarial inputs",
         "Zhang et al. 2020, FAT_for_TRADES.py: τ 0, 1, 2, 3 up to epochs 30, 50, 70, 85",
@@ -120,7 +122,7 @@ RECIPES = {
         official=_OFFICIAL,
         taus=((30 / 85, 0), (50 / 85, 1), (70 / 85, 2), (1.0, 3)),
     ),
-    "fat-mart": Recipe(
+    "fat-mart": MethodSpec(
         "mart",
         "MART with friendly adversarial inputs",
         "Zhang et al. 2020, FAT_for_MART.py: τ 0 to 4 up to epochs 20, 40, 60, 80, 90; β 6",
@@ -129,7 +131,7 @@ RECIPES = {
         official=_OFFICIAL,
         taus=((20 / 90, 0), (40 / 90, 1), (60 / 90, 2), (80 / 90, 3), (1.0, 4)),
     ),
-    "gairat": Recipe(
+    "gairat": MethodSpec(
         "at",
         "geometry-aware reweighting by how many PGD iterates are classified right",
         "Zhang et al. 2021, GAIRAT.py",
@@ -137,7 +139,7 @@ RECIPES = {
         weighting=_GAIRAT,
         official=_GAIRAT_CODE,
     ),
-    "gair-trades": Recipe(
+    "gair-trades": MethodSpec(
         "trades",
         "TRADES reweighted as GAIRAT does (TRADES-LPS of the MAIL paper's Table 1)",
         "Wang et al. 2021, Section 4.2; no public code",
@@ -145,7 +147,7 @@ RECIPES = {
         settings={"beta": 5.0},
         weighting=_GAIRAT,
     ),
-    "gair-mart": Recipe(
+    "gair-mart": MethodSpec(
         "mart",
         "MART reweighted as GAIRAT does (MART-LPS of the MAIL paper's Table 1)",
         "Wang et al. 2021, Section 4.2; no public code",
@@ -153,7 +155,7 @@ RECIPES = {
         settings={"beta": 6.0},
         weighting=_GAIRAT,
     ),
-    "mail-at": Recipe(
+    "mail-at": MethodSpec(
         "at",
         "adversarial training reweighted by probabilistic margins",
         "Wang et al. 2021 (MAIL), Eq. 9: slope 10, bias -0.5",
@@ -161,7 +163,7 @@ RECIPES = {
         weighting=_MAIL_AT,
         official=_MAIL_CODE,
     ),
-    "mail-trades": Recipe(
+    "mail-trades": MethodSpec(
         "trades",
         "TRADES reweighted by probabilistic margins",
         "Wang et al. 2021 (MAIL), Eq. 10: slope 2, bias 0, β 5",
@@ -170,7 +172,7 @@ RECIPES = {
         weighting=_MAIL_OTHERS,
         official={**_MAIL_CODE, "direction": "clean-to-adv"},
     ),
-    "mail-mart": Recipe(
+    "mail-mart": MethodSpec(
         "mart",
         "MART with its boosted cross-entropy reweighted by probabilistic margins",
         "Wang et al. 2021 (MAIL): slope 2, bias 0, β 6; the paper's Appendix C is not public, this is its code's form",
@@ -179,7 +181,7 @@ RECIPES = {
         weighting=_MAIL_OTHERS,
         official=_MAIL_CODE,
     ),
-    "adversarial-class": Recipe(
+    "adversarial-class": MethodSpec(
         "adversarial-class",
         "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
         "the idea is in the lecture notes among the sources; the construction is ours",
@@ -195,7 +197,7 @@ _AWP_TRADES_CODE = {"awp_warmup": 9}
 _AWP_STEPS = {"trades": {"step_size": "eps/4"}}
 
 
-def find_recipe(name: str) -> Recipe:
+def get_method_spec(name: str) -> MethodSpec:
     """Return the row of a method, with weight perturbation for a name that ends in ``+awp``.
 
     Raises:
@@ -204,23 +206,23 @@ def find_recipe(name: str) -> Recipe:
     base, plus, suffix = name.partition("+")
     if plus and suffix != "awp":
         raise UserError(f"the only addition is '+awp', not {plus + suffix!r}")
-    if base not in RECIPES:
-        raise unknown_name("method", base, RECIPES)
-    recipe = RECIPES[base]
+    if base not in METHODS:
+        raise unknown_name("method", base, METHODS)
+    recipe = METHODS[base]
     if not plus:
         return recipe
     trades = recipe.objective == "trades"
     official = recipe.official | (_AWP_TRADES_CODE if trades else {}) | _AWP_STEPS.get(base, {})
     fields = {**vars(recipe), "awp": _AWP_TRADES if trades else _AWP, "official": official}
-    return Recipe(**{**fields, "summary": recipe.summary + ", at adversarially perturbed weights (Wu et al. 2020)"})
+    return MethodSpec(**{**fields, "summary": recipe.summary + ", at adversarially perturbed weights (Wu et al. 2020)"})
 
 
 def list_methods() -> dict[str, str]:
     """Return every method's name with one line on what it is and where it comes from; each also takes ``+awp``."""
-    return {name: f"{recipe.summary} ({recipe.source})" for name, recipe in RECIPES.items()}
+    return {name: f"{recipe.summary} ({recipe.source})" for name, recipe in METHODS.items()}
 
 
-def equation(recipe: Recipe) -> str:
+def equation(recipe: MethodSpec) -> str:
     """Return what a method minimises, in one line, with its own settings."""
     objective = OBJECTIVES[recipe.objective]
     line = objective.equation

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hauberk.core.distributed import crew
+from hauberk.core.distributed import get_world
 from hauberk.methods.method import Method
 from hauberk.methods.output import Output
 
@@ -41,4 +41,4 @@ class Step(nn.Module):
             epoch: 0-based; 0 where none is given.
             **more: further arguments of :meth:`hauberk.Method.__call__`.
         """
-        return self.method(self.model, x, y, epoch, crew=crew(), **more)
+        return self.method(self.model, x, y, epoch, world=get_world(), **more)

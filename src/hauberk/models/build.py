@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.models.hub import ZOOS, from_zoo
+from hauberk.models.hub import ZOOS, create_from_library
 from hauberk.models.resnet import preact_resnet18, resnet18
-from hauberk.models.row_layers import NearestRow
+from hauberk.models.row_layers import StraightThroughRound
 from hauberk.models.small import mlp, small_cnn
 from hauberk.models.wide_resnet import WideResNet
 
@@ -102,12 +102,12 @@ class ModelSpec:
         if self.is_from_python:
             raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
         if self.is_from_zoo:
-            net = from_zoo(self.name, self.input_shape, self.classes)
+            net = create_from_library(self.name, self.input_shape, self.classes)
         elif self.imports:
             net = _from_factory(self)
         else:
             net = _checked_built_in(self)
-        before: list[nn.Module] = [NearestRow(self.integers, self.groups)] if self.integers or self.groups else []
+        before: list[nn.Module] = [StraightThroughRound(self.integers, self.groups)] if self.integers or self.groups else []
         if self.mean:
             before.append(Normalize(self.mean, self.std))
         return nn.Sequential(*before, net) if before else net

@@ -13,7 +13,7 @@ _PLAIN = re.compile(r"\w+(\.\w+)*")  # a name, and not an address to load from
 _MOST_CLASSES, _MOST_CHANNELS = 100_000, 1_000
 
 
-def from_zoo(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def create_from_library(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """Build a network with fresh weights.
 
     Args:

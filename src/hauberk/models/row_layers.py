@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class NearestRow(nn.Module):
+class StraightThroughRound(nn.Module):
     """Take every input for the nearest valid row of a table, with the gradient of the identity.
 
     As the first layer of a network it makes attacks, which move in steps of any size, attack valid rows only: what the network

@@ -10,7 +10,7 @@ from hauberk.objectives.kl import kl_divergence
 from hauberk.objectives.logit_pairing import alp, clp
 from hauberk.objectives.mart import mart
 from hauberk.objectives.mma import mma
-from hauberk.objectives.terms import PresetName, Terms
+from hauberk.objectives.terms import LossTerms, PresetName
 from hauberk.objectives.trades import trades
 
 
@@ -27,7 +27,7 @@ class Objective:
         extra_outputs: outputs the model needs besides the classes of the data.
     """
 
-    terms: Callable[..., Terms]
+    terms: Callable[..., LossTerms]
     clean: bool
     adversarial: bool
     equation: str
@@ -71,9 +71,9 @@ OBJECTIVES = {
 
 __all__ = [
     "OBJECTIVES",
+    "LossTerms",
     "Objective",
     "PresetName",
-    "Terms",
     "adversarial_class",
     "alp",
     "at",

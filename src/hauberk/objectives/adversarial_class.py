@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.objectives.kl import at_least_float32
-from hauberk.objectives.terms import PresetName, Terms, is_official
+from hauberk.objectives.terms import LossTerms, PresetName, is_official
 
 
 def adversarial_class(
     logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 1.0, preset: PresetName = "paper"
-) -> Terms:
+) -> LossTerms:
     """Recognise adversarial inputs as a class of their own, the last output K.
 
     ``ℓ = β·CE(f(x'), K)``, ``r = CE(f(x), y)``. The idea is in the lecture notes among the sources; the loss is ours.
@@ -25,4 +25,4 @@ def adversarial_class(
     is_official(preset)
     last = torch.full_like(y, logits.shape[1] - 1)
     clean = F.cross_entropy(at_least_float32(logits), y, reduction="none")
-    return Terms(beta * F.cross_entropy(at_least_float32(logits_adv), last, reduction="none"), clean)
+    return LossTerms(beta * F.cross_entropy(at_least_float32(logits_adv), last, reduction="none"), clean)

@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.objectives.kl import at_least_float32
-from hauberk.objectives.terms import PresetName, Terms, is_official
+from hauberk.objectives.terms import LossTerms, PresetName, is_official
 
 
-def standard(logits: Tensor, logits_adv: Tensor | None, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper") -> Terms:
+def standard(
+    logits: Tensor, logits_adv: Tensor | None, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper"
+) -> LossTerms:
     """Standard training: ``ℓ = CE(f(x), y)``, ``r = 0``.
 
     Args:
@@ -21,7 +23,7 @@ def standard(logits: Tensor, logits_adv: Tensor | None, y: Tensor, *, beta: floa
     return _only(logits, y, preset)
 
 
-def at(logits: Tensor | None, logits_adv: Tensor, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper") -> Terms:
+def at(logits: Tensor | None, logits_adv: Tensor, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper") -> LossTerms:
     """Adversarial training (Madry et al. 2018, Eq. 2.1): ``ℓ = CE(f(x'), y)``, ``r = 0``.
 
     Args:
@@ -34,7 +36,7 @@ def at(logits: Tensor | None, logits_adv: Tensor, y: Tensor, *, beta: float = 0.
     return _only(logits_adv, y, preset)
 
 
-def _only(logits: Tensor, y: Tensor, preset: PresetName) -> Terms:
+def _only(logits: Tensor, y: Tensor, preset: PresetName) -> LossTerms:
     is_official(preset)
     loss = F.cross_entropy(at_least_float32(logits), y, reduction="none")
-    return Terms(loss, torch.zeros_like(loss))
+    return LossTerms(loss, torch.zeros_like(loss))

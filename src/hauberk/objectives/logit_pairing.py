@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hauberk.core.errors import UserError
 from hauberk.objectives.kl import at_least_float32
-from hauberk.objectives.terms import PresetName, Terms, is_official
+from hauberk.objectives.terms import LossTerms, PresetName, is_official
 
 Pairing: TypeAlias = Literal["probabilities", "logits"]
 
@@ -20,7 +20,7 @@ def alp(
     beta: float = 1.0,
     pairing: Pairing = "probabilities",
     preset: PresetName = "paper",
-) -> Terms:
+) -> LossTerms:
     """Adversarial logit pairing (Kannan et al. 2018), in two readings.
 
     ``pairing="probabilities"``, as the MART paper's comparison states it: ``ℓ = CE(f(x'), y)``,
@@ -41,7 +41,7 @@ def alp(
     is_official(preset)
     robust = _cross_entropy(logits_adv, y)
     regular = beta * _distance(logits, logits_adv, pairing)
-    return Terms(robust, regular + _cross_entropy(logits, y) if pairing == "logits" else regular)
+    return LossTerms(robust, regular + _cross_entropy(logits, y) if pairing == "logits" else regular)
 
 
 def clp(
@@ -52,7 +52,7 @@ def clp(
     beta: float = 1.0,
     pairing: Pairing = "probabilities",
     preset: PresetName = "paper",
-) -> Terms:
+) -> LossTerms:
     """Clean logit pairing, in two readings.
 
     ``pairing="probabilities"``, as the MART paper's comparison states it: ``ℓ = β·‖p(x') - p(x)‖²``,
@@ -74,8 +74,8 @@ def clp(
     clean = _cross_entropy(logits, y)
     if pairing == "logits":
         paired = beta * _distance(logits, logits.roll(-1, 0), pairing)
-        return Terms(paired * 0, clean + paired)
-    return Terms(beta * _distance(logits, logits_adv, pairing), clean)
+        return LossTerms(paired * 0, clean + paired)
+    return LossTerms(beta * _distance(logits, logits_adv, pairing), clean)
 
 
 def _distance(one: Tensor, other: Tensor, pairing: Pairing) -> Tensor:

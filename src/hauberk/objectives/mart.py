@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.objectives.kl import kl_divergence, log_softmax
-from hauberk.objectives.terms import PresetName, Terms, is_official
+from hauberk.objectives.terms import LossTerms, PresetName, is_official
 
 
-def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, preset: PresetName = "paper") -> Terms:
+def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, preset: PresetName = "paper") -> LossTerms:
     """MART (Wang et al. 2020): ``ℓ = BCE(p(x'), y)``, ``r = β·KL(p(x)‖p(x'))·(1 - p_y(x))``.
 
     ``BCE(p, y) = -log p_y - log(1 - max_{k≠y} p_k)``. The gradient flows through p(x'), p(x) and the weight.
@@ -36,7 +36,7 @@ def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, pr
         divergence = kl_divergence(logits, logits_adv)
         weight = 1 - p_true
     boosted = margin - log_adv.gather(1, y[:, None]).squeeze(1)
-    return Terms(boosted, beta * divergence * weight)
+    return LossTerms(boosted, beta * divergence * weight)
 
 
 def _log_not_largest(log_p: Tensor, others: Tensor) -> Tensor:

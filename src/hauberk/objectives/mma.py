@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.objectives.kl import at_least_float32
-from hauberk.objectives.terms import PresetName, Terms, is_official
+from hauberk.objectives.terms import LossTerms, PresetName, is_official
 
 CLEAN_SHARE = 1 / 3  # of the public code's gradient
 
@@ -19,7 +19,7 @@ def mma(
     within: Tensor | None = None,
     clean_share: float = CLEAN_SHARE,
     preset: PresetName = "paper",
-) -> Terms:
+) -> LossTerms:
     """Max-margin adversarial training (Ding et al. 2020).
 
     ``ℓ = (1 - c)·(CE(f(x*), y) if x is right and x* lies within d_max; CE(f(x), y) if x is wrong; else 0)``,
@@ -40,4 +40,4 @@ def mma(
     if within is None:
         within = logits_adv.argmax(1) != y
     pushed = torch.where(right, torch.where(within, adv, torch.zeros_like(adv)), clean)
-    return Terms((1 - clean_share) * pushed, clean_share * clean)
+    return LossTerms((1 - clean_share) * pushed, clean_share * clean)

@@ -9,7 +9,7 @@ from hauberk.core.errors import UserError
 PresetName: TypeAlias = Literal["paper", "official"]
 
 
-class Terms(NamedTuple):
+class LossTerms(NamedTuple):
     """Per-example terms of an objective; the loss is ``mean(weights * robust + regular)``.
 
     Attributes:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hauberk.core.errors import UserError
 from hauberk.objectives.kl import at_least_float32, kl_divergence
-from hauberk.objectives.terms import PresetName, Terms, is_official
+from hauberk.objectives.terms import LossTerms, PresetName, is_official
 
 Direction: TypeAlias = Literal["clean-to-adv", "adv-to-clean"]
 
@@ -20,7 +20,7 @@ def trades(
     beta: float = 6.0,
     direction: Direction = "clean-to-adv",
     preset: PresetName = "paper",
-) -> Terms:
+) -> LossTerms:
     """TRADES (Zhang et al. 2019): ``ℓ = β·KL(p(x)‖p(x'))``, ``r = CE(f(x), y)``.
 
     The gradient flows through both predictions, as in the public code.
@@ -43,4 +43,4 @@ def trades(
         raise UserError(f"direction is 'clean-to-adv' or 'adv-to-clean', not {direction!r}")
     pair = (logits, logits_adv) if direction == "clean-to-adv" else (logits_adv, logits)
     clean = F.cross_entropy(at_least_float32(logits), y, reduction="none")
-    return Terms(beta * kl_divergence(*pair), clean)
+    return LossTerms(beta * kl_divergence(*pair), clean)

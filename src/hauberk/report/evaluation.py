@@ -4,7 +4,7 @@ from typing import Any
 
 from hauberk.evaluation.columns import NAME as COLUMNS
 from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
-from hauberk.evaluation.interval import wilson
+from hauberk.evaluation.interval import wilson_interval
 from hauberk.report import charts
 from hauberk.report.blocks import Chart, Fact, Grid, Notice, Section, Text
 
@@ -62,7 +62,7 @@ def _attacks(found: dict[str, Any], name: str) -> Section:
         who = {"clean": "wrong without an attack", None: "stands"}.get(example["broken_by"], example["broken_by"])
         broken[who] = broken.get(who, 0) + 1
     counts = {who: float(broken[who]) for who in sorted(broken, key=lambda who: -broken[who])}
-    order = "each on what stood before it" if found["in_turn"] else "each alone on every example that is right without it"
+    order = "each on what stood before it" if found["sequential"] else "each alone on every example that is right without it"
     figure = charts.bars(
         {row[0]: float(row[1]) for row in rows}, xlabel="accuracy, %", errors=[_percent_interval(s, n) for s in
         (found["clean_accuracy"], *by_attack.values(), found["robust_accuracy"])], limit=100)  # fmt: skip
@@ -157,11 +157,11 @@ def _origin(found: dict[str, Any], name: str) -> Section:
 
 
 def _shares(share: float, n: int) -> list[str]:
-    return [f"{100 * share:.1f}", _interval(wilson(round(share * n), n))]
+    return [f"{100 * share:.1f}", _interval(wilson_interval(round(share * n), n))]
 
 
 def _percent_interval(share: float, n: int) -> tuple[float, float]:
-    low, high = wilson(round(share * n), n)
+    low, high = wilson_interval(round(share * n), n)
     return 100 * min(low, share), 100 * max(high, share)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.io import FOREIGN, read_json
+from hauberk.core.io import SCHEMA_ERRORS, read_json
 from hauberk.data import load_data
 from hauberk.report import comparison, evaluation, run, study
 from hauberk.report.blocks import Code, Fact, Page, Section
@@ -36,7 +36,7 @@ def make_report(target: Path, out: Path | None = None, figures: Path | None = No
         page = _page(target)
     except UserError:
         raise
-    except FOREIGN as error:
+    except SCHEMA_ERRORS as error:
         raise UserError(f"{target} is damaged: {in_one_line(error)}") from error
     written = out or (target if target.is_dir() else target.parent) / "report.html"
     write_page(page, written)

@@ -8,15 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hauberk.core.io import as_read_back
-from hauberk.data import DATA_SETS
-from hauberk.methods import find_recipe
+from hauberk.core.io import json_roundtrip
+from hauberk.data import DATASETS
+from hauberk.methods import get_method_spec
 from hauberk.objectives import OBJECTIVES
 from hauberk.report.blocks import Block, Code, Section, Text
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.published import find_published
 
-_OF_THIS_MACHINE = ("device", "save_minutes", "on_collapse")  # change nothing of the result
+_OF_THIS_MACHINE = ("device", "save_minutes", "on_divergence")  # change nothing of the result
 _PLAIN_THREAT = re.compile(r"(Linf|L2|L1)\(([^,()]+)\)")  # the usual box, nothing frozen
 _SCALED = "If it was given --eps, a factor of the table's own ε, give that again; run.json has ε of each input."
 
@@ -32,7 +32,7 @@ def run_again(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str
     data, model = plan["data"]["name"], plan["model"]["name"]
     versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
     lines = [evaluate_command(str(folder), found) for found in evaluations]
-    known = data in DATA_SETS or data.endswith(".toml")
+    known = data in DATASETS or data.endswith(".toml")
     if model.startswith("python:") or not known or plan["data"].get("unlabelled"):
         note = "Made in Python, from data or a network that no command knows; its method and settings are in run.json."
     else:
@@ -49,12 +49,12 @@ def train_command(plan: dict[str, Any]) -> str:
     name, seed, preset = how.pop("name"), how.pop("seed"), how.pop("preset")
     words = ["hauberk", "train", "--data", data["name"], "--model", model["name"], "--method", name, "--preset", preset]
     words += ["--norm", plan["threat"]["norm"]]
-    if data["name"] in DATA_SETS:  # a table has its own ε, files and normalisation
+    if data["name"] in DATASETS:  # a table has its own ε, files and normalisation
         words += ["--eps", str(plan["threat"]["eps"])]
         words += ["--data-dir", data["folder"]] if data["folder"] not in ("", "data") else []
         words += ["--normalize"] if model["mean"] else []
     published = find_published(data["name"], model["name"], name, preset)
-    usual = as_read_back(asdict(TrainSettings(**published.settings)))
+    usual = json_roundtrip(asdict(TrainConfig(**published.settings)))
     for key, value in {**plan["settings"], "seed": seed}.items():
         if value != usual[key] and key not in _OF_THIS_MACHINE:
             words += _option(key, value)
@@ -67,7 +67,7 @@ def train_command(plan: dict[str, Any]) -> str:
 
 def _own_settings(name: str, preset: str) -> dict[str, Any]:
     """What a method has where nobody says otherwise."""
-    recipe = find_recipe(name)
+    recipe = get_method_spec(name)
     attack = vars(recipe.attack) if recipe.attack else {}
     code = recipe.official if preset == "official" else {}
     return {**attack, **OBJECTIVES[recipe.objective].settings, **recipe.settings, **code}
@@ -77,7 +77,7 @@ def evaluate_command(target: str, found: dict[str, Any]) -> str:
     """Return the command of an evaluation, in the JSON that :meth:`hauberk.Evaluation.save` writes."""
     about = found["provenance"]
     if found["suite"] == "custom":
-        words = ["--attacks", *about["attacks"], *(["--in-turn"] if found["in_turn"] else [])]
+        words = ["--attacks", *about["attacks"], *(["--sequential"] if found["sequential"] else [])]
     else:
         words = ["--suite", found["suite"]]
     if threat := _PLAIN_THREAT.fullmatch(found["threat"]):

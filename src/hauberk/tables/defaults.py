@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.data import DATA_SETS, Source, channel_statistics
+from hauberk.data import DATASETS, Source, channel_statistics
 from hauberk.models import ModelSpec
 from hauberk.tables.table import read_table
 from hauberk.threat import ThreatModel, make_threat, parse_eps
 
 
-def usual_threat(data: str, norm: str = "Linf", eps: str = "") -> ThreatModel:
+def default_threat(data: str, norm: str = "Linf", eps: str = "") -> ThreatModel:
     """Return the threat model of a data set.
 
     Args:
@@ -25,14 +25,14 @@ def usual_threat(data: str, norm: str = "Linf", eps: str = "") -> ThreatModel:
     if data.endswith(".toml"):
         factor = float(torch.as_tensor(parse_eps(eps)[0])) if eps else 1.0
         return read_table(data).threat_in(norm, factor)
-    if data not in DATA_SETS:
-        raise unknown_name("data set", data, DATA_SETS)
+    if data not in DATASETS:
+        raise unknown_name("data set", data, DATASETS)
     if not eps and norm != "Linf":
         raise UserError(f"give --eps: there is no usual radius in {norm}")
-    return make_threat(norm, eps or DATA_SETS[data].eps)
+    return make_threat(norm, eps or DATASETS[data].eps)
 
 
-def usual_network(data: str, model: str, source: Source, *, extra: int = 0, normalize: bool = False) -> ModelSpec:
+def default_model(data: str, model: str, source: Source, *, extra: int = 0, normalize: bool = False) -> ModelSpec:
     """Return how to build a network for a data set.
 
     Args:

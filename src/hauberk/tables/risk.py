@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import attack_view, logit_margin, pgd
+from hauberk.attacks import frozen_model, logit_margin, pgd
 from hauberk.core.errors import UserError
 from hauberk.data import as_source, fetch_for
 from hauberk.threat import ThreatModel
@@ -85,7 +85,7 @@ def measure_risk(
 
     source = as_source(test_set)
     parts = []
-    with attack_view(model) as view:
+    with frozen_model(model) as view:
         for k, index in enumerate(torch.arange(len(source)).split(_AT_ONCE)):
             x, y = fetch_for(model, source, index)
             parts.append((*_margins(view, x, y, threat, seed + 1000 * k), y))

@@ -77,7 +77,7 @@ class Description:
                 raise UserError(f"{name}: eps must not be negative, and low must be below high")
 
 
-def read_description(path: str | Path) -> Description:
+def read_schema(path: str | Path) -> Description:
     """Read a description from a TOML file.
 
     Example::

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.data import channel_statistics
-from hauberk.models import ModelSpec, NearestRow, Normalize
+from hauberk.models import ModelSpec, Normalize, StraightThroughRound
 from hauberk.tables.encode import Column, column_of, columns_of, encode, encode_labels, values_of
 from hauberk.tables.reach import Rows
-from hauberk.tables.schema import Description, Feature, read_description
+from hauberk.tables.schema import Description, Feature, read_schema
 from hauberk.threat import ThreatModel, make_threat
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Table:
         ways = torch.tensor([{"up": 1, "down": -1}.get(f.change, 0) for f in features])
         widths = [h - lo for lo, h in zip(low, high, strict=True)]
         reach = [min(e, w) for e, w in zip(eps, widths, strict=True)]
-        return make_threat(norm, reach, low, high, one_way=ways if bool(ways.any()) else None)
+        return make_threat(norm, reach, low, high, monotone=ways if bool(ways.any()) else None)
 
     def network(self, name: str) -> ModelSpec:
         """Return how to build a network for these rows: the nearest valid row, normalisation, then the named network."""
@@ -71,13 +71,13 @@ class Table:
 
     def around(self, module: nn.Module) -> nn.Module:
         """Put the nearest valid row and normalisation before your own network from (B, D) to logits."""
-        return nn.Sequential(NearestRow(self._integers, self._groups), Normalize(*self._statistics), module)
+        return nn.Sequential(StraightThroughRound(self._integers, self._groups), Normalize(*self._statistics), module)
 
     def rows(self, x: Tensor) -> "DataFrame":
         """Return the nearest valid rows of inputs (N, D), adversarial ones too, as a pandas DataFrame."""
         from pandas import DataFrame
 
-        valid = NearestRow(self._integers, self._groups)(x.detach().cpu().double())
+        valid = StraightThroughRound(self._integers, self._groups)(x.detach().cpu().double())
         found: dict[str, list[Any]] = {}
         for name, feature in self.description.features.items():
             places = [k for k, column in enumerate(self.columns) if column.feature == name]
@@ -118,12 +118,12 @@ class Table:
 
 
 def read_table(path: str | Path) -> Table:
-    """Read a table by its description, a TOML file (see :func:`hauberk.tables.read_description`).
+    """Read a table by its description, a TOML file (see :func:`hauberk.tables.read_schema`).
 
     Raises:
         UserError: if pandas is not installed, or a file is missing, damaged or does not fit the description.
     """
-    description = read_description(path)
+    description = read_schema(path)
     folder = Path(path).parent
     if not description.train:
         raise UserError(f"{path}: name the file with the rows, train = ...")

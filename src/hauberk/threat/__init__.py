@@ -1,6 +1,6 @@
 """What the adversary may do: threat models, and the sets they lay around inputs."""
 
-from hauberk.threat.feasible_set import Norm, Region
+from hauberk.threat.feasible_set import FeasibleSet, Norm
 from hauberk.threat.model import L1, L2, NORMS, Linf, ThreatModel, make_threat, threat_from_dict
 from hauberk.threat.parse import Bound, Epsilon, parse_eps, parse_fraction
 
@@ -10,9 +10,9 @@ __all__ = [
     "NORMS",
     "Bound",
     "Epsilon",
+    "FeasibleSet",
     "Linf",
     "Norm",
-    "Region",
     "ThreatModel",
     "make_threat",
     "parse_eps",

@@ -1,4 +1,4 @@
-"""Region: the sets of a threat model laid around one batch, and how to move in them."""
+"""FeasibleSet: the sets of a threat model laid around one batch, and how to move in them."""
 
 import math
 from copy import copy
@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.threat.projections import onto_l1, onto_l2
 
 Norm: TypeAlias = Literal["Linf", "L2", "L1"]
@@ -17,7 +17,7 @@ Norm: TypeAlias = Literal["Linf", "L2", "L1"]
 L1_STEP_SHARE = 0.01
 
 
-class Region:
+class FeasibleSet:
     """The sets ``S(x_i)`` of a batch: what :meth:`ThreatModel.around` returns.
 
     Args:
@@ -38,7 +38,7 @@ class Region:
         self.lower = torch.maximum(_toward(x, x - self.radius, self.radius), self.low)
         self.upper = torch.minimum(_toward(x, x + self.radius, self.radius), self.high)
 
-    def rows(self, index: Tensor) -> "Region":
+    def rows(self, index: Tensor) -> "FeasibleSet":
         """Return the sets of some of the examples. index: (b,) int64."""
         part = copy(self)
         part.x, part.lower, part.upper = self.x[index], self.lower[index], self.upper[index]
@@ -47,7 +47,7 @@ class Region:
         )
         return part
 
-    def put(self, places: Tensor, new: "Region") -> "Region":
+    def put(self, places: Tensor, new: "FeasibleSet") -> "FeasibleSet":
         """Return these sets with those of some examples replaced. places: (b,) int64, new: sets of b examples."""
         whole = copy(self)
         whole.x, whole.lower, whole.upper = (
@@ -60,10 +60,10 @@ class Region:
         )
         return whole
 
-    def shrunk(self, share: Tensor) -> "Region":
+    def shrunk(self, share: Tensor) -> "FeasibleSet":
         """Return the sets with ε of each example times its share. share: (B,) in [0, 1]."""
         radius = self.radius * share.to(self.x.dtype).view(-1, *[1] * (self.x.ndim - 1))
-        return Region(self.x, self.norm, radius, self.low, self.high)
+        return FeasibleSet(self.x, self.norm, radius, self.low, self.high)
 
     def project(self, point: Tensor) -> Tensor:
         """Return the nearest points inside (in the scaled coordinates where ε is per feature). (B, ...) -> (B, ...)."""
@@ -75,21 +75,21 @@ class Region:
         inside = _toward(self.x, self.x + change, change.abs())
         return torch.minimum(torch.maximum(inside, self.lower), self.upper)
 
-    def random(self, noise: Noise, tag: int | Tensor = 0) -> Tensor:
+    def random(self, rng: ExampleRng, tag: int | Tensor = 0) -> Tensor:
         """Draw points uniformly in the ball, then project them into the box. Returns (B, ...)."""
         if self.norm == "Linf":
-            return self.project(self.x + self.radius * (2 * noise.uniform(self.x, tag) - 1))
+            return self.project(self.x + self.radius * (2 * rng.uniform(self.x, tag) - 1))
         # A direction uniform on the unit sphere of the norm, and a length with density ∝ r^(d-1).
         free = (self.radius > 0).expand_as(self.x).flatten(1)
         if self.norm == "L2":
-            direction = noise.normal(self.x, tag).flatten(1) * free
+            direction = rng.normal(self.x, tag).flatten(1) * free
             direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-30)
         else:
-            sign = torch.where(noise.uniform(self.x, tag) < 0.5, -1.0, 1.0).to(self.x.dtype).flatten(1)
-            direction = -(1 - noise.uniform(self.x, tag + 1)).log().flatten(1) * sign * free
+            sign = torch.where(rng.uniform(self.x, tag) < 0.5, -1.0, 1.0).to(self.x.dtype).flatten(1)
+            direction = -(1 - rng.uniform(self.x, tag + 1)).log().flatten(1) * sign * free
             direction = direction / direction.abs().sum(1, keepdim=True).clamp_min(1e-30)
         dims = free.sum(1, keepdim=True).clamp_min(1)
-        length = noise.uniform(self.x.new_empty(len(self.x), 1), tag + 2) ** (1 / dims)
+        length = rng.uniform(self.x.new_empty(len(self.x), 1), tag + 2) ** (1 / dims)
         return self.project(self.x + (direction * length).to(self.x.dtype).view_as(self.x) * self.radius)
 
     def step(self, point: Tensor, grad: Tensor, size: float | Tensor) -> Tensor:

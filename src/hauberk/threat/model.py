@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.threat.feasible_set import Norm, Region
+from hauberk.threat.feasible_set import FeasibleSet, Norm
 from hauberk.threat.parse import Bound, Epsilon, features_tensor, from_plain, number_or_tensor, parse_eps, to_plain
 
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
@@ -31,7 +31,7 @@ class ThreatModel:
         high: upper bound, likewise.
         frozen: boolean mask that broadcasts to one example, or indices into the flattened example; or None.
         eps_text: ε as it was given, for printing ("8/255").
-        one_way: +1 for features that can only rise, -1 for those that can only fall, 0 for all others; broadcasts to one
+        monotone: +1 for features that can only rise, -1 for those that can only fall, 0 for all others; broadcasts to one
             example; or None.
     """
 
@@ -41,9 +41,9 @@ class ThreatModel:
     high: float | Tensor
     frozen: Tensor | None
     eps_text: str
-    one_way: Tensor | None = None
+    monotone: Tensor | None = None
 
-    def around(self, x: Tensor) -> Region:
+    def around(self, x: Tensor) -> FeasibleSet:
         """Lay the set around clean inputs.
 
         Args:
@@ -56,18 +56,18 @@ class ThreatModel:
             UserError: if per-feature ε, bounds or frozen features do not fit the shape of one example.
         """
         low, high = self._fit(self.low, x, "low"), self._fit(self.high, x, "high")
-        if self.one_way is not None:
-            way = cast(Tensor, self._fit(self.one_way, x, "one_way"))
+        if self.monotone is not None:
+            way = cast(Tensor, self._fit(self.monotone, x, "monotone"))
             low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
             low, high = torch.where(way > 0, x, low), torch.where(way < 0, x, high)
-        return Region(x, self.norm, self._radius(x), low, high)
+        return FeasibleSet(x, self.norm, self._radius(x), low, high)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bring points back to the nearest ones inside ``S(x)``. Shapes: (B, ...), (B, ...) -> (B, ...)."""
         return self.around(x).project(x_adv)
 
     def audit(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """By how much each point leaves ``S(x)``: 0 inside. (B, ...), (B, ...) -> (B,) float64, see Region.audit."""
+        """By how much each point leaves ``S(x)``: 0 inside. (B, ...), (B, ...) -> (B,) float64, see FeasibleSet.audit."""
         return self.around(x).audit(x_adv)
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class ThreatModel:
             "low": to_plain(self.low),
             "high": to_plain(self.high),
             "frozen": None if self.frozen is None else to_plain(self.frozen),
-            "one_way": None if self.one_way is None else to_plain(self.one_way),
+            "monotone": None if self.monotone is None else to_plain(self.monotone),
         }
 
     def __repr__(self) -> str:
@@ -96,8 +96,8 @@ class ThreatModel:
         if self.frozen is not None:
             count = int(self.frozen.sum()) if self.frozen.dtype == torch.bool else self.frozen.numel()
             notes.append(f"{count} frozen")
-        if self.one_way is not None:
-            notes.append(f"{int((self.one_way != 0).sum())} one-way")
+        if self.monotone is not None:
+            notes.append(f"{int((self.monotone != 0).sum())} one-way")
         return f"{self.norm}({', '.join(notes)})"
 
     def _bounds_text(self) -> str:
@@ -137,7 +137,7 @@ def Linf(
     low: Bound = 0.0,
     high: Bound = 1.0,
     frozen: Sequence[int] | Tensor | None = None,
-    one_way: Sequence[int] | Tensor | None = None,
+    monotone: Sequence[int] | Tensor | None = None,
 ) -> ThreatModel:
     """L∞ threat model: every feature may move by at most ε.
 
@@ -147,7 +147,7 @@ def Linf(
         low: lower bound of valid inputs, a number or one per feature; ``-inf`` for none.
         high: upper bound, likewise.
         frozen: features that nobody can change: a boolean mask (of such a shape), or indices into the flattened example.
-        one_way: for each feature +1 if it can only rise, -1 if it can only fall, 0 if it can do both.
+        monotone: for each feature +1 if it can only rise, -1 if it can only fall, 0 if it can do both.
 
     Returns:
         The threat model; it serves inputs of any shape that ε, bounds and masks fit.
@@ -159,7 +159,7 @@ def Linf(
         >>> Linf("8/255")
         Linf(8/255)
     """
-    return make_threat("Linf", eps, low, high, frozen, one_way)
+    return make_threat("Linf", eps, low, high, frozen, monotone)
 
 
 def L2(
@@ -167,10 +167,10 @@ def L2(
     low: Bound = 0.0,
     high: Bound = 1.0,
     frozen: Sequence[int] | Tensor | None = None,
-    one_way: Sequence[int] | Tensor | None = None,
+    monotone: Sequence[int] | Tensor | None = None,
 ) -> ThreatModel:
     """L2 threat model: the Euclidean length of the change is at most ε. Arguments as in :func:`Linf`."""
-    return make_threat("L2", eps, low, high, frozen, one_way)
+    return make_threat("L2", eps, low, high, frozen, monotone)
 
 
 def L1(
@@ -178,10 +178,10 @@ def L1(
     low: Bound = 0.0,
     high: Bound = 1.0,
     frozen: Sequence[int] | Tensor | None = None,
-    one_way: Sequence[int] | Tensor | None = None,
+    monotone: Sequence[int] | Tensor | None = None,
 ) -> ThreatModel:
     """L1 threat model: the absolute changes add up to at most ε. Arguments as in :func:`Linf`."""
-    return make_threat("L1", eps, low, high, frozen, one_way)
+    return make_threat("L1", eps, low, high, frozen, monotone)
 
 
 def make_threat(
@@ -190,7 +190,7 @@ def make_threat(
     low: Bound = 0.0,
     high: Bound = 1.0,
     frozen: Sequence[int] | Tensor | None = None,
-    one_way: Sequence[int] | Tensor | None = None,
+    monotone: Sequence[int] | Tensor | None = None,
 ) -> ThreatModel:
     """Make a threat model from the name of its norm. Other arguments as in :func:`Linf`.
 
@@ -207,13 +207,13 @@ def make_threat(
     if norm == "Linf" and bool((torch.as_tensor(radius) > width).any()):
         hint = f"; did you mean '{text}/255'?" if isinstance(radius, float) and 1 < radius < 255 else ""
         raise UserError(f"eps = {text} is wider than the box [{low}, {high}]{hint}")
-    mask, ways = features_tensor(frozen, "frozen"), features_tensor(one_way, "one_way")
+    mask, ways = features_tensor(frozen, "frozen"), features_tensor(monotone, "monotone")
     if mask is not None and mask.dtype != torch.bool:
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
         mask = mask.long()
     if ways is not None and not bool(torch.isin(ways, torch.tensor([-1, 0, 1])).all()):
-        raise UserError("one_way takes +1, -1 or 0 for each feature")
+        raise UserError("monotone takes +1, -1 or 0 for each feature")
     return ThreatModel(norm, radius, lower, upper, mask, text, ways)
 
 
@@ -225,6 +225,6 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
     """
     try:
         low, high = (from_plain(card[side]) for side in ("low", "high"))
-        return make_threat(card["norm"], from_plain(card["eps"]), low, high, card["frozen"], card.get("one_way"))
+        return make_threat(card["norm"], from_plain(card["eps"]), low, high, card["frozen"], card.get("monotone"))
     except (KeyError, TypeError) as error:
         raise UserError(f"this card has no readable threat model ({error})") from error

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.io import FOREIGN, previous, read_state, write_state
+from hauberk.core.io import SCHEMA_ERRORS, previous, read_state, write_state
 from hauberk.methods.memory import Memory
 from hauberk.training.early_failure import require_finite
-from hauberk.training.metrics import Meter
+from hauberk.training.metrics import EpochMetrics
 from hauberk.training.plan import run_id
 
 if TYPE_CHECKING:
@@ -22,16 +22,16 @@ def save(trainer: "Trainer") -> None:
     """Write a checkpoint; called by all processes together.
 
     Raises:
-        Collapse: if the loss is not finite.
+        TrainingDiverged: if the loss is not finite.
         UserError: if it cannot be written; the checkpoint before is kept.
     """
     if trainer.folder is None:
         return
     path = trainer.folder / _STATE
-    meter = trainer.meter.total(trainer.crew)
+    meter = trainer.meter.total(trainer.world)
     require_finite(meter.read()["loss"], trainer.here)
-    parts = trainer.crew.gather(_own(trainer))
-    trainer.crew.by_first(lambda: write_state(path, _whole(trainer, meter, parts)))
+    parts = trainer.world.all_gather_object(_own(trainer))
+    trainer.world.on_main_process(lambda: write_state(path, _whole(trainer, meter, parts)))
 
 
 def exists(folder: Path) -> bool:
@@ -48,24 +48,24 @@ def restore(trainer: "Trainer", folder: Path) -> str:
     Raises:
         UserError: if it is damaged, foreign, or of another model.
     """
-    crew, path = trainer.crew, folder / _STATE
-    state, warning = crew.by_first(lambda: read_state(path))
+    world, path = trainer.world, folder / _STATE
+    state, warning = world.on_main_process(lambda: read_state(path))
     if state.get("run") != run_id(trainer.plan.to_dict()):
         raise UserError(f"{path} is the checkpoint of another run, or of another version of Hauberk; it was not taken")
     try:
         _put_whole(trainer, state)
-        same = state["processes"] == crew.size
-        _put_own(trainer, state["method"], state["parts"][crew.rank] if same else {})
-    except FOREIGN as error:
+        same = state["processes"] == world.size
+        _put_own(trainer, state["method"], state["parts"][world.rank] if same else {})
+    except SCHEMA_ERRORS as error:
         raise UserError(f"{path} is of another model or version: {in_one_line(error)}") from error
-    crew.by_first(lambda: trainer.record.restore(trainer.epoch))
+    world.on_main_process(lambda: trainer.record.restore(trainer.epoch))
     if not same:
-        changed = f"saved by {state['processes']} processes, going on with {crew.size}: not the same bit for bit"
+        changed = f"saved by {state['processes']} processes, going on with {world.size}: not the same bit for bit"
         warning = f"{warning}; {changed}" if warning else changed
     return warning
 
 
-def _whole(trainer: "Trainer", meter: Meter, parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _whole(trainer: "Trainer", meter: EpochMetrics, parts: list[dict[str, Any]]) -> dict[str, Any]:
     """What all processes share, and in ``parts`` what each has of its own."""
     return {
         "run": run_id(trainer.plan.to_dict()),
@@ -91,7 +91,7 @@ def _put_whole(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.optimizer.load_state_dict(state["optimizer"])
     if trainer.ema is not None:
         trainer.ema.load_state_dict(state["ema"])
-    trainer.meter.restore(state["meter"], share=int(trainer.crew.first))
+    trainer.meter.restore(state["meter"], share=int(trainer.world.is_main))
     trainer.epoch, trainer.step, trainer.returns = (int(state[name]) for name in ("epoch", "step", "returns"))
     trainer.seconds = float(state["seconds"])
     if trainer.epoch:  # then one is the best

@@ -8,11 +8,11 @@ from hauberk.core.errors import UserError
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainConfig:
     """Settings of the training loop. The method's own settings (attack, β) belong to the method."""
 
     epochs: int = 30
-    """Passes over the training data."""
+    """ModelQueries over the training data."""
     batch_size: int = 128
     """Examples per step."""
     lr: float = 0.1
@@ -54,7 +54,7 @@ class TrainSettings:
     compile: Literal["auto", "on", "off"] = "off"
     """Run the passes of the attack by torch.compile; "auto" measures whether that is faster here, and the run records it.
     Compiling costs seconds to minutes when the run starts."""
-    on_collapse: Literal["stop", "return", "ignore"] = "stop"
+    on_divergence: Literal["stop", "rollback", "ignore"] = "stop"
     """When the loss is no longer finite, or robust accuracy collapses (catastrophic overfitting): stop; return to the best
     weights so far and go on with half the learning rate, three times at most; or ignore a collapse (never a loss)."""
     sync_batchnorm: bool = False
@@ -86,7 +86,7 @@ class TrainSettings:
             "augment": ("auto", "none", "crop", "crop-flip"),
             "precision": ("auto", "fp32", "bf16"),
             "compile": ("auto", "on", "off"),
-            "on_collapse": ("stop", "return", "ignore"),
+            "on_divergence": ("stop", "rollback", "ignore"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

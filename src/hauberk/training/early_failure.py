@@ -6,18 +6,18 @@ from typing import Any
 MOST_RETURNS = 3  # to earlier weights in one run, each with half the learning rate
 
 
-class Collapse(Exception):
+class TrainingDiverged(Exception):
     """What went wrong, for the user."""
 
 
 def require_finite(loss: float, where: str) -> None:
-    """Raise Collapse if the loss is not finite."""
+    """Raise TrainingDiverged if the loss is not finite."""
     if not isfinite(loss):
-        raise Collapse(f"the loss became {loss} at {where}")
+        raise TrainingDiverged(f"the loss became {loss} at {where}")
 
 
-def require_robust(row: dict[str, Any], best: dict[str, Any], held_out: int, classes: int) -> None:
-    """Raise Collapse for catastrophic overfitting (Wong et al. 2020): the training attack fails, and others succeed.
+def check_catastrophic_overfitting(row: dict[str, Any], best: dict[str, Any], held_out: int, classes: int) -> None:
+    """Raise TrainingDiverged for catastrophic overfitting (Wong et al. 2020): the training attack fails, and others succeed.
 
     That is taken to have happened when robust accuracy on held-out examples is under half of the best so far, by more than
     four standard errors, while robust accuracy in training has reached that best one. A training that merely stumbles, at a
@@ -35,11 +35,11 @@ def require_robust(row: dict[str, Any], best: dict[str, Any], held_out: int, cla
     )
     if now is None or then is None or seen is None:
         return
-    noise = 4 * sqrt(then * (1 - then) / held_out)
+    rng = 4 * sqrt(then * (1 - then) / held_out)
     if then <= 1 / classes + 4 * sqrt((1 - 1 / classes) / classes / held_out):
         return
-    if now < then / 2 and then - now > noise and seen >= then:
-        raise Collapse(
+    if now < then / 2 and then - now > rng and seen >= then:
+        raise TrainingDiverged(
             f"robust accuracy on held-out examples fell from {100 * then:.1f} % to {100 * now:.1f} % in epoch {row['epoch']}, "
             f"while {100 * seen:.1f} % withstand the training attack: catastrophic overfitting, usual where it has one step"
         )

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from hauberk.core.distributed import Crew
+from hauberk.core.distributed import World
 from hauberk.methods import Output
 
 
-class Meter:
+class EpochMetrics:
     """Counts what training saw in passes it made anyway."""
 
     def __init__(self, device: torch.device):
@@ -30,13 +30,13 @@ class Meter:
         for name, value in out.report.items():
             self._add(name, value * len(y), len(y))
 
-    def total(self, crew: Crew) -> "Meter":
+    def total(self, world: World) -> "EpochMetrics":
         """Return the sums over all processes, which all have seen the same quantities."""
-        if crew.size == 1 or not self._sums:
+        if world.size == 1 or not self._sums:
             return self
         counts = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=self._device)
-        sums, counts = crew.sum(torch.stack([torch.stack(list(self._sums.values())), counts]))
-        whole = Meter(self._device)
+        sums, counts = world.sum(torch.stack([torch.stack(list(self._sums.values())), counts]))
+        whole = EpochMetrics(self._device)
         whole._sums = dict(zip(self._sums, sums, strict=True))
         whole._counts = {name: int(count) for name, count in zip(self._sums, counts, strict=True)}
         return whole

@@ -4,15 +4,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hauberk.core.distributed import Crew
+from hauberk.core.distributed import World
 from hauberk.core.errors import UserError
 from hauberk.methods import Method, Step
 
 
-def in_parallel(model: nn.Module, method: Method, crew: Crew) -> nn.Module:
+def in_parallel(model: nn.Module, method: Method, world: World) -> nn.Module:
     """Return the step to call, whose backward pass averages gradients where there are several processes."""
     step = Step(model, method)
-    return step if crew.size == 1 else DistributedDataParallel(step, gradient_as_bucket_view=True)
+    return step if world.size == 1 else DistributedDataParallel(step, gradient_as_bucket_view=True)
 
 
 def synchronise_batchnorm(model: nn.Module, method: Method, device: torch.device) -> nn.Module:

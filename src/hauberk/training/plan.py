@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from hauberk.core.errors import UserError
-from hauberk.core.io import as_json, as_read_back
-from hauberk.data import DATA_SETS, Augmentation, Joined, Part, Source, data_digest, labels
+from hauberk.core.io import as_json, json_roundtrip
+from hauberk.data import DATASETS, Augmentation, Joined, Part, Source, data_digest, labels
 from hauberk.methods import Method
 from hauberk.models import ModelSpec
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.schedule import first_drop
 
 _ROOMS = ("model", "method", "threat", "data", "settings")
-_MAY_DIFFER = ("device", "threads", "save_minutes", "on_collapse", "folder")  # where a run goes on
+_MAY_DIFFER = ("device", "threads", "save_minutes", "on_divergence", "folder")  # where a run goes on
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Plan:
 
     spec: ModelSpec
     method: Method
-    settings: TrainSettings
+    settings: TrainConfig
     train: Source
     val: Source
     augment: Augmentation
@@ -112,14 +112,14 @@ class Plan:
                 "unlabelled": 0 if self.unlabelled is None else len(self.unlabelled),
                 **self._digests,
             },
-            "settings": as_read_back(asdict(self.settings)),
+            "settings": json_roundtrip(asdict(self.settings)),
         }
 
 
 def make_plan(
     spec: ModelSpec,
     method: Method,
-    settings: TrainSettings,
+    settings: TrainConfig,
     source: Source,
     unlabelled: Source | None = None,
     processes: int = 1,
@@ -134,8 +134,8 @@ def make_plan(
     augment: Augmentation = "none"
     if settings.augment != "auto":
         augment = settings.augment
-    elif source.name in DATA_SETS:
-        augment = DATA_SETS[source.name].augment
+    elif source.name in DATASETS:
+        augment = DATASETS[source.name].augment
     if augment != "none" and len(spec.input_shape) != 3:
         raise UserError(f"augmentation {augment!r} is for images, not inputs of shape {spec.input_shape}")
     method = method.planned(settings.epochs, first_drop(settings))
@@ -147,7 +147,7 @@ def make_plan(
     return plan
 
 
-def hold_out(source: Source, settings: TrainSettings) -> tuple[Source, Source]:
+def hold_out(source: Source, settings: TrainConfig) -> tuple[Source, Source]:
     """Split into the part to train on and the part to validate on, by the seed.
 
     Raises:
@@ -188,7 +188,7 @@ def compare_plans(stored: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
-def _class_weights(settings: TrainSettings, train: Source, classes: int) -> Tensor | None:
+def _class_weights(settings: TrainConfig, train: Source, classes: int) -> Tensor | None:
     if settings.class_weights == "none":
         return None
     if settings.class_weights == "balanced":

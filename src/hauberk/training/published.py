@@ -11,7 +11,7 @@ class Published:
     """Settings that differ from the defaults, and who says so.
 
     Attributes:
-        settings: fields of ``TrainSettings``.
+        settings: fields of ``TrainConfig``.
         source: a paper's section, a public code, or "measured here".
         method: settings of the method in the same source, where they differ from its row in the table of methods.
         methods: names of the methods that ``method`` is for; empty for every one that the row is found by.
@@ -99,6 +99,6 @@ def find_published(data: str, model: str, method: str = "", preset: str = "paper
     family = "wrn" if model.startswith("wrn-") else model
     if preset == "official" and data == "cifar10" and (method, family) in OFFICIAL:
         return OFFICIAL[method, family]
-    nothing = Published({}, "the defaults of TrainSettings")
+    nothing = Published({}, "the defaults of TrainConfig")
     found = BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing
     return replace(found, method={}) if found.methods and method not in found.methods else found

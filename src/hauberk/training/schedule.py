@@ -2,13 +2,13 @@
 
 import math
 
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 
 _RISE = 0.3  # share of a one-cycle schedule that goes up
 _START, _END = 1 / 25, 1e-4  # of the peak, as torch's OneCycleLR and its paper (Smith and Topin 2018) have them
 
 
-def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
+def learning_rate(settings: TrainConfig, step: int, total: int) -> float:
     """Learning rate of a step.
 
     Args:
@@ -27,7 +27,7 @@ def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
     return settings.lr * 0.1 ** sum(epoch >= first for first in _drops(settings))
 
 
-def first_drop(settings: TrainSettings) -> int:
+def first_drop(settings: TrainConfig) -> int:
     """0-based epoch of the first learning-rate drop; three quarters of the training where there is none."""
     if settings.schedule == "steps" and settings.milestones:
         drop = math.ceil(_drops(settings)[0])
@@ -36,12 +36,12 @@ def first_drop(settings: TrainSettings) -> int:
     return int(0.75 * settings.epochs)
 
 
-def _drops(settings: TrainSettings) -> list[float]:
+def _drops(settings: TrainConfig) -> list[float]:
     """0-based epochs that start with a lower rate; the papers count epochs from 1 ("at the 75-th epoch")."""
     return [m * settings.epochs if m < 1 else m - 1 for m in settings.milestones]
 
 
-def eps_scale(settings: TrainSettings, step: int, total: int) -> float:
+def eps_scale(settings: TrainConfig, step: int, total: int) -> float:
     """Factor of ε at a step: rises from near 0 to 1 during the warm-up, then 1."""
     if settings.eps_warmup == 0:
         return 1.0

@@ -4,22 +4,22 @@ import time
 
 import torch
 
-from hauberk.core.distributed import Crew
+from hauberk.core.distributed import World
 
 _EVERY = 1.0  # seconds
 
 
-class Lookout:
+class SyncThrottle:
     """Says before which steps to look: all of them where looking costs nothing, otherwise about one in a second.
 
     Args:
-        crew: processes that must look before the same steps.
+        world: processes that must look before the same steps.
         device: where training runs.
     """
 
-    def __init__(self, crew: Crew, device: torch.device):
-        self._crew = crew
-        self._free = crew.size == 1 and device.type == "cpu"
+    def __init__(self, world: World, device: torch.device):
+        self._world = world
+        self._free = world.size == 1 and device.type == "cpu"
         self._begun = time.perf_counter()
         self._steps = self._left = 0
 
@@ -30,7 +30,7 @@ class Lookout:
         if self._left > 0:
             self._left -= 1
             return False
-        self._steps = self._left = self._crew.by_first(self._next)
+        self._steps = self._left = self._world.on_main_process(self._next)
         self._begun = time.perf_counter()
         return True
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from hauberk.checks import check_model
-from hauberk.core.distributed import Crew, crew, local_rank, loss_said
+from hauberk.core.distributed import World, get_world, local_rank, translate_lost_process
 from hauberk.core.environment import versions
 from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
-from hauberk.core.io import FOREIGN, LOCK, alone_in, read_json, write_json
-from hauberk.core.progress import Display
+from hauberk.core.io import LOCKFILE, SCHEMA_ERRORS, exclusive_lock, read_json, write_json
+from hauberk.core.progress import ProgressBar
 from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
@@ -22,7 +22,7 @@ from hauberk.models import ModelSpec
 from hauberk.models.code import model_code
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.checkpoint import exists, restore
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.interrupt import watch_signals
 from hauberk.training.parallel import synchronise_batchnorm
 from hauberk.training.plan import compare_plans, make_plan
@@ -31,7 +31,7 @@ from hauberk.training.trainer import Trainer
 
 RUN_FORMAT = "hauberk-run/1"
 _RECORD = "run.json"
-_BEFORE = (LOCK, f"{_RECORD}.part", "tensorboard")  # what may lie in a folder where a run was killed before it had a record
+_BEFORE = (LOCKFILE, f"{_RECORD}.part", "tensorboard")  # what may lie in a folder where a run was killed before it had a record
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def train(
 ) -> Run:
     """Train a model, choose the best epoch on a held-out part of the training set, and keep everything in ``out``.
 
-    Within a ``torch.distributed`` process group (see :func:`hauberk.joined_crew`) the processes share each batch, and end
+    Within a ``torch.distributed`` process group (see :func:`hauberk.init_distributed`) the processes share each batch, and end
     with the same weights; only the first one writes.
 
     Args:
@@ -87,7 +87,7 @@ def train(
             ``unlabelled_share`` of its examples from there.
         quiet: print nothing.
         report_every: print the line of every so many epochs, and of the last.
-        **settings: fields of ``TrainSettings`` (``epochs``, ``lr``, ``batch_size``, ...). What is not given takes the value
+        **settings: fields of ``TrainConfig`` (``epochs``, ``lr``, ``batch_size``, ...). What is not given takes the value
             published for the data set, network and method, see ``hauberk.training.published``.
 
     Raises:
@@ -118,7 +118,7 @@ def train(
     asked |= {"compile": "on"} if method.sight.compiled else {}
     chosen = _settings(found.settings | asked | settings)
     device = pick_device(chosen.device)
-    everybody = crew()
+    world = get_world()
     threads = torch.get_num_threads()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -127,23 +127,23 @@ def train(
             torch.manual_seed(chosen.seed)
             spec, network = _network(model, source, device, method.extra_outputs)
             code = model_code(network) if spec.imports or spec.is_from_python else ""
-            if chosen.sync_batchnorm and everybody.size > 1:
+            if chosen.sync_batchnorm and world.size > 1:
                 network = synchronise_batchnorm(network, method, device)
-            if not everybody.first:  # whose dropout should not be that of the first
-                torch.manual_seed(chosen.seed + everybody.rank * 1_000_003)
-            plan = make_plan(spec, method, chosen, source, more, everybody.size, code)
-            if everybody.size > 1:
-                _agree(plan.to_dict(), everybody)
-            folder = everybody.by_first(lambda: _open_folder(out, resume))
+            if not world.is_main:  # whose dropout should not be that of the first
+                torch.manual_seed(chosen.seed + world.rank * 1_000_003)
+            plan = make_plan(spec, method, chosen, source, more, world.size, code)
+            if world.size > 1:
+                _agree(plan.to_dict(), world)
+            folder = world.on_main_process(lambda: _open_folder(out, resume))
             with ExitStack() as locked:
-                everybody.by_first(lambda: locked.enter_context(alone_in(folder)))
-                trainer = Trainer(network, plan, folder, device, everybody, stop, report_every)
+                world.on_main_process(lambda: locked.enter_context(exclusive_lock(folder)))
+                trainer = Trainer(network, plan, folder, device, world, stop, report_every)
                 warning = _begin(trainer, resume)
                 done = trainer.epoch * plan.steps_per_epoch + trainer.step
-                with Display(method.name, plan.total_steps, done, quiet or not everybody.first) as display:
+                with ProgressBar(method.name, plan.total_steps, done, quiet or not world.is_main) as display:
                     if warning:
                         display.line(warning)
-                    with loss_said(f"--resume {folder} (resume=True) goes on from there"):
+                    with translate_lost_process(f"--resume {folder} (resume=True) goes on from there"):
                         trainer.run(display)
                 trainer.record.close()
             if trainer.finished:
@@ -153,7 +153,7 @@ def train(
     return Run(network.eval(), folder, trainer.record.rows, trainer.best, not trainer.finished)
 
 
-def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: bool = False, on_collapse: str = "") -> Run:
+def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: bool = False, on_divergence: str = "") -> Run:
     """Go on with a run on a named data set and a named model, all of it read from the run's folder.
 
     Args:
@@ -161,12 +161,12 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
         model: ``module:factory``, where the run was made with one: naming it again allows importing it.
         verify: compare checksums of the data files with the original ones.
         quiet: print nothing.
-        on_collapse: as in ``TrainSettings``, where it should be another than the run was started with.
+        on_divergence: as in ``TrainConfig``, where it should be another than the run was started with.
 
     Raises:
         UserError: if the folder holds no run, or one that only Python can resume; and as :func:`train`.
     """
-    stored = crew().by_first(lambda: read_json(_record_of(Path(folder))))
+    stored = get_world().on_main_process(lambda: read_json(_record_of(Path(folder))))
     if stored.get("format") != RUN_FORMAT:
         raise UserError(f"{folder} holds no run to resume")
     spec = ModelSpec.from_dict(stored.get("model", {}))
@@ -176,15 +176,15 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
         raise UserError(f"this run would import {spec.name!r}; add --model {spec.name} if you trust it")
     try:
         data, how = stored["data"], dict(stored["method"])
-        settings = dict(stored["settings"]) | ({"on_collapse": on_collapse} if on_collapse else {})
+        settings = dict(stored["settings"]) | ({"on_divergence": on_divergence} if on_divergence else {})
         for name in ("milestones", "class_weights"):
             settings[name] = tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
-        TrainSettings(**settings)
+        TrainConfig(**settings)
         source = load_data(data["name"], "train", data["folder"], verify=verify)
         method = make_method(how.pop("name"), threat_from_dict(stored["threat"]), **how)
     except UserError:
         raise
-    except FOREIGN as error:
+    except SCHEMA_ERRORS as error:
         raise UserError(f"{folder}/run.json is damaged: {in_one_line(error)}") from error
     return train(spec, source, method=method, out=folder, resume=True, quiet=quiet, **settings)
 
@@ -197,7 +197,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and crew().size > 1:
+    if name == "cuda" and get_world().size > 1:
         if local_rank() >= torch.cuda.device_count():
             raise UserError(
                 f"no GPU is left for process {local_rank()} of this machine; start one for each, or use --device cpu"
@@ -229,13 +229,13 @@ def _network(
     return spec, network
 
 
-def _settings(given: dict[str, Any]) -> TrainSettings:
-    known = [field.name for field in fields(TrainSettings)]
+def _settings(given: dict[str, Any]) -> TrainConfig:
+    known = [field.name for field in fields(TrainConfig)]
     for name in given:
         if name not in known:
             raise unknown_name("training setting", name, known)
     try:
-        return TrainSettings(**given)
+        return TrainConfig(**given)
     except TypeError as error:
         raise UserError(f"a training setting has the wrong type: {error}") from error
 
@@ -280,7 +280,7 @@ def _begin(trainer: Trainer, resume: bool) -> str:
     folder, record, plan = trainer.folder, trainer.folder / _RECORD, trainer.plan.to_dict()
     here = {"versions": versions(), "threads": torch.get_num_threads()}
     if not resume:
-        trainer.crew.by_first(lambda: write_json(record, {"format": RUN_FORMAT, **plan, **here}))
+        trainer.world.on_main_process(lambda: write_json(record, {"format": RUN_FORMAT, **plan, **here}))
         return ""
 
     def compared() -> str:
@@ -288,8 +288,8 @@ def _begin(trainer: Trainer, resume: bool) -> str:
         compare_plans(stored, plan)
         return _otherwise(stored, here)
 
-    warnings = [trainer.crew.by_first(compared)]
-    if trainer.crew.by_first(lambda: exists(folder)):
+    warnings = [trainer.world.on_main_process(compared)]
+    if trainer.world.on_main_process(lambda: exists(folder)):
         warnings.append(restore(trainer, folder))
     return "; ".join(warning for warning in warnings if warning)
 
@@ -306,7 +306,7 @@ def _otherwise(stored: dict[str, Any], here: dict[str, Any]) -> str:
     return f"begun with {', '.join(found)}, going on with {here_now}: not the same bit for bit" if found else ""
 
 
-def _agree(plan: dict[str, Any], everybody: Crew) -> None:
+def _agree(plan: dict[str, Any], world: World) -> None:
     """Refuse to train together where processes were started differently, or see different data.
 
     Raises:
@@ -314,7 +314,7 @@ def _agree(plan: dict[str, Any], everybody: Crew) -> None:
     """
     problem = ""
     try:
-        compare_plans(everybody.by_first(lambda: plan), plan)
+        compare_plans(world.on_main_process(lambda: plan), plan)
     except UserError as error:
-        problem = f"process {everybody.rank} is not like the first one: {error}"
-    everybody.refuse(problem)
+        problem = f"process {world.rank} is not like the first one: {error}"
+    world.raise_if_any(problem)

@@ -8,24 +8,24 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hauberk.core.distributed import Crew
+from hauberk.core.distributed import World
 from hauberk.core.environment import machine
 from hauberk.core.errors import UserError
-from hauberk.core.progress import Display
-from hauberk.core.random import Noise
+from hauberk.core.progress import ProgressBar
+from hauberk.core.random import ExampleRng
 from hauberk.data import augment, fetch_for, resident
-from hauberk.fastpath.autotune import pick_form
-from hauberk.fastpath.precision import Precision, Sight
+from hauberk.fastpath.autotune import autotune_precision
+from hauberk.fastpath.precision import Precision, PrecisionPolicy
 from hauberk.training.checkpoint import save
-from hauberk.training.early_failure import MOST_RETURNS, Collapse, require_finite, require_robust
+from hauberk.training.early_failure import MOST_RETURNS, TrainingDiverged, check_catastrophic_overfitting, require_finite
 from hauberk.training.interrupt import Stop
-from hauberk.training.metrics import Meter
+from hauberk.training.metrics import EpochMetrics
 from hauberk.training.metrics_log import Record, epoch_line
 from hauberk.training.model_card import save_model
 from hauberk.training.parallel import in_parallel, running_statistics
 from hauberk.training.plan import Plan
 from hauberk.training.schedule import eps_scale, learning_rate
-from hauberk.training.sync_throttle import Lookout
+from hauberk.training.sync_throttle import SyncThrottle
 from hauberk.training.validate import validate
 
 _AVERAGED = 10  # the moving average that is not specified spans a tenth of the training
@@ -39,7 +39,7 @@ class Trainer:
         plan: what to do.
         folder: where to keep the run, or None for nowhere.
         device: where to train.
-        crew: the processes that train together; all of them do all of this, the first one writes.
+        world: the processes that train together; all of them do all of this, the first one writes.
         stop: asked between steps.
         report_every: print the line of every so many epochs, and of the last.
     """
@@ -50,13 +50,13 @@ class Trainer:
         plan: Plan,
         folder: Path | None,
         device: torch.device,
-        crew: Crew,
+        world: World,
         stop: Stop,
         report_every: int = 1,
     ):
         self.model = model.to(device)
-        crew.alike(model)
-        self.plan, self.folder, self.device, self.crew, self.stop = plan, folder, device, crew, stop
+        world.broadcast_module(model)
+        self.plan, self.folder, self.device, self.world, self.stop = plan, folder, device, world, stop
         self.report_every = report_every
         self.examples = resident(plan.examples, device)
         settings = plan.settings
@@ -68,10 +68,10 @@ class Trainer:
             decay = settings.ema if settings.ema > 0 else max(0.0, 1 - _AVERAGED / plan.total_steps)
             averaging = get_ema_multi_avg_fn(decay)
             self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
-        self.record = Record(folder if crew.first else None)
-        self.meter = Meter(device)
-        self.lookout = Lookout(crew, device)
-        self.sight: Sight | None = None  # to be picked
+        self.record = Record(folder if world.is_main else None)
+        self.meter = EpochMetrics(device)
+        self.lookout = SyncThrottle(world, device)
+        self.sight: PrecisionPolicy | None = None  # to be picked
         if settings.precision != "auto" and settings.compile == "off":
             self.use(settings.precision, False)
         self.epoch = self.step = 0  # the next to do; step within the epoch
@@ -82,7 +82,7 @@ class Trainer:
 
     def use(self, precision: Precision, compiled: bool) -> None:
         """Train in this precision, with attacks compiled or not."""
-        self.sight = self.plan.method.sight = Sight(precision, compiled)
+        self.sight = self.plan.method.sight = PrecisionPolicy(precision, compiled)
         if precision == "bf16":  # whose convolutions are faster in this order
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -98,38 +98,38 @@ class Trainer:
         tired = patience > 0 and self.epoch > begins and self.epoch - 1 - self.best["epoch"] >= patience
         return self.epoch >= self.plan.settings.epochs or (self.step == 0 and tired)
 
-    def run(self, display: Display) -> None:
+    def run(self, display: ProgressBar) -> None:
         """Train until the plan is done or somebody asks to stop.
 
         Raises:
             UserError: if training collapses, or a checkpoint cannot be written.
         """
         if self.sight is None:
-            self.use(*self.crew.by_first(self._pick))
-        step = in_parallel(self.model, self.plan.method, self.crew)
+            self.use(*self.world.on_main_process(self._pick))
+        step = in_parallel(self.model, self.plan.method, self.world)
         while not self.finished and not self._asked_to_stop():
             try:
                 self._run_epoch(step, display)
-            except Collapse as problem:
+            except TrainingDiverged as problem:
                 display.line(self._go_back(str(problem)))
 
     def _pick(self) -> tuple[Precision, bool]:
         settings = self.plan.settings
-        some = self.crew.share(torch.arange(min(settings.batch_size, len(self.plan.train))))
+        some = self.world.local_shard(torch.arange(min(settings.batch_size, len(self.plan.train))))
         x, _ = fetch_for(self.model, self.plan.train, some)
-        return pick_form(self.model, x, settings.precision, settings.compile)
+        return autotune_precision(self.model, x, settings.precision, settings.compile)
 
     def _asked_to_stop(self) -> bool:
-        return self.crew.any(self.stop.asked)[0]
+        return self.world.any(self.stop.asked)[0]
 
-    def _run_epoch(self, step: nn.Module, display: Display) -> None:
+    def _run_epoch(self, step: nn.Module, display: ProgressBar) -> None:
         batches = self.plan.batches(self.epoch)
         title = f"epoch {self.epoch + 1}/{self.plan.settings.epochs}"
         begun = saved = time.perf_counter()
         while self.step < len(batches):
             look = self.lookout.due()
             if look:
-                stop, due = self.crew.any(self.stop.asked, time.perf_counter() - saved > 60 * self.plan.settings.save_minutes)
+                stop, due = self.world.any(self.stop.asked, time.perf_counter() - saved > 60 * self.plan.settings.save_minutes)
                 if stop:
                     self.seconds += time.perf_counter() - begun
                     save(self)
@@ -148,10 +148,10 @@ class Trainer:
         at = self.epoch * plan.steps_per_epoch + self.step
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(at)
-        index = self.crew.share(batch)
+        index = self.world.local_shard(batch)
         x, y = fetch_for(self.model, self.examples, index)
-        noise = Noise(settings.seed, index.to(self.device), stage=at)
-        x = augment(x, plan.augment, noise)
+        rng = ExampleRng(settings.seed, index.to(self.device), stage=at)
+        x = augment(x, plan.augment, rng)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)  # before the passes, so that old gradients do not add to their memory
         out = step(
@@ -160,27 +160,27 @@ class Trainer:
             self.epoch,
             index=index,
             class_weights=plan.class_weights,
-            noise=noise,
+            rng=rng,
             eps_scale=eps_scale(settings, at, plan.total_steps),
-            sizes=self.crew.sizes(len(batch)),
+            sizes=self.world.shard_sizes(len(batch)),
         )
         if look:
-            require_finite(self.crew.sum(out.loss).item() / self.crew.size, self.here)
+            require_finite(self.world.sum(out.loss).item() / self.world.size, self.here)
         out.loss.backward()
         self.optimizer.step()
-        self.crew.average(running_statistics(self.model))
+        self.world.average(running_statistics(self.model))
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        self.meter.add(out, y, len(batch) / self.crew.size)
+        self.meter.add(out, y, len(batch) / self.world.size)
 
-    def _end_epoch(self, display: Display, rate: float) -> None:
-        seen = self.meter.total(self.crew).read()
+    def _end_epoch(self, display: ProgressBar, rate: float) -> None:
+        seen = self.meter.total(self.world).read()
         require_finite(seen["loss"], self.here)
         plan, settings = self.plan, self.plan.settings
         last = (self.epoch + 1) * plan.steps_per_epoch - 1
         row: dict[str, Any] = {"epoch": self.epoch + 1, **seen}
         if len(plan.val):
-            at_once = -(-settings.batch_size // self.crew.size)
+            at_once = -(-settings.batch_size // self.world.size)
             row |= validate(
                 self.judged,
                 plan.val,
@@ -188,13 +188,15 @@ class Trainer:
                 settings.val_steps,
                 settings.seed,
                 at_once,
-                self.crew,
+                self.world,
                 plan.class_weights,
             )
             # While ε still grows, training sees a weaker attack than validation.
             whole_eps = eps_scale(settings, last, plan.total_steps) == 1.0
-            if settings.on_collapse != "ignore" and whole_eps:
-                require_robust(row, self.best.get("metrics", {}), len(plan.val), plan.train.classes or plan.spec.classes)
+            if settings.on_divergence != "ignore" and whole_eps:
+                check_catastrophic_overfitting(
+                    row, self.best.get("metrics", {}), len(plan.val), plan.train.classes or plan.spec.classes
+                )
         row |= {"lr": self._rate(last), "seconds": self.seconds, "examples_per_second": rate}
         # What came before the method's weights were on is another method's network, however well it does.
         first = not self.best or self.best["epoch"] < plan.method.begins <= self.epoch
@@ -202,9 +204,9 @@ class Trainer:
         if better:
             self.best = {"epoch": self.epoch, "metrics": row}
             self.best_weights = {name: value.detach().cpu().clone() for name, value in self.judged.state_dict().items()}
-        self.crew.by_first(lambda: self._write_epoch(row, better))
+        self.world.on_main_process(lambda: self._write_epoch(row, better))
         self.epoch, self.step = self.epoch + 1, 0
-        self.meter = Meter(self.device)
+        self.meter = EpochMetrics(self.device)
         save(self)
         if self.epoch % self.report_every == 0 or self.finished:
             display.line(epoch_line(row, settings.epochs, better and len(plan.val) > 0))
@@ -218,7 +220,7 @@ class Trainer:
     def numerics(self) -> dict[str, Any]:
         """What fixes how results are rounded."""
         assert self.sight is not None
-        return {"precision": self.sight.precision, "compiled": self.sight.compiled, "processes": self.crew.size}
+        return {"precision": self.sight.precision, "compiled": self.sight.compiled, "processes": self.world.size}
 
     def score(self, row: dict[str, Any]) -> tuple[float, ...]:
         """Larger is better. A method without an attack is judged by clean accuracy; with nothing held out, the last wins."""
@@ -242,13 +244,13 @@ class Trainer:
         Raises:
             UserError: if that is not asked for, or does not help.
         """
-        if self.plan.settings.on_collapse != "return" or not self.best or self.returns == MOST_RETURNS:
-            self.crew.by_first(lambda: self._give_up(problem))
+        if self.plan.settings.on_divergence != "rollback" or not self.best or self.returns == MOST_RETURNS:
+            self.world.on_main_process(lambda: self._give_up(problem))
         self.model.load_state_dict(self.best_weights)
         if self.ema is not None:
             self.ema.module.load_state_dict(self.best_weights)
         self.optimizer.state.clear()
-        self.meter, self.step = Meter(self.device), 0
+        self.meter, self.step = EpochMetrics(self.device), 0
         self.returns += 1
         return f"{problem}; going on from the weights of epoch {self.best['epoch'] + 1} with half the learning rate"
 
@@ -256,7 +258,7 @@ class Trainer:
         kept = f"; the last good checkpoint, of epoch {self.epoch}, is in {self.folder}" if self.folder and self.epoch else ""
         again = f", after {self.returns} returns to earlier weights" if self.returns else ""
         raise UserError(
-            f"{problem}{again}{kept}. Try a lower lr, a stronger training attack, or go on with --on-collapse return"
+            f"{problem}{again}{kept}. Try a lower lr, a stronger training attack, or go on with --on-divergence rollback"
         )
 
     def _export(self, which: str, epoch: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:

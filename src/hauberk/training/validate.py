@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.ascent import ascend
-from hauberk.attacks.frozen_model import attack_view
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.attacks.steps import Ascent
-from hauberk.core.distributed import Crew
-from hauberk.core.random import Noise
+from hauberk.core.distributed import World
+from hauberk.core.random import ExampleRng
 from hauberk.data import Source, fetch_for
 from hauberk.methods import Method
 
@@ -19,7 +19,7 @@ def validate(
     steps: int,
     seed: int,
     batch_size: int,
-    crew: Crew,
+    world: World,
     class_weights: Tensor | None = None,
 ) -> dict[str, float]:
     """Measure clean accuracy, and accuracy under PGD (ε/4, uniform start, cross-entropy, best point kept).
@@ -33,16 +33,16 @@ def validate(
     # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
     attack = Ascent(steps, "eps/4", loss="evade" if method.extra_outputs else "ce")
     sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
-    for index in crew.share(torch.arange(len(source))).split(batch_size):
+    for index in world.local_shard(torch.arange(len(source))).split(batch_size):
         if not len(index):
             break
         x, y = fetch_for(model, source, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
-        found = ascend(model, x, y, method.threat, attack, seed=Noise(seed, index.to(x.device), stage=-2))
-        with attack_view(model) as view, torch.no_grad():
+        found = ascend(model, x, y, method.threat, attack, seed=ExampleRng(seed, index.to(x.device), stage=-2))
+        with frozen_model(model) as view, torch.no_grad():
             right = view(x).argmax(1) == y
         weight = torch.ones(len(y), device=y.device) if class_weights is None else class_weights.to(y.device)[y]
         sums += torch.stack([(weight * right).sum(), (weight * (right & ~found.success)).sum(), weight.sum()])
-    clean, robust, total = crew.sum(sums).tolist()
+    clean, robust, total = world.sum(sums).tolist()
     total = total or 1.0  # all weights may be 0
     return {"val_clean_accuracy": clean / total, "val_robust_accuracy": robust / total}

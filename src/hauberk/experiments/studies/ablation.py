@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.experiments.studies.finding import Finding
-from hauberk.experiments.studies.measure import agree, percent, said, standing
+from hauberk.experiments.studies.measure import outputs_match, percent, said, standing
 from hauberk.experiments.studies.setting import Setting
 from hauberk.experiments.studies.variants import Split, variant
 from hauberk.methods import Method, method
-from hauberk.objectives import Terms, kl_divergence, mart
+from hauberk.objectives import LossTerms, kl_divergence, mart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,30 +26,30 @@ SHARES = (0.25, 0.5, 0.75)  # of the data; 0 is the variant without both, 1 is M
 _BOTH = "without both"
 
 
-def without_weight(logits: Tensor, logits_adv: Tensor, y: Tensor) -> Terms:
+def without_weight(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
     """``BCE(p(x'), y) + β·KL(p(x)‖p(x'))``."""
-    return Terms(mart(logits, logits_adv, y).robust, BETA * kl_divergence(logits, logits_adv))
+    return LossTerms(mart(logits, logits_adv, y).robust, BETA * kl_divergence(logits, logits_adv))
 
 
-def without_kl(logits: Tensor, logits_adv: Tensor, y: Tensor) -> Terms:
+def without_kl(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
     """``BCE(p(x'), y) + β·(1 - p_y(x))``."""
     p_true = logits.softmax(1).gather(1, y[:, None]).squeeze(1)
-    return Terms(mart(logits, logits_adv, y).robust, BETA * (1 - p_true))
+    return LossTerms(mart(logits, logits_adv, y).robust, BETA * (1 - p_true))
 
 
-def without_both(logits: Tensor, logits_adv: Tensor, y: Tensor) -> Terms:
+def without_both(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
     """``BCE(p(x'), y)``."""
     return mart(logits, logits_adv, y, beta=0.0)
 
 
-def with_ce(logits: Tensor, logits_adv: Tensor, y: Tensor) -> Terms:
+def with_ce(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
     """``CE(f(x'), y) + β·KL(p(x)‖p(x'))·(1 - p_y(x))``."""
-    return Terms(F.cross_entropy(logits_adv, y, reduction="none"), mart(logits, logits_adv, y, beta=BETA).regular)
+    return LossTerms(F.cross_entropy(logits_adv, y, reduction="none"), mart(logits, logits_adv, y, beta=BETA).regular)
 
 
-def with_clean_bce(logits: Tensor, logits_adv: Tensor, y: Tensor) -> Terms:
+def with_clean_bce(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
     """``BCE(p(x), y) + β·KL(p(x)‖p(x'))·(1 - p_y(x))``."""
-    return Terms(mart(logits, logits, y).robust, mart(logits, logits_adv, y, beta=BETA).regular)
+    return LossTerms(mart(logits, logits, y).robust, mart(logits, logits_adv, y, beta=BETA).regular)
 
 
 LOSSES = {
@@ -78,7 +78,7 @@ def run(setting: Setting) -> Finding:
     pairs = [(whole.pgd, found[name].pgd) for name in LOSSES]
     rows = [one.row(loss=name) for name, one in found.items()]
     series = {"share": [0.0, *SHARES, 1.0], "robust": [percent(one.pgd) for one in shares]}
-    return Finding("ablation", f"{setting}, {len(y):,} test examples", CLAIM, text, agree(pairs), rows, series)
+    return Finding("ablation", f"{setting}, {len(y):,} test examples", CLAIM, text, outputs_match(pairs), rows, series)
 
 
 def draw(finding: Finding) -> "Figure":

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hauberk.experiments.studies.finding import Finding
-from hauberk.experiments.studies.measure import agree, said, standing
+from hauberk.experiments.studies.measure import outputs_match, said, standing
 from hauberk.experiments.studies.setting import Setting
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def run(setting: Setting) -> Finding:
         f"PGD-20 {said(longest.pgd, none.pgd)}, stronger attacks {said(longest.strong, none.strong)}"
     )
     rows = [one.row(**{"burn-in, epochs": length}) for length, one in found.items()]
-    verdict = agree([(longest.strong, none.strong)])
+    verdict = outputs_match([(longest.strong, none.strong)])
     return Finding("burn-in", f"{setting}, {len(y):,} test examples", CLAIM, text, verdict, rows, {})
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hauberk.experiments.studies.finding import Finding
-from hauberk.experiments.studies.measure import agree, percent, said, standing
+from hauberk.experiments.studies.measure import outputs_match, percent, said, standing
 from hauberk.experiments.studies.setting import Setting
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(setting: Setting) -> Finding:
         f"{said(weighed, others)}"
     )
     about = f"{setting}, thinned out, {len(y):,} test examples"
-    return Finding("imbalance", about, CLAIM, text, agree([(ours, others)]), rows, {"by class": shares})
+    return Finding("imbalance", about, CLAIM, text, outputs_match([(ours, others)]), rows, {"by class": shares})
 
 
 def draw(finding: Finding) -> "Figure":

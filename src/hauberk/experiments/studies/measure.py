@@ -67,7 +67,7 @@ def difference(ours: Tensor, others: Tensor) -> tuple[float, float]:
     return 100 * float(points.mean()), 100 * float(points.std()) / sqrt(len(points))
 
 
-def agree(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool | None:
+def outputs_match(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool | None:
     """Judge claims that the first network of each pair is better on the same examples.
 
     Returns:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import lm_pgd, pgd
 from hauberk.attacks.result import AttackResult
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.experiments.studies.finding import Finding
 from hauberk.experiments.studies.setting import Setting
 
@@ -86,7 +86,7 @@ def _row(name: str, steps: Tensor, broken: Tensor) -> dict[str, Any]:
 def _losses(name: str, model: nn.Module, x: Tensor, y: Tensor, shown: int, setting: Setting) -> list[float]:
     """Cross-entropy of one example after 1, 2, ... steps along the same path."""
     one_x, one_y = x[shown : shown + 1], y[shown : shown + 1]
-    start = Noise(setting.seed, torch.tensor([shown], device=x.device))  # the same as among the others
+    start = ExampleRng(setting.seed, torch.tensor([shown], device=x.device))  # the same as among the others
     losses = []
     for steps in range(1, STEPS + 1):
         last = ATTACKS[name](model, one_x, one_y, setting.threat, steps=steps, return_last=True, seed=start).x_adv

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import attack_view, logit_margin
+from hauberk.attacks import frozen_model, logit_margin
 from hauberk.experiments.studies.finding import Finding
 from hauberk.experiments.studies.measure import difference
 from hauberk.experiments.studies.pictures import draw_rows
@@ -60,7 +60,7 @@ def draw(finding: Finding) -> "Figure":
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Gradient of ``z_y - max_{k≠y} z_k`` to the input, (N, C, H, W)."""
-    with attack_view(model) as view:
+    with frozen_model(model) as view:
         point = x.clone().requires_grad_()
         return torch.autograd.grad(logit_margin(view(point), y).sum(), point)[0]
 

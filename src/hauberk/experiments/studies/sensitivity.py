@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hauberk.experiments.studies.finding import Finding
-from hauberk.experiments.studies.measure import agree, percent, standing
+from hauberk.experiments.studies.measure import outputs_match, percent, standing
 from hauberk.experiments.studies.setting import Setting
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def run(setting: Setting) -> Finding:
         f"MART is ahead for {ahead} of {len(LAMBDAS)} values of λ under PGD-20, and for {truly} under the stronger attacks; "
         f"over λ PGD-20 accuracy varies by {spread['mart']:.1f} points for MART and {spread['trades']:.1f} for TRADES"
     )
-    verdict = agree([(found["mart", lam].pgd, found["trades", lam].pgd) for lam in LAMBDAS])
+    verdict = outputs_match([(found["mart", lam].pgd, found["trades", lam].pgd) for lam in LAMBDAS])
     if spread["mart"] > spread["trades"]:
         verdict = False
     rows = [one.row(method=name, λ=lam) for (name, lam), one in found.items()]

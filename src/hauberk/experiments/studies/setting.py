@@ -17,7 +17,7 @@ from hauberk.experiments.studies.finding import Finding
 from hauberk.methods import Method
 from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device
-from hauberk.training.config import TrainSettings
+from hauberk.training.config import TrainConfig
 from hauberk.training.plan import hold_out
 from hauberk.training.published import find_published
 
@@ -58,10 +58,10 @@ class Setting:
         return self.base.seed
 
     @property
-    def schedule(self) -> TrainSettings:
+    def schedule(self) -> TrainConfig:
         """How networks are trained."""
         found = find_published(self.base.data, self.base.model, recipe=self.base.recipe)
-        return TrainSettings(**{**found.settings, **self.base.settings})
+        return TrainConfig(**{**found.settings, **self.base.settings})
 
     def method(self, name: str, **choices: Any) -> Method:
         """Return a method on this data and network, as :meth:`trained` makes it."""

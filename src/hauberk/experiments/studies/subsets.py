@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from hauberk.data import fetch_for
 from hauberk.experiments.studies.finding import Finding
-from hauberk.experiments.studies.measure import agree, percent, said, standing
+from hauberk.experiments.studies.measure import outputs_match, percent, said, standing
 from hauberk.experiments.studies.setting import Setting
 from hauberk.experiments.studies.variants import Split, variant
 from hauberk.methods import Method
-from hauberk.objectives import Terms, at, kl_divergence
+from hauberk.objectives import LossTerms, at, kl_divergence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def run(setting: Setting) -> Finding:
     ]
     rows = [one.row(training=name) for name, one in found.items()]
     series = {"base": percent(base)}
-    return Finding("subsets", f"{setting}, {len(y):,} test examples", CLAIM, text, agree(pairs), rows, series)
+    return Finding("subsets", f"{setting}, {len(y):,} test examples", CLAIM, text, outputs_match(pairs), rows, series)
 
 
 def draw(finding: Finding) -> "Figure":
@@ -90,6 +90,6 @@ def treatments(setting: Setting) -> dict[str, Method]:
     }
 
 
-def regularised(logits: Tensor, logits_adv: Tensor, y: Tensor) -> Terms:
+def regularised(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
     """``CE(f(x'), y) + β·KL(p(x)‖p(x'))``."""
-    return Terms(at(logits, logits_adv, y).robust, BETA * kl_divergence(logits, logits_adv))
+    return LossTerms(at(logits, logits_adv, y).robust, BETA * kl_divergence(logits, logits_adv))

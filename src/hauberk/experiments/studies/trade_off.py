@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hauberk.experiments.studies.finding import Finding
-from hauberk.experiments.studies.measure import agree, said, standing
+from hauberk.experiments.studies.measure import outputs_match, said, standing
 from hauberk.experiments.studies.sensitivity import LAMBDAS
 from hauberk.experiments.studies.setting import Setting
 
@@ -35,7 +35,7 @@ def run(setting: Setting) -> Finding:
     )
     claims = [(found["standard"].clean, found["at"].clean), (low.clean, high.clean), (high.strong, low.strong)]
     rows = [one.row(method=name) for name, one in found.items()]
-    return Finding("trade-off", f"{setting}, {len(y):,} test examples", CLAIM, text, agree(claims), rows, {})
+    return Finding("trade-off", f"{setting}, {len(y):,} test examples", CLAIM, text, outputs_match(claims), rows, {})
 
 
 def draw(finding: Finding) -> "Figure":

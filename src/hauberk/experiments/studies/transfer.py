@@ -6,7 +6,7 @@ import torch
 
 from hauberk.attacks import pgd
 from hauberk.experiments.studies.finding import Finding
-from hauberk.experiments.studies.measure import agree, percent
+from hauberk.experiments.studies.measure import outputs_match, percent
 from hauberk.experiments.studies.setting import Setting
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def run(setting: Setting) -> Finding:
     )
     fooled = max(percent(stands[a, "standard"]) for a in robust)
     text = f"the worst transferred PGD-20 leaves {least}; the standard network keeps at most {fooled:.1f} % of any robust one's"
-    return Finding("transfer", f"{setting}, {len(y):,} test examples", CLAIM, text, agree(pairs), rows, {})
+    return Finding("transfer", f"{setting}, {len(y):,} test examples", CLAIM, text, outputs_match(pairs), rows, {})
 
 
 def draw(finding: Finding) -> "Figure":

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import ascend
-from hauberk.core.distributed import ALONE, Crew
+from hauberk.core.distributed import SINGLE_PROCESS, World
 from hauberk.core.errors import UserError
-from hauberk.core.random import Noise
+from hauberk.core.random import ExampleRng
 from hauberk.methods import Method, Output
-from hauberk.objectives import Terms
+from hauberk.objectives import LossTerms
 
 
-def variant(name: str, base: Method, terms: Callable[..., Terms]) -> Method:
+def variant(name: str, base: Method, terms: Callable[..., LossTerms]) -> Method:
     """Return a method with another loss; ``terms`` takes logits, logits_adv and y."""
     return Method(name, base.threat, replace(base.choices, terms=terms), base.settings)
 
@@ -50,15 +50,15 @@ class Split(Method):
         *,
         index: Tensor | None = None,
         class_weights: Tensor | None = None,
-        noise: Noise | None = None,
+        rng: ExampleRng | None = None,
         eps_scale: float = 1.0,
-        crew: Crew = ALONE,
+        world: World = SINGLE_PROCESS,
         sizes: Any = None,
     ) -> Output:
         """Attack a batch and compute the loss to minimise. ``index`` (B,) is needed; several processes are not supported."""
-        if index is None or crew.size > 1 or class_weights is not None:
+        if index is None or world.size > 1 or class_weights is not None:
             raise UserError("this experiment needs the index of each example, one process and no class weights")
-        noise = noise or Noise(self.settings["seed"], torch.arange(len(x), device=x.device), stage=self._calls)
+        rng = rng or ExampleRng(self.settings["seed"], torch.arange(len(x), device=x.device), stage=self._calls)
         self._calls += 1
         threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
         treated = torch.isin(index.cpu(), self.places).long().to(x.device)
@@ -67,7 +67,7 @@ class Split(Method):
         for part, some in groups:
             if part.attack is not None and len(some):
                 seen = ascend(
-                    model, x[some], y[some], threat, part.attack, keep="last-unseen", seed=noise.rows(some), trusted=True
+                    model, x[some], y[some], threat, part.attack, keep="last-unseen", seed=rng.rows(some), trusted=True
                 )
                 x_adv[some] = seen.x_adv
         logits, logits_adv = model(x), model(x_adv)
