@@ -150,9 +150,11 @@ def test_no_method_is_known_by_name_where_it_must_not_be():
         ROOT / "src/hauberk/attacks/ascent.py",
     ]
     for path in rooms:
+        if path.name == "published.py":  # whose settings are those of papers on one method
+            continue
         code = re.sub(r'""".*?"""|#[^\n]*', "", path.read_text(), flags=re.DOTALL)
         for name in hb.list_methods().keys() - {"standard"}:  # also the name of a suite of attacks
-            assert f'"{name}"' not in code or (name == "at" and path.name == "run.py"), (path, name)  # train's default method
+            assert f'"{name}"' not in code or (name == "at" and path.name == "train.py"), (path, name)  # train's default method
 
 
 def test_every_command_and_attack_is_documented():
@@ -168,7 +170,7 @@ def test_every_command_and_attack_is_documented():
 
 
 ROOMS = ["", ".attacks", ".objectives", ".weighting", ".data", ".models", ".methods", ".training", ".evaluation", ".threat",
-         ".tables", ".compare", ".studies", ".report"]  # fmt: skip
+         ".tables", ".experiments", ".experiments.studies", ".report"]  # fmt: skip
 
 
 @pytest.mark.parametrize("room", ROOMS)

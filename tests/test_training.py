@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import hauberk as hb
+import hauberk.training.train as training_run
 from conftest import few_images, tiny_batch, tiny_net
 from hauberk.attacks.steps import parse_step
 from hauberk.core.io import read_state, write_json, write_state
 from hauberk.data import Arrays, as_source, labels
 from hauberk.methods.named import published_method
-from hauberk.training import run as training_run
+from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
 from hauberk.training.early_failure import TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import make_plan
@@ -166,7 +167,7 @@ def test_early_stopping():
 
 def test_validation_examples_are_never_trained_on():
     source = as_source(easy_data(100))
-    plan = make_plan(hb.training.run.ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(seed=3), source)
+    plan = make_plan(ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(seed=3), source)
     assert len(plan.val) == 10
     assert set(plan.val.index.tolist()).isdisjoint(plan.train.index.tolist())
     assert len(plan.val) + len(plan.train) == 100
@@ -177,9 +178,7 @@ def test_validation_examples_are_never_trained_on():
 
 def test_a_last_batch_of_one_is_dropped():
     source = as_source(easy_data(33))
-    plan = make_plan(
-        hb.training.run.ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(batch_size=16, val_size=0), source
-    )
+    plan = make_plan(ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(batch_size=16, val_size=0), source)
     assert [len(batch) for batch in plan.batches(0)] == [16, 16]
     assert plan.steps_per_epoch == 2
 
@@ -188,7 +187,7 @@ def test_balanced_class_weights():
     x, y = easy_data(100)
     y = torch.where(torch.arange(100) < 80, 0, 1)
     plan = make_plan(
-        hb.training.run.ModelSpec("mlp", SHAPE, 2),
+        ModelSpec("mlp", SHAPE, 2),
         hb.method("at", THREAT),
         TrainConfig(class_weights="balanced", val_size=0),
         Arrays(x, y, 2),

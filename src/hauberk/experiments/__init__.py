@@ -1,24 +1,33 @@
 """Comparisons: methods over seeds, each run kept and never made twice."""
 
-from hauberk.experiments.comparison import Comparison, collect, heading
-from hauberk.experiments.estimate import Estimate, estimate
-from hauberk.experiments.experiment import Cell, run_cell, train_cell
-from hauberk.experiments.layout import as_csv, as_latex, as_markdown, rich_table
-from hauberk.experiments.runner import run_cells, run_on_slurm
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Cell",
-    "Comparison",
-    "Estimate",
-    "as_csv",
-    "as_latex",
-    "as_markdown",
-    "collect",
-    "estimate",
-    "heading",
-    "rich_table",
-    "run_cell",
-    "run_cells",
-    "run_on_slurm",
-    "train_cell",
-]
+from lazy_loader import attach
+
+if TYPE_CHECKING:
+    from hauberk.experiments.comparison import Comparison as Comparison
+    from hauberk.experiments.comparison import collect as collect
+    from hauberk.experiments.comparison import heading as heading
+    from hauberk.experiments.estimate import Estimate as Estimate
+    from hauberk.experiments.estimate import estimate as estimate
+    from hauberk.experiments.experiment import Cell as Cell
+    from hauberk.experiments.experiment import run_cell as run_cell
+    from hauberk.experiments.experiment import train_cell as train_cell
+    from hauberk.experiments.layout import as_csv as as_csv
+    from hauberk.experiments.layout import as_latex as as_latex
+    from hauberk.experiments.layout import as_markdown as as_markdown
+    from hauberk.experiments.layout import rich_table as rich_table
+    from hauberk.experiments.runner import run_cells as run_cells
+    from hauberk.experiments.runner import run_on_slurm as run_on_slurm
+
+# Loaded when first used: the command line reads ``paper_tables`` before there is any need of torch.
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submod_attrs={
+        "comparison": ["Comparison", "collect", "heading"],
+        "estimate": ["Estimate", "estimate"],
+        "experiment": ["Cell", "run_cell", "train_cell"],
+        "layout": ["as_csv", "as_latex", "as_markdown", "rich_table"],
+        "runner": ["run_cells", "run_on_slurm"],
+    },
+)
