@@ -1,38 +1,54 @@
-"""x': the attacks, all on one ascent engine."""
+"""Adversarial attacks."""
 
-from hauberk.attacks.ascent import ascend
-from hauberk.attacks.autoattack import autoattack
-from hauberk.attacks.frozen_model import frozen_model
-from hauberk.attacks.pgd import cw, fgsm, pgd
-from hauberk.attacks.presets import PRESETS, Preset, get_preset
-from hauberk.attacks.result import AttackResult
-from hauberk.attacks.steps import Ascent
-from hauberk.attacks.strong import apgd, fab, random_search, square
-from hauberk.attacks.training import friendly_pgd, lm_pgd, margin_pgd
-from hauberk.attacks.transfer import transfer
-from hauberk.objectives.functional import cw_loss, dlr_loss, logit_margin
+from hauberk.attacks.apgd import APGD, apgd
+from hauberk.attacks.base import Attack, run_attack
+from hauberk.attacks.fab import FAB, fab
+from hauberk.attacks.frozen_model import ModelQueries, frozen_model
+from hauberk.attacks.pgd import PGD, RelativeStep, cw, fgsm, friendly_pgd, lm_pgd, pgd
+from hauberk.attacks.presets import PRESETS, AttackPreset, autoattack, find_attack
+from hauberk.attacks.random_search import RandomSearch, random_search
+from hauberk.attacks.square import Square, square
+from hauberk.attacks.state import AttackInputs, AttackResult, AttackState, initial_state
+from hauberk.attacks.suites import SUITES, Suite, find_suite
+from hauberk.attacks.transfer import CallableAttack, Transfer, transfer
+from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, logit_margin
 
 __all__ = [
+    "APGD",
+    "FAB",
+    "PGD",
     "PRESETS",
-    "Ascent",
+    "SUITES",
+    "Attack",
+    "AttackInputs",
+    "AttackLoss",
+    "AttackPreset",
     "AttackResult",
-    "Preset",
+    "AttackState",
+    "CallableAttack",
+    "ModelQueries",
+    "RandomSearch",
+    "RelativeStep",
+    "Square",
+    "Suite",
+    "Transfer",
     "apgd",
-    "ascend",
     "autoattack",
     "cw",
     "cw_loss",
     "dlr_loss",
     "fab",
     "fgsm",
+    "find_attack",
+    "find_suite",
     "friendly_pgd",
     "frozen_model",
-    "get_preset",
+    "initial_state",
     "lm_pgd",
     "logit_margin",
-    "margin_pgd",
     "pgd",
     "random_search",
+    "run_attack",
     "square",
     "transfer",
 ]

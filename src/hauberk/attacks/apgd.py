@@ -2,139 +2,125 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.model_queries import ModelQueries
-from hauberk.attacks.rows import Clock, Rows, Task, fresh, replace_rows, where_rows
-from hauberk.attacks.targets import count_targets, pick_target
-from hauberk.core.errors import UserError
-from hauberk.core.random import ExampleRng
-from hauberk.objectives.functional import make_loss
-from hauberk.threat import FeasibleSet
+from hauberk.attacks.apgd_l1 import APGDL1
+from hauberk.attacks.base import Attack, as_function
+from hauberk.attacks.frozen_model import ModelQueries
+from hauberk.attacks.pgd import MaximizingAttack
+from hauberk.attacks.state import AttackInputs, AttackState, initial_state, replace_rows, where_rows
+from hauberk.objectives.functional import LossLike
+from hauberk.threat import expand_to
+from hauberk.threat.norms import Norm
 
-RHO = 0.75  # share of rising steps below which a step size is halved
+RHO = 0.75  # fraction of rising steps below which a step size is halved
 MOMENTUM = 0.75
 FIRST_STEP = 2.0  # times ε
 
 
 @dataclass(frozen=True)
-class APGDConfig:
-    """What an APGD maximises, how long, and from how many starts; the defaults are AutoAttack's.
+class APGD(MaximizingAttack["APGDState"]):
+    """Auto-PGD, as in AutoAttack (Croce and Hein 2020).
+
+    ``z = Π(x^t + η·steepest ∇ℓ)``, ``x^{t+1} = Π(x^t + 0.75 (z - x^t) + 0.25 (x^t - x^{t-1}))``. The step η starts at 2ε; at
+    checkpoints an example whose loss has risen too seldom, or not reached a new best, halves it and returns to its best point.
+    In L1 (Croce and Hein 2021) steps are sparse, and 3ε, 2ε and ε are taken in turn.
+
+    Two things differ from the official code: the L2 projection is onto the ball cut with the box exactly, and the first
+    checkpoint compares with the loss of the start, where the code compares with 0.
 
     Attributes:
-        steps: iterations of each start.
-        loss: "ce", "dlr", "cw", "evade"; or, with a target in turn, "ce-targeted", "cw-targeted", "dlr-targeted",
-            "evade-targeted".
-        targets: how many of the most likely wrong classes are targets in turn.
-        restarts: independent starts, for each target.
+        steps: iterations of each start; AutoAttack has 100.
+        loss: "ce"; "dlr"; or "dlr-targeted", which tries each of the ``targets`` most likely wrong classes in turn;
+            "ce-targeted" and "cw-targeted" likewise; or a function of logits and labels.
+        targets: how many; AutoAttack has 9, and 5 in L1. Fewer where there are fewer classes.
+        restarts: independent starts (for each target); the examples that still stand go on.
     """
 
     steps: int = 100
-    loss: str = "ce"
+    loss: LossLike = "ce"
     targets: int = 9
     restarts: int = 1
 
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
-            numbers = f"{self.steps}, {self.restarts} and {self.targets}"
-            raise UserError(f"apgd needs at least 1 step, restart and target, got {numbers}")
-        make_loss(self.loss)
+    def for_norm(self, norm: Norm) -> Attack[Any]:
+        """In L1 the sparse form."""
+        return APGDL1(self.steps, self.loss, self.targets, self.restarts) if norm.p == 1 else self
 
     @property
-    def evading(self) -> bool:
-        """Whether the model's last output is a class of adversarial inputs."""
-        return self.loss.startswith("evade")
-
-    def turns(self, classes: int) -> int:
-        """Starts, times targets."""
-        return self.restarts * count_targets(self.loss, self.targets, classes)
-
-
-@dataclass(frozen=True)
-class APGD(APGDConfig):
-    """APGD in L∞ and L2, with AutoAttack's numbers; see :func:`hauberk.attacks.apgd`.
-
-    Attributes as in :class:`APGDConfig`.
-    """
-
-    stride = 4
-
-    @property
-    def length(self) -> int:
-        """Looks in a turn."""
+    def max_steps(self) -> int:
+        """Looks in a run."""
         return self.steps + 1
 
-    def begin(self, task: Task) -> "APGDState":
+    def init(self, inputs: AttackInputs) -> "APGDState":
         """Draw the starts."""
-        x = task.region.x
-        start = far_start(task.region, task.rng, task.tag)
-        step = FIRST_STEP * torch.ones(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device) * task.region.radius
+        feasible = inputs.feasible
+        x = feasible.x
+        start = feasible.random_far(inputs.rng, inputs.tag)
         lowest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        yes = torch.ones_like(task.y, dtype=torch.bool)
-        nothing = torch.zeros_like(x)
         return APGDState(
-            *fresh(task),
-            target=pick_target(task, self.loss, self.targets),
+            **initial_state(inputs),
+            target=inputs.reference(self.attack_loss, self.targets),
             point=start,
             previous=start,
-            grad=nothing,
+            grad=torch.zeros_like(x),
             loss=lowest,
-            step=step,
-            high_point=start,
-            high_grad=nothing,
+            step_size=FIRST_STEP * expand_to(torch.ones_like(lowest), x) * feasible.radius,
+            high_point=start.clone(),  # on a CPU its rows are replaced in place
+            high_grad=torch.zeros_like(x),
             high_loss=lowest,
-            rises=torch.zeros_like(task.y) - 1,  # the start itself is no rise
-            reduced=yes,
+            rises=torch.zeros_like(inputs.y) - 1,  # the start itself is no rise
+            reduced=torch.ones_like(inputs.y, dtype=torch.bool),
             high_before=lowest,
         )
 
-    def advance(self, rows: "APGDState", passes: ModelQueries, clock: Clock) -> None:
+    def step(self, state: "APGDState", queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Step (the first look is at the start, where there is no gradient yet), look, and adapt the step sizes."""
-        region, point = rows.region, rows.point
-        share = where_rows(rows.tick > 1, torch.full_like(rows.step, MOMENTUM), torch.ones_like(rows.step))
-        ahead = region.step(point, rows.grad, rows.step)
-        moved = region.project(point + share * (ahead - point) + (1 - share) * (point - rows.previous))
-        clock = np.minimum(clock, self.steps)
-        loss, grad = self._look(rows, moved, passes, last=bool((clock == self.steps).all()))
-        rows.rises = rows.rises + (loss > rows.loss)
-        rows.previous, rows.point, rows.grad, rows.loss = point, moved, grad, loss
-        higher = loss > rows.high_loss
-        rows.high_point = replace_rows(higher, moved, rows.high_point)
-        rows.high_grad = replace_rows(higher, grad, rows.high_grad)
-        rows.high_loss = torch.where(higher, loss, rows.high_loss)
-        interval = self._intervals[clock]
+        feasible, point = state.feasible, state.point
+        sizes = state.step_size
+        follow = where_rows(state.step > 1, torch.full_like(sizes, MOMENTUM), torch.ones_like(sizes))
+        ahead = feasible.step(point, state.grad, sizes)
+        moved = feasible.project(point + follow * (ahead - point) + (1 - follow) * (point - state.previous))
+        host_steps = np.minimum(host_steps, self.steps)
+        loss, grad = self._look(state, moved, queries, last=bool((host_steps == self.steps).all()))
+        state.rises = state.rises + (loss > state.loss)
+        state.previous, state.point, state.grad, state.loss = point, moved, grad, loss
+        higher = loss > state.high_loss
+        state.high_point = replace_rows(higher, moved, state.high_point)
+        state.high_grad = replace_rows(higher, grad, state.high_grad)
+        state.high_loss = torch.where(higher, loss, state.high_loss)
+        interval = self._intervals[host_steps]
         if interval.any():
-            _checkpoint(rows, torch.from_numpy(interval).to(rows.y.device))
+            _checkpoint(state, torch.from_numpy(interval).to(state.y.device))
 
-    def _look(self, rows: "APGDState", point: Tensor, passes: ModelQueries, last: bool) -> tuple[Tensor, Tensor]:
-        chosen = make_loss(self.loss)
+    def _look(self, state: "APGDState", point: Tensor, queries: ModelQueries, last: bool) -> tuple[Tensor, Tensor]:
         if last:
-            logits = passes.look(point)
-            loss, grad = chosen(logits, rows.y, rows.target), torch.zeros_like(point)
+            logits = queries.logits(point)
+            loss, grad = self.attack_loss.function(logits, state.y, state.target), torch.zeros_like(point)
         else:
-            logits, loss, grad = passes.gradient(point, lambda z: chosen(z, rows.y, rows.target))
+            logits, loss, grad = queries.value_and_grad(point, self.attack_loss, state.y, state.target)
         loss = loss.to(point.dtype)
-        rows.see(point, logits, loss, self.evading)
+        state.observe(point, logits, loss, self.has_reject_class)
         return loss, grad
 
     @cached_property
     def _intervals(self) -> np.ndarray:
-        """For each tick, the number of steps since the last checkpoint if it is one, otherwise 0."""
-        table = np.zeros(self.length, dtype=np.int64)
+        """For each step, the number of steps since the last checkpoint if it is one, otherwise 0."""
+        table = np.zeros(self.max_steps, dtype=np.int64)
         interval = max(int(0.22 * self.steps), 1)
-        tick = interval
-        while tick < self.steps:  # after the last step there is nothing to adapt
-            table[tick] = interval
+        step = interval
+        while step < self.steps:  # after the last step there is nothing to adapt
+            table[step] = interval
             interval = max(interval - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1))
-            tick += interval
+            step += interval
         return table
 
 
 @dataclass
-class APGDState(Rows):
+class APGDState(AttackState):
     """APGD under way."""
 
     target: Tensor
@@ -142,7 +128,7 @@ class APGDState(Rows):
     previous: Tensor
     grad: Tensor
     loss: Tensor
-    step: Tensor
+    step_size: Tensor
     high_point: Tensor  # where the loss was highest
     high_grad: Tensor
     high_loss: Tensor
@@ -151,27 +137,18 @@ class APGDState(Rows):
     high_before: Tensor  # highest loss at the last checkpoint
 
 
-def _checkpoint(rows: APGDState, interval: Tensor) -> None:
+def _checkpoint(state: APGDState, interval: Tensor) -> None:
     """Halve the step, and go back to the highest point, where progress has stalled; for rows whose interval is not 0."""
     here = interval > 0
-    seldom = rows.rises <= RHO * interval
-    no_better = ~rows.reduced & (rows.high_before >= rows.high_loss)
+    seldom = state.rises <= RHO * interval
+    no_better = ~state.reduced & (state.high_before >= state.high_loss)
     stalled = here & (seldom | no_better)
-    rows.step = where_rows(stalled, rows.step / 2, rows.step)
-    rows.point = replace_rows(stalled, rows.high_point, rows.point)
-    rows.grad = replace_rows(stalled, rows.high_grad, rows.grad)
-    rows.reduced = torch.where(here, stalled, rows.reduced)
-    rows.high_before = torch.where(here, rows.high_loss, rows.high_before)
-    rows.rises = torch.where(here, 0, rows.rises)
+    state.step_size = where_rows(stalled, state.step_size / 2, state.step_size)
+    state.point = replace_rows(stalled, state.high_point, state.point)
+    state.grad = replace_rows(stalled, state.high_grad, state.grad)
+    state.reduced = torch.where(here, stalled, state.reduced)
+    state.high_before = torch.where(here, state.high_loss, state.high_before)
+    state.rises = torch.where(here, 0, state.rises)
 
 
-def far_start(region: FeasibleSet, rng: ExampleRng, tag: int | Tensor) -> Tensor:
-    """A random point with one coordinate at ε (L∞), or on the sphere (L2), as AutoAttack starts."""
-    if region.norm == "Linf":
-        draws = (2 * rng.uniform(region.x, tag) - 1).flatten(1)
-        length = draws.abs().amax(1, keepdim=True)
-    else:
-        draws = rng.normal(region.x, tag).flatten(1) * (region.radius > 0).expand_as(region.x).flatten(1)
-        length = draws.norm(dim=1, keepdim=True)
-    direction = (draws / length.clamp_min(1e-12)).view_as(region.x)
-    return region.project(region.x + region.radius * direction)
+apgd = as_function(APGD, "apgd", "Auto-PGD (Croce and Hein 2020), as in AutoAttack.")

@@ -8,99 +8,104 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.apgd import APGDConfig
-from hauberk.attacks.model_queries import ModelQueries
-from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
-from hauberk.attacks.targets import pick_target
-from hauberk.objectives.functional import fooled, make_loss
+from hauberk.attacks.frozen_model import ModelQueries
+from hauberk.attacks.pgd import MaximizingAttack
+from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
+from hauberk.objectives.functional import LossLike, fooled
 from hauberk.threat import FeasibleSet
-from hauberk.threat.projections import onto_l1
+from hauberk.threat.projections import project_l1_box
 
 SHRINK = 1.5  # of step size and support
 LEAST_STEP = 0.1  # of the present radius
 STILL_SPARSER = 0.95
 _WIDEST = 3.0  # radius in ε that a search begins with
-FIRST_SUPPORT = 0.2  # share of the coordinates in the first step, where there is no schedule of radii
+FIRST_SUPPORT = 0.2  # fraction of the coordinates in the first step, where there is no schedule of radii
 
 
 @dataclass(frozen=True)
-class APGDL1(APGDConfig):
+class APGDL1(MaximizingAttack["APGDL1State"]):
     """APGD in L1, with AutoAttack's numbers; see :func:`hauberk.attacks.apgd`.
 
-    Attributes as in :class:`APGDConfig`, and:
+    Attributes:
+        steps: iterations of each start, over all radii.
+        loss: as in :class:`hauberk.attacks.APGD`.
+        targets: how many classes to aim at, for a loss with a target.
+        restarts: independent starts, for each target.
         wide: begin with 3ε and 2ε for 30 % of the steps each, as AutoAttack does in L1; only points within ε count.
     """
 
+    steps: int = 100
+    loss: LossLike = "ce"
+    targets: int = 9
+    restarts: int = 1
     wide: bool = True
-    stride = 4
 
     @property
-    def length(self) -> int:
-        """Looks in a turn: one more than steps, for each radius."""
+    def max_steps(self) -> int:
+        """Looks in a run: one more than steps, for each radius."""
         return len(self._plan)
 
-    def begin(self, task: Task) -> "APGDL1State":
+    def init(self, inputs: AttackInputs) -> "APGDL1State":
         """Draw the starts: a normal draw as wide as the box, projected."""
-        region, x = task.region, task.region.x
+        feasible, x = inputs.feasible, inputs.feasible.x
         lowest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        width = (region.high - region.low).nan_to_num(posinf=1.0)
-        start = (task.rng.normal(x, task.tag) * width / region.scale).flatten(1)
+        width = (feasible.high - feasible.low).nan_to_num(posinf=1.0)
+        start = (inputs.rng.normal(x, inputs.tag) * width / feasible.scale).flatten(1)
         ones = torch.ones_like(lowest)
         return APGDL1State(
-            *fresh(task),
-            target=pick_target(task, self.loss, self.targets),
+            **initial_state(inputs),
+            target=inputs.reference(self.attack_loss, self.targets),
             offset=start,
             grad=torch.zeros_like(start),
-            step=ones,
+            step_size=ones,
             support=ones,
             nonzero=ones,
-            high_offset=start,
+            high_offset=start.clone(),
             high_grad=torch.zeros_like(start),
             high_loss=lowest,
         )
 
-    def advance(self, rows: "APGDL1State", passes: ModelQueries, clock: Clock) -> None:
+    def step(self, state: "APGDL1State", queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Step, look, and adapt steps and sparsity; offsets are in units of ε."""
-        region = rows.region
-        low, high = (_in_eps(region, side) for side in (region.low, region.high))
-        plan = torch.from_numpy(self._plan[np.minimum(clock, self.length - 1)]).to(rows.y.device)
+        feasible = state.feasible
+        low, high = (_in_eps(feasible, side) for side in (feasible.low, feasible.high))
+        plan = torch.from_numpy(self._plan[np.minimum(host_steps, self.max_steps - 1)]).to(state.y.device)
         radius, first, check = plan[:, 0].to(low.dtype)[:, None], plan[:, 1] > 0, plan[:, 2] > 0
-        begun = _onto(rows.high_offset, radius, low, high)
-        self._begin_radius(rows, first, begun)
-        ahead = _onto(rows.offset + radius * rows.step[:, None] * _sparse_direction(rows), radius, low, high)
+        begun = _onto(state.high_offset, radius, low, high)
+        self._begin_radius(state, first, begun)
+        ahead = _onto(state.offset + radius * state.step_size[:, None] * _sparse_direction(state), radius, low, high)
         moved = where_rows(first, begun, ahead)
-        point = region.x + moved.view_as(region.x) * region.radius
-        loss, grad = self._look(rows, point, passes, counts=radius[:, 0] <= 1)
-        rows.offset = moved
-        rows.grad = (grad * region.radius).flatten(1)
-        higher = loss > rows.high_loss
-        rows.high_offset = where_rows(higher, moved, rows.high_offset)
-        rows.high_grad = where_rows(higher, rows.grad, rows.high_grad)
-        rows.high_loss = torch.where(higher, loss, rows.high_loss)
-        _check(rows, check)
+        point = feasible.x + moved.view_as(feasible.x) * feasible.radius
+        loss, grad = self._look(state, point, queries, counts=radius[:, 0] <= 1)
+        state.offset = moved
+        state.grad = (grad * feasible.radius).flatten(1)
+        higher = loss > state.high_loss
+        state.high_offset = where_rows(higher, moved, state.high_offset)
+        state.high_grad = where_rows(higher, state.grad, state.high_grad)
+        state.high_loss = torch.where(higher, loss, state.high_loss)
+        _check(state, check)
 
-    def _begin_radius(self, rows: "APGDL1State", first: Tensor, begun: Tensor) -> None:
+    def _begin_radius(self, state: "APGDL1State", first: Tensor, begun: Tensor) -> None:
         dims = begun.shape[1]
         nonzero = (begun != 0).sum(1).to(begun.dtype)
         support = nonzero / dims / SHRINK if self.wide else torch.full_like(nonzero, FIRST_SUPPORT)
-        rows.offset = where_rows(first, begun, rows.offset)
-        rows.step = torch.where(first, 1.0, rows.step)
-        rows.support = torch.where(first, support, rows.support)
-        rows.nonzero = torch.where(first, nonzero if self.wide else torch.full_like(nonzero, dims), rows.nonzero)
-        rows.high_loss = torch.where(first, -torch.inf, rows.high_loss)
+        state.offset = where_rows(first, begun, state.offset)
+        state.step_size = torch.where(first, 1.0, state.step_size)
+        state.support = torch.where(first, support, state.support)
+        state.nonzero = torch.where(first, nonzero if self.wide else torch.full_like(nonzero, dims), state.nonzero)
+        state.high_loss = torch.where(first, -torch.inf, state.high_loss)
 
-    def _look(self, rows: "APGDL1State", point: Tensor, passes: ModelQueries, counts: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = make_loss(self.loss)
-        logits, loss, grad = passes.gradient(point, lambda z: chosen(z, rows.y, rows.target))
+    def _look(self, state: "APGDL1State", point: Tensor, queries: ModelQueries, counts: Tensor) -> tuple[Tensor, Tensor]:
+        logits, loss, grad = queries.value_and_grad(point, self.attack_loss, state.y, state.target)
         loss = loss.to(point.dtype)
-        inside = rows.region.project(point)  # mends rounding only, where the point counts
-        wrong = fooled(logits, rows.y, self.evading)
-        rows.offer(inside, logits, torch.where(counts, loss, -torch.inf), wrong & counts)
+        inside = state.feasible.project(point)  # mends rounding only, where the point counts
+        wrong = fooled(logits, state.y, self.has_reject_class)
+        state.offer(inside, logits, torch.where(counts, loss, -torch.inf), wrong & counts)
         return loss, grad
 
     @cached_property
     def _plan(self) -> np.ndarray:
-        """For each tick: radius in ε, is it the first look of its radius, is it a checkpoint."""
+        """For each step: radius in ε, is it the first look of its radius, is it a checkpoint."""
         part = math.ceil(0.3 * self.steps)
         stages = [(_WIDEST, part), (2.0, part), (1.0, self.steps - 2 * part)] if self.wide else [(1.0, self.steps)]
         plan = []
@@ -112,47 +117,47 @@ class APGDL1(APGDConfig):
 
 
 @dataclass
-class APGDL1State(Rows):
+class APGDL1State(AttackState):
     """L1-APGD under way; offsets from the clean input in units of ε, (B, D)."""
 
     target: Tensor
     offset: Tensor
     grad: Tensor
-    step: Tensor  # in units of the present radius
-    support: Tensor  # share of the coordinates that a step moves
+    step_size: Tensor  # in units of the present radius
+    support: Tensor  # fraction of the coordinates that a step moves
     nonzero: Tensor  # how many coordinates the best point had moved at the last checkpoint
     high_offset: Tensor
     high_grad: Tensor
     high_loss: Tensor
 
 
-def _in_eps(region: FeasibleSet, side: Tensor) -> Tensor:
+def _in_eps(feasible: FeasibleSet, side: Tensor) -> Tensor:
     """How far a side of the box is, in units of ε, (B, D): 0 where frozen, and no further than any radius, if it is open."""
-    return torch.where(region.radius > 0, (side - region.x) / region.scale, 0.0).clamp(-_WIDEST, _WIDEST).flatten(1)
+    return torch.where(feasible.radius > 0, (side - feasible.x) / feasible.scale, 0.0).clamp(-_WIDEST, _WIDEST).flatten(1)
 
 
 def _onto(offset: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return radius * onto_l1(offset / radius, low / radius, high / radius)
+    return radius * project_l1_box(offset / radius, low / radius, high / radius)
 
 
-def _sparse_direction(rows: APGDL1State) -> Tensor:
+def _sparse_direction(state: APGDL1State) -> Tensor:
     """A step of length 1, spread over the coordinates where the gradient is largest."""
-    size = rows.grad.abs()
+    size = state.grad.abs()
     dims = size.shape[1]
-    place = ((1 - rows.support) * dims).clamp(0, dims - 1).long()
+    place = ((1 - state.support) * dims).clamp(0, dims - 1).long()
     least = size.sort(dim=1).values.gather(1, place[:, None])
-    sign = rows.grad.sign() * (size >= least)
+    sign = state.grad.sign() * (size >= least)
     return sign / (sign.abs().sum(1, keepdim=True) + 1e-10)
 
 
-def _check(rows: APGDL1State, check: Tensor) -> None:
+def _check(state: APGDL1State, check: Tensor) -> None:
     """Where the best point has become much sparser: large steps again, from there; otherwise smaller steps."""
-    moved = (rows.high_offset != 0).sum(1).to(rows.step.dtype)
-    sparser = moved / rows.nonzero.clamp_min(1) < STILL_SPARSER
-    step = torch.where(sparser, 1.0, rows.step / SHRINK).clamp(LEAST_STEP, 1.0)
-    rows.step = torch.where(check, step, rows.step)
-    rows.support = torch.where(check, moved / rows.offset.shape[1] / SHRINK, rows.support)
-    rows.nonzero = torch.where(check, moved, rows.nonzero)
+    moved = (state.high_offset != 0).sum(1).to(state.step_size.dtype)
+    sparser = moved / state.nonzero.clamp_min(1) < STILL_SPARSER
+    step = torch.where(sparser, 1.0, state.step_size / SHRINK).clamp(LEAST_STEP, 1.0)
+    state.step_size = torch.where(check, step, state.step_size)
+    state.support = torch.where(check, moved / state.offset.shape[1] / SHRINK, state.support)
+    state.nonzero = torch.where(check, moved, state.nonzero)
     back = check & sparser
-    rows.offset = where_rows(back, rows.high_offset, rows.offset)
-    rows.grad = where_rows(back, rows.high_grad, rows.grad)
+    state.offset = where_rows(back, state.high_offset, state.offset)
+    state.grad = where_rows(back, state.high_grad, state.grad)

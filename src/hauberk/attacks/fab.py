@@ -1,18 +1,18 @@
 """FAB: fast adaptive boundary attack (Croce and Hein 2020), which looks for the nearest adversarial example."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hauberk.attacks.apgd import far_start
-from hauberk.attacks.fab_projections import onto_hyperplane
-from hauberk.attacks.model_queries import ModelQueries
-from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
-from hauberk.attacks.targets import count_targets, pick_target
+from hauberk.attacks.base import Attack, as_function
+from hauberk.attacks.frozen_model import ModelQueries
+from hauberk.attacks.state import AttackInputs, AttackState, count_targets, initial_state, where_rows
 from hauberk.core.errors import UserError
-from hauberk.objectives.functional import fooled, make_loss
-from hauberk.threat import FeasibleSet, Norm
+from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, fooled
+from hauberk.threat import ThreatModel
 
 ALPHA_MAX = 0.1  # how far at most towards the projection of the clean input
 ETA = 1.05  # overshoot
@@ -24,110 +24,126 @@ _FAR = 1e12  # instead of infinity, where the box has no bound
 
 
 @dataclass(frozen=True)
-class Fab:
-    """FAB with AutoAttack's numbers; see :func:`hauberk.attacks.fab`.
+class FAB(Attack["FABState"]):
+    """Fast adaptive boundary attack (Croce and Hein 2020), as in AutoAttack: FAB-T, or FAB where ``targeted`` is False.
+
+    Each step moves to the boundary of the classifier linearised at the current point, drawn a little towards the projection of
+    the clean input: ``x' = (1-α)(x + η d) + α(x_0 + η d_0)`` with η = 1.05, and 10 % of the way back to the clean input from a
+    point that is misclassified. It knows of ε only in that it stops where an adversarial point inside is found, which the
+    official code finds out at the end. Where nothing was found, the result is the clean input.
 
     Attributes:
-        steps: iterations of each run.
-        targeted: aim at one of the most likely wrong classes in each turn (FAB-T); otherwise at the nearest of all linearised
+        steps: iterations of each run, at two forwards and one backward each.
+        targeted: aim at one of the most likely wrong classes in each run (FAB-T); otherwise at the nearest of all linearised
             boundaries, at one backward pass for each class and step.
-        targets: how many.
-        restarts: runs, the first from the clean input, the others from random points at ε/2.
-        evading: the model's last output is a class of adversarial inputs, which is to be avoided too.
+        targets: how many classes to aim at.
+        restarts: runs (for each target), the first from the clean input, the others from random points at ε/2.
+        has_reject_class: the model's last output is a class of adversarial inputs, which is to be avoided too.
     """
 
     steps: int = 100
     targeted: bool = True
     targets: int = 9
     restarts: int = 1
-    evading: bool = False
-    stride = 4
+    has_reject_class: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.targets < 1:
             numbers = f"{self.steps}, {self.restarts} and {self.targets}"
             raise UserError(f"fab needs at least 1 step, restart and target, got {numbers}")
-        if self.evading and not self.targeted:
+        if self.has_reject_class and not self.targeted:
             raise UserError("untargeted FAB is not defined for a model with a class of adversarial inputs; use FAB-T")
 
     @property
-    def length(self) -> int:
-        """Looks in a turn that count."""
+    def max_steps(self) -> int:
+        """Looks in a run that count."""
         return self.steps
 
     @property
-    def _loss(self) -> str:
-        return "evade-targeted" if self.evading else "cw-targeted"
+    def passes_per_step(self) -> int:  # type: ignore[override]
+        """Two forwards and one backward, or one for each class (of ten)."""
+        return 3 if self.targeted else 12
 
-    def turns(self, classes: int) -> int:
+    @property
+    def _loss(self) -> AttackLoss:
+        return ATTACK_LOSSES["evade-targeted" if self.has_reject_class else "cw-targeted"]
+
+    def adapted(
+        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+    ) -> tuple[Attack[Any], str]:
+        """Return the attack for a model with a class of adversarial inputs, or without."""
+        return replace(self, has_reject_class=has_reject_class), ""
+
+    def n_runs(self, n_classes: int) -> int:
         """Restarts, times targets."""
-        return self.restarts * (count_targets(self._loss, self.targets, classes) if self.targeted else 1)
+        return self.restarts * (count_targets(self._loss, self.targets, n_classes) if self.targeted else 1)
 
-    def begin(self, task: Task) -> "FABState":
+    def init(self, inputs: AttackInputs) -> "FABState":
         """Start at the clean input, or at a random point near it."""
-        region, x = task.region, task.region.x
-        targets = count_targets(self._loss, self.targets, task.clean.shape[1]) if self.targeted else 1
-        near = region.x + 0.5 * (far_start(region, task.rng, task.tag) - region.x)
-        point = where_rows(task.turn >= targets, near, x)
-        target = pick_target(task, self._loss, self.targets) if self.targeted else task.y
-        scale, free = region.scale, (region.radius > 0).to(x.dtype)
+        feasible, x = inputs.feasible, inputs.feasible.x
+        assert inputs.clean_logits is not None  # needs_clean_logits
+        targets = count_targets(self._loss, self.targets, inputs.clean_logits.shape[1]) if self.targeted else 1
+        near = x + 0.5 * (feasible.random_far(inputs.rng, inputs.tag) - x)
+        point = where_rows(inputs.run >= targets, near, x)
+        target = inputs.reference(self._loss, self.targets) if self.targeted else inputs.y
+        scale, free = feasible.scale, (feasible.radius > 0).to(x.dtype)
         return FABState(
-            *fresh(task),
+            **initial_state(inputs),
             target=target,
             point=point,
-            above=(free * ((region.high - x) / scale).clamp_max(_FAR)).flatten(1),
-            below=(free * ((x - region.low) / scale).clamp_max(_FAR)).flatten(1),
+            above=(free * ((feasible.high - x) / scale).clamp_max(_FAR)).flatten(1),
+            below=(free * ((x - feasible.low) / scale).clamp_max(_FAR)).flatten(1),
         )
 
-    def advance(self, rows: "FABState", passes: ModelQueries, clock: Clock) -> None:
+    def step(self, state: "FABState", queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Step onto the linearised boundary, beyond it, and back from there if it was crossed."""
-        region, x = rows.region, rows.region.x
-        above, below = rows.above, rows.below
+        feasible, x = state.feasible, state.feasible.x
+        above, below = state.above, state.below
         # Everything below is in units of ε, as offsets from the clean input.
-        at = ((rows.point - x) / region.radius.clamp_min(_TINY)).flatten(1)
+        at = ((state.point - x) / feasible.radius.clamp_min(_TINY)).flatten(1)
         gap, normal = self._boundary(
-            rows, passes, region.radius.expand(x.shape).flatten(1) if region.radius.ndim else region.radius
+            state, queries, feasible.radius.expand(x.shape).flatten(1) if feasible.radius.ndim else feasible.radius
         )
-        from_here = onto_hyperplane(region.norm, normal, gap, at + below, above - at)
-        from_clean = onto_hyperplane(region.norm, normal, gap + (normal * at).sum(1), below, above)
-        here, clean = (_length(region.norm, d).clamp_min(1e-8) for d in (from_here, from_clean))
+        norm = feasible.norm
+        from_here = norm.onto_hyperplane(normal, gap, at + below, above - at)
+        from_clean = norm.onto_hyperplane(normal, gap + (normal * at).sum(1), below, above)
+        here, clean = (norm.length(d).clamp_min(1e-8) for d in (from_here, from_clean))
         alpha = (here / (here + clean)).clamp(0.0, ALPHA_MAX)[:, None]
         moved = (at * (1 - alpha)).addcmul_(from_here, ETA * (1 - alpha)).addcmul_(from_clean, ETA * alpha)
-        point = _within(region, x + moved.view_as(x) * region.radius)
-        wrong = self._judge(rows, point, passes)
-        rows.point = where_rows(wrong, x + BETA * (point - x), point)
+        point = feasible.clamp(x + moved.view_as(x) * feasible.radius)
+        wrong = self._judge(state, point, queries)
+        state.point = where_rows(wrong, x + BETA * (point - x), point)
 
-    def _boundary(self, rows: "FABState", passes: ModelQueries, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def _boundary(self, state: "FABState", queries: ModelQueries, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The linearised boundary to aim at: how much the logit gap has to grow, (B,), and its gradient, (B, D)."""
         if self.targeted:
-            loss = make_loss(self._loss)
-            _, value, grad = passes.gradient(rows.point, lambda z: loss(z, rows.y, rows.target))
+            _, value, grad = queries.value_and_grad(state.point, self._loss, state.y, state.target)
             return -value.to(grad.dtype), grad.flatten(1) * scale
-        logits, grads = passes.gradients(rows.point, rows.y)
+        logits, grads = queries.logit_gradients(state.point, state.y)
         normals = grads.flatten(2) * (scale[:, None] if scale.ndim else scale)
-        gaps = logits.gather(1, rows.y[:, None]) - logits
-        norms = _length(_dual(rows.region.norm), normals)
-        distance = (gaps.abs() / (norms + 1e-12)).scatter(1, rows.y[:, None], torch.inf)
+        gaps = logits.gather(1, state.y[:, None]) - logits
+        norms = state.feasible.norm.dual.length(normals)
+        distance = (gaps.abs() / (norms + 1e-12)).scatter(1, state.y[:, None], torch.inf)
         nearest = distance.argmin(1, keepdim=True)
         normal = normals.gather(1, nearest[:, :, None].expand(-1, -1, normals.shape[2])).squeeze(1)
         return gaps.gather(1, nearest).squeeze(1).to(normal.dtype), normal
 
-    def _judge(self, rows: "FABState", point: Tensor, passes: ModelQueries) -> Tensor:
+    def _judge(self, state: "FABState", point: Tensor, queries: ModelQueries) -> Tensor:
         """Look at where we are; what counts as found is inside the ball, and as found anyway may be outside."""
-        logits = passes.look(point)
-        wrong = fooled(logits, rows.y, self.evading)
-        region = rows.region
-        length = _length(region.norm, ((point - region.x) / region.radius.clamp_min(_TINY)).flatten(1))
-        if region.norm == "Linf":
-            offered, inside = region.project(point), wrong & (length <= 1)
+        logits = queries.logits(point)
+        wrong = fooled(logits, state.y, self.has_reject_class)
+        feasible = state.feasible
+        length = feasible.norm.length(((point - feasible.x) / feasible.radius.clamp_min(_TINY)).flatten(1))
+        if feasible.norm.is_box:
+            offered, inside = feasible.project(point), wrong & (length <= 1)
         else:
             offered, inside = point, wrong & (length <= 1 - _ROUNDING)
-        rows.offer(offered, logits, torch.where(inside, -length, -torch.inf), inside)
+        state.offer(offered, logits, torch.where(inside, -length, -torch.inf), inside)
         return wrong
 
 
 @dataclass
-class FABState(Rows):
+class FABState(AttackState):
     """FAB under way."""
 
     target: Tensor
@@ -136,17 +152,4 @@ class FABState(Rows):
     below: Tensor
 
 
-def _within(region: FeasibleSet, point: Tensor) -> Tensor:
-    return torch.minimum(torch.maximum(point, region.low), region.high)
-
-
-def _length(norm: Norm, d: Tensor) -> Tensor:
-    """Length along the last dimension."""
-    if norm == "Linf":
-        return d.abs().amax(-1)
-    length: Tensor = d.norm(p=2 if norm == "L2" else 1, dim=-1)
-    return length
-
-
-def _dual(norm: Norm) -> Norm:
-    return {"Linf": "L1", "L2": "L2", "L1": "Linf"}[norm]  # type: ignore[return-value]
+fab = as_function(FAB, "fab", "Fast adaptive boundary attack (Croce and Hein 2020), as in AutoAttack.")

@@ -1,107 +1,422 @@
-"""Projected gradient attacks under the names the literature uses; all stand on the engine in ``ascent.py``."""
+"""PGD and its kin: projected gradient ascent on a loss of the logits (Madry et al. 2018)."""
 
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.ascent import ascend
-from hauberk.attacks.frozen_model import Mode
-from hauberk.attacks.result import AttackResult
-from hauberk.attacks.steps import Ascent, Start, StepSize
-from hauberk.core.random import ExampleRng
-from hauberk.objectives.functional import LossName
-from hauberk.threat import ThreatModel
+from hauberk.attacks.base import Attack, as_function
+from hauberk.attacks.frozen_model import Mode, ModelQueries
+from hauberk.attacks.state import AttackInputs, AttackState, State, count_targets, initial_state, where_rows
+from hauberk.core.errors import UserError
+from hauberk.objectives.functional import AttackLoss, LossLike, find_attack_loss, fooled
+from hauberk.threat import ThreatModel, expand_to, parse_fraction
+
+NORMAL_START = 0.001  # of TRADES' public code
+LINE_SEARCH = (0.25, 0.5, 1.0, 2.0, 4.0)
+NESTEROV = 0.75
+
+_IN_EPS = re.compile(r"(?:(?P<times>[\d./]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>[\d.]+))?")
+_NOISE_TAG = 100
+_STARTS = ("uniform", "normal", "clean")
+_SUBSTITUTES = {"dlr": "cw", "dlr-targeted": "cw-targeted"}  # where there are fewer classes
+_EVADING = {"ce": "evade", "cw": "evade", "dlr": "evade"}
+_EVADING |= {f"{name}-targeted": "evade-targeted" for name in ("ce", "cw", "dlr")}
 
 
-def pgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    steps: int = 10,
-    step_size: StepSize = "eps/4",
-    start: Start = "uniform",
-    loss: LossName = "ce",
-    confidence: float = 0.0,
-    restarts: int = 1,
-    momentum: float = 0.0,
-    mode: Mode = "eval",
-    return_last: bool = False,
-    target: Tensor | None = None,
-    seed: int | ExampleRng = 0,
-) -> AttackResult:
-    """Projected gradient descent (Madry et al. 2018).
+@dataclass(frozen=True)
+class RelativeStep:
+    """A step size that is a part of ε: ``RelativeStep(1, 4)`` is ε/4, as "eps/4".
 
-    ``x^{t+1} = Π_{S(x)}( x^t + α · sign ∇_x ℓ(f(x^t), y) )`` in L∞; in L2 and L1 the steepest step of that norm.
+    Attributes:
+        times: times ε.
+        over: divided by.
+    """
 
-    Args:
-        model: classifier from inputs (B, ...) in the box to logits (B, C); unchanged afterwards.
-        x: clean inputs, (B, ...), inside the box.
-        y: labels, (B,) int64.
-        threat: ball and box, e.g. ``hb.Linf("8/255")``.
-        steps: K.
-        step_size: α in input units: a number, "2/255", "eps/4", or one value per feature.
-        start: "uniform", "normal" (x + 0.001·N(0, 1)), "clean", or a tensor used as given.
-        loss: "ce", "kl", "cw" or "dlr".
-        confidence: κ of "cw".
-        restarts: independent starts; the best point of all is returned.
-        momentum: μ of Dong et al. 2018; 0 for none.
-        mode: "eval", "train-frozen" or "train"; see ``frozen_model``.
-        return_last: return the last iterate instead of the best point visited.
-        target: (B,) int64, classes to aim at: ℓ is then ``-CE(f(x), t)``. With loss "ce" only: margins and DLR ask for no
-            more than that the label be lost. ``success`` still says whether it is; ``logits`` say whether t was reached.
-        seed: of the random start; an integer, or noise keyed by example.
+    times: float = 1.0
+    over: float = 1.0
 
-    Returns:
-        AttackResult with ``x_adv`` (B, ...) inside the threat model, after K + 1 forwards and K backwards a start.
+    def of(self, eps: float | Tensor) -> float | Tensor:
+        """Return the step for an ε in the units of the input."""
+        return eps * (self.times / self.over)
+
+    def __str__(self) -> str:
+        return f"{self.times:g}*eps/{self.over:g}".removeprefix("1*").removesuffix("/1")
+
+
+StepSize: TypeAlias = float | str | Tensor | RelativeStep
+Start: TypeAlias = Literal["uniform", "normal", "clean"] | Tensor
+
+
+def parse_step_size(step: StepSize) -> float | Tensor | RelativeStep:
+    """Read a step size in the field's notations: a number, "2/255", "eps/4", "1.25*eps/10"; or one value per feature.
 
     Raises:
-        UserError: if the settings make no sense or do not fit the inputs.
+        UserError: if it cannot be read or is not positive.
     """
-    if target is not None and loss == "ce":
-        loss = "ce-targeted"
-    settings = Ascent(steps, step_size, start, loss, confidence, restarts, momentum, mode)
-    return ascend(model, x, y, threat, settings, keep="last" if return_last else "best", seed=seed, target=target)
+    size: float | Tensor | RelativeStep
+    smallest: float | Tensor
+    if isinstance(step, str):
+        found = _IN_EPS.fullmatch(step.strip())
+        try:
+            if found:
+                size = RelativeStep(parse_fraction(found["times"] or "1"), float(found["over"] or 1))
+            else:
+                size = parse_fraction(step)
+            smallest = size.times / size.over if isinstance(size, RelativeStep) else size
+        except (ValueError, ZeroDivisionError) as error:
+            raise UserError(f"step_size = {step!r} is not a number, '2/255' or 'eps/4'") from error
+    else:
+        size = step
+        smallest = size.times / size.over if isinstance(size, RelativeStep) else size
+    least = float(smallest.min()) if isinstance(smallest, Tensor) else smallest
+    if not (0 < least < math.inf or (isinstance(size, Tensor) and least == 0)):
+        raise UserError(f"step_size must be positive, got {step}")
+    return size
 
 
-def fgsm(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, start: Start = "clean", seed: int | ExampleRng = 0
-) -> AttackResult:
+class MaximizingAttack(Attack[State]):
+    """An attack that maximises a loss, from several starts and towards several targets."""
+
+    steps: int
+    loss: LossLike
+    targets: int
+    restarts: int
+    confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
+            numbers = f"{self.steps}, {self.restarts} and {self.targets}"
+            raise UserError(f"an attack needs at least 1 step, 1 restart and 1 target, got {numbers}")
+        find_attack_loss(self.loss)
+
+    @cached_property
+    def attack_loss(self) -> AttackLoss:
+        """The loss as an object."""
+        return find_attack_loss(self.loss, self.confidence)
+
+    @property
+    def has_reject_class(self) -> bool:  # type: ignore[override]
+        """Whether the loss takes the model's last output for a class of adversarial inputs."""
+        return self.attack_loss.has_reject_class
+
+    def n_runs(self, n_classes: int) -> int:
+        """Restarts, times targets."""
+        return self.restarts * count_targets(self.attack_loss, self.targets, n_classes)
+
+    def adapted(
+        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+    ) -> tuple[Attack[Any], str]:
+        """Return the attack with a loss that is defined for such a model, and what was put in place of which."""
+        if not isinstance(self.loss, str):
+            return super().adapted(threat, n_classes, has_reject_class, surrogate)
+        needed = self.attack_loss.min_classes
+        if has_reject_class:
+            return self._with_loss(_EVADING.get(self.loss, self.loss)).for_norm(threat.norm), ""
+        if n_classes >= needed:
+            return self.for_norm(threat.norm), ""
+        other = _SUBSTITUTES[self.loss]
+        return self._with_loss(other).for_norm(
+            threat.norm
+        ), f"the loss {other!r} in place of {self.loss!r}, which needs {needed} classes"
+
+    def _with_loss(self, loss: str) -> Attack[Any]:
+        return replace(self, loss=loss)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class PGD(MaximizingAttack["PGDState"]):
+    """Projected gradient ascent, ``x^{t+1} = Π_{S(x)}( x^t + α · steepest(∇_x ℓ(f(x^t), y)) )``; in L∞ the sign.
+
+    Each step is one forward and one backward to the input; one more forward looks at the last point.
+
+    Attributes:
+        steps: K, number of gradient steps.
+        step_size: α in the units of the input: a number, a fraction string ("2/255"), a part of ε ("eps/4", "2*eps",
+            ``RelativeStep(1, 4)``), or one value per feature.
+        start: where to begin: "uniform" in the ball, "normal" (x + 0.001·N(0, 1)), "clean" (x itself), or a tensor
+            (B, ...), used exactly as given for the first gradient.
+        loss: what to maximise: "ce", "kl" (from the clean prediction), "cw" (margin), "dlr", "slm" (soft logit margin),
+            "evade" (label and class of adversarial inputs together), "...-targeted" of the most likely wrong classes in turn,
+            or a function of logits (B, C) and labels (B,) that returns (B,).
+        confidence: κ of the "cw" loss.
+        restarts: how many independent starts; the best point of all is kept.
+        momentum: μ of the accumulated gradient (Dong et al. 2018); 0 for plain PGD.
+        mode: how the model behaves meanwhile: "eval", "train-frozen" or "train", see ``frozen_model``.
+        return_last: return the last iterate instead of the best point visited.
+        evaluate_last: look at the last iterate, at one forward; training, whose loss looks at it anyway, does without.
+        tau: τ of friendly adversarial training (Zhang et al. 2020): before each step, an example that is misclassified and has
+            been so τ times before stops where it is; None to take all K steps.
+        step_noise: ω, standard deviation of Gaussian noise added to each step (FAT's public code: 0.001).
+        nesterov: μ of Nesterov's look-ahead: the gradient is taken at ``Π(x^t + μ (x^t - x^{t-1}))``; 0 for none.
+        step_size_factors: of a line search: those times α are tried at each step, the best by loss is taken; empty for none.
+        targets: for a loss with a target, how many of the most likely wrong classes are targets in turn.
+    """
+
+    steps: int = 10
+    step_size: StepSize = "eps/4"
+    start: Start = "uniform"
+    loss: LossLike = "ce"
+    confidence: float = 0.0
+    restarts: int = 1
+    momentum: float = 0.0
+    mode: Mode = "eval"
+    return_last: bool = False
+    evaluate_last: bool = True
+    tau: int | None = None
+    step_noise: float = 0.0
+    nesterov: float = 0.0
+    step_size_factors: tuple[float, ...] = ()
+    targets: int = 9
+
+    stops_at_success = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.restarts > 1 and not isinstance(self.start, str):
+            raise UserError("restarts from a given start would all be the same; use a random start")
+        if isinstance(self.start, str) and self.start not in _STARTS:
+            raise UserError(f"start is 'uniform', 'normal', 'clean' or a tensor, not {self.start!r}")
+        if self.mode not in ("eval", "train-frozen", "train"):
+            raise UserError(f"mode is 'eval', 'train-frozen' or 'train', not {self.mode!r}")
+        if self.tau is not None and (self.tau < 0 or self.restarts > 1):
+            raise UserError(f"tau must be 0 or more, with one start, got {self.tau} and {self.restarts}")
+        if self.tau is not None and (self.momentum or self.nesterov or self.step_size_factors):
+            raise UserError("tau goes with plain steps only, not with momentum, nesterov or a line search")
+        if (self.tau is not None or not self.evaluate_last) and not self.return_last:
+            raise UserError("a friendly attack, and one that does not look at its last point, needs return_last=True")
+        _ = self._step_size
+
+    @cached_property
+    def _step_size(self) -> float | Tensor | RelativeStep:
+        return parse_step_size(self.step_size)
+
+    @property
+    def needs_clean_logits(self) -> bool:  # type: ignore[override]
+        """Whether the loss compares with the clean prediction, or aims at the most likely wrong classes."""
+        return self.attack_loss.reference != "none"
+
+    @property
+    def check_every(self) -> int:  # type: ignore[override]
+        """Friendly examples stop at any step."""
+        return 4 if self.tau is None else 1
+
+    @property
+    def passes_per_step(self) -> int:  # type: ignore[override]
+        """A forward and a backward, and what the line search looks at."""
+        return 2 + len(self.step_size_factors)
+
+    @property
+    def max_steps(self) -> int:
+        """Looks in a run."""
+        return self.steps + self.evaluate_last
+
+    def aimed(self) -> "PGD":
+        """Return the attack with a target: ``-CE(f(x), t)`` for cross-entropy.
+
+        Margins and DLR without a target ask for no more than that the label be lost.
+
+        Raises:
+            UserError: for losses without a target.
+        """
+        if self.loss != "ce" and self.attack_loss.reference != "target":
+            raise UserError(f"the loss {self.loss!r} takes no target")
+        return replace(self, loss="ce-targeted" if self.loss == "ce" else self.loss, targets=1)
+
+    def adapted(
+        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+    ) -> tuple[Attack[Any], str]:
+        """Return the attack with a loss that is defined for such a model, and what was put in place of which.
+
+        Raises:
+            UserError: for settings that only training understands.
+        """
+        if self.mode != "eval" or self.tau is not None or self.step_noise or isinstance(self.start, Tensor):
+            raise UserError("these settings are for training; evaluation attacks in mode 'eval', from a start by name")
+        return super().adapted(threat, n_classes, has_reject_class, surrogate)
+
+    def init(self, inputs: AttackInputs) -> "PGDState":
+        """Draw the starts."""
+        feasible, y = inputs.feasible, inputs.y
+        if isinstance(self.start, Tensor):
+            start = self.start.detach().clone().to(feasible.x)
+        elif self.start == "uniform":
+            start = feasible.random(inputs.rng, inputs.tag)
+        elif self.start == "normal":
+            start = feasible.project(feasible.x + NORMAL_START * inputs.rng.normal(feasible.x, inputs.tag))
+        else:
+            start = feasible.x
+        return PGDState(
+            **initial_state(inputs, replaces_best=not self.return_last),
+            reference=inputs.reference(self.attack_loss, self.targets),
+            point=start,
+            previous=start if self.nesterov else None,
+            velocity=torch.zeros_like(start) if self.momentum else None,
+            chances=None if self.tau is None else torch.full_like(y, self.tau),
+            stopped=None if self.tau is None else torch.zeros_like(y, dtype=torch.bool),
+            right=torch.zeros_like(y),
+            moves=torch.zeros_like(y),
+            lps=inputs.clean_logits,
+        )
+
+    def finished(self, state: "PGDState") -> Tensor | None:
+        """Friendly examples that have stopped."""
+        return state.stopped
+
+    def step(self, state: "PGDState", queries: ModelQueries, host_steps: np.ndarray) -> None:
+        """Look, with the gradient unless this is the last look, and step."""
+        feasible, loss = state.feasible, self.attack_loss
+        point = state.point
+        if self.evaluate_last and bool((host_steps >= self.steps).all()):
+            logits = queries.logits(point)
+            self._observe(state, point, logits, loss.function(logits, state.y, state.reference))
+            return
+        if state.previous is not None:
+            point = feasible.project(point + self.nesterov * (point - state.previous))
+        logits, value, grad = queries.value_and_grad(point, loss, state.y, state.reference)
+        wrong = self._observe(state, point, logits, value)
+        if state.velocity is not None:
+            state.velocity = grad = self.momentum * state.velocity + _scaled(grad)
+        state.previous = None if state.previous is None else state.point
+        size = self._step_size
+        size = size.of(feasible.eps) if isinstance(size, RelativeStep) else size
+        if isinstance(size, Tensor):
+            size = size.to(point)
+        from_here = point
+        if self.step_noise:
+            from_here = point + self.step_noise * state.rng.normal(point, state.tag + _NOISE_TAG + state.step - 1)
+        if self.step_size_factors:
+            moved = self._line_search(state, queries, from_here, grad, size)
+        else:
+            moved = feasible.step(from_here, grad, size)
+        if state.chances is not None and state.stopped is not None:
+            state.stopped = wrong & (state.chances == 0)
+            state.chances = state.chances - wrong.long()
+            moved = where_rows(state.stopped, point, moved)
+            state.moves = state.moves - state.stopped.long()
+        state.moves = state.moves + 1
+        state.point = moved
+        if self.return_last and not self.evaluate_last:
+            state.best = moved
+
+    def _observe(self, state: "PGDState", point: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
+        """Note a look; returns which are misclassified."""
+        wrong = fooled(logits, state.y, self.attack_loss.has_reject_class)
+        state.lps = logits if state.lps is None else torch.where((state.found_at < 0)[:, None], logits, state.lps)
+        state.right = state.right + (~wrong & (state.step < self.steps))
+        if self.return_last:
+            state.found_at = torch.where(wrong & (state.found_at < 0), state.step, state.found_at)
+            state.best, state.best_logits, state.best_loss, state.found = point, logits, loss, wrong
+            state.step = state.step + 1
+            return wrong
+        # A start as given may lie outside; it then serves the first gradient and nothing else.
+        allowed = state.feasible.contains(point) if isinstance(self.start, Tensor) else None
+        first = torch.where(wrong & (state.found_at < 0), state.step, state.found_at)
+        state.offer(point, logits, loss, wrong, allowed)
+        state.found_at = first
+        return wrong
+
+    def _line_search(
+        self, state: "PGDState", queries: ModelQueries, point: Tensor, grad: Tensor, size: float | Tensor
+    ) -> Tensor:
+        """Take the best of the steps of the factors times the step size."""
+        best, highest = point, point.new_full((len(point),), -torch.inf)
+        for factor in self.step_size_factors:
+            candidate = state.feasible.step(point, grad, size * factor)
+            logits = queries.logits(candidate)
+            value = self.attack_loss.function(logits, state.y, state.reference).to(highest.dtype)
+            better = value > highest
+            best = where_rows(better, candidate, best)
+            highest = torch.where(better, value, highest)
+        return best
+
+
+@dataclass
+class PGDState(AttackState):
+    """PGD under way."""
+
+    reference: Tensor  # clean logits, targets, or labels
+    point: Tensor
+    previous: Tensor | None  # the point before, with Nesterov's momentum
+    velocity: Tensor | None
+    chances: Tensor | None  # τ less the times that an example has been misclassified
+    stopped: Tensor | None  # which examples friendly training has stopped
+    right: Tensor  # how many iterates were classified right
+    moves: Tensor  # how many steps were taken
+    lps: Tensor | None  # logits at the first misclassified iterate, or at the last one seen
+
+    @property
+    def kappa(self) -> Tensor:
+        """How many of the K iterates were classified right, (B,) int64."""
+        return self.right
+
+    @property
+    def steps_taken(self) -> Tensor:
+        """K, or fewer where friendly training has stopped, (B,) int64."""
+        return self.moves
+
+    @property
+    def logits_lps(self) -> Tensor:
+        """Logits at the least number of steps that fool the model, (B, C)."""
+        assert self.lps is not None  # there was a look
+        return self.lps
+
+
+def _scaled(grad: Tensor) -> Tensor:
+    """``∇ / ‖∇‖₁`` of each example (Dong et al. 2018), with the mean in place of the sum, which changes no direction."""
+    return grad / expand_to(grad.abs().flatten(1).mean(1).clamp_min(torch.finfo(grad.dtype).tiny), grad)
+
+
+pgd = as_function(PGD, "pgd", "Projected gradient descent (Madry et al. 2018).")
+fgsm = as_function(
+    PGD,
+    "fgsm",
     """Fast gradient sign method (Goodfellow et al. 2015): ``Π_{S(x)}( x + ε · sign ∇_x CE(f(x), y) )``.
 
-    One step of length ε, from x itself unless another start is asked for, and the point it reaches. Arguments and result as
-    in :func:`pgd`.
-    """
-    return pgd(model, x, y, threat, steps=1, step_size="eps", start=start, return_last=True, seed=seed)
-
-
-def cw(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    steps: int = 30,
-    step_size: StepSize = "eps/4",
-    confidence: float = 50.0,
-    start: Start = "uniform",
-    restarts: int = 1,
-    seed: int | ExampleRng = 0,
-) -> AttackResult:
+    One step of length ε, from x itself unless another start is asked for, and the point it reaches.""",
+    steps=1,
+    step_size="eps",
+    start="clean",
+    return_last=True,
+)
+cw = as_function(
+    PGD,
+    "cw",
     """What adversarial-training papers call CW: PGD on the margin loss of Carlini and Wagner (2017).
 
     ``ℓ = -max(z_y - max_{k≠y} z_k, -κ)``, maximised inside the threat model. Not the minimum-norm optimiser of the original
-    paper. The defaults are FAT's (30 steps of ε/4, κ = 50). Arguments and result as in :func:`pgd`.
-    """
-    return pgd(
-        model,
-        x,
-        y,
-        threat,
-        steps=steps,
-        step_size=step_size,
-        start=start,
-        loss="cw",
-        confidence=confidence,
-        restarts=restarts,
-        seed=seed,
-    )
+    paper. The defaults are FAT's (30 steps of ε/4, κ = 50).""",
+    steps=30,
+    loss="cw",
+    confidence=50.0,
+)
+friendly_pgd = as_function(
+    PGD,
+    "friendly_pgd",
+    """Early-stopped PGD of friendly adversarial training (Zhang et al. 2020, PGD-K-τ).
+
+    Examples keep their places in the batch; those that have stopped, perhaps at their start, take no part in later passes.
+    The last point is not looked at. The loss is "ce" for FAT and FAT-MART, "kl" for FAT-TRADES.""",
+    tau=0,
+    return_last=True,
+    evaluate_last=False,
+)
+lm_pgd = as_function(
+    PGD,
+    "lm_pgd",
+    """LM-PGD: PGD with a line search and Nesterov's momentum. The construction is ours.
+
+    The MAIL paper uses an attack of this name, defined in an appendix that is not public and not in its code. Here
+
+    ``z = Π(x^t + μ (x^t - x^{t-1}))``, ``x^{t+1} = argmax_{c} CE(f(Π(z + c·α·steepest ∇CE(z))), y)`` over the factors c,
+
+    at one forward, one backward and one more forward for each factor a step. Counts of steps refer to the points z.""",
+    steps=50,
+    nesterov=NESTEROV,
+    step_size_factors=LINE_SEARCH,
+)

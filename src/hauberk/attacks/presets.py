@@ -1,177 +1,168 @@
-"""Attacks by name, as the literature runs them."""
+"""Attacks by name, as the literature runs them; and AutoAttack."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from hauberk.attacks.apgd import APGD
-from hauberk.attacks.apgd_l1 import APGDL1
-from hauberk.attacks.climb import Climb
-from hauberk.attacks.fab import Fab
+from hauberk.attacks.base import Attack, run_attack
+from hauberk.attacks.fab import FAB
+from hauberk.attacks.pgd import LINE_SEARCH, NESTEROV, PGD
 from hauberk.attacks.random_search import RandomSearch
-from hauberk.attacks.rows import Program
 from hauberk.attacks.square import Square
-from hauberk.attacks.steps import Ascent
-from hauberk.attacks.training import LINE_SEARCH, NESTEROV
-from hauberk.attacks.transfer import Transfer
+from hauberk.attacks.state import AttackResult
+from hauberk.attacks.transfer import CallableAttack, Transfer
 from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.threat import ThreatModel
+from hauberk.threat.checks import check_batch
 
-Settings: TypeAlias = Ascent | Transfer | Program[Any]
+AttackLike: TypeAlias = str | Attack[Any] | Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # its standard version, in order
 
 _L1_RESTARTS = {"restarts": 5}  # of AutoAttack's APGD on cross-entropy and DLR in L1, in place of 1
 _L1_TARGETS = {"targets": 5}  # of its targeted APGD in L1, in place of 9
-_SUBSTITUTES = {"dlr": (3, "cw"), "dlr-targeted": (4, "cw-targeted")}  # where there are fewer classes
-_EVADING = {"ce": "evade", "cw": "evade", "dlr": "evade"}
-_EVADING |= {f"{name}-targeted": "evade-targeted" for name in ("ce", "cw", "dlr")}
 
 
 @dataclass(frozen=True)
-class Preset:
+class AttackPreset:
     """A named attack.
 
     Attributes:
-        settings: what runs: the settings of an attack of ours, or a program of your own.
-        source: where these settings come from.
-        targets: for an ascent with a target, how many wrong classes it aims at in turn.
-        in_l1: settings of APGD that are others in L1, where its steps are sparse.
+        attack: what runs.
+        source: where its settings come from.
+        in_l1: settings that are others in L1.
     """
 
-    settings: Settings
+    attack: Attack[Any]
     source: str
-    targets: int = 9
     in_l1: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def loss(self) -> str:
-        """Name of the loss, or "" where there is none."""
-        return str(getattr(self.settings, "loss", ""))
-
-    @property
-    def cost(self) -> int:
-        """ModelQueries of an example that stands, a backward counted as one, against 10 classes."""
-        settings = self.settings
-        if isinstance(settings, Ascent):
-            return settings.steps * settings.restarts * (self.targets if self.loss.endswith("targeted") else 1) * 2
-        if isinstance(settings, Transfer):
-            return 1 + 2 * settings.settings.steps
-        program: Program[Any] = settings
-        weight = {APGD: 2, Fab: 3 if isinstance(settings, Fab) and settings.targeted else 12}.get(type(settings), 1)
-        return program.turns(10) * program.length * weight
-
-    def program(
-        self, threat: ThreatModel, classes: int, evading: bool = False, surrogate: nn.Module | None = None
-    ) -> tuple[Program[Any], str]:
-        """Make the attack ready.
-
-        Args:
-            threat: ball and box.
-            classes: number of the model's outputs.
-            evading: the last of them is a class of adversarial inputs.
-            surrogate: the model that transfer attacks are crafted on.
-
-        Returns:
-            What runs on rows, and what was put in place of a loss that is not defined for so few classes ("" for nothing).
-
-        Raises:
-            UserError: for a transfer attack without a surrogate, and for a program that does not know of a class of
-                adversarial inputs against a model that has one.
-        """
-        settings: Settings = self.settings
-        if isinstance(settings, Transfer):
-            if surrogate is None:
-                raise UserError("a transfer attack is crafted on another model; give surrogate=")
-            return replace(settings, surrogate=surrogate, threat=threat, evading=evading), ""
-        if isinstance(settings, Fab | Square | RandomSearch):
-            return replace(settings, evading=evading), ""
-        if isinstance(settings, Ascent | APGD | APGDL1):
-            return self._maximising(settings, threat, classes, evading)
-        if evading and not settings.evading:
-            raise UserError(f"{type(settings).__name__} does not know of a class of adversarial inputs; leave out detects")
-        return settings, ""
-
-    def _maximising(
-        self, settings: Ascent | APGD | APGDL1, threat: ThreatModel, classes: int, evading: bool
-    ) -> tuple[Program[Any], str]:
-        """Make an attack that maximises a loss ready, with a loss that is defined, and APGD in its form for the norm."""
-        note = ""
-        needed, instead = _SUBSTITUTES.get(settings.loss, (0, ""))
-        if evading:
-            settings = replace(settings, loss=_EVADING.get(settings.loss, settings.loss))  # type: ignore[arg-type]
-        elif classes < needed:
-            note = f"the loss {instead!r} in place of {settings.loss!r}, which needs {needed} classes"
-            settings = replace(settings, loss=instead)  # type: ignore[arg-type]
-        if isinstance(settings, Ascent):
-            return Climb(settings, threat, self.targets), note
-        if type(settings) is APGD and threat.norm == "L1":
-            sparse = APGDL1(settings.steps, settings.loss, settings.targets, settings.restarts)
-            return replace(sparse, **self.in_l1), note
-        return settings, note
+    def adapted(
+        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+    ) -> tuple[Attack[Any], str]:
+        """Return the attack as it is run; arguments, note and errors as :meth:`hauberk.attacks.Attack.adapted`."""
+        attack, note = self.attack.adapted(threat, n_classes, has_reject_class, surrogate)
+        return replace(attack, **self.in_l1) if threat.norm.p == 1 and self.in_l1 else attack, note  # type: ignore[type-var]
 
 
 # Step sizes that the sources give in absolute units belong to their ε (0.031 or 8/255, or 0.3 on MNIST).
-PRESETS: dict[str, Preset] = {
-    "fgsm": Preset(Ascent(1, "eps", "clean"), "Goodfellow et al. 2015: one step of ε from x"),
-    "pgd-10": Preset(Ascent(10, "eps/4"), "Madry et al. 2018, CIFAR-10 training: 10 steps of ε/4"),
-    "pgd-20": Preset(Ascent(20, "eps/4"), "FAT, GAIRAT evaluation: 20 steps of ε/4"),
-    "pgd-40": Preset(Ascent(40, "eps/30"), "Madry et al. 2018, MNIST: 40 steps of 0.01 at ε 0.3"),
-    "pgd-100": Preset(Ascent(100, "eps/10"), "100 steps of ε/10 (MAIL: 0.003 at ε 0.031)"),
-    "pgd-20-targeted": Preset(
-        Ascent(20, "eps/4", loss="ce-targeted"), "20 steps of ε/4 towards each of the 9 most likely wrong classes"
+PRESETS: dict[str, AttackPreset] = {
+    "fgsm": AttackPreset(PGD(1, "eps", "clean"), "Goodfellow et al. 2015: one step of ε from x"),
+    "pgd-10": AttackPreset(PGD(10, "eps/4"), "Madry et al. 2018, CIFAR-10 training: 10 steps of ε/4"),
+    "pgd-20": AttackPreset(PGD(20, "eps/4"), "FAT, GAIRAT evaluation: 20 steps of ε/4"),
+    "pgd-40": AttackPreset(PGD(40, "eps/30"), "Madry et al. 2018, MNIST: 40 steps of 0.01 at ε 0.3"),
+    "pgd-100": AttackPreset(PGD(100, "eps/10"), "100 steps of ε/10 (MAIL: 0.003 at ε 0.031)"),
+    "pgd-20-targeted": AttackPreset(
+        PGD(20, "eps/4", loss="ce-targeted"), "20 steps of ε/4 towards each of the 9 most likely wrong classes"
     ),
-    "cw-20": Preset(Ascent(20, "eps/10", loss="cw", confidence=50.0), "MAIL evaluation: margin, κ 50, 20 steps of ε/10"),
-    "cw-30": Preset(Ascent(30, "eps/4", loss="cw", confidence=50.0), "FAT, GAIRAT: margin loss, κ 50, 30 steps of ε/4"),
-    "cw-100": Preset(Ascent(100, "eps/10", loss="cw"), "margin loss, κ 0, 100 steps of ε/10"),
-    "lm-pgd": Preset(
-        Ascent(50, "eps/4", nesterov=NESTEROV, line_search=LINE_SEARCH),
+    "cw-20": AttackPreset(PGD(20, "eps/10", loss="cw", confidence=50.0), "MAIL evaluation: margin, κ 50, 20 steps of ε/10"),
+    "cw-30": AttackPreset(PGD(30, "eps/4", loss="cw", confidence=50.0), "FAT, GAIRAT: margin loss, κ 50, 30 steps of ε/4"),
+    "cw-100": AttackPreset(PGD(100, "eps/10", loss="cw"), "margin loss, κ 0, 100 steps of ε/10"),
+    "lm-pgd": AttackPreset(
+        PGD(50, "eps/4", nesterov=NESTEROV, step_size_factors=LINE_SEARCH),
         "PGD with line search and Nesterov's momentum; our construction, MAIL's Appendix A is not public",
     ),
-    "apgd-ce": Preset(
+    "apgd-ce": AttackPreset(
         APGD(), "AutoAttack's first attack: APGD on cross-entropy, 100 steps (L1: 5 restarts)", in_l1=_L1_RESTARTS
     ),
-    "apgd-t": Preset(
+    "apgd-t": AttackPreset(
         APGD(loss="dlr-targeted"),
         "AutoAttack's second attack: APGD on targeted DLR, 9 classes (L1: 5) of 100 steps",
         in_l1=_L1_TARGETS,
     ),
-    "fab-t": Preset(Fab(), "AutoAttack's third attack: FAB-T, 9 classes of 100 steps"),
-    "square": Preset(Square(), "AutoAttack's fourth attack: Square, 5,000 queries"),
-    "apgd-dlr": Preset(
+    "fab-t": AttackPreset(FAB(), "AutoAttack's third attack: FAB-T, 9 classes of 100 steps"),
+    "square": AttackPreset(Square(), "AutoAttack's fourth attack: Square, 5,000 queries"),
+    "apgd-dlr": AttackPreset(
         APGD(loss="dlr"), "APGD on the difference of logits ratio, 100 steps (L1: 5 restarts)", in_l1=_L1_RESTARTS
     ),
-    "apgd-ce-5": Preset(APGD(restarts=5), "AutoAttack plus: APGD on cross-entropy, 5 restarts"),
-    "apgd-dlr-5": Preset(APGD(loss="dlr", restarts=5), "AutoAttack plus: APGD on DLR, 5 restarts"),
-    "fab-5": Preset(Fab(targeted=False, restarts=5), "AutoAttack plus: untargeted FAB, 5 restarts"),
-    "random-100": Preset(RandomSearch(100), "100 random points: a check that gradients find more"),
-    "random-10000": Preset(RandomSearch(10_000), "10,000 random points, as Carlini et al. 2019 advise"),
-    "transfer-fgsm": Preset(Transfer(Ascent(1, "eps", "clean")), "MART black box: FGSM on a surrogate, tried here"),
-    "transfer-cw-20": Preset(
-        Transfer(Ascent(20, "eps/10", loss="cw", confidence=50.0)),
+    "apgd-ce-5": AttackPreset(APGD(restarts=5), "AutoAttack plus: APGD on cross-entropy, 5 restarts"),
+    "apgd-dlr-5": AttackPreset(APGD(loss="dlr", restarts=5), "AutoAttack plus: APGD on DLR, 5 restarts"),
+    "fab-5": AttackPreset(FAB(targeted=False, restarts=5), "AutoAttack plus: untargeted FAB, 5 restarts"),
+    "random-100": AttackPreset(RandomSearch(100), "100 random points: a check that gradients find more"),
+    "random-10000": AttackPreset(RandomSearch(10_000), "10,000 random points, as Carlini et al. 2019 advise"),
+    "transfer-fgsm": AttackPreset(Transfer(PGD(1, "eps", "clean")), "MART black box: FGSM on a surrogate, tried here"),
+    "transfer-cw-20": AttackPreset(
+        Transfer(PGD(20, "eps/10", loss="cw", confidence=50.0)),
         "MART black box: margin, κ 50, 20 steps of ε/10 on a surrogate, its last point tried here",
     ),
-    "transfer-pgd-20": Preset(
-        Transfer(Ascent(20, "eps/10")), "TRADES, MART black box: PGD-20 of ε/10 on a surrogate, its last point tried here"
+    "transfer-pgd-20": AttackPreset(
+        Transfer(), "TRADES, MART black box: PGD-20 of ε/10 on a surrogate, its last point tried here"
     ),
-    "pgd20-trades": Preset(Ascent(20, 0.003), "TRADES, MART, MAIL evaluation: 20 steps of 0.003 (ε 0.031)"),
-    "pgd100-mail": Preset(Ascent(100, 0.003), "MAIL evaluation: 100 steps of 0.003 (ε 0.031)"),
-    "cw20-mail": Preset(Ascent(20, 0.003, loss="cw", confidence=50.0), "MAIL evaluation: margin, κ 50, 20 steps of 0.003"),
-    "cw30-fat": Preset(Ascent(30, 0.031 / 4, loss="cw", confidence=50.0), "FAT evaluation: margin, κ 50, 30 steps of 0.031/4"),
-    "pgd10-madry-cifar": Preset(Ascent(10, "2/255"), "Madry et al. 2018, CIFAR-10: 10 steps of 2/255 (ε 8/255)"),
-    "pgd40-madry-mnist": Preset(Ascent(40, 0.01), "Madry et al. 2018, MNIST: 40 steps of 0.01 (ε 0.3)"),
-    "pgd-plus-rst": Preset(Ascent(40, 0.01, restarts=5), "RST, GAIRAT's PGD+: 5 restarts of 40 steps of 0.01 (ε 0.031)"),
+    "pgd20-trades": AttackPreset(PGD(20, 0.003), "TRADES, MART, MAIL evaluation: 20 steps of 0.003 (ε 0.031)"),
+    "pgd100-mail": AttackPreset(PGD(100, 0.003), "MAIL evaluation: 100 steps of 0.003 (ε 0.031)"),
+    "cw20-mail": AttackPreset(PGD(20, 0.003, loss="cw", confidence=50.0), "MAIL evaluation: margin, κ 50, 20 steps of 0.003"),
+    "cw30-fat": AttackPreset(PGD(30, 0.031 / 4, loss="cw", confidence=50.0), "FAT evaluation: margin, κ 50, steps of 0.031/4"),
+    "pgd10-madry-cifar": AttackPreset(PGD(10, "2/255"), "Madry et al. 2018, CIFAR-10: 10 steps of 2/255 (ε 8/255)"),
+    "pgd40-madry-mnist": AttackPreset(PGD(40, 0.01), "Madry et al. 2018, MNIST: 40 steps of 0.01 (ε 0.3)"),
+    "pgd-plus-rst": AttackPreset(PGD(40, 0.01, restarts=5), "RST, GAIRAT's PGD+: 5 restarts of 40 steps of 0.01 (ε 0.031)"),
 }
 
 
-def get_preset(name: str) -> Preset:
-    """Return the attack of that name.
+def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
+    """Return an attack with the name it is reported by.
+
+    Args:
+        attack: the name of a preset; an attack of ours or of your own; or a function ``f(model, x, y, threat) -> x_adv``.
 
     Raises:
-        UserError: if there is none, with the nearest name.
+        UserError: if it is none of these; for an unknown name, with the nearest one.
     """
-    if name not in PRESETS:
-        raise unknown_name("attack", name, PRESETS)
-    return PRESETS[name]
+    if isinstance(attack, str):
+        if attack not in PRESETS:
+            raise unknown_name("attack", attack, PRESETS)
+        return attack, PRESETS[attack]
+    if isinstance(attack, Attack):
+        return str(attack), AttackPreset(attack, "given by the caller")
+    if callable(attack):
+        made = CallableAttack(attack)
+        return str(made), AttackPreset(made, "a function given by the caller")
+    raise UserError(f"an attack is a name, an Attack or a function of model, x, y and threat, not {attack!r:.60}")
+
+
+def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0) -> AttackResult:
+    """Run AutoAttack (Croce and Hein 2020), standard version: APGD-CE, then APGD-T, FAB-T and Square, each on what stands.
+
+    With fewer than 4 classes targeted APGD maximises ``z_t - z_y``, because targeted DLR is not defined.
+
+    Args:
+        model: classifier from inputs (B, ...) in the box to logits (B, C); unchanged afterwards.
+        x: clean inputs, (B, ...), inside the box.
+        y: labels, (B,) int64.
+        threat: ball and box.
+        seed: of all random draws; an integer, or an ``ExampleRng`` keyed by example.
+
+    Returns:
+        AttackResult: ``x_adv`` is the point of the attack that succeeded, otherwise of APGD-CE; so are ``kappa`` and the like.
+
+    Raises:
+        UserError: for models and inputs that do not fit together.
+    """
+    y = check_batch(x, y)
+    rng = batch_rng(seed, x)
+    first, *others = AUTOATTACK
+    found = run_attack(PRESETS[first].adapted(threat, 10)[0], model, x, y, threat, seed=rng)
+    assert found.clean_logits is not None  # it stops at a success
+    classes = found.clean_logits.shape[1]
+    for name in others:
+        standing = (~found.success).nonzero().squeeze(1)
+        if len(standing) == 0:
+            break
+        attack, _ = PRESETS[name].adapted(threat, classes)
+        more = run_attack(attack, model, x[standing], y[standing], threat, seed=rng.index_select(standing))
+        found = _merge(found, more, standing)
+    return found
+
+
+def _merge(found: AttackResult, more: AttackResult, rows: Tensor) -> AttackResult:
+    """Put what ``more`` found for some rows in place of what was found before."""
+    broken = more.success
+    index = rows[broken]
+    fields = ("x_adv", "success", "kappa", "first_success", "steps_taken", "logits", "logits_lps")
+    values = {name: getattr(found, name).index_copy(0, index, getattr(more, name)[broken]) for name in fields}
+    part = len(rows) / len(found.success)
+    passes = {kind: getattr(found, kind) + part * getattr(more, kind) for kind in ("forwards", "backwards")}
+    return replace(found, **values, **passes)

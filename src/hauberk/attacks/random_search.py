@@ -1,52 +1,66 @@
 """Random points in the threat model: the weakest attack there is, and a check on all the others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
-from hauberk.attacks.model_queries import ModelQueries
-from hauberk.attacks.rows import Clock, Rows, Task, fresh, where_rows
+from hauberk.attacks.base import Attack, as_function
+from hauberk.attacks.frozen_model import ModelQueries
+from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
 from hauberk.core.errors import UserError
-from hauberk.objectives.functional import fooled, make_loss
+from hauberk.objectives.functional import ATTACK_LOSSES, fooled
+from hauberk.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class RandomSearch:
-    """Independent points, by turns uniform in the ball and at its corners (L∞: every coordinate at ± ε).
+class RandomSearch(Attack[AttackState]):
+    """Independent points, by turns uniform in the ball and, in L∞, at its corners (every coordinate at ± ε).
+
+    A model on which this finds more than gradients do hides its gradients.
 
     Attributes:
         steps: how many points.
-        evading: the model's last output is a class of adversarial inputs, which is to be avoided too.
+        has_reject_class: the model's last output is a class of adversarial inputs, which is to be avoided too.
     """
 
     steps: int = 100
-    evading: bool = False
-    stride = 10
+    has_reject_class: bool = False
+    check_every = 10
+    passes_per_step = 1
+    uses_gradients = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"random search needs at least 1 point, got {self.steps}")
 
     @property
-    def length(self) -> int:
+    def max_steps(self) -> int:
         """Looks."""
         return self.steps
 
-    def turns(self, classes: int) -> int:
-        """One."""
-        return 1
+    def adapted(
+        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+    ) -> tuple[Attack[Any], str]:
+        """Return the attack for a model with a class of adversarial inputs, or without."""
+        return replace(self, has_reject_class=has_reject_class), ""
 
-    def begin(self, task: Task) -> Rows:
+    def init(self, inputs: AttackInputs) -> AttackState:
         """Set up."""
-        return Rows(*fresh(task))
+        return AttackState(**initial_state(inputs))
 
-    def advance(self, rows: Rows, passes: ModelQueries, clock: Clock) -> None:
+    def step(self, state: AttackState, queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look at one more point."""
-        region, tag = rows.region, rows.tag + 4 * rows.tick
-        point = region.random(rows.rng, tag)
-        if region.norm == "Linf":
-            corner = torch.where(rows.rng.uniform(region.x, tag + 3) < 0.5, region.upper, region.lower)
-            point = where_rows(rows.tick % 2 == 1, corner, point)
-        logits = passes.look(point)
-        loss = make_loss("evade" if self.evading else "cw")(logits, rows.y, None)
-        rows.offer(point, logits, loss, fooled(logits, rows.y, self.evading))
+        feasible, tag = state.feasible, state.tag + 4 * state.step
+        point = feasible.random(state.rng, tag)
+        if feasible.norm.is_box:
+            corner = torch.where(state.rng.uniform(feasible.x, tag + 3) < 0.5, feasible.upper, feasible.lower)
+            point = where_rows(state.step % 2 == 1, corner, point)
+        logits = queries.logits(point)
+        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"].function(logits, state.y, None)
+        state.offer(point, logits, loss, fooled(logits, state.y, self.has_reject_class))
+
+
+random_search = as_function(RandomSearch, "random_search", "Look at random points: a check on all other attacks.")

@@ -1,4 +1,4 @@
-"""The queue: examples wait, take a row, are attacked, and leave when they are broken or have had all their turns."""
+"""A stream of examples through an attack: they wait, take a row, and leave when they are broken or have had all their runs."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -9,58 +9,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.model_queries import ModelQueries
-from hauberk.attacks.rows import Program, Rows, SomeRows, Task, dump, load, put, select
+from hauberk.attacks.base import Attack
+from hauberk.attacks.frozen_model import ModelQueries
+from hauberk.attacks.state import AttackInputs, AttackState, State, from_state_dict, scatter, select, state_dict
 from hauberk.threat import ThreatModel
 
 _FREE = -1
-_IDLE = 1 << 40  # the clock of a row that nobody owns
+_IDLE = 1 << 40  # the step of a row that nobody owns
 
-Fetch = Callable[[list[int], list[int]], Task]  # examples and their turns -> task
-# rows, their places, the examples there, their turns -> which successes hold, (b,) bool on the host
-Judge = Callable[[Rows, Tensor, list[int], list[int]], np.ndarray]
-Leave = Callable[[Rows, int, int], None]  # rows, place, example: it has had all its turns
+Fetch = Callable[[list[int], list[int]], AttackInputs]  # examples and their runs -> inputs
+# state, places of its rows, the examples there, their runs -> which successes hold, (b,) bool on the host
+Verify = Callable[[AttackState, Tensor, list[int], list[int]], np.ndarray]
+Leave = Callable[[AttackState, int, int], None]  # state, place, example: it has had all its runs
 
 
 @dataclass
-class Queue(Generic[SomeRows]):
+class ContinuousBatcher(Generic[State]):
     """An attack on a stream of examples, by rows of one fixed number.
 
     A row that is freed is refilled, and passes always have the same shape, so that what is found for an example depends on
     nothing but the example, whatever shares the batch with it, to the last bit.
 
     Attributes:
-        program: the attack.
-        passes: the model.
-        fetch: gives the task of some examples.
-        judge: is shown the examples that claim success, and says for which it holds; the others go on.
-        leave: is told of each example that has had all its turns.
-        turns: how many turns each example has.
-        width: number of rows.
-        chunk: how many examples are set up at once, in a fixed shape likewise.
-        narrower: smaller numbers of rows, to fall back on when there are too few examples to fill them;
+        attack: what runs.
+        queries: the model.
+        fetch: gives the inputs of some examples.
+        verify: is shown the examples that claim success, and says for which it holds; the others go on.
+        leave: is told of each example that has had all its runs.
+        n_runs: how many runs each example has.
+        batch_size: number of rows.
+        init_batch_size: how many examples are set up at once, in a fixed shape likewise.
+        smaller_batch_sizes: smaller numbers of rows, to fall back on when there are too few examples to fill them;
             only such for which the model computes the same bits for an example.
     """
 
-    program: Program[SomeRows]
-    passes: ModelQueries
+    attack: Attack[State]
+    queries: ModelQueries
     fetch: Fetch
-    judge: Judge
+    verify: Verify
     leave: Leave
-    turns: int
-    width: int
-    chunk: int
-    narrower: Sequence[int] = ()
+    n_runs: int
+    batch_size: int
+    init_batch_size: int
+    smaller_batch_sizes: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        self.waiting: deque[tuple[int, int]] = deque()  # (example, turn)
-        self.owner = np.full(self.width, _FREE)
-        self.turn = np.zeros(self.width, dtype=np.int64)
-        self.clock = np.full(self.width, _IDLE)
-        self.rows: SomeRows | None = None
+        self.waiting: deque[tuple[int, int]] = deque()  # (example, run)
+        self.owner = np.full(self.batch_size, _FREE)
+        self.run_of = np.zeros(self.batch_size, dtype=np.int64)
+        self.host_steps = np.full(self.batch_size, _IDLE)
+        self.state: State | None = None
 
     def add(self, examples: Iterable[int]) -> None:
-        """Let examples wait for their first turn."""
+        """Let examples wait for their first run."""
         self.waiting.extend((example, 0) for example in examples)
 
     def run(self, pause: Callable[[], None] = lambda: None) -> None:
@@ -70,12 +71,12 @@ class Queue(Generic[SomeRows]):
             busy = self.owner != _FREE
             if not busy.any():
                 return
-            assert self.rows is not None  # somebody owns a row
-            left = self.program.length - self.clock[busy]
-            for _ in range(int(min(self.program.stride, left.min()))):
-                self.program.advance(self.rows, self.passes, self.clock)
-                self.clock += 1
-            self._settle(self.rows)
+            assert self.state is not None  # somebody owns a row
+            left = self.attack.max_steps - self.host_steps[busy]
+            for _ in range(int(min(self.attack.check_every, left.min()))):
+                self.attack.step(self.state, self.queries, self.host_steps)
+                self.host_steps += 1
+            self._settle(self.state)
             pause()
 
     def left(self) -> int:
@@ -85,33 +86,33 @@ class Queue(Generic[SomeRows]):
     def part_done(self) -> float:
         """How much of those that have not left is done, in examples."""
         busy = self.owner != _FREE
-        work = self.turn[busy] + np.minimum(self.clock[busy] / self.program.length, 1.0)
-        return float(work.sum() + sum(turn for _, turn in self.waiting)) / self.turns
+        work = self.run_of[busy] + np.minimum(self.host_steps[busy] / self.attack.max_steps, 1.0)
+        return float(work.sum() + sum(run for _, run in self.waiting)) / self.n_runs
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return everything, as tensors and plain types."""
-        assert self.rows is not None  # it has begun
+        assert self.state is not None  # it has begun
         return {
             "waiting": [list(pair) for pair in self.waiting],
             "owner": self.owner.tolist(),
-            "turn": self.turn.tolist(),
-            "clock": self.clock.tolist(),
-            "rows": dump(self.rows),
+            "run": self.run_of.tolist(),
+            "host_steps": self.host_steps.tolist(),
+            "state": state_dict(self.state),
         }
 
-    def restore(self, state: dict[str, Any], todo: set[int], threat: ThreatModel) -> set[int]:
+    def load_state_dict(self, saved: dict[str, Any], todo: set[int], threat: ThreatModel) -> set[int]:
         """Go on from a state; examples that are not to do any more are left out.
 
         Returns:
             The examples that the state knew.
         """
-        owner = np.array(state["owner"])
-        self.width = len(owner)
-        self.waiting.extend((example, turn) for example, turn in state["waiting"] if example in todo)
-        self.owner, self.turn, self.clock = owner, np.array(state["turn"]), np.array(state["clock"])
+        owner = np.array(saved["owner"])
+        self.batch_size = len(owner)
+        self.waiting.extend((example, run) for example, run in saved["waiting"] if example in todo)
+        self.owner, self.run_of, self.host_steps = owner, np.array(saved["run"]), np.array(saved["host_steps"])
         some = next(iter(todo))
-        template = self.program.begin(self.fetch([some], [0]))
-        self.rows = load(template, state["rows"], threat)
+        template = self.attack.init(self.fetch([some], [0]))
+        self.state = from_state_dict(template, saved["state"], threat)
         gone = np.array([o != _FREE and int(o) not in todo for o in owner])
         self._free(np.flatnonzero(gone))
         return {example for example, _ in self.waiting} | set(self.owner[self.owner != _FREE].tolist())
@@ -119,57 +120,57 @@ class Queue(Generic[SomeRows]):
     def _refill(self) -> None:
         free = np.flatnonzero(self.owner == _FREE)
         if len(free) > len(self.waiting):
-            self._narrow(self.width - len(free) + len(self.waiting))
+            self._narrow(self.batch_size - len(free) + len(self.waiting))
             free = np.flatnonzero(self.owner == _FREE)
         free = free[: len(self.waiting)]
-        for start in range(0, len(free), self.chunk):
-            places = free[start : start + self.chunk]
+        for start in range(0, len(free), self.init_batch_size):
+            places = free[start : start + self.init_batch_size]
             picked = [self.waiting.popleft() for _ in places]
             self._begin(places, picked)
 
     def _begin(self, places: np.ndarray, picked: list[tuple[int, int]]) -> None:
-        full = picked + [picked[0]] * (self.chunk - len(picked))
-        begun = self.program.begin(self.fetch([e for e, _ in full], [t for _, t in full]))
+        full = picked + [picked[0]] * (self.init_batch_size - len(picked))
+        begun = self.attack.init(self.fetch([e for e, _ in full], [run for _, run in full]))
         device = begun.y.device
-        if self.rows is None:  # all rows at first belong to copies of the first example
-            self.rows = select(begun, torch.zeros(self.width, dtype=torch.long, device=device))
-        put(self.rows, torch.from_numpy(places).to(device), select(begun, torch.arange(len(picked), device=device)))
+        if self.state is None:  # all rows at first belong to copies of the first example
+            self.state = select(begun, torch.zeros(self.batch_size, dtype=torch.long, device=device))
+        scatter(self.state, torch.from_numpy(places).to(device), select(begun, torch.arange(len(picked), device=device)))
         self.owner[places] = [e for e, _ in picked]
-        self.turn[places] = [t for _, t in picked]
-        self.clock[places] = 0
+        self.run_of[places] = [run for _, run in picked]
+        self.host_steps[places] = 0
 
-    def _settle(self, rows: SomeRows) -> None:
-        """Let those who are broken leave, and those whose turn has ended."""
-        found, ticks = torch.stack([rows.found.long(), rows.tick]).cpu().numpy()
+    def _settle(self, state: State) -> None:
+        """Let those who are broken leave, and those whose run has ended."""
+        found, steps = torch.stack([state.found.long(), state.step]).cpu().numpy()
         busy = self.owner != _FREE
         claims = np.flatnonzero(busy & (found > 0))
         if len(claims):
-            places = torch.from_numpy(claims).to(rows.y.device)
-            holds = self.judge(rows, places, self.owner[claims].tolist(), self.turn[claims].tolist())
+            places = torch.from_numpy(claims).to(state.y.device)
+            holds = self.verify(state, places, self.owner[claims].tolist(), self.run_of[claims].tolist())
             self._free(claims[holds])
             if not holds.all():
-                rows.doubt(torch.from_numpy(claims[~holds]).to(rows.y.device))
-        self.clock[busy] = ticks[busy]
-        ended = np.flatnonzero((self.owner != _FREE) & (ticks >= self.program.length))
+                state.reject(torch.from_numpy(claims[~holds]).to(state.y.device))
+        self.host_steps[busy] = steps[busy]
+        ended = np.flatnonzero((self.owner != _FREE) & (steps >= self.attack.max_steps))
         for place in ended.tolist():
-            if self.turn[place] + 1 < self.turns:
+            if self.run_of[place] + 1 < self.n_runs:
                 # First in the queue, so that examples leave in the order they came: an early answer needs that.
-                self.waiting.appendleft((int(self.owner[place]), int(self.turn[place]) + 1))
+                self.waiting.appendleft((int(self.owner[place]), int(self.run_of[place]) + 1))
             else:
-                self.leave(rows, place, int(self.owner[place]))
+                self.leave(state, place, int(self.owner[place]))
         self._free(ended)
 
     def _free(self, places: np.ndarray) -> None:
         self.owner[places] = _FREE
-        self.clock[places] = _IDLE
+        self.host_steps[places] = _IDLE
 
     def _narrow(self, needed: int) -> None:
         """Drop free rows, if a smaller number of rows is allowed and enough."""
-        width = min((w for w in self.narrower if needed <= w < self.width), default=self.width)
-        if width == self.width or needed == 0:
+        batch_size = min((w for w in self.smaller_batch_sizes if needed <= w < self.batch_size), default=self.batch_size)
+        if batch_size == self.batch_size or needed == 0:
             return
-        places = np.argsort(self.owner == _FREE, kind="stable")[:width]  # the busy ones first
-        if self.rows is not None:
-            self.rows = select(self.rows, torch.from_numpy(places).to(self.rows.y.device))
-        self.owner, self.turn, self.clock = self.owner[places], self.turn[places], self.clock[places]
-        self.width = width
+        places = np.argsort(self.owner == _FREE, kind="stable")[:batch_size]  # the busy ones first
+        if self.state is not None:
+            self.state = select(self.state, torch.from_numpy(places).to(self.state.y.device))
+        self.owner, self.run_of, self.host_steps = self.owner[places], self.run_of[places], self.host_steps[places]
+        self.batch_size = batch_size

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hauberk.core.random import ExampleRng
-from hauberk.threat import Norm
+from hauberk.threat.norms import Norm
 
-P_INIT = 0.8  # share of the pixels in the first windows
+P_INIT = 0.8  # fraction of the pixels in the first windows
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries; the paper's schedule for 10,000
 _TILES = 5
 
@@ -26,7 +26,7 @@ def image_shape(x: Tensor) -> tuple[int, int, int]:
 def pick_windows(shape: tuple[int, int, int], norm: Norm) -> "Windows":
     """Prepare the windows for images (C, H, W).
 
-    Each window has a share p of the pixels, p = 0.8, halved after so many queries; a square, unless one side of the image is
+    Each window has a fraction p of the pixels, p = 0.8, halved after so many queries; a square, unless one side of the image is
     too short. In L2 and L1 its sides are odd and at least 3, where the image allows.
     """
     _, height, width = shape
@@ -37,11 +37,11 @@ def pick_windows(shape: tuple[int, int, int], norm: Norm) -> "Windows":
         short = min(height, width)
         long = max(round(area / short), 1) if side > short else side
         side = min(side, short)
-        if norm != "Linf":
+        if not norm.is_box:
             side, long = _odd(side, short), _odd(long, max(height, width))
         sizes.append((side, long) if height <= width else (long, side))
     patterns = torch.zeros(len(sizes), 2, height, width)
-    if norm != "Linf":
+    if not norm.is_box:
         for k, (high, wide) in enumerate(sizes):
             for turned in (0, 1):
                 patterns[k, turned, :high, :wide] = _pattern(high, wide, norm, bool(turned))
@@ -146,7 +146,7 @@ def _pattern(high: int, wide: int, norm: Norm, turned: bool) -> Tensor:
         return _pattern(wide, high, norm, False).T
     first = high // 2
     both = torch.cat([_hill(first, wide, norm), -_hill(high - first, wide, norm)])
-    unit: Tensor = both / both.norm(p=2 if norm == "L2" else 1)
+    unit: Tensor = both / both.norm(p=norm.p)
     return unit
 
 
@@ -154,9 +154,9 @@ def _hill(high: int, wide: int, norm: Norm) -> Tensor:
     """``Σ_{m ≥ distance} (m + 1)^{-2}`` (L2; -4 in L1) by the distance (of the larger coordinate) from the middle."""
     top, left = high // 2, wide // 2
     reach = max(top, left) + 1
-    terms = torch.arange(1, reach + 1, dtype=torch.float64) ** (-2.0 if norm == "L2" else -4.0)
+    terms = torch.arange(1, reach + 1, dtype=torch.float64) ** (-4.0 if norm.p == 1 else -2.0)
     tail = terms.flip(0).cumsum(0).flip(0)
     rows, columns = (torch.arange(high) - top).abs(), (torch.arange(wide) - left).abs()
     hill = tail[torch.maximum(rows[:, None], columns[None])].float()
-    unit: Tensor = hill / hill.norm(p=2 if norm == "L2" else 1)
+    unit: Tensor = hill / hill.norm(p=norm.p)
     return unit

@@ -32,19 +32,19 @@ class ExampleRng:
 
     @classmethod
     def of_keys(cls, keys: Tensor) -> "ExampleRng":
-        """Return the noise whose ``keys`` were saved."""
+        """Return the draws whose ``keys`` were saved."""
         rng = cls(0, keys)
         rng.keys = keys
         return rng
 
-    def rows(self, index: Tensor) -> "ExampleRng":
-        """Return the noise of some of the examples. index: (b,) int64."""
+    def index_select(self, index: Tensor) -> "ExampleRng":
+        """Return the draws of some of the examples. index: (b,) int64."""
         part = copy(self)
         part.keys = self.keys[index]
         return part
 
-    def put(self, places: Tensor, new: "ExampleRng") -> "ExampleRng":
-        """Return this noise with some of the examples replaced. places: (b,) int64, new: noise of b examples."""
+    def index_copy(self, places: Tensor, new: "ExampleRng") -> "ExampleRng":
+        """Return these draws with those of some examples replaced. places: (b,) int64, new: draws of b examples."""
         whole = copy(self)
         whole.keys = self.keys.index_copy(0, places, new.keys)
         return whole
@@ -83,7 +83,7 @@ def content_ids(x: Tensor) -> Tensor:
 
 
 def batch_rng(seed: "int | ExampleRng", x: Tensor) -> ExampleRng:
-    """Take a seed, or noise already keyed by example. A bare seed keys each example by its place in the batch ``x``."""
+    """Take a seed, or draws already keyed by example. A bare seed keys each example by its place in the batch ``x``."""
     return seed if isinstance(seed, ExampleRng) else ExampleRng(seed, torch.arange(len(x), device=x.device))
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hauberk.core.errors import UserError
-from hauberk.fastpath.conv_backward import quicken
+from hauberk.core.conv_backward import quicken
 from hauberk.fastpath.fuse_conv_bn import CONVOLUTIONS, NORMS, fold
-from hauberk.objectives.kl import at_least_float32
+from hauberk.objectives.functional import at_least_float32
 
 # How far a twin's logits and input gradients may be from the model's, relative to their size.
 CLOSE = {torch.bfloat16: (0.05, 0.3, 0.05), None: (1e-4, 1e-2, 1e-4)}

@@ -26,7 +26,7 @@ from hauberk.methods.memory import Memory
 from hauberk.methods.output import Output
 from hauberk.objectives import OBJECTIVES
 from hauberk.objectives.functional import fooled
-from hauberk.objectives.kl import at_least_float32
+from hauberk.objectives.functional import at_least_float32
 from hauberk.threat import ThreatModel
 from hauberk.weighting import summary
 

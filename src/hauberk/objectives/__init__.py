@@ -6,7 +6,7 @@ from typing import Any
 
 from hauberk.objectives.adversarial_class import adversarial_class
 from hauberk.objectives.cross_entropy import at, standard
-from hauberk.objectives.kl import kl_divergence
+from hauberk.objectives.functional import kl_divergence
 from hauberk.objectives.logit_pairing import alp, clp
 from hauberk.objectives.mart import mart
 from hauberk.objectives.mma import mma

@@ -1,6 +1,12 @@
-"""What attacks maximise. Each loss takes logits (B, C) and labels (B,) and returns (B,), larger is more adversarial."""
+"""Functions of logits (B, C) and labels (B,): divergences, margins, and what attacks maximise.
+
+All but :func:`kl_divergence` and :func:`log_softmax` compute in the dtype they are given: models answer attacks and objectives
+through code that has widened half precision to float32 once.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -8,46 +14,53 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.objectives.kl import at_least_float32, kl_divergence
-
-LossName: TypeAlias = Literal["ce", "kl", "cw", "dlr", "slm", "evade", "ce-targeted", "cw-targeted"]
-AIMED = ("ce-targeted", "cw-targeted", "dlr-targeted", "evade-targeted")
-# logits, labels, aim: logits of the clean inputs for "kl", the target class (B,) for the losses with a target
-AttackLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def make_loss(name: str, confidence: float = 0.0) -> AttackLoss:
-    """Return a loss by name.
+def at_least_float32(values: Tensor) -> Tensor:
+    """Widen half-precision tensors; leave float32 and float64 as they are."""
+    return values.float() if values.element_size() < 4 else values
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities in at least float32, whatever the network runs in. (B, C) -> (B, C)."""
+    return F.log_softmax(at_least_float32(logits), dim=1)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each example in at least float32. (B, C), (B,) -> (B,)."""
+    return F.cross_entropy(at_least_float32(logits), y, reduction="none")
+
+
+def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """KL(p‖q) of each example, in log space.
+
+    ``KL(p‖q) = Σ_k p_k (log p_k - log q_k)``
+
+    The gradient is finite even where a probability underflows, which ``F.kl_div`` with a probability target is not.
 
     Args:
-        name: ``"ce"`` cross-entropy; ``"kl"`` KL from the clean prediction (TRADES); ``"cw"`` Carlini-Wagner margin;
-            ``"dlr"`` difference of logits ratio (AutoAttack); ``"slm"`` soft logit margin (MMA); ``"evade"`` margin against
-            the label and the class of adversarial inputs together. With a target class: ``"ce-targeted"``,
-            ``"cw-targeted"`` (``z_t - z_y``), ``"dlr-targeted"`` (AutoAttack), ``"evade-targeted"``.
-        confidence: κ of the margin, for ``"cw"`` only.
+        logits_p: logits of p, (B, C).
+        logits_q: logits of q, (B, C).
 
-    Raises:
-        UserError: if the name is unknown.
+    Returns:
+        (B,), in float32 or wider, with a gradient to both arguments.
     """
-    losses: dict[str, AttackLoss] = {
-        "ce": lambda logits, y, aim: F.cross_entropy(at_least_float32(logits), y, reduction="none"),
-        "kl": _kl_from_clean,
-        "cw": lambda logits, y, aim: cw_loss(logits, y, confidence),
-        "dlr": lambda logits, y, aim: dlr_loss(logits, y),
-        "slm": lambda logits, y, aim: soft_logit_margin(logits, y),
-        "evade": lambda logits, y, aim: evade_loss(logits, y),
-        "ce-targeted": lambda logits, y, aim: -F.cross_entropy(at_least_float32(logits), _given(aim), reduction="none"),
-        "cw-targeted": lambda logits, y, aim: _at(at_least_float32(logits), _given(aim)) - _at(at_least_float32(logits), y),
-        "dlr-targeted": lambda logits, y, aim: targeted_dlr_loss(logits, y, _given(aim)),
-        "evade-targeted": _targeted_evade,
-    }
-    if name not in losses:
-        raise unknown_name("attack loss", name, losses)
-    return losses[name]
+    log_p, log_q = log_softmax(logits_p), log_softmax(logits_q)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
-def fooled(logits: Tensor, y: Tensor, evading: bool = False) -> Tensor:
-    """Say which examples are misclassified; with ``evading``, taking an input for adversarial (the last output) is no mistake.
+def gather_class(values: Tensor, y: Tensor) -> Tensor:
+    """Pick the value of one class of each example. (B, C), (B,) -> (B,)."""
+    return values.gather(1, y[:, None]).squeeze(1)
+
+
+def mask_class(values: Tensor, y: Tensor, fill: float = -torch.inf) -> Tensor:
+    """Replace the value of one class of each example. (B, C), (B,) -> (B, C)."""
+    return values.masked_fill(F.one_hot(y, values.shape[1]).bool(), fill)
+
+
+def fooled(logits: Tensor, y: Tensor, has_reject_class: bool = False) -> Tensor:
+    """Say which examples are misclassified; where the last output is a class of adversarial inputs, taking it is no mistake.
 
     Logits that are NaN or infinite are no answer, so they are a mistake, whatever class the largest stands for.
 
@@ -55,16 +68,15 @@ def fooled(logits: Tensor, y: Tensor, evading: bool = False) -> Tensor:
     """
     predicted = logits.argmax(1)
     wrong = predicted != y
-    if evading:
+    if has_reject_class:
         wrong &= predicted != logits.shape[1] - 1
     return wrong | ~logits.isfinite().all(1)
 
 
 def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     """``z_y - max_{k≠y} z_k``: negative where the example is misclassified. (B, C), (B,) -> (B,)."""
-    logits = at_least_float32(logits)
     # The true class is masked with -inf: a mask of zeros picks it again where all other logits are negative.
-    return _at(logits, y) - _without(logits, y).amax(1)
+    return gather_class(logits, y) - mask_class(logits, y).amax(1)
 
 
 def cw_loss(logits: Tensor, y: Tensor, confidence: float = 0.0) -> Tensor:
@@ -83,7 +95,7 @@ def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
     """
     if logits.shape[1] < 3:
         raise UserError(f"the DLR loss needs at least 3 classes, this model has {logits.shape[1]}; use loss='cw' instead")
-    top = at_least_float32(logits).topk(3, dim=1).values
+    top = logits.topk(3, dim=1).values
     return -logit_margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
@@ -95,15 +107,14 @@ def targeted_dlr_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """
     if logits.shape[1] < 4:
         raise UserError(f"the targeted DLR loss needs at least 4 classes, this model has {logits.shape[1]}; use 'ce' or 'cw'")
-    logits = at_least_float32(logits)
     top = logits.topk(4, dim=1).values
-    return -(_at(logits, y) - _at(logits, target)) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+    spread = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12
+    return (gather_class(logits, target) - gather_class(logits, y)) / spread
 
 
 def soft_logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     """``log Σ_{k≠y} exp z_k - z_y`` (Ding et al. 2020, MMA). (B, C), (B,) -> (B,)."""
-    logits = at_least_float32(logits)
-    return _without(logits, y).logsumexp(1) - _at(logits, y)
+    return mask_class(logits, y).logsumexp(1) - gather_class(logits, y)
 
 
 def evade_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -116,28 +127,102 @@ def evade_loss(logits: Tensor, y: Tensor) -> Tensor:
     """
     if logits.shape[1] < 3:
         raise UserError(f"a model with a class of adversarial inputs needs at least 3 outputs, this one has {logits.shape[1]}")
-    logits = at_least_float32(logits)
-    real = logits[:, :-1]
-    return _without(real, y).amax(1) - torch.maximum(_at(real, y), logits[:, -1])
+    return mask_class(logits[:, :-1], y).amax(1) - torch.maximum(gather_class(logits, y), logits[:, -1])
 
 
-def _kl_from_clean(logits: Tensor, y: Tensor, aim: Tensor | None) -> Tensor:
-    return kl_divergence(_given(aim), logits)
+@dataclass(frozen=True)
+class AttackLoss:
+    """What an attack maximises: larger is more adversarial.
+
+    Attributes:
+        function: of logits (B, C), labels (B,) and the reference; returns (B,).
+        reference: what it compares with besides the labels: nothing, the logits of the clean inputs (B, C), or a target class
+            for each example (B,).
+        has_reject_class: whether it takes the last output for a class of adversarial inputs.
+        min_classes: with fewer classes it is not defined.
+        is_margin: whether it looks at a difference of logits, which does not saturate.
+        name: as it was asked for.
+    """
+
+    function: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    reference: Literal["none", "clean", "target"] = "none"
+    has_reject_class: bool = False
+    min_classes: int = 2
+    is_margin: bool = False
+    name: str = ""
 
 
-def _targeted_evade(logits: Tensor, y: Tensor, aim: Tensor | None) -> Tensor:
-    logits = at_least_float32(logits)
-    return _at(logits, _given(aim)) - torch.maximum(_at(logits, y), logits[:, -1])
+LossLike: TypeAlias = str | AttackLoss | Callable[[Tensor, Tensor], Tensor]
 
 
-def _given(aim: Tensor | None) -> Tensor:
-    assert aim is not None  # the engines give the clean logits, or a target for each example
-    return aim
+def _plain(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
+    return loss(logits, y)
 
 
-def _at(logits: Tensor, y: Tensor) -> Tensor:
-    return logits.gather(1, y[:, None]).squeeze(1)
+def _ce(logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
+    return F.cross_entropy(logits, y, reduction="none")
 
 
-def _without(logits: Tensor, y: Tensor) -> Tensor:
-    return logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+def _kl(logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
+    assert clean is not None
+    log_p, log_q = F.log_softmax(clean, dim=1), F.log_softmax(logits, dim=1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def _ce_targeted(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    assert target is not None
+    return -F.cross_entropy(logits, target, reduction="none")
+
+
+def _cw_targeted(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    assert target is not None
+    return gather_class(logits, target) - gather_class(logits, y)
+
+
+def _dlr_targeted(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    assert target is not None
+    return targeted_dlr_loss(logits, y, target)
+
+
+def _evade_targeted(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    assert target is not None
+    return gather_class(logits, target) - torch.maximum(gather_class(logits, y), logits[:, -1])
+
+
+ATTACK_LOSSES: dict[str, AttackLoss] = {
+    "ce": AttackLoss(_ce),
+    "kl": AttackLoss(_kl, "clean"),
+    "cw": AttackLoss(partial(_plain, cw_loss), is_margin=True),
+    "dlr": AttackLoss(partial(_plain, dlr_loss), min_classes=3, is_margin=True),
+    "slm": AttackLoss(partial(_plain, soft_logit_margin)),
+    "evade": AttackLoss(partial(_plain, evade_loss), has_reject_class=True),
+    "ce-targeted": AttackLoss(_ce_targeted, "target"),
+    "cw-targeted": AttackLoss(_cw_targeted, "target", is_margin=True),
+    "dlr-targeted": AttackLoss(_dlr_targeted, "target", min_classes=4, is_margin=True),
+    "evade-targeted": AttackLoss(_evade_targeted, "target", has_reject_class=True),
+}
+
+
+def find_attack_loss(loss: LossLike, confidence: float = 0.0) -> AttackLoss:
+    """Return a loss by its name, or a callable as a loss.
+
+    Args:
+        loss: ``"ce"`` cross-entropy; ``"kl"`` KL from the clean prediction (TRADES); ``"cw"`` Carlini-Wagner margin;
+            ``"dlr"`` difference of logits ratio (AutoAttack); ``"slm"`` soft logit margin (MMA); ``"evade"`` margin against
+            the label and the class of adversarial inputs together; with a target class ``"ce-targeted"``,
+            ``"cw-targeted"`` (``z_t - z_y``), ``"dlr-targeted"`` (AutoAttack), ``"evade-targeted"``. Or a function of logits
+            (B, C) and labels (B,) that returns (B,), or an :class:`AttackLoss`.
+        confidence: κ of the margin, for ``"cw"`` only.
+
+    Raises:
+        UserError: if the name is unknown.
+    """
+    if isinstance(loss, AttackLoss):
+        return loss
+    if not isinstance(loss, str):
+        return AttackLoss(partial(_plain, loss), name=getattr(loss, "__qualname__", type(loss).__name__))
+    if loss == "cw" and confidence:
+        return AttackLoss(partial(_plain, partial(cw_loss, confidence=confidence)), is_margin=True, name=loss)
+    if loss not in ATTACK_LOSSES:
+        raise unknown_name("attack loss", loss, ATTACK_LOSSES)
+    return ATTACK_LOSSES[loss]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.core.errors import UserError
-from hauberk.objectives.kl import at_least_float32
+from hauberk.objectives.functional import at_least_float32
 from hauberk.objectives.terms import LossTerms, PresetName, is_official
 
 Pairing: TypeAlias = Literal["probabilities", "logits"]

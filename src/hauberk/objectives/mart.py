@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.objectives.kl import kl_divergence, log_softmax
+from hauberk.objectives.functional import kl_divergence, log_softmax
 from hauberk.objectives.terms import LossTerms, PresetName, is_official
 
 

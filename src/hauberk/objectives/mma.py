@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.objectives.kl import at_least_float32
+from hauberk.objectives.functional import at_least_float32
 from hauberk.objectives.terms import LossTerms, PresetName, is_official
 
 CLEAN_SHARE = 1 / 3  # of the public code's gradient

@@ -1,7 +1,8 @@
 """What the adversary may do: threat models, and the sets they lay around inputs."""
 
-from hauberk.threat.feasible_set import FeasibleSet, Norm
-from hauberk.threat.model import L1, L2, NORMS, Linf, ThreatModel, make_threat, threat_from_dict
+from hauberk.threat.feasible_set import FeasibleSet, expand_to
+from hauberk.threat.model import L1, L2, Linf, ThreatModel, make_threat, threat_from_dict
+from hauberk.threat.norms import NORMS, Norm
 from hauberk.threat.parse import Bound, Epsilon, parse_eps, parse_fraction
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Linf",
     "Norm",
     "ThreatModel",
+    "expand_to",
     "make_threat",
     "parse_eps",
     "parse_fraction",

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.threat.feasible_set import FeasibleSet, Norm
+from hauberk.threat.feasible_set import FeasibleSet
+from hauberk.threat.norms import NORMS, Norm
 from hauberk.threat.parse import Bound, Epsilon, features_tensor, from_plain, number_or_tensor, parse_eps, to_plain
-
-NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,7 +24,7 @@ class ThreatModel:
     a feature with ε 0 cannot be changed. Make one with :func:`Linf`, :func:`L2` or :func:`L1`.
 
     Attributes:
-        norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
+        norm: of the ball; one of ``hauberk.threat.NORMS``, or your own :class:`~hauberk.threat.Norm`.
         eps: ε in the units of the input: a float, or a tensor that broadcasts to one example.
         low: lower bound of every valid input: a float, or a tensor that broadcasts to one example.
         high: upper bound, likewise.
@@ -60,15 +59,16 @@ class ThreatModel:
             way = cast(Tensor, self._fit(self.monotone, x, "monotone"))
             low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
             low, high = torch.where(way > 0, x, low), torch.where(way < 0, x, high)
-        return FeasibleSet(x, self.norm, self._radius(x), low, high)
+        eps = self._fit(self.eps, x, "eps")
+        return FeasibleSet(x, self.norm, self._radius(x, eps), low, high, eps)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bring points back to the nearest ones inside ``S(x)``. Shapes: (B, ...), (B, ...) -> (B, ...)."""
         return self.around(x).project(x_adv)
 
-    def audit(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """By how much each point leaves ``S(x)``: 0 inside. (B, ...), (B, ...) -> (B,) float64, see FeasibleSet.audit."""
-        return self.around(x).audit(x_adv)
+    def constraint_violation(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """By how much each point leaves ``S(x)``, see :class:`FeasibleSet`. (B, ...), (B, ...) -> (B,)."""
+        return self.around(x).constraint_violation(x_adv)
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Say which points are inside, up to the rounding of their dtype. (B, ...), (B, ...) -> (B,) bool."""
@@ -81,7 +81,7 @@ class ThreatModel:
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for a JSON card; :func:`threat_from_dict` reads them back."""
         return {
-            "norm": self.norm,
+            "norm": self.norm.name,
             "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else to_plain(self.eps),
             "low": to_plain(self.low),
             "high": to_plain(self.high),
@@ -105,10 +105,10 @@ class ThreatModel:
             return "per feature"
         return f"[{self.low:g}, {self.high:g}]"
 
-    def _radius(self, x: Tensor) -> float | Tensor:
-        radius = self._fit(self.eps, x, "eps")
+    def _radius(self, x: Tensor, eps: float | Tensor) -> float | Tensor:
+        """ε, and 0 where a feature is frozen."""
         if self.frozen is None:
-            return radius
+            return eps
         frozen = self.frozen
         if frozen.dtype != torch.bool:  # indices into the flattened example
             if int(frozen.max()) >= x[0].numel() or int(frozen.min()) < 0:
@@ -117,7 +117,7 @@ class ThreatModel:
             mask[frozen] = True
             frozen = mask.view(x.shape[1:])
         free = ~cast(Tensor, self._fit(frozen, x, "frozen"))
-        return free.to(x.dtype) * radius
+        return free.to(x.dtype) * eps
 
     def _fit(self, value: float | Tensor, x: Tensor, name: str) -> float | Tensor:
         if not isinstance(value, Tensor):
@@ -185,26 +185,28 @@ def L1(
 
 
 def make_threat(
-    norm: str,
+    norm: str | Norm,
     eps: Epsilon,
     low: Bound = 0.0,
     high: Bound = 1.0,
     frozen: Sequence[int] | Tensor | None = None,
     monotone: Sequence[int] | Tensor | None = None,
 ) -> ThreatModel:
-    """Make a threat model from the name of its norm. Other arguments as in :func:`Linf`.
+    """Make a threat model from a norm or its name. Other arguments as in :func:`Linf`.
 
     Raises:
         UserError: as :func:`Linf`, and if the norm is unknown.
     """
-    if norm not in NORMS:
-        raise unknown_name("norm", norm, NORMS)
+    if isinstance(norm, str):
+        if norm not in NORMS:
+            raise unknown_name("norm", norm, NORMS)
+        norm = NORMS[norm]
     radius, text = parse_eps(eps)
     lower, upper = number_or_tensor(low, "low"), number_or_tensor(high, "high")
     width = torch.as_tensor(upper) - torch.as_tensor(lower)
     if not bool((width > 0).all()):  # also catches NaN
         raise UserError(f"the box is empty: low = {low} is not below high = {high}")
-    if norm == "Linf" and bool((torch.as_tensor(radius) > width).any()):
+    if norm.is_box and bool((torch.as_tensor(radius) > width).any()):
         hint = f"; did you mean '{text}/255'?" if isinstance(radius, float) and 1 < radius < 255 else ""
         raise UserError(f"eps = {text} is wider than the box [{low}, {high}]{hint}")
     mask, ways = features_tensor(frozen, "frozen"), features_tensor(monotone, "monotone")

@@ -1,4 +1,4 @@
-"""What must hold between data, model and threat model, checked with one clear line for what does not."""
+"""What must hold between data and model, checked with one clear line for what does not."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,70 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hauberk.attacks.frozen_model import ModelQueries, frozen_model
 from hauberk.core.errors import UserError, first_line
 from hauberk.threat import ThreatModel
-
-_BOX_SLACK = 1e-6  # float rounding of the box's own bounds
-
-
-def check_batch(x: Tensor, y: Tensor) -> Tensor:
-    """Check types and shapes of a batch as a caller hands it over, without waiting for a device.
-
-    Args:
-        x: inputs, (B, ...), floating.
-        y: labels, (B,), integers of any width.
-
-    Returns:
-        The labels, (B,) int64.
-
-    Raises:
-        UserError: for what is no tensor, inputs that are not floating, labels that are no class numbers, an empty batch.
-    """
-    for name, value in (("inputs", x), ("labels", y)):
-        if not isinstance(value, Tensor):
-            raise UserError(f"{name} must be a torch tensor, got {type(value).__name__}; torch.as_tensor makes one")
-    if not x.is_floating_point():
-        how = "divide by 255" if x.dtype == torch.uint8 else "convert them"
-        raise UserError(f"inputs have dtype {x.dtype}; {how} to get floats inside the box of the threat model")
-    if x.ndim < 2:
-        raise UserError(f"inputs must have a batch dimension and features, got shape {tuple(x.shape)}")
-    if len(x) == 0:
-        raise UserError("the batch is empty")
-    if y.ndim != 1 or len(x) != len(y):
-        hint = "; class numbers of one-hot labels are y.argmax(1)" if y.ndim == 2 and len(x) == len(y) else ""
-        raise UserError(f"inputs of shape {tuple(x.shape)} need labels of shape ({len(x)},), got {tuple(y.shape)}{hint}")
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise UserError(f"labels must be integers, got {y.dtype}; y.long() makes them so")
-    return y.long()
-
-
-def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None = None) -> Tensor:
-    """Check a batch or a whole data set.
-
-    Args:
-        x: inputs, (N, ...), floating.
-        y: labels, (N,), integers of any width.
-        threat: whose box the inputs must lie in.
-        classes: number of classes, if known.
-
-    Returns:
-        The labels, (N,) int64.
-
-    Raises:
-        UserError: for wrong types or shapes, NaN, inputs outside the box (normalised by mistake), labels out of range.
-    """
-    y = check_batch(x, y)
-    if not bool(x.isfinite().all()):
-        raise UserError(f"the data has {int((~x.isfinite()).sum())} NaN or infinite values")
-    region = threat.around(x)
-    slack = _BOX_SLACK * (1 + x.abs().amax())
-    if bool(((x < region.low - slack) | (x > region.high + slack)).any()):
-        box = f"[{float(region.low.amin()):g}, {float(region.high.amax()):g}]"
-        seen = f"[{float(x.amin()):.3g}, {float(x.amax()):.3g}]"
-        hint = "divide by 255" if float(x.amin()) >= 0 and float(x.amax()) > 1.5 else "normalisation belongs inside the model"
-        raise UserError(f"inputs lie in {seen}, outside the threat model's box {box}; {hint}, or give low= and high=")
-    _check_labels(y, classes)
-    return y
+from hauberk.threat.checks import check_inputs, check_labels
 
 
 def check_logits(logits: Tensor, y: Tensor, classes: int | None = None, probabilities: bool = False) -> None:
@@ -98,7 +38,7 @@ def check_outputs(logits: Tensor, y: Tensor, classes: int | None = None, extra_o
         raise UserError("the model returns one number per input; a classifier needs one logit for each of at least 2 classes")
     if classes is not None and logits.shape[1] != classes:
         raise UserError(f"the model has {logits.shape[1]} outputs, but the data has {classes} classes")
-    _check_labels(y, logits.shape[1] - extra_outputs)
+    check_labels(y, logits.shape[1] - extra_outputs)
 
 
 def are_probabilities(logits: Tensor) -> bool:
@@ -173,21 +113,11 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
     Raises:
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
     """
-    from hauberk.attacks.frozen_model import frozen_model
-    from hauberk.attacks.model_queries import ModelQueries  # here, because attacks import the checks above
-
     with frozen_model(model) as view, torch.no_grad():
         try:
-            logits = ModelQueries(view).look(x)
+            logits = ModelQueries(view).logits(x)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             what = f"inputs of shape {tuple(x.shape)} and dtype {x.dtype}"
             raise UserError(f"the model cannot take {what}: {first_line(error)}") from error
         check_logits(logits, y, classes, probabilities)
     return int(logits.shape[1])
-
-
-def _check_labels(y: Tensor, classes: int | None) -> None:
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or (classes is not None and high >= classes):
-        allowed = f"0 to {classes - 1}" if classes is not None else "0 or more"
-        raise UserError(f"labels must be {allowed}, found {low} to {high}")

@@ -1,0 +1,268 @@
+"""An attack as an object: its settings, how it starts and steps; run on one batch, all rows in step."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import MISSING, fields
+from typing import Any, Generic
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hauberk.attacks.checks import checked_call
+from hauberk.attacks.frozen_model import Mode, ModelQueries, frozen_model
+from hauberk.attacks.state import AttackInputs, AttackResult, Outcome, State, select
+from hauberk.core.errors import UserError
+from hauberk.core.random import ExampleRng, batch_rng
+from hauberk.objectives.functional import fooled
+from hauberk.threat import ThreatModel
+from hauberk.threat.norms import Norm
+
+
+class Attack(Generic[State]):
+    """An iterative attack. Attacks are frozen dataclasses of their settings; to add one, write ``init`` and ``step``.
+
+    A run is one search from a start, towards a target; where ``stops_at_success``, an example takes its runs one after the
+    other until one succeeds. Called as a function, an attack runs on one batch: ``PGD(steps=10)(model, x, y, threat)``.
+
+    Attributes:
+        check_every: how many steps to take between looks at which examples have finished.
+        passes_per_step: passes of one example in a step, a backward counted as one.
+        stops_at_success: whether an example that is misclassified takes no further part (and one that is so without an
+            attack none at all).
+        needs_clean_logits: whether ``init`` wants the logits of the clean inputs.
+        uses_gradients: whether it is blind where gradients are masked.
+        exact: whether it lives on differences of logits that bfloat16 does not resolve.
+        mode: of the model meanwhile, see :func:`hauberk.attacks.frozen_model`.
+        return_last: whether it returns its last point, not the best it has seen.
+        evaluate_last: whether it looks at the point that it returns.
+        has_reject_class: whether the model's last output is a class of adversarial inputs, which is to be avoided too.
+    """
+
+    check_every: int = 4
+    passes_per_step: int = 2
+    stops_at_success: bool = True
+    needs_clean_logits: bool = True
+    uses_gradients: bool = True
+    exact: bool = False
+    mode: Mode = "eval"
+    return_last: bool = False
+    evaluate_last: bool = True
+    has_reject_class: bool = False
+
+    @property
+    def max_steps(self) -> int:
+        """How many looks a run takes at most."""
+        raise NotImplementedError
+
+    def n_runs(self, n_classes: int) -> int:
+        """How many runs an example takes against a model of so many outputs."""
+        return 1
+
+    def init(self, inputs: AttackInputs) -> State:
+        """Set up the state, without looking at the model."""
+        raise NotImplementedError
+
+    def step(self, state: State, queries: ModelQueries, host_steps: np.ndarray) -> None:
+        """Take one step: at least one look at the model, noted by ``state.observe``.
+
+        Args:
+            state: modified in place.
+            queries: the model.
+            host_steps: at which step each row is, as the host knows it, (B,) int64; larger than any for a row that is free.
+        """
+        raise NotImplementedError
+
+    def finished(self, state: State) -> Tensor | None:
+        """Which examples take no further part in this run, (B,) bool; None if all go on to the end."""
+        return state.found if self.stops_at_success else None
+
+    def aimed(self) -> "Attack[Any]":
+        """The form of the attack that aims at a given class of each example.
+
+        Raises:
+            UserError: if there is none.
+        """
+        raise UserError(f"{self} takes no target")
+
+    def for_norm(self, norm: Norm) -> "Attack[Any]":
+        """The form of the attack for a norm."""
+        return self
+
+    def adapted(
+        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+    ) -> tuple["Attack[Any]", str]:
+        """Return the attack for a threat model and a model, and what was put in place of what is not defined there.
+
+        Args:
+            threat: ball and box.
+            n_classes: number of the model's outputs.
+            has_reject_class: whether the last of them is a class of adversarial inputs.
+            surrogate: the model that transfer attacks are crafted on.
+
+        Raises:
+            UserError: where it does not know of a class of adversarial inputs and the model has one.
+        """
+        if has_reject_class and not self.has_reject_class:
+            raise UserError(f"{self} does not know of a class of adversarial inputs; leave out has_reject_class")
+        return self.for_norm(threat.norm), ""
+
+    def cost(self, n_classes: int = 10) -> int:
+        """Passes of an example that stands."""
+        return self.n_runs(n_classes) * self.max_steps * self.passes_per_step
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0, **more: Any
+    ) -> AttackResult:
+        """Attack a batch; arguments as in :func:`hauberk.attacks.run_attack`."""
+        return run_attack(self, model, x, y, threat, seed=seed, **more)
+
+    def __str__(self) -> str:
+        shown: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        usual = {f.name: f.default for f in fields(self)}  # type: ignore[arg-type]
+        changed = [f"{k}={v}" for k, v in shown.items() if isinstance(v, Tensor) or str(v) != str(usual[k])]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+
+def run_attack(
+    attack: Attack[Any],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int | ExampleRng = 0,
+    target: Tensor | None = None,
+    eot_iter: int = 1,
+    return_clean_logits: bool = False,
+    radius_fraction: Tensor | None = None,
+    trusted: bool = False,
+) -> AttackResult:
+    """Attack a batch.
+
+    The model, its mode, gradients, buffers and the global random state are the same afterwards (buffers excepted in mode
+    ``"train"``). Where the attack stops at a success, an input that is misclassified as it is counts as its own adversarial
+    example, and examples that are broken take no part in later passes.
+
+    Args:
+        attack: what to run.
+        model: classifier from inputs (B, ...) in the box to logits (B, C).
+        x: clean inputs, (B, ...), inside the box.
+        y: labels, (B,), integers.
+        threat: ball and box.
+        seed: of the random draws: an integer, or an ``ExampleRng`` keyed by example.
+        target: (B,) int64, classes to aim at; ``success`` still says whether the label is lost, ``logits`` whether the target
+            was reached.
+        eot_iter: passes to average over, for random models; AutoAttack's ``rand`` has 20.
+        return_clean_logits: look at the clean inputs too, in the attack's mode, at one forward.
+        radius_fraction: (B,), attack each example with ε, and steps, times its fraction in [0, 1].
+        trusted: the inputs, the labels (int64) and the model are known to fit together, so nothing of them is checked.
+
+    Returns:
+        AttackResult with ``x_adv`` (B, ...) inside the threat model.
+
+    Raises:
+        UserError: if settings, threat model, inputs, labels and model do not fit together.
+    """
+    attack = attack.for_norm(threat.norm)
+    attack = attack if target is None else attack.aimed()
+    checked = nullcontext(y) if trusted else checked_call(model, x, y, threat, attack.has_reject_class)
+    with checked as y, frozen_model(model, attack.mode) as frozen:
+        rng = batch_rng(seed, x)
+        x, y = x.detach().clone(), y.clone()  # clones, in case they were made under inference_mode
+        feasible = threat.around(x)
+        if radius_fraction is not None:
+            feasible = feasible.with_radius_scaled(radius_fraction)
+        queries = ModelQueries(frozen, eot_iter)
+        wants_clean = return_clean_logits or (attack.needs_clean_logits and target is None)
+        clean = queries.logits(x) if wants_clean else None
+        inputs = AttackInputs(feasible, y, clean, torch.zeros_like(y), rng, target)
+        outcome = Outcome(inputs, _wrong_as_it_is(attack, inputs), keeps_best=not attack.return_last)
+        for run in range(attack.n_runs(2 if clean is None else clean.shape[1])):
+            if not _run_once(attack, queries, outcome, run):
+                break
+    return outcome.result(queries.forwards, queries.backwards, attack.evaluate_last)
+
+
+def _wrong_as_it_is(attack: Attack[Any], inputs: AttackInputs) -> Tensor | None:
+    """Which examples are misclassified without an attack, if that ends it for them."""
+    if not attack.stops_at_success:
+        return None
+    if inputs.clean_logits is None:
+        raise UserError(f"{attack} stops at a success, so it needs to look at the clean inputs")
+    return fooled(inputs.clean_logits, inputs.y, attack.has_reject_class)
+
+
+def _run_once(attack: Attack[Any], queries: ModelQueries, outcome: Outcome, run: int) -> bool:
+    """Take those that still stand through one run; returns whether there were any."""
+    index = outcome.standing()
+    if index is not None and not len(index):
+        return False
+    state = attack.init(outcome.inputs_of(index, run))
+    for step in range(attack.max_steps):
+        attack.step(state, queries, np.full(len(state.y), step))
+        finished = attack.finished(state) if (step + 1) % attack.check_every == 0 else None
+        if finished is not None:
+            going_on = (~finished).nonzero().squeeze(1)
+            if len(going_on) < len(finished):
+                gone = finished.nonzero().squeeze(1)
+                outcome.take(select(state, gone), gone if index is None else index[gone], run)
+                state = select(state, going_on)
+                index = going_on if index is None else index[going_on]
+            if not len(going_on):
+                return True
+    outcome.take(state, index, run)
+    return True
+
+
+def as_function(attack: type[Attack[Any]], name: str, summary: str, **defaults: Any) -> Callable[..., AttackResult]:
+    """Return the function that makes an attack of its settings and calls it, with their names, defaults and description.
+
+    Args:
+        attack: its class, a dataclass.
+        name: of the function.
+        summary: what its description begins with.
+        **defaults: settings that have other defaults than in the class.
+    """
+    settings = {f.name: defaults.get(f.name, f.default) for f in fields(attack)}  # type: ignore[arg-type]
+
+    def function(
+        model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0, **given: Any
+    ) -> AttackResult:
+        own = {key: given.pop(key) for key in list(given) if key in settings}
+        return attack(**{**defaults, **own})(model, x, y, threat, seed=seed, **given)
+
+    keywords = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=inspect.Parameter.empty if d is MISSING else d)
+        for key, d in settings.items()
+    ]
+    usual = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    more = inspect.Parameter("more", inspect.Parameter.VAR_KEYWORD)
+    function.__signature__ = inspect.Signature([*usual[:4], *keywords, *usual[4:], more])  # type: ignore[attr-defined]
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = attack.__module__
+    described = inspect.cleandoc(attack.__doc__ or "").partition("Attributes:\n")[2]
+    function.__doc__ = _DOC.format(summary=inspect.cleandoc(summary), attack=attack.__name__, settings=described.rstrip())
+    return function
+
+
+_DOC = """{summary}
+
+A call of :class:`{attack}` with these settings.
+
+Args:
+    model: classifier from inputs (B, ...) in the box to logits (B, C); unchanged afterwards.
+    x: clean inputs, (B, ...), inside the box.
+    y: labels, (B,), integers.
+    threat: ball and box.
+{settings}
+    seed: of all random draws: an integer, or an ``ExampleRng`` keyed by example.
+    **more: further arguments of :func:`hauberk.attacks.run_attack`.
+
+Returns:
+    AttackResult with ``x_adv`` (B, ...) inside the threat model.
+
+Raises:
+    UserError: if the settings make no sense or do not fit the inputs.
+"""

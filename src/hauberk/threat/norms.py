@@ -1,0 +1,163 @@
+"""Norms as objects: all that a threat model or an attack asks of one.
+
+Changes are rows, (B, D), in units of ε where it says so. Another norm is another instance; ``ThreatModel(norm=...)`` takes it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from hauberk.core.random import ExampleRng
+from hauberk.threat.projections import hyperplane_l1, hyperplane_l2, hyperplane_linf, project_l1_box, project_l2_box
+
+# An L1 step of steepest ascent moves one coordinate. On images that is slow: like SLIDE (Tramèr and Boneh 2019), it is
+# spread over the best 1 % of the coordinates, which is one coordinate for up to 100 features.
+L1_STEP_FRACTION = 0.01
+
+
+class Norm:
+    """An L_p norm; subclass it for another.
+
+    Attributes:
+        name: as it is written in cards and on the command line.
+        p: its order.
+        is_box: whether the ball is a box, so that bounds of single coordinates describe it (L∞ only).
+    """
+
+    name: str
+    p: float
+    is_box: bool = False
+
+    @property
+    def dual(self) -> "Norm":
+        """The norm with ``1/p + 1/q = 1``."""
+        raise NotImplementedError
+
+    def length(self, change: Tensor) -> Tensor:
+        """Length along the last dimension. (..., D) -> (...)."""
+        raise NotImplementedError
+
+    def project(self, change: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Nearest points (in L2 distance) of the unit ball cut with the box ``low ≤ 0 ≤ high``. All (B, D)."""
+        raise NotImplementedError
+
+    def steepest(self, slope: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Direction of length 1 along which a function with this slope rises most; points and bounds (B, D) likewise."""
+        raise NotImplementedError
+
+    def sample(self, rng: ExampleRng, like: Tensor, free: Tensor, tag: int | Tensor) -> Tensor:
+        """Draw changes uniformly in the unit ball, (B, ...) as ``like``; 0 where ``free`` (B, D) is False."""
+        raise NotImplementedError
+
+    def sample_far(self, rng: ExampleRng, like: Tensor, free: Tensor, tag: int | Tensor) -> Tensor:
+        """Draw changes as AutoAttack starts: one coordinate at 1 (L∞), otherwise on the unit sphere of L2."""
+        raise NotImplementedError
+
+    def onto_hyperplane(self, normal: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
+        """Shortest d with ``normal·d = gap`` and ``-below ≤ d ≤ above``; the nearest corner where there is none. (B, D)."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class _Linf(Norm):
+    name, p, is_box = "Linf", math.inf, True
+
+    @property
+    def dual(self) -> Norm:
+        return NORMS["L1"]
+
+    def length(self, change: Tensor) -> Tensor:
+        return change.abs().amax(-1)
+
+    def project(self, change: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(change, low.clamp_min(-1)), high.clamp_max(1))
+
+    def steepest(self, slope: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return slope.sign()
+
+    def sample(self, rng: ExampleRng, like: Tensor, free: Tensor, tag: int | Tensor) -> Tensor:
+        return 2 * rng.uniform(like, tag) - 1
+
+    def sample_far(self, rng: ExampleRng, like: Tensor, free: Tensor, tag: int | Tensor) -> Tensor:
+        draws = (2 * rng.uniform(like, tag) - 1).flatten(1)
+        return (draws / self.length(draws)[:, None].clamp_min(1e-12)).view_as(like)
+
+    def onto_hyperplane(self, normal: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
+        return hyperplane_linf(normal, gap, below, above)
+
+
+class _Smooth(Norm):
+    """L2 and L1: a point of the ball is a direction and a length."""
+
+    def length(self, change: Tensor) -> Tensor:
+        length: Tensor = change.norm(p=self.p, dim=-1)
+        return length
+
+    def _direction(self, rng: ExampleRng, like: Tensor, tag: int | Tensor) -> Tensor:
+        """Draws whose direction is uniform on the sphere of the norm, (B, D)."""
+        raise NotImplementedError
+
+    def sample(self, rng: ExampleRng, like: Tensor, free: Tensor, tag: int | Tensor) -> Tensor:
+        direction = self._direction(rng, like, tag) * free
+        direction = direction / self.length(direction)[:, None].clamp_min(1e-30)
+        dims = free.sum(1, keepdim=True).clamp_min(1)
+        length = rng.uniform(like.new_empty(len(like), 1), tag + 2) ** (1 / dims)  # of density ∝ r^(d-1)
+        return (direction * length).to(like.dtype).view_as(like)
+
+    def sample_far(self, rng: ExampleRng, like: Tensor, free: Tensor, tag: int | Tensor) -> Tensor:
+        draws = rng.normal(like, tag).flatten(1) * free
+        unit: Tensor = (draws / draws.norm(dim=1, keepdim=True).clamp_min(1e-12)).view_as(like)
+        return unit
+
+
+class _L2(_Smooth):
+    name, p = "L2", 2.0
+
+    @property
+    def dual(self) -> Norm:
+        return self
+
+    def project(self, change: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return project_l2_box(change, low, high)
+
+    def steepest(self, slope: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        unit: Tensor = slope / slope.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return unit
+
+    def _direction(self, rng: ExampleRng, like: Tensor, tag: int | Tensor) -> Tensor:
+        return rng.normal(like, tag).flatten(1)
+
+    def onto_hyperplane(self, normal: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
+        return hyperplane_l2(normal, gap, below, above)
+
+
+class _L1(_Smooth):
+    name, p = "L1", 1.0
+
+    @property
+    def dual(self) -> Norm:
+        return NORMS["Linf"]
+
+    def project(self, change: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return project_l1_box(change, low, high)
+
+    def steepest(self, slope: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Spread a unit step over the steepest coordinates that the bounds still let move."""
+        movable = slope.abs() * (torch.where(slope > 0, high, low) != point)
+        best = movable.topk(math.ceil(L1_STEP_FRACTION * slope.shape[1]), dim=1)
+        moved = (best.values > 0).to(slope.dtype)
+        part = moved / moved.sum(1, keepdim=True).clamp_min(1)
+        return torch.zeros_like(slope).scatter(1, best.indices, part) * slope.sign()
+
+    def _direction(self, rng: ExampleRng, like: Tensor, tag: int | Tensor) -> Tensor:
+        sign = torch.where(rng.uniform(like, tag) < 0.5, -1.0, 1.0).to(like.dtype).flatten(1)
+        return -(1 - rng.uniform(like, tag + 1)).log().flatten(1) * sign
+
+    def onto_hyperplane(self, normal: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
+        return hyperplane_l1(normal, gap, below, above)
+
+
+NORMS: dict[str, Norm] = {norm.name: norm for norm in (_Linf(), _L2(), _L1())}
