@@ -234,7 +234,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def rng(rank, size):
-    return hb.rng.ExampleRng(0, torch.arange(20)[rank::size])
+    return ExampleRng(0, torch.arange(20)[rank::size])
 
 
 @pytest.mark.parametrize("engine", ["ddp", "accelerate"])
