@@ -226,7 +226,7 @@ from torch.nn.parallel import DistributedDataParallel
     step.register_forward_hook(lambda *_: forwards.append(1))
     for epoch in range(5):
         optimizer.zero_grad()
-        step(x[world.rank::2].double(), y[world.rank::2], epoch, noise=test_parallel.noise(world.rank, 2)).loss.backward()
+        step(x[world.rank::2].double(), y[world.rank::2], epoch, rng=test_parallel.rng(world.rank, 2)).loss.backward()
         optimizer.step()
     assert len(forwards) == 5  # through the wrapper, whatever the attack did
     world.is_main and torch.save(net.state_dict(), {out!r})
@@ -234,7 +234,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def rng(rank, size):
-    return hb.rng.ExampleRng(0, torch.arange(20)[rank::size])
+    return ExampleRng(0, torch.arange(20)[rank::size])
 
 
 @pytest.mark.parametrize("engine", ["ddp", "accelerate"])
