@@ -16,6 +16,7 @@ from torch import nn
 
 import hauberk as hb
 from conftest import TORCHRUN, kill_again_and_again, ranks_of, saved_at, tiny_net, weights
+from hauberk.core.random import ExampleRng
 
 KILLS = int(os.environ.get("HAUBERK_KILLS", "1"))
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
