@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from hauberk.core.errors import UserError as UserError
     from hauberk.evaluation import Evaluation as Evaluation
     from hauberk.evaluation.evaluate import evaluate as evaluate
+    from hauberk.methods import AWP as AWP
     from hauberk.methods import Method as Method
     from hauberk.methods import Step as Step
+    from hauberk.methods import StepContext as StepContext
     from hauberk.methods import list_methods as list_methods
     from hauberk.methods import method as method
+    from hauberk.methods import register_method as register_method
     from hauberk.threat import L1 as L1
     from hauberk.threat import L2 as L2
     from hauberk.threat import Linf as Linf
@@ -37,7 +40,7 @@ __getattr__, __dir__, __all__ = attach(
         "core.errors": ["UserError"],
         "evaluation.evaluate": ["evaluate"],
         "evaluation.result": ["Evaluation"],
-        "methods": ["Method", "Step", "list_methods", "method"],
+        "methods": ["AWP", "Method", "Step", "StepContext", "list_methods", "method", "register_method"],
         "threat": ["L1", "L2", "Linf", "ThreatModel"],
         "training.model_card": ["load"],
         "training.train": ["Run", "train"],

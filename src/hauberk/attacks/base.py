@@ -182,7 +182,7 @@ def run_attack(
         for run in range(attack.n_runs(2 if clean is None else clean.shape[1])):
             if not _run_once(attack, queries, outcome, run):
                 break
-    return outcome.result(queries.forwards, queries.backwards, attack.evaluate_last)
+    return outcome.result(queries.forwards, queries.backwards, attack.evaluate_last, getattr(attack, "steps", attack.max_steps))
 
 
 def _wrong_as_it_is(attack: Attack[Any], inputs: AttackInputs) -> Tensor | None:

@@ -34,6 +34,7 @@ class AttackResult:
         clean_logits: (B, C) of the clean inputs in the attack's mode, where the attack looked at them; otherwise None.
         forwards: forward passes of the whole batch; a fraction where finished examples were left out.
         backwards: backward passes of the whole batch, to the input only, likewise.
+        steps: K.
     """
 
     x_adv: Tensor
@@ -46,6 +47,7 @@ class AttackResult:
     clean_logits: Tensor | None
     forwards: float
     backwards: float
+    steps: int
 
     @property
     def lps(self) -> Tensor:
@@ -323,7 +325,7 @@ class Outcome:
             whole = self.values[key]
             self.values[key] = value if index is None else whole.to(value.dtype).index_copy(0, index, value)
 
-    def result(self, forwards: int, backwards: int, evaluate_last: bool) -> AttackResult:
+    def result(self, forwards: int, backwards: int, evaluate_last: bool, steps: int) -> AttackResult:
         """Return what there is to say; passes are counted in examples."""
         values, n = dict(self.values), len(self.inputs.y)
         del values["loss"]
@@ -334,6 +336,7 @@ class Outcome:
             clean_logits=self.inputs.clean_logits,
             forwards=_batches(forwards, n),
             backwards=_batches(backwards, n),
+            steps=steps,
         )
 
 

@@ -109,8 +109,7 @@ def methods(arguments: Sequence[str]) -> int:
     """Run ``hauberk methods``."""
     options = parse(Methods, "methods", arguments)
     from hauberk.core.io import as_json
-    from hauberk.methods import equation, get_method_spec, list_methods
-    from hauberk.objectives import OBJECTIVES
+    from hauberk.methods import default_settings, equation, get_method_spec, list_methods
 
     if not options.name:
         return _show(list_methods(), options.json, f"Next: {program()} methods NAME explains one; each also takes +awp.")
@@ -120,15 +119,12 @@ def methods(arguments: Sequence[str]) -> int:
         "summary": recipe.summary,
         "source": recipe.source,
         "minimises": equation(recipe),
-        "objective": recipe.objective,
-        "settings": _plain({**OBJECTIVES[recipe.objective].settings, **recipe.settings}),
-        "attack": _plain(vars(recipe.attack)) if recipe.attack else None,
-        "friendly": f"tau by share of the training: {dict(recipe.taus)}" if recipe.taus else None,
-        "weighting": _plain(vars(recipe.weighting)) if recipe.weighting.measure != "none" else None,
-        "weight perturbation": _plain(vars(recipe.awp)) if recipe.awp.gamma else None,
+        "objective": type(recipe.objective).__name__,
+        "weighting": type(recipe.weighting).__name__ if recipe.weighting else "none, all weights are 1",
+        "settings": _plain(default_settings(options.name)),
         "official code": _plain(recipe.official) or "no setting differs",
         "training (CIFAR-10)": _published(options.name),
-        "loss": (OBJECTIVES[recipe.objective].terms.__doc__ or "").strip(),
+        "loss": (getattr(recipe.objective, "function", type(recipe.objective)).__doc__ or "").strip(),
     }
     if options.json:
         print(as_json(facts))
@@ -146,7 +142,7 @@ def attacks(arguments: Sequence[str]) -> int:
     from hauberk.attacks import PRESETS
     from hauberk.evaluation import SUITES
 
-    rows = {f"suite {name}": suite.about for name, suite in SUITES.items()} | {n: p.source for n, p in PRESETS.items()}
+    rows = {f"suite {name}": suite.description for name, suite in SUITES.items()} | {n: p.source for n, p in PRESETS.items()}
     return _show(rows, options.json, f"Next: {program()} evaluate RUN --suite NAME, or --attacks NAME ...")
 
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from hauberk.checks import check_inputs
 from hauberk.core.errors import UserError
 from hauberk.data.dataset import Arrays, Part, Source, in_memory
 from hauberk.threat import ThreatModel
+from hauberk.threat.checks import check_inputs
 
 _AT_ONCE = 2**20  # numbers looked at together
 

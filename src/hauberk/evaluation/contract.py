@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.model_queries import ModelQueries
-from hauberk.checks import are_probabilities
+from hauberk.attacks.checks import are_probabilities
+from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.evaluation.diagnostics import Diagnostic, check
 
 _REPEATS = 5
@@ -25,8 +25,8 @@ def contract(view: nn.Module, x: Tensor, draws: int) -> list[Diagnostic]:
         draws: passes that the evaluation averages over; more than 1 is for random models.
     """
     once = ModelQueries(view)
-    logits = once.look(x)
-    spread = max(_difference(logits, once.look(x)) for _ in range(_REPEATS - 1))
+    logits = once.logits(x)
+    spread = max(_difference(logits, once.logits(x)) for _ in range(_REPEATS - 1))
     found = [
         check(
             "logits",
@@ -72,7 +72,7 @@ def _modes(view: nn.Module) -> Diagnostic:
 
 def _side_effects(view: nn.Module, x: Tensor) -> Diagnostic:
     before = [value.clone() for value in (*view.parameters(), *view.buffers())]
-    ModelQueries(view).look(x)
+    ModelQueries(view).logits(x)
     after = [*view.parameters(), *view.buffers()]
     changed = sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     return check(
@@ -107,14 +107,14 @@ def _autograd_calls(view: nn.Module, x: Tensor) -> int:
     sys.setprofile(watch)
     try:
         with torch.enable_grad():
-            ModelQueries(view)._forward(x.clone().requires_grad_())
+            ModelQueries(view).forward(x.clone().requires_grad_())
     finally:
         sys.setprofile(before)
     return calls
 
 
 def _batch(once: ModelQueries, x: Tensor, logits: Tensor) -> Diagnostic:
-    alone = torch.cat([once.look(x[i : i + 1]) for i in range(min(len(x), 4))])
+    alone = torch.cat([once.logits(x[i : i + 1]) for i in range(min(len(x), 4))])
     spread = _difference(alone, logits[: len(alone)])
     return check(
         "independent-of-the-batch",

@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from hauberk.attacks.checks import check_model
 from hauberk.attacks.frozen_model import frozen_model
-from hauberk.attacks.presets import get_preset
-from hauberk.checks import check_inputs, check_model
+from hauberk.attacks.presets import AttackLike
+from hauberk.attacks.suites import find_suite
 from hauberk.core.distributed import World, get_world
 from hauberk.core.environment import machine, versions
 from hauberk.core.errors import UserError
@@ -29,11 +30,11 @@ from hauberk.evaluation.result import Evaluation
 from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.evaluation.search import probe_search
 from hauberk.evaluation.signs import signs
-from hauberk.evaluation.suites import find_suite
 from hauberk.evaluation.summary import summarize
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.models.code import model_code
 from hauberk.threat import ThreatModel
+from hauberk.threat.checks import check_inputs
 
 Precision: TypeAlias = Literal["full", "bf16"]
 
@@ -46,7 +47,7 @@ def evaluate(
     *,
     threat: ThreatModel,
     suite: str = "quick",
-    attacks: Sequence[str] = (),
+    attacks: Sequence[AttackLike] = (),
     sequential: bool = False,
     n: int | None = None,
     batch_size: int = 256,
@@ -106,7 +107,7 @@ def evaluate(
     needed = None if source.classes is None else source.classes + detects
     outputs = check_model(model, first_x, first_y, needed, probabilities=True)
     # Refuses now what it would refuse later.
-    notes = {name: get_preset(name).program(threat, outputs, detects, surrogate)[1] for name in plan.stages}
+    notes = {name: preset.adapted(threat, outputs, detects, surrogate)[1] for name, preset in plan.attacks.items()}
     width = min(batch_size, count)
     folder = None if out is None else Path(out)
     world = get_world()
@@ -160,7 +161,7 @@ def evaluate(
         )
         try:
             campaign.clean_pass()
-            contracted = contract(view, first_x, plan.draws) + columns(source, threat)
+            contracted = contract(view, first_x, plan.eot_iter) + columns(source, threat)
             probed, curve = _probe(campaign) if probes else ([], [])
             for found in (d for d in contracted + probed if d.verdict != "ok"):
                 display.line(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
@@ -181,10 +182,10 @@ def evaluate(
             "seed": seed,
             "batch_size": batch_size,
             "precision": precision,
-            "draws": plan.draws,
+            "draws": plan.eot_iter,
             "data": source.name,
             "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
-            "attacks": {name: get_preset(name).source for name in plan.stages},
+            "attacks": {name: preset.source for name, preset in plan.attacks.items()},
             "substitutes": {name: note for name, note in notes.items() if note},
             **total.cost(),
             "processes": world.size,
@@ -254,7 +255,7 @@ def _probe(campaign: EvaluationRunner) -> tuple[list[Diagnostic], list[dict[str,
         return [], []
     x, y = fetch_for(campaign.model, campaign.source, torch.tensor(some))
     rng = ExampleRng(campaign.seed, content_ids(x).to(x.device), stage=1)
-    evading, draws = campaign.evading, campaign.suite.draws
+    evading, draws = campaign.evading, campaign.suite.eot_iter
     found = probe_gradients(campaign.exact_sight, x, y, campaign.threat, rng, evading)
     if evading:
         return found, []  # the curve's attack does not try to hide

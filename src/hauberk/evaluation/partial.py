@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
+from hauberk.attacks.suites import Suite
 from hauberk.core.errors import UserError
 from hauberk.core.io import read_json
 from hauberk.core.random import ExampleRng
 from hauberk.evaluation.interval import wilson_interval
 from hauberk.evaluation.records import PLAN, read_records
-from hauberk.evaluation.suites import Suite
 from hauberk.evaluation.summary import summarize
 
 _MOST = 10**8  # examples: more would not fit into memory

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.model_queries import LossOfLogits, ModelQueries
-from hauberk.attacks.strong import apgd, random_search
+from hauberk.attacks import ModelQueries, apgd, random_search
 from hauberk.core.random import ExampleRng
 from hauberk.evaluation.diagnostics import Diagnostic, check
-from hauberk.objectives.functional import make_loss
+from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss
 from hauberk.threat import ThreatModel
 
 SAMPLE = 48  # examples
@@ -42,10 +41,9 @@ def probe_gradients(
         rng: keyed by example.
         evading: whether the last output is a class of adversarial inputs.
     """
-    margin = make_loss("evade" if evading else "cw")
-    ce = make_loss("ce")
-    _, _, slope_ce = passes.gradient(x, lambda z: ce(z, y, None))
-    _, value, slope = passes.gradient(x, lambda z: margin(z, y, None))
+    margin = ATTACK_LOSSES["evade" if evading else "cw"]
+    _, _, slope_ce = passes.value_and_grad(x, ATTACK_LOSSES["ce"], y)
+    _, value, slope = passes.value_and_grad(x, margin, y)
     none, none_ce = (float((g.flatten(1).abs().amax(1) == 0).float().mean()) for g in (slope, slope_ce))
     found = [
         check(
@@ -57,27 +55,33 @@ def probe_gradients(
         )
     ]
     if none <= _ZERO_SHARE:
-        found.append(_agreement(passes, x, threat, rng, lambda z: margin(z, y, None), value, slope))
+        found.append(_agreement(passes, x, threat, rng, margin, y, value, slope))
     return found
 
 
 def _agreement(
-    passes: ModelQueries, x: Tensor, threat: ThreatModel, rng: ExampleRng, margin: LossOfLogits, value: Tensor, slope: Tensor
+    passes: ModelQueries,
+    x: Tensor,
+    threat: ThreatModel,
+    rng: ExampleRng,
+    margin: AttackLoss,
+    y: Tensor,
+    value: Tensor,
+    slope: Tensor,
 ) -> Diagnostic:
     """Compare gradients with what small steps do to the margin, behind layers that round on purpose."""
     region = threat.around(x)
-    order = {"Linf": torch.inf, "L2": 2.0, "L1": 1.0}[threat.norm]
-    size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / order)
+    size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / threat.norm.p)
     missed, moved, still = (torch.zeros_like(value) for _ in range(3))
-    with _unrounded(passes.view) as layers:
+    with _unrounded(passes.model) as layers:
         for k in range(_DIRECTIONS):
             sign = torch.where(rng.uniform(x, k) < 0.5, -1.0, 1.0).to(x.dtype)
             point = torch.minimum(torch.maximum(x + size * sign, region.lower), region.upper)
-            change = margin(passes.look(point)) - value
+            change = margin.function(passes.logits(point), y, None) - value
             foretold = (slope * (point - x)).flatten(1).sum(1)
             missed, moved = missed + (change - foretold).abs(), moved + change.abs()
-            logits = passes.look(x)
-            still = still + (margin(logits) - value).abs()
+            logits = passes.logits(x)
+            still = still + (margin.function(logits, y, None) - value).abs()
     # What chance in the model and the rounding of inputs and logits do to these sums without any step.
     precision = torch.finfo(passes.precision or x.dtype).eps
     floor = still + _DIRECTIONS * precision * ((slope * x).flatten(1).abs().sum(1) + logits.abs().amax(1))
@@ -121,7 +125,7 @@ def eps_curve(
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     curve, jumps, at_eps = [], 0, broken
     for factor in (*CURVE, _to_the_box(threat, x)):
-        result = apgd(model, x, y, threat.scaled(factor), steps=STEPS, seed=rng, draws=draws)
+        result = apgd(model, x, y, threat.scaled(factor), steps=STEPS, seed=rng, eot_iter=draws)
         jumps += int((broken & ~result.success).sum())
         broken = broken | result.success
         at_eps = result.success if factor == 1.0 else at_eps
@@ -162,5 +166,4 @@ def _to_the_box(threat: ThreatModel, x: Tensor) -> float:
     region = threat.around(x)
     width = ((region.high - region.low) / region.radius.clamp_min(1e-30)).expand(x.shape)[0].double()
     width = torch.where((region.radius > 0).expand(x.shape)[0] & width.isfinite(), width, 2 * CURVE[-1])
-    reach = {"Linf": width.max(), "L2": width.norm(), "L1": width.sum()}[threat.norm]
-    return max(float(reach), CURVE[-1])
+    return max(float(threat.norm.length(width.flatten())), CURVE[-1])

@@ -11,14 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.ascent import ascend
-from hauberk.attacks.model_queries import ModelQueries
-from hauberk.attacks.presets import get_preset
-from hauberk.attacks.rows import Rows, Task
-from hauberk.attacks.scheduler import Queue
-from hauberk.attacks.square import Square
-from hauberk.attacks.steps import Ascent
-from hauberk.checks import check_inputs, check_logits
+from hauberk.attacks import PGD, AttackInputs, AttackState, ModelQueries, run_attack
+from hauberk.attacks.checks import check_logits
+from hauberk.attacks.scheduler import ContinuousBatcher
+from hauberk.attacks.suites import Suite
 from hauberk.core.errors import UserError
 from hauberk.core.io import SCHEMA_ERRORS, read_state, write_state
 from hauberk.core.progress import ProgressBar
@@ -26,10 +22,10 @@ from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import Source, fetch_for
 from hauberk.evaluation.interval import wilson_interval
 from hauberk.evaluation.records import CLEAN, DETECTION, RecordStore
-from hauberk.evaluation.suites import Suite
 from hauberk.evaluation.verify import finite_margin, judge
-from hauberk.objectives.functional import logit_margin, make_loss
+from hauberk.objectives.functional import ATTACK_LOSSES, logit_margin
 from hauberk.threat import ThreatModel
+from hauberk.threat.checks import check_inputs
 
 SAVE_EVERY = 20.0  # seconds between two states of an attack under way
 SHOW_EVERY = 1.0
@@ -80,12 +76,12 @@ class EvaluationRunner:
     def __post_init__(self) -> None:
         self.chunk = max(1, self.width // 8)
         self._row = {example: row for row, example in enumerate(self.share)}
-        self.eyes = ModelQueries(self.model, self.suite.draws)  # clean pass and verdicts
-        self.exact_sight = ModelQueries(self.exact, self.suite.draws)
-        self.sight = ModelQueries(self.quick, self.suite.draws)
+        self.eyes = ModelQueries(self.model, self.suite.eot_iter)  # clean pass and verdicts
+        self.exact_sight = ModelQueries(self.exact, self.suite.eot_iter)
+        self.sight = ModelQueries(self.quick, self.suite.eot_iter)
         self._saved = time.monotonic()
         self._shown = time.monotonic()
-        self._costs = {name: get_preset(name).cost for name in self.suite.stages}
+        self._costs = {name: preset.attack.cost() for name, preset in self.suite.attacks.items()}
         self._total = max(sum(self._costs.values()) * len(self.share), 1)
         self._done = 0
         self._begun = time.monotonic()
@@ -123,7 +119,7 @@ class EvaluationRunner:
         for start in range(0, len(self.share), self.width):
             mine = self.share[start : start + self.width]
             x, y = self._fetch(mine + mine[:1] * (self.width - len(mine)))
-            logits = self.eyes.look(x)
+            logits = self.eyes.logits(x)
             check_logits(logits, y, self.outputs, probabilities=True)
             seen = _verdicts_of(logits, y)
             ids = content_ids(x)
@@ -151,10 +147,9 @@ class EvaluationRunner:
         x, y = self._fetch(self.share[:1] * self.width)
         rng = ExampleRng(self.seed, torch.arange(self.width, device=x.device))
         x = self.threat.around(x).random(rng)
-        loss = make_loss("cw")
 
         def bits(form: nn.Module, width: int) -> tuple[Tensor, Tensor]:
-            part = ModelQueries(form).gradient(x[:width], lambda z: loss(z, y[:width], None))
+            part = ModelQueries(form).value_and_grad(x[:width], ATTACK_LOSSES["cw"], y[:width])
             return part[0], part[2]
 
         sizes = [self.width * k // 8 for k in range(7, 0, -1) if self.width * k // 8 >= _NARROWEST]
@@ -168,7 +163,7 @@ class EvaluationRunner:
         """Note which adversarial inputs are recognised when they only try to be misclassified."""
         if all(self.ledger.has(DETECTION, example) for example in mine):
             return
-        found = ascend(self.model, x, y, self.threat, Ascent(20, "eps/4", loss="cw"), keep="best", seed=rng, trusted=True)
+        found = run_attack(PGD(20, loss="cw"), self.model, x, y, self.threat, seed=rng, trusted=True)
         assert found.logits is not None  # the best point was looked at
         recognised = found.logits.isfinite().all(1) & (found.logits.argmax(1) == found.logits.shape[1] - 1)
         for place, example in enumerate(mine):
@@ -179,34 +174,35 @@ class EvaluationRunner:
         self._skip(attack, len(standing) - len(todo))
         if not todo:
             return
-        program, _ = get_preset(attack).program(self.threat, self._classes, self.evading, self.surrogate)
+        program, _ = self.suite.attacks[attack].adapted(self.threat, self._classes, self.evading, self.surrogate)
 
-        def fetch(examples: list[int], turns: list[int]) -> Task:
+        def fetch(examples: list[int], turns: list[int]) -> AttackInputs:
             x, y = self._fetch(examples)
             rows = torch.tensor([self._row[i] for i in examples])
             rng = ExampleRng(self.seed, self.ids[rows].to(x.device), _stage(attack))
-            return Task(self.threat.around(x), y, self.logits[rows], torch.tensor(turns, device=x.device), rng)
+            return AttackInputs(self.threat.around(x), y, self.logits[rows], torch.tensor(turns, device=x.device), rng)
 
-        def verdicts(rows: Rows, places: Tensor, examples: list[int], turns: list[int]) -> np.ndarray:
+        def verdicts(rows: AttackState, places: Tensor, examples: list[int], turns: list[int]) -> np.ndarray:
             return self._verdicts(attack, rows, places, examples, turns)
 
-        def leave(rows: Rows, place: int, example: int) -> None:
+        def leave(rows: AttackState, place: int, example: int) -> None:
+            assert rows.best_logits is not None  # there were looks
             margin = float(finite_margin(rows.best_logits[place, None], rows.y[place, None]))
             self._note(attack, example, {"broken": False, "margin": margin})
 
-        turns = program.turns(self._classes)
+        turns = program.n_runs(self._classes)
         # Square lives on small differences of the margin, which bfloat16 does not resolve.
-        passes = self.exact_sight if isinstance(program, Square) else self.sight
-        queue = Queue(program, passes, fetch, verdicts, leave, turns, self.width, self.chunk, self._narrower)
+        passes = self.exact_sight if program.exact else self.sight
+        queue = ContinuousBatcher(program, passes, fetch, verdicts, leave, turns, self.width, self.chunk, self._narrower)
         self._resume(attack, queue, set(todo))
         self._saved = time.monotonic()
         queue.run(lambda: self._pause(attack, queue))
         if self.state_path is not None:
             self.state_path.unlink(missing_ok=True)
 
-    def _verdicts(self, attack: str, rows: Rows, places: Tensor, examples: list[int], turns: list[int]) -> np.ndarray:
+    def _verdicts(self, attack: str, rows: AttackState, places: Tensor, examples: list[int], turns: list[int]) -> np.ndarray:
         """Look at claimed successes again; write down those that hold."""
-        seen = judge(self.eyes, rows.region.rows(places), rows.best[places], rows.y[places], self.chunk, self.evading)
+        seen = judge(self.eyes, rows.feasible.index_select(places), rows.best[places], rows.y[places], self.chunk, self.evading)
         holds = (seen.wrong & seen.inside).numpy()
         steps = rows.found_at[places].tolist()
         for k, example in enumerate(examples):
@@ -239,7 +235,7 @@ class EvaluationRunner:
         self._done += self._costs[attack] * examples
         self.display.reach(self._done / self._total)
 
-    def _pause(self, attack: str, queue: Queue[Any]) -> None:
+    def _pause(self, attack: str, queue: ContinuousBatcher[Any]) -> None:
         now = time.monotonic()
         if now - self._shown > SHOW_EVERY:
             under_way = self._done + self._costs[attack] * queue.part_done()
@@ -252,7 +248,7 @@ class EvaluationRunner:
             self._shown = now
         if self.state_path is not None and now - self._saved > SAVE_EVERY:
             fragile = [[name, example] for name, example in sorted(self.fragile)]
-            write_state(self.state_path, {"attack": attack, "fragile": fragile, **queue.state()})
+            write_state(self.state_path, {"attack": attack, "fragile": fragile, **queue.state_dict()})
             self.write_cost()
             self._saved = now
 
@@ -264,7 +260,7 @@ class EvaluationRunner:
         """This process's examples that nothing has broken yet."""
         return [i for i in self.right() if not any(self._broken(i, attack) for attack in self.suite.stages)]
 
-    def _resume(self, attack: str, queue: Queue[Any], todo: set[int]) -> None:
+    def _resume(self, attack: str, queue: ContinuousBatcher[Any], todo: set[int]) -> None:
         """Go on with the saved state of this attack, if there is one; examples that it does not know start anew."""
         known: set[int] = set()
         if self.state_path is not None and self.state_path.exists():
@@ -275,7 +271,7 @@ class EvaluationRunner:
             try:
                 if state["attack"] == attack:
                     self.fragile |= {(name, example) for name, example in state["fragile"]}
-                    known = queue.restore(state, todo, self.threat)
+                    known = queue.load_state_dict(state, todo, self.threat)
             except SCHEMA_ERRORS as error:
                 raise UserError(f"{self.state_path} is of another version; without it, what it held is done again") from error
         queue.add([i for i in self.share if i in todo and i not in known])

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from hauberk.attacks.strong import apgd
+from hauberk.attacks import apgd
 from hauberk.core.random import ExampleRng
 from hauberk.evaluation.diagnostics import Diagnostic, check
 from hauberk.threat import ThreatModel
@@ -28,7 +28,7 @@ def probe_search(
     """
 
     def broken(steps: int, loss: str, start: ExampleRng) -> Tensor:
-        return apgd(model, x, y, threat, steps=steps, loss=loss, seed=start, draws=draws).success
+        return apgd(model, x, y, threat, steps=steps, loss=loss, seed=start, eot_iter=draws).success
 
     first = broken(STEPS, "ce", rng)
 

@@ -1,7 +1,6 @@
 """Signs in the verdicts that a robustness number cannot be believed."""
 
-from hauberk.attacks.presets import get_preset
-from hauberk.attacks.steps import Ascent
+from hauberk.attacks import PGD
 from hauberk.evaluation.diagnostics import Diagnostic, check
 from hauberk.evaluation.summary import Summary
 
@@ -18,15 +17,21 @@ def signs(found: Summary, classes: int) -> list[Diagnostic]:
     """Look at what the attacks found; attacks that did not run give no sign."""
     ran = list(found.suite.stages)
     apart = [name for name in ran if not found.suite.stages[name]]  # saw every example that is classified right
-    ce = [name for name in apart if get_preset(name).loss == "ce" and name != "fgsm" and "transfer" not in name]
-    margin = [name for name in apart if get_preset(name).loss in MARGIN_LOSSES]
+    ce = [
+        name
+        for name in apart
+        if getattr(found.suite.attacks[name].attack, "loss", "") == "ce" and name != "fgsm" and "transfer" not in name
+    ]
+    margin = [name for name in apart if getattr(found.suite.attacks[name].attack, "loss", "") in MARGIN_LOSSES]
     white_box = [name for name in ran if name not in _WITHOUT_GRADIENTS]
     signs = [_clean(found, classes), _fragile(found), _finite(found)]
     if "fgsm" in apart and ce:
         signs.append(_single_step(found, ce))
     if ce and margin:
         signs.append(_margin_gap(found, ce, margin))
-    plain = sorted((n for n in ce if isinstance(get_preset(n).settings, Ascent)), key=lambda n: get_preset(n).cost)
+    plain = sorted(
+        (n for n in ce if isinstance(found.suite.attacks[n].attack, PGD)), key=lambda n: found.suite.attacks[n].attack.cost()
+    )
     if len(plain) > 1:
         signs.append(_more_steps(found, plain[0], plain[-1]))
     if plain and "autoattack" in found.suite.columns:

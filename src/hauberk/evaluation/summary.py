@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from hauberk.attacks.suites import Suite
 from hauberk.evaluation.records import CLEAN, COST, DETECTION, Record
-from hauberk.evaluation.suites import Suite
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.attacks.model_queries import ModelQueries
+from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.objectives.functional import fooled, logit_margin
 from hauberk.threat import FeasibleSet
 
@@ -46,17 +46,16 @@ def judge(passes: ModelQueries, region: FeasibleSet, points: Tensor, y: Tensor, 
     for start in range(0, len(points), chunk):
         part = points[start : start + chunk]
         filled = torch.cat([part, part[:1].expand(chunk - len(part), *part.shape[1:])])
-        parts.append(passes.look(filled)[: len(part)])
+        parts.append(passes.logits(filled)[: len(part)])
     logits = torch.cat(parts)
     change = (points - region.x).flatten(1).double()
-    order = {"Linf": torch.inf, "L2": 2, "L1": 1}[region.norm]
     return Look(
         wrong=fooled(logits, y, evading).cpu(),
         inside=region.contains(points).cpu(),
         predicted=logits.argmax(1).cpu(),
         margin=finite_margin(logits, y).cpu(),
         finite=logits.isfinite().all(1).cpu(),
-        norm=change.norm(p=order, dim=1).cpu(),
+        norm=region.norm.length(change).cpu(),
     )
 
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import frozen_model
-from hauberk.attacks.presets import get_preset
+from hauberk.attacks import find_suite, frozen_model
 from hauberk.data import fetch_for
-from hauberk.evaluation import find_suite
 from hauberk.experiments.experiment import Cell, is_finished
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.methods import Method
@@ -97,7 +95,7 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
             point = x.detach().clone().requires_grad_()
             torch.autograd.grad(form(point).logsumexp(1).sum(), point)
 
-        passes = sum(get_preset(name).cost for name in find_suite(some.suite, some.attacks).stages)
+        passes = sum(preset.attack.cost() for preset in find_suite(some.suite, some.attacks).attacks.values())
         evaluation = len(todo) * test_size * passes * _seconds(look, place) / (2 * len(x))
     return Estimate(len(cells), len(cells) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from hauberk.core.errors import UserError
 from hauberk.core.conv_backward import quicken
+from hauberk.core.errors import UserError
 from hauberk.fastpath.fuse_conv_bn import CONVOLUTIONS, NORMS, fold
 from hauberk.objectives.functional import at_least_float32
 

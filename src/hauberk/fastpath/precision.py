@@ -46,8 +46,8 @@ class PrecisionPolicy:
         self._of: Callable[[], nn.Module | None] = lambda: None
 
     @contextmanager
-    def on(self, model: nn.Module, x: Tensor, mode: str) -> Iterator[nn.Module]:
-        """Lend what an attack should look at: the twin with the model's present weights, where there can be one.
+    def attack_model(self, model: nn.Module, x: Tensor, mode: str) -> Iterator[nn.Module]:
+        """Lend what an attack should look at: the copy with the model's present weights, where there can be one.
 
         Args:
             model: being trained.
@@ -58,10 +58,10 @@ class PrecisionPolicy:
         if twin is not None:
             yield twin
             return
-        with self.lowered(x):
+        with self.autocast(x):
             yield model
 
-    def lowered(self, x: Tensor) -> AbstractContextManager[object]:
+    def autocast(self, x: Tensor) -> AbstractContextManager[object]:
         """Run passes inside the block in lower precision, if that is wanted."""
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 

@@ -1,9 +1,36 @@
 """Named combinations of attack, objective, weighting and weight perturbation, and what runs them in a loop."""
 
-from hauberk.methods.make import method
-from hauberk.methods.method import Method
-from hauberk.methods.output import Output
-from hauberk.methods.registry import METHODS, MethodSpec, equation, get_method_spec, list_methods
-from hauberk.methods.step import Step
+from hauberk.core.step_context import StepContext
+from hauberk.methods.awp import AWP
+from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
+from hauberk.methods.method import Method, Output, Step
+from hauberk.methods.registry import (
+    METHODS,
+    MethodSpec,
+    default_settings,
+    equation,
+    get_method_spec,
+    list_methods,
+    method,
+    register_method,
+)
 
-__all__ = ["METHODS", "Method", "MethodSpec", "Output", "Step", "equation", "get_method_spec", "list_methods", "method"]
+__all__ = [
+    "AWP",
+    "METHODS",
+    "BatchAttack",
+    "FreeReplay",
+    "InnerAttack",
+    "Method",
+    "MethodSpec",
+    "MinimumMargin",
+    "Output",
+    "Step",
+    "StepContext",
+    "default_settings",
+    "equation",
+    "get_method_spec",
+    "list_methods",
+    "method",
+    "register_method",
+]

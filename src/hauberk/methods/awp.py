@@ -12,54 +12,52 @@ from hauberk.core.errors import UserError
 
 
 @dataclass(frozen=True)
-class WeightPerturbation:
-    """Settings of adversarial weight perturbation.
+class AWP:
+    """Adversarial weight perturbation (Wu et al. 2020).
 
     Attributes:
-        gamma: γ, size of the perturbation relative to the norm of each weight tensor; 0 for none.
+        gamma: γ, size of the perturbation relative to the norm of each weight tensor.
         warmup: epochs without it.
     """
 
-    gamma: float = 0.0
+    gamma: float = 0.01
     warmup: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < 1 or self.warmup < 0:
             raise UserError(f"gamma must be at least 0 and below 1, warmup not negative, got {self.gamma} and {self.warmup}")
 
+    def direction(self, model: nn.Module, loss: Tensor, world: World = SINGLE_PROCESS) -> dict[str, Tensor]:
+        """``v_l = γ · ‖w_l‖ / ‖g_l‖ · g_l``, with g the gradient of the loss: a relative step of ascent in each weight tensor.
 
-def perturbation(model: nn.Module, loss: Tensor, gamma: float, world: World = SINGLE_PROCESS) -> dict[str, Tensor]:
-    """``v_l = γ · ‖w_l‖ / ‖g_l‖ · g_l``, with g the gradient of the loss: one relative step of ascent in each weight tensor.
+        Only convolutions and linear layers are perturbed (parameters named ``weight`` with more than one dimension), as in the
+        public code.
 
-    Only convolutions and linear layers are perturbed (parameters named ``weight`` with more than one dimension), as in the
-    public code.
+        Args:
+            model: whose weights they are.
+            loss: scalar, with a graph to the weights.
+            world: processes over which to average the gradient.
 
-    Args:
-        model: whose weights they are.
-        loss: scalar, with a graph to the weights.
-        gamma: γ.
-        world: processes over which to average the gradient.
-
-    Returns:
-        v by the name of the parameter.
-    """
-    chosen = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.ndim > 1 and name.rsplit(".", 1)[-1] == "weight"
-    }
-    grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
-    world.average([grad for grad in grads if grad is not None])
-    found = {}
-    for (name, weight), grad in zip(chosen.items(), grads, strict=True):
-        if grad is not None:
-            found[name] = gamma * weight.detach().norm() / (grad.norm() + 1e-20) * grad
-    return found
+        Returns:
+            v by the name of the parameter.
+        """
+        chosen = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and parameter.ndim > 1 and name.rsplit(".", 1)[-1] == "weight"
+        }
+        grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+        world.average([grad for grad in grads if grad is not None])
+        return {
+            name: self.gamma * weight.detach().norm() / (grad.norm() + 1e-20) * grad
+            for (name, weight), grad in zip(chosen.items(), grads, strict=True)
+            if grad is not None
+        }
 
 
 @contextmanager
-def perturbed(model: nn.Module, change: dict[str, Tensor]) -> Iterator[None]:
-    """Add ``change``, which is used up, to the weights inside the block; afterwards they are the same bits as before."""
+def applied(model: nn.Module, change: dict[str, Tensor]) -> Iterator[None]:
+    """Add ``change``, which is emptied, to the weights inside the block; afterwards they are the same bits as before."""
     weights = {name: parameter for name, parameter in model.named_parameters() if name in change}
     copies = {name: weight.detach().clone() for name, weight in weights.items()}
     try:

@@ -1,78 +1,144 @@
 """A method bound to a threat model: what runs in the training loop."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hauberk.attacks.ascent import ascend
+from hauberk.attacks.checks import checked_first_pass
 from hauberk.attacks.frozen_model import kept_buffers
-from hauberk.attacks.result import AttackResult
-from hauberk.attacks.steps import Ascent
-from hauberk.attacks.training import margin_pgd
-from hauberk.checks import check_batch, check_inputs, checked_first_pass
-from hauberk.core.distributed import SINGLE_PROCESS, World
+from hauberk.core.distributed import SINGLE_PROCESS, World, get_world
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
-from hauberk.fastpath.precision import PrecisionPolicy
-from hauberk.methods.awp import gradient_surrogate, perturbation, perturbed
-from hauberk.methods.choices import Batch, Choices, Horizon, Pass
-from hauberk.methods.memory import Memory
-from hauberk.methods.output import Output
-from hauberk.objectives import OBJECTIVES
-from hauberk.objectives.functional import fooled
-from hauberk.objectives.functional import at_least_float32
+from hauberk.core.step_context import Schedule, StepContext
+from hauberk.fastpath.precision import Precision, PrecisionPolicy
+from hauberk.methods.awp import AWP, applied, gradient_surrogate
+from hauberk.methods.inner import as_inner_attack, fresh, taken
+from hauberk.objectives.base import ADVERSARIAL, CLEAN
+from hauberk.objectives.cross_entropy import AT
+from hauberk.objectives.functional import at_least_float32, fooled
 from hauberk.threat import ThreatModel
-from hauberk.weighting import summary
+from hauberk.threat.checks import check_batch, check_inputs
+from hauberk.weighting.base import summary
 
 
-class Method:
-    """A method bound to a threat model; call it on a batch in any training loop.
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a method returns for one batch.
 
-    Made by :func:`hauberk.method`. Its state is how many batches it has seen, which keys its random starts, and what it
-    remembers between batches (MMA's radii, free training's perturbation); ``state_dict`` and ``load_state_dict`` save it.
+    Attributes:
+        loss: scalar with a graph; call ``.backward()`` on it.
+        x_adv: adversarial inputs, (B, ...), or None where the method attacks nothing.
+        weights: ω, (B,), detached.
+        logits: of the clean inputs, (B, C), detached, or None where nothing needs them.
+        logits_adv: of the adversarial inputs, likewise.
+        report: scalars that say what the weighting did; empty without one.
+        forwards: forward passes of this step, attack included; a fraction where finished examples were left out.
+        backwards: backward passes to the input; those to the weights are not counted.
+        burning_in: whether all weights are 1 because the epoch is before the end of the burn-in.
+    """
+
+    loss: Tensor
+    x_adv: Tensor | None
+    weights: Tensor
+    logits: Tensor | None
+    logits_adv: Tensor | None
+    report: dict[str, Tensor]
+    forwards: float
+    backwards: float
+    burning_in: bool = False
+
+
+class Method(nn.Module):
+    """An attack, an objective, a weighting and a weight perturbation; call it on a batch in any training loop.
+
+    ``loss = mean(c_y · (ω · ℓ + r))``, ℓ and r from the objective, ω from the weighting, at adversarial inputs from the attack.
+    Made by :func:`hauberk.method` from a name, or of its parts. Parts that are modules (a teacher, a moving average) are
+    submodules: moved by ``to``, kept in ``state_dict``; the mode of each is left to its maker. Its own state is how many
+    batches it has seen, which keys its random starts, and what its attack remembers (MMA's radii).
+
+    Args:
+        threat: what the adversary may do.
+        attack: an attack of :mod:`hauberk.attacks`; or a callable of the :class:`~hauberk.core.step_context.StepContext` that
+            returns adversarial inputs (B, ...) inside the threat model, or an ``AttackResult``; None for standard training.
+        objective: a callable of the context that returns (ℓ, r), (B,) each; its ``needs`` say which logits are computed
+            ("clean", "adversarial"; both where it says nothing). By default cross-entropy at the adversarial inputs.
+        weighting: a callable of the context that returns weights (B,), which are used as they are (``context.mean_one``
+            scales them); None for weights 1.
+        weight_perturbation: :class:`hauberk.AWP`, or anything with its ``warmup`` and ``direction``; None for none.
+        name: of the method.
+        settings: what it was made from, as plain types.
+        seed: of the random starts.
+        precision: what the passes run on, see :func:`hauberk.method`.
+        compiled: run the copy that attacks look at by ``torch.compile``.
+        burn_in: number of epochs with weights 1, or "first-drop"; by default the weighting's own, 0 for a function.
+
+    Raises:
+        UserError: if the parts do not fit together.
     """
 
     def __init__(
         self,
-        name: str,
         threat: ThreatModel,
-        choices: Choices,
-        settings: dict[str, Any],
-        horizon: Horizon | None = None,
-        sight: PrecisionPolicy | None = None,
+        attack: Any = None,
+        objective: Callable[[StepContext], Any] | None = None,
+        weighting: Callable[[StepContext], Tensor] | None = None,
+        weight_perturbation: AWP | None = None,
+        *,
+        name: str = "custom",
+        settings: dict[str, Any] | None = None,
+        seed: int = 0,
+        precision: Precision = "model",
+        compiled: bool = False,
+        burn_in: int | Literal["first-drop"] | None = None,
     ):
-        self.name = name
-        self.threat = threat
-        self.choices = choices
-        self.settings = settings
-        self.horizon = horizon or Horizon()
-        self.memory = Memory()
-        self.sight = sight or PrecisionPolicy("model")
+        super().__init__()
+        self.threat, self.name, self.seed = threat, name, seed
+        self.settings = {"seed": seed} if settings is None else settings
+        self.inner = as_inner_attack(attack)
+        self.objective = AT() if objective is None else objective
+        self.weighting = weighting
+        self.weight_perturbation = weight_perturbation
+        self.precision = PrecisionPolicy(precision, compiled)
+        self.schedule = Schedule()
+        own = getattr(weighting, "burn_in", 0)
+        self.burn_in: int | Literal["first-drop"] = own if burn_in is None else burn_in
+        self.burn_in_is_chosen = self.burn_in != "first-drop"
+        self.needs = frozenset(getattr(self.objective, "needs", CLEAN | ADVERSARIAL)) | getattr(weighting, "needs", frozenset())
         self._calls = 0
+        if self.inner is None and self.needs >= ADVERSARIAL:
+            raise UserError(f"{name} needs logits of adversarial inputs, but has no attack")
+        if self.inner is None and weighting is not None:
+            raise UserError(f"{name} does not attack, so there is nothing to weigh by")
 
     @property
-    def attack(self) -> Ascent | None:
-        """Settings of the inner maximisation, or None."""
-        return self.choices.attack
+    def attack(self) -> Any:
+        """The inner maximisation: its attack where there is one behind it, or what was given, or None."""
+        return getattr(self.inner, "attack", self.inner)
 
     @property
     def extra_outputs(self) -> int:
         """Outputs the model needs besides the classes of the data."""
-        return OBJECTIVES[self.choices.recipe.objective].extra_outputs
+        return int(getattr(self.objective, "extra_outputs", 0))
 
     @property
     def replays(self) -> int:
         """Times each batch is to be used in a row."""
-        return self.choices.recipe.replays
+        return int(getattr(self.inner, "n_replays", 1))
+
+    def train(self, mode: bool = True) -> "Method":
+        """Leave the mode of the parts (a teacher in evaluation mode) as it is."""
+        return self
 
     def planned(self, epochs: int, first_drop: int | None = None) -> "Method":
-        """Return the method with its schedules fitted to a training of so many epochs.
+        """Return the method with its schedules fitted to a training of so many epochs, and nothing remembered.
 
         Args:
             epochs: of the whole training.
@@ -84,38 +150,34 @@ class Method:
                 nothing would ever be reweighted or perturbed.
         """
         fitted = copy(self)
-        fitted.horizon = Horizon(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
-        fitted.memory = Memory()
-        fitted.sight = PrecisionPolicy(self.sight.precision, self.sight.compiled)
-        if self._weighs and fitted._burn_in >= epochs:
+        fitted._modules = dict(self._modules)
+        fitted.inner = fresh(self.inner)
+        fitted.schedule = Schedule(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
+        fitted.precision = PrecisionPolicy(self.precision.precision, self.precision.compiled)
+        if self.weighting is not None and fitted._burn_in >= epochs:
             raise UserError(
                 f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with {epochs}: nothing would "
                 "be reweighted; set burn_in, or milestones within the training"
             )
-        if self.choices.awp.gamma and self.choices.awp.warmup >= epochs:
+        if self.weight_perturbation is not None and self.weight_perturbation.warmup >= epochs:
             raise UserError(
-                f"the warm-up of {self.name} ends with epoch {self.choices.awp.warmup}, the training with {epochs}: no weight "
-                "would be perturbed; set awp_warmup"
+                f"the warm-up of {self.name} ends with epoch {self.weight_perturbation.warmup}, the training with {epochs}: no "
+                "weight would be perturbed; set awp_warmup"
             )
         return fitted
 
     @property
     def begins(self) -> int:
         """First epoch, from 0, in which the method is itself: weights and perturbations of the weights are all on."""
-        awp = self.choices.awp
-        return max(self._burn_in if self._weighs else 0, awp.warmup if awp.gamma else 0)
-
-    @property
-    def _weighs(self) -> bool:
-        return self.choices.weighting.measure != "none"
+        awp = self.weight_perturbation
+        return max(self._burn_in if self.weighting is not None else 0, awp.warmup if awp is not None else 0)
 
     @property
     def _burn_in(self) -> int:
         """Epochs with weights 1."""
-        burn_in = self.choices.weighting.burn_in
-        return self.horizon.first_drop if burn_in == "first-drop" else int(burn_in)
+        return self.schedule.first_drop if self.burn_in == "first-drop" else int(self.burn_in)
 
-    def __call__(
+    def forward(
         self,
         model: nn.Module,
         x: Tensor,
@@ -138,7 +200,7 @@ class Method:
             epoch: 0-based, for burn-in, τ, λ and warm-up; 0 where none is given.
             index: (B,) int64, which examples these are, for methods that remember something about each (``mma``).
             class_weights: (C,), multiplies the whole term of each example by the weight of its class.
-            rng: random numbers keyed by example; by default each call draws new ones from the method's seed.
+            rng: random draws keyed by example; by default each call draws new ones from the method's seed.
             eps_scale: attack with ε times this, for ε warm-up.
             world: processes that each have a part of the batch; see :class:`hauberk.Step`.
             sizes: how many examples each has, where that is known; otherwise they tell each other.
@@ -156,179 +218,192 @@ class Method:
         y = check_batch(x, y)
         if rng is None:
             places = torch.arange(len(x), device=x.device) + (world.rank << 32)
-            rng = ExampleRng(self.settings["seed"], places, stage=self._calls)
+            rng = ExampleRng(self.seed, places, stage=self._calls)
+        if world.size == 1:
+            sizes = [len(x)]
+        elif sizes is None:
+            sizes = [size for (size,) in world.all_gather_ints(len(x))]
         threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
-        batch = Batch(x, y, index, class_weights, world, sizes or [size for (size,) in world.all_gather_ints(len(x))])
+        context = StepContext(
+            model, x, y, threat, rng, epoch or 0, index, self.schedule, world=world, sizes=sizes,
+            attack_model=partial(self.precision.attack_model, model, x),
+            return_clean_logits=bool(self.weighting and getattr(self.weighting, "in_attack", _no)(self.needs)),
+        )  # fmt: skip
         checked: AbstractContextManager[None] = nullcontext()
         if self._calls == 0:
-            if isinstance(model, DistributedDataParallel):
-                raise UserError(
-                    "attacks must not run through DistributedDataParallel: wrap hb.Step(model, method) in it, and call that on "
-                    "x, y"
-                )
-            if any(p.is_inference() for p in model.parameters()):
-                raise UserError("a model made under torch.inference_mode cannot be trained; make it, or load it, outside")
-            check_inputs(x, y, self.threat)
-            self._warn(epoch)
+            self._check_first_call(model, x, y, epoch)
             checked = checked_first_pass(model, x, y, self.extra_outputs)
         with checked:
-            out = self._step(model, batch, epoch or 0, threat, rng)
+            out = self._step(context, class_weights)
         self._calls += 1  # now, so that a first call that was refused is checked again
         return out
 
-    def _warn(self, epoch: int | None) -> None:
-        """Warn of weights that are 1 without anybody having chosen so."""
-        if not self._weighs or (epoch or 0) >= self._burn_in:
+    def after_step(self, model: nn.Module) -> None:
+        """Tell the parts that the optimiser has moved the weights of the model: those that have an ``after_step(model)``."""
+        for part in (self.inner, self.objective, self.weighting, self.weight_perturbation):
+            getattr(part, "after_step", _nothing)(model)
+
+    def _check_first_call(self, model: nn.Module, x: Tensor, y: Tensor, epoch: int | None) -> None:
+        if isinstance(model, DistributedDataParallel):
+            raise UserError(
+                "attacks must not run through DistributedDataParallel: wrap hb.Step(model, method) in it, and call that on x, y"
+            )
+        if any(p.is_inference() for p in model.parameters()):
+            raise UserError("a model made under torch.inference_mode cannot be trained; make it, or load it, outside")
+        check_inputs(x, y, self.threat)
+        if self.weighting is None or (epoch or 0) >= self._burn_in:
             return
         until = f"all weights of {self.name} are 1 until epoch {self._burn_in} (counted from 0)"
         if epoch is None:
-            warnings.warn(f"{until}, and no epoch= is given, so this is epoch 0: give epoch=, or set burn_in=0", stacklevel=3)
-        elif not (self.horizon.known or "burn_in" in self.settings):
-            warnings.warn(f"{until}: set burn_in=, or call planned(epochs=...)", stacklevel=3)
+            warnings.warn(f"{until}, and no epoch= is given, so this is epoch 0: give epoch=, or set burn_in=0", stacklevel=5)
+        elif not (self.schedule.known or self.burn_in_is_chosen):
+            warnings.warn(f"{until}: set burn_in=, or call planned(epochs=...)", stacklevel=5)
 
-    def _step(self, model: nn.Module, batch: Batch, epoch: int, threat: ThreatModel, rng: ExampleRng) -> Output:
-        seen, extra = self._attack(model, batch, epoch, threat, rng)
-        x_adv = seen.x_adv if seen else None
-        if self.replays > 1:
-            x_adv = self.memory.carried(batch.x, threat)
-        objective = OBJECTIVES[self.choices.recipe.objective]
-        passes = objective.clean + objective.adversarial
-        awp = self.choices.awp
-        backwards: float = seen.backwards if seen else 0
-        if awp.gamma and epoch >= awp.warmup:
+    def _step(self, context: StepContext, class_weights: Tensor | None) -> Output:
+        model, world, awp = context.model, context.world, self.weight_perturbation
+        if self.inner is not None:
+            taken(self.inner(context), context, check=self._calls == 0)
+        passes = len(self.needs)
+        if awp is not None and context.epoch >= awp.warmup:
             with kept_buffers(model):
-                proxy = self._loss(model, batch, x_adv, seen, extra, epoch, None)
-                change = perturbation(model, proxy.loss, awp.gamma, batch.world)
-            with perturbed(model, change):
-                at = self._loss(model, batch, x_adv, seen, extra, epoch, proxy.weights)
-                loss = gradient_surrogate(model, at.loss)
-            weighed, passes = proxy, 2 * passes
+                proxy, weights = self._loss(context, class_weights)
+                change = awp.direction(model, proxy, world)
+            report = self._report(context, weights)
+            with applied(model, change):
+                at, _ = self._loss(context, class_weights, weights)
+                loss = gradient_surrogate(model, at)
+            passes *= 2
         else:
-            at = weighed = self._loss(model, batch, x_adv, seen, extra, epoch, None)
-            loss = at.loss
+            loss, weights = self._loss(context, class_weights)
+            report = self._report(context, weights)
+        attack = context.attack
         return Output(
             loss=loss,
-            x_adv=x_adv,
-            weights=batch.world.take_local(weighed.weights, batch.sizes),
-            logits=_detached(at.logits),
-            logits_adv=_detached(at.logits_adv),
-            report=self._report(weighed, batch.y),
-            forwards=(seen.forwards if seen else 0) + passes,
-            backwards=backwards,
-            burning_in=self._weighs and epoch < self._burn_in,
+            x_adv=context.x_adv,
+            weights=weights,
+            logits=None if context.logits is None else context.logits.detach(),
+            logits_adv=None if context.logits_adv is None else context.logits_adv.detach(),
+            report=report,
+            forwards=(0 if attack is None else attack.forwards) + passes,
+            backwards=0 if attack is None else attack.backwards,
+            burning_in=self.weighting is not None and context.epoch < self._burn_in,
         )
 
-    def _attack(
-        self, model: nn.Module, batch: Batch, epoch: int, threat: ThreatModel, rng: ExampleRng
-    ) -> tuple[AttackResult | None, dict[str, Tensor]]:
-        """Find adversarial inputs; returns what was seen, and what else the objective wants to know."""
-        recipe, attack = self.choices.recipe, self.choices.attack
-        if attack is None or self.replays > 1:
-            return None, {}
-        if recipe.search == "margin":
-            share = self.memory.shares(batch.index, batch.y)
-            with self.sight.on(model, batch.x, "eval") as form:
-                found, distance = margin_pgd(
-                    form, batch.x, batch.y, threat, share=share, steps=attack.steps, seed=rng, trusted=True
-                )
-            if batch.index is not None:
-                self.memory.remember(
-                    torch.cat(batch.world.all_gather_object(batch.index.cpu())),
-                    batch.world.all_gather_rows(distance, batch.sizes),
-                )
-            return found, {"within": found.success}
-        if recipe.taus:
-            attack = self._friendly(attack, epoch)
-        measure = self.choices.weighting.measure
-        # PM^dif compares two passes in the same mode; PM^nat uses the loss's own clean pass where there is one.
-        see_clean = measure == "pm-dif" or (measure == "pm-nat" and not OBJECTIVES[recipe.objective].clean)
-        with self.sight.on(model, batch.x, attack.mode) as form:
-            seen = ascend(
-                form, batch.x, batch.y, threat, attack, keep="last-unseen", seed=rng, see_clean=see_clean, trusted=True
-            )
-            return seen, {}
-
-    def _friendly(self, attack: Ascent, epoch: int) -> Ascent:
-        """Return the attack with τ of this epoch."""
-        done = (epoch + 1) / self.horizon.epochs
-        taus = self.choices.recipe.taus
-        tau = next((tau for share, tau in taus if done <= share), taus[-1][1])
-        return Ascent(**{**vars(attack), "tau": tau})
-
-    def _loss(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        x_adv: Tensor | None,
-        seen: AttackResult | None,
-        extra: dict[str, Tensor],
-        epoch: int,
-        weights: Tensor | None,
-    ) -> Pass:
-        """Make the passes of the loss and compute it, with given weights or those of the method."""
-        objective = OBJECTIVES[self.choices.recipe.objective]
-        with self.sight.lowered(batch.x):
-            logits = model(batch.x) if objective.clean else None
-            logits_adv = model(x_adv) if objective.adversarial and x_adv is not None else None
-        logits, logits_adv = (None if z is None else at_least_float32(z) for z in (logits, logits_adv))
-        robust, regular = self.choices.terms(logits, logits_adv, batch.y, **extra)
-        measure = None
+    def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Make the passes of the loss; return it, and the weights (b,) that are given or those of the method."""
+        model = context.model
+        with self.precision.autocast(context.x):
+            logits = model(context.x) if "clean" in self.needs else None
+            logits_adv = model(context.x_adv) if "adversarial" in self.needs else None
+        context.logits, context.logits_adv = (None if z is None else at_least_float32(z) for z in (logits, logits_adv))
+        robust, regularizer = self.objective(context)
         if weights is None:
-            weights, measure = self._weights(seen, logits, logits_adv, batch, epoch)
-        weights = robust.new_ones(sum(batch.sizes)) if weights is None else weights.to(robust.dtype)
-        terms = batch.world.take_local(weights, batch.sizes) * robust + regular
-        if batch.class_weights is not None:
-            terms = terms * batch.class_weights.to(terms)[batch.y]
-        return Pass(batch.mean(terms), logits, logits_adv, weights, measure)
+            weights = self._weights(context, robust)
+        terms = weights * robust + regularizer
+        if class_weights is not None:
+            terms = terms * class_weights.to(terms)[context.y]
+        return context.mean(terms), weights
 
-    def _weights(
-        self, seen: AttackResult | None, logits: Tensor | None, logits_adv: Tensor | None, batch: Batch, epoch: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Weights of the whole batch and what they were made from; None before the end of the burn-in, when all are 1."""
-        weighting = self.choices.weighting
-        if not self._weighs:
-            return None, None
-        measure = batch.world.all_gather_rows(weighting.measured(seen, logits, logits_adv, batch.y), batch.sizes)
-        if epoch < self._burn_in:
-            return None, measure
-        steps = self.choices.attack.steps if self.choices.attack else 1
-        lam = weighting.lam_at(epoch, self._burn_in, self.horizon.epochs)
-        return weighting.assigned(measure, steps, lam, self.choices.preset), measure
+    @torch.no_grad()
+    def _weights(self, context: StepContext, robust: Tensor) -> Tensor:
+        """Weights of this process's part of the batch, (b,); 1 before the end of the burn-in."""
+        if self.weighting is None:
+            return torch.ones_like(robust)
+        weights = self.weighting(context)  # in the burn-in, too, for what it measures
+        if context.epoch < self._burn_in:
+            context.all_weights = None
+            return torch.ones_like(robust)
+        if not isinstance(weights, Tensor) or weights.shape != robust.shape:
+            got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise UserError(f"the weighting must return weights of shape {tuple(robust.shape)}, it returned {got}")
+        if context.all_weights is None:
+            context.all_weights = context.all_gather(weights)
+        return weights.detach().to(robust.dtype)
 
-    def _report(self, at: Pass, y: Tensor) -> dict[str, Tensor]:
-        if not self._weighs:
+    def _report(self, context: StepContext, weights: Tensor) -> dict[str, Tensor]:
+        if self.weighting is None:
             return {}
-        found = summary(at.weights, at.measure)
-        if at.logits_adv is not None:
-            found["wrong_adversarial"] = fooled(at.logits_adv, y).float().mean()
+        whole = weights.new_ones(sum(context.sizes)) if context.all_weights is None else context.all_weights.to(weights.dtype)
+        found = summary(whole, context.measure)
+        if context.logits_adv is not None:
+            found["wrong_adversarial"] = fooled(context.logits_adv.detach(), context.y).float().mean()
         return found
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on exactly: plain types and tensors."""
-        return {"calls": self._calls, "sight": self.sight.state_dict(), **self.memory.state_dict()}
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what goes into ``state_dict`` besides the submodules."""
+        return {"calls": self._calls, "precision": self.precision.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self._calls = state["calls"]
-        self.sight.load_state_dict(state["sight"])
-        self.memory.load_state_dict(state)
+        self.precision.load_state_dict(state["precision"])
+
+    def local_state(self) -> dict[str, Any]:
+        """Return what each of several processes has of its own (free training's carried perturbation)."""
+        return dict(getattr(self.inner, "local_state", dict)())
+
+    def load_local_state(self, state: dict[str, Any]) -> None:
+        """Go on from what this process had of its own; {} to begin anew."""
+        getattr(self.inner, "load_local_state", _nothing)(state)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types for a card; ``method(**card, threat=...)`` makes the same method again."""
-        plain = {
-            key: list(value)
-            if isinstance(value, tuple)
-            else value
-            if isinstance(value, str | int | float | None)
-            else str(value)
-            for key, value in self.settings.items()
-        }
-        return {"name": self.name, **plain}
+        """Return plain types for a card; ``method(**card, threat=...)`` makes the same method again, if its parts have names."""
+        return {"name": self.name, **{key: _plain(value) for key, value in self.settings.items()}}
 
     def __repr__(self) -> str:
-        burn_in = f", burn_in={self._burn_in}" if self._weighs else ""
+        burn_in = f", burn_in={self._burn_in}" if self.weighting is not None else ""
         return f"method({self.name!r}, {self.threat}{burn_in})"
 
 
-def _detached(logits: Tensor | None) -> Tensor | None:
-    return None if logits is None else logits.detach()
+def _no(needs: frozenset[str]) -> bool:
+    return False
+
+
+def _nothing(argument: Any) -> None:
+    """What a part does that has no such function."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, str | int | float | None):
+        return value
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    return f"{type(value).__module__}:{type(value).__qualname__}" if isinstance(value, nn.Module) else str(value)
+
+
+class Step(nn.Module):
+    """One training step up to the loss, as a module to wrap in ``DistributedDataParallel`` or whatever else synchronises.
+
+    Its forward attacks the model itself, so nothing is sent during an attack, however many steps it takes in each process;
+    the passes of the loss and the objective are inside the one forward that the wrapper sees. Within a
+    ``torch.distributed`` process group each process hands over its part of the batch: weights are then normalised, and losses
+    averaged, over the whole batch, also where the parts differ in size.
+
+    Args:
+        model: classifier to logits.
+        method: what :func:`hauberk.method` made.
+
+    Example:
+        >>> import torch, hauberk as hb
+        >>> step = hb.Step(torch.nn.Linear(4, 3), hb.method("mart", hb.Linf(0.1)))  # now DistributedDataParallel(step)
+        >>> step(torch.rand(8, 4), torch.arange(8) % 3).loss.backward()
+    """
+
+    def __init__(self, model: nn.Module, method: Method):
+        super().__init__()
+        self.model = model
+        self.method = method
+
+    def forward(self, x: Tensor, y: Tensor, epoch: int | None = None, **more: Any) -> Output:
+        """Return what the method returns for this process's part of a batch.
+
+        Args:
+            x: clean inputs, (b, ...).
+            y: labels, (b,).
+            epoch: 0-based; 0 where none is given.
+            **more: further arguments of :meth:`hauberk.Method.forward`.
+        """
+        out: Output = self.method(self.model, x, y, epoch, world=get_world(), **more)
+        return out

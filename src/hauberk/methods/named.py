@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from hauberk.methods.make import method
 from hauberk.methods.method import Method
+from hauberk.methods.registry import method
 from hauberk.threat import ThreatModel
 from hauberk.training.published import find_published
 

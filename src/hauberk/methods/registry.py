@@ -1,138 +1,144 @@
-"""The table of methods: what each is made of, and where that comes from. Data only; adding a method is adding a row."""
+"""The table of methods: what each is made of, and where that comes from; and ``hb.method``, which builds one by its name."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any
 
-from hauberk.attacks.steps import Ascent
+from hauberk.attacks import PGD
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.methods.awp import WeightPerturbation
-from hauberk.methods.weights import Weighting
-from hauberk.objectives import OBJECTIVES
+from hauberk.fastpath.precision import Precision
+from hauberk.methods.awp import AWP
+from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
+from hauberk.methods.method import Method
+from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, Objective, PresetName, Standard, Trades
+from hauberk.threat import ThreatModel
+from hauberk.weighting.base import MeasuredWeighting
+from hauberk.weighting.gairat import COUNTS, Gairat
+from hauberk.weighting.mail import MARGINS, Mail
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One row of the table.
+    """One row of the table; adding a method is adding a row.
 
     Attributes:
-        objective: name of the objective.
+        objective: the loss, with its hyperparameters.
         summary: what it is, in one line.
         source: where it comes from.
         attack: the inner maximisation as the paper states it; None where there is none.
-        settings: hyperparameters of the objective that differ from its defaults.
-        weighting: instance weights.
-        awp: weight perturbation.
+        weighting: instance weights; None for weights 1.
+        awp: weight perturbation; None for none.
         official: what the authors' public code does otherwise, by the name of the setting.
-        taus: friendly training's τ: (share of the training up to which, τ).
-        search: "ascent", or "margin" for MMA's search with a radius remembered for each example.
-        replays: times each batch is used in a row, its perturbation carried over (free adversarial training); 1 for once.
+        inner: how the attack is used in training.
     """
 
-    objective: str
+    objective: Objective
     summary: str
     source: str
-    attack: Ascent | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    weighting: Weighting = field(default_factory=Weighting)
-    awp: WeightPerturbation = field(default_factory=WeightPerturbation)
+    attack: PGD | None = None
+    weighting: MeasuredWeighting | None = None
+    awp: AWP | None = None
     official: dict[str, Any] = field(default_factory=dict)
-    taus: tuple[tuple[float, int], ...] = ()
-    search: Literal["ascent", "margin"] = "ascent"
-    replays: int = 1
+    inner: Callable[[PGD], InnerAttack] = BatchAttack
+
+
+def _free_replay(attack: PGD) -> FreeReplay:
+    """Free training has no attack of its own: its step is the last backward pass."""
+    return FreeReplay(8)
 
 
 # ε/4 is the papers' 2/255 at 8/255. The public codes' 0.007 at ε = 0.031 is 7/31 ε.
 _OFFICIAL = {"step_size": "7*eps/31"}
 # cifar10_challenge, robust_overfitting, AT-AWP and fast_adversarial attack in training mode, the others in evaluation mode.
 _TRAIN_MODE = {"mode": "train"}
-_UNIFORM = Ascent(10, "eps/4", "uniform")
-_KL = Ascent(10, "eps/4", "normal", loss="kl")
+_UNIFORM = PGD(10, "eps/4", "uniform")
+_KL = PGD(10, "eps/4", "normal", loss="kl")
 
 # MAIL paper, Section 4.1; its public code reweights from 0-based epoch 76 on and starts every attack at x + 0.001·N(0, 1).
-_MAIL_AT = Weighting("pm-adv", "sigmoid-of-margin", slope=10.0, bias=-0.5)
-_MAIL_OTHERS = Weighting("pm-adv", "sigmoid-of-margin", slope=2.0, bias=0.0)
+_MAIL_AT = Mail(slope=10.0, bias=-0.5)
+_MAIL_OTHERS = Mail(slope=2.0, bias=0.0)
 _MAIL_CODE = {**_OFFICIAL, "start": "normal", "burn_in": 76}
 # GAIRAT paper; its public code gates reweighting by --begin_epoch 60, counted from 1.
-_GAIRAT = Weighting("kappa", "tanh", lam=-1.0)
+_GAIRAT = Gairat(lam=-1.0)
 _GAIRAT_CODE = {**_OFFICIAL, "burn_in": 59}
 
-METHODS = {
-    "standard": MethodSpec("standard", "standard training, no attack", "empirical risk minimisation"),
+METHODS: dict[str, MethodSpec] = {
+    "standard": MethodSpec(Standard(), "standard training, no attack", "empirical risk minimisation"),
     "fgsm-at": MethodSpec(
-        "at",
+        AT(),
         "single-step adversarial training from a random start; watch for catastrophic overfitting",
         "Wong et al. 2020, fast_adversarial: α = 1.25 ε (10/255 at 8/255)",
-        Ascent(1, "1.25*eps", "uniform"),
+        PGD(1, "1.25*eps", "uniform"),
         official=_TRAIN_MODE,
     ),
     "free-at": MethodSpec(
-        "at",
+        AT(),
         "free adversarial training: each batch 8 times, input and weight gradients from the same pass",
         "Shafahi et al. 2019",
-        Ascent(1, "eps", "uniform"),
-        replays=8,
+        PGD(1, "eps", "uniform"),
+        inner=_free_replay,
     ),
     "at": MethodSpec(
-        "at",
+        AT(),
         "adversarial training: cross-entropy at the worst input",
         "Madry et al. 2018, cifar10_challenge",
         _UNIFORM,
         official=_TRAIN_MODE,
     ),
     "trades": MethodSpec(
-        "trades",
+        Trades(),
         "clean cross-entropy, and KL between clean and adversarial predictions",
         "Zhang et al. 2019, trades.py",
         _KL,
         official=_OFFICIAL,
     ),
     "mart": MethodSpec(
-        "mart",
+        Mart(),
         "boosted cross-entropy, and KL weighted by 1 - p_y of the clean input",
         "Wang et al. 2020, mart.py",
         _UNIFORM,
         official={**_OFFICIAL, "start": "normal"},
     ),
     "alp": MethodSpec(
-        "alp", "adversarial pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM
+        ALP(), "adversarial pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM
     ),
     "clp": MethodSpec(
-        "clp", "clean loss and pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM
+        CLP(), "clean loss and pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM
     ),
     "mma": MethodSpec(
-        "mma",
+        MMA(),
         "margin maximisation: train at the nearest adversarial example within ε = d_max",
         "Ding et al. 2020, mma_training: d_max 12/255 on CIFAR-10",
-        Ascent(10, "eps/4", "uniform", loss="slm"),
-        search="margin",
+        PGD(10, "eps/4", "uniform", loss="slm"),
+        inner=MinimumMargin,
     ),
     "fat": MethodSpec(
-        "at",
+        AT(),
         "friendly adversarial training: early-stopped PGD",
         "Zhang et al. 2020, FAT.py: τ 0, 1, 2 up to epochs 50, 90, 120",
         _UNIFORM,
-        official={**_OFFICIAL, "jitter": 0.001},
-        taus=((50 / 120, 0), (90 / 120, 1), (1.0, 2)),
+        official={**_OFFICIAL, "step_noise": 0.001},
+        inner=partial(BatchAttack, taus=((50 / 120, 0), (90 / 120, 1), (1.0, 2))),
     ),
     "fat-trades": MethodSpec(
-        "trades",
+        Trades(),
         "TRADES with friendly adversarial inputs",
         "Zhang et al. 2020, FAT_for_TRADES.py: τ 0, 1, 2, 3 up to epochs 30, 50, 70, 85",
         _KL,
         official=_OFFICIAL,
-        taus=((30 / 85, 0), (50 / 85, 1), (70 / 85, 2), (1.0, 3)),
+        inner=partial(BatchAttack, taus=((30 / 85, 0), (50 / 85, 1), (70 / 85, 2), (1.0, 3))),
     ),
     "fat-mart": MethodSpec(
-        "mart",
+        Mart(beta=6.0),
         "MART with friendly adversarial inputs",
         "Zhang et al. 2020, FAT_for_MART.py: τ 0 to 4 up to epochs 20, 40, 60, 80, 90; β 6",
-        Ascent(10, "eps/4", "normal"),
-        settings={"beta": 6.0},
+        PGD(10, "eps/4", "normal"),
         official=_OFFICIAL,
-        taus=((20 / 90, 0), (40 / 90, 1), (60 / 90, 2), (80 / 90, 3), (1.0, 4)),
+        inner=partial(BatchAttack, taus=((20 / 90, 0), (40 / 90, 1), (60 / 90, 2), (80 / 90, 3), (1.0, 4))),
     ),
     "gairat": MethodSpec(
-        "at",
+        AT(),
         "geometry-aware reweighting by how many PGD iterates are classified right",
         "Zhang et al. 2021, GAIRAT.py",
         _UNIFORM,
@@ -140,23 +146,21 @@ METHODS = {
         official=_GAIRAT_CODE,
     ),
     "gair-trades": MethodSpec(
-        "trades",
+        Trades(beta=5.0),
         "TRADES reweighted as GAIRAT does (TRADES-LPS of the MAIL paper's Table 1)",
         "Wang et al. 2021, Section 4.2; no public code",
         _KL,
-        settings={"beta": 5.0},
         weighting=_GAIRAT,
     ),
     "gair-mart": MethodSpec(
-        "mart",
+        Mart(beta=6.0),
         "MART reweighted as GAIRAT does (MART-LPS of the MAIL paper's Table 1)",
         "Wang et al. 2021, Section 4.2; no public code",
         _UNIFORM,
-        settings={"beta": 6.0},
         weighting=_GAIRAT,
     ),
     "mail-at": MethodSpec(
-        "at",
+        AT(),
         "adversarial training reweighted by probabilistic margins",
         "Wang et al. 2021 (MAIL), Eq. 9: slope 10, bias -0.5",
         _UNIFORM,
@@ -164,37 +168,37 @@ METHODS = {
         official=_MAIL_CODE,
     ),
     "mail-trades": MethodSpec(
-        "trades",
+        Trades(beta=5.0, direction="adv-to-clean"),
         "TRADES reweighted by probabilistic margins",
         "Wang et al. 2021 (MAIL), Eq. 10: slope 2, bias 0, β 5",
         _KL,
-        settings={"beta": 5.0, "direction": "adv-to-clean"},
         weighting=_MAIL_OTHERS,
         official={**_MAIL_CODE, "direction": "clean-to-adv"},
     ),
     "mail-mart": MethodSpec(
-        "mart",
+        Mart(beta=6.0),
         "MART with its boosted cross-entropy reweighted by probabilistic margins",
         "Wang et al. 2021 (MAIL): slope 2, bias 0, β 6; the paper's Appendix C is not public, this is its code's form",
         _UNIFORM,
-        settings={"beta": 6.0},
         weighting=_MAIL_OTHERS,
         official=_MAIL_CODE,
     ),
     "adversarial-class": MethodSpec(
-        "adversarial-class",
+        AdversarialClass(),
         "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
         "the idea is in the lecture notes among the sources; the construction is ours",
-        Ascent(10, "eps/4", "uniform", loss="evade"),
+        PGD(10, "eps/4", "uniform", loss="evade"),
     ),
 }
 
 # Adversarial weight perturbation for "+awp": AT-AWP 0.01 from the start, TRADES-AWP 0.005 from its 10th epoch on (public code:
 # --awp-warmup 10, counted from 1). TRADES-AWP's own code steps by 2/255 at ε 8/255, not as TRADES' code does.
-_AWP = WeightPerturbation(0.01)
-_AWP_TRADES = WeightPerturbation(0.005)
+_AWP = AWP(0.01)
+_AWP_TRADES = AWP(0.005)
 _AWP_TRADES_CODE = {"awp_warmup": 9}
 _AWP_STEPS = {"trades": {"step_size": "eps/4"}}
+
+_BUILDERS: dict[str, Callable[..., Method]] = {}  # methods of the caller's own
 
 
 def get_method_spec(name: str) -> MethodSpec:
@@ -207,25 +211,196 @@ def get_method_spec(name: str) -> MethodSpec:
     if plus and suffix != "awp":
         raise UserError(f"the only addition is '+awp', not {plus + suffix!r}")
     if base not in METHODS:
-        raise unknown_name("method", base, METHODS)
-    recipe = METHODS[base]
+        raise unknown_name("method", base, [*METHODS, *_BUILDERS])
+    spec = METHODS[base]
     if not plus:
-        return recipe
-    trades = recipe.objective == "trades"
-    official = recipe.official | (_AWP_TRADES_CODE if trades else {}) | _AWP_STEPS.get(base, {})
-    fields = {**vars(recipe), "awp": _AWP_TRADES if trades else _AWP, "official": official}
-    return MethodSpec(**{**fields, "summary": recipe.summary + ", at adversarially perturbed weights (Wu et al. 2020)"})
+        return spec
+    trades = isinstance(spec.objective, Trades)
+    official = spec.official | (_AWP_TRADES_CODE if trades else {}) | _AWP_STEPS.get(base, {})
+    summary = spec.summary + ", at adversarially perturbed weights (Wu et al. 2020)"
+    return replace(spec, awp=_AWP_TRADES if trades else _AWP, official=official, summary=summary)
+
+
+def register_method(name: str, build: Callable[..., Method]) -> None:
+    """Give a method of your own a name, for :func:`hauberk.method` and everything that takes one.
+
+    Args:
+        name: which is free.
+        build: ``build(threat, **settings) -> Method``; the first line of its description is what lists show.
+
+    Raises:
+        UserError: if the name is taken, or no name.
+    """
+    if name in METHODS or name in _BUILDERS or not name or "+" in name or ":" in name:
+        raise UserError(f"{name!r} is no free name for a method")
+    _BUILDERS[name] = build
 
 
 def list_methods() -> dict[str, str]:
-    """Return every method's name with one line on what it is and where it comes from; each also takes ``+awp``."""
-    return {name: f"{recipe.summary} ({recipe.source})" for name, recipe in METHODS.items()}
+    """Return every method's name with one line on what it is and where it comes from; rows of papers also take ``+awp``."""
+    rows = {name: f"{spec.summary} ({spec.source})" for name, spec in METHODS.items()}
+    own = {name: (build.__doc__ or "registered by the caller").strip().splitlines()[0] for name, build in _BUILDERS.items()}
+    return rows | own
 
 
-def equation(recipe: MethodSpec) -> str:
+def default_settings(name: str, preset: PresetName = "paper") -> dict[str, Any]:
+    """Return what a method has where nobody says otherwise, by the names that :func:`method` takes.
+
+    Raises:
+        UserError: as :func:`get_method_spec`.
+    """
+    spec = get_method_spec(name)
+    own = {key: getattr(spec.attack, key) for key in _NAMES_OF_ATTACK} if spec.attack else {}
+    for part in (spec.objective, spec.weighting):
+        own |= {} if part is None else {f.name: getattr(part, f.name) for f in fields(part) if f.name != "preset"}  # type: ignore[arg-type]
+    own |= {key: getattr(spec.awp, field) for key, field in _NAMES_OF_AWP.items()} if spec.awp else {}
+    return own | (spec.official if preset == "official" else {})
+
+
+def equation(spec: MethodSpec) -> str:
     """Return what a method minimises, in one line, with its own settings."""
-    objective = OBJECTIVES[recipe.objective]
-    line = objective.equation
-    if {**objective.settings, **recipe.settings}.get("direction") == "adv-to-clean":
-        line = line.replace("KL(p(x)‖p(x'))", "KL(p(x')‖p(x))")
-    return f"mean of {line}"
+    return f"mean of {spec.objective.equation}"
+
+
+def method(
+    name: str,
+    threat: ThreatModel,
+    *,
+    preset: PresetName = "paper",
+    seed: int = 0,
+    precision: Precision = "model",
+    compiled: bool = False,
+    attack: Any = None,
+    objective: Any = None,
+    weighting: Any = None,
+    weight_perturbation: Any = None,
+    **overrides: Any,
+) -> Method:
+    """Make a method by name.
+
+    Args:
+        name: see :func:`hauberk.list_methods`; with ``+awp`` behind it for adversarially perturbed weights.
+        threat: what the adversary may do.
+        preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs.
+        seed: of the random starts.
+        precision: what the passes run on: "model", the model as it is; "fp32", for attacks in evaluation mode, a copy of it
+            with BatchNorm fused, the same up to rounding; "bf16", such a copy in bfloat16, and autocast for the loss.
+        compiled: run that copy by ``torch.compile``; costs seconds to minutes at the first step.
+        attack: in place of the row's; this and the next three as :class:`hauberk.Method` takes them.
+        objective: in place of the row's.
+        weighting: in place of the row's.
+        weight_perturbation: in place of the row's.
+        **overrides: any setting of the attack (``steps``, ``step_size``, ``start``, ``loss``, ``mode``, ...), of the
+            objective (``beta``, ...), of the weighting (``measure``, ``kind``, ``slope``, ``bias``, ``lam``, ``burn_in``,
+            ...) or of the weight perturbation (``gamma``, ``awp_warmup``).
+
+    Returns:
+        The method; call it on each batch.
+
+    Raises:
+        UserError: for an unknown name or setting, with the nearest right one, and for a setting that makes no sense.
+
+    Example:
+        >>> from hauberk import Linf
+        >>> method("mail-trades+awp", Linf("8/255"), measure="pm-nat")
+        method('mail-trades+awp', Linf(8/255), burn_in=74)
+    """
+    given = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
+    parts = {key: value for key, value in given.items() if value is not None}
+    settings = {"preset": preset, "seed": seed, **parts, **overrides}
+    if name in _BUILDERS:
+        return _built(_BUILDERS[name], name, threat, {k: v for k, v in settings.items() if k != "preset" or v != "paper"})
+    spec = get_method_spec(name)
+    if preset not in ("paper", "official"):
+        raise UserError(f"preset is 'paper' or 'official', not {preset!r}")
+    _check_names(name, spec, parts, overrides)
+    chosen = (spec.official if preset == "official" else {}) | overrides
+    made = Method(
+        threat,
+        parts.get("attack", _attack(spec, chosen)),
+        parts.get("objective", _changed(spec.objective, chosen | {"preset": preset})),
+        parts.get("weighting", _weighting(name, spec, chosen, preset)),
+        parts.get("weight_perturbation", _awp(spec, chosen)),
+        name=name,
+        settings=settings,
+        seed=seed,
+        precision=precision,
+        compiled=compiled,
+        burn_in=chosen.get("burn_in"),
+    )
+    made.burn_in_is_chosen = "burn_in" in overrides or ("weighting" in parts and made.burn_in != "first-drop")
+    if made.weight_perturbation is not None and made.replays > 1:
+        raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
+    return made
+
+
+def _built(build: Callable[..., Method], name: str, threat: ThreatModel, settings: dict[str, Any]) -> Method:
+    """Build a method of the caller's own.
+
+    Raises:
+        UserError: if it is none.
+    """
+    seed = settings.pop("seed")
+    made = build(threat, **settings)
+    if not isinstance(made, Method):
+        raise UserError(f"{name} must build an hb.Method, it returned {type(made).__name__}")
+    made.name, made.seed, made.settings = name, seed, {"seed": seed, **settings}
+    return made
+
+
+_NAMES_OF_ATTACK = tuple(f.name for f in fields(PGD) if f.name not in ("tau", "return_last", "evaluate_last", "targets"))
+_NAMES_OF_WEIGHTING = tuple(dict.fromkeys(f.name for kind in (Mail, Gairat) for f in fields(kind) if f.name != "preset"))
+_NAMES_OF_AWP = {"gamma": "gamma", "awp_warmup": "warmup"}
+
+
+def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Refuse settings of parts that the method does not have, or that were given whole."""
+    known = [
+        *(_NAMES_OF_ATTACK if spec.attack and "attack" not in parts else ()),
+        *(f.name for f in fields(spec.objective) if f.name != "preset" and "objective" not in parts),  # type: ignore[arg-type]
+        *(_NAMES_OF_WEIGHTING if "weighting" not in parts else ("burn_in",)),
+        *(_NAMES_OF_AWP if "weight_perturbation" not in parts else ()),
+    ]
+    for key in overrides:
+        if key not in known:
+            raise unknown_name(f"setting of {name}", key, known)
+
+
+def _changed(part: Any, chosen: dict[str, Any]) -> Any:
+    """Replace the fields of a dataclass that are among the settings."""
+    return replace(part, **{f.name: chosen[f.name] for f in fields(part) if f.name in chosen})
+
+
+def _attack(spec: MethodSpec, chosen: dict[str, Any]) -> InnerAttack | None:
+    if spec.attack is None:
+        return None
+    settings = {key: value for key, value in chosen.items() if key in _NAMES_OF_ATTACK}
+    return spec.inner(replace(spec.attack, **settings))
+
+
+def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any], preset: PresetName) -> MeasuredWeighting | None:
+    """The weighting, of the kind that its measure asks for: MAIL's of margins, GAIRAT's of counts."""
+    own = {key: value for key, value in chosen.items() if key in _NAMES_OF_WEIGHTING}
+    weighting = spec.weighting
+    measure = own.get("measure", getattr(weighting, "measure", None))
+    if measure is None:
+        if own:
+            raise UserError(f"{name} has no weighting for {next(iter(own))!r} to set; give measure=, too")
+        return None
+    if measure not in (*MARGINS, *COUNTS):
+        raise UserError(f"measure is one of {', '.join((*MARGINS, *COUNTS))}, not {measure!r}")
+    kind: type[Mail] | type[Gairat] = Mail if measure in MARGINS else Gairat
+    known = {f.name for f in fields(kind)}
+    for key in own:
+        if key not in known:
+            raise UserError(f"a weighting by {measure!r} has no {key!r}; it has {', '.join(sorted(known - {'preset'}))}")
+    base = weighting if isinstance(weighting, kind) else kind()
+    return _changed(base, {"preset": preset, **own})  # type: ignore[no-any-return]
+
+
+def _awp(spec: MethodSpec, chosen: dict[str, Any]) -> AWP | None:
+    own = {field: chosen[key] for key, field in _NAMES_OF_AWP.items() if key in chosen}
+    if spec.awp is None and not own.get("gamma"):
+        return None
+    made = replace(spec.awp or AWP(0.0), **own)
+    return made if made.gamma else None

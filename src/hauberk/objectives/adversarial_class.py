@@ -1,11 +1,12 @@
 """An extra class for adversarial inputs: the model learns to recognise them."""
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.objectives.functional import at_least_float32
-from hauberk.objectives.terms import LossTerms, PresetName, is_official
+from hauberk.objectives.base import LossTerms, Objective, PresetName, is_official
+from hauberk.objectives.functional import cross_entropy
 
 
 def adversarial_class(
@@ -24,5 +25,18 @@ def adversarial_class(
     """
     is_official(preset)
     last = torch.full_like(y, logits.shape[1] - 1)
-    clean = F.cross_entropy(at_least_float32(logits), y, reduction="none")
-    return LossTerms(beta * F.cross_entropy(at_least_float32(logits_adv), last, reduction="none"), clean)
+    return LossTerms(beta * cross_entropy(logits_adv, last), cross_entropy(logits, y))
+
+
+@dataclass(frozen=True)
+class AdversarialClass(Objective):
+    """A class for adversarial inputs, see :func:`hauberk.objectives.adversarial_class`.
+
+    Attributes:
+        beta: weight of recognising.
+    """
+
+    beta: float = 1.0
+    equation = "ω·β·CE(f(x'), K) + CE(f(x), y), K the class of adversarial inputs"
+    extra_outputs = 1
+    function = staticmethod(adversarial_class)

@@ -1,11 +1,12 @@
 """Standard training and adversarial training: cross-entropy on clean or on adversarial inputs."""
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.objectives.functional import at_least_float32
-from hauberk.objectives.terms import LossTerms, PresetName, is_official
+from hauberk.objectives.base import ADVERSARIAL, CLEAN, LossTerms, Objective, PresetName, is_official
+from hauberk.objectives.functional import cross_entropy
 
 
 def standard(
@@ -38,5 +39,23 @@ def at(logits: Tensor | None, logits_adv: Tensor, y: Tensor, *, beta: float = 0.
 
 def _only(logits: Tensor, y: Tensor, preset: PresetName) -> LossTerms:
     is_official(preset)
-    loss = F.cross_entropy(at_least_float32(logits), y, reduction="none")
+    loss = cross_entropy(logits, y)
     return LossTerms(loss, torch.zeros_like(loss))
+
+
+@dataclass(frozen=True)
+class Standard(Objective):
+    """Standard training, see :func:`hauberk.objectives.standard`."""
+
+    needs = CLEAN
+    equation = "ω·CE(f(x), y)"
+    function = staticmethod(standard)
+
+
+@dataclass(frozen=True)
+class AT(Objective):
+    """Adversarial training, see :func:`hauberk.objectives.at`."""
+
+    needs = ADVERSARIAL
+    equation = "ω·CE(f(x'), y)"
+    function = staticmethod(at)

@@ -1,13 +1,13 @@
 """ALP and CLP: keep the outputs of paired inputs close."""
 
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.core.errors import UserError
-from hauberk.objectives.functional import at_least_float32
-from hauberk.objectives.terms import LossTerms, PresetName, is_official
+from hauberk.objectives.base import LossTerms, Objective, PresetName, is_official
+from hauberk.objectives.functional import at_least_float32, cross_entropy
 
 Pairing: TypeAlias = Literal["probabilities", "logits"]
 
@@ -39,9 +39,9 @@ def alp(
         UserError: for an unknown pairing.
     """
     is_official(preset)
-    robust = _cross_entropy(logits_adv, y)
+    robust = cross_entropy(logits_adv, y)
     regular = beta * _distance(logits, logits_adv, pairing)
-    return LossTerms(robust, regular + _cross_entropy(logits, y) if pairing == "logits" else regular)
+    return LossTerms(robust, regular + cross_entropy(logits, y) if pairing == "logits" else regular)
 
 
 def clp(
@@ -71,7 +71,7 @@ def clp(
         UserError: for an unknown pairing.
     """
     is_official(preset)
-    clean = _cross_entropy(logits, y)
+    clean = cross_entropy(logits, y)
     if pairing == "logits":
         paired = beta * _distance(logits, logits.roll(-1, 0), pairing)
         return LossTerms(paired * 0, clean + paired)
@@ -87,5 +87,31 @@ def _distance(one: Tensor, other: Tensor, pairing: Pairing) -> Tensor:
     raise UserError(f"pairing is 'probabilities' or 'logits', not {pairing!r}")
 
 
-def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(at_least_float32(logits), y, reduction="none")
+@dataclass(frozen=True)
+class ALP(Objective):
+    """Adversarial logit pairing, see :func:`hauberk.objectives.alp`.
+
+    Attributes:
+        beta: weight of the pairing.
+        pairing: which reading.
+    """
+
+    beta: float = 1.0
+    pairing: Pairing = "probabilities"
+    equation = "ω·CE(f(x'), y) + β·‖p(x') - p(x)‖²"
+    function = staticmethod(alp)
+
+
+@dataclass(frozen=True)
+class CLP(Objective):
+    """Clean logit pairing, see :func:`hauberk.objectives.clp`.
+
+    Attributes:
+        beta: weight of the pairing.
+        pairing: which reading.
+    """
+
+    beta: float = 1.0
+    pairing: Pairing = "probabilities"
+    equation = "ω·β·‖p(x') - p(x)‖² + CE(f(x), y)"
+    function = staticmethod(clp)

@@ -1,11 +1,13 @@
 """MART: boosted cross-entropy, and a divergence weighted by how wrong the clean prediction is."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hauberk.objectives.base import LossTerms, Objective, PresetName, is_official
 from hauberk.objectives.functional import kl_divergence, log_softmax
-from hauberk.objectives.terms import LossTerms, PresetName, is_official
 
 
 def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, preset: PresetName = "paper") -> LossTerms:
@@ -43,3 +45,18 @@ def _log_not_largest(log_p: Tensor, others: Tensor) -> Tensor:
     """``log(1 - max_{k≠y} p_k)`` as the log of the sum of all other probabilities, which loses no digits near 1."""
     rival = F.one_hot(others.argmax(1), log_p.shape[1]).bool()
     return log_p.masked_fill(rival, -torch.inf).logsumexp(1)
+
+
+@dataclass(frozen=True)
+class Mart(Objective):
+    """MART, see :func:`hauberk.objectives.mart`.
+
+    Attributes:
+        beta: λ of the paper.
+        preset: "paper" or "official".
+    """
+
+    beta: float = 5.0
+    preset: PresetName = "paper"
+    equation = "ω·BCE(p(x'), y) + β·KL(p(x)‖p(x'))·(1 - p_y(x))"
+    function = staticmethod(mart)

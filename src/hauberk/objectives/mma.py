@@ -1,11 +1,13 @@
 """MMA: push the nearest adversarial example away, and train on what is wrong already."""
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.objectives.functional import at_least_float32
-from hauberk.objectives.terms import LossTerms, PresetName, is_official
+from hauberk.core.step_context import StepContext
+from hauberk.objectives.base import LossTerms, Objective, PresetName, is_official
+from hauberk.objectives.functional import cross_entropy
 
 CLEAN_SHARE = 1 / 3  # of the public code's gradient
 
@@ -35,9 +37,28 @@ def mma(
         preset: no field differs.
     """
     is_official(preset)
-    clean, adv = (F.cross_entropy(at_least_float32(z), y, reduction="none") for z in (logits, logits_adv))
+    clean, adv = (cross_entropy(z, y) for z in (logits, logits_adv))
     right = logits.argmax(1) == y
     if within is None:
         within = logits_adv.argmax(1) != y
     pushed = torch.where(right, torch.where(within, adv, torch.zeros_like(adv)), clean)
     return LossTerms((1 - clean_share) * pushed, clean_share * clean)
+
+
+@dataclass(frozen=True)
+class MMA(Objective):
+    """Max-margin adversarial training, see :func:`hauberk.objectives.mma`.
+
+    Attributes:
+        clean_share: c.
+    """
+
+    clean_share: float = CLEAN_SHARE
+    equation = "ω·⅔·CE(at the nearest adversarial example, if right and within ε; at x, if wrong) + ⅓·CE(f(x), y)"
+
+    def __call__(self, context: StepContext) -> LossTerms:
+        """Return the terms; an example counts as found within ε where the attack says so."""
+        assert context.logits is not None  # needed
+        assert context.logits_adv is not None
+        within = None if context.attack is None else context.attack.success
+        return mma(context.logits, context.logits_adv, context.y, within=within, clean_share=self.clean_share)

@@ -1,15 +1,16 @@
 """TRADES: a clean loss and a weighted divergence between clean and adversarial predictions."""
 
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.core.errors import UserError
-from hauberk.objectives.functional import at_least_float32, kl_divergence
-from hauberk.objectives.terms import LossTerms, PresetName, is_official
+from hauberk.objectives.base import LossTerms, Objective, PresetName, is_official
+from hauberk.objectives.functional import cross_entropy, kl_divergence
 
 Direction: TypeAlias = Literal["clean-to-adv", "adv-to-clean"]
+DIRECTIONS: dict[Direction, str] = {"clean-to-adv": "KL(p(x)‖p(x'))", "adv-to-clean": "KL(p(x')‖p(x))"}
 
 
 def trades(
@@ -39,8 +40,31 @@ def trades(
         UserError: for an unknown direction or preset.
     """
     is_official(preset)
-    if direction not in ("clean-to-adv", "adv-to-clean"):
-        raise UserError(f"direction is 'clean-to-adv' or 'adv-to-clean', not {direction!r}")
+    if direction not in DIRECTIONS:
+        raise UserError(f"direction is {' or '.join(map(repr, DIRECTIONS))}, not {direction!r}")
     pair = (logits, logits_adv) if direction == "clean-to-adv" else (logits_adv, logits)
-    clean = F.cross_entropy(at_least_float32(logits), y, reduction="none")
-    return LossTerms(beta * kl_divergence(*pair), clean)
+    return LossTerms(beta * kl_divergence(*pair), cross_entropy(logits, y))
+
+
+@dataclass(frozen=True)
+class Trades(Objective):
+    """TRADES, see :func:`hauberk.objectives.trades`.
+
+    Attributes:
+        beta: trade-off β.
+        direction: of the divergence.
+    """
+
+    beta: float = 6.0
+    direction: Direction = "clean-to-adv"
+    function = staticmethod(trades)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.direction not in DIRECTIONS:
+            raise UserError(f"direction is {' or '.join(map(repr, DIRECTIONS))}, not {self.direction!r}")
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """What it computes."""
+        return f"ω·β·{DIRECTIONS[self.direction]} + CE(f(x), y)"

@@ -10,8 +10,7 @@ from typing import Any
 
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS
-from hauberk.methods import get_method_spec
-from hauberk.objectives import OBJECTIVES
+from hauberk.methods import default_settings
 from hauberk.report.blocks import Block, Code, Section, Text
 from hauberk.training.config import TrainConfig
 from hauberk.training.published import find_published
@@ -59,18 +58,10 @@ def train_command(plan: dict[str, Any]) -> str:
         if value != usual[key] and key not in _OF_THIS_MACHINE:
             words += _option(key, value)
     if unused := published.method.keys() - how.keys():  # the method was made in Python, or by a version that did not take them
-        own = _own_settings(name, preset)
+        own = default_settings(name, preset)
         how |= {key: own[key] for key in sorted(unused)}
     words += ["--set", *(f"{key}={_set(value)}" for key, value in how.items())] if how else []
     return shlex.join(words)
-
-
-def _own_settings(name: str, preset: str) -> dict[str, Any]:
-    """What a method has where nobody says otherwise."""
-    recipe = get_method_spec(name)
-    attack = vars(recipe.attack) if recipe.attack else {}
-    code = recipe.official if preset == "official" else {}
-    return {**attack, **OBJECTIVES[recipe.objective].settings, **recipe.settings, **code}
 
 
 def evaluate_command(target: str, found: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import torch
 
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import SCHEMA_ERRORS, previous, read_state, write_state
-from hauberk.methods.memory import Memory
 from hauberk.training.early_failure import require_finite
 from hauberk.training.metrics import EpochMetrics
 from hauberk.training.plan import run_id
@@ -106,7 +105,7 @@ def _own(trainer: "Trainer") -> dict[str, Any]:
     """What this process has of its own: random state, and free training's perturbation of its part of the batch."""
     on_gpu = trainer.device.type == "cuda"
     return {
-        "carried": trainer.plan.method.memory.own_state(),
+        "carried": trainer.plan.method.local_state(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(trainer.device) if on_gpu else None,
     }
@@ -114,10 +113,13 @@ def _own(trainer: "Trainer") -> dict[str, Any]:
 
 def _put_own(trainer: "Trainer", method: dict[str, Any], own: dict[str, Any]) -> None:
     """Restore the method's state and this process's own; with another number of processes, it begins anew."""
-    carried = own.get("carried", Memory().own_state())
-    moved = {k: v.to(trainer.device) if isinstance(v, torch.Tensor) else v for k, v in (method | carried).items()}
-    trainer.plan.method.load_state_dict(moved)
+    trainer.plan.method.load_state_dict(_moved(method, trainer.device))
+    trainer.plan.method.load_local_state(_moved(own.get("carried", {}), trainer.device))
     if own:
         torch.set_rng_state(own["rng"])
         if trainer.device.type == "cuda" and own["cuda_rng"] is not None:
             torch.cuda.set_rng_state(own["cuda_rng"], trainer.device)
+
+
+def _moved(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in state.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hauberk.checks import check_model
+from hauberk.attacks.checks import check_model
 from hauberk.core.distributed import World, get_world, local_rank, translate_lost_process
 from hauberk.core.environment import versions
 from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
@@ -113,9 +113,9 @@ def train(
     more = None if unlabelled is None else as_source(unlabelled)
     if more is not None:
         check_source(more, method.threat)
-    found = find_published(source.name, network_name, method.name, method.choices.preset, recipe)
-    asked: dict[str, Any] = {} if method.sight.precision == "model" else {"precision": method.sight.precision}
-    asked |= {"compile": "on"} if method.sight.compiled else {}
+    found = find_published(source.name, network_name, method.name, str(method.settings.get("preset", "paper")), recipe)
+    asked: dict[str, Any] = {} if method.precision.precision == "model" else {"precision": method.precision.precision}
+    asked |= {"compile": "on"} if method.precision.compiled else {}
     chosen = _settings(found.settings | asked | settings)
     device = pick_device(chosen.device)
     world = get_world()

@@ -82,7 +82,7 @@ class Trainer:
 
     def use(self, precision: Precision, compiled: bool) -> None:
         """Train in this precision, with attacks compiled or not."""
-        self.sight = self.plan.method.sight = PrecisionPolicy(precision, compiled)
+        self.sight = self.plan.method.precision = PrecisionPolicy(precision, compiled)
         if precision == "bf16":  # whose convolutions are faster in this order
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

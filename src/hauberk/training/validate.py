@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.ascent import ascend
-from hauberk.attacks.frozen_model import frozen_model
-from hauberk.attacks.steps import Ascent
+from hauberk.attacks import PGD, frozen_model, run_attack
 from hauberk.core.distributed import World
 from hauberk.core.random import ExampleRng
 from hauberk.data import Source, fetch_for
@@ -31,14 +29,14 @@ def validate(
         ``val_clean_accuracy`` and ``val_robust_accuracy``, shares in [0, 1].
     """
     # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
-    attack = Ascent(steps, "eps/4", loss="evade" if method.extra_outputs else "ce")
+    attack = PGD(steps, loss="evade" if method.extra_outputs else "ce")
     sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
     for index in world.local_shard(torch.arange(len(source))).split(batch_size):
         if not len(index):
             break
         x, y = fetch_for(model, source, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
-        found = ascend(model, x, y, method.threat, attack, seed=ExampleRng(seed, index.to(x.device), stage=-2))
+        found = run_attack(attack, model, x, y, method.threat, seed=ExampleRng(seed, index.to(x.device), stage=-2))
         with frozen_model(model) as view, torch.no_grad():
             right = view(x).argmax(1) == y
         weight = torch.ones(len(y), device=y.device) if class_weights is None else class_weights.to(y.device)[y]

@@ -1,7 +1,19 @@
-"""ω: instance weights from margins and step counts, pure functions without a gradient."""
+"""Instance weights (MAIL, GAIRAT): pure functions without a gradient, and the objects that methods are made of."""
 
+from hauberk.weighting.base import MeasuredWeighting, effective_size, mean_one, summary
+from hauberk.weighting.gairat import Gairat, gairat
+from hauberk.weighting.mail import Mail, mail
 from hauberk.weighting.margins import margin_difference, probabilistic_margin
-from hauberk.weighting.summary import effective_size, summary
-from hauberk.weighting.weights import gairat, mail, mean_one
 
-__all__ = ["effective_size", "gairat", "mail", "margin_difference", "mean_one", "probabilistic_margin", "summary"]
+__all__ = [
+    "Gairat",
+    "Mail",
+    "MeasuredWeighting",
+    "effective_size",
+    "gairat",
+    "mail",
+    "margin_difference",
+    "mean_one",
+    "probabilistic_margin",
+    "summary",
+]

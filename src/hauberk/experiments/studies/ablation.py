@@ -9,7 +9,7 @@ from torch import Tensor
 from hauberk.experiments.studies.finding import Finding
 from hauberk.experiments.studies.measure import outputs_match, percent, said, standing
 from hauberk.experiments.studies.setting import Setting
-from hauberk.experiments.studies.variants import Split, variant
+from hauberk.experiments.studies.variants import split, variant
 from hauberk.methods import Method, method
 from hauberk.objectives import LossTerms, kl_divergence, mart
 
@@ -44,12 +44,12 @@ def without_both(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
 
 def with_ce(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
     """``CE(f(x'), y) + β·KL(p(x)‖p(x'))·(1 - p_y(x))``."""
-    return LossTerms(F.cross_entropy(logits_adv, y, reduction="none"), mart(logits, logits_adv, y, beta=BETA).regular)
+    return LossTerms(F.cross_entropy(logits_adv, y, reduction="none"), mart(logits, logits_adv, y, beta=BETA).regularizer)
 
 
 def with_clean_bce(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
     """``BCE(p(x), y) + β·KL(p(x)‖p(x'))·(1 - p_y(x))``."""
-    return LossTerms(mart(logits, logits, y).robust, mart(logits, logits_adv, y, beta=BETA).regular)
+    return LossTerms(mart(logits, logits, y).robust, mart(logits, logits_adv, y, beta=BETA).regularizer)
 
 
 LOSSES = {
@@ -105,7 +105,7 @@ def variants(setting: Setting) -> dict[str, Method]:
         "whole": whole,
         **{name: variant(f"mart {name}", whole, terms) for name, terms in LOSSES.items()},
         "KL inner loss": method("mart", setting.threat, seed=setting.seed, beta=BETA, loss="kl", start="normal"),
-        **{_share(share): Split(f"mart {_share(share)}", whole, bare, order[: round(share * len(order))]) for share in SHARES},
+        **{_share(share): split(f"mart {_share(share)}", whole, bare, order[: round(share * len(order))]) for share in SHARES},
     }
 
 

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hauberk.attacks import lm_pgd, pgd
-from hauberk.attacks.result import AttackResult
+from hauberk.attacks import AttackResult, lm_pgd, pgd
 from hauberk.core.random import ExampleRng
 from hauberk.experiments.studies.finding import Finding
 from hauberk.experiments.studies.setting import Setting

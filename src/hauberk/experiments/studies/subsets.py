@@ -9,7 +9,7 @@ from hauberk.data import fetch_for
 from hauberk.experiments.studies.finding import Finding
 from hauberk.experiments.studies.measure import outputs_match, percent, said, standing
 from hauberk.experiments.studies.setting import Setting
-from hauberk.experiments.studies.variants import Split, variant
+from hauberk.experiments.studies.variants import split, variant
 from hauberk.methods import Method
 from hauberk.objectives import LossTerms, at, kl_divergence
 
@@ -33,8 +33,8 @@ def run(setting: Setting) -> Finding:
     found = {"at": standing(first, x, y, setting.threat, setting.seed)}
     for kind, how in treatments(setting).items():
         for group, places in groups.items():
-            split = Split(f"at {group} {kind}", how, setting.method("at"), places)
-            found[f"{group} {kind}"] = standing(setting.trained(split.name, how=split), x, y, setting.threat, setting.seed)
+            bound = split(f"at {group} {kind}", how, setting.method("at"), places)
+            found[f"{group} {kind}"] = standing(setting.trained(bound.name, how=bound), x, y, setting.threat, setting.seed)
     base = found["at"].pgd
     changes = "; ".join(f"{name} {said(one.pgd, base)}" for name, one in found.items() if name != "at")
     share = 100 * len(groups["S-"]) / len(setting.train_part)

@@ -1,80 +1,88 @@
 """Methods for experiments, which have no row in the table: another loss, or some examples treated in another way."""
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hauberk.attacks import ascend
-from hauberk.core.distributed import SINGLE_PROCESS, World
+from hauberk.attacks import PGD, run_attack
 from hauberk.core.errors import UserError
-from hauberk.core.random import ExampleRng
-from hauberk.methods import Method, Output
+from hauberk.core.step_context import StepContext
+from hauberk.methods import Method
 from hauberk.objectives import LossTerms
 
 
 def variant(name: str, base: Method, terms: Callable[..., LossTerms]) -> Method:
     """Return a method with another loss; ``terms`` takes logits, logits_adv and y."""
-    return Method(name, base.threat, replace(base.choices, terms=terms), base.settings)
+
+    def objective(context: StepContext) -> LossTerms:
+        return terms(context.logits, context.logits_adv, context.y)
+
+    objective.needs = base.needs  # type: ignore[attr-defined]
+    return Method(
+        base.threat, base.inner, objective, base.weighting, base.weight_perturbation, name=name, settings=base.settings,
+        seed=base.seed,
+    )  # fmt: skip
 
 
-class Split(Method):
-    """One method for chosen training examples, another for all others.
+class Split:
+    """One method for chosen training examples, another for all others: the attack and the objective of a method.
 
     ``loss = (1/B) Σ_i ℓ_{m(i)}(x_i, x'_i, y_i) + r_{m(i)}(x_i, x'_i, y_i)``, m(i) the method of example i. Every batch makes
     one pass of clean and one of adversarial inputs in the caller's mode, so that BatchNorm sees whole batches. Weights, AWP
     and schedules of the methods are not used.
 
     Args:
-        name: of the experiment.
         chosen: how the chosen examples are treated.
         others: how the rest is.
         places: which are chosen, as places in the training part of the data.
     """
 
-    def __init__(self, name: str, chosen: Method, others: Method, places: Tensor):
+    needs = frozenset({"clean", "adversarial"})
+
+    def __init__(self, chosen: Method, others: Method, places: Tensor):
         self.parts = (others, chosen)
         self.places = places.cpu()
-        about = {"seed": others.settings["seed"], "chosen": len(places), "sum of places": int(places.sum())}
-        super().__init__(name, others.threat, others.choices, about)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        epoch: int | None = None,
-        *,
-        index: Tensor | None = None,
-        class_weights: Tensor | None = None,
-        rng: ExampleRng | None = None,
-        eps_scale: float = 1.0,
-        world: World = SINGLE_PROCESS,
-        sizes: Any = None,
-    ) -> Output:
-        """Attack a batch and compute the loss to minimise. ``index`` (B,) is needed; several processes are not supported."""
-        if index is None or world.size > 1 or class_weights is not None:
-            raise UserError("this experiment needs the index of each example, one process and no class weights")
-        rng = rng or ExampleRng(self.settings["seed"], torch.arange(len(x), device=x.device), stage=self._calls)
-        self._calls += 1
-        threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
-        treated = torch.isin(index.cpu(), self.places).long().to(x.device)
-        groups = [(part, (treated == k).nonzero().squeeze(1)) for k, part in enumerate(self.parts)]
-        x_adv = x.clone()
-        for part, some in groups:
-            if part.attack is not None and len(some):
-                seen = ascend(
-                    model, x[some], y[some], threat, part.attack, keep="last-unseen", seed=rng.rows(some), trusted=True
-                )
-                x_adv[some] = seen.x_adv
-        logits, logits_adv = model(x), model(x_adv)
-        terms = [part.choices.terms(logits[some], logits_adv[some], y[some]) for part, some in groups]
-        loss = torch.cat([robust + regular for robust, regular in terms]).mean()
-        return Output(loss, x_adv, logits.new_ones(len(y)), logits.detach(), logits_adv.detach(), {}, 0, 0)
+    def groups(self, context: StepContext) -> list[tuple[Method, Tensor]]:
+        """Return each method with the places of its examples in the batch.
 
-    def planned(self, epochs: int, first_drop: int | None = None) -> "Split":
-        """Return the method as it is: nothing of it changes with the epoch."""
-        return copy(self)
+        Raises:
+            UserError: without the index of each example, and on several processes.
+        """
+        if context.index is None or context.world.size > 1:
+            raise UserError("this experiment needs the index of each example, and one process")
+        treated = torch.isin(context.index.cpu(), self.places).long().to(context.x.device)
+        return [(part, (treated == k).nonzero().squeeze(1)) for k, part in enumerate(self.parts)]
+
+    def attack(self, context: StepContext) -> Tensor:
+        """Attack each example as its method does."""
+        x_adv = context.x.clone()
+        for part, some in self.groups(context):
+            attack = part.attack
+            if isinstance(attack, PGD) and len(some):
+                attack = replace(attack, return_last=True, evaluate_last=False)
+                x, y, rng = context.x[some], context.y[some], context.rng.index_select(some)
+                x_adv[some] = run_attack(attack, context.model, x, y, context.threat, seed=rng, trusted=True).x_adv
+        return x_adv
+
+    def __call__(self, context: StepContext) -> LossTerms:
+        """Compute the terms of each example as its method does."""
+        assert context.logits is not None  # both are needed
+        assert context.logits_adv is not None
+        robust = context.logits.new_zeros(len(context.y))
+        regularizer = torch.zeros_like(robust)
+        for part, some in self.groups(context):
+            of = StepContext(context.model, context.x[some], context.y[some], context.threat, context.rng)
+            of.logits, of.logits_adv = context.logits[some], context.logits_adv[some]
+            one, other = part.objective(of)
+            robust, regularizer = robust.index_copy(0, some, one), regularizer.index_copy(0, some, other)
+        return LossTerms(robust, regularizer)
+
+
+def split(name: str, chosen: Method, others: Method, places: Tensor) -> Method:
+    """Return a method that treats the chosen training examples as one method does, and all others as another."""
+    parts = Split(chosen, others, places)
+    about = {"seed": others.seed, "chosen": len(places), "sum of places": int(places.sum())}
+    return Method(others.threat, parts.attack, parts, name=name, settings=about, seed=others.seed)

@@ -1,0 +1,94 @@
+"""GAIRAT: weights from the number of attack steps (Zhang et al. 2021)."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hauberk.core.errors import UserError
+from hauberk.core.step_context import StepContext
+from hauberk.weighting.base import MeasuredWeighting, first_reweighted_epoch, mean_one
+
+Kind: TypeAlias = Literal["tanh", "sigmoid", "discrete"]
+Count: TypeAlias = Literal["kappa", "lps"]
+COUNTS: tuple[Count, ...] = ("kappa", "lps")
+KINDS: tuple[Kind, ...] = ("tanh", "sigmoid", "discrete")
+
+
+@torch.no_grad()
+def gairat(kappa: Tensor, steps: int, lam: float = -1.0, kind: Kind = "tanh") -> Tensor:
+    """GAIRAT's weights of geometry values κ (Zhang et al. 2021), scaled to mean 1.
+
+    ``tanh``: ``(1 + tanh(λ + 5·(1 - 2κ/K))) / 2``; ``sigmoid`` of the same argument; ``discrete``: ``(K + 1 - κ)/(K + 1)``.
+    The public code writes ``(⌊K/2⌋ - κ)·5/⌊K/2⌋``, which is the same for even K and divides by 0 for K = 1; ours is the
+    paper's form, and equal to the code's where K is even.
+
+    Args:
+        kappa: (B,), 0 to K: how many iterates were classified right, or the least number of steps.
+        steps: K.
+        lam: λ; -1 for GAIRAT, 0 for GAIR-FAT.
+        kind: the function.
+
+    Returns:
+        (B,), detached, mean 1.
+
+    Raises:
+        UserError: for an unknown kind.
+    """
+    kappa = kappa if kappa.is_floating_point() else kappa.float()
+    argument = lam + 5 * (1 - 2 * kappa / steps)
+    if kind == "tanh":
+        raw = (1 + argument.tanh()) / 2
+    elif kind == "sigmoid":
+        raw = argument.sigmoid()
+    elif kind == "discrete":
+        raw = (steps + 1 - kappa) / (steps + 1)
+    else:
+        raise UserError(f"kind is 'tanh', 'sigmoid' or 'discrete', not {kind!r}")
+    return mean_one(raw)
+
+
+@dataclass(frozen=True)
+class Gairat(MeasuredWeighting):
+    """GAIRAT's weighting of a batch, see :func:`hauberk.weighting.gairat`.
+
+    Attributes:
+        kind: the function.
+        lam: λ.
+        lam_end: λ at the end of the training, reached linearly from the end of the burn-in; None to keep it.
+        measure: "kappa" (iterates classified right) or "lps" (least PGD steps that fool the model, K where none does).
+        burn_in: number of epochs with weights 1, or "first-drop": until the learning rate first drops.
+    """
+
+    kind: Kind = "tanh"
+    lam: float = -1.0
+    lam_end: float | None = None
+    measure: Count = "kappa"
+    burn_in: int | Literal["first-drop"] = "first-drop"
+
+    def __post_init__(self) -> None:
+        if self.measure not in COUNTS:
+            raise UserError(f"measure is one of {', '.join(COUNTS)}, not {self.measure!r}")
+        if self.kind not in KINDS:
+            raise UserError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+        self.check_burn_in()
+
+    def lam_at(self, context: StepContext) -> float:
+        """Return λ of an epoch: of the burn-in's end, of the training's, or in between."""
+        begin, epochs = first_reweighted_epoch(self, context.schedule), context.schedule.epochs
+        if self.lam_end is None or epochs <= begin + 1:
+            return self.lam
+        done = min(max((context.epoch - begin) / (epochs - 1 - begin), 0.0), 1.0)
+        return self.lam + done * (self.lam_end - self.lam)
+
+    def measured(self, context: StepContext) -> Tensor:
+        """Step counts, (b,)."""
+        if context.attack is None:
+            raise UserError(f"measure {self.measure!r} needs a method whose attack counts its steps")
+        counts: Tensor = getattr(context.attack, self.measure)
+        return counts.float()
+
+    def weights(self, measure: Tensor, context: StepContext) -> Tensor:
+        """GAIRAT's function of the counts, (B,)."""
+        return gairat(measure, context.attack.steps, self.lam_at(context), self.kind)
