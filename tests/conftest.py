@@ -109,8 +109,8 @@ def short_autoattack(monkeypatch):
     """AutoAttack with a tenth of its steps, so that tests are quick."""
     for name in AUTOATTACK:
         preset = PRESETS[name]
-        shorter = replace(preset.settings, steps=preset.settings.steps // 10)
-        monkeypatch.setitem(PRESETS, name, replace(preset, settings=shorter))
+        shorter = replace(preset.attack, steps=preset.attack.steps // 10)
+        monkeypatch.setitem(PRESETS, name, replace(preset, attack=shorter))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import copy
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,15 +10,24 @@ from torch import nn
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks import PRESETS, Ascent, Preset, ascend, get_preset
-from hauberk.attacks.apgd import APGD
+from hauberk.attacks import (
+    APGD,
+    PGD,
+    PRESETS,
+    Attack,
+    AttackInputs,
+    AttackPreset,
+    AttackState,
+    ModelQueries,
+    initial_state,
+    run_attack,
+)
 from hauberk.attacks.apgd_l1 import APGDL1
-from hauberk.attacks.climb import Climb
-from hauberk.attacks.result import Best
-from hauberk.attacks.rows import Rows, Task, fresh
-from hauberk.attacks.run import run_attack
+from hauberk.attacks.pgd import RelativeStep, parse_step_size
+from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.random import ExampleRng
-from hauberk.objectives.functional import cw_loss, dlr_loss, logit_margin, make_loss
+from hauberk.methods.inner import minimum_margin_pgd
+from hauberk.objectives.functional import ATTACK_LOSSES, cw_loss, dlr_loss, logit_margin
 
 THREATS = [hb.Linf("8/255"), hb.L2(0.5), hb.L1(4.0)]
 
@@ -130,19 +140,19 @@ def count_passes(model):
 
 
 @pytest.mark.parametrize(
-    ("settings_", "keep", "forwards"),
+    ("settings_", "forwards"),
     [
-        (Ascent(10), "last-unseen", 10),
-        (Ascent(10), "best", 11),
-        (Ascent(10), "last", 11),
-        (Ascent(10, loss="kl", start="normal"), "last-unseen", 11),
-        (Ascent(4, restarts=3), "best", 15),
+        (PGD(10, return_last=True, evaluate_last=False), 10),
+        (PGD(10), 11),
+        (PGD(10, return_last=True), 11),
+        (PGD(10, loss="kl", start="normal", return_last=True, evaluate_last=False), 11),
+        (PGD(4, restarts=3), 15),
     ],
 )
-def test_passes_are_as_few_as_the_formula_needs_and_are_reported(settings_, keep, forwards):
+def test_passes_are_as_few_as_the_formula_needs_and_are_reported(settings_, forwards):
     model = tiny_net().eval()
     seen = count_passes(model)
-    found = ascend(model, *tiny_batch(), THREATS[0], settings_, keep=keep)
+    found = settings_(model, *tiny_batch(), THREATS[0])
     assert seen == {"forwards": forwards, "backwards": settings_.steps * settings_.restarts}
     assert (found.forwards, found.backwards) == (seen["forwards"], seen["backwards"])
 
@@ -198,21 +208,21 @@ def test_a_given_start_outside_is_used_but_never_returned():
     start=st.sampled_from(["uniform", "normal", "clean"]),
     steps=st.integers(1, 5),
     size=st.sampled_from(["eps/4", "eps", "10*eps"]),
-    keep=st.sampled_from(["best", "last", "last-unseen"]),
+    returned=st.sampled_from([{}, {"return_last": True}, {"return_last": True, "evaluate_last": False}]),
     momentum=st.sampled_from([0.0, 0.9]),
     restarts=st.integers(1, 2),
     double=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_no_attack_ever_leaves_ball_or_box(threat, loss, start, steps, size, keep, momentum, restarts, double, seed):
+def test_no_attack_ever_leaves_ball_or_box(threat, loss, start, steps, size, returned, momentum, restarts, double, seed):
     dtype = torch.float64 if double else torch.float32
     model = tiny_net(seed=seed % 7).to(dtype).eval()
     x, y = tiny_batch(seed=seed, dtype=dtype)
     x = (x * 3 - 1).clamp(0, 1)  # many pixels at the bounds
-    found = ascend(model, x, y, threat, Ascent(steps, size, start, loss, 0.0, restarts, momentum), keep=keep, seed=seed)
+    found = PGD(steps, size, start, loss, 0.0, restarts, momentum, **returned)(model, x, y, threat, seed=seed)
     assert found.x_adv.dtype == dtype
     assert threat.contains(found.x_adv, x).all()
-    assert threat.audit(found.x_adv, x).max() < (1e-12 if double else 2e-6)
+    assert threat.constraint_violation(found.x_adv, x).max() < (1e-12 if double else 2e-6)
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
@@ -266,16 +276,16 @@ def test_presets_run_and_say_where_they_come_from():
     x, y = tiny_batch(2)
     for name, preset in PRESETS.items():
         assert preset.source
-        assert preset.cost >= 1
+        assert preset.attack.cost() >= 1
         if name.startswith("transfer"):
             continue
         for threat in (hb.Linf(0.031), hb.L2(0.5), hb.L1(2.0)):
-            program, note = replace(preset, settings=replace(preset.settings, steps=10)).program(threat, classes=5)
+            program, note = replace(preset, attack=replace(preset.attack, steps=10)).adapted(threat, 5)
             found = run_attack(program, model, x, y, threat)
             assert not note
             assert threat.contains(found.x_adv, x).all(), name
     with pytest.raises(hb.UserError, match="did you mean 'pgd-20'"):
-        get_preset("pgd20")
+        hb.attacks.find_attack("pgd20")
 
 
 @pytest.mark.parametrize(
@@ -300,9 +310,8 @@ def test_bad_settings_say_why(kwargs, says):
     ("size", "value"), [("eps/4", 0.02), ("2*eps", 0.16), ("7*eps/31", 0.56 / 31), ("2/255", 2 / 255), (0.5, 0.5)]
 )
 def test_step_sizes_in_the_notations_of_the_field(size, value):
-    from hauberk.attacks.steps import parse_step
-
-    assert parse_step(size, hb.Linf(0.08)) == pytest.approx(value)
+    read = parse_step_size(size)
+    assert (read.of(0.08) if isinstance(read, RelativeStep) else read) == pytest.approx(value)
 
 
 def test_half_precision_models_get_float32_losses():
@@ -316,36 +325,58 @@ def test_half_precision_models_get_float32_losses():
 @pytest.mark.parametrize(
     "settings",
     [
-        Ascent(6, "eps/4", "clean"),
-        Ascent(6, "eps/4", "normal", momentum=0.9),
-        Ascent(6, "eps/4", "clean", "cw", confidence=2.0, nesterov=0.75, line_search=(0.5, 1.0, 2.0)),
-        Ascent(6, torch.tensor(0.02).expand(3, 8, 8), "clean", "kl", jitter=0.0),
+        PGD(6, "eps/4", "clean"),
+        PGD(6, "eps/4", "normal", momentum=0.9),
+        PGD(6, "eps/4", "clean", "cw", confidence=2.0, nesterov=0.75, step_size_factors=(0.5, 1.0, 2.0)),
+        PGD(6, torch.tensor(0.02).expand(3, 8, 8), "clean", "kl"),
+        PGD(6, "eps/4", "uniform", "ce-targeted", targets=2),
     ],
-    ids=["plain", "momentum", "nesterov", "kl, a step for each feature"],
+    ids=["plain", "momentum", "nesterov", "kl, a step for each feature", "targets in turn"],
 )
-def test_the_evaluators_form_of_the_engine_is_the_same_attack(settings):
+def test_a_stream_and_a_batch_are_the_same_attack(settings):
     """Rows at their own steps, and a batch in step: the same points for those that stand, the same verdicts for all."""
     net, (x, y), threat = tiny_net().double().eval(), tiny_batch(24, dtype=torch.float64), hb.Linf(0.03)
     y = torch.where(torch.arange(24) % 4 == 0, y, net(x).argmax(1))  # three in four are right without an attack
-    ours = run_attack(Climb(settings, threat), net, x, y, threat, seed=3)
-    theirs = ascend(net, x, y, threat, settings, seed=3)
-    right = net(x).argmax(1) == y
-    assert torch.equal(ours.success, theirs.success | ~right)
-    standing = ~ours.success
-    assert standing.any()
-    assert (ours.success & right).any()
-    assert torch.equal(ours.x_adv[standing], theirs.x_adv[standing])
+    batch = settings(net, x, y, threat, seed=3)
+    clean, rng, left, broken = net(x).detach(), ExampleRng(3, torch.arange(24)), {}, {}
+
+    def fetch(examples, runs):
+        index = torch.tensor(examples)
+        return AttackInputs(threat.around(x[index]), y[index], clean[index], torch.tensor(runs), rng.index_select(index))
+
+    def verify(state, places, examples, runs):
+        broken.update(zip(examples, runs, strict=True))
+        return np.ones(len(examples), dtype=bool)
+
+    def leave(state, place, example):
+        left[example] = (state.best[place].clone(), float(state.best_loss[place]))
+
+    stream = ContinuousBatcher(settings, ModelQueries(net), fetch, verify, leave, settings.n_runs(5), 5, 2)
+    right = [i for i in range(24) if clean[i].argmax() == y[i]]
+    stream.add(right)
+    stream.run()
+    assert set(left) | set(broken) == set(right)
+    assert left
+    assert broken
+    for i in right:
+        assert bool(batch.success[i]) == (i in broken)
+        if i in left and settings.n_runs(5) == 1:
+            assert torch.equal(left[i][0], batch.x_adv[i])
 
 
-@pytest.mark.parametrize("settings", [Ascent(mode="train"), Ascent(tau=1), Ascent(jitter=0.1), Ascent(start=torch.zeros(1))])
+@pytest.mark.parametrize(
+    "settings",
+    [PGD(mode="train"), PGD(tau=1, return_last=True), PGD(step_noise=0.1), PGD(start=torch.zeros(1))],
+    ids=["mode", "tau", "noise", "start"],
+)
 def test_settings_of_training_are_refused_in_an_evaluation(settings):
     with pytest.raises(hb.UserError, match="are for training"):
-        Climb(settings, hb.Linf(0.1))
+        settings.adapted(hb.Linf(0.1), 5)
 
 
 def test_with_a_class_of_adversarial_inputs_a_target_must_beat_both():
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.5], [0.0, 1.0, -1.0, 4.0]])
-    loss = make_loss("evade-targeted")(logits, torch.tensor([0, 1]), torch.tensor([1, 2]))
+    loss = ATTACK_LOSSES["evade-targeted"].function(logits, torch.tensor([0, 1]), torch.tensor([1, 2]))
     assert torch.equal(loss, torch.tensor([3.0 - 1.0, -1.0 - 4.0]))
 
 
@@ -365,8 +396,11 @@ def test_a_loss_and_its_target_belong_together():
     for loss in ("kl", "cw", "dlr"):
         with pytest.raises(hb.UserError, match="takes no target"):
             hb.attacks.pgd(net, x, y, hb.Linf(0.1), loss=loss, target=y)
-    with pytest.raises(hb.UserError, match="'ce-targeted' needs a target"):
-        hb.attacks.pgd(net, x, y, hb.Linf(0.1), loss="ce-targeted")
+    y, threat = net(x).argmax(1), hb.Linf(0.05)
+    likely = net(x).scatter(1, y[:, None], -torch.inf).argmax(1)
+    aimed = hb.attacks.pgd(net, x, y, threat, loss="ce-targeted", targets=1)  # without one: the most likely wrong class
+    assert torch.equal(aimed.x_adv, hb.attacks.pgd(net, x, y, threat, target=likely).x_adv)
+    assert (aimed.forwards, aimed.backwards) == (12, 10)
 
 
 A = hb.attacks
@@ -376,8 +410,7 @@ EVERY_ATTACK = {
     "cw": lambda *batch: A.cw(*batch, steps=2),
     "friendly_pgd": lambda *batch: A.friendly_pgd(*batch, steps=2),
     "lm_pgd": lambda *batch: A.lm_pgd(*batch, steps=2),
-    "margin_pgd": lambda *batch: A.margin_pgd(*batch, share=torch.ones(6), steps=2)[0],
-    "ascend": lambda *batch: A.ascend(*batch, Ascent(2)),
+    "margin_pgd": lambda *batch: minimum_margin_pgd(*batch, radius_fraction=torch.ones(6), steps=2)[0],
     "apgd": lambda *batch: A.apgd(*batch, steps=2),
     "fab": lambda *batch: A.fab(*batch, steps=2),
     "square": lambda *batch: A.square(*batch, steps=2),
@@ -465,13 +498,12 @@ def test_logits_that_are_not_finite_are_no_answer(otherwise, short_autoattack):
 def test_a_wrong_answer_is_a_better_find_than_none():
     x, y, yes = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.tensor([True, True])
     looks = [(1, torch.tensor([torch.nan, 0.5])), (2, torch.tensor([-3.0, torch.nan])), (3, torch.tensor([-4.0, torch.nan]))]
-    best = Best(x)
-    rows = Rows(*fresh(Task(hb.Linf(9.0, low=0, high=9).around(x), y, torch.zeros(2, 3), y, ExampleRng(0, y))))
+    inputs = AttackInputs(hb.Linf(9.0, low=0, high=9).around(x), y, torch.zeros(2, 3), y, ExampleRng(0, y))
+    state = AttackState(**initial_state(inputs))
     for value, loss in looks:
-        best.offer(torch.full_like(x, value), torch.zeros(2, 3), loss, yes, None)
-        rows.offer(torch.full_like(x, value), torch.zeros(2, 3), loss, yes)
-    for points in (best.x_adv, rows.best):
-        assert points[:, 0].tolist() == [2.0, 1.0]
+        state.offer(torch.full_like(x, value), torch.zeros(2, 3), loss, yes)
+    assert state.best[:, 0].tolist() == [2.0, 1.0]
+    assert x.eq(0).all()  # the inputs are not written into
 
 
 def test_a_model_made_under_inference_mode_is_attacked_and_left_as_it_was(device):
@@ -490,49 +522,48 @@ def test_a_model_made_under_inference_mode_is_attacked_and_left_as_it_was(device
 
 
 @dataclass(frozen=True)
-class Corner:
-    """A user's own program: a look at the upper corner."""
+class Corner(Attack):
+    """A user's own attack: a look at the upper corner."""
 
     looks: list = field(default_factory=list)
-    evading = False
-    stride = 1
-    length = 1
+    check_every = 1
+    max_steps = 1
 
-    def turns(self, classes):
-        return 1
+    def init(self, inputs):
+        return AttackState(**initial_state(inputs))
 
-    def begin(self, task):
-        return Rows(*fresh(task))
-
-    def advance(self, rows, passes, clock):
-        self.looks.append(len(rows.y))
-        logits = passes.look(rows.region.project(rows.region.upper))
-        rows.see(rows.region.project(rows.region.upper), logits, logits[:, 0])
+    def step(self, state, queries, host_steps):
+        self.looks.append(len(state.y))
+        point = state.feasible.project(state.feasible.upper)
+        logits = queries.logits(point)
+        state.observe(point, logits, logits[:, 0])
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_an_attack_of_ones_own_is_never_replaced(threat, monkeypatch):
     mine = Corner()
-    monkeypatch.setitem(PRESETS, "corner", Preset(mine, "this test"))
-    monkeypatch.setitem(PRESETS, "apgd-3", Preset(APGD(steps=7, loss="ce-targeted", targets=2, restarts=3), "this test"))
-    program, _ = get_preset("corner").program(threat, classes=5)
+    monkeypatch.setitem(PRESETS, "corner", AttackPreset(mine, "this test"))
+    monkeypatch.setitem(PRESETS, "apgd-3", AttackPreset(APGD(steps=7, loss="ce-targeted", targets=2, restarts=3), "this test"))
+    program, _ = PRESETS["corner"].adapted(threat, 5)
     assert program is mine
     net, (x, y) = tiny_net().eval(), tiny_batch(20)
     y = net(x).argmax(1)
-    hb.evaluate(net, (x, y), threat=threat, attacks=["corner"], probes=False, quiet=True)
-    assert sum(mine.looks) >= 20
-    apgd, _ = get_preset("apgd-3").program(threat, classes=5)
+    for attack in ("corner", mine):
+        mine.looks.clear()
+        hb.evaluate(net, (x, y), threat=threat, attacks=[attack], probes=False, quiet=True)
+        assert sum(mine.looks) >= 20
+    apgd, _ = PRESETS["apgd-3"].adapted(threat, 5)
     assert (apgd.steps, apgd.loss, apgd.targets, apgd.restarts) == (7, "ce-targeted", 2, 3)
-    assert isinstance(apgd, APGDL1) == (threat.norm == "L1")
+    assert isinstance(apgd, APGDL1) == (threat.norm.name == "L1")
     with pytest.raises(hb.UserError, match="does not know of a class of adversarial inputs"):
-        get_preset("corner").program(threat, classes=5, evading=True)
+        PRESETS["corner"].adapted(threat, 5, has_reject_class=True)
 
 
 def test_autoattacks_rows_have_their_own_numbers_in_l1():
     """Of the official code: 5 restarts in L1, of the targeted attack 5 targets."""
     numbers = {}
     for name in ("apgd-ce", "apgd-t", "apgd-dlr", "apgd-ce-5", "apgd-dlr-5"):
-        program, _ = get_preset(name).program(hb.L1(1.0), classes=10)
+        program, _ = PRESETS[name].adapted(hb.L1(1.0), 10)
         assert isinstance(program, APGDL1)
-        numbers[name] = (program.steps, program.turns(10))
+        numbers[name] = (program.steps, program.n_runs(10))
     assert set(numbers.values()) == {(100, 5)}

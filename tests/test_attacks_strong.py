@@ -9,15 +9,12 @@ from scipy.optimize import linprog, minimize
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
+from hauberk.attacks import PRESETS, AttackInputs, ModelQueries, run_attack
 from hauberk.attacks.apgd_l1 import APGDL1
-from hauberk.attacks.fab_projections import onto_hyperplane
-from hauberk.attacks.model_queries import ModelQueries
-from hauberk.attacks.presets import PRESETS
-from hauberk.attacks.rows import Task
-from hauberk.attacks.run import run_attack
 from hauberk.attacks.square import Square
 from hauberk.attacks.square_windows import pick_windows
 from hauberk.core.random import ExampleRng
+from hauberk.threat import NORMS as NORM_OBJECTS
 from test_attacks_engine import fingerprint, same
 from test_attacks_linear import linear
 
@@ -104,7 +101,7 @@ def test_nearest_points_of_a_hyperplane_against_solvers(norm, seed, need):
     w = torch.randn(1, 6, generator=generator, dtype=torch.float64)
     below, above = torch.rand(2, 1, 6, generator=generator, dtype=torch.float64)
     gap = torch.tensor([need if seed % 2 else -need], dtype=torch.float64)
-    ours = onto_hyperplane(norm, w, gap, below, above)[0]
+    ours = NORM_OBJECTS[norm].onto_hyperplane(w, gap, below, above)[0]
     assert (ours >= -below[0] - 1e-12).all()
     assert (ours <= above[0] + 1e-12).all()
     toward = w[0] * gap.sign()
@@ -149,7 +146,7 @@ def test_square_answers_proposals_that_change_nothing_without_a_pass(monkeypatch
 
 
 def test_the_windows_of_square_shrink_and_reach_every_pixel():
-    windows = pick_windows((3, 8, 5), "Linf")
+    windows = pick_windows((3, 8, 5), NORM_OBJECTS["Linf"])
     assert windows.sizes[0].prod() == pytest.approx(0.8 * 40, rel=0.1)
     assert windows.sizes[-1].tolist() == [1, 1]
     assert windows.size_at(torch.tensor([0, 10, 11, 50, 51, 9000])).tolist() == [0, 0, 1, 1, 2, 9]
@@ -157,7 +154,7 @@ def test_the_windows_of_square_shrink_and_reach_every_pixel():
     hit = windows.mask(draws[:, 0], draws[:, 1], torch.full((2000,), 9))
     assert hit.flatten(1).sum(1).eq(1).all()
     assert hit.any(0).all()
-    vector = pick_windows((1, 1, 20), "L2")
+    vector = pick_windows((1, 1, 20), NORM_OBJECTS["L2"])
     assert vector.patterns[0, 0].norm() == pytest.approx(1.0)
     assert (vector.sizes[:, 0] == 1).all()
 
@@ -175,9 +172,9 @@ def test_targeted_pgd_is_not_undirected():
     model = tiny_net(seed=4).eval()
     x, _ = tiny_batch(40)
     y = model(x).argmax(1)
-    program, _ = PRESETS["pgd-20-targeted"].program(hb.Linf(0.03), classes=5)
+    program, _ = PRESETS["pgd-20-targeted"].adapted(hb.Linf(0.03), 5)
     aimed = run_attack(program, model, x, y, hb.Linf(0.03))
-    assert program.turns(5) == 4
+    assert program.n_runs(5) == 4
     plain = hb.attacks.pgd(model, x, y, hb.Linf(0.03), steps=20, start="uniform")
     assert aimed.success.sum() >= plain.success.sum() - 2
 
@@ -207,7 +204,7 @@ def test_averaging_over_draws_breaks_a_random_model():
     x, _ = tiny_batch(60)
     y = model.net(x).argmax(1)
     torch.manual_seed(0)
-    averaged = hb.attacks.apgd(model, x, y, hb.Linf(0.02), steps=20, draws=20)
+    averaged = hb.attacks.apgd(model, x, y, hb.Linf(0.02), steps=20, eot_iter=20)
     assert averaged.backwards == pytest.approx(20 * averaged.forwards / 20, rel=0.2)
 
 
@@ -244,11 +241,11 @@ def test_the_steps_of_l1_apgd_are_as_long_as_the_radius_of_their_time(monkeypatc
     threat = hb.L1(2.0, low=-100.0, high=100.0)
     program = APGDL1(steps=10)
     rng = ExampleRng(0, torch.arange(len(x)))
-    rows = program.begin(Task(threat.around(x), y, model(x).detach(), torch.zeros_like(y), rng))
+    rows = program.init(AttackInputs(threat.around(x), y, model(x).detach(), torch.zeros_like(y), rng))
     lengths = []
-    for tick in range(program.length):
+    for tick in range(program.max_steps):
         before = rows.offset
-        program.advance(rows, ModelQueries(model), np.full(len(x), tick))
+        program.step(rows, ModelQueries(model), np.full(len(x), tick))
         lengths.append(float((rows.offset - before).abs().sum(1).max()))
     assert lengths[1] == pytest.approx(3.0)  # in units of ε, as the ball of the first stage
     assert float(rows.offset.abs().sum(1).max()) <= 1 + 1e-5  # that of the last is the threat model's

@@ -4,7 +4,7 @@ from torch import nn
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks import margin_pgd
+from hauberk.methods.inner import minimum_margin_pgd
 from hauberk.objectives.functional import evade_loss, soft_logit_margin
 
 THREAT = hb.Linf(0.05)
@@ -23,7 +23,9 @@ def linear(margin=0.03):
 @pytest.mark.parametrize("margin", [0.01, 0.03, 0.049])
 def test_mma_finds_the_distance_to_the_boundary(margin):
     x = torch.full((1, 4), 0.5, dtype=torch.float64)
-    found, distance = margin_pgd(linear(margin), x, torch.tensor([0]), THREAT, share=torch.full((1,), 0.5), bisections=20)
+    found, distance = minimum_margin_pgd(
+        linear(margin), x, torch.tensor([0]), THREAT, radius_fraction=torch.full((1,), 0.5), bisections=20
+    )
     assert found.success.all()
     assert float(distance) * 0.05 == pytest.approx(margin, rel=1e-3)
     assert float((found.x_adv - x).abs().max()) == pytest.approx(margin, rel=1e-3)
@@ -31,7 +33,7 @@ def test_mma_finds_the_distance_to_the_boundary(margin):
 
 def test_mma_leaves_out_what_lies_beyond():
     x = torch.full((1, 4), 0.5, dtype=torch.float64)
-    found, distance = margin_pgd(linear(0.06), x, torch.tensor([0]), THREAT, share=torch.full((1,), 0.5))
+    found, distance = minimum_margin_pgd(linear(0.06), x, torch.tensor([0]), THREAT, radius_fraction=torch.full((1,), 0.5))
     assert not found.success.any()
     assert float(distance) == 1.0
     assert torch.equal(found.x_adv, x)
@@ -44,13 +46,13 @@ def test_mma_remembers_each_examples_radius():
     y = model(x).argmax(1)
     index = torch.arange(100, 112)
     method(model, x, y, index=index)
-    shares = method.memory.shares(index, y)
+    shares = method.inner.radius_fractions(index, y)
     assert ((shares >= 0.1) & (shares <= 1)).all()
     assert len(shares.unique()) > 3
     again = hb.method("mma", THREAT)
     again.load_state_dict(method.state_dict())
-    assert torch.equal(again.memory.shares(index, y), shares)
-    assert torch.equal(method.memory.shares(torch.tensor([5]), y[:1]), torch.tensor([0.1]))  # never seen
+    assert torch.equal(again.inner.radius_fractions(index, y), shares)
+    assert torch.equal(method.inner.radius_fractions(torch.tensor([5]), y[:1]), torch.tensor([0.1]))  # never seen
 
 
 def test_mma_objective_by_hand():
@@ -60,7 +62,7 @@ def test_mma_objective_by_hand():
     clean, at = (nn.functional.cross_entropy(z, y, reduction="none") for z in (logits, adv))
     terms = hb.objectives.mma(logits, adv, y)
     assert torch.allclose(terms.robust, 2 / 3 * torch.stack([at[0], torch.tensor(0.0), clean[2]]))
-    assert torch.allclose(terms.regular, clean / 3)
+    assert torch.allclose(terms.regularizer, clean / 3)
 
 
 def test_lm_pgd_beats_pgd_step_for_step_and_counts_its_passes():
@@ -121,7 +123,7 @@ def test_free_training_carries_its_perturbation_and_its_gradient():
     again = hb.method("free-at", THREAT)
     again.load_state_dict(method.state_dict())
     third.loss.backward()
-    again.memory._point.grad = third.x_adv.grad
+    again.inner._point.grad = third.x_adv.grad
     assert torch.equal(method(model, x, y).x_adv, again(model, x, y).x_adv)
 
 
@@ -129,10 +131,10 @@ def test_jitter_stays_inside_and_is_keyed_by_example():
     model = tiny_net(seed=3).eval()
     x, y = tiny_batch(8)
     plain = hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9)
-    shaken = hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9, jitter=0.01)
+    shaken = hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9, step_noise=0.01)
     assert not torch.equal(plain.x_adv, shaken.x_adv)
     assert THREAT.contains(shaken.x_adv, x).all()
-    assert torch.equal(shaken.x_adv, hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9, jitter=0.01).x_adv)
+    assert torch.equal(shaken.x_adv, hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9, step_noise=0.01).x_adv)
 
 
 def test_friendly_points_are_no_further_than_they_need_be():

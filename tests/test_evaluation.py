@@ -223,7 +223,7 @@ def test_mistakes_get_one_clear_line(kwargs, says):
 def test_suites_name_whole_attacks_in_order_of_cost():
     assert list(find_suite("quick").stages) == ["fgsm", "pgd-20", "cw-30", "pgd-100"]
     assert list(find_suite("", ["pgd-plus-rst", "fgsm", "fgsm"]).stages) == ["fgsm", "pgd-plus-rst"]
-    assert PRESETS["pgd-plus-rst"].settings.restarts == 5
+    assert PRESETS["pgd-plus-rst"].attack.restarts == 5
 
 
 def small_mnist_net(features=1568):

@@ -20,9 +20,9 @@ from torch import nn
 import hauberk as hb
 from conftest import TORCHRUN, kill_again_and_again, ranks_of, tiny_batch, tiny_net
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
+from hauberk.attacks.suites import Suite
 from hauberk.evaluation import Diagnostic, partial_result, search, table
 from hauberk.evaluation.records import CLEAN, RecordStore, read_records
-from hauberk.evaluation.suites import Suite
 from hauberk.evaluation.summary import summarize
 from hauberk.report.evaluation import facts
 

@@ -40,7 +40,7 @@ def gradients(objective, beta, preset):
     clean = GOLDEN["logits_nat"].clone().requires_grad_()
     adv = GOLDEN["logits_adv"].clone().requires_grad_()
     terms = objective(clean, adv, GOLDEN["y"], beta=beta, preset=preset)
-    loss = (terms.robust + terms.regular).mean()
+    loss = (terms.robust + terms.regularizer).mean()
     return loss, *torch.autograd.grad(loss, (clean, adv))
 
 
@@ -154,7 +154,7 @@ def test_friendly_attack_points_and_counts(net, tau):
     [("awp_at_gamma0.01", "at", 0.01, "ce"), ("awp_trades_gamma0.005_beta6", "trades", 0.005, "kl")],
 )
 def test_weight_perturbations(net, golden, objective, gamma, attack):
-    from hauberk.methods.awp import perturbation
+    from hauberk.methods import AWP
 
     x, x_adv, y = GOLDEN["x"].double(), GOLDEN[f"pgd10_{attack}.x_adv"].double(), GOLDEN["x_label"]
     net = copy.deepcopy(net).train()  # as the public code's proxy is
@@ -162,7 +162,7 @@ def test_weight_perturbations(net, golden, objective, gamma, attack):
     terms = (
         hb.objectives.at(None, logits_adv, y) if objective == "at" else hb.objectives.trades(net(x), logits_adv, y, beta=6.0)
     )
-    change = perturbation(net, (terms.robust + terms.regular).mean(), gamma)
+    change = AWP(gamma).direction(net, (terms.robust + terms.regularizer).mean())
     assert set(change) == {"conv.weight", "conv2.weight", "fc.weight"}
     for name, ours in change.items():
         assert largest_relative_error(ours, GOLDEN[f"{golden}.{name}"]) < 1e-6, name

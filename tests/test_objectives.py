@@ -3,7 +3,9 @@ import torch
 import torch.nn.functional as F
 
 import hauberk as hb
-from hauberk.objectives import OBJECTIVES, kl_divergence
+from hauberk import objectives as every
+from hauberk.core.step_context import StepContext
+from hauberk.objectives import kl_divergence
 
 
 def logits_pair(n=7, classes=4, scale=3.0, seed=0):
@@ -21,19 +23,19 @@ def test_terms_by_their_equations():
 
     terms = hb.objectives.at(None, adv, y)
     assert torch.allclose(terms.robust, -q[rows, y].log())
-    assert not terms.regular.any()
+    assert not terms.regularizer.any()
 
     terms = hb.objectives.standard(clean, None, y)
     assert torch.allclose(terms.robust, -p[rows, y].log())
 
     terms = hb.objectives.trades(clean, adv, y, beta=3.0)
     assert torch.allclose(terms.robust, 3 * divergence)
-    assert torch.allclose(terms.regular, -p[rows, y].log())
+    assert torch.allclose(terms.regularizer, -p[rows, y].log())
 
     terms = hb.objectives.mart(clean, adv, y, beta=2.0)
     other = q.masked_fill(F.one_hot(y, 4).bool(), 0).amax(1)
     assert torch.allclose(terms.robust, -q[rows, y].log() - (1 - other).log())
-    assert torch.allclose(terms.regular, 2 * divergence * (1 - p[rows, y]))
+    assert torch.allclose(terms.regularizer, 2 * divergence * (1 - p[rows, y]))
 
 
 def test_pairing_margin_and_extra_class_by_their_equations():
@@ -84,7 +86,7 @@ def test_gradients_flow_where_the_papers_let_them(name):
 
     def loss(a, b):
         terms = objective(a, b, y, beta=2.0)
-        return terms.robust + terms.regular
+        return terms.robust + terms.regularizer
 
     assert torch.autograd.gradcheck(loss, (clean.requires_grad_(), adv.requires_grad_()))
 
@@ -97,7 +99,7 @@ def test_gradients_stay_finite_where_probabilities_underflow(name, dtype):
     adv = torch.tensor([[0.0, 150.0, 0.0], [0.0, 0.0, 300.0]], dtype=dtype, requires_grad=True)
     terms = getattr(hb.objectives, name)(clean, adv, torch.tensor([0, 1]))
     assert terms.robust.dtype == torch.float32
-    for grad in torch.autograd.grad((terms.robust + terms.regular).sum(), (clean, adv)):
+    for grad in torch.autograd.grad((terms.robust + terms.regularizer).sum(), (clean, adv)):
         assert grad.isfinite().all()
 
 
@@ -118,10 +120,11 @@ def test_exact_mart_still_teaches_the_confidently_wrong():
 
 def test_two_classes_are_enough():
     clean, adv, y = logits_pair(classes=2)
-    for objective in OBJECTIVES.values():
-        terms = objective.terms(clean, adv, y, beta=1.0, preset="paper")  # all are called alike
-        assert terms.robust.shape == terms.regular.shape == (7,)
-        assert (terms.robust + terms.regular).isfinite().all()
+    for name in ("Standard", "AT", "Trades", "Mart", "ALP", "CLP", "MMA", "AdversarialClass"):
+        context = StepContext(None, clean, y, None, None, logits=clean, logits_adv=adv)
+        terms = getattr(every, name)()(context)  # all are called alike
+        assert terms.robust.shape == terms.regularizer.shape == (7,)
+        assert (terms.robust + terms.regularizer).isfinite().all()
 
 
 def test_unknown_preset():

@@ -47,7 +47,7 @@ def data(n=120):
 
 def twenty_steps(name, net=None, **more):
     """21 steps on batches of 15, so that the parts differ in size. Returns weights and metrics."""
-    settings = {"burn_in": 0} if hb.method(name, hb.Linf("8/255")).choices.weighting.measure != "none" else {}
+    settings = {"burn_in": 0} if hb.method(name, hb.Linf("8/255")).weighting is not None else {}
     method = hb.method(name, hb.Linf("8/255"), **settings)
     how = {"epochs": 3, "batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}
     run = hb.train(net or Frozen(), data(), method=method, quiet=True, threads=1, **{**how, **more})

@@ -6,10 +6,10 @@ from torch import nn
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks import Ascent, ascend
-from hauberk.attacks.steps import parse_step
 from hauberk.core.random import ExampleRng
-from hauberk.methods.awp import perturbation, perturbed
+from hauberk.core.step_context import StepContext
+from hauberk.methods import AWP
+from hauberk.methods.awp import applied
 
 THREAT = hb.Linf("8/255")
 
@@ -23,21 +23,21 @@ def test_awp_is_the_gradient_at_perturbed_weights_and_leaves_no_trace(name):
     settings = {"burn_in": 0} if name.startswith("mail") else {}
     method = hb.method(f"{name}+awp", THREAT, gamma=0.02, **settings)
     before = copy.deepcopy(model.state_dict())
-    seen = ascend(model, x, y, THREAT, Ascent(**vars(method.attack)), keep="last-unseen", seed=rng)
+    seen = method.attack(model, x, y, THREAT, seed=rng)
 
     def loss_of(network, weights):
         clean = None if name == "at" else network(x)
         logits_adv = network(seen.x_adv)
-        terms = method.choices.terms(clean, logits_adv, y)
+        terms = method.objective(StepContext(network, x, y, THREAT, rng, logits=clean, logits_adv=logits_adv))
         if weights is None:
             weights = (
                 hb.weighting.mail(hb.probabilistic_margin(logits_adv, y), 2.0, 0.0) if name == "mail-mart" else torch.ones(16)
             )
-        return (weights * terms.robust + terms.regular).mean(), weights
+        return (weights * terms.robust + terms.regularizer).mean(), weights
 
     proxy = copy.deepcopy(model)
     loss, weights = loss_of(proxy, None)
-    change = perturbation(proxy, loss, 0.02)
+    change = AWP(0.02).direction(proxy, loss)
     other = copy.deepcopy(model)
     with torch.no_grad():
         for key, parameter in other.named_parameters():
@@ -61,7 +61,7 @@ def test_awp_is_the_gradient_at_perturbed_weights_and_leaves_no_trace(name):
 def test_only_convolutions_and_linear_layers_by_their_own_norm():
     model = tiny_net().train()
     x, y = tiny_batch()
-    change = perturbation(model, nn.functional.cross_entropy(model(x), y), 0.05)
+    change = AWP(0.05).direction(model, nn.functional.cross_entropy(model(x), y))
     assert set(change) == {"0.weight", "5.weight"}
     for name, v in change.items():
         assert float(v.norm() / model.get_parameter(name).norm()) == pytest.approx(0.05, rel=1e-5)
@@ -71,7 +71,7 @@ def test_weights_come_back_when_something_fails():
     model = tiny_net()
     before = model[0].weight.detach().clone()
     try:
-        with perturbed(model, {"0.weight": torch.ones_like(before)}):
+        with applied(model, {"0.weight": torch.ones_like(before)}):
             assert not torch.equal(model[0].weight, before)
             raise RuntimeError("stop")
     except RuntimeError:
@@ -90,7 +90,7 @@ def test_warm_up_and_frozen_layers():
     out.loss.backward()
     assert model[0].weight.grad is None
     assert model[5].weight.grad is not None
-    assert hb.method("trades+awp", THREAT).choices.awp.gamma == 0.005
+    assert hb.method("trades+awp", THREAT).weight_perturbation.gamma == 0.005
 
 
 def test_trades_awp_as_its_script_has_it():
@@ -99,6 +99,6 @@ def test_trades_awp_as_its_script_has_it():
     official = hb.method("trades+awp", THREAT, preset="official")
     passes = {epoch: official(model, x, y, epoch=epoch - 1).forwards for epoch in range(1, 13)}
     assert [epoch for epoch, made in passes.items() if made > passes[1]] == [10, 11, 12]
-    assert parse_step(official.attack.step_size, THREAT) == pytest.approx(2 / 255)
+    assert official.attack.step_size == "eps/4"
     for other in ("trades", "mail-trades+awp"):  # no code of the second is public: it steps as MAIL's does
         assert hb.method(other, THREAT, preset="official").attack.step_size == "7*eps/31"

@@ -34,7 +34,7 @@ def test_fp32_is_the_model_up_to_rounding_and_bf16_near_it(method):
     folding, exact, same = step("fp32", method)
     lower, rough, near = step("bf16", method)
     for bound in (folding, lower):
-        assert isinstance(bound.sight._twin, InferenceCopy)
+        assert isinstance(bound.precision._twin, InferenceCopy)
     assert torch.allclose(exact.loss, plain.loss, rtol=1e-4)
     assert rough.loss.dtype == rough.logits_adv.dtype == torch.float32
     assert torch.allclose(rough.loss, plain.loss, rtol=0.05)
@@ -53,7 +53,7 @@ def test_the_twin_follows_the_weights():
         optimizer.zero_grad()
         bound(model, x, y).loss.backward()
         optimizer.step()
-        with bound.sight.on(model, x, "eval") as form, torch.no_grad():
+        with bound.precision.attack_model(model, x, "eval") as form, torch.no_grad():
             assert torch.allclose(form(x), model.eval()(x), atol=1e-4)
         model.train()
 
@@ -61,16 +61,16 @@ def test_the_twin_follows_the_weights():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_attack_in_training_mode_looks_at_the_model(precision):
     bound, _, _ = step(precision, "at", model=tiny_net())
-    assert bound.sight.agrees
+    assert bound.precision.agrees
     again = hb.method("at", THREAT, steps=3, mode="train", precision=precision)
     model, (x, y) = tiny_net().train(), tiny_batch()
     again(model, x, y)
-    assert again.sight.agrees is None
+    assert again.precision.agrees is None
 
 
 def test_a_model_without_a_twin_still_trains():
     bound, out, _ = step("bf16", model=Noisy(), calls=2)
-    assert bound.sight.agrees is False
+    assert bound.precision.agrees is False
     assert out.loss.isfinite()
 
 

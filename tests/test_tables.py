@@ -142,18 +142,18 @@ def test_one_way_features_in_a_queue_keep_their_own_start():
     threat = hb.Linf(0.2, monotone=[1, -1, 0])
     x = torch.rand(6, 3) * 0.5 + 0.25
     region = threat.around(x)
-    part = region.rows(torch.tensor([4, 2]))
-    new = region.put(torch.tensor([0, 1]), part)
+    part = region.index_select(torch.tensor([4, 2]))
+    new = region.index_copy(torch.tensor([0, 1]), part)
     moved = new.random(ExampleRng(0, torch.arange(6)))
     base = x[[4, 2, 2, 3, 4, 5]]
     assert (moved[:, 0] >= base[:, 0]).all()
     down = new.project(base - 1)
     torch.testing.assert_close(down[:, 0], base[:, 0])
     torch.testing.assert_close(down[:, 1], base[:, 1] - 0.2)
-    assert float(new.audit(down).max()) < 1e-6
+    assert float(new.constraint_violation(down).max()) < 1e-6
     outside = base.clone()
     outside[:, 0] -= 0.1
-    assert (new.audit(outside) > 0.09).all()
+    assert (new.constraint_violation(outside) > 0.09).all()
     with pytest.raises(hb.UserError, match="monotone"):
         hb.Linf(0.1, monotone=[2, 0, 0])
 

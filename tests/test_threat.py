@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 import hauberk as hb
 from hauberk.core.random import ExampleRng
 from hauberk.threat import make_threat, threat_from_dict
-from hauberk.threat.projections import onto_l1, onto_l2
+from hauberk.threat.projections import project_l1_box, project_l2_box
 
 NORMS = {"Linf": hb.Linf, "L2": hb.L2, "L1": hb.L1}
 
@@ -32,7 +32,7 @@ def reference_projection(v, lo, hi, p):
     return point(high)
 
 
-@pytest.mark.parametrize(("onto", "p"), [(onto_l2, 2), (onto_l1, 1)])
+@pytest.mark.parametrize(("onto", "p"), [(project_l2_box, 2), (project_l1_box, 1)])
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 10**6), dims=st.integers(1, 12), scale=st.sampled_from([0.1, 1.0, 5.0, 100.0]))
 def test_projections_solve_their_problem(onto, p, seed, dims, scale):
@@ -50,7 +50,7 @@ def test_projection_is_nearest_by_a_general_solver():
     v, lo, hi = rng.normal(size=4) * 3, -rng.uniform(0.1, 1, 4), rng.uniform(0.1, 1, 4)
     ball = {"type": "ineq", "fun": lambda u: 1 - u @ u}
     found = minimize(lambda u: ((u - v) ** 2).sum(), np.zeros(4), bounds=list(zip(lo, hi, strict=True)), constraints=ball)
-    ours = onto_l2(*(torch.from_numpy(a)[None] for a in (v, lo, hi))).numpy()[0]
+    ours = project_l2_box(*(torch.from_numpy(a)[None] for a in (v, lo, hi))).numpy()[0]
     assert np.allclose(ours, found.x, atol=1e-4)
 
 
@@ -82,21 +82,21 @@ def test_start_step_and_projection_never_leave(norm, seed, shape, double, eps, p
     for point in points:
         assert point.dtype == dtype
         assert region.contains(point).all()
-        assert region.audit(point).max() <= (0 if norm == "Linf" else 1e-14 if double else 1e-6)
+        assert region.constraint_violation(point).max() <= (0 if norm == "Linf" else 1e-14 if double else 1e-6)
         assert (point >= 0).all()
         assert (point <= 1).all()
         if mask is not None:
             assert torch.equal(point[:, mask], x[:, mask])
 
 
-def test_audit_says_by_how_much():
+def test_constraint_violation_says_by_how_much():
     x = torch.full((3, 2), 0.5, dtype=torch.float64)
     moved = x + torch.tensor([[0.1, 0.0], [0.3, 0.4], [0.0, 0.7]], dtype=torch.float64)
-    assert torch.allclose(hb.Linf(0.2).audit(moved, x), torch.tensor([0.0, 0.2, 0.5], dtype=torch.float64))
-    assert torch.allclose(hb.L2(0.2).audit(moved, x), torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64))
-    assert torch.allclose(hb.L1(0.2).audit(moved, x), torch.tensor([0.0, 0.5, 0.5], dtype=torch.float64))
-    assert hb.Linf(0.5, high=1.0).audit(x + 0.6, x)[0] == pytest.approx(0.1)
-    assert hb.L2(0.2, frozen=[0]).audit(x + torch.tensor([[0.05, 0.0]]), x)[0] == pytest.approx(0.05)
+    assert torch.allclose(hb.Linf(0.2).constraint_violation(moved, x), torch.tensor([0.0, 0.2, 0.5], dtype=torch.float64))
+    assert torch.allclose(hb.L2(0.2).constraint_violation(moved, x), torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64))
+    assert torch.allclose(hb.L1(0.2).constraint_violation(moved, x), torch.tensor([0.0, 0.5, 0.5], dtype=torch.float64))
+    assert hb.Linf(0.5, high=1.0).constraint_violation(x + 0.6, x)[0] == pytest.approx(0.1)
+    assert hb.L2(0.2, frozen=[0]).constraint_violation(x + torch.tensor([[0.05, 0.0]]), x)[0] == pytest.approx(0.05)
     assert hb.Linf(0.2).contains(moved, x).tolist() == [True, False, False]
     broken = x.clone()
     broken[0, 0] = math.nan

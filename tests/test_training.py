@@ -14,7 +14,7 @@ from torch import nn
 import hauberk as hb
 import hauberk.training.train as training_run
 from conftest import few_images, tiny_batch, tiny_net
-from hauberk.attacks.steps import parse_step
+from hauberk.attacks.pgd import parse_step_size
 from hauberk.core.io import read_state, write_json, write_state
 from hauberk.data import Arrays, as_source, labels
 from hauberk.methods.named import published_method
@@ -610,7 +610,7 @@ def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_i
             hb.train("preact-resnet18", few_images(data), method=method, out=out, **threat, **how)
             used = json.loads((out / "run.json").read_text())["method"]
             made = hb.method(used.pop("name"), THREAT, **used)
-            assert parse_step(made.attack.step_size, THREAT) == pytest.approx(step)
+            assert float(parse_step_size(made.attack.step_size).of(THREAT.eps)) == pytest.approx(step)
 
 
 @pytest.mark.parametrize(("key", "found"), [*OFFICIAL.items(), *BY_DATA.items()])

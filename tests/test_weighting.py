@@ -3,10 +3,9 @@ import torch
 
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
-from hauberk.attacks import Ascent, ascend
+from hauberk.attacks import PGD
 from hauberk.core.random import ExampleRng
-from hauberk.methods.weights import Weighting
-from hauberk.objectives import OBJECTIVES
+from hauberk.core.step_context import StepContext
 from hauberk.weighting import effective_size, gairat, mail, margin_difference, mean_one, probabilistic_margin, summary
 from test_attacks_engine import count_passes
 
@@ -68,8 +67,7 @@ def test_every_measure_goes_with_every_objective(name, measure):
     out = method(model, x, y, epoch=1, rng=rng)
     assert float(out.weights.mean()) == pytest.approx(1.0, abs=1e-5)
     assert {"effective_size", "weight_q50", "measure_q50", "wrong_adversarial"} <= set(out.report)
-    attack = Ascent(**vars(method.attack))
-    seen = ascend(model, x, y, THREAT, attack, keep="last-unseen", seed=rng, see_clean=measure in ("pm-dif", "pm-nat"))
+    seen = method.attack(model, x, y, THREAT, seed=rng, return_clean_logits=measure in ("pm-dif", "pm-nat"))
     if measure in WEIGHTED:
         expected = mail(WEIGHTED[measure](out, seen, y), 10.0, -0.5)
     else:
@@ -83,7 +81,7 @@ def test_every_measure_goes_with_every_objective(name, measure):
 def test_uniform_weights_give_the_plain_method_bit_for_bit(name, measure):
     if (name, measure) == ("mma", "pm-dif"):
         pytest.skip("refused: MMA's search does not look at the clean inputs")
-    extra = OBJECTIVES[hb.method(name, THREAT).choices.recipe.objective].extra_outputs
+    extra = hb.method(name, THREAT).extra_outputs
     x, y = tiny_batch(16)
     losses, grads = [], []
     # A slope of 0 and a training in burn-in both mean equal weights.
@@ -103,13 +101,16 @@ def test_burn_in_lam_and_tau_follow_the_plan():
     x, y = tiny_batch(16)
     model = tiny_net().eval()
     assert torch.equal(gairat_(model, x, y, epoch=4).weights, torch.ones(16))
-    weighting = gairat_.choices.weighting
-    assert [weighting.lam_at(e, 5, 11) for e in (5, 10)] == [0.0, -2.0]
-    assert weighting.lam_at(7, 5, 11) == pytest.approx(-0.8)
-    assert hb.method("mail-at", THREAT).horizon.first_drop == 74  # the paper's burn-in, in anybody's loop
-    assert hb.method("mail-at", THREAT, preset="official").choices.weighting.burn_in == 76
+
+    def at_epoch(epoch):
+        return StepContext(model, x, y, THREAT, ExampleRng(0, y), epoch, schedule=gairat_.schedule)
+
+    assert [gairat_.weighting.lam_at(at_epoch(e)) for e in (5, 10)] == [0.0, -2.0]
+    assert gairat_.weighting.lam_at(at_epoch(7)) == pytest.approx(-0.8)
+    assert hb.method("mail-at", THREAT).schedule.first_drop == 74  # the paper's burn-in, in anybody's loop
+    assert hb.method("mail-at", THREAT, preset="official").burn_in == 76
     fat = hb.method("fat", THREAT).planned(epochs=120, first_drop=60)
-    taus = [fat._friendly(fat.attack, epoch).tau for epoch in (0, 49, 50, 89, 90, 119)]
+    taus = [fat.inner.tau_at((epoch + 1) / fat.schedule.epochs) for epoch in (0, 49, 50, 89, 90, 119)]
     assert taus == [0, 0, 1, 1, 2, 2]
 
 
@@ -203,8 +204,8 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
     [
         (lambda: hb.method("standard", THREAT, measure="kappa"), "nothing to weigh by"),
         (lambda: hb.method("at", THREAT, measure="pm"), "measure is one of"),
-        (lambda: hb.method("at", THREAT, measure="kappa", assign="sigmoid-of-margin"), "needs assign"),
-        (lambda: hb.method("at", THREAT, measure="pm-adv", assign="tanh"), "needs assign"),
+        (lambda: hb.method("at", THREAT, measure="kappa", slope=2.0), "has no 'slope'"),
+        (lambda: hb.method("at", THREAT, measure="pm-adv", kind="tanh"), "has no 'kind'"),
         (lambda: hb.method("mail-at", THREAT, slope=-1.0), "slope"),
         (lambda: hb.method("mail-at", THREAT, burn_in=-1), "burn_in"),
         (lambda: hb.method("at+awp", THREAT, gamma=2.0), "gamma"),
@@ -213,13 +214,14 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
         (lambda: hb.method("mail-at", THREAT).planned(epochs=30, first_drop=74), "nothing would be reweighted"),
         (
             lambda: hb.method("free-at", THREAT, measure="kappa", burn_in=0)(tiny_net(), *tiny_batch()),
-            "needs a method that attacks",
+            "whose attack counts its steps",
         ),
         (lambda: hb.method("mma", THREAT, measure="pm-dif", burn_in=0)(tiny_net(), *tiny_batch()), "does not compute"),
-        (lambda: ascend(tiny_net(), *tiny_batch(), THREAT, Ascent(3, tau=1)), "last-unseen"),
+        (lambda: PGD(3, tau=1), "return_last"),
+        (lambda: hb.method("at", THREAT, slope=1.0), "no weighting for 'slope'"),
         (lambda: hb.method("fat", THREAT, tau=1), "unknown setting"),
         (lambda: hb.method("trades", THREAT, direction="both")(tiny_net(), *tiny_batch()), "direction is"),
-        (lambda: Weighting(assign="linear"), "assign is one of"),
+        (lambda: hb.weighting.Gairat(kind="linear"), "kind is one of"),
     ],
 )
 def test_illegal_combinations_say_why(make, says):

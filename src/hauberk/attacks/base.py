@@ -76,7 +76,7 @@ class Attack(Generic[State]):
 
     def finished(self, state: State) -> Tensor | None:
         """Which examples take no further part in this run, (B,) bool; None if all go on to the end."""
-        return state.found if self.stops_at_success else None
+        return state.found | (state.step >= self.max_steps) if self.stops_at_success else None
 
     def aimed(self) -> "Attack[Any]":
         """The form of the attack that aims at a given class of each example.
@@ -200,19 +200,22 @@ def _run_once(attack: Attack[Any], queries: ModelQueries, outcome: Outcome, run:
     if index is not None and not len(index):
         return False
     state = attack.init(outcome.inputs_of(index, run))
-    for step in range(attack.max_steps):
-        attack.step(state, queries, np.full(len(state.y), step))
-        finished = attack.finished(state) if (step + 1) % attack.check_every == 0 else None
-        if finished is not None:
-            going_on = (~finished).nonzero().squeeze(1)
-            if len(going_on) < len(finished):
-                gone = finished.nonzero().squeeze(1)
-                outcome.take(select(state, gone), gone if index is None else index[gone], run)
-                state = select(state, going_on)
-                index = going_on if index is None else index[going_on]
-            if not len(going_on):
-                return True
-    outcome.take(state, index, run)
+    host_steps = np.zeros(len(state.y), dtype=np.int64)
+    while len(host_steps) and host_steps.max() < attack.max_steps:
+        for _ in range(min(attack.check_every, attack.max_steps - int(host_steps.max()))):
+            attack.step(state, queries, host_steps)
+            host_steps = host_steps + 1
+        finished = attack.finished(state)
+        if finished is None:
+            continue
+        gone, host_steps = torch.stack([finished.long(), state.step]).cpu().numpy()
+        if gone.any():
+            leaving, staying = (torch.from_numpy(np.flatnonzero(part)).to(state.y.device) for part in (gone, 1 - gone))
+            outcome.take(select(state, leaving), leaving if index is None else index[leaving], run)
+            state, index = select(state, staying), staying if index is None else index[staying]
+            host_steps = host_steps[gone == 0]
+    if len(host_steps):
+        outcome.take(state, index, run)
     return True
 
 

@@ -147,7 +147,7 @@ class AttackState:
 
     def offer(self, point: Tensor, logits: Tensor, loss: Tensor, wrong: Tensor, allowed: Tensor | None = None) -> None:
         """Keep what a look showed, where it is better than what is kept and ``allowed`` (B,); and count the look."""
-        loss = loss.to(self.best_loss.dtype)
+        loss = torch.where(loss.isnan(), -torch.inf, loss).to(self.best_loss.dtype)
         better = is_better(wrong, loss, self.found, self.best_loss)
         if allowed is not None:
             better, wrong = better & allowed, wrong & allowed
@@ -172,8 +172,7 @@ class AttackState:
 
 
 def is_better(wrong: Tensor, loss: Tensor, best_wrong: Tensor, best_loss: Tensor) -> Tensor:
-    """The one rule for the best point: misclassified before not, then the larger loss, a loss that is NaN last. All (B,)."""
-    loss = torch.where(loss.isnan(), -torch.inf, loss)
+    """The one rule for the best point: misclassified before not, then the larger loss. All (B,)."""
     return (wrong & ~best_wrong) | ((wrong == best_wrong) & (loss > best_loss))
 
 

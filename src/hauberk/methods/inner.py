@@ -123,7 +123,7 @@ class MinimumMargin(nn.Module):
         return self.fractions
 
 
-class FreeReplay:
+class FreeReplay(nn.Module):
     """Free adversarial training (Shafahi et al. 2019): the perturbation of the last batch, moved by its own backward pass.
 
     Args:
@@ -133,6 +133,7 @@ class FreeReplay:
     attack = PGD(1, "eps")
 
     def __init__(self, n_replays: int = 8):
+        super().__init__()
         self.n_replays = n_replays
         self._point: Tensor | None = None  # the last input, whose gradient the caller's backward fills
         self._clean: Tensor | None = None
@@ -167,6 +168,8 @@ class FreeReplay:
             "grad": None if point is None else point.grad,
         }
 
+    get_extra_state = local_state
+
     def load_local_state(self, state: dict[str, Any]) -> None:
         """Go on from a state; {} for a beginning."""
         self._clean = state.get("clean")
@@ -174,6 +177,8 @@ class FreeReplay:
         if state.get("point") is not None:
             self._point = state["point"].clone().requires_grad_()
             self._point.grad = state["grad"]
+
+    set_extra_state = load_local_state
 
 
 def as_inner_attack(attack: Any) -> InnerAttack | None:

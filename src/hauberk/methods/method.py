@@ -347,7 +347,7 @@ class Method(nn.Module):
         getattr(self.inner, "load_local_state", _nothing)(state)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types for a card; ``method(**card, threat=...)`` makes the same method again, if its parts have names."""
+        """Return plain types for a card; ``method(**card, threat=...)`` makes the same again, if its parts have names."""
         return {"name": self.name, **{key: _plain(value) for key, value in self.settings.items()}}
 
     def __repr__(self) -> str:
