@@ -23,9 +23,8 @@ def linear(margin=0.03):
 @pytest.mark.parametrize("margin", [0.01, 0.03, 0.049])
 def test_mma_finds_the_distance_to_the_boundary(margin):
     x = torch.full((1, 4), 0.5, dtype=torch.float64)
-    found, distance = minimum_margin_pgd(
-        linear(margin), x, torch.tensor([0]), THREAT, radius_fraction=torch.full((1,), 0.5), bisections=20
-    )
+    fraction = torch.full((1,), 0.5)
+    found, distance = minimum_margin_pgd(linear(margin), x, torch.tensor([0]), THREAT, radius_fraction=fraction, bisections=20)
     assert found.success.all()
     assert float(distance) * 0.05 == pytest.approx(margin, rel=1e-3)
     assert float((found.x_adv - x).abs().max()) == pytest.approx(margin, rel=1e-3)

@@ -86,7 +86,7 @@ from test_evaluation_trust import sound
 torch.set_num_threads(1)
 campaign.SAVE_EVERY = 0.05
 for name in AUTOATTACK[:3]:
-    PRESETS[name] = replace(PRESETS[name], settings=replace(PRESETS[name].settings, steps=50))
+    PRESETS[name] = replace(PRESETS[name], attack=replace(PRESETS[name].attack, steps=50))
 model, x, y = sound()
 with init_distributed():
     hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", batch_size=16, out={out!r}, quiet=True, probes=False,
@@ -429,7 +429,7 @@ def test_a_plain_model_raises_no_flag(short_autoattack, digits):
 
 def test_a_random_model_is_evaluated_by_means_over_draws(monkeypatch):
     for name in ("apgd-ce", "apgd-dlr"):
-        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], settings=replace(PRESETS[name].settings, steps=10)))
+        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], attack=replace(PRESETS[name].attack, steps=10)))
     model = Noisy().eval()
     x, _ = tiny_batch(24)
     y = model.net(x).argmax(1)

@@ -137,6 +137,9 @@ class _L2(_Smooth):
 class _L1(_Smooth):
     name, p = "L1", 1.0
 
+    def length(self, change: Tensor) -> Tensor:
+        return change.abs().sum(-1)
+
     @property
     def dual(self) -> Norm:
         return NORMS["Linf"]
