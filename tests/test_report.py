@@ -114,7 +114,7 @@ def test_warnings_come_before_numbers(home, tmp_path):
     assert main(["report", str(tmp_path / "evaluation.json")]) == 0
     html = (tmp_path / "report.html").read_text()
     assert "(INVALID)" in html
-    assert html.index('class="notice invalid"') < html.index('class="notice warning"') < html.index('class="facts"')
+    assert html.index('class="alert invalid"') < html.index('class="alert warning"') < html.index('class="metrics"')
     assert "&lt;b&gt;odd" in html
 
 
@@ -160,6 +160,21 @@ def test_names_in_a_foreign_comparison_choose_no_path(tmp_path, home):
     pictures = [path for path in new if path.suffix == ".png"]
     assert len(pictures) == len(HOSTILE)  # none in the place of another
     assert all(path.name.startswith("compare-") and len(path.name.encode()) < 200 for path in pictures)
+
+
+def test_names_in_a_foreign_comparison_are_text_and_nothing_else(tmp_path, home):
+    stored = json.loads((home / "compare" / "comparison.json").read_text())
+    names = ["$\\frac$", "a$b$", "<script>alert(1)</script>", "\\input{x}", "a|b", "a\nb"]
+    values = {method: {name: [50.0, 60.0] for name in names} for method in stored["methods"]}
+    (tmp_path / "comparison.json").write_text(json.dumps(stored | {"columns": names, "values": values}))
+    assert main(["report", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "<script" not in html
+    assert html.count(">a$b$, %</text>") == 1  # a label of its picture, not a formula
+    latex = (tmp_path / "figures" / "comparison.tex").read_text()
+    assert r"\textbackslash{}input\{x\}, \%" in latex
+    markdown = (tmp_path / "figures" / "comparison.md").read_text().splitlines()
+    assert {line.count("|") for line in markdown} == {len(names) + 3}
 
 
 @pytest.mark.parametrize(
