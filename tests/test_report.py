@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from matplotlib.image import imread
 
 import hauberk as hb
 from conftest import few_images
@@ -122,6 +123,7 @@ def test_pictures_and_tables_come_as_files_for_papers(home):
     for target, name in (("run", "accuracy"), ("compare", "compare-clean"), ("study", "saliency")):
         folder = home / f"{target}-figures"
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert imread(folder / f"{name}.png")[..., 3].min() == 1  # dark ink on a ground of its own
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert "<svg" in (folder / f"{name}.svg").read_text()
     table = home / "compare-figures" / "comparison"
@@ -194,6 +196,18 @@ def test_a_plain_name_is_a_file_in_one_folder(text, name):
     from hauberk.core.io import plain_name
 
     assert plain_name(text) == name
+
+
+def test_many_classes_are_a_table_the_worst_first(home, tmp_path):
+    found = json.loads((home / "run" / "evaluations" / "quick" / "evaluation.json").read_text())
+    found["by_class"] = {str(k): (k % 8) / 8 for k in range(40)}  # most of them without an example
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    assert main(["report", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 0
+    lines = (tmp_path / "figures" / "evaluation-classes.csv").read_text().splitlines()[1:]
+    accuracies = [float(line.split(",")[2]) for line in lines]
+    assert len(accuracies) == 40
+    assert accuracies == sorted(accuracies)
+    assert not (tmp_path / "figures" / "evaluation-classes.png").exists()
 
 
 def test_numbers_that_could_not_be_told_do_not_stop_a_report(home, tmp_path):

@@ -165,12 +165,11 @@ def _curve(
 def evaluation_page(found: dict[str, Any], subject: str) -> Page:
     """Return the report of an evaluation (the JSON that :meth:`hauberk.Evaluation.save` writes); ``subject`` is its line."""
     diagnostics, origin = [Diagnostic(**stored) for stored in found["diagnostics"]], found["provenance"]
-    doubted = [said] if (said := doubts(diagnostics)) else []
     interval, clean = (f"95 % interval {_interval(found[name])}" for name in ("interval", "clean_interval"))
-    notes = [*doubted, interval, f"worst case over {', '.join(found['by_attack'])}", found["threat"]]
+    notes = [doubts(diagnostics), interval, f"worst case over {', '.join(found['by_attack'])}", found["threat"]]
     label = "robust accuracy with rejection, at most" if found["detection"] else "robust accuracy, at most"
     metrics = [
-        Metric(label, f"{100 * found['robust_accuracy']:.1f} %{mark(diagnostics)}", "; ".join(notes)),
+        Metric(label, f"{100 * found['robust_accuracy']:.1f} %{mark(diagnostics)}", "; ".join(filter(None, notes))),
         Metric("clean accuracy", f"{100 * found['clean_accuracy']:.1f} %", clean),
         Metric("examples", f"{found['n']:,}", f"{origin['data']}, {origin['subset']}"),
         *(Metric("of the table", *d.measured.partition("; ")[::2]) for d in diagnostics if d.name == COLUMNS),
@@ -213,8 +212,7 @@ def _classes(found: dict[str, Any]) -> list[Block]:
     figure = _accuracies("classes", "Robust accuracy of each class", "class", found["by_class"], counts)
     blocks: list[Block] = [figure]
     if len(figure.rows) > _MANY:
-        worst_first = sorted(figure.rows, key=lambda row: float(row[2]))
-        blocks = [Table(figure.name, figure.caption, figure.header, worst_first)]
+        blocks = [Table(figure.name, figure.caption, figure.header, sorted(figure.rows, key=lambda row: float(row[2])))]
     if min(counts.values()) < _FEW:
         blocks.append(f"Some classes have fewer than {_FEW} examples here: read their intervals, not their bars.")
     return blocks
@@ -222,7 +220,7 @@ def _classes(found: dict[str, Any]) -> list[Block]:
 
 def _accuracies(name: str, caption: str, what: str, accuracies: Mapping[str, float], counts: Mapping[str, int]) -> Figure:
     """Draw accuracies of so many examples each, with their intervals."""
-    ends = {key: wilson_interval(round(share * counts[key]), counts[key]) for key, share in accuracies.items()}
+    ends = {key: wilson_interval(round(share * counts[key]), counts[key] or 1) for key, share in accuracies.items()}
     rows = [[key, counts[key], f"{100 * share:.1f}", _interval(ends[key])] for key, share in accuracies.items()]
     percents = {key: 100 * share for key, share in accuracies.items()}
     picture = bars(percents, [(100 * low, 100 * high) for low, high in ends.values()], xlabel="accuracy, %", xlim=(0, 100))
@@ -283,7 +281,8 @@ def _comparison_page(stored: dict[str, Any]) -> Page:
     blocks = [Table("comparison", caption, header, rows)]
     for column in found.columns:
         means = {method: found.mean(method, column) for method in found.methods}
-        ends = [(mean - d, mean + d) for method, mean in means.items() for d in [found.deviation(method, column)]]
+        spread = {method: found.deviation(method, column) for method in found.methods}
+        ends = [(mean - spread[method], mean + spread[method]) for method, mean in means.items()]
         caption = f"{heading(column)}: mean and deviation over {len(found.seeds)} seeds"
         picture = bars(means, ends, points=True, xlabel=f"{heading(column)}, %")
         blocks.append(Figure(f"compare-{column}", caption, picture=picture))
