@@ -24,7 +24,7 @@ from hauberk.attacks.suites import Suite
 from hauberk.evaluation import Diagnostic, partial_result, search, table
 from hauberk.evaluation.records import CLEAN, RecordStore, read_records
 from hauberk.evaluation.summary import summarize
-from hauberk.report.evaluation import facts
+from hauberk.report.report import evaluation_page
 
 
 def sound(n=60, dtype=torch.float32, shape=(3, 8, 8), classes=5):
@@ -381,12 +381,12 @@ def test_doubts_stand_before_the_number_wherever_it_is_shown():
     card = doubted.robustbench_card("ours", "cifar10")
     assert card["footnote"].startswith(line)
     assert card["unreliable"]
-    head = facts(doubted.to_dict())[0]
+    head = evaluation_page(doubted.to_dict(), "").metrics[0]
     assert head.value.endswith("(INVALID)")
     assert head.note.startswith(line)
     few = replace(ev, diagnostics=found[:2])
     assert str(few) == f"WARNING (one): {ev}"
-    assert facts(few.to_dict())[0].value.endswith("% (!)")
+    assert evaluation_page(few.to_dict(), "").metrics[0].value.endswith("% (!)")
 
 
 def test_a_search_that_more_steps_would_help_is_flagged(monkeypatch):

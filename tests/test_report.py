@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from matplotlib.image import imread
 
 import hauberk as hb
 from conftest import few_images
@@ -114,7 +115,7 @@ def test_warnings_come_before_numbers(home, tmp_path):
     assert main(["report", str(tmp_path / "evaluation.json")]) == 0
     html = (tmp_path / "report.html").read_text()
     assert "(INVALID)" in html
-    assert html.index('class="notice invalid"') < html.index('class="notice warning"') < html.index('class="facts"')
+    assert html.index('class="alert invalid"') < html.index('class="alert warning"') < html.index('class="metrics"')
     assert "&lt;b&gt;odd" in html
 
 
@@ -122,6 +123,7 @@ def test_pictures_and_tables_come_as_files_for_papers(home):
     for target, name in (("run", "accuracy"), ("compare", "compare-clean"), ("study", "saliency")):
         folder = home / f"{target}-figures"
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert imread(folder / f"{name}.png")[..., 3].min() == 1  # dark ink on a ground of its own
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert "<svg" in (folder / f"{name}.svg").read_text()
     table = home / "compare-figures" / "comparison"
@@ -162,6 +164,21 @@ def test_names_in_a_foreign_comparison_choose_no_path(tmp_path, home):
     assert all(path.name.startswith("compare-") and len(path.name.encode()) < 200 for path in pictures)
 
 
+def test_names_in_a_foreign_comparison_are_text_and_nothing_else(tmp_path, home):
+    stored = json.loads((home / "compare" / "comparison.json").read_text())
+    names = ["$\\frac$", "a$b$", "<script>alert(1)</script>", "\\input{x}", "a|b", "a\nb"]
+    values = {method: {name: [50.0, 60.0] for name in names} for method in stored["methods"]}
+    (tmp_path / "comparison.json").write_text(json.dumps(stored | {"columns": names, "values": values}))
+    assert main(["report", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "<script" not in html
+    assert html.count(">a$b$, %</text>") == 1  # a label of its picture, not a formula
+    latex = (tmp_path / "figures" / "comparison.tex").read_text()
+    assert r"\textbackslash{}input\{x\}, \%" in latex
+    markdown = (tmp_path / "figures" / "comparison.md").read_text().splitlines()
+    assert {line.count("|") for line in markdown} == {len(names) + 3}
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -179,6 +196,18 @@ def test_a_plain_name_is_a_file_in_one_folder(text, name):
     from hauberk.core.io import plain_name
 
     assert plain_name(text) == name
+
+
+def test_many_classes_are_a_table_the_worst_first(home, tmp_path):
+    found = json.loads((home / "run" / "evaluations" / "quick" / "evaluation.json").read_text())
+    found["by_class"] = {str(k): (k % 8) / 8 for k in range(40)}  # most of them without an example
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    assert main(["report", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 0
+    lines = (tmp_path / "figures" / "evaluation-classes.csv").read_text().splitlines()[1:]
+    accuracies = [float(line.split(",")[2]) for line in lines]
+    assert len(accuracies) == 40
+    assert accuracies == sorted(accuracies)
+    assert not (tmp_path / "figures" / "evaluation-classes.png").exists()
 
 
 def test_numbers_that_could_not_be_told_do_not_stop_a_report(home, tmp_path):

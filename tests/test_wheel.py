@@ -29,7 +29,7 @@ def shipped(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_nothing_else(shipped):
     names = zipfile.ZipFile(next(shipped.glob("*.whl"))).namelist()
-    assert {"hauberk/__init__.py", "hauberk/py.typed", "hauberk/report/page.html"} <= set(names)
+    assert {"hauberk/__init__.py", "hauberk/py.typed", "hauberk/report/page.html.j2"} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"hauberk"}
 
 

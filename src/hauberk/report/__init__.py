@@ -1,5 +1,5 @@
-"""Reports: one HTML file that needs no network, of a run, an evaluation, a comparison or a study."""
+"""Reports: one HTML file that needs no network, of a run, an evaluation, a comparison or studies."""
 
-from hauberk.report.make import make_report
+from hauberk.report.report import make_report
 
 __all__ = ["make_report"]

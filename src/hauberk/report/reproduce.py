@@ -11,7 +11,7 @@ from typing import Any
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS
 from hauberk.methods import default_settings
-from hauberk.report.blocks import Block, Code, Section, Text
+from hauberk.report.html import Code, Section
 from hauberk.training.config import TrainConfig
 from hauberk.training.published import find_published
 
@@ -20,32 +20,24 @@ _PLAIN_THREAT = re.compile(r"(Linf|L2|L1)\(([^,()]+)\)")  # the usual box, nothi
 _SCALED = "If it was given --eps, a factor of the table's own ε, give that again; run.json has ε of each input."
 
 
-def run_again(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> Section:
-    """Return the commands of a run and of its evaluations.
-
-    Args:
-        folder: of the run.
-        plan: its ``run.json``.
-        evaluations: their ``evaluation.json``.
-    """
+def reproduction_commands(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> Section:
+    """Return the commands that make the run in ``folder`` again, from its ``run.json``, and its evaluations, from theirs."""
     data, model = plan["data"]["name"], plan["model"]["name"]
-    versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
-    lines = [evaluate_command(str(folder), found) for found in evaluations]
+    commands = [evaluate_command(str(folder), found) for found in evaluations]
     known = data in DATASETS or data.endswith(".toml")
     if model.startswith("python:") or not known or plan["data"].get("unlabelled"):
         note = "Made in Python, from data or a network that no command knows; its method and settings are in run.json."
     else:
         note = _SCALED if data.endswith(".toml") else ""
-        lines.insert(0, train_command(plan))
-    blocks: list[Block] = [Text(note)] if note else []
-    blocks += [Code("\n".join(lines))] if lines else []
-    return Section("Do it again", [*blocks, Code(versions)])
+        commands.insert(0, train_command(plan))
+    versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
+    return Section("Reproduce", [*filter(None, [note]), *map(Code, filter(None, ["\n".join(commands), versions]))])
 
 
 def train_command(plan: dict[str, Any]) -> str:
     """Return the command that trains the same network, with what differs from its defaults."""
-    how, data, model = dict(plan["method"]), plan["data"], plan["model"]
-    name, seed, preset = how.pop("name"), how.pop("seed"), how.pop("preset")
+    settings, data, model = dict(plan["method"]), plan["data"], plan["model"]
+    name, seed, preset = settings.pop("name"), settings.pop("seed"), settings.pop("preset")
     words = ["hauberk", "train", "--data", data["name"], "--model", model["name"], "--method", name, "--preset", preset]
     words += ["--norm", plan["threat"]["norm"]]
     if data["name"] in DATASETS:  # a table has its own ε, files and normalisation
@@ -57,26 +49,27 @@ def train_command(plan: dict[str, Any]) -> str:
     for key, value in {**plan["settings"], "seed": seed}.items():
         if value != usual[key] and key not in _OF_THIS_MACHINE:
             words += _option(key, value)
-    if unused := published.method.keys() - how.keys():  # the method was made in Python, or by a version that did not take them
-        own = default_settings(name, preset)
-        how |= {key: own[key] for key in sorted(unused)}
-    words += ["--set", *(f"{key}={_set(value)}" for key, value in how.items())] if how else []
+    # Where the method was made in Python, or by a version that did not take the published settings, its own are spelled out.
+    own = default_settings(name, preset)
+    settings |= {key: own[key] for key in sorted(published.method.keys() - settings.keys())}
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    words += ["--set", *(f"{key}={text}" for key, text in texts.items())] if texts else []
     return shlex.join(words)
 
 
 def evaluate_command(target: str, found: dict[str, Any]) -> str:
     """Return the command of an evaluation, in the JSON that :meth:`hauberk.Evaluation.save` writes."""
-    about = found["provenance"]
+    origin = found["provenance"]
     if found["suite"] == "custom":
-        words = ["--attacks", *about["attacks"], *(["--sequential"] if found["sequential"] else [])]
+        words = ["--attacks", *origin["attacks"], *(["--sequential"] if found["sequential"] else [])]
     else:
         words = ["--suite", found["suite"]]
     if threat := _PLAIN_THREAT.fullmatch(found["threat"]):
         words += ["--norm", threat[1], "--eps", threat[2]]
-    words += ["--surrogate", "OTHER"] if any(name.startswith("transfer-") for name in about["attacks"]) else []
-    words += ["--n", str(found["n"])] if about["subset"] != "all" else []
+    words += ["--surrogate", "OTHER"] if any(name.startswith("transfer-") for name in origin["attacks"]) else []
+    words += ["--n", str(found["n"])] if origin["subset"] != "all" else []
     for key, usual in (("seed", 0), ("batch_size", 256), ("precision", "full")):
-        words += _option(key, about[key]) if about[key] != usual else []
+        words += _option(key, origin[key]) if origin[key] != usual else []
     return shlex.join(["hauberk", "evaluate", target, *words])
 
 
@@ -85,7 +78,3 @@ def _option(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [name if value else name.replace("--", "--no-", 1)]
     return [name, *map(str, value)] if isinstance(value, list) else [name, str(value)]
-
-
-def _set(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

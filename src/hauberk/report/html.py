@@ -1,0 +1,147 @@
+"""What a report is made of, and how it is written: one HTML file, and its pictures and tables as files for papers."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure as Picture
+
+from hauberk import __version__
+from hauberk.core.io import make_folder, plain_name, write_atomically
+from hauberk.report.figures import as_bytes, as_markup
+
+# What LaTeX would take for a command, as it has to be written.
+_LATEX = str.maketrans(
+    {char: f"\\{char}" for char in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$"}
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A headline number: what it is, the number as text, and a note such as its interval."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """What has to be read before the numbers; the kind is "invalid", "warning" or "info"."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts or numbers; ``name`` is that of its files, and the first cell of each row names the row."""
+
+    name: str
+    caption: str
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+
+
+@dataclass(frozen=True)
+class Figure(Table):
+    """A picture, and the table of its numbers for readers who cannot see it, where no other table holds them."""
+
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text to copy into a terminal."""
+
+    text: str
+
+
+Block: TypeAlias = Table | Code | str  # a plain text is a paragraph
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what is under it."""
+
+    heading: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report: title, subject in a line, headline numbers, alerts with the worst first, and everything else."""
+
+    title: str
+    subject: str
+    metrics: Sequence[Metric]
+    alerts: Sequence[Alert]
+    sections: Sequence[Section]
+
+
+def write_page(page: Page, path: Path) -> None:
+    """Write one HTML file that needs nothing beside it. Raises UserError if it cannot be written."""
+    loader = PackageLoader("hauberk.report", ".")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"kind": lambda block: type(block).__name__, "markup": as_markup}
+    html = environment.get_template("page.html.j2").render(page=page, version=__version__)
+    _write(path, html.encode())
+
+
+def write_figures(page: Page, folder: Path) -> None:
+    """Write every picture as PNG, SVG and PDF, and every table as Markdown, LaTeX and CSV.
+
+    Their names may be other people's, such as the columns of a comparison: in the folder they are plain, and each its own.
+    Raises UserError if they cannot be written.
+    """
+    taken: set[str] = set()
+    for block in (block for section in page.sections for block in section.blocks if isinstance(block, Table)):
+        files: dict[str, bytes] = {}
+        if isinstance(block, Figure) and block.picture is not None:
+            files = {ending: as_bytes(block.picture, ending) for ending in ("png", "svg", "pdf")}
+        if block.rows:
+            texts = {"md": _markdown(block), "tex": _latex(block), "csv": _csv(block)}
+            files |= {ending: text.encode() for ending, text in texts.items()}
+        plain = plain_name(block.name)
+        names = (plain if k == 1 else f"{plain}-{k}" for k in count(1))
+        name = next(one for one in names if taken.isdisjoint(f"{one}.{ending}".lower() for ending in files))
+        taken.update(f"{name}.{ending}".lower() for ending in files)
+        for ending, content in files.items():
+            _write(folder / f"{name}.{ending}", content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    make_folder(path.parent)
+    write_atomically(path, content)
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[Any]) -> str:
+        return f"| {' | '.join(_one_line(cell).replace('|', '&#124;') for cell in cells)} |\n"
+
+    return line(table.header) + "|" + "---|" * len(table.header) + "\n" + "".join(map(line, table.rows))
+
+
+def _latex(table: Table) -> str:
+    def line(cells: Sequence[Any]) -> str:
+        return " & ".join(_one_line(cell).translate(_LATEX) for cell in cells) + r" \\"
+
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}"
+    rows = [line(table.header), r"\midrule", *map(line, table.rows)]
+    return "\n".join([begin, r"\toprule", *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _csv(table: Table) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
+    return text.getvalue()
+
+
+def _one_line(cell: Any) -> str:
+    return " ".join(str(cell).split())
