@@ -2,12 +2,9 @@ import pytest
 import torch
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import targeted_dlr_loss
-from test_attacks_engine import fingerprint, same
-from test_attacks_linear import linear
-from test_evaluation import CHECKPOINTS, MNIST, small_mnist_net
+from helpers import CHECKPOINTS, MNIST, fingerprint, linear, same, small_mnist_net, tiny_batch, tiny_net
 
 THREATS = [hb.Linf(0.03), hb.L2(0.5)]
 

@@ -4,19 +4,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
-from torch import nn
 
 import hauberk as hb
+from helpers import linear
 
 NORMS = {"Linf": hb.Linf, "L2": hb.L2, "L1": hb.L1}
-
-
-def linear(weights, dtype=torch.float64):
-    """Two classes with logits ±w·x/2: the margin is linear, so its worst case over a convex set is known."""
-    model = nn.Linear(len(weights), 2, bias=False).to(dtype)
-    with torch.no_grad():
-        model.weight.copy_(torch.stack([-weights / 2, weights / 2]).to(dtype))
-    return model
 
 
 def best_gain(w, lo, hi, norm, radius):

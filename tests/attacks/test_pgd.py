@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.attacks import PRESETS, Ascent, Preset, ascend, get_preset
 from hauberk.attacks.apgd import APGD
 from hauberk.attacks.apgd_l1 import APGDL1
@@ -18,31 +17,9 @@ from hauberk.attacks.rows import Rows, Task, fresh
 from hauberk.attacks.run import run_attack
 from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import cw_loss, dlr_loss, logit_margin, make_loss
+from helpers import count_passes, fingerprint, same, tiny_batch, tiny_net
 
 THREATS = [hb.Linf("8/255"), hb.L2(0.5), hb.L1(4.0)]
-
-
-def fingerprint(model):
-    return (
-        [(name, value.clone()) for name, value in model.state_dict().items()],
-        [(p.requires_grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()],
-        [module.training for module in model.modules()],
-        [id(b) for b in model.buffers()],
-        torch.get_rng_state(),
-    )
-
-
-def same(one, other):
-    for (name, a), (other_name, b) in zip(one[0], other[0], strict=True):
-        assert name == other_name
-        assert torch.equal(a, b), name
-    for (flag, grad), (other_flag, other_grad) in zip(one[1], other[1], strict=True):
-        assert flag == other_flag
-        assert (grad is None) == (other_grad is None)
-        assert grad is None or torch.equal(grad, other_grad)
-    assert one[2:4] == other[2:4]
-    assert torch.equal(one[4], other[4])
-    return True
 
 
 @pytest.mark.parametrize("mode", ["eval", "train-frozen"])
@@ -115,18 +92,6 @@ def test_works_inside_no_grad(context):
         x, y = tiny_batch()
         inside = hb.attacks.pgd(model, x, y, THREATS[0])
     assert torch.equal(inside.x_adv, hb.attacks.pgd(model, *tiny_batch(), THREATS[0]).x_adv)
-
-
-def count_passes(model):
-    seen = {"forwards": 0, "backwards": 0}
-
-    def forward(module, inputs, output):
-        seen["forwards"] += 1
-        if output.requires_grad:
-            output.register_hook(lambda grad: seen.__setitem__("backwards", seen["backwards"] + 1))
-
-    model.register_forward_hook(forward)
-    return seen
 
 
 @pytest.mark.parametrize(

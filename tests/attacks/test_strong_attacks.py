@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.attacks.apgd_l1 import APGDL1
 from hauberk.attacks.fab_projections import onto_hyperplane
 from hauberk.attacks.model_queries import ModelQueries
@@ -18,8 +17,7 @@ from hauberk.attacks.run import run_attack
 from hauberk.attacks.square import Square
 from hauberk.attacks.square_windows import pick_windows
 from hauberk.core.random import ExampleRng
-from test_attacks_engine import fingerprint, same
-from test_attacks_linear import linear
+from helpers import fingerprint, linear, same, tiny_batch, tiny_net
 
 NORMS = [hb.Linf, hb.L2, hb.L1]
 RADIUS = {"Linf": 0.03, "L2": 0.5, "L1": 6.0}

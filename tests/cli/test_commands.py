@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import hauberk as hb
-from conftest import few_images
 from hauberk.cli import COMMANDS, main
 from hauberk.experiments import Cell
 from hauberk.experiments.studies.setting import Setting
 from hauberk.experiments.studies.variants import variant
+from helpers import few_images
 
 QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]
 

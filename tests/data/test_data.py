@@ -16,8 +16,8 @@ import hauberk as hb
 from hauberk.core.random import ExampleRng
 from hauberk.data import DATASETS, Arrays, Joined, Part, as_source, augment, channel_statistics, data_digest, labels, load_data
 from hauberk.data.augment import PADDING
+from helpers import MNIST
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8)
@@ -105,9 +105,9 @@ def test_digits_are_real_and_split_once():
         load_data("digit", "train")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="MNIST itself is not at hand (../shared/data)")
+@pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST itself is not at hand (../shared/data)")
 def test_mnist_itself():
-    train, test = load_data("mnist", "train", SHARED), load_data("mnist", "test", SHARED)
+    train, test = load_data("mnist", "train", MNIST), load_data("mnist", "test", MNIST)
     assert (len(train), len(test)) == (60000, 10000)
     assert train.y.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 
@@ -120,9 +120,9 @@ def test_fashion_mnist_itself():
     assert train.y.bincount().tolist() == [6000] * 10
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="CIFAR-10 itself is not at hand (../shared/data)")
+@pytest.mark.skipif(not MNIST.is_dir(), reason="CIFAR-10 itself is not at hand (../shared/data)")
 def test_cifar10_itself(tmp_path):
-    subprocess.run([sys.executable, "restore_cifar10.py", str(tmp_path)], cwd=SHARED, check=True, capture_output=True)
+    subprocess.run([sys.executable, "restore_cifar10.py", str(tmp_path)], cwd=MNIST, check=True, capture_output=True)
     train, test = load_data("cifar10", "train", tmp_path), load_data("cifar10", "test", tmp_path)
     assert train.y.bincount().tolist() == [5000] * 10
     assert test.y.bincount().tolist() == [1000] * 10

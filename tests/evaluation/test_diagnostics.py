@@ -9,7 +9,6 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,20 +17,13 @@ from rich.console import Console
 from torch import nn
 
 import hauberk as hb
-from conftest import TORCHRUN, kill_again_and_again, ranks_of, tiny_batch, tiny_net
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
 from hauberk.evaluation import Diagnostic, partial_result, search, table
 from hauberk.evaluation.records import CLEAN, RecordStore, read_records
 from hauberk.evaluation.suites import Suite
 from hauberk.evaluation.summary import summarize
 from hauberk.report.evaluation import facts
-
-
-def sound(n=60, dtype=torch.float32, shape=(3, 8, 8), classes=5):
-    """A network and inputs that it classifies right."""
-    model = tiny_net(shape, classes=classes, seed=2).to(dtype).eval()
-    x, _ = tiny_batch(n, shape, dtype=dtype)
-    return model, x, model(x).argmax(1)
+from helpers import ROOT, TESTS, TORCHRUN, Defended, Noisy, kill_again_and_again, ranks_of, sound, tiny_batch, tiny_net
 
 
 def verdicts(ev):
@@ -82,7 +74,6 @@ import hauberk.evaluation.runner as campaign
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
 from hauberk.core.distributed import init_distributed
 from hauberk.attacks.presets import AUTOATTACK
-from test_evaluation_trust import sound
 torch.set_num_threads(1)
 campaign.SAVE_EVERY = 0.05
 for name in AUTOATTACK[:3]:
@@ -96,7 +87,7 @@ with init_distributed():
 
 def start(tmp_path, out, *launcher):
     script = tmp_path / f"{out}.py"
-    script.write_text(WORK.format(tests=str(Path(__file__).parent), out=str(tmp_path / out)))
+    script.write_text(WORK.format(tests=str(TESTS), out=str(tmp_path / out)))
     environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")}
     return subprocess.Popen(
         [sys.executable, *launcher, str(script)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -191,15 +182,6 @@ def test_an_early_answer_has_an_interval(tmp_path, monkeypatch):
 # Models that hide their gradients, and the flags they must raise.
 
 
-class Defended(nn.Module):
-    def __init__(self, net=None):
-        super().__init__()
-        self.net = net if net is not None else tiny_net(seed=2)
-
-    def forward(self, x):
-        return self.net(x)
-
-
 class Quantised(Defended):
     def forward(self, x):
         return self.net((x * 8).round() / 8)
@@ -227,11 +209,6 @@ class WinnersTakeAll(Defended):
             z = layer(z)
             z = z * (z >= z.topk(50, dim=1).values[:, -1:])
         return self.last(z)
-
-
-class Noisy(Defended):
-    def forward(self, x):
-        return self.net(x + 0.1 * torch.randn_like(x))
 
 
 class Detached(Defended):
@@ -532,11 +509,9 @@ def test_a_margin_that_is_not_finite_is_null_in_every_file_and_in_memory_alike(t
 
 
 def test_all_json_is_written_by_one_function():
-    import hauberk.core.io
-
-    root = Path(hauberk.core.io.__file__).parent
+    root = ROOT / "src" / "hauberk"
     writers = {path.name for path in root.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())}
-    assert writers == {"files.py", "again.py"}  # the second writes values of options on a command line
+    assert writers == {"io.py", "reproduce.py"}  # the second writes values of options on a command line
 
 
 def test_metrics_that_are_not_finite_are_null(tmp_path):

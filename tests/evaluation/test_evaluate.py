@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,15 +7,11 @@ from scipy.stats import binomtest
 from torch import nn
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.attacks import PRESETS
 from hauberk.evaluation import find_suite, table, wilson_interval
 from hauberk.evaluation.signs import signs
 from hauberk.evaluation.summary import summarize
-from test_evaluation_trust import Noisy
-
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
-MNIST = CHECKPOINTS.parent / "data"
+from helpers import CHECKPOINTS, MNIST, Noisy, small_mnist_net, tiny_batch, tiny_net
 
 
 def evaluated(net, data, out, **more):
@@ -224,19 +219,6 @@ def test_suites_name_whole_attacks_in_order_of_cost():
     assert list(find_suite("quick").stages) == ["fgsm", "pgd-20", "cw-30", "pgd-100"]
     assert list(find_suite("", ["pgd-plus-rst", "fgsm", "fgsm"]).stages) == ["fgsm", "pgd-plus-rst"]
     assert PRESETS["pgd-plus-rst"].settings.restarts == 5
-
-
-def small_mnist_net(features=1568):
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 4, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 4, 2, 1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(features, 100),
-        nn.ReLU(),
-        nn.Linear(100, 10),
-    )
 
 
 @pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="reference networks are not at hand (../shared/checkpoints)")

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.cli import main
 from hauberk.experiments import Cell
 from hauberk.experiments.studies import STUDIES, Finding, Setting, ablation, find_study, subsets, trade_off
 from hauberk.experiments.studies.measure import difference, outputs_match
 from hauberk.experiments.studies.variants import Split
+from helpers import tiny_batch, tiny_net
 
 SMALL = Cell("at", 0, train_size=300, test_size=60, settings={"epochs": 3, "val_size": 30, "lr": 0.05})
 

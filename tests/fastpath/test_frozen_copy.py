@@ -3,10 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import tiny_batch, tiny_net
 from hauberk.attacks import frozen_model
 from hauberk.fastpath.frozen_copy import InferenceCopy, make_inference_copy
 from hauberk.models import ModelSpec
+from helpers import tiny_batch, tiny_net
 
 
 def settled(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -5,14 +5,12 @@ import pytest
 import torch
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.attacks.frozen_model import frozen_model
 from hauberk.core.errors import UserError
 from hauberk.fastpath.autotune import _seconds, autotune_precision
 from hauberk.fastpath.compile import Compiled
 from hauberk.fastpath.frozen_copy import InferenceCopy
-from test_evaluation_trust import Noisy
-from test_training import Signalling, easy_data, settings
+from helpers import Noisy, Signalling, easy_data, settings, tiny_batch, tiny_net
 
 THREAT = hb.Linf(0.05)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")

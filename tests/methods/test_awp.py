@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.attacks import Ascent, ascend
 from hauberk.attacks.steps import parse_step
 from hauberk.core.random import ExampleRng
 from hauberk.methods.awp import perturbation, perturbed
+from helpers import tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
 

@@ -1,7 +1,6 @@
 """Against numbers of the methods' official code."""
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +8,10 @@ import torch
 from torch import nn
 
 import hauberk as hb
+from helpers import TESTS
 
 GOLDEN = {
-    name: torch.from_numpy(np.array(value))
-    for name, value in np.load(Path(__file__).parent / "golden" / "official_code_seed0.npz").items()
+    name: torch.from_numpy(np.array(value)) for name, value in np.load(TESTS / "golden" / "official_code_seed0.npz").items()
 }
 
 

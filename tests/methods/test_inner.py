@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.attacks import margin_pgd
 from hauberk.objectives.functional import evade_loss, soft_logit_margin
+from helpers import tiny_batch, tiny_net
 
 THREAT = hb.Linf(0.05)
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.methods import equation, get_method_spec
 from hauberk.objectives import OBJECTIVES
-from test_attacks_engine import count_passes
+from helpers import count_passes, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
 

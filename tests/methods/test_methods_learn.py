@@ -6,7 +6,7 @@ import torch
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.io import read_state
-from test_training import THREAT, Signalling, easy_data, settings
+from helpers import THREAT, Signalling, easy_data, settings
 
 NAMES = [*hb.list_methods(), "at+awp", "trades+awp", "mail-trades+awp", "mma+awp"]
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.models import ModelSpec
 from hauberk.training.model_card import save_model
+from helpers import tiny_batch, tiny_net
 
 
 def export(folder, name="small-cnn", net=None, **card):

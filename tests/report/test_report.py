@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import hauberk as hb
-from conftest import few_images
 from hauberk.cli import main
 from hauberk.experiments import Cell, collect, run_cell
 from hauberk.experiments.studies import Setting, find_study
+from helpers import few_images
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of everything that reads files, with atheris (pip install atheris).
 
-python tests/fuzz_readers.py READER [libFuzzer's options, e.g. -max_total_time=600]
+python tests/system/fuzz_readers.py READER [libFuzzer's options, e.g. -max_total_time=600]
 
 A reader may return something or raise UserError in one line; anything else, a hang of 10 s, or 2 GiB of memory is a finding.
 """

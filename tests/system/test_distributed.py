@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import hauberk as hb
-from conftest import TORCHRUN, kill_again_and_again, ranks_of, saved_at, tiny_net, weights
+from hauberk.core.random import ExampleRng
+from helpers import ROOT, TESTS, TORCHRUN, kill_again_and_again, ranks_of, saved_at, tiny_net, weights
 
 KILLS = int(os.environ.get("HAUBERK_KILLS", "1"))
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
@@ -56,9 +56,9 @@ def twenty_steps(name, net=None, **more):
 
 PROGRAM = """
 import sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests}
 import hauberk as hb
-import test_parallel
+import helpers, test_distributed
 torch.set_num_threads(1)
 with hb.init_distributed() as world:
     {work}
@@ -68,7 +68,7 @@ with hb.init_distributed() as world:
 def together(folder, work, processes=2):
     """Run lines of Python on several processes."""
     script = folder / "work.py"
-    script.write_text(PROGRAM.format(tests=str(Path(__file__).parent), work=work))
+    script.write_text(PROGRAM.format(tests=[str(TESTS), str(TESTS / "system")], work=work))
     return launch([str(script)], processes)
 
 
@@ -114,7 +114,7 @@ def test_a_wrapper_may_outlive_its_group(tmp_path):
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_gives_the_weights_of_one(tmp_path, processes):
     names = METHODS if processes == 2 else ["mail-trades+awp", "gairat", "mma"]
-    work = f"found = {{name: test_parallel.twenty_steps(name) for name in {names}}}\n"
+    work = f"found = {{name: test_distributed.twenty_steps(name) for name in {names}}}\n"
     work += f"    world.is_main and torch.save(found, {str(tmp_path / 'found.pt')!r})"
     finish(together(tmp_path, work, processes))
     found = torch.load(tmp_path / "found.pt")
@@ -131,7 +131,7 @@ def test_any_number_of_processes_gives_the_weights_of_one(tmp_path, processes):
 def test_synchronised_batchnorm_on_two_gpus_gives_the_weights_of_one(tmp_path, name):
     # Equal parts: with parts of different size the running variances differ by their small-sample corrections.
     how = "batch_size=20, device='cuda', sync_batchnorm=True"
-    work = f"found = test_parallel.twenty_steps({name!r}, test_parallel.tiny_net(classes=6).double(), {how})\n"
+    work = f"found = test_distributed.twenty_steps({name!r}, helpers.tiny_net(classes=6).double(), {how})\n"
     work += f"    world.is_main and torch.save(found, {str(tmp_path / 'found.pt')!r})"
     finish(together(tmp_path, work))
     weights, _ = twenty_steps(name, tiny_net(classes=6).double(), batch_size=20, device="cuda")
@@ -185,7 +185,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 
 
 RESUMED = """
-net = test_parallel.tiny_net(dropout=0.3, seed=world.rank)  # the ranks begin apart
+net = helpers.tiny_net(dropout=0.3, seed=world.rank)  # the ranks begin apart
     method = hb.method({method!r}, hb.Linf("8/255"))
     import hauberk.training.sync_throttle
     from hauberk.training.trainer import Trainer
@@ -197,10 +197,10 @@ net = test_parallel.tiny_net(dropout=0.3, seed=world.rank)  # the ranks begin ap
             train_step(self, *inputs)
             self.stop.asked = world.rank == 1 and next(steps) >= 6  # one process alone is asked to stop
         Trainer._train_step = counted
-        assert hb.train(net, test_parallel.data(), **how).interrupted
+        assert hb.train(net, test_distributed.data(), **how).interrupted
         Trainer._train_step = train_step
-        net = test_parallel.tiny_net(dropout=0.3, seed=5 + world.rank)
-    run = hb.train(net, test_parallel.data(), resume={interrupted}, **how)
+        net = helpers.tiny_net(dropout=0.3, seed=5 + world.rank)
+    run = hb.train(net, test_distributed.data(), resume={interrupted}, **how)
     same = world.all_gather_object({{name: value.tolist() for name, value in run.model.state_dict().items()}})
     assert same[0] == same[1], "the processes have different networks"
 """
@@ -217,8 +217,8 @@ def test_resuming_on_two_processes_is_bit_identical_with_dropout_batchnorm_and_c
 MINE = """
 from torch.nn.parallel import DistributedDataParallel
     from hauberk.methods import Method
-    x, y = test_parallel.data(20)
-    net = test_parallel.Frozen()
+    x, y = test_distributed.data(20)
+    net = test_distributed.Frozen()
     method = hb.method({method!r}, hb.Linf("8/255"), **{settings!r})
     step = {wrap}
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
@@ -226,7 +226,7 @@ from torch.nn.parallel import DistributedDataParallel
     step.register_forward_hook(lambda *_: forwards.append(1))
     for epoch in range(5):
         optimizer.zero_grad()
-        step(x[world.rank::2].double(), y[world.rank::2], epoch, noise=test_parallel.noise(world.rank, 2)).loss.backward()
+        step(x[world.rank::2].double(), y[world.rank::2], epoch, rng=test_distributed.rng(world.rank, 2)).loss.backward()
         optimizer.step()
     assert len(forwards) == 5  # through the wrapper, whatever the attack did
     world.is_main and torch.save(net.state_dict(), {out!r})
@@ -234,7 +234,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def rng(rank, size):
-    return hb.rng.ExampleRng(0, torch.arange(20)[rank::size])
+    return ExampleRng(0, torch.arange(20)[rank::size])
 
 
 @pytest.mark.parametrize("engine", ["ddp", "accelerate"])
@@ -259,8 +259,8 @@ def test_a_callers_own_loop_on_two_processes(tmp_path, engine):
 REFUSED = """
 from torch.nn.parallel import DistributedDataParallel
     import pytest
-    x, y = test_parallel.data(20)
-    net = test_parallel.Frozen()
+    x, y = test_distributed.data(20)
+    net = test_distributed.Frozen()
     with pytest.raises(hb.UserError, match="wrap hb.Step"):
         hb.method("at", hb.Linf("8/255"))(DistributedDataParallel(net), x.double(), y)
     threat = hb.Linf("8/255")
@@ -292,7 +292,7 @@ def test_what_is_refused(tmp_path):
 
 def test_the_script_for_slurm_trains_and_goes_on(tmp_path):
     """As docs/scaling.md has it, but for data and network; Slurm's programs are stand-ins on one machine."""
-    page = (Path(__file__).resolve().parents[1] / "docs" / "scaling.md").read_text()
+    page = (ROOT / "docs" / "scaling.md").read_text()
     script = re.search(r"```bash\n(.*?)```", page, re.DOTALL)[1]
     script = script.replace(
         "--data cifar10 --data-dir $HOME/data --model resnet18", "--data digits --epochs 2 --batch-size 256"

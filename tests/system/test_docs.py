@@ -17,8 +17,8 @@ import tyro
 
 import hauberk as hb
 from hauberk.cli import COMMANDS, main
+from helpers import ROOT, TESTS
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python" in path.read_text())
 OF_A_GROUP = "scaling"  # the page whose Python runs in a process group
 
@@ -90,7 +90,7 @@ def test_the_page_of_a_group_runs(tmp_path):
     work = f"""
 import sys, torch
 from pathlib import Path
-sys.path.insert(0, {str(ROOT / "tests")!r})
+sys.path[:0] = {[str(TESTS), str(TESTS / "system")]}
 import hauberk as hb, test_docs
 page = next(page for page in test_docs.PAGES if page.stem == test_docs.OF_A_GROUP)
 names = test_docs.taken_for_granted(page, {{"train": hb.data.load_data("digits", "train")}})

@@ -1,4 +1,4 @@
-"""Files from anywhere: read, or refused in one line. HAUBERK_FUZZ=20000 pytest tests/test_untrusted.py is the long form."""
+"""Files from anywhere: read, or refused in one line. The long form: HAUBERK_FUZZ=20000 pytest THIS_FILE."""
 
 import gzip
 import json

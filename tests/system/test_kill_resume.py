@@ -1,4 +1,4 @@
-"""Real processes, killed and interrupted. HAUBERK_KILLS=20 pytest tests/test_survival.py is the long form."""
+"""Real processes, killed and interrupted. HAUBERK_KILLS=20 pytest tests/system/test_kill_resume.py is the long form."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ import time
 import pytest
 
 import hauberk as hb
-from conftest import kill_again_and_again, saved_at, tiny_batch, tiny_net, weights
 from hauberk.core.io import exclusive_lock
+from helpers import kill_again_and_again, saved_at, tiny_batch, tiny_net, weights
 
 KILLS = int(os.environ.get("HAUBERK_KILLS", "2"))
 

@@ -2,11 +2,11 @@
 
 import re
 import socket
-from pathlib import Path
 
 from hauberk.cli import main
+from helpers import ROOT
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "hauberk"
+SOURCE = ROOT / "src" / "hauberk"
 CONNECTING = re.compile(
     r"^\s*(?:import|from) (?:socket|ssl|http|urllib|requests|httpx|aiohttp|huggingface_hub|ftplib|smtplib)\b", re.M
 )

@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+from helpers import ROOT
+
+PYPROJECT = ROOT / "pyproject.toml"
 HANGS = """
 import ctypes
 

@@ -7,15 +7,15 @@ import tarfile
 import tomllib
 import zipfile
 from inspect import signature
-from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from packaging.requirements import Requirement
 
+from helpers import ROOT
+
 pytest.importorskip("build")
 pytest.importorskip("hatchling")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(shipped):
 def test_the_sdist_holds_what_is_needed_to_test_it(shipped):
     with tarfile.open(next(shipped.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"README.md", "LICENSE", "pyproject.toml", "start.py", "tests/test_wheel.py", "docs/conf.py"} <= names
+    assert {"README.md", "LICENSE", "pyproject.toml", "start.py", "tests/system/test_wheel.py", "docs/conf.py"} <= names
     assert not any(name.startswith(("runs", "build", ".venv")) for name in names)
 
 

@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,10 +21,10 @@ from hauberk.report.reproduce import train_command
 from hauberk.tables import default_threat, draft, make_table, measure_risk, reach_of, read_frame, read_schema, read_table
 from hauberk.threat import threat_from_dict
 from hauberk.training.validate import validate
+from helpers import ROOT
 
 pd = pytest.importorskip("pandas")
-HOME = Path(__file__).resolve().parents[1]
-SHARED = HOME.parent / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 DESCRIPTION = """
 train = "rows.csv"
 label = "late"
@@ -382,7 +381,7 @@ def test_the_commands_take_a_description(folder, capsys, monkeypatch):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the credit sets are not at hand (../shared/data)")
 def test_the_example_runs():
-    command = [sys.executable, str(HOME / "examples" / "credit.py"), str(SHARED / "german_credit" / "german_credit.npz")]
+    command = [sys.executable, str(ROOT / "examples" / "credit.py"), str(SHARED / "german_credit" / "german_credit.npz")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "160"})
     assert done.returncode == 0, done.stderr
     for method in ("standard", "at", "mart", "mail-at", "mail-trades"):

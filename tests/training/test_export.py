@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.cli import main
 from hauberk.models import Normalize, StraightThroughRound
 from hauberk.training import export_model
+from helpers import tiny_batch, tiny_net
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,11 @@ import pytest
 import torch
 
 import hauberk as hb
-from conftest import tiny_net
 from hauberk.data import Arrays, Joined, as_source, pseudo_label
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
 from hauberk.training.plan import make_plan
-from test_training import THREAT, easy_data, settings
+from helpers import THREAT, easy_data, settings, tiny_net
 
 
 def test_pseudo_labels_are_the_models_predictions():

@@ -13,7 +13,6 @@ from torch import nn
 
 import hauberk as hb
 import hauberk.training.train as training_run
-from conftest import few_images, tiny_batch, tiny_net
 from hauberk.attacks.steps import parse_step
 from hauberk.core.io import read_state, write_json, write_state
 from hauberk.data import Arrays, as_source, labels
@@ -24,48 +23,7 @@ from hauberk.training.early_failure import TrainingDiverged, check_catastrophic_
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, find_published
 from hauberk.training.schedule import eps_scale, first_drop, learning_rate
-
-THREAT = hb.Linf("8/255")
-SHAPE = (3, 8, 8)
-
-
-def easy_data(n=60, classes=5, seed=0):
-    """Images whose class is plain to see."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % classes
-    x = torch.rand(n, *SHAPE, generator=generator) * 0.3 + 0.12 * y.view(-1, 1, 1, 1)
-    return x, y
-
-
-class Signalling:
-    """A data set that asks the run to stop when it fetches its k-th batch."""
-
-    def __init__(self, whole, at):
-        self.whole, self.at, self.fetched = as_source(whole), at, 0
-
-    def __len__(self):
-        return len(self.whole)
-
-    def __getitem__(self, i):
-        self.fetched += 1
-        if self.fetched == self.at:
-            signal.raise_signal(signal.SIGINT)
-        x, y = self.whole.fetch(torch.tensor([i]))
-        return x[0].numpy(), int(y[0])
-
-
-def settings(**changes):
-    return {
-        "epochs": 3,
-        "batch_size": 16,
-        "val_size": 12,
-        "val_steps": 2,
-        "lr": 0.05,
-        "quiet": True,
-        "threads": 1,
-        "device": "cpu",
-        **changes,
-    }
+from helpers import SHAPE, THREAT, Signalling, easy_data, few_images, settings, tiny_batch, tiny_net
 
 
 def train_tiny(data, out, resume=False, method="trades", **changes):

@@ -2,13 +2,12 @@ import pytest
 import torch
 
 import hauberk as hb
-from conftest import tiny_batch, tiny_net
 from hauberk.attacks import Ascent, ascend
 from hauberk.core.random import ExampleRng
 from hauberk.methods.weights import Weighting
 from hauberk.objectives import OBJECTIVES
 from hauberk.weighting import effective_size, gairat, mail, margin_difference, mean_one, probabilistic_margin, summary
-from test_attacks_engine import count_passes
+from helpers import count_passes, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
 
