@@ -1,4 +1,8 @@
+import os
 from dataclasses import replace
+
+# One thread for all that the tests start, too: processes with more of them than there are cores wait for each other.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is imported
 
 import pytest
 import torch
@@ -7,7 +11,30 @@ import hauberk as hb
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
 
 pytest.register_assert_rewrite("helpers")
+import helpers
+
 collect_ignore = ["system/fuzz_readers.py"]  # a program, which needs atheris
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--long", action="store_true", help="tests in their long form: more kills, more hostile files, longer training"
+    )
+
+
+def pytest_configure(config):
+    helpers.LONG = config.getoption("long")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long comes first, so that no process is left alone with it at the end."""
+    rooms = ("system", "experiments", "cli", "methods", "evaluation", "report", "training")
+
+    def rank(item):
+        room = item.path.parent.name if item.path.is_relative_to(helpers.TESTS) else ""
+        return rooms.index(room) if room in rooms else len(rooms)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True)

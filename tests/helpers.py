@@ -18,7 +18,13 @@ SHARED = ROOT.parent / "shared"  # data and networks that are not in the reposit
 CHECKPOINTS, MNIST = SHARED / "checkpoints", SHARED / "data"
 THREAT = hb.Linf("8/255")
 SHAPE = (3, 8, 8)
+LONG = False  # whether the option --long was given; conftest.py sets it before any test module is imported
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+
+
+def long_or(short, long):
+    """A size for the usual form of a test, and one for its long form (pytest --long)."""
+    return long if LONG else short
 
 
 def tiny_net(shape=(3, 8, 8), classes=5, seed=0, dropout=0.0):

@@ -15,9 +15,9 @@ from torch import nn
 
 import hauberk as hb
 from hauberk.core.random import ExampleRng
-from helpers import ROOT, TESTS, TORCHRUN, kill_again_and_again, ranks_of, saved_at, tiny_net, weights
+from helpers import ROOT, TESTS, TORCHRUN, kill_again_and_again, long_or, ranks_of, saved_at, tiny_net, weights
 
-KILLS = int(os.environ.get("HAUBERK_KILLS", "1"))
+KILLS = long_or(1, 20)
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
 
 

@@ -1,8 +1,7 @@
-"""Files from anywhere: read, or refused in one line. The long form: HAUBERK_FUZZ=20000 pytest THIS_FILE."""
+"""Files from anywhere: read, or refused in one line."""
 
 import gzip
 import json
-import os
 import pickle
 import struct
 import subprocess
@@ -23,8 +22,9 @@ from hauberk.models import ModelSpec
 from hauberk.threat import threat_from_dict
 from hauberk.training import resume
 from hauberk.training.model_card import save_model
+from helpers import long_or
 
-TRIALS = int(os.environ.get("HAUBERK_FUZZ", "40"))
+TRIALS = long_or(40, 2000)
 fuzz = settings(max_examples=TRIALS, deadline=None, suppress_health_check=list(HealthCheck))
 
 scalars = st.one_of(

@@ -1,6 +1,5 @@
-"""Real processes, killed and interrupted. HAUBERK_KILLS=20 pytest tests/system/test_kill_resume.py is the long form."""
+"""Real processes, killed and interrupted."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,9 +9,9 @@ import pytest
 
 import hauberk as hb
 from hauberk.core.io import exclusive_lock
-from helpers import kill_again_and_again, saved_at, tiny_batch, tiny_net, weights
+from helpers import kill_again_and_again, long_or, saved_at, tiny_batch, tiny_net, weights
 
-KILLS = int(os.environ.get("HAUBERK_KILLS", "2"))
+KILLS = long_or(2, 20)
 
 PROGRAM = """
 import sys
