@@ -1,5 +1,6 @@
 """Training on several real processes under torchrun, against one process."""
 
+import gc
 import os
 import random
 import re
@@ -8,16 +9,23 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
+from functools import partial
+from itertools import count
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import hauberk as hb
+import helpers
 from hauberk.core.random import ExampleRng
 from helpers import ROOT, TESTS, TORCHRUN, kill_again_and_again, long_or, ranks_of, saved_at, tiny_net, weights
 
 KILLS = long_or(1, 20)
+pytestmark = pytest.mark.xdist_group("distributed")  # one process has what two left
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
 
 
@@ -44,36 +52,46 @@ def data(n=120):
     return x, y
 
 
-def twenty_steps(name, net=None, **more):
-    """21 steps on batches of 15, so that the parts differ in size. Returns weights and metrics."""
+def some_steps(name, net=None, **more):
+    """Some epochs on batches of 15, so that the parts differ in size. Returns weights and metrics."""
     settings = {"burn_in": 0} if hb.method(name, hb.Linf("8/255")).choices.weighting.measure != "none" else {}
     method = hb.method(name, hb.Linf("8/255"), **settings)
-    how = {"epochs": 3, "batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}
-    run = hb.train(net or Frozen(), data(), method=method, quiet=True, threads=1, **{**how, **more})
+    how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}
+    run = hb.train(net or Frozen(), data(), method=method, epochs=long_or(2, 3), quiet=True, threads=1, **{**how, **more})
     clock = ("seconds", "examples_per_second")
     return run.model.state_dict(), [{k: v for k, v in row.items() if k not in clock} for row in run.metrics]
 
 
 PROGRAM = """
-import sys, torch
+import sys
+from pathlib import Path
 sys.path[:0] = {tests}
+import torch
 import hauberk as hb
 import helpers, test_distributed
+helpers.LONG = {long}
 torch.set_num_threads(1)
+out = Path({out!r})
 with hb.init_distributed() as world:
-    {work}
+    for work in {works}:
+        getattr(test_distributed, work)(world, out)
+        world.is_main and (out / f"{{work}}.done").touch()
+if {outlives}:
+    test_distributed.a_wrapper_outlives_its_group()
+    (out / "outlives.done").touch()
 """
 
 
-def together(folder, work, processes=2):
-    """Run lines of Python on several processes."""
+def together(folder, works, processes=2, outlives=False):
+    """Let several processes do pieces of work, which are functions of this module, one after the other."""
     script = folder / "work.py"
-    script.write_text(PROGRAM.format(tests=[str(TESTS), str(TESTS / "system")], work=work))
+    paths = [str(TESTS), str(TESTS / "system")]
+    script.write_text(PROGRAM.format(tests=paths, long=helpers.LONG, out=str(folder), works=works, outlives=outlives))
     return launch([str(script)], processes)
 
 
 def launch(words, processes=2):
-    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")} | {"OMP_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")}
     return subprocess.Popen(
         [sys.executable, *TORCHRUN, str(processes), *words],
         env=environment,
@@ -91,52 +109,86 @@ def finish(process):
     return said
 
 
-OUTLIVES = """
-import gc, weakref, torch, torch.distributed as dist, hauberk as hb
-for turn in range(2):  # torch itself keeps the first group of a process
-    with hb.init_distributed():
-        step = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
-        step(torch.rand(4, 2)).sum().backward()
-        group = weakref.ref(dist.group.WORLD)
-    assert not dist.is_initialized()
-    del step
-    gc.collect()
-    assert group() is not None
-"""
+TOGETHER = ["steps_of_every_method", "resumed_free_at", "resumed_mail_at", "own_loop_ddp", "own_loop_accelerate", "refused"]
 
 
-def test_a_wrapper_may_outlive_its_group(tmp_path):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes left, which did all the work that needs no processes of its own: each start takes seconds."""
+    folder = tmp_path_factory.mktemp("two")
+    process = together(folder, TOGETHER, outlives=True)
+    said, _ = process.communicate(timeout=500)
+    (folder / "said").write_text(said)
+    return folder
+
+
+def done(folder, work):
+    assert (folder / f"{work}.done").exists(), (folder / "said").read_text()[-3000:]
+
+
+def a_wrapper_outlives_its_group():
+    for _ in range(2):  # torch itself keeps the first group of a process
+        with hb.init_distributed():
+            step = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+            step(torch.rand(4, 2)).sum().backward()
+            group = weakref.ref(dist.group.WORLD)
+        assert not dist.is_initialized()
+        del step
+        gc.collect()
+        assert group() is not None
+
+
+def test_a_wrapper_may_outlive_its_group(two):
     # Where the wrapper has the last reference to the group, freeing it hangs in about 1 of 50 cases; so Python has one, too.
-    (tmp_path / "work.py").write_text(OUTLIVES)
-    finish(launch([str(tmp_path / "work.py")], processes=1))
+    done(two, "outlives")
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_any_number_of_processes_gives_the_weights_of_one(tmp_path, processes):
-    names = METHODS if processes == 2 else ["mail-trades+awp", "gairat", "mma"]
-    work = f"found = {{name: test_distributed.twenty_steps(name) for name in {names}}}\n"
-    work += f"    world.is_main and torch.save(found, {str(tmp_path / 'found.pt')!r})"
-    finish(together(tmp_path, work, processes))
-    found = torch.load(tmp_path / "found.pt")
-    for name in names:
-        weights, rows = twenty_steps(name)
+def steps_of_every_method(world, out, names=METHODS):
+    found = {name: some_steps(name) for name in names}
+    world.is_main and torch.save(found, out / "found.pt")
+
+
+def steps_of_three_methods(world, out):
+    steps_of_every_method(world, out, ["mail-trades+awp", "gairat", "mma"])
+
+
+def are_those_of_one(found):
+    for name, (there, rows_there) in found.items():
+        weights, rows = some_steps(name)
         for key, value in weights.items():
-            assert (value - found[name][0][key]).abs().max() < 1e-5, (name, key)
-        for one, many in zip(rows, found[name][1], strict=True):
+            assert (value - there[key]).abs().max() < 1e-5, (name, key)
+        for one, many in zip(rows, rows_there, strict=True):
             assert many == pytest.approx(one, abs=1e-6), name
 
 
+def test_two_processes_give_the_weights_of_one(two):
+    done(two, "steps_of_every_method")
+    found = torch.load(two / "found.pt")
+    assert list(found) == METHODS
+    are_those_of_one(found)
+
+
+def test_three_processes_give_the_weights_of_one(tmp_path):
+    finish(together(tmp_path, ["steps_of_three_methods"], 3))
+    found = torch.load(tmp_path / "found.pt")
+    assert len(found) == 3
+    are_those_of_one(found)
+
+
+def synchronised(world, out):
+    how = {"batch_size": 20, "device": "cuda", "sync_batchnorm": True}
+    found = {name: some_steps(name, tiny_net(classes=6).double(), **how) for name in ("at", "trades", "mart+awp")}
+    world.is_main and torch.save(found, out / "found.pt")
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: torch has no synchronised BatchNorm for CPUs")
-@pytest.mark.parametrize("name", ["at", "trades", "mart+awp"])
-def test_synchronised_batchnorm_on_two_gpus_gives_the_weights_of_one(tmp_path, name):
+def test_synchronised_batchnorm_on_two_gpus_gives_the_weights_of_one(tmp_path):
     # Equal parts: with parts of different size the running variances differ by their small-sample corrections.
-    how = "batch_size=20, device='cuda', sync_batchnorm=True"
-    work = f"found = test_distributed.twenty_steps({name!r}, helpers.tiny_net(classes=6).double(), {how})\n"
-    work += f"    world.is_main and torch.save(found, {str(tmp_path / 'found.pt')!r})"
-    finish(together(tmp_path, work))
-    weights, _ = twenty_steps(name, tiny_net(classes=6).double(), batch_size=20, device="cuda")
-    for key, value in torch.load(tmp_path / "found.pt")[0].items():
-        assert torch.allclose(value.double(), weights[key].double(), atol=1e-5), key
+    finish(together(tmp_path, ["synchronised"]))
+    for name, (there, _) in torch.load(tmp_path / "found.pt").items():
+        weights, _ = some_steps(name, tiny_net(classes=6).double(), batch_size=20, device="cuda")
+        for key, value in there.items():
+            assert torch.allclose(value.double(), weights[key].double(), atol=1e-5), (name, key)
 
 
 def digits(*more, processes=2):
@@ -184,84 +236,96 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-RESUMED = """
-net = helpers.tiny_net(dropout=0.3, seed=world.rank)  # the ranks begin apart
-    method = hb.method({method!r}, hb.Linf("8/255"))
-    import hauberk.training.sync_throttle
+def resumed(method, world, out):
+    """A whole training, and one that is stopped in the middle of an epoch and goes on."""
+    from hauberk.training import sync_throttle
     from hauberk.training.trainer import Trainer
-    hauberk.training.sync_throttle._EVERY = 0  # seconds, so that the run stops in the middle of an epoch
-    how = dict(method=method, out={out!r}, epochs=4, batch_size=20, val_size=20, lr=0.05, ema=0.9, quiet=True, threads=1)
-    if {interrupted}:
-        train_step, steps = Trainer._train_step, iter(range(100))
-        def counted(self, *inputs):
-            train_step(self, *inputs)
-            self.stop.asked = world.rank == 1 and next(steps) >= 6  # one process alone is asked to stop
-        Trainer._train_step = counted
-        assert hb.train(net, test_distributed.data(), **how).interrupted
-        Trainer._train_step = train_step
-        net = helpers.tiny_net(dropout=0.3, seed=5 + world.rank)
-    run = hb.train(net, test_distributed.data(), resume={interrupted}, **how)
-    same = world.all_gather_object({{name: value.tolist() for name, value in run.model.state_dict().items()}})
-    assert same[0] == same[1], "the processes have different networks"
-"""
+
+    every, sync_throttle._EVERY = sync_throttle._EVERY, 0  # seconds
+    train_step, steps = Trainer._train_step, count()
+    method = hb.method(method, hb.Linf("8/255"))
+    how = {"method": method, "epochs": 4, "batch_size": 20, "val_size": 20, "lr": 0.05, "ema": 0.9, "quiet": True, "threads": 1}
+    where = {name: out / f"{method.name}-{name}" for name in ("whole", "resumed")}
+
+    def counted(self, *inputs):
+        train_step(self, *inputs)
+        self.stop.asked = world.rank == 1 and next(steps) >= 6  # one process alone is asked to stop
+
+    def net(seed):
+        return tiny_net(dropout=0.3, seed=seed + world.rank)  # the ranks begin apart
+
+    whole = hb.train(net(0), data(), out=where["whole"], **how)
+    Trainer._train_step = counted
+    assert hb.train(net(0), data(), out=where["resumed"], **how).interrupted
+    Trainer._train_step = train_step
+    again = hb.train(net(5), data(), out=where["resumed"], resume=True, **how)
+    for run in (whole, again):
+        same = world.all_gather_object({name: value.tolist() for name, value in run.model.state_dict().items()})
+        assert same[0] == same[1], "the processes have different networks"
+    sync_throttle._EVERY = every
+
+
+resumed_free_at = partial(resumed, "free-at")
+resumed_mail_at = partial(resumed, "mail-at")
 
 
 @pytest.mark.parametrize("method", ["free-at", "mail-at"])
-def test_resuming_on_two_processes_is_bit_identical_with_dropout_batchnorm_and_carried_perturbations(tmp_path, method):
-    for name, interrupted in (("whole", False), ("resumed", True)):
-        out = str(tmp_path / name)
-        finish(together(tmp_path, RESUMED.strip().format(method=method, out=out, interrupted=interrupted)))
-    assert weights(tmp_path / "whole") == weights(tmp_path / "resumed")
-
-
-MINE = """
-from torch.nn.parallel import DistributedDataParallel
-    from hauberk.methods import Method
-    x, y = test_distributed.data(20)
-    net = test_distributed.Frozen()
-    method = hb.method({method!r}, hb.Linf("8/255"), **{settings!r})
-    step = {wrap}
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    forwards = []
-    step.register_forward_hook(lambda *_: forwards.append(1))
-    for epoch in range(5):
-        optimizer.zero_grad()
-        step(x[world.rank::2].double(), y[world.rank::2], epoch, rng=test_distributed.rng(world.rank, 2)).loss.backward()
-        optimizer.step()
-    assert len(forwards) == 5  # through the wrapper, whatever the attack did
-    world.is_main and torch.save(net.state_dict(), {out!r})
-"""
+def test_resuming_on_two_processes_is_bit_identical_with_dropout_batchnorm_and_carried_perturbations(two, method):
+    done(two, f"resumed_{method.replace('-', '_')}")
+    assert weights(two / f"{method}-whole") == weights(two / f"{method}-resumed")
 
 
 def rng(rank, size):
     return ExampleRng(0, torch.arange(20)[rank::size])
 
 
-@pytest.mark.parametrize("engine", ["ddp", "accelerate"])
-def test_a_callers_own_loop_on_two_processes(tmp_path, engine):
-    wrap = "DistributedDataParallel(hb.Step(net, method))"
-    if engine == "accelerate":
-        wrap = "__import__('accelerate').Accelerator(cpu=True).prepare(hb.Step(net, method))"
-    name, settings = "mail-trades+awp", {"burn_in": 0}
-    work = MINE.strip().format(method=name, settings=settings, wrap=wrap, out=str(tmp_path / "net.pt"))
-    finish(together(tmp_path, work))
+def own_method():
+    return hb.method("mail-trades+awp", hb.Linf("8/255"), burn_in=0)
+
+
+def own_loop(engine, world, out):
     x, y = data(20)
-    net, method = Frozen(), hb.method(name, hb.Linf("8/255"), **settings)
+    net = Frozen()
+    step = hb.Step(net, own_method())
+    if engine == "ddp":
+        step = DistributedDataParallel(step)
+    else:
+        from accelerate import Accelerator
+
+        step = Accelerator(cpu=True).prepare(step)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    forwards = []
+    step.register_forward_hook(lambda *_: forwards.append(1))
+    for epoch in range(5):
+        optimizer.zero_grad()
+        step(x[world.rank :: 2].double(), y[world.rank :: 2], epoch, rng=rng(world.rank, 2)).loss.backward()
+        optimizer.step()
+    assert len(forwards) == 5  # through the wrapper, whatever the attack did
+    world.is_main and torch.save(net.state_dict(), out / f"{engine}.pt")
+
+
+own_loop_ddp = partial(own_loop, "ddp")
+own_loop_accelerate = partial(own_loop, "accelerate")
+
+
+@pytest.mark.parametrize("engine", ["ddp", "accelerate"])
+def test_a_callers_own_loop_on_two_processes(two, engine):
+    done(two, f"own_loop_{engine}")
+    x, y = data(20)
+    net, method = Frozen(), own_method()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     for epoch in range(5):
         optimizer.zero_grad()
         method(net, x.double(), y, epoch, rng=rng(0, 1)).loss.backward()
         optimizer.step()
-    for key, value in torch.load(tmp_path / "net.pt").items():
+    for key, value in torch.load(two / f"{engine}.pt").items():
         assert torch.allclose(value, net.state_dict()[key], atol=1e-9), key
 
 
-REFUSED = """
-from torch.nn.parallel import DistributedDataParallel
-    import pytest
-    x, y = test_distributed.data(20)
-    net = test_distributed.Frozen()
-    with pytest.raises(hb.UserError, match="wrap hb.Step"):
+def refused(world, out):
+    x, y = data(20)
+    net = Frozen()
+    with pytest.raises(hb.UserError, match=r"wrap hb\.Step"):
         hb.method("at", hb.Linf("8/255"))(DistributedDataParallel(net), x.double(), y)
     threat = hb.Linf("8/255")
     with pytest.raises(hb.UserError, match="too small for 2 processes"):
@@ -275,15 +339,14 @@ from torch.nn.parallel import DistributedDataParallel
         hb.train(net, (x, others), threat=threat, quiet=True)
     with pytest.raises(hb.UserError, match="process 1 is not like the first one: other data"):
         hb.evaluate(net, (x, others), threat=threat, attacks=["fgsm"], quiet=True)
-    how = {{"threat": threat, "attacks": ["fgsm"], "probes": False, "quiet": True, "out": {out!r}}}
+    how = {"threat": threat, "attacks": ["fgsm"], "probes": False, "quiet": True, "out": out / "evaluation"}
     hb.evaluate(net, (x, y), **how)
     with pytest.raises(hb.UserError, match="holds another evaluation"):  # on each, and nobody waits for the other
         hb.evaluate(net, (x, y), seed=1, **how)
-"""
 
 
-def test_what_is_refused(tmp_path):
-    finish(together(tmp_path, REFUSED.strip().format(out=str(tmp_path / "evaluation"))))
+def test_what_is_refused(two, tmp_path):
+    done(two, "refused")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     said, _ = digits("--out", str(tmp_path / "there")).communicate(timeout=100)
@@ -295,7 +358,7 @@ def test_the_script_for_slurm_trains_and_goes_on(tmp_path):
     page = (ROOT / "docs" / "scaling.md").read_text()
     script = re.search(r"```bash\n(.*?)```", page, re.DOTALL)[1]
     script = script.replace(
-        "--data cifar10 --data-dir $HOME/data --model resnet18", "--data digits --epochs 2 --batch-size 256"
+        "--data cifar10 --data-dir $HOME/data --model resnet18", "--data digits --epochs 2 --batch-size 256 --steps 1"
     )
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -309,7 +372,7 @@ def test_the_script_for_slurm_trains_and_goes_on(tmp_path):
     for name, does in programs.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    slurm = {"SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "OMP_NUM_THREADS": "1"}
+    slurm = {"SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
     environment = {**os.environ, **slurm, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     for _ in range(2):  # the second finds a checkpoint
         done = subprocess.run(
