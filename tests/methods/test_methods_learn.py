@@ -6,31 +6,29 @@ import torch
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.io import read_state
-from helpers import THREAT, Signalling, easy_data, settings
+from helpers import THREAT, Signalling, easy_data, long_or, settings
 
 NAMES = [*hb.list_methods(), "at+awp", "trades+awp", "mail-trades+awp", "mma+awp"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_learns_digits(name, digits):
-    """Ten epochs; chance is 10 %, and standard training reaches 51 % under this small ε."""
-    epochs = 2 if name == "free-at" else 10
-    run = hb.train(
-        "small-cnn",
-        digits["train"],
-        method=name,
-        threat=hb.Linf(0.1),
-        epochs=epochs,
-        lr=0.05,
-        val_size=0,
-        threads=1,
-        quiet=True,
-    )
+    """Chance is 10 %; under this small ε plain training reaches 46 %, every other method 66 % or more.
+
+    The long form is a convolutional network, where the limits are lower: plain training reaches 51 %.
+    """
+    model, lr, epochs = long_or(("mlp", 0.1, 6), ("small-cnn", 0.05, 10))
+    epochs = 2 if name == "free-at" else epochs
+    settings = {"epochs": epochs, "lr": lr, "val_size": 0, "threads": 1, "quiet": True}
+    run = hb.train(model, digits["train"], method=name, threat=hb.Linf(0.1), **settings)
+    detects = name == "adversarial-class"
     found = hb.evaluate(
-        run.model, digits["test"], threat=hb.Linf(0.1), attacks=["pgd-20"], detects=name == "adversarial-class", quiet=True
+        run.model, digits["test"], threat=hb.Linf(0.1), attacks=["pgd-20"], n=long_or(100, None), detects=detects, quiet=True
     )
-    assert found.clean_accuracy > (0.6 if name == "adversarial-class" else 0.8)
-    assert found.robust_accuracy > (0.3 if name == "standard" else 0.45)
+    assert found.clean_accuracy > (0.6 if detects else long_or(0.9, 0.8))
+    assert found.robust_accuracy > (0.3 if name == "standard" else long_or(0.58, 0.45))
+    if name == "standard":
+        assert found.robust_accuracy < 0.58
     if "mail" in name or "gair" in name:
         assert {"effective_size", "weight_q50", "measure_q10", "wrong_adversarial"} <= set(run.metrics[-1])
         assert run.metrics[0]["effective_size"] == pytest.approx(1.0)
@@ -58,12 +56,12 @@ def test_what_a_method_remembers_survives_a_stop(name, tmp_path):
 
 def test_a_class_of_adversarial_inputs_is_reported(digits, tmp_path, monkeypatch, capsys):
     run = hb.train(
-        "small-cnn",
+        "mlp",
         digits["train"],
         method="adversarial-class",
         threat=hb.Linf(0.1),
-        epochs=10,
-        lr=0.05,
+        epochs=6,
+        lr=0.1,
         out=tmp_path / "run",
         quiet=True,
     )
