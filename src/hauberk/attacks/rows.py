@@ -123,7 +123,7 @@ def put(rows: SomeRows, places: Tensor, new: SomeRows) -> None:
 def dump(rows: Rows) -> dict[str, Tensor]:
     """Return all there is to know about rows, as tensors."""
     values = {f.name: getattr(rows, f.name) for f in fields(rows)}
-    region, rng = values.pop("region"), values.pop("noise")
+    region, rng = values.pop("region"), values.pop("rng")
     return {"x": region.x, "noise": rng.keys, **values}
 
 
