@@ -1,0 +1,249 @@
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog, minimize
+
+import hauberk as hb
+from hauberk.attacks import PRESETS, AttackInputs, ModelQueries, run_attack
+from hauberk.attacks.apgd_l1 import APGDL1
+from hauberk.attacks.square import Square
+from hauberk.attacks.square_windows import pick_windows
+from hauberk.core.random import ExampleRng
+from hauberk.threat import NORMS as NORM_OBJECTS
+from helpers import fingerprint, linear, same, tiny_batch, tiny_net
+
+NORMS = [hb.Linf, hb.L2, hb.L1]
+RADIUS = {"Linf": 0.03, "L2": 0.5, "L1": 6.0}
+
+
+def threats(**box):
+    return [make(RADIUS[make.__name__], **box) for make in NORMS]
+
+
+CALLS = {
+    "apgd": lambda *a, **k: hb.attacks.apgd(*a, steps=15, **k),
+    "apgd-t": lambda *a, **k: hb.attacks.apgd(*a, steps=15, loss="dlr-targeted", targets=2, **k),
+    "fab-t": lambda *a, **k: hb.attacks.fab(*a, steps=10, targets=2, **k),
+    "fab": lambda *a, **k: hb.attacks.fab(*a, steps=10, targeted=False, restarts=2, **k),
+    "square": lambda *a, **k: hb.attacks.square(*a, steps=60, **k),
+    "random": lambda *a, **k: hb.attacks.random_search(*a, steps=20, **k),
+}
+
+
+@pytest.mark.parametrize("threat", threats(), ids=str)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_stays_inside_leaves_the_model_alone_and_reports_what_holds(call, threat, device):
+    model = tiny_net(seed=2).to(device).train()
+    x, y = (t.to(device) for t in tiny_batch(24))
+    before = fingerprint(model)
+    found = call(model, x, y, threat)
+    assert same(before, fingerprint(model))
+    assert threat.contains(found.x_adv, x).all()
+    logits = model.eval()(found.x_adv)
+    assert torch.equal(logits.argmax(1) != y, found.success)
+    assert found.success.any()
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 9), (3, 8, 5), (2, 3, 4, 6), (1, 1, 1), (2,)])
+@pytest.mark.parametrize("threat", threats(low=-1.0, high=2.0), ids=str)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_any_shape_of_input(call, threat, shape):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(torch.Size(shape).numel(), 5)).eval()
+    x, y = tiny_batch(4, shape)
+    assert threat.contains(call(model, x, y, threat).x_adv, x).all()
+
+
+@pytest.mark.parametrize(
+    "call", [CALLS[k] for k in ("apgd", "fab", "square", "random")], ids=["apgd", "fab", "square", "random"]
+)
+def test_frozen_features_and_radii_for_each(call):
+    eps = torch.tensor([0.3, 0.0, 0.1, 0.5, 0.2, 0.05])
+    x, y = tiny_batch(30, (6,), classes=2, dtype=torch.float64)
+    eps = eps.double()
+    model = linear(torch.tensor([1.0, 5.0, -2.0, 0.5, 9.0, 1.0]))
+    for make in NORMS:
+        threat = make(eps, low=-1.0, high=2.0, frozen=[4])
+        found = call(model, x, y, threat)
+        assert threat.contains(found.x_adv, x).all()
+        assert torch.equal(found.x_adv[:, [1, 4]], x[:, [1, 4]])
+        assert found.success.any()
+
+
+@pytest.mark.parametrize("make", NORMS)
+@pytest.mark.parametrize("call", ["apgd", "fab"])
+def test_reaches_the_optimum_of_a_linear_model(make, call):
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(12, generator=generator, dtype=torch.float64)
+    x = torch.rand(60, 12, generator=generator, dtype=torch.float64)
+    y = (x @ w > 0).long()
+    distance = (x @ w).abs() / w.norm(p={hb.Linf: 1, hb.L2: 2, hb.L1: torch.inf}[make])
+    eps = float(distance.median())
+    found = getattr(hb.attacks, call)(linear(w), x, y, make(eps, low=-9, high=9))
+    # L1-APGD spreads a step over a share of the coordinates, which 12 of them make coarse.
+    near = 0.7 if call == "apgd" and make is hb.L1 else 0.95
+    assert found.success[distance < eps * near].all()
+    assert not found.success[distance > eps * (1 + 1e-9)].any()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), need=st.floats(0.01, 3.0))
+def test_nearest_points_of_a_hyperplane_against_solvers(norm, seed, need):
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(1, 6, generator=generator, dtype=torch.float64)
+    below, above = torch.rand(2, 1, 6, generator=generator, dtype=torch.float64)
+    gap = torch.tensor([need if seed % 2 else -need], dtype=torch.float64)
+    ours = NORM_OBJECTS[norm].onto_hyperplane(w, gap, below, above)[0]
+    assert (ours >= -below[0] - 1e-12).all()
+    assert (ours <= above[0] + 1e-12).all()
+    toward = w[0] * gap.sign()
+    most = (toward.abs() * torch.where(toward > 0, above[0], below[0])).sum()
+    if most < need * (1 + 1e-6):  # no solution: the nearest corner
+        assert float(toward @ ours) == pytest.approx(float(most), rel=1e-6)
+        return
+    assert float(w[0] @ ours) == pytest.approx(float(gap), rel=1e-6)
+    bounds = list(zip((-below[0]).tolist(), above[0].tolist(), strict=True))
+    if norm == "L2":
+        exact = minimize(
+            lambda d: (d**2).sum(), ours.numpy() * 0, bounds=bounds,
+            constraints={"type": "eq", "fun": lambda d: w[0].numpy() @ d - float(gap)}, options={"ftol": 1e-14, "maxiter": 500},
+        ).fun ** 0.5  # fmt: skip
+        assert float(ours.norm()) <= exact * (1 + 1e-5) + 1e-9
+        return
+    # |d_j| ≤ t_j, and the largest (L∞) or the sum (L1) of t is least
+    size = 1 if norm == "Linf" else 6
+    cost = [0.0] * 6 + [1.0] * size
+    rows = []
+    for j in range(6):
+        for sign in (1.0, -1.0):
+            row = [0.0] * (6 + size)
+            row[j], row[6 + (0 if norm == "Linf" else j)] = sign, -1.0
+            rows.append(row)
+    exact = linprog(cost, rows, [0.0] * 12, [w[0].tolist() + [0.0] * size], [float(gap)], bounds + [(0, None)] * size).fun
+    length = ours.abs().max() if norm == "Linf" else ours.abs().sum()
+    assert float(length) == pytest.approx(exact, rel=1e-6)
+
+
+def test_square_answers_proposals_that_change_nothing_without_a_pass(monkeypatch):
+    model = tiny_net((1, 8, 8), seed=5).eval()
+    x, _ = tiny_batch(16, (1, 8, 8))
+    y = model(x).argmax(1)
+    fast = hb.attacks.square(model, x, y, hb.Linf(0.02), steps=300, seed=3)
+    monkeypatch.setattr(import_module("hauberk.attacks.square"), "_PROPOSALS", 1)
+    slow = hb.attacks.square(model, x, y, hb.Linf(0.02), steps=300, seed=3)
+    assert torch.equal(fast.x_adv, slow.x_adv)
+    assert torch.equal(fast.first_success, slow.first_success)
+    assert fast.forwards < 0.9 * slow.forwards
+    assert (slow.steps_taken[~slow.success] == 300).all()
+
+
+def test_the_windows_of_square_shrink_and_reach_every_pixel():
+    windows = pick_windows((3, 8, 5), NORM_OBJECTS["Linf"])
+    assert windows.sizes[0].prod() == pytest.approx(0.8 * 40, rel=0.1)
+    assert windows.sizes[-1].tolist() == [1, 1]
+    assert windows.size_at(torch.tensor([0, 10, 11, 50, 51, 9000])).tolist() == [0, 0, 1, 1, 2, 9]
+    draws = ExampleRng(0, torch.arange(2000)).uniform(torch.empty(2000, 2), 0)
+    hit = windows.mask(draws[:, 0], draws[:, 1], torch.full((2000,), 9))
+    assert hit.flatten(1).sum(1).eq(1).all()
+    assert hit.any(0).all()
+    vector = pick_windows((1, 1, 20), NORM_OBJECTS["L2"])
+    assert vector.patterns[0, 0].norm() == pytest.approx(1.0)
+    assert (vector.sizes[:, 0] == 1).all()
+
+
+def test_fab_finds_points_that_are_near_the_boundary():
+    model = tiny_net(seed=4).eval()
+    x, _ = tiny_batch(40)
+    y = model(x).argmax(1)
+    wide = hb.attacks.fab(model, x, y, hb.Linf(0.5), steps=60, targets=4)
+    nearer = hb.attacks.pgd(model, x, y, hb.Linf(0.5), steps=40)
+    assert wide.success.sum() >= nearer.success.sum()
+
+
+def test_targeted_pgd_is_not_undirected():
+    model = tiny_net(seed=4).eval()
+    x, _ = tiny_batch(40)
+    y = model(x).argmax(1)
+    program, _ = PRESETS["pgd-20-targeted"].adapted(hb.Linf(0.03), 5)
+    aimed = run_attack(program, model, x, y, hb.Linf(0.03))
+    assert program.n_runs(5) == 4
+    plain = hb.attacks.pgd(model, x, y, hb.Linf(0.03), steps=20, start="uniform")
+    assert aimed.success.sum() >= plain.success.sum() - 2
+
+
+def test_transfer_crafts_on_the_surrogate_and_looks_once():
+    model, twin = tiny_net(seed=4).eval(), tiny_net(seed=4).eval()
+    x, _ = tiny_batch(40)
+    y = model(x).argmax(1)
+    same_model = hb.attacks.transfer(model, x, y, hb.Linf(0.03), surrogate=twin)
+    white_box = hb.attacks.pgd(model, x, y, hb.Linf(0.03), steps=20, step_size="eps/10", return_last=True)
+    assert torch.equal(same_model.success, white_box.success)
+    assert (same_model.forwards, same_model.backwards) == (2, 0)
+    other = hb.attacks.transfer(model, x, y, hb.Linf(0.03), surrogate=tiny_net(seed=9))
+    assert other.success.sum() < same_model.success.sum()
+
+
+def test_averaging_over_draws_breaks_a_random_model():
+    class Noisy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_net(seed=4)
+
+        def forward(self, x):
+            return self.net(x + 0.3 * torch.randn_like(x))
+
+    model = Noisy().eval()
+    x, _ = tiny_batch(60)
+    y = model.net(x).argmax(1)
+    torch.manual_seed(0)
+    averaged = hb.attacks.apgd(model, x, y, hb.Linf(0.02), steps=20, eot_iter=20)
+    assert averaged.backwards == pytest.approx(20 * averaged.forwards / 20, rel=0.2)
+
+
+def test_too_little_of_anything_is_refused():
+    x, y = tiny_batch(2)
+    for attack, wrong in (
+        ("fab", {"steps": 0}),
+        ("fab", {"targets": 0}),
+        ("square", {"steps": 0}),
+        ("random_search", {"steps": 0}),
+    ):
+        with pytest.raises(hb.UserError, match="at least 1"):
+            getattr(hb.attacks, attack)(tiny_net(), x, y, hb.Linf(0.1), **wrong)
+    assert Square().steps == 5000
+
+
+def test_autoattack_is_its_four_attacks_one_after_the_other(short_autoattack):
+    model = tiny_net(seed=2).eval()
+    x, _ = tiny_batch(40)
+    y = model(x).argmax(1)
+    found = hb.attacks.autoattack(model, x, y, hb.Linf(0.015))
+    assert hb.Linf(0.015).contains(found.x_adv, x).all()
+    assert torch.equal(model(found.x_adv).argmax(1) != y, found.success)
+    alone = hb.attacks.apgd(model, x, y, hb.Linf(0.015), steps=10)
+    assert (found.success | ~alone.success).all()
+    assert alone.success.sum() < found.success.sum() < 40
+    assert found.forwards > 500 * (~found.success).float().mean()
+    assert hb.attacks.autoattack(tiny_net(classes=2), x, y.clamp_max(1), hb.Linf(0.015)).x_adv.shape == x.shape
+
+
+def test_the_steps_of_l1_apgd_are_as_long_as_the_radius_of_their_time(monkeypatch):
+    monkeypatch.setattr(ExampleRng, "normal", lambda self, like, tag: torch.zeros_like(like))  # starts at the clean input
+    model, (x, y) = tiny_net().eval(), tiny_batch()
+    threat = hb.L1(2.0, low=-100.0, high=100.0)
+    program = APGDL1(steps=10)
+    rng = ExampleRng(0, torch.arange(len(x)))
+    rows = program.init(AttackInputs(threat.around(x), y, model(x).detach(), torch.zeros_like(y), rng))
+    lengths = []
+    for tick in range(program.max_steps):
+        before = rows.offset
+        program.step(rows, ModelQueries(model), np.full(len(x), tick))
+        lengths.append(float((rows.offset - before).abs().sum(1).max()))
+    assert lengths[1] == pytest.approx(3.0)  # in units of ε, as the ball of the first stage
+    assert float(rows.offset.abs().sum(1).max()) <= 1 + 1e-5  # that of the last is the threat model's

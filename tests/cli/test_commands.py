@@ -1,0 +1,239 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import hauberk as hb
+from hauberk.cli import COMMANDS, main
+from hauberk.experiments import Cell
+from hauberk.experiments.studies.setting import Setting
+from hauberk.experiments.studies.variants import variant
+from helpers import few_images
+
+QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_teaches_and_needs_no_torch():
+    code = (
+        "import sys\nfrom hauberk.cli import main\n"
+        f"for name in [None, *{list(COMMANDS)!r}]:\n"
+        "    try: main([name, '--help'] if name else ['--help'])\n"
+        "    except SystemExit as stop: assert stop.code == 0\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for name in COMMANDS:
+        assert f"  {name} " in shown
+    assert "Example: hauberk train" in shown
+
+
+def test_train_then_evaluate(workplace, capsys):
+    assert main(["train", "--method", "mart", "--eps", "0.05", "--beta", "2", "--normalize", *QUICK]) == 0
+    assert "hauberk evaluate runs/digits-mart" in capsys.readouterr().out
+    card = json.loads((workplace / "runs/digits-mart/best.json").read_text())
+    assert card["threat"]["eps"] == "0.05"
+    assert card["method"]["beta"] == 2.0
+    assert len(card["model"]["mean"]) == 1
+    assert main(["evaluate", "runs/digits-mart", "--n", "40", "--threads", "1", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    (saved,) = (workplace / "runs/digits-mart/evaluations").glob("quick-*/evaluation.json")
+    assert shown == json.loads(saved.read_text())
+    assert main(["evaluate", str(saved.parent), "--status"]) == 0
+    assert "after pgd-100" in capsys.readouterr().out
+    assert (shown["n"], shown["threat"]) == (40, "Linf(0.05)")
+    assert (
+        main(["evaluate", "runs/digits-mart", "--n", "40", "--eps", "0.01", "--attacks", "fgsm", "--quiet", "--threads", "1"])
+        == 0
+    )
+    table = capsys.readouterr().out
+    assert "upper bound" in table
+    assert "fgsm" in table
+    assert main(["train", "--method", "mart", *QUICK]) == 0  # a second run gets its own folder
+    assert (workplace / "runs/digits-mart-2/run.json").exists()
+    assert main(["train", "--resume", "runs/digits-mart", "--quiet"]) == 0  # already finished
+    settings = [
+        "--class-weights",
+        *["1", "1", "1", "1", "1", "1", "1", "1", "2", "2"],
+        "--milestones",
+        "0.5",
+        "0.9",
+        "--schedule",
+        "steps",
+        "--out",
+        "own",
+    ]
+    assert main(["train", *settings, *QUICK]) == 0
+    assert json.loads((workplace / "own/run.json").read_text())["settings"]["class_weights"][-1] == 2.0
+    assert main(["train", "--resume", "own", "--quiet"]) == 0
+    assert main(["train", "--out", "own", *QUICK]) == 2
+    assert "exists; go on with it by --resume own" in capsys.readouterr().err
+
+
+def test_demo(workplace, capsys):
+    assert main(["demo", "--epochs", "1", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("at", "mart", "trades", "pgd-100", "cw-30", "worst case", "Next, for example"):
+        assert word in shown
+    assert (workplace / "runs/digits-trades/evaluation.json").exists()
+
+
+def test_lists(capsys):
+    for command in (["methods"], ["attacks"], ["models"], ["data"], ["doctor"], ["methods", "trades"], ["data", "digits"]):
+        assert main(command) == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith("Next: ")
+        assert main([*command, "--json"]) == 0
+        json.loads(capsys.readouterr().out)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == hb.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "--data", "mnist"], "Get the original files from"),
+        (["train", "--data", "minst"], "did you mean 'mnist'"),
+        (["train", "--method", "trade"], "did you mean 'trades'"),
+        (["train", "--model", "resnet"], "did you mean 'resnet18'"),
+        (["train", "--eps", "8"], "did you mean '8/255'"),
+        (["train", "--eps", "abc"], "not a number or a fraction"),
+        (["train", "--norm", "L2"], "give --eps"),
+        (["train", "--device", "cuda:77"], "cannot be used"),
+        (["train", "--resume", "runs/none"], "does not exist"),
+        (["train", "--beta", "-3", "--method", "mart"], "not negative"),
+        (["evaluate", "runs/none"], "does not exist"),
+        (["evaluate", "notes.json"], "not a Hauberk card"),
+        (["evaluate", "net.pth", "--data", "digits"], "pass model="),
+        (["methods", "mail"], "did you mean|known"),
+        (["data", "cifar10", "--download", "--data-dir", "d"], "torchvision|failed"),
+    ],
+)
+def test_mistakes_get_one_line_and_code_2(arguments, says, workplace, capsys):
+    (workplace / "notes.json").write_text("{}")
+    torch.save({}, workplace / "net.pth")
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert len(shown.err.strip().splitlines()) == 1
+    assert re.search(says, shown.err)
+    assert not (workplace / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--epochz", "3"],
+        ["train", "--epochs", "1.5"],
+        ["train", "--epochs", "-1"],
+        ["train", "--schedule", "linear"],
+        ["evaluate"],
+    ],
+)
+def test_wrong_options_end_with_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_failure_that_is_not_the_users_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("hauberk.cli.info.methods", lambda arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["methods"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_says_how_to_resume_and_resuming_ends_the_same(number, workplace):
+    command = [sys.executable, "-m", "hauberk", "train", "--epochs", "8", "--val-steps", "2", "--threads", "1", "--seed", "5"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    whole = subprocess.run([*command, "--out", "whole"], env=environment, capture_output=True, text=True, check=True)
+    assert "epoch 8/8" in whole.stdout
+    process = subprocess.Popen([*command, "--out", "cut"], env=environment, stdout=subprocess.PIPE, text=True)
+    metrics = workplace / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "hauberk train --resume cut" in shown
+    subprocess.run(
+        [sys.executable, "-m", "hauberk", "train", "--resume", "cut"], env=environment, capture_output=True, check=True
+    )
+    for name in ("best.safetensors", "last.safetensors"):
+        assert (workplace / "whole" / name).read_bytes() == (workplace / "cut" / name).read_bytes()
+
+
+def test_what_is_announced_as_published_is_what_is_trained(workplace, capsys, monkeypatch):
+    monkeypatch.setattr("hauberk.data.load_data", lambda name, *_, **__: few_images(name))
+    words = ["train", "--data", "cifar10", "--model", "wrn-10-1", "--method", "mart", "--preset", "official", "--steps", "1"]
+    words += ["--epochs", "1", "--val-size", "0", "--threads", "1"]
+    assert main([*words, "--out", "run"]) == 0
+    assert "MART, train_wideresnet.py, WRN-34-10; of the method: beta 6.0\n" in capsys.readouterr().out
+    assert json.loads((workplace / "run/run.json").read_text())["method"]["beta"] == 6.0
+    assert main([*words, "--out", "mine", "--beta", "2"]) == 0
+    assert "MART, train_wideresnet.py, WRN-34-10\n" in capsys.readouterr().out
+    assert json.loads((workplace / "mine/run.json").read_text())["method"]["beta"] == 2.0
+    assert main(["methods", "mart"]) == 0
+    assert "beta 6.0 (MART, train_wideresnet.py, WRN-34-10)" in capsys.readouterr().out
+
+
+def test_a_model_from_python_is_resumed_in_python(workplace, capsys):
+    hb.train(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)),
+        hb.data.load_data("digits", "train"),
+        threat=hb.Linf(0.1),
+        epochs=1,
+        out="mine",
+        quiet=True,
+    )
+    assert main(["train", "--resume", "mine"]) == 2
+    assert "was made in Python" in capsys.readouterr().err
+
+
+def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
+    (workplace / "ownnets.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(str(workplace))
+    assert main(["train", "--model", "ownnets:net", "--out", "own", *QUICK]) == 0
+    assert main(["evaluate", "own", "--n", "10", "--quiet"]) == 2
+    assert "allow" in capsys.readouterr().err
+    assert main(["evaluate", "own", "--model", "ownnets:net", "--n", "10", "--quiet"]) == 0
+    assert main(["train", "--resume", "own", "--quiet"]) == 2
+    assert main(["train", "--resume", "own", "--model", "ownnets:net", "--quiet"]) == 0
+
+
+def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["train", "--method", "adversarial-class", "--epochs", "1", "--threads", "1", "--quiet", "--out", out]) == 0
+    assert main(["evaluate", out, "--attacks", "pgd-10", "--first", "20", "--quiet"]) == 0
+    assert "with rejection" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["my own method", "mart without KL"])
+def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workplace, digits, capsys):
+    own = variant(name, hb.method("at", hb.Linf(0.1), steps=1), hb.objectives.at)
+    hb.train("mlp", digits["train"], method=own, out="own", epochs=1, val_size=50, val_steps=1, quiet=True)
+    assert main(["evaluate", "own", "--n", "20", "--attacks", "fgsm", "--no-probes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 20
+
+
+def test_a_network_of_a_study_is_evaluated(workplace, capsys):
+    base = Cell("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, train_size=100, test_size=20)
+    setting = Setting(base, workplace / "study", threads=1)
+    setting.trained("at with nothing else", how=variant("at with nothing else", base.bound, hb.objectives.at))
+    (run,) = (workplace / "study").glob("networks/*/*/*/run")
+    assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--no-probes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 20

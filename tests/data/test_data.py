@@ -1,0 +1,284 @@
+import gzip
+import hashlib
+import pickle
+import struct
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import savemat
+
+import hauberk as hb
+from hauberk.core.random import ExampleRng
+from hauberk.data import DATASETS, Arrays, Joined, Part, as_source, augment, channel_statistics, data_digest, labels, load_data
+from hauberk.data.augment import PADDING
+from helpers import MNIST
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
+GREY = RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8)
+LABELS = np.arange(20) % 10
+
+
+def idx(array):
+    return struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def write(folder, name):
+    """Write 20 examples in the original format of a data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, files in DATASETS[name].files.items():
+        for file in files:
+            if name in ("mnist", "fashion-mnist"):
+                content = idx(GREY if "images" in file else LABELS)
+                (folder / f"{file}.gz").write_bytes(gzip.compress(content)) if split == "train" else (
+                    folder / file
+                ).write_bytes(content)
+            elif name == "svhn":
+                savemat(folder / file, {"X": IMAGES.transpose(2, 3, 1, 0), "y": np.where(LABELS == 0, 10, LABELS)[:, None]})
+            else:
+                key = b"labels" if name == "cifar10" else b"fine_labels"
+                (folder / file).write_bytes(pickle.dumps({b"data": IMAGES.reshape(20, -1), key: LABELS.tolist()}, protocol=2))
+
+
+@pytest.mark.parametrize("name", [n for n in DATASETS if n != "digits"])
+def test_reads_the_original_formats(name, tmp_path):
+    write(tmp_path / DATASETS[name].folders[0], name)
+    for split in ("train", "test"):
+        source = load_data(name, split, tmp_path, verify=False)
+        repeats = 5 if (name, split) == ("cifar10", "train") else 1
+        expected = GREY[:, None] if "mnist" in name else IMAGES
+        assert np.array_equal(source.x.numpy(), np.concatenate([expected] * repeats))
+        assert source.y.tolist() == LABELS.tolist() * repeats
+        x, _ = source.fetch(torch.tensor([1]))
+        assert x.dtype == torch.float32
+        assert float(x.max()) <= 1
+    with pytest.raises(hb.UserError, match="is not the original file"):
+        load_data(name, "train", tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n in DATASETS if n != "digits"])
+def test_missing_and_damaged_files_say_what_to_do(name, tmp_path):
+    with pytest.raises(hb.UserError, match="Get the original files from"):
+        load_data(name, "train", tmp_path)
+    write(tmp_path, name)
+    first = next(p for p in sorted(tmp_path.iterdir()) if p.name.startswith("t"))
+    whole = first.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"not this format at all"):
+        first.write_bytes(damaged)
+        split = "test" if "test" in first.name or "t10k" in first.name else "train"
+        with pytest.raises(hb.UserError):
+            load_data(name, split, tmp_path, verify=False)
+
+
+def test_a_batch_that_carries_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    write(tmp_path, "cifar100")
+    (tmp_path / "train").write_bytes(pickle.dumps({b"data": Evil(), b"fine_labels": [0]}))
+    with pytest.raises(hb.UserError, match="not a CIFAR batch"):
+        load_data("cifar100", "train", tmp_path, verify=False)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_hostile_idx_header(tmp_path):
+    write(tmp_path, "mnist")
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\xff" + b"\xff" * 1020 + b"x")
+    with pytest.raises(hb.UserError, match="cut short"):
+        load_data("mnist", "test", tmp_path, verify=False)
+
+
+def test_digits_are_real_and_split_once():
+    train, test = load_data("digits", "train"), load_data("digits", "test")
+    assert (len(train), len(test)) == (1437, 360)
+    assert tuple(train.x.shape[1:]) == (1, 8, 8)
+    assert (float(train.x.min()), float(train.x.max())) == (0.0, 1.0)
+    rows = {hashlib.sha256(x.numpy().tobytes()).digest() for x in train.x}
+    assert sum(hashlib.sha256(x.numpy().tobytes()).digest() in rows for x in test.x) <= 1
+    with pytest.raises(hb.UserError, match="did you mean 'digits'"):
+        load_data("digit", "train")
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST itself is not at hand (../shared/data)")
+def test_mnist_itself():
+    train, test = load_data("mnist", "train", MNIST), load_data("mnist", "test", MNIST)
+    assert (len(train), len(test)) == (60000, 10000)
+    assert train.y.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+
+
+@pytest.mark.skipif(
+    not Path("/usr/share/datasets/fashion-mnist").is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
+)
+def test_fashion_mnist_itself():
+    train = load_data("fashion-mnist", "train", "/usr/share/datasets")
+    assert train.y.bincount().tolist() == [6000] * 10
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="CIFAR-10 itself is not at hand (../shared/data)")
+def test_cifar10_itself(tmp_path):
+    subprocess.run([sys.executable, "restore_cifar10.py", str(tmp_path)], cwd=MNIST, check=True, capture_output=True)
+    train, test = load_data("cifar10", "train", tmp_path), load_data("cifar10", "test", tmp_path)
+    assert train.y.bincount().tolist() == [5000] * 10
+    assert test.y.bincount().tolist() == [1000] * 10
+    mean, std = channel_statistics(train)
+    assert mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-4)
+    assert std == pytest.approx((0.2470, 0.2435, 0.2616), abs=1e-4)
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return np.full((1, 4, 4), i, dtype=np.uint8), i % 3
+
+
+def test_sources_from_python():
+    x, y = np.zeros((5, 2), dtype=np.float32), np.arange(5)
+    assert as_source((x, y)).fetch(torch.tensor([4]))[1].tolist() == [4]
+    tensors = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))
+    assert len(as_source(tensors)) == len(as_source(torch.utils.data.DataLoader(tensors, batch_size=2))) == 5
+    items = as_source(Pairs())
+    batch, targets = items.fetch(torch.tensor([5, 1]))
+    assert batch.shape == (2, 1, 4, 4)
+    assert torch.allclose(batch[:, 0, 0, 0], torch.tensor([5.0, 1.0]) / 255)
+    assert targets.tolist() == [2, 1]
+    assert labels(Part(items, torch.tensor([2, 4]))).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("digits", "must give pairs|data must be"),
+        (7, "data must be a pair"),
+        ((torch.zeros(5, 2), torch.zeros(4, dtype=torch.long)), "need labels of shape"),
+        ((torch.zeros(5, 2), torch.zeros(5)), "labels must be integers"),
+        ((torch.zeros(5, 2, dtype=torch.int64), torch.arange(5)), "give floats"),
+        ((torch.zeros(5), torch.arange(5)), "batch dimension"),
+        ((torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)), "empty"),
+        ((torch.full((5, 2), float("nan")), torch.arange(5)), "10 NaN"),
+        ((torch.full((5, 2), 128.0), torch.arange(5)), "divide by 255"),
+        ((torch.randn(50, 2), torch.arange(50) % 5), "normalisation belongs inside the model"),
+        ((torch.zeros(5, 2), torch.arange(5) - 1), "labels must be"),
+    ],
+)
+def test_bad_data_says_why(data, says):
+    with pytest.raises(hb.UserError, match=says):
+        hb.train("mlp", data, threat=hb.Linf(0.1), epochs=1, quiet=True)
+
+
+def test_crop_and_flip_by_hand():
+    x = torch.rand(64, 2, 6, 7)
+    rng = ExampleRng(0, torch.arange(64))
+    padded = torch.nn.functional.pad(x, [PADDING] * 4)
+    seen = set()
+    ours = augment(x, "crop-flip", rng)
+    for i in range(64):
+        found = [
+            (top, left, flip)
+            for top in range(9)
+            for left in range(9)
+            for flip in (False, True)
+            if torch.equal(
+                padded[i, :, top : top + 6, left : left + 7].flip(2) if flip else padded[i, :, top : top + 6, left : left + 7],
+                ours[i],
+            )
+        ]
+        assert found
+        seen.add(found[0])
+    assert len(seen) > 30
+    assert len({flip for _, _, flip in seen}) == 2
+    assert torch.equal(augment(x, "none", rng), x)
+    assert not torch.equal(augment(x, "crop", rng), x)
+    assert torch.equal(augment(x[5:6], "crop", ExampleRng(0, torch.tensor([5]))), augment(x, "crop", rng)[5:6])
+
+
+def test_bytes_mean_shares_of_255():
+    source = Arrays(torch.tensor([[0, 255, 51]], dtype=torch.uint8), torch.tensor([0]))
+    assert torch.allclose(source.fetch(torch.tensor([0]))[0], torch.tensor([[0.0, 1.0, 0.2]]))
+
+
+def test_float64_arrays_train_float32_models_and_the_other_way_round():
+    x, y = np.random.default_rng(0).random((40, 6)), np.arange(40) % 3
+    assert hb.train("mlp", (x, y), threat=hb.Linf(0.1), epochs=1, quiet=True).metrics
+    model = torch.nn.Linear(6, 3).double()
+    assert hb.evaluate(model, (x.astype(np.float32), y), threat=hb.Linf(0.1), attacks=["fgsm"], quiet=True).n == 40
+
+
+def test_nan_deep_in_a_data_set_is_found():
+    class Late(Pairs):
+        def __len__(self):
+            return 400
+
+        def __getitem__(self, i):
+            return np.full((1, 4, 4), np.nan if i == 333 else 0.5, dtype=np.float32), i % 3
+
+    with pytest.raises(hb.UserError, match="NaN or infinite"):
+        hb.train("mlp", Late(), threat=hb.Linf(0.1), epochs=1, quiet=True)
+
+
+def test_downloads_go_through_torchvision_only_when_asked(tmp_path, monkeypatch):
+    from hauberk.data.download import download
+
+    asked = []
+
+    def maker(root, download, train):
+        asked.append((root, download, train))
+        if len(asked) == 2:
+            raise RuntimeError("no network")
+
+    fake = types.ModuleType("torchvision")
+    fake.datasets = types.SimpleNamespace(MNIST=maker)
+    monkeypatch.setitem(sys.modules, "torchvision", fake)
+    with pytest.raises(hb.UserError, match="downloading mnist failed: no network; get it from"):
+        download("mnist", tmp_path)
+    assert asked == [(str(tmp_path), True, True), (str(tmp_path), True, False)]
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(hb.UserError, match="torchvision, which cannot be imported here"):
+        download("mnist", tmp_path)
+
+
+def test_a_long_tail_keeps_ever_fewer_of_each_class():
+    y = torch.arange(5).repeat(100)
+    kept = hb.data.long_tail(y, 16.0)
+    assert y[kept].bincount().tolist() == [100, 50, 25, 12, 6]
+    assert kept.tolist() == sorted(kept.tolist())
+    assert len(hb.data.long_tail(y, 1.0)) == 500
+    with pytest.raises(hb.UserError, match="at least 1"):
+        hb.data.long_tail(y, 0.5)
+
+
+def test_a_digest_is_of_every_byte_however_the_examples_are_held(tmp_path):
+    x = torch.randint(256, (70, 3, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    y = torch.arange(70) % 7
+    there = data_digest(as_source((x, y)))
+    np.save(tmp_path / "x.npy", x.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert data_digest(as_source((mapped, y.int()))) == there
+    assert data_digest(Part(as_source((x, y)), torch.arange(70))) == there
+    backwards = Part(as_source((x.flip(0), y.flip(0))), torch.arange(69, -1, -1))
+    assert data_digest(backwards) == there
+    assert data_digest(Joined(as_source((x[:30], y[:30])), as_source((x[30:], y[30:])))) == there
+    changed = [(x.clone(), y.clone()) for _ in range(3)]
+    changed[0][0][-1, -1, -1, -1] ^= 1
+    changed[1][1][-1] += 1
+    changed[2] = (x[:-1], y[:-1])
+    others = [data_digest(as_source(data)) for data in (*changed, (x.float() / 255, y), (x.view(70, 5, 5, 3), y))]
+    assert len({there, *others}) == 6
+
+
+def test_a_digest_of_many_pieces_is_that_of_one(monkeypatch):
+    x, y = torch.rand(50, 4), torch.arange(50)
+    there = data_digest(as_source((x, y)))
+    monkeypatch.setattr("hauberk.data.digest._AT_ONCE", 100)
+    assert data_digest(as_source((x, y))) == there
+    pairs = list(zip(x, y, strict=True))
+    assert data_digest(as_source(pairs)) == there
+    pairs[-1] = (x[-1], 3)
+    assert data_digest(as_source(pairs)) != there

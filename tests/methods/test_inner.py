@@ -1,0 +1,149 @@
+import pytest
+import torch
+from torch import nn
+
+import hauberk as hb
+from hauberk.methods.inner import minimum_margin_pgd
+from hauberk.objectives.functional import evade_loss, soft_logit_margin
+from helpers import tiny_batch, tiny_net
+
+THREAT = hb.Linf(0.05)
+
+
+def linear(margin=0.03):
+    """Two classes whose boundary lies at a known L∞ distance from x = 0.5."""
+    model = nn.Linear(4, 2, bias=True).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, -1.0, 2.0, 0.5], [-1.0, 1.0, -2.0, -0.5]]))
+        score = 0.5 * float(model.weight[0].sum())
+        model.bias.copy_(torch.tensor([-score + 4.5 * margin, score - 4.5 * margin]))
+    return model
+
+
+@pytest.mark.parametrize("margin", [0.01, 0.03, 0.049])
+def test_mma_finds_the_distance_to_the_boundary(margin):
+    x = torch.full((1, 4), 0.5, dtype=torch.float64)
+    fraction = torch.full((1,), 0.5)
+    found, distance = minimum_margin_pgd(linear(margin), x, torch.tensor([0]), THREAT, radius_fraction=fraction, bisections=20)
+    assert found.success.all()
+    assert float(distance) * 0.05 == pytest.approx(margin, rel=1e-3)
+    assert float((found.x_adv - x).abs().max()) == pytest.approx(margin, rel=1e-3)
+
+
+def test_mma_leaves_out_what_lies_beyond():
+    x = torch.full((1, 4), 0.5, dtype=torch.float64)
+    found, distance = minimum_margin_pgd(linear(0.06), x, torch.tensor([0]), THREAT, radius_fraction=torch.full((1,), 0.5))
+    assert not found.success.any()
+    assert float(distance) == 1.0
+    assert torch.equal(found.x_adv, x)
+
+
+def test_mma_remembers_each_examples_radius():
+    method = hb.method("mma", THREAT)
+    model = tiny_net(seed=3).eval()
+    x, y = tiny_batch(12)
+    y = model(x).argmax(1)
+    index = torch.arange(100, 112)
+    method(model, x, y, index=index)
+    shares = method.inner.radius_fractions(index, y)
+    assert ((shares >= 0.1) & (shares <= 1)).all()
+    assert len(shares.unique()) > 3
+    again = hb.method("mma", THREAT)
+    again.load_state_dict(method.state_dict())
+    assert torch.equal(again.inner.radius_fractions(index, y), shares)
+    assert torch.equal(method.inner.radius_fractions(torch.tensor([5]), y[:1]), torch.tensor([0.1]))  # never seen
+
+
+def test_mma_objective_by_hand():
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    adv = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 3.0]])
+    y = torch.zeros(3, dtype=torch.long)
+    clean, at = (nn.functional.cross_entropy(z, y, reduction="none") for z in (logits, adv))
+    terms = hb.objectives.mma(logits, adv, y)
+    assert torch.allclose(terms.robust, 2 / 3 * torch.stack([at[0], torch.tensor(0.0), clean[2]]))
+    assert torch.allclose(terms.regularizer, clean / 3)
+
+
+def test_lm_pgd_beats_pgd_step_for_step_and_counts_its_passes():
+    model = tiny_net(seed=4).eval()
+    x, _ = tiny_batch(64)
+    y = model(x).argmax(1)
+    threat = hb.Linf(0.02)
+    ours = hb.attacks.lm_pgd(model, x, y, threat, steps=5, step_size="eps/10")
+    plain = hb.attacks.pgd(model, x, y, threat, steps=5, step_size="eps/10")
+    loss = [nn.functional.cross_entropy(found.logits, y) for found in (ours, plain)]
+    assert loss[0] > loss[1]
+    assert (ours.forwards, ours.backwards) == (5 * 6 + 1, 5)
+    assert threat.contains(ours.x_adv, x).all()
+
+
+def test_losses_by_hand():
+    logits = torch.tensor([[1.0, 3.0, 0.0, 2.0], [4.0, 1.0, 0.0, 5.0]])
+    y = torch.tensor([0, 0])
+    assert torch.allclose(evade_loss(logits, y), torch.tensor([1.0, -4.0]))
+    assert torch.allclose(soft_logit_margin(logits[:1], y[:1]), torch.tensor([3.0, 0.0, 2.0]).logsumexp(0) - 1)
+    with pytest.raises(hb.UserError, match="at least 3 outputs"):
+        evade_loss(logits[:, :2], y)
+
+
+def test_recognising_an_adversarial_input_is_no_success_of_the_attack():
+    class Suspicious(nn.Module):
+        """Says "adversarial" to everything but the exact middle."""
+
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            off = (x - 0.5).abs().flatten(1).sum(1, keepdim=True)
+            return torch.cat([self.w * torch.ones_like(off), 0 * off, 1e4 * off], 1)
+
+    x, y = torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.long)
+    assert hb.attacks.pgd(Suspicious(), x, y, THREAT, steps=3).success.all()
+    assert not hb.attacks.pgd(Suspicious(), x, y, THREAT, steps=3, loss="evade").success.any()
+    assert hb.attacks.apgd(Suspicious(), x, y, THREAT, steps=3).success.all()
+    assert not hb.attacks.apgd(Suspicious(), x, y, THREAT, steps=3, loss="evade").success.any()
+
+
+def test_free_training_carries_its_perturbation_and_its_gradient():
+    method = hb.method("free-at", THREAT)
+    model = tiny_net().train()
+    x, y = tiny_batch()
+    first = method(model, x, y)
+    assert torch.equal(first.x_adv, x)
+    first.loss.backward()
+    second = method(model, x, y)
+    assert torch.allclose(second.x_adv, THREAT.project(x + 0.05 * first.x_adv.grad.sign(), x))
+    other = torch.rand_like(x)
+    second.loss.backward()
+    third = method(model, other, y)
+    assert THREAT.contains(third.x_adv, other).all()
+    assert not torch.equal(third.x_adv, other)
+    again = hb.method("free-at", THREAT)
+    again.load_state_dict(method.state_dict())
+    third.loss.backward()
+    again.inner._point.grad = third.x_adv.grad
+    assert torch.equal(method(model, x, y).x_adv, again(model, x, y).x_adv)
+
+
+def test_jitter_stays_inside_and_is_keyed_by_example():
+    model = tiny_net(seed=3).eval()
+    x, y = tiny_batch(8)
+    plain = hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9)
+    shaken = hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9, step_noise=0.01)
+    assert not torch.equal(plain.x_adv, shaken.x_adv)
+    assert THREAT.contains(shaken.x_adv, x).all()
+    assert torch.equal(shaken.x_adv, hb.attacks.friendly_pgd(model, x, y, THREAT, tau=9, step_noise=0.01).x_adv)
+
+
+def test_friendly_points_are_no_further_than_they_need_be():
+    model = tiny_net(seed=3).eval()
+    x, _ = tiny_batch(64)
+    y = model(x).argmax(1)
+    found = hb.attacks.friendly_pgd(model, x, y, THREAT, tau=0, start="clean")
+    logits = model(found.x_adv)
+    early = found.steps_taken < 10
+    assert early.any()
+    assert (logits.argmax(1) != y)[early].all()
+    full = hb.attacks.pgd(model, x, y, THREAT, start="clean", return_last=True)
+    assert nn.functional.cross_entropy(logits, y) < nn.functional.cross_entropy(full.logits, y)

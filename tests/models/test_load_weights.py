@@ -1,0 +1,112 @@
+import json
+
+import pytest
+import torch
+
+import hauberk as hb
+from hauberk.models import ModelSpec
+from hauberk.training.model_card import save_model
+from helpers import tiny_batch, tiny_net
+
+
+def export(folder, name="small-cnn", net=None, **card):
+    spec = ModelSpec(name, (3, 8, 8), 5)
+    net = net or spec.build()
+    save_model(folder / "best", net.state_dict(), {"model": spec.to_dict(), **card})
+    return net
+
+
+def test_a_model_comes_back_from_every_kind_of_path(tmp_path):
+    net = export(tmp_path)
+    x, _ = tiny_batch()
+    for path in (tmp_path, tmp_path / "best.safetensors", tmp_path / "best.json"):
+        assert torch.equal(hb.load(path)(x), net(x))
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "net.pth")
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    for path in (tmp_path / "net.pth", tmp_path / "net.pt"):
+        assert torch.equal(hb.load(path, model=ModelSpec("small-cnn", (3, 8, 8), 5).build())(x), net(x))
+
+
+def test_a_name_with_dots_is_one_name(tmp_path):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = ModelSpec("small-cnn", (3, 8, 8), 5).build()
+        save_model(tmp_path / f"net.v{seed}", net.state_dict(), {"model": ModelSpec("small-cnn", (3, 8, 8), 5).to_dict()})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"net.v{seed}.{ending}" for seed in (0, 1) for ending in ("json", "safetensors")
+    ]
+    x, _ = tiny_batch()
+    for name in ("net.v1", "net.v1.json", "net.v1.safetensors"):
+        assert torch.equal(hb.load(tmp_path / name)(x), net(x))
+
+
+def test_channels_last_weights_survive(tmp_path):
+    net = ModelSpec("small-cnn", (3, 8, 8), 5).build().to(memory_format=torch.channels_last)
+    export(tmp_path, net=net)
+    x, _ = tiny_batch()
+    assert torch.allclose(hb.load(tmp_path)(x), net(x), atol=1e-6)
+
+
+def test_python_models_need_the_network(tmp_path):
+    net = tiny_net().eval()
+    export(tmp_path, "python:Net", net)
+    with pytest.raises(hb.UserError, match="pass model="):
+        hb.load(tmp_path)
+    x, _ = tiny_batch()
+    assert torch.equal(hb.load(tmp_path, model=tiny_net(seed=9))(x), net(x))
+
+
+def test_a_card_cannot_import_by_itself(tmp_path, monkeypatch):
+    (tmp_path / "spy.py").write_text("from pathlib import Path\nPath('imported').touch()\ndef net(): pass\n")
+    monkeypatch.chdir(tmp_path)
+    export(tmp_path, "spy:net", ModelSpec("small-cnn", (3, 8, 8), 5).build())
+    with pytest.raises(hb.UserError, match="allow_code=True if you trust it"):
+        hb.load(tmp_path)
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "best.json").unlink(), "best.json is missing"),
+        (lambda folder: (folder / "best.safetensors").unlink(), "cannot read"),
+        (lambda folder: (folder / "best.json").write_text("{"), "not readable JSON"),
+        (lambda folder: (folder / "best.json").write_text("[]"), "does not hold a JSON object"),
+        (lambda folder: (folder / "best.json").write_text('{"format": "else"}'), "not a Hauberk card"),
+        (lambda folder: (folder / "best.json").write_text("[" * 100000), "not readable JSON"),
+        (lambda folder: (folder / "best.json").write_text('{"format": "hauberk-card/1", "data": []}'), "no readable 'data'"),
+        (
+            lambda folder: (folder / "best.safetensors").write_bytes((folder / "best.safetensors").read_bytes()[:-4]),
+            "not a whole safetensors file",
+        ),
+        (lambda folder: (folder / "best.safetensors").write_bytes(b""), "not a whole safetensors file"),
+        (lambda folder: export(folder, "mlp", ModelSpec("small-cnn", (3, 8, 8), 5).build()), "do not fit this model"),
+    ],
+)
+def test_damaged_and_foreign_files_say_so(damage, says, tmp_path):
+    export(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(hb.UserError, match=says):
+        hb.load(tmp_path)
+
+
+@pytest.mark.parametrize("weights", ["../best.safetensors", "/etc/passwd", 7, None])
+def test_a_card_cannot_point_out_of_its_folder(weights, tmp_path):
+    export(tmp_path)
+    card = json.loads((tmp_path / "best.json").read_text())
+    (tmp_path / "best.json").write_text(json.dumps(card | {"weights": weights}))
+    with pytest.raises(hb.UserError, match="must lie beside it"):
+        hb.load(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["name", "input_shape", "classes", "mean"])
+def test_cards_with_senseless_models(field, tmp_path):
+    export(tmp_path)
+    card = json.loads((tmp_path / "best.json").read_text())
+    for value in (None, {}, "x", -1):
+        if (field, value) in (("mean", {}), ("name", None)):
+            continue
+        card["model"][field] = value
+        (tmp_path / "best.json").write_text(json.dumps(card))
+        with pytest.raises(hb.UserError):
+            hb.load(tmp_path)

@@ -1,0 +1,319 @@
+"""The report: what it says is what was measured, it needs no network, and a browser shows it at any width, light and dark."""
+
+import json
+import re
+import shlex
+import shutil
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+import hauberk as hb
+from hauberk.cli import main
+from hauberk.experiments import Cell, collect, run_cell
+from hauberk.experiments.studies import Setting, find_study
+from helpers import few_images
+
+BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, digits):
+    """A run with its evaluation, a comparison and a study, each with its report."""
+    folder = tmp_path_factory.mktemp("report")
+    torch.set_num_threads(1)  # fixtures of a module run before those of a test
+    options = {"epochs": 4, "threads": 1, "quiet": True, "lr": 0.05, "milestones": (0.5,), "schedule": "steps"}
+    method = hb.method("mail-at", hb.Linf(0.1), burn_in=1)
+    run = hb.train("small-cnn", digits["train"], method=method, out=folder / "run", **options)
+    small = hb.data.Arrays(digits["test"].x[:60], digits["test"].y[:60], 10, "digits")
+    for suite in ("quick", "papers"):
+        where = folder / "run" / "evaluations" / suite
+        hb.evaluate(run.model, small, threat=hb.Linf(0.1), suite=suite, out=where, quiet=True)
+    cells = [
+        Cell(m, s, train_size=200, test_size=30, suite="quick", settings={"epochs": 1})
+        for m in ("at", "trades")
+        for s in (0, 1)
+    ]
+    for cell in cells:
+        run_cell(cell, folder / "compare", threads=1)
+    (folder / "compare" / "comparison.json").write_text(json.dumps(collect(cells, folder / "compare").to_dict()))
+    study = find_study("saliency")
+    found = study.run(Setting(Cell("at", 0, train_size=200, test_size=30, settings={"epochs": 1}), folder / "study", threads=1))
+    found.save(folder / "study", study.draw)
+    for target in ("run", "compare", "study"):
+        assert main(["report", str(folder / target), "--figures", str(folder / f"{target}-figures")]) == 0
+    return folder
+
+
+class Outline(HTMLParser):
+    """Collects what a page links to and how it is built."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.links, self.loads, self.headings, self.unnamed = [], [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        have = dict(attributes)
+        self.ids += [have["id"]] if "id" in have else []
+        self.links += [have["href"]] if tag == "a" else []
+        self.loads += [v for k, v in have.items() if k in ("src", "href", "xlink:href") and not v.startswith(("#", "data:"))]
+        self.headings += [int(tag[1])] if re.fullmatch("h[1-6]", tag) else []
+        if have.get("role") in ("img", "region") and not have.get("aria-label"):
+            self.unnamed.append(tag)
+        if tag == "th" and "scope" not in have:
+            self.unnamed.append(tag)
+
+
+@pytest.mark.parametrize("target", ["run", "compare", "study"])
+def test_a_report_is_one_file_that_needs_nothing(home, target):
+    html = (home / target / "report.html").read_text()
+    page = Outline()
+    page.feed(html)
+    assert page.loads == []
+    assert "<script" not in html
+    assert not re.findall(r"@import|url\((?!#)", html)
+    assert len(page.ids) == len(set(page.ids)), "ids are there twice"
+    assert all(link[1:] in page.ids for link in page.links)
+    assert page.headings[0] == 1
+    assert set(page.headings[1:]) == {2}
+    assert page.unnamed == []
+    assert len(html) < 3_000_000
+
+
+def test_the_headline_is_the_strongest_evaluation(home):
+    html = " ".join((home / "run" / "report.html").read_text().split())
+    found = json.loads((home / "run" / "evaluations" / "papers" / "evaluation.json").read_text())
+    doubted = " (!)" if any(d["verdict"] == "warning" for d in found["diagnostics"]) else ""
+    assert f'<dd class="value">{100 * found["robust_accuracy"]:.1f} %{doubted}</dd>' in html
+    assert "95 % interval" in html
+    wrong = sum(example["broken_by"] == "clean" for example in found["examples"])
+    assert wrong > 1
+    assert f"wrong without an attack</th><td>{wrong}</td>" in re.sub("> +<", "><", html)
+    for heading in (
+        "Attacks",
+        "Robust accuracy against ε",
+        "Classes",
+        "Can it be believed?",
+        "Training",
+        "Weights",
+        "Examples",
+    ):
+        assert f">{heading}</h2>" in html
+    assert "hauberk train --data digits --model small-cnn --method mail-at" in html
+
+
+def test_warnings_come_before_numbers(home, tmp_path):
+    found = json.loads((home / "run" / "evaluations" / "quick" / "evaluation.json").read_text())
+    found["diagnostics"][0] |= {"verdict": "warning", "measured": "<b>odd</b>", "advice": "Look."}
+    found["diagnostics"][1] |= {"verdict": "invalid", "measured": "masked", "advice": "Do not believe it."}
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    assert main(["report", str(tmp_path / "evaluation.json")]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "(INVALID)" in html
+    assert html.index('class="alert invalid"') < html.index('class="alert warning"') < html.index('class="metrics"')
+    assert "&lt;b&gt;odd" in html
+
+
+def test_pictures_and_tables_come_as_files_for_papers(home):
+    for target, name in (("run", "accuracy"), ("compare", "compare-clean"), ("study", "saliency")):
+        folder = home / f"{target}-figures"
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert imread(folder / f"{name}.png")[..., 3].min() == 1  # dark ink on a ground of its own
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert "<svg" in (folder / f"{name}.svg").read_text()
+    table = home / "compare-figures" / "comparison"
+    assert len(table.with_suffix(".csv").read_text().splitlines()) == 3
+    assert r"\toprule" in table.with_suffix(".tex").read_text()
+    assert r"fgsm, \%" in table.with_suffix(".tex").read_text()
+    assert table.with_suffix(".md").read_text().startswith("| method |")
+
+
+def test_what_cannot_be_reported_on_is_said_in_a_line(tmp_path, home, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    (tmp_path / "comparison.json").write_text('{"about": 3}')
+    assert main(["report", str(tmp_path)]) == 2
+    assert "damaged" in capsys.readouterr().err
+    (tmp_path / "evaluation.json").write_text('{"suite": "quick"}')
+    assert main(["report", str(tmp_path / "evaluation.json")]) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+HOSTILE = ["/../../../out", "../out", "..", "/tmp/hauberk-out", "a/b", "a\\b", "a:b", "x" * 400, "é" * 200, "\n"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # what no font can show
+def test_names_in_a_foreign_comparison_choose_no_path(tmp_path, home):
+    stored = json.loads((home / "compare" / "comparison.json").read_text())
+    values = {method: {name: [50.0, 60.0] for name in HOSTILE} for method in stored["methods"]}
+    place = tmp_path / "a" / "b" / "c"
+    place.mkdir(parents=True)
+    (place / "comparison.json").write_text(json.dumps(stored | {"columns": HOSTILE, "values": values}))
+    before = set(tmp_path.rglob("*"))
+    status = main(["report", str(place), "--figures", str(place / "figures")])
+    new = set(tmp_path.rglob("*")) - before
+    assert {path.parent for path in new} == {place, place / "figures"}
+    assert status == 0
+    pictures = [path for path in new if path.suffix == ".png"]
+    assert len(pictures) == len(HOSTILE)  # none in the place of another
+    assert all(path.name.startswith("compare-") and len(path.name.encode()) < 200 for path in pictures)
+
+
+def test_names_in_a_foreign_comparison_are_text_and_nothing_else(tmp_path, home):
+    stored = json.loads((home / "compare" / "comparison.json").read_text())
+    names = ["$\\frac$", "a$b$", "<script>alert(1)</script>", "\\input{x}", "a|b", "a\nb"]
+    values = {method: {name: [50.0, 60.0] for name in names} for method in stored["methods"]}
+    (tmp_path / "comparison.json").write_text(json.dumps(stored | {"columns": names, "values": values}))
+    assert main(["report", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "<script" not in html
+    assert html.count(">a$b$, %</text>") == 1  # a label of its picture, not a formula
+    latex = (tmp_path / "figures" / "comparison.tex").read_text()
+    assert r"\textbackslash{}input\{x\}, \%" in latex
+    markdown = (tmp_path / "figures" / "comparison.md").read_text().splitlines()
+    assert {line.count("|") for line in markdown} == {len(names) + 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("compare-worst case", "compare-worst case"),
+        ("trades beta=6", "trades beta=6"),
+        ("weiß", "weiß"),
+        ("../x", "-x"),
+        ("..", "unnamed"),
+        ("", "unnamed"),
+        (".hidden", "hidden"),
+        ("a/b\\c\nd\0e\ud800f", "a-b-c-d-e-f"),
+    ],
+)
+def test_a_plain_name_is_a_file_in_one_folder(text, name):
+    from hauberk.core.io import plain_name
+
+    assert plain_name(text) == name
+
+
+def test_many_classes_are_a_table_the_worst_first(home, tmp_path):
+    found = json.loads((home / "run" / "evaluations" / "quick" / "evaluation.json").read_text())
+    found["by_class"] = {str(k): (k % 8) / 8 for k in range(40)}  # most of them without an example
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    assert main(["report", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 0
+    lines = (tmp_path / "figures" / "evaluation-classes.csv").read_text().splitlines()[1:]
+    accuracies = [float(line.split(",")[2]) for line in lines]
+    assert len(accuracies) == 40
+    assert accuracies == sorted(accuracies)
+    assert not (tmp_path / "figures" / "evaluation-classes.png").exists()
+
+
+def test_numbers_that_could_not_be_told_do_not_stop_a_report(home, tmp_path):
+    found = json.loads((home / "run" / "evaluations" / "quick" / "evaluation.json").read_text())
+    for example in found["examples"][::2]:
+        example |= {"clean_margin": None, "margin": None, "norm": None}
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    assert main(["report", str(tmp_path / "evaluation.json")]) == 0
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("target", ["run", "compare", "study"])
+def test_a_browser_shows_it_at_any_width_light_and_dark(home, target):
+    api = pytest.importorskip("playwright.sync_api")
+    problems, asked = [], []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
+        for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
+            page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+            page.on("console", lambda message: problems.append(message.text))
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.on("request", lambda request: asked.append(request.url))
+            page.goto((home / target / "report.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+            check_colours(page, scheme)
+            assert all(box["width"] > 150 for f in page.query_selector_all("figure") if (box := f.bounding_box()))
+            check_keyboard(page)
+            page.close()
+        browser.close()
+    assert problems == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+def check_colours(page, scheme):
+    back, ink = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    assert (brightness(back) > brightness(ink)) == (scheme == "light")
+    assert contrast(back, ink) > 7
+    for text in page.query_selector_all("figure svg text")[:20]:  # words in pictures follow the page
+        assert contrast(back, text.evaluate("e => getComputedStyle(e).fill")) > 4.5
+    for soft in page.query_selector_all("figcaption, caption, .about, a, .note")[:20]:
+        assert contrast(back, soft.evaluate("e => getComputedStyle(e).color")) > 4.5
+
+
+def check_keyboard(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#main")
+    for details in page.query_selector_all("details")[:2]:
+        details.query_selector("summary").focus()
+        page.keyboard.press("Enter")
+        assert details.get_attribute("open") is not None
+        assert details.query_selector("table").is_visible()
+
+
+def brightness(colour):
+    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    """WCAG's contrast ratio of two colours as the browser writes them."""
+    high, low = sorted((brightness(one), brightness(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_what_a_report_says_to_type_makes_the_same_again(tmp_path, monkeypatch):
+    from hauberk.core.io import read_json
+    from hauberk.report.reproduce import evaluate_command, train_command
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    asked = "train --method mail-mart --epochs 2 --eps 0.08 --schedule steps --milestones 0.5 --batch-size 96 --augment crop "
+    asked += "--class-weights balanced --normalize --seed 3 --threads 1 --ema 0.9 --beta 4 --set burn_in=1 measure=pm-nat "
+    assert main([*asked.split(), "step_size=eps/3", "--out", "run", "--quiet"]) == 0
+    attacked = "evaluate run --attacks pgd-10 fgsm --sequential --n 20 --seed 5 --eps 0.05 --no-probes"
+    assert main([*attacked.split(), "--quiet"]) == 0
+    evaluated = read_json(next(tmp_path.glob("here/run/evaluations/*/evaluation.json")))
+    monkeypatch.chdir(tmp_path / "there")
+    commands = [train_command(read_json(tmp_path / "here/run/run.json")), evaluate_command("runs/digits-mail-mart", evaluated)]
+    for command in commands:
+        assert main([*shlex.split(command)[1:], "--quiet"]) == 0, command
+    again = tmp_path / "there/runs/digits-mail-mart"
+    ours, theirs = hb.load(tmp_path / "here/run").state_dict(), hb.load(again).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    repeated = read_json(next(again.glob("evaluations/*/evaluation.json")))
+    for key in ("suite", "threat", "sequential", "n", "examples"):
+        assert repeated[key] == evaluated[key]
+    assert main(["report", str(again)]) == 0
+    assert commands[0] in unescape((again / "report.html").read_text())
+
+
+def test_a_method_without_the_published_settings_is_made_again_without_them(tmp_path):
+    from hauberk.core.io import read_json
+    from hauberk.report.reproduce import train_command
+
+    how = hb.method("mart", hb.Linf("8/255"), preset="official", steps=1)  # trains with β 5, not the script's 6
+    hb.train("wrn-10-1", few_images("cifar10"), method=how, epochs=1, val_size=0, out=tmp_path / "run", quiet=True)
+    assert "beta=5.0" in train_command(read_json(tmp_path / "run/run.json"))
+
+
+def test_a_report_of_what_was_made_in_python_says_so(tmp_path, digits):
+    x, y = digits["train"].fetch(torch.arange(64))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    hb.train(net, (x, y), threat=hb.Linf(0.1), epochs=1, val_size=0, out=tmp_path / "run", quiet=True)
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "Made in Python" in (tmp_path / "run" / "report.html").read_text()

@@ -1,0 +1,246 @@
+"""Every piece of Python in README and docs is run as it stands, and every command that they name exists."""
+
+import dataclasses
+import importlib
+import inspect
+import random
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+import hauberk as hb
+from hauberk.cli import COMMANDS, main
+from helpers import ROOT, TESTS
+
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python" in path.read_text())
+OF_A_GROUP = "scaling"  # the page whose Python runs in a process group
+
+
+def blocks(path, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_the_readme_runs(tmp_path, monkeypatch, digits, capsys):
+    monkeypatch.chdir(tmp_path)
+    x, y = digits["train"].fetch(torch.arange(8))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    names = {"model": model, "x": x, "y": y, "epoch": 0}
+    assert len(blocks(ROOT / "README.md")) == 2
+    for block in blocks(ROOT / "README.md"):
+        exec(block, names)
+    assert "robust accuracy at most" in capsys.readouterr().out
+    assert model[1].weight.grad is not None
+
+
+def taken_for_granted(page, digits):
+    """What a page's reader has already; pages that start from nothing have nothing here."""
+    x, y = digits["train"].fetch(torch.arange(300))
+    if page.name == "methods.md":
+        return {"few": (x[:100], y[:100]), "unlabelled_images": x[100:]}
+    if page.name == "tables.md":  # the page's own description, and rows that fit it
+        Path("credit.toml").write_text(blocks(page, "toml")[0])
+        draw = random.Random(0)
+        rows = [(draw.randrange(20, 70), draw.randrange(5000), draw.randrange(4), draw.randrange(2)) for _ in range(200)]
+        lines = ["AGE,PAY_AMT1,EDUCATION,default", *(",".join(map(str, row)) for row in rows)]
+        Path("credit.csv").write_text("\n".join(lines))
+    if page.name == "files.md":
+        run = hb.train("mlp", (x, y), threat=hb.Linf(0.1), epochs=1, out="runs/first", quiet=True)
+        hb.evaluate(run.model, (x[:20], y[:20]), threat=hb.Linf(0.1), quiet=True).save("evaluation.json")
+    if page.stem == OF_A_GROUP:
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        batches = list(zip(x.split(100), y.split(100), strict=True))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return {"hb": hb, "model": model, "part_of_each_batch": batches, "optimizer": optimizer, "epoch": 0}
+    return {}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != OF_A_GROUP], ids=lambda p: p.stem)
+def test_a_page_runs(page, tmp_path, monkeypatch, digits):
+    from hauberk.methods import METHODS
+
+    if page.name in ("files.md", "tables.md"):
+        pytest.importorskip("pandas")
+    monkeypatch.chdir(tmp_path)
+    known = dict(METHODS)
+    try:
+        names = taken_for_granted(page, digits)
+        for block in blocks(page):
+            exec(block, names)
+        if page.name == "methods.md":
+            assert {"gair-alp", "half"} <= set(hb.list_methods())
+            few = digits["train"].fetch(torch.arange(300))
+            out = hb.method("gair-alp", hb.Linf(0.1), burn_in=0)(names["run"].model, *few)
+            assert abs(float(out.weights.mean()) - 1) < 1e-5
+    finally:
+        METHODS.clear()
+        METHODS.update(known)
+
+
+def test_the_page_of_a_group_runs(tmp_path):
+    # In a process of its own, and its DistributedDataParallel goes before the group: the other way round may hang for ever.
+    work = f"""
+import sys, torch
+from pathlib import Path
+sys.path[:0] = {[str(TESTS), str(TESTS / "system")]}
+import hauberk as hb, test_docs
+page = next(page for page in test_docs.PAGES if page.stem == test_docs.OF_A_GROUP)
+names = test_docs.taken_for_granted(page, {{"train": hb.data.load_data("digits", "train")}})
+torch.distributed.init_process_group("gloo", f"file://{{Path.cwd()}}/store", rank=0, world_size=1)
+for block in test_docs.blocks(page):
+    exec(block, names)
+del names["step"]
+torch.distributed.destroy_process_group()
+"""
+    done = subprocess.run([sys.executable, "-c", work], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def commands(text):
+    """Every command of Hauberk in a page that can be typed as it stands: in a block, or in a line of text."""
+    found = re.findall(r"(?m)^    (.*hauberk [a-z].*)$", text) + re.findall(
+        r"`((?:torchrun [^`]*-m )?hauberk [a-z][^`]*)`", text
+    )
+    words = [shlex.split(one.replace("\n", " "), comments=True) for one in found if "..." not in one]
+    return [line[line.index("hauberk") + 1 :] for line in words if line and line[0] in ("hauberk", "torchrun")]
+
+
+TYPED = sorted({tuple(c) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] for c in commands(path.read_text())})
+
+
+@pytest.mark.parametrize("command", [c for c in TYPED if len(c) > 1], ids=" ".join)
+def test_a_command_of_the_docs_is_understood(command, monkeypatch):
+    class Understood(Exception):
+        pass
+
+    def cli(*words, **options):
+        parsed(*words, **options)
+        raise Understood
+
+    parsed = tyro.cli
+    monkeypatch.setattr(tyro, "cli", cli)
+    assert command[0] in COMMANDS
+    with pytest.raises((Understood, SystemExit)) as ended:
+        main(list(command[: command.index(">")] if ">" in command else command))
+    assert ended.type is Understood or ("--help" in command and ended.value.code == 0)
+
+
+def test_every_command_is_in_the_docs():
+    assert {command[0] for command in TYPED} == set(COMMANDS)
+
+
+def test_the_site_builds_strictly(tmp_path):
+    build = pytest.importorskip("sphinx.cmd.build")
+    assert build.main(["-q", "-W", "--keep-going", "-b", "html", str(ROOT / "docs"), str(tmp_path)]) == 0
+    assert (tmp_path / "tutorial.html").stat().st_size > 5000
+
+
+def test_no_method_is_known_by_name_where_it_must_not_be():
+    rooms = [
+        *(ROOT / "src/hauberk/training").glob("*.py"),
+        *(ROOT / "src/hauberk/evaluation").glob("*.py"),
+        ROOT / "src/hauberk/attacks/ascent.py",
+    ]
+    for path in rooms:
+        if path.name == "published.py":  # whose settings are those of papers on one method
+            continue
+        code = re.sub(r'""".*?"""|#[^\n]*', "", path.read_text(), flags=re.DOTALL)
+        for name in hb.list_methods().keys() - {"standard"}:  # also the name of a suite of attacks
+            assert f'"{name}"' not in code or (name == "at" and path.name == "train.py"), (path, name)  # train's default method
+
+
+def test_every_command_and_attack_is_documented():
+    from hauberk.attacks import PRESETS
+    from hauberk.cli import COMMANDS
+
+    manual = (ROOT / "docs" / "commands.md").read_text()
+    for name in (*COMMANDS, *PRESETS):
+        assert name in manual
+    readme = (ROOT / "README.md").read_text()
+    for name in hb.list_methods():
+        assert f"`{name}`" in readme
+
+
+ROOMS = ["", ".attacks", ".objectives", ".weighting", ".data", ".models", ".methods", ".training", ".evaluation", ".threat",
+         ".tables", ".experiments", ".experiments.studies", ".report"]  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_is_on_the_page_of_the_api(room):
+    module, page = importlib.import_module(f"hauberk{room}"), (ROOT / "docs" / "api.md").read_text()
+    for name in module.__all__:
+        if inspect.isfunction(getattr(module, name)) or inspect.isclass(getattr(module, name)):
+            assert re.search(rf"\b{name}\b", page), name
+
+
+NO_SOURCE = {"frozen_model", "get_preset", "logit_margin", "random_search", "transfer",
+             "standard", "kl_divergence", "effective_size", "summary"}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_says_what_it_takes(room):
+    module = importlib.import_module(f"hauberk{room}")
+    for name in module.__all__:
+        thing = getattr(module, name)
+        said = " ".join((inspect.getdoc(thing) or "").split())
+        if inspect.isfunction(thing):
+            assert said, name
+            names = list(inspect.signature(thing).parameters)
+            code, elsewhere = inspect.getsource(thing), "as in :func:" in said or "as :func:" in said
+            if len(names) > 2 and not elsewhere:
+                assert [n for n in names if f"{n}:" not in said and f"``{n}``" not in said] == [], name
+            if "raise UserError" in code or "raise unknown_name" in code:
+                assert "Raises:" in said or elsewhere, name
+            if any("Tensor" in str(p.annotation) for p in inspect.signature(thing).parameters.values()):
+                assert re.search(r"\([BNCDb][,)]|shape", said) or elsewhere or "rguments as in" in said, (
+                    f"{name} gives no shapes"
+                )
+            if room in (".attacks", ".objectives", ".weighting"):
+                assert re.search(r"\b(19|20)\d\d\b|MAIL paper|ours\b|rguments", said) or name in NO_SOURCE, (
+                    f"{name} has no source"
+                )
+        elif dataclasses.is_dataclass(thing):
+            assert [f.name for f in dataclasses.fields(thing) if not f.name.startswith("_") and f.name not in said] == [], name
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs(notebook, tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    book = nbformat.read(notebook, as_version=4)
+    assert not any(cell.get("outputs") for cell in book.cells), "notebooks are kept without outputs"
+    nbclient.NotebookClient(book, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert any(cell.get("outputs") for cell in book.cells)
+
+
+@pytest.mark.parametrize(("example", "needs"), [("lightning_loop", "lightning"), ("huggingface_trainer", "transformers")])
+def test_an_example_of_another_loop_runs(example, needs, tmp_path):
+    pytest.importorskip(needs)
+    command = [sys.executable, str(ROOT / "examples" / f"{example}.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    robust = float(re.search(r"robust accuracy at most ([\d.]+) %", done.stdout)[1])
+    assert robust > 50
+
+
+COMMANDS_OF_BENCHMARKS = re.findall(r"(?m)^\| `(\w+)\.py` \|", (ROOT / "benchmarks" / "README.md").read_text())
+
+
+@pytest.mark.parametrize("name", COMMANDS_OF_BENCHMARKS)
+def test_a_benchmark_still_starts(name, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_the_index_of_benchmarks_is_whole():
+    parts = {"public_steps", "library_steps", "networks", "cells"}
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == {*COMMANDS_OF_BENCHMARKS, *parts}

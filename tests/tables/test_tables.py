@@ -1,0 +1,389 @@
+"""Tables: what is read, what an adversary may do to it, and that it never does more."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import recall_score, roc_auc_score
+
+import hauberk as hb
+from hauberk.cli import main
+from hauberk.core.distributed import SINGLE_PROCESS
+from hauberk.core.random import ExampleRng
+from hauberk.models import ModelSpec, StraightThroughRound
+from hauberk.report.reproduce import train_command
+from hauberk.tables import default_threat, draft, make_table, measure_risk, reach_of, read_frame, read_schema, read_table
+from hauberk.threat import threat_from_dict
+from hauberk.training.validate import validate
+from helpers import ROOT
+
+pd = pytest.importorskip("pandas")
+SHARED = ROOT.parent / "shared" / "data"
+DESCRIPTION = """
+train = "rows.csv"
+label = "late"
+eps = 0.5
+costs = [5, 1]
+
+[features.income]
+low = 0
+change = "up"
+[features.debt]
+[features.months]
+kind = "integer"
+low = 1
+high = 120
+[features.children]
+kind = "integer"
+change = "none"
+[features.job]
+kind = "category"
+values = ["clerk", "cook", "none"]
+[features.sex]
+kind = "category"
+change = "none"
+"""
+
+
+def frame(n=400, seed=0):
+    draw = np.random.default_rng(seed)
+    income, debt, months = draw.gamma(4, 500, n), draw.normal(0, 1000, n), draw.integers(1, 121, n)
+    late = (debt - income / 2 + 300 * draw.normal(size=n) > -700).astype(int)
+    return pd.DataFrame(
+        {
+            "income": income,
+            "debt": debt,
+            "months": months,
+            "children": draw.integers(0, 4, n),
+            "job": draw.choice(["clerk", "cook", "none"], n),
+            "sex": draw.choice(["f", "m"], n),
+            "unused": draw.normal(size=n),
+            "late": late,
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "loans.toml").write_text(DESCRIPTION)
+    frame().to_csv(tmp_path / "rows.csv", index=False)
+    return tmp_path
+
+
+def test_csv_and_parquet_read_alike(folder):
+    table = read_table(folder / "loans.toml")
+    frame().to_parquet(folder / "rows.parquet")
+    (folder / "two.toml").write_text(DESCRIPTION.replace("rows.csv", "rows.parquet"))
+    other = read_table(folder / "two.toml")
+    torch.testing.assert_close(table.train.x, other.train.x)
+    assert table.train.y.tolist() == other.train.y.tolist()
+    assert [f"{column.feature}{column.value}" for column in table.columns] == [
+        "income", "debt", "months", "children", "jobclerk", "jobcook", "jobnone", "sexf", "sexm",
+    ]  # fmt: skip
+    assert len(table.test) == 80
+    assert abs(table.test.y.double().mean() - table.train.y.double().mean()) < 0.01
+
+
+def test_rows_come_back_as_they_were(folder):
+    data, table = frame(), read_table(folder / "loans.toml")
+    whole = make_table(table.description, data, data)
+    back = whole.rows(whole.train.x)
+    for name in ("months", "children", "job", "sex"):
+        assert back[name].tolist() == data[name].tolist()
+    np.testing.assert_allclose(back["income"], data["income"], rtol=1e-6)
+
+
+def test_the_threat_model_says_what_may_change(folder):
+    table = read_table(folder / "loans.toml")
+    threat = table.threat
+    std = table.train.x.double().std(0, correction=0)
+    expected = [0.5 * std[0], 0.5 * std[1], (0.5 * std[2]).floor(), 0, 1, 1, 1, 0, 0]
+    assert threat.eps.tolist() == pytest.approx([float(e) for e in expected])
+    assert threat.monotone.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0]
+    again = threat_from_dict(json.loads(json.dumps(threat.to_dict(), allow_nan=False)))
+    assert repr(again) == repr(threat)
+    x, _ = table.test.fetch(torch.arange(20))
+    torch.testing.assert_close(again.around(x).upper, threat.around(x).upper)
+    assert default_threat(str(folder / "loans.toml"), eps="0.5").eps[0] == pytest.approx(float(0.25 * std[0]))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "square", "fab"])
+def test_no_attack_leaves_the_valid_rows(folder, norm, attack):
+    table = read_table(folder / "loans.toml")
+    torch.manual_seed(0)
+    net, threat = table.network("mlp").build(), table.threat_in(norm)
+    x, y = table.test.fetch(torch.arange(60))
+    options = {"loss": "ce"} if attack == "apgd" else {"steps": 200} if attack == "square" else {}
+    found = getattr(hb.attacks, attack)(net, x, y, threat, **options)
+    assert threat.contains(found.x_adv, x).all()
+    before, after = table.rows(x), table.rows(found.x_adv)
+    for name in ("children", "sex"):
+        assert after[name].tolist() == before[name].tolist()
+    assert (after["income"] >= before["income"] - 1e-3).all()
+    assert after["job"].isin(["clerk", "cook", "none"]).all()
+    assert (after["months"] - before["months"]).abs().max() <= float(threat.eps[2])
+    assert after["months"].between(1, 120).all()
+    # What the network says of a point is what it says of the row it stands for.
+    rows = after.assign(late=y.numpy().astype(str), unused=0.0)
+    again = make_table(table.description, rows, rows) if set(rows["late"]) == {"0", "1"} else None
+    assert again is not None
+    torch.testing.assert_close(net(again.train.x), net(found.x_adv), rtol=1e-4, atol=1e-4)
+
+
+def test_one_way_features_in_a_queue_keep_their_own_start():
+    threat = hb.Linf(0.2, monotone=[1, -1, 0])
+    x = torch.rand(6, 3) * 0.5 + 0.25
+    region = threat.around(x)
+    part = region.index_select(torch.tensor([4, 2]))
+    new = region.index_copy(torch.tensor([0, 1]), part)
+    moved = new.random(ExampleRng(0, torch.arange(6)))
+    base = x[[4, 2, 2, 3, 4, 5]]
+    assert (moved[:, 0] >= base[:, 0]).all()
+    down = new.project(base - 1)
+    torch.testing.assert_close(down[:, 0], base[:, 0])
+    torch.testing.assert_close(down[:, 1], base[:, 1] - 0.2)
+    assert float(new.constraint_violation(down).max()) < 1e-6
+    outside = base.clone()
+    outside[:, 0] -= 0.1
+    assert (new.constraint_violation(outside) > 0.09).all()
+    with pytest.raises(hb.UserError, match="monotone"):
+        hb.Linf(0.1, monotone=[2, 0, 0])
+
+
+def test_the_nearest_row_has_the_gradient_of_the_identity():
+    layer = StraightThroughRound([0], [[1, 2]])
+    x = torch.tensor([[1.4, 0.3, 0.6]], requires_grad=True)
+    assert layer(x).tolist() == [[1.0, 0.0, 1.0]]
+    layer(x).mul(torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert x.grad.tolist() == [[1.0, 2.0, 3.0]]
+
+
+WHOLE = """
+label = "late"
+eps = 1.0
+[features.age]
+kind = "integer"
+[features.months]
+kind = "integer"
+[features.visits]
+kind = "integer"
+[features.loans]
+kind = "integer"
+eps = 0.1
+"""
+
+
+def whole_numbers(folder):
+    """A table of integers."""
+    (folder / "whole.toml").write_text(WHOLE)
+    draw = np.random.default_rng(0)
+    data = pd.DataFrame({name: draw.integers(0, top, 200) for name, top in (("age", 60), ("months", 30), ("visits", 9))})
+    data["loans"] = draw.integers(0, 3, 200)
+    data["late"] = (data["age"] / 20 + data["visits"] / 3 > 3).astype(int)
+    return make_table(read_schema(folder / "whole.toml"), data, data, "whole")
+
+
+class Lured(torch.nn.Module):
+    """A network with the gradient of another, three times as large and turned round."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        lure = -3 * self.net(x)
+        return self.net(x).detach() + lure - lure.detach()
+
+
+def test_rounding_to_rows_is_no_doubt_of_the_network_behind_it(tmp_path):
+    table = whole_numbers(tmp_path)
+    torch.manual_seed(0)
+    honest, lured = (table.around(net) for net in (torch.nn.Linear(4, 2), Lured(torch.nn.Linear(4, 2))))
+    x, _ = table.test.fetch(torch.arange(60))
+    for net, verdict in ((honest, "ok"), (lured, "invalid")):
+        ev = hb.evaluate(net, (x, net(x).argmax(1)), threat=table.threat, attacks=["pgd-10"], quiet=True)
+        found = {d.name: d for d in ev.diagnostics}["gradients-tell-the-truth"]
+        assert found.verdict == verdict, found.measured
+        assert "behind StraightThroughRound, which rounds on purpose" in found.measured
+        assert net[0](x + 0.3).equal(x)  # it rounds again
+
+
+def test_columns_that_may_change_but_cannot_are_named(tmp_path):
+    table = whole_numbers(tmp_path)
+    reach = reach_of(table.test, table.threat)
+    assert reach.moving == ("age", "months", "visits")
+    assert str(reach) == "3 of 4 columns can change; loans may change but cannot: ε is below 1 unit"
+    assert reach_of(hb.data.Part(table.test, torch.arange(5)), table.threat) == reach
+    assert str(reach_of(table.test, table.threat_in("L2", 0.04))).startswith("0 of 4 columns can change; age, months")
+    assert reach_of(hb.data.as_source((table.test.x, table.test.y)), table.threat) is None
+    net = table.network("mlp").build()
+    found = hb.evaluate(net, table.test, threat=table.threat, attacks=["fgsm"], n=20, probes=False, quiet=True)
+    said = {d.name: d for d in found.warnings}["columns-can-change"]
+    assert (said.measured, said.verdict) == (str(reach), "warning")
+    none = hb.evaluate(net, table.test, threat=table.threat_in("Linf", 0.01), attacks=["fgsm"], probes=False, quiet=True)
+    assert "columns-can-change" in str(none)
+    assert str(none).startswith("INVALID")
+
+
+def test_a_draft_says_what_it_cannot_attack(tmp_path):
+    draw = np.random.default_rng(0)
+    rows = {"rate": draw.integers(1, 5, 300), "amount": draw.normal(0, 100, 300), "job": ["a", "b", "c"] * 100}
+    text = draft(pd.DataFrame(rows | {"late": [0, 1] * 150}), "late", "rows.csv")
+    assert "# as drafted, 1 of 3 columns can change; rate may change but cannot: ε is below 1 unit" in text
+    enough = float(re.search("# eps = (.*) would let it change by 1 unit, 0.1 does not", text)[1])
+    assert 1 < enough * np.std(rows["rate"]) < 1.2
+    rows["amount"][7] = float("nan")
+    text = draft(pd.DataFrame(rows | {"late": [0, 1] * 150}), "late", "rows.csv")
+    assert "# cannot be read as it is: amount: 1 values are not finite or missing" in text
+
+
+def test_a_card_with_columns_that_are_not_there_is_refused():
+    card = ModelSpec("mlp", (3,), 2, integers=(0,), groups=((1, 2),)).to_dict()
+    assert ModelSpec.from_dict(card).groups == ((1, 2),)
+    for broken in ({"integers": [3]}, {"groups": [[]]}, {"groups": [[-1]]}, {"groups": 5}):
+        with pytest.raises(hb.UserError, match="no readable model"):
+            ModelSpec.from_dict(card | broken)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('kind = "integr"', "kind is one of"),
+        ('knd = "integer"', "did you mean 'kind'"),
+        ("low = 'x'", "wrong type"),
+        ("low = 130", "low must be below high"),
+        ("low = 20", "values are outside"),
+        ("eps = -1", "eps must not be negative"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused_in_a_line(folder, change, said):
+    before = 'kind = "integer"\nlow = 1\n'
+    after = f"{change}\nlow = 1\n" if "integ" in change else f'kind = "integer"\n{change}\n'
+    text = DESCRIPTION.replace(before, after)
+    (folder / "loans.toml").write_text(text)
+    with pytest.raises(hb.UserError, match=said) as refused:
+        read_table(folder / "loans.toml")
+    assert "\n" not in str(refused.value)
+
+
+def test_rows_that_do_not_fit_are_refused(folder):
+    described = read_schema(folder / "loans.toml")
+    good = frame()
+    cases = {
+        "not whole": good.assign(children=good["children"] + 0.5),
+        "not finite or missing": good.assign(debt=[float("nan"), *good["debt"][1:]]),
+        "not described: pilot": good.assign(job="pilot"),
+        "a column of words is a category": good.assign(debt="much"),
+        "unknown column": good.drop(columns="debt"),
+        "only the value": good.assign(late=1),
+    }
+    for said, rows in cases.items():
+        with pytest.raises(hb.UserError, match=said):
+            make_table(described, rows, rows)
+    (folder / "rows.csv").write_bytes(b"\x00\xff\xfe garbage")
+    with pytest.raises(hb.UserError):
+        read_table(folder / "loans.toml")
+    with pytest.raises(hb.UserError, match="cannot read"):
+        read_frame(folder / "nothing.csv")
+
+
+def test_risk_of_a_linear_model_is_what_the_formula_says():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(500, 4, generator=generator)
+    w = torch.tensor([3.0, -2.0, 1.0, 0.5])
+    y = (x @ w - 1.2 + 0.6 * torch.randn(500, generator=generator) > 0).long()
+    net = torch.nn.Linear(4, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.stack([-w / 2, w / 2]))
+        net.bias.copy_(torch.tensor([0.6, -0.6]))
+    eps = torch.tensor([0.1, 0.05, 0.0, 0.2])
+    threat = hb.Linf(eps, low=-10.0, high=10.0)
+    risk = measure_risk(net, (x, y), threat=threat, miss=5.0, false_alarm=2.0)
+    score = x.double() @ w.double() - 1.2
+    worst = score - (2 * y - 1) * float((eps * w.abs()).sum())
+    for values, auc, recall, cost in (
+        (score, risk.auc, risk.recall, risk.cost),
+        (worst, risk.auc_attacked, risk.recall_attacked, risk.cost_attacked),
+    ):
+        said = (values > 0).long()
+        assert auc == pytest.approx(roc_auc_score(y, values), abs=1e-3)
+        assert recall == pytest.approx(recall_score(y, said), abs=3e-3)
+        wrong = 5.0 * ((y == 1) & (said == 0)).sum() + 2.0 * ((y == 0) & (said == 1)).sum()
+        assert cost == pytest.approx(float(wrong) / 500, abs=0.01)
+    with pytest.raises(hb.UserError, match="two classes"):
+        measure_risk(torch.nn.Linear(4, 3), (x, y), threat=threat)
+
+
+def test_class_weights_count_in_validation_too():
+    class Always(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
+
+        def forward(self, x):
+            return self.bias.expand(len(x), 2) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+    source = hb.data.Arrays(torch.rand(100, 3), (torch.arange(100) >= 80).long(), 2)
+    method = hb.method("at", hb.Linf(0.1))
+    plain = validate(Always(), source, method, 2, 0, 32, SINGLE_PROCESS)
+    weighed = validate(Always(), source, method, 2, 0, 32, SINGLE_PROCESS, torch.tensor([0.625, 2.5]))
+    assert plain == {"val_clean_accuracy": 0.8, "val_robust_accuracy": 0.8}
+    assert weighed == {"val_clean_accuracy": 0.5, "val_robust_accuracy": 0.5}
+
+
+def test_the_commands_take_a_description(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "loans.toml").write_text(DESCRIPTION + "[features.visits]\nkind = 'integer'\n")  # ε 0.4
+    frame().assign(visits=np.arange(400) % 3).to_csv(folder / "rows.csv", index=False)
+    reach = "4 of 7 columns can change; visits may change but cannot: ε is below 1 unit"
+    assert main(["data", "loans.toml"]) == 0
+    said = capsys.readouterr().out
+    assert "320 of 10" in said
+    assert reach in said
+    assert main(["data", "loans.toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reach"]["stuck"] == {"ε is below 1 unit": ["visits"]}
+    assert main(["data", "rows.csv", "--label", "late"]) == 0
+    (folder / "draft.toml").write_text(capsys.readouterr().out)
+    assert read_table(folder / "draft.toml").columns
+    words = ["--model", "mlp", "--epochs", "3", "--lr", "0.02", "--class-weights", "balanced", "--threads", "1"]
+    assert main(["train", "--data", "loans.toml", "--method", "mart", *words, "--out", "run"]) == 0
+    assert reach in capsys.readouterr().out
+    assert main(["report", "run"]) == 0
+    html = (folder / "run" / "report.html").read_text()
+    assert "4 of 7 columns can change" in html
+    assert "ε is below 1 unit" in html
+    assert main(["train", "--resume", "run"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--attacks", "pgd-20", "--n", "60", "--quiet"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Of the class '1': recall" in said
+    assert f"WARNING columns-can-change: {reach}" in said
+    assert main(["evaluate", "run", "--attacks", "pgd-20", "--n", "60", "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["risk"]["auc_attacked"] <= 1
+    assert main(["report", "run"]) == 0
+    html = " ".join((folder / "run" / "report.html").read_text().split())
+    head = html[: html.index("<nav")]
+    assert reach in head
+    assert "4 of 7 columns can change</dd>" in head
+    assert re.search(r'class="subject">loans.toml, mlp, Linf\(per feature[^\[]*\)</p>', head)  # and not every ε
+    command = train_command(json.loads((folder / "run" / "run.json").read_text()))
+    assert main([*shlex.split(command)[1:], "--quiet"]) == 0
+    ours, theirs = (hb.load(where).state_dict() for where in ("run", "runs/loans-mart"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the credit sets are not at hand (../shared/data)")
+def test_the_example_runs():
+    command = [sys.executable, str(ROOT / "examples" / "credit.py"), str(SHARED / "german_credit" / "german_credit.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "160"})
+    assert done.returncode == 0, done.stderr
+    for method in ("standard", "at", "mart", "mail-at", "mail-trades"):
+        assert f"│ {method}" in done.stdout
+    assert "no longer after these changes" in done.stdout

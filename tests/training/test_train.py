@@ -1,0 +1,596 @@
+import errno
+import json
+import math
+import os
+import pickle
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hauberk as hb
+import hauberk.training.train as training_run
+from hauberk.attacks.pgd import parse_step_size
+from hauberk.core.io import read_state, write_json, write_state
+from hauberk.data import Arrays, as_source, labels
+from hauberk.methods.named import published_method
+from hauberk.models import ModelSpec
+from hauberk.training.config import TrainConfig
+from hauberk.training.early_failure import TrainingDiverged, check_catastrophic_overfitting
+from hauberk.training.plan import make_plan
+from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, find_published
+from hauberk.training.schedule import eps_scale, first_drop, learning_rate
+from helpers import SHAPE, THREAT, Signalling, easy_data, few_images, settings, tiny_batch, tiny_net
+
+
+def train_tiny(data, out, resume=False, method="trades", **changes):
+    return hb.train(
+        tiny_net(dropout=0.2), data, method=hb.method(method, THREAT, steps=2), out=out, resume=resume, **settings(**changes)
+    )
+
+
+@pytest.mark.parametrize(
+    "extra", [{"ema": 0.9, "augment": "crop-flip"}, {"schedule": "cosine", "class_weights": "balanced", "eps_warmup": 0.5}]
+)
+def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(extra, tmp_path):
+    data = easy_data()
+    whole = train_tiny(Signalling(data, 0), tmp_path / "whole", **extra)
+    last = (
+        torch.load(tmp_path / "whole" / "state.ckpt", weights_only=False)
+        if False
+        else read_state(tmp_path / "whole" / "state.ckpt")[0]
+    )
+    stopped = 0
+    for at in (
+        122,
+        130,
+        169,
+        201,
+        242,
+        260,
+    ):  # fetches, after two looks at all: in several batches, epochs, in validation
+        folder = tmp_path / f"at{at}"
+        run = train_tiny(Signalling(data, at), folder, **extra)
+        stopped += run.interrupted
+        while run.interrupted:
+            run = train_tiny(Signalling(data, 0), folder, resume=True, **extra)
+        state = read_state(folder / "state.ckpt")[0]
+        for name, value in last["model"].items():
+            assert torch.equal(value, state["model"][name]), name
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(value, run.model.state_dict()[name]), name
+        without_time = [{k: v for k, v in row.items() if "second" not in k} for row in run.metrics]
+        assert without_time == [{k: v for k, v in row.items() if "second" not in k} for row in whole.metrics]
+        assert (folder / "best.safetensors").read_bytes() == (tmp_path / "whole" / "best.safetensors").read_bytes()
+    assert stopped >= 4
+
+
+def test_what_a_run_leaves(tmp_path):
+    run = hb.train("small-cnn", easy_data(), method="mart", threat=THREAT, out=tmp_path / "run", **settings(epochs=2))
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {
+        "run.json",
+        "metrics.jsonl",
+        "state.ckpt",
+        "best.safetensors",
+        "best.json",
+        "last.safetensors",
+        "last.json",
+    } <= names
+    assert not any(name.endswith(".part") for name in names)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == run.metrics
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert {"loss", "train_clean_accuracy", "train_robust_accuracy", "val_clean_accuracy", "val_robust_accuracy", "lr"} <= set(
+        rows[0]
+    )
+    card = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert card["method"]["name"] == "mart"
+    assert card["threat"]["eps"] == "8/255"
+    assert card["data"]["val"] == 12
+    assert card["versions"]["torch"] == torch.__version__
+    assert "tensorboard" in names
+    x, _ = easy_data()
+    loaded = hb.load(tmp_path / "run")
+    assert torch.equal(loaded(x), run.model(x))
+    assert not loaded.training
+    assert not torch.equal(hb.load(tmp_path / "run", which="last")(x), loaded(x)) or run.best["epoch"] == 1
+
+
+def test_it_learns_and_the_best_epoch_is_chosen_by_validation(tmp_path):
+    run = hb.train("small-cnn", easy_data(200), threat=THREAT, out=tmp_path / "run", **settings(epochs=8))
+    scores = [(row["val_robust_accuracy"], row["val_clean_accuracy"]) for row in run.metrics]
+    assert run.best["epoch"] == scores.index(max(scores))
+    assert max(scores)[0] > 0.5
+    assert not run.interrupted
+
+
+def test_nothing_on_disk_when_not_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state()
+    run = hb.train("mlp", easy_data(), threat=THREAT, **settings(epochs=1))
+    assert run.folder is None
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_early_stopping():
+    run = hb.train(tiny_net(), easy_data(), threat=THREAT, **settings(epochs=50, patience=2, lr=1e-9))
+    assert run.best["epoch"] + 3 == len(run.metrics) < 50
+    assert not run.interrupted
+
+
+def test_validation_examples_are_never_trained_on():
+    source = as_source(easy_data(100))
+    plan = make_plan(ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(seed=3), source)
+    assert len(plan.val) == 10
+    assert set(plan.val.index.tolist()).isdisjoint(plan.train.index.tolist())
+    assert len(plan.val) + len(plan.train) == 100
+    seen = torch.cat(plan.batches(0))
+    assert sorted(seen.tolist()) == list(range(90))
+    assert not torch.equal(seen, torch.cat(plan.batches(1)))
+
+
+def test_a_last_batch_of_one_is_dropped():
+    source = as_source(easy_data(33))
+    plan = make_plan(ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(batch_size=16, val_size=0), source)
+    assert [len(batch) for batch in plan.batches(0)] == [16, 16]
+    assert plan.steps_per_epoch == 2
+
+
+def test_balanced_class_weights():
+    x, y = easy_data(100)
+    y = torch.where(torch.arange(100) < 80, 0, 1)
+    plan = make_plan(
+        ModelSpec("mlp", SHAPE, 2),
+        hb.method("at", THREAT),
+        TrainConfig(class_weights="balanced", val_size=0),
+        Arrays(x, y, 2),
+    )
+    assert torch.allclose(plan.class_weights, torch.tensor([100 / 160, 100 / 40]))
+    assert float(plan.class_weights[labels(plan.train)].mean()) == pytest.approx(1.0)
+
+
+def test_schedules():
+    steps = TrainConfig(epochs=100, lr=0.1, schedule="steps")
+    rates = [learning_rate(steps, epoch * 10, 1000) for epoch in (0, 73, 74, 88, 89, 99)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    shares = TrainConfig(epochs=20, lr=0.1, schedule="steps", milestones=(0.5,))
+    assert [learning_rate(shares, s, 200) for s in (99, 100)] == pytest.approx([0.1, 0.01])
+    cosine = TrainConfig(lr=0.2, schedule="cosine")
+    assert learning_rate(cosine, 500, 1000) == pytest.approx(0.1)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=1001, cycle_momentum=False)
+    one = TrainConfig(lr=0.1)
+    for step in range(1000):
+        assert learning_rate(one, step, 1000) == pytest.approx(optimizer.param_groups[0]["lr"], rel=0.02, abs=2e-4)
+        optimizer.step()
+        theirs.step()
+    assert [first_drop(s) for s in (steps, shares, cosine)] == [74, 10, 22]
+    assert [first_drop(TrainConfig(epochs=e, schedule="steps")) for e in (1, 2, 40)] == [
+        0,
+        1,
+        30,
+    ]  # no drop within the training
+    warm = TrainConfig(eps_warmup=0.5)
+    assert [eps_scale(warm, s, 100) for s in (0, 24, 49, 99)] == pytest.approx([0.02, 0.5, 1.0, 1.0])
+
+
+class TurnsNaN(nn.Module):
+    def __init__(self, after):
+        super().__init__()
+        self.net, self.after, self.calls = tiny_net(), after, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.net(x) * (math.nan if self.calls > self.after else 1.0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(hb.UserError, match=r"the loss became nan at epoch 2, step 2; the last good checkpoint, of epoch 1"):
+        hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "run", **settings())
+    state, _ = read_state(tmp_path / "run" / "state.ckpt")
+    assert state["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+class OnceNaN(TurnsNaN):
+    def forward(self, x):
+        self.calls += self.training
+        return self.net(x) * (math.nan if self.calls == self.after else 1.0)
+
+
+class OnceNaNGradient(TurnsNaN):
+    """Its next loss is not finite; what free training carries from batch to batch takes no harm."""
+
+    def forward(self, x):
+        self.calls += self.training
+        logits = self.net(x)
+        if self.training and self.calls == self.after:
+            logits.register_hook(lambda grad: grad * math.nan)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "begins"),
+    [
+        ("mail-at", {"burn_in": 3}, 3),
+        ("at+awp", {"awp_warmup": 2}, 2),
+        ("gairat+awp", {"burn_in": 1, "awp_warmup": 4}, 4),
+        ("at", {}, 0),
+    ],
+)
+def test_the_best_epoch_is_one_of_the_method_itself(monkeypatch, tmp_path, method, settings, begins):
+    """Epochs before the burn-in is over are plain adversarial training, however well they do."""
+    worse = iter(range(9, 0, -1))
+    monkeypatch.setattr(
+        "hauberk.training.trainer.validate", lambda *_: {"val_robust_accuracy": next(worse) / 10, "val_clean_accuracy": 0.9}
+    )
+    how = {"epochs": 6, "patience": 2, "batch_size": 20, "val_size": 20, "quiet": True, "threads": 1, "on_divergence": "ignore"}
+    bound = hb.method(method, hb.Linf("8/255"), steps=1, **settings)
+    assert bound.begins == begins
+    run = hb.train("small-cnn", tiny_batch(80), method=bound, out=tmp_path / "run", **how)
+    assert run.best["epoch"] == begins
+    assert json.loads((tmp_path / "run" / "best.json").read_text())["epoch"] == begins + 1
+    assert len(run.metrics) == min(6, begins + 3)  # patience counts from there
+
+
+def test_a_run_goes_back_to_its_best_weights_if_asked(tmp_path):
+    whole = hb.train(OnceNaN(after=6), easy_data(), threat=THREAT, out=tmp_path / "run", on_divergence="rollback", **settings())
+    assert [row["epoch"] for row in whole.metrics] == [1, 2, 3]
+    assert all(row["lr"] <= 0.025 for row in whole.metrics[1:])
+    assert read_state(tmp_path / "run" / "state.ckpt")[0]["returns"] == 1
+    with pytest.raises(hb.UserError, match="became nan at epoch 2, step 1, after 3 returns to earlier weights; the last good"):
+        hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "lost", on_divergence="rollback", **settings())
+    with pytest.raises(hb.UserError, match="became nan at epoch 2, step 2"):
+        hb.train(OnceNaN(after=5), easy_data(), threat=THREAT, out=tmp_path / "stopped", **settings())
+    free = hb.train(
+        OnceNaNGradient(after=30), easy_data(), method="free-at", threat=THREAT, on_divergence="rollback", **settings()
+    )
+    assert len(free.metrics) == 3
+    assert all(value.isfinite().all() for value in free.model.state_dict().values())
+    more = {"out": tmp_path / "stopped", "resume": True, "on_divergence": "rollback"}
+    again = hb.train(OnceNaN(after=10**9), easy_data(), threat=THREAT, **more, **settings())
+    assert len(again.metrics) == 3
+    with pytest.raises(hb.UserError, match=r"became nan at epoch 1, step 1\. Try a lower lr"):
+        hb.train(TurnsNaN(after=0), easy_data(), threat=THREAT, on_divergence="rollback", **settings())
+
+
+def test_catastrophic_overfitting_is_told_from_noise_and_from_slow_learning():
+    best = {"val_robust_accuracy": 0.4}
+
+    def row(now, seen):
+        return {"epoch": 9, "val_robust_accuracy": now, "train_robust_accuracy": seen}
+
+    with pytest.raises(TrainingDiverged, match=r"from 40\.0 % to 2\.0 % in epoch 9, while 85.0 %"):
+        check_catastrophic_overfitting(row(0.02, 0.85), best, 1000, 10)
+    for now, seen, before, held_out in (
+        (0.3, 0.85, best, 1000),
+        (0.05, 0.34, best, 1000),
+        (0.0, 0.9, best, 12),
+        (0, 1, {}, 1000),
+    ):
+        check_catastrophic_overfitting(row(now, seen), before, held_out, 10)
+    check_catastrophic_overfitting({"epoch": 9, "val_robust_accuracy": 0.0}, best, 1000, 10)  # a method that does not attack
+    check_catastrophic_overfitting(
+        row(0.026, 0.144), {"val_robust_accuracy": 0.1}, 500, 10
+    )  # chance is nothing that could be lost
+    check_catastrophic_overfitting(row(0.153, 0.581), {"val_robust_accuracy": 0.499}, 1000, 2)
+
+
+def test_damaged_foreign_and_hostile_checkpoints(tmp_path):
+    data = easy_data()
+    train_tiny(data, tmp_path / "run", epochs=1)
+    path = tmp_path / "run" / "state.ckpt"
+    whole = path.read_bytes()
+    for length in (0, 1, 15, 16, 40, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(hb.UserError, match=r"cut short|not a Hauberk"):
+            train_tiny(data, tmp_path / "run", resume=True, epochs=1)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(hb.UserError, match="damaged"):
+        read_state(path)
+    path.write_bytes(b"PK\x03\x04 something else")
+    with pytest.raises(hb.UserError, match="not a Hauberk checkpoint"):
+        read_state(path)
+
+
+def test_the_checkpoint_before_is_used_and_named(tmp_path):
+    path = tmp_path / "state.ckpt"
+    write_state(path, {"epoch": 1})
+    write_state(path, {"epoch": 2})
+    path.write_bytes(path.read_bytes()[:-1])
+    state, warning = read_state(path)
+    assert state == {"epoch": 1}
+    assert "state.ckpt.previous" in warning
+
+
+class Evil:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
+
+
+def test_checkpoints_that_carry_code_are_refused(tmp_path):
+    write_state(tmp_path / "state.ckpt", {"epoch": Evil(tmp_path / "owned")})
+    with pytest.raises(hb.UserError, match="carries code"):
+        read_state(tmp_path / "state.ckpt")
+    torch.save({"weight": Evil(tmp_path / "owned")}, tmp_path / "net.pth")
+    with pytest.raises(hb.UserError, match="carries code"):
+        hb.load(tmp_path / "net.pth", model=tiny_net())
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(Evil(tmp_path / "owned")))
+    with pytest.raises(hb.UserError):
+        hb.load(tmp_path / "old.pt", model=tiny_net())
+    assert not (tmp_path / "owned").exists()
+
+
+def test_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    data = easy_data()
+    train_tiny(data, tmp_path / "run", epochs=1)
+    before = (tmp_path / "run" / "best.safetensors").read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(hb.UserError, match="No space left on device"):
+        train_tiny(data, tmp_path / "other", epochs=1)
+    with pytest.raises(hb.UserError, match="what was saved before is intact"):
+        write_state(tmp_path / "run" / "state.ckpt", {"epoch": 9})
+    monkeypatch.undo()
+    (tmp_path / "run" / "state.ckpt").rename(
+        tmp_path / "run" / "state.ckpt.previous"
+    )  # as a crash between two renames leaves it
+    assert len(train_tiny(data, tmp_path / "run", resume=True, epochs=1).metrics) == 1
+    assert read_state(tmp_path / "run" / "state.ckpt")[0]["epoch"] == 1
+    assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_resuming_as_something_else_is_refused(tmp_path):
+    train_tiny(easy_data(), tmp_path / "run", epochs=1)
+    for changes, says in (
+        ({"epochs": 2}, "settings epochs = 1"),
+        ({"lr": 0.2}, "settings lr"),
+        ({"method": "mart"}, "method name = 'trades'"),
+    ):
+        with pytest.raises(hb.UserError, match=says):
+            train_tiny(easy_data(), tmp_path / "run", resume=True, **{"epochs": 1, **changes})
+    again = train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1)  # nothing left to do
+    assert len(again.metrics) == 1
+
+
+def changed_data(what):
+    """The same data set but for its last example, or in another order."""
+    x, y = easy_data()
+    if what == "label":
+        y[-1] = (y[-1] + 1) % 5
+    if what == "pixel":
+        x[-1, -1, -1, -1] += 0.01
+    return (x.flip(0), y.flip(0)) if what == "order" else (x, y)
+
+
+@pytest.mark.parametrize("kind", [as_source, lambda data: Signalling(data, 0)], ids=["arrays", "items"])
+@pytest.mark.parametrize("what", ["label", "pixel", "order"])
+def test_resuming_on_other_data_is_refused(what, kind, tmp_path):
+    train_tiny(kind(easy_data()), tmp_path / "run", epochs=1)
+    with pytest.raises(hb.UserError, match="started with other training data"):
+        train_tiny(kind(changed_data(what)), tmp_path / "run", resume=True, epochs=1)
+
+
+def test_resuming_with_other_unlabelled_data_is_refused(tmp_path):
+    train_tiny(easy_data(), tmp_path / "run", epochs=1, unlabelled=changed_data("label"))
+    with pytest.raises(hb.UserError, match="other unlabelled data"):
+        train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1, unlabelled=easy_data())
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        train_tiny(easy_data(), tmp_path / name, epochs=1, seed=seed)
+    (tmp_path / "a" / "state.ckpt").write_bytes((tmp_path / "b" / "state.ckpt").read_bytes())
+    with pytest.raises(hb.UserError, match="is the checkpoint of another run"):
+        train_tiny(easy_data(), tmp_path / "a", resume=True, epochs=1)
+
+
+def test_resuming_with_other_code_of_the_model_is_refused(tmp_path):
+    net = tiny_net(dropout=0.2)
+    train_tiny(easy_data(), tmp_path / "run", epochs=1)
+    net[2].forward = torch.tanh
+    method = hb.method("trades", THREAT, steps=2)
+    with pytest.raises(hb.UserError, match="model code = 'Sequential"):
+        hb.train(net, easy_data(), method=method, out=tmp_path / "run", resume=True, **settings(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"versions": {"torch": "1.0"}}, "hauberk None, torch 1.0, python None"), ({"threads": 7}, "7 threads")],
+)
+def test_resuming_under_other_versions_or_threads_is_said(changes, says, tmp_path, capsys):
+    train_tiny(easy_data(), tmp_path / "run", epochs=1)
+    record = tmp_path / "run" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | changes))
+    train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1, quiet=False)
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"begun with {says}, going on with hauberk {hb.__version__}" in said
+    assert "not the same bit for bit" in said
+
+
+@pytest.mark.parametrize(("call", "after"), [(call, after) for call in ("open", "fsync", "replace") for after in (False, True)])
+def test_a_run_killed_while_its_record_is_written_can_be_begun_again(call, after, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    home, folder = {"open": os, "fsync": os, "replace": Path}[call], tmp_path / "run"
+    there = getattr(home, call)
+
+    def dies(*words, **more):
+        if after:
+            there(*words, **more)
+        raise Killed
+
+    (folder / "tensorboard").mkdir(parents=True)  # made before the record, where TensorBoard is installed
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda *words, **more: None)  # a process that is killed tidies nothing up
+        patched.setattr(training_run, "write_json", lambda *words: (patched.setattr(home, call, dies), write_json(*words)))
+        with pytest.raises(Killed):
+            train_tiny(easy_data(), folder, epochs=1)
+    if not (folder / "run.json").exists():
+        with pytest.raises(hb.UserError, match="begin it again, without --resume"):
+            train_tiny(easy_data(), folder, resume=True, epochs=1)
+    run = train_tiny(easy_data(), folder, resume=(folder / "run.json").exists(), epochs=1)
+    assert len(run.metrics) == 1
+    assert not list(folder.glob("*.part"))
+
+
+class Picky(nn.Module):
+    """As networks of other libraries are, which assert the size of their images."""
+
+    def forward(self, x):
+        assert x.shape[-1] == 224, "images of 224 only"
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"epoch": 3}, "did you mean 'epochs'"),
+        ({"epochs": 0}, "epochs must be positive"),
+        ({"lr": float("nan")}, "lr must be positive"),
+        ({"epochs": "many"}, "whole number"),
+        ({"epochs": 2.5}, "whole number"),
+        ({"lr": "fast"}, "wrong type"),
+        ({"momentum": 1.0}, "momentum must be"),
+        ({"schedule": "linear"}, "schedule is one of"),
+        ({"milestones": (90.0, 75.0)}, "rising"),
+        ({"val_size": 60}, "leaves nothing to train on"),
+        ({"class_weights": (1.0, 2.0)}, "needs 5 numbers"),
+        ({"device": "tpu9"}, "cannot be used"),
+        ({"method": "madry"}, "unknown method"),
+        ({"threat": None}, "needs a threat model"),
+        ({"model": "resnet19"}, "did you mean 'resnet18'"),
+        ({"model": tiny_net(classes=4)}, "labels must be 0 to 3"),
+        ({"model": nn.Sequential(tiny_net(), nn.Softmax(1))}, "returns probabilities"),
+        ({"model": nn.Flatten(0)}, "must return logits of shape"),
+        ({"model": nn.Linear(7, 5)}, "cannot take inputs of shape"),
+        ({"model": Picky()}, "cannot take inputs of shape .*: images of 224 only"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 1))}, "one number per input"),
+        ({"out": "/proc/nowhere/run"}, "cannot make the folder"),
+        ({"resume": True}, "needs out="),
+    ],
+)
+def test_mistakes_get_one_clear_line(kwargs, says):
+    arguments = {"model": "small-cnn", "threat": THREAT, **settings(epochs=1), **kwargs}
+    with pytest.raises(hb.UserError, match=says) as caught:
+        hb.train(arguments.pop("model"), easy_data(), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_exists_is_not_touched(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(hb.UserError, match="exists; go on with it"):
+        hb.train("mlp", easy_data(), threat=THREAT, out=tmp_path, **settings(epochs=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_known_class_counts_are_compared():
+    with pytest.raises(hb.UserError, match="4 outputs, but the data has 5 classes"):
+        hb.train(tiny_net(classes=4), Arrays(easy_data()[0], easy_data()[1] % 4, 5), threat=THREAT, **settings(epochs=1))
+
+
+def test_works_in_a_thread_and_puts_signal_handlers_back():
+    before = signal.getsignal(signal.SIGINT)
+    results = []
+    worker = threading.Thread(target=lambda: results.append(hb.train("mlp", easy_data(), threat=THREAT, **settings(epochs=1))))
+    worker.start()
+    worker.join()
+    assert len(results) == 1
+    hb.train("mlp", easy_data(), threat=THREAT, **settings(epochs=1))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_recommended_settings_are_valid():
+    for found in (EXPRESS, *BY_DATA.values(), *OFFICIAL.values(), find_published("else", "mlp")):
+        assert TrainConfig(**found.settings).epochs > 0
+        assert found.source
+    assert find_published("cifar10", "wrn-32-10").settings["weight_decay"] == 7e-4
+    express = find_published("mnist", "small-cnn", recipe="express").settings
+    assert express["epochs"] == EXPRESS.settings["epochs"]
+    assert express["eps_warmup"] == 0.3  # MNIST does not start to learn without
+    with pytest.raises(hb.UserError, match="recipe is"):
+        find_published("mnist", "small-cnn", recipe="quick")
+    assert find_published("cifar10", "resnet18", "mail-at").settings["epochs"] == 100
+    assert find_published("cifar10", "resnet18", "mail-at", "official").settings["milestones"] == (76.0, 91.0, 101.0)
+    for name, _ in OFFICIAL:
+        assert name in hb.list_methods()
+
+
+RATES = {  # of an epoch counted from 1, as the scripts compute them; without the last halving of GAIRAT and FAT
+    ("at", "wrn-32-10"): lambda t: 0.1 if t <= 40_000 / 390 else 0.01 if t <= 60_000 / 390 else 0.001,
+    ("trades", "wrn-34-10"): lambda t: 0.01 if t >= 75 else 0.1,
+    ("mart", "resnet18"): lambda t: 1e-5 if t >= 100 else 1e-4 if t >= 90 else 1e-3 if t >= 75 else 0.01,
+    ("mart", "wrn-34-10"): lambda t: 0.001 if t >= 90 else 0.01 if t >= 75 else 0.1,
+    ("fat", "wrn-32-10"): lambda t: 0.001 if t >= 90 else 0.01 if t >= 60 else 0.1,
+    ("gairat", "wrn-32-10"): lambda t: 0.1 if t / 120 < 0.5 else 0.01 if t / 120 < 0.75 else 0.001,
+    **{  # MAIL counts from 0
+        (name, "resnet18"): lambda t: 1e-5 if t - 1 >= 100 else 1e-4 if t - 1 >= 90 else 1e-3 if t - 1 >= 75 else 0.01
+        for name in ("mail-at", "mail-trades", "mail-mart")
+    },
+}
+
+
+@pytest.mark.parametrize(("method", "model"), RATES)
+def test_official_schedules_are_the_scripts_epoch_by_epoch(method, model):
+    chosen = TrainConfig(**find_published("cifar10", model, method, "official").settings)
+    rates = [learning_rate(chosen, epoch, chosen.epochs) for epoch in range(chosen.epochs)]
+    assert rates == pytest.approx([RATES[method, model](epoch + 1) for epoch in range(chosen.epochs)])
+
+
+def test_gairat_reweights_from_the_epoch_of_its_first_drop():
+    chosen = TrainConfig(**find_published("cifar10", "wrn-32-10", "gairat", "official").settings)
+    assert hb.method("gairat", THREAT, preset="official").begins == first_drop(chosen) == 59
+
+
+def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_it_is(tmp_path):
+    how = {"epochs": 1, "batch_size": 4, "val_size": 0, "quiet": True, "threads": 1}
+    same = {"at": 2 / 255, hb.method("at", THREAT): 2 / 255}
+    for data, steps in {"svhn": {**same, "at": 1 / 255}, "cifar10": same}.items():
+        for method, step in steps.items():
+            out = tmp_path / f"{data}-{getattr(method, 'name', 'by-name')}"
+            threat = {"threat": THREAT} if method == "at" else {}
+            hb.train("preact-resnet18", few_images(data), method=method, out=out, **threat, **how)
+            used = json.loads((out / "run.json").read_text())["method"]
+            made = hb.method(used.pop("name"), THREAT, **used)
+            assert float(parse_step_size(made.attack.step_size).of(THREAT.eps)) == pytest.approx(step)
+
+
+@pytest.mark.parametrize(("key", "found"), [*OFFICIAL.items(), *BY_DATA.items()])
+def test_every_published_setting_of_a_method_reaches_it(key, found):
+    if key in OFFICIAL:
+        made = published_method(key[0], THREAT, "cifar10", key[1].replace("wrn", "wrn-34-10"), preset="official")
+        assert found.method.items() <= made.settings.items()
+        return
+    for name in (*hb.list_methods(), "at+awp", "trades+awp"):
+        taken = found.method if not found.methods or name in found.methods else {}
+        made = published_method(name, THREAT, *key)
+        assert made.settings == {"preset": "paper", "seed": 0, **taken}
+        given = published_method(name, THREAT, *key, seed=3, **dict.fromkeys(taken, "eps"))
+        assert given.settings == {"preset": "paper", "seed": 3, **dict.fromkeys(taken, "eps")}
+
+
+def test_cuda_training(device, tmp_path):
+    run = hb.train("small-cnn", easy_data(), threat=THREAT, out=tmp_path / "run", **settings(epochs=2, device=str(device)))
+    assert next(run.model.parameters()).device.type == device.type
+    assert hb.load(tmp_path / "run")(tiny_batch()[0]).shape == (6, 5)
+
+
+@pytest.mark.parametrize("norm", [hb.L2(0.5), hb.L1(4.0)])
+def test_other_norms_train(norm):
+    assert hb.train("mlp", easy_data(), threat=norm, **settings(epochs=1)).metrics
