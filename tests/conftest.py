@@ -11,7 +11,7 @@ from torch import nn
 
 import hauberk as hb
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
-from hauberk.data import Arrays
+from hauberk.data import TensorDataset
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 collect_ignore = ["fuzz_readers.py"]  # a program, which needs atheris
@@ -56,7 +56,7 @@ def tiny_batch(n=6, shape=(3, 8, 8), classes=5, seed=1, dtype=torch.float32):
 
 def few_images(name):
     """ExampleRng under the name of a data set."""
-    return Arrays(torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8), 10, name)
+    return TensorDataset(torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8), 10, name)
 
 
 def weights(folder):

@@ -5,13 +5,13 @@ from typing import Any
 
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import SCHEMA_ERRORS, read_json
-from hauberk.data import load_data
+from hauberk.data import find_dataset
 from hauberk.report import comparison, evaluation, run, study
 from hauberk.report.blocks import Code, Fact, Page, Section
 from hauberk.report.page import write_figures, write_page
 from hauberk.report.pictures import pictures
 from hauberk.report.reproduce import evaluate_command, run_again
-from hauberk.tables import reach_of
+from hauberk.tables import Table, reach_of
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.metrics_log import read_rows
 
@@ -85,14 +85,11 @@ def _of_run(folder: Path) -> Page:
 
 def _columns(card: dict[str, Any], threat: ThreatModel) -> list[Fact]:
     """Of a table that is still there: which columns can change."""
-    name = card["data"]["name"]
     try:
-        source = load_data(name, "train") if name.endswith(".toml") else None
+        named = find_dataset(card["data"]["name"])
     except UserError:
         return []
-    if source is None:
-        return []
-    reach = reach_of(source, threat)
+    reach = reach_of(named.train, threat) if isinstance(named, Table) else None
     return [evaluation.fact_of_columns(str(reach))] if reach else []
 
 

@@ -28,6 +28,7 @@ def pictures(folder: Path, card: dict[str, Any]) -> Section:
 
 def _grid(folder: Path, card: dict[str, Any]) -> Chart | Text:
     from hauberk.attacks import pgd
+    from hauberk.core.imports import is_import_path
     from hauberk.data import fetch_for, load_data
     from hauberk.threat import threat_from_dict
     from hauberk.training import load
@@ -36,7 +37,10 @@ def _grid(folder: Path, card: dict[str, Any]) -> Chart | Text:
     if len(shape) != 3 or shape[0] not in (1, 3):
         return Text("The inputs are no images.")
     model, threat = load(folder), threat_from_dict(card["threat"])
-    source = load_data(card["data"]["name"], "test", card["data"]["folder"] or "data", verify=False)
+    data = card["data"]
+    if is_import_path(data["name"]):
+        return Text(f"No pictures: a report imports nothing, and the data set is {data['name']}.")
+    source = load_data(data["name"], "test", data["folder"] or "data", verify=False)
     x, y = fetch_for(model, source, torch.arange(min(200, len(source))))
     with torch.no_grad():
         before = model(x).argmax(1)

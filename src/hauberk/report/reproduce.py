@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hauberk.core.imports import is_import_path
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS
+from hauberk.data.named import FILE_FORMATS
 from hauberk.methods import get_method_spec
 from hauberk.objectives import OBJECTIVES
 from hauberk.report.blocks import Block, Code, Section, Text
@@ -31,12 +33,14 @@ def run_again(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str
     """
     data, model = plan["data"]["name"], plan["model"]["name"]
     versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
-    lines = [evaluate_command(str(folder), found) for found in evaluations]
-    known = data in DATASETS or data.endswith(".toml")
+    again = f" --data {data}" if is_import_path(data) else ""
+    lines = [evaluate_command(str(folder), found) + again for found in evaluations]
+    described = Path(data).suffix in FILE_FORMATS
+    known = data in DATASETS or described or is_import_path(data)
     if model.startswith("python:") or not known or plan["data"].get("unlabelled"):
         note = "Made in Python, from data or a network that no command knows; its method and settings are in run.json."
     else:
-        note = _SCALED if data.endswith(".toml") else ""
+        note = _SCALED if described else ""
         lines.insert(0, train_command(plan))
     blocks: list[Block] = [Text(note)] if note else []
     blocks += [Code("\n".join(lines))] if lines else []
@@ -49,7 +53,7 @@ def train_command(plan: dict[str, Any]) -> str:
     name, seed, preset = how.pop("name"), how.pop("seed"), how.pop("preset")
     words = ["hauberk", "train", "--data", data["name"], "--model", model["name"], "--method", name, "--preset", preset]
     words += ["--norm", plan["threat"]["norm"]]
-    if data["name"] in DATASETS:  # a table has its own ε, files and normalisation
+    if data["name"] in DATASETS or is_import_path(data["name"]):  # a table has its own ε, files and normalisation
         words += ["--eps", str(plan["threat"]["eps"])]
         words += ["--data-dir", data["folder"]] if data["folder"] not in ("", "data") else []
         words += ["--normalize"] if model["mean"] else []

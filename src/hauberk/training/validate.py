@@ -8,13 +8,13 @@ from hauberk.attacks.frozen_model import frozen_model
 from hauberk.attacks.steps import Ascent
 from hauberk.core.distributed import World
 from hauberk.core.random import ExampleRng
-from hauberk.data import Source, fetch_for
+from hauberk.data import IndexedDataset, fetch_for
 from hauberk.methods import Method
 
 
 def validate(
     model: nn.Module,
-    source: Source,
+    source: IndexedDataset,
     method: Method,
     steps: int,
     seed: int,
