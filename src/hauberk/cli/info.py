@@ -66,7 +66,8 @@ def data(arguments: Sequence[str]) -> int:
     """Run ``hauberk data``."""
     options = parse(Data, "data", arguments)
     from hauberk.core.io import as_json
-    from hauberk.data import DATASETS, download, find_dataset, labels
+    from hauberk.data import DATASETS, find_dataset, labels
+    from hauberk.data.named import download
     from hauberk.tables import Table, infer_schema, reach_of, read_frame
 
     if not options.name:

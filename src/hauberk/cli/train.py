@@ -85,13 +85,13 @@ def train(arguments: Sequence[str]) -> int:
 
 def _start(options: Train, published: Published) -> "Run":
     from hauberk.core.distributed import get_world
-    from hauberk.data import find_dataset
+    from hauberk.data import find_dataset, load_data
     from hauberk.methods.named import published_method
     from hauberk.tables import reach_of
     from hauberk.training.train import train as train_model
 
     named = find_dataset(options.data)
-    source = named.load("train", options.data_dir, verify=options.verify)
+    source = load_data(options.data, "train", options.data_dir, verify=options.verify)
     threat = named.default_threat(options.norm, options.eps)
     given = {"beta": options.beta, "steps": options.steps, "step_size": options.step_size}
     chosen = {key: value for key, value in given.items() if value is not None} | key_values("--set", options.set)

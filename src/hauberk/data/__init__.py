@@ -9,12 +9,11 @@ from hauberk.data.dataset import (
     TensorDataset,
     as_dataset,
     fetch_for,
-    in_memory,
     labels,
     pseudo_label,
     to_device,
 )
-from hauberk.data.named import DATASETS, DatasetInfo, NamedDataset, download, find_dataset, find_files, load_data
+from hauberk.data.named import DATASETS, DatasetInfo, NamedDataset, find_dataset, load_data
 from hauberk.data.statistics import channel_statistics, check_dataset, data_digest, long_tail
 
 __all__ = [
@@ -33,12 +32,9 @@ __all__ = [
     "channel_statistics",
     "check_dataset",
     "data_digest",
-    "download",
     "fetch_for",
     "find_augmentation",
     "find_dataset",
-    "find_files",
-    "in_memory",
     "labels",
     "load_data",
     "long_tail",

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -18,21 +19,8 @@ PADDING = 4  # zeros on each side, as in the CIFAR settings of all sources
 _TOP, _LEFT, _COIN = 101, 102, 103  # tags of the draws, apart from the attack's
 
 
-def no_augmentation(x: Tensor, rng: ExampleRng) -> Tensor:
-    """Return the inputs (B, ...) ``x`` as they are; ``rng`` is not used."""
-    return x
-
-
 def random_crop(x: Tensor, rng: ExampleRng, *, flip: bool = False) -> Tensor:
-    """Crop each image at a random place of itself padded with 4 zeros on each side.
-
-    Args:
-        x: images, (B, C, H, W).
-        rng: random draws keyed by example.
-        flip: also flip every other image left to right.
-
-    Returns:
-        (B, C, H, W).
+    """Crop each image of ``x`` (B, C, H, W) at a random place of itself padded with 4 zeros; ``flip`` every other one, too.
 
     Raises:
         UserError: if the inputs are not images.
@@ -51,15 +39,10 @@ def random_crop(x: Tensor, rng: ExampleRng, *, flip: bool = False) -> Tensor:
     return padded[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def random_crop_flip(x: Tensor, rng: ExampleRng) -> Tensor:
-    """Crop each image (B, C, H, W) as :func:`random_crop`, and flip every other one left to right."""
-    return random_crop(x, rng, flip=True)
-
-
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": no_augmentation,
+    "none": lambda x, rng: x,
     "crop": random_crop,
-    "crop-flip": random_crop_flip,
+    "crop-flip": partial(random_crop, flip=True),
 }
 
 

@@ -26,9 +26,9 @@ class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
         folder: where a named data set was read from; empty for others.
     """
 
-    name: str = "data"
+    name = "data"
     classes: int | None = None
-    folder: str = ""
+    folder = ""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -51,14 +51,11 @@ class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
 
 @dataclass(eq=False)
 class TensorDataset(IndexedDataset):
-    """Examples in memory.
+    """Examples in memory, with ``classes``, ``name`` and ``folder`` as in :class:`IndexedDataset`.
 
     Attributes:
         x: inputs, (N, ...): uint8, meaning [0, 1] in steps of 1/255, or floating.
         y: labels, (N,) int64.
-        classes: number of classes, or None if it is not known.
-        name: name of the data set.
-        folder: where a named data set was read from.
     """
 
     x: Tensor
@@ -76,16 +73,10 @@ class TensorDataset(IndexedDataset):
 
 
 class MapDataset(IndexedDataset):
-    """Examples of a map-style data set, asked for one by one as they are needed.
+    """Examples of a map-style data set: ``items[i]`` is a pair ``(x, y)``, asked for when it is needed."""
 
-    Args:
-        items: gives ``(x, y)`` for each index.
-        classes: number of classes, or None if it is not known.
-        name: name of the data set; by default its class.
-    """
-
-    def __init__(self, items: Any, classes: int | None = None, name: str = ""):
-        self.items, self.classes, self.name = items, classes, name or type(items).__name__
+    def __init__(self, items: Any):
+        self.items, self.name = items, type(items).__name__
 
     def __len__(self) -> int:
         return len(self.items)
@@ -102,12 +93,7 @@ class MapDataset(IndexedDataset):
 
 
 class Subset(IndexedDataset):
-    """Some of the examples of another data set.
-
-    Args:
-        dataset: the other data set.
-        indices: which of its examples, (N,) int64.
-    """
+    """The examples ``indices``, (N,) int64, of another data set."""
 
     def __init__(self, dataset: IndexedDataset, indices: Tensor):
         self.dataset, self.indices = dataset, indices
@@ -122,11 +108,7 @@ class Subset(IndexedDataset):
 
 
 class ConcatDataset(IndexedDataset):
-    """Several data sets, one behind the other.
-
-    Args:
-        datasets: whose examples follow each other; name, number of classes and folder are those of the first.
-    """
+    """Several data sets, one behind the other; name, number of classes and folder are those of the first."""
 
     def __init__(self, datasets: Sequence[IndexedDataset]):
         self.datasets, first = list(datasets), datasets[0]
@@ -153,18 +135,15 @@ def as_dataset(data: Any) -> IndexedDataset:
     """Make an indexed data set of whatever the caller has.
 
     Args:
-        data: one already; a pair (x, y) of tensors or NumPy arrays; a map-style torch ``Dataset``; or a ``DataLoader``, of
-            which only the data set is used, because order and batches are Hauberk's business.
-
-    Returns:
-        The data set; uint8 inputs are taken for images in steps of 1/255.
+        data: one already; a pair (x, y) of tensors or NumPy arrays, uint8 inputs meaning steps of 1/255; a map-style torch
+            ``Dataset``; or a ``DataLoader``, of which only the data set is used, because order and batches are Hauberk's.
 
     Raises:
         UserError: if it is none of these, or empty.
     """
-    dataset: IndexedDataset
     if isinstance(data, torch_data.DataLoader):
         data = data.dataset
+    dataset: IndexedDataset
     if isinstance(data, IndexedDataset):
         dataset = data
     elif isinstance(data, torch_data.TensorDataset) and len(data.tensors) == 2:
@@ -183,12 +162,9 @@ def as_dataset(data: Any) -> IndexedDataset:
 
 
 def fetch_for(model: nn.Module, dataset: IndexedDataset, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Fetch the examples ``index`` (B,) of ``dataset`` for ``model``: on its device, in its floating dtype (at least float32).
+    """Fetch inputs and labels of the examples ``index`` (B,) of ``dataset``, on the device and in the dtype of ``model``.
 
-    Data not held in memory is checked for NaN here, because nobody has looked at all of it before.
-
-    Returns:
-        Inputs (B, ...) and labels (B,).
+    The dtype is at least float32. Data not in memory are checked for NaN, because nobody has looked at all of them before.
 
     Raises:
         UserError: for NaN or infinite values in such data, and for items that are no pairs of an array and a label.
@@ -242,7 +218,7 @@ def pseudo_label(model: nn.Module, x: Any, *, least_confidence: float = 0.0) -> 
         least_confidence: leave out examples whose largest probability is below this.
 
     Returns:
-        The examples with their predicted labels, ready for ``hb.train(..., unlabelled=...)``.
+        The examples with their predicted labels, for ``hb.train(..., unlabelled=...)``.
 
     Raises:
         UserError: if ``x`` cannot be read, or nothing is left.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -20,8 +21,7 @@ from hauberk.threat import ThreatModel, make_threat
 
 Split: TypeAlias = Literal["train", "test"]
 
-FILE_FORMATS = {".toml": "hauberk.tables:read_table"}
-"""Who reads a data set that is named by a file, by the file's ending: import paths, because those rooms build on this one."""
+TABLE_SUFFIX = ".toml"  # a name that ends so is the file of a table's schema
 
 
 class NamedDataset(Protocol):
@@ -36,10 +36,7 @@ class NamedDataset(Protocol):
         ...
 
     def default_model(self, model: str, dataset: IndexedDataset, *, extra: int = 0, normalize: bool = False) -> ModelSpec:
-        """Return how to build the network ``model`` for ``dataset``, with ``extra`` outputs besides the classes.
-
-        ``normalize`` puts a normalisation layer before it; a table's networks always have one, behind the nearest valid row.
-        """
+        """Return how to build the network ``model`` for ``dataset``, with ``extra`` outputs besides the classes."""
         ...
 
 
@@ -96,7 +93,7 @@ class DatasetInfo:
         return make_threat(norm, eps or self.eps)
 
     def default_model(self, model: str, dataset: IndexedDataset, *, extra: int = 0, normalize: bool = False) -> ModelSpec:
-        """Return how to build the network ``model`` for ``dataset``, with ``extra`` outputs; ``normalize`` adds a layer."""
+        """Return how to build ``model`` for ``dataset`` with ``extra`` outputs; ``normalize`` adds a layer before it."""
         classes = dataset.classes or int(labels(dataset).max()) + 1
         mean, std = channel_statistics(dataset) if normalize else ((), ())
         return ModelSpec(model, dataset.input_shape, classes + extra, mean, std)
@@ -112,9 +109,9 @@ def find_dataset(name: str) -> NamedDataset:
     """
     if name in DATASETS:
         return DATASETS[name]
-    if reader := FILE_FORMATS.get(Path(name).suffix):
-        found: NamedDataset = import_object(reader, "reader")(name)
-        return found
+    if name.endswith(TABLE_SUFFIX):
+        table: NamedDataset = import_module("hauberk.tables").read_table(name)  # by name, because tables build on this module
+        return table
     if is_import_path(name):
         return DatasetInfo(name, "a data set of your own", partial(_call, name))
     if set(name) & set("./:"):
@@ -179,10 +176,8 @@ def download(name: str, folder: Path) -> None:
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
-        said = first_line(error)
-        raise UserError(
-            f"downloads go through torchvision, which cannot be imported here ({said}); get {name} from {known.home}"
-        ) from error
+        why = f"torchvision, which cannot be imported here ({first_line(error)})"
+        raise UserError(f"downloads go through {why}; get {name} from {known.home}") from error
     try:
         for split in ("train", "test"):
             options = {"split": split} if name == "svhn" else {"train": split == "train"}

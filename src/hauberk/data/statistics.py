@@ -19,11 +19,7 @@ _ITEMS_CHECKED = 256  # likewise
 
 
 def check_dataset(dataset: IndexedDataset, threat: ThreatModel) -> None:
-    """Check all examples of arrays (which may be mapped from a file), or the first ones of any other data set.
-
-    Raises:
-        UserError: as :func:`hauberk.checks.check_inputs`.
-    """
+    """Check all examples of arrays, or the first ones of any other data set, as :func:`hauberk.checks.check_inputs`."""
     for index in _chunks(dataset, len(dataset) if in_memory(dataset) else min(len(dataset), _ITEMS_CHECKED)):
         check_inputs(*dataset.fetch(index), threat, dataset.classes)
 
@@ -66,14 +62,8 @@ def long_tail(y: Tensor, ratio: float) -> Tensor:
 def data_digest(dataset: IndexedDataset) -> str:
     """Return a digest of all inputs and labels, in order: what a result is bound to.
 
-    Arrays are read piece by piece, also where they are mapped from a file, as they are stored: uint8 images and the same
+    Arrays are read piece by piece as they are stored, also where they are mapped from a file: uint8 images and the same
     numbers as floats differ. Of a data set that is not in memory, 10,000 examples spread over it are read, or all of fewer.
-
-    Args:
-        dataset: N examples.
-
-    Returns:
-        16 hexadecimal digits.
     """
     whole = hashlib.sha256(str(len(dataset)).encode())
     inputs, targets = hashlib.sha256(), hashlib.sha256()

@@ -63,14 +63,9 @@ class ModelSpec:
         return self.name.startswith("python:")
 
     @property
-    def is_from_library(self) -> bool:
-        """Whether it is a network of timm or torchvision."""
-        return self.name.startswith(LIBRARIES)
-
-    @property
     def imports(self) -> bool:
         """Whether building it would import somebody's code."""
-        return ":" in self.name and not self.is_from_python and not self.is_from_library
+        return ":" in self.name and not self.name.startswith(("python:", *LIBRARIES))
 
     def build(self) -> nn.Module:
         """Build the model with fresh weights from torch's global generator.
@@ -80,15 +75,12 @@ class ModelSpec:
         """
         if self.is_from_python:
             raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
-        if self.is_from_library:
+        if self.name.startswith(LIBRARIES):
             net = create_from_library(self.name, self.input_shape, self.classes)
-        elif self.imports:
-            net = _from_factory(self)
         else:
-            net = _checked_built_in(self)
+            net = _from_factory(self) if self.imports else _checked_built_in(self)
         before: list[nn.Module] = [StraightThroughRound(self.integers, self.groups)] if self.integers or self.groups else []
-        if self.mean:
-            before.append(Normalize(self.mean, self.std))
+        before += [Normalize(self.mean, self.std)] if self.mean else []
         return nn.Sequential(*before, net) if before else net
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,11 +90,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, card: dict[str, Any]) -> "ModelSpec":
-        """Read a spec from a card.
-
-        Raises:
-            UserError: if a field is missing or has the wrong type.
-        """
+        """Read a spec from a card; raises UserError if a field is missing or has the wrong type."""
         try:
             shape = tuple(map(int, card["input_shape"]))
             mean, std = (tuple(map(float, card[key])) for key in ("mean", "std"))
@@ -117,15 +105,14 @@ class ModelSpec:
 
 def _checked_built_in(spec: ModelSpec) -> nn.Module:
     """Build a built-in model, after a look at its size: a card may come from anywhere."""
+    what = f"{spec.name} for inputs {spec.input_shape} and {spec.classes} classes"
     try:
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in _built_in(spec).parameters())
     except (RuntimeError, TypeError) as error:  # sizes beyond what a tensor can have
-        raise UserError(f"cannot build {spec.name} for inputs {spec.input_shape} and {spec.classes} classes") from error
+        raise UserError(f"cannot build {what}") from error
     if size > _MAX_PARAMETERS:
-        raise UserError(
-            f"{spec.name} for inputs {spec.input_shape} and {spec.classes} classes would have {size:.1e} parameters"
-        )
+        raise UserError(f"{what} would have {size:.1e} parameters")
     return _built_in(spec)
 
 
@@ -162,17 +149,11 @@ def _from_factory(spec: ModelSpec) -> nn.Module:
 
 
 def model_code(model: nn.Module) -> str:
-    """Return the class of a model, and a digest of all that computes besides its weights.
+    """Return the class of a model, and a digest of all that computes besides its weights: ``"MyNet, code 0123456789abcdef"``.
 
-    That is the source of each class of module that is not torch's own (its bytecode where there is no source), functions,
+    Digested is the source of each class of module that is not torch's own (its bytecode where there is no source), functions,
     numbers and texts kept in modules, such as a scale or a ``forward`` put in by hand (whole numbers are left out, because many
     are counters), what modules print of themselves, and the graph of a scripted module. Code called elsewhere is not followed.
-
-    Args:
-        model: any module; not run.
-
-    Returns:
-        Such as ``"MyNet, code 0123456789abcdef"``: the same for two models whose weights alone differ.
     """
     parts = [_ADDRESS.sub("", repr(model))]
     classes: set[type] = set()

@@ -14,12 +14,7 @@ _MAX_CLASSES, _MAX_CHANNELS = 100_000, 1_000
 
 
 def create_from_library(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Build a network with fresh weights.
-
-    Args:
-        name: ``"timm:NAME"`` or ``"torchvision:NAME"``.
-        input_shape: (channels, height, width); torchvision's networks want 3 channels.
-        classes: number of logits.
+    """Build the network ``"timm:NAME"`` or ``"torchvision:NAME"`` for images (channels, height, width), with fresh weights.
 
     Raises:
         UserError: if the library cannot be imported, has no network of that name, or that does not fit.

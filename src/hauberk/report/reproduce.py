@@ -11,7 +11,7 @@ from typing import Any
 from hauberk.core.imports import is_import_path
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS
-from hauberk.data.named import FILE_FORMATS
+from hauberk.data.named import TABLE_SUFFIX
 from hauberk.methods import get_method_spec
 from hauberk.objectives import OBJECTIVES
 from hauberk.report.blocks import Block, Code, Section, Text
@@ -35,12 +35,12 @@ def run_again(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str
     versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
     again = f" --data {data}" if is_import_path(data) else ""
     lines = [evaluate_command(str(folder), found) + again for found in evaluations]
-    described = Path(data).suffix in FILE_FORMATS
-    known = data in DATASETS or described or is_import_path(data)
+    table = data.endswith(TABLE_SUFFIX)
+    known = data in DATASETS or table or is_import_path(data)
     if model.startswith("python:") or not known or plan["data"].get("unlabelled"):
         note = "Made in Python, from data or a network that no command knows; its method and settings are in run.json."
     else:
-        note = _SCALED if described else ""
+        note = _SCALED if table else ""
         lines.insert(0, train_command(plan))
     blocks: list[Block] = [Text(note)] if note else []
     blocks += [Code("\n".join(lines))] if lines else []

@@ -21,12 +21,7 @@ _MAX_NAMED = 8  # columns that are named in a line
 
 @dataclass(frozen=True)
 class EncodedColumn:
-    """One input of the network: a feature, or one value of a category.
-
-    Attributes:
-        feature: name of the feature.
-        value: value of the category; empty for a number.
-    """
+    """One input of the network: the number ``feature``, or a ``value`` of the category ``feature`` (empty for a number)."""
 
     feature: str
     value: str = ""
@@ -41,7 +36,7 @@ class TableDataset(TensorDataset):
         y: labels, (N,) int64.
         classes: number of classes.
         name: name of the data set: the file of the schema.
-        folder: empty; the schema says where its rows are.
+        folder: empty, because the schema says where its rows are.
         features: schema of each column that is used, by name.
         columns: what the D inputs are.
     """
@@ -65,8 +60,11 @@ class Reach:
     stuck: Mapping[str, tuple[str, ...]]
 
     def __str__(self) -> str:
-        stuck = [f"{_listed(names)} may change but cannot: {why}" for why, names in self.stuck.items()]
-        return "; ".join([f"{len(self.moving)} of {self.columns} columns can change", *stuck])
+        parts = [f"{len(self.moving)} of {self.columns} columns can change"]
+        for why, names in self.stuck.items():
+            more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+            parts.append(f"{', '.join(names[:_MAX_NAMED])}{more} may change but cannot: {why}")
+        return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types."""
@@ -111,8 +109,17 @@ def values_of(frame: "DataFrame", name: str) -> tuple[str, ...]:
     return tuple(sorted(map(str, column_of(frame, name).unique())))
 
 
-def encode(frame: "DataFrame", schema: TableSchema, columns: Sequence[EncodedColumn]) -> Tensor:
-    """Return rows as inputs (N, D).
+def column_of(frame: "DataFrame", name: str) -> "Series[Any]":
+    """Return a column, or raise UserError if there is none of that name."""
+    if name not in frame.columns:
+        raise unknown_name("column", name, map(str, frame.columns))
+    return frame[name]
+
+
+def encode(
+    frame: "DataFrame", schema: TableSchema, columns: Sequence[EncodedColumn], classes: Sequence[str], name: str
+) -> TableDataset:
+    """Return the rows of ``frame`` as a data set of this ``name``, with these ``columns`` and ``classes``.
 
     Raises:
         UserError: if a column is missing, or a value is missing, not finite, out of bounds, not whole or unknown.
@@ -124,33 +131,15 @@ def encode(frame: "DataFrame", schema: TableSchema, columns: Sequence[EncodedCol
             encoded.append(torch.tensor((values.astype(str) == column.value).to_numpy(copy=True), dtype=torch.float64))
         else:
             encoded.append(_numbers(values, column.feature, feature))
-    for name, feature in schema.features.items():
+    for feature_name, feature in schema.features.items():
         if feature.kind == "category":
-            _check_known(name, frame[name].astype(str), [column.value for column in columns if column.feature == name])
-    return torch.stack(encoded, 1).float()
-
-
-def encode_labels(frame: "DataFrame", label: str, classes: Sequence[str]) -> Tensor:
-    """Return labels (N,).
-
-    Raises:
-        UserError: if the column is missing, or a value is unknown.
-    """
-    found = column_of(frame, label).astype(str)
-    _check_known(f"the label {label!r}", found, classes)
+            known = [column.value for column in columns if column.feature == feature_name]
+            _check_known(feature_name, frame[feature_name].astype(str), known)
+    label = column_of(frame, schema.label).astype(str)
+    _check_known(f"the label {schema.label!r}", label, classes)
     index = {value: k for k, value in enumerate(classes)}
-    return torch.tensor([index[value] for value in found])
-
-
-def column_of(frame: "DataFrame", name: str) -> "Series[Any]":
-    """Return a column.
-
-    Raises:
-        UserError: if there is none of that name.
-    """
-    if name not in frame.columns:
-        raise unknown_name("column", name, map(str, frame.columns))
-    return frame[name]
+    x, y = torch.stack(encoded, 1).float(), torch.tensor([index[value] for value in label])
+    return TableDataset(x, y, len(classes), name, features=schema.features, columns=tuple(columns))
 
 
 def _numbers(values: "Series[Any]", name: str, feature: ColumnSchema) -> Tensor:
@@ -183,8 +172,3 @@ def _hindrance(kind: str, eps: list[float]) -> str:
     if max(eps) == 0 and kind != "integer":
         return "ε is 0"
     return "ε is below 1 unit" if kind != "number" and max(eps) <= 0.5 else ""
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more

@@ -17,9 +17,9 @@ _STARTS, _STEPS = 3, 50
 
 @dataclass(frozen=True)
 class Risk:
-    """Numbers of a classifier of two classes, without an attack and under one.
+    """Numbers of a classifier of two classes.
 
-    ``recall_attacked``, ``precision_attacked``, ``auc_attacked`` and ``cost_attacked`` are those under attack.
+    Those under attack are ``recall_attacked``, ``precision_attacked``, ``auc_attacked`` and ``cost_attacked``.
 
     Attributes:
         n: number of examples.
@@ -56,13 +56,7 @@ class Risk:
 
 
 def measure_risk(
-    model: nn.Module,
-    test_set: Any,
-    *,
-    threat: ThreatModel,
-    miss: float = 1.0,
-    false_alarm: float = 1.0,
-    seed: int = 0,
+    model: nn.Module, test_set: Any, *, threat: ThreatModel, miss: float = 1.0, false_alarm: float = 1.0, seed: int = 0
 ) -> Risk:
     """Measure recall, precision, AUC and cost of a classifier of two classes; class 1 is the one of interest.
 

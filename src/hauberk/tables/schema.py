@@ -18,8 +18,7 @@ class ColumnSchema:
     """What a column is.
 
     Attributes:
-        kind: "number"; "integer", which only takes whole values; or "category", which becomes one input of 0 or 1 for each
-            value.
+        kind: "number"; "integer", which only takes whole values; or "category", which becomes one input of 0 or 1 a value.
         change: what an adversary may do: "any", "up" or "down" (one way only, not for categories), or "none".
         eps: how far, in standard deviations of the training rows, rounded down to whole units for an integer; NaN for the
             table's ε. A category that may change may become any other one.
@@ -43,8 +42,7 @@ class TableSchema:
     Attributes:
         features: schema of each column that is used, by name, in the order of the inputs.
         label: column with the class.
-        classes: values of the label, the class of interest (default, fraud) last; empty for those in the training rows, in
-            order.
+        classes: values of the label, the class of interest (default, fraud) last; empty for those in the training rows.
         eps: ε of features that state none, in standard deviations.
         train: file with the training rows, CSV or Parquet, relative to the schema's file.
         test: file with the test rows; empty to take ``test_fraction`` of the training file, by class and with a fixed seed.
@@ -76,25 +74,7 @@ class TableSchema:
 
 
 def read_schema(path: str | Path) -> TableSchema:
-    """Read the schema of a table from a TOML file.
-
-    Example::
-
-        train = "credit.csv"
-        label = "default"
-        eps = 0.2                  # standard deviations
-        costs = [5, 1]             # of missing a default, of a false alarm
-
-        [features.LIMIT_BAL]       # a number that may change either way
-        low = 0
-        [features.AGE]
-        kind = "integer"
-        change = "none"
-        [features.PAY_AMT1]
-        change = "up"
-        [features.EDUCATION]
-        kind = "category"
-        values = ["0", "1", "2", "3"]
+    """Read the schema of a table from a TOML file; docs/tables.md shows one.
 
     Raises:
         UserError: if it cannot be read, or a key is unknown or has the wrong type.
@@ -106,11 +86,7 @@ def read_schema(path: str | Path) -> TableSchema:
 
 
 def parse_schema(text: str, path: str | Path) -> TableSchema:
-    """Read a schema from its TOML ``text``; ``path`` is its name for error messages.
-
-    Raises:
-        UserError: as :func:`read_schema`.
-    """
+    """Read a schema from its TOML ``text``, as :func:`read_schema`; ``path`` is its name for error messages."""
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -125,6 +101,9 @@ def parse_schema(text: str, path: str | Path) -> TableSchema:
         raise UserError(f"{path}: no label is named") from error
 
 
+_PAIRS = ([int, int], [int, float], [float, int], [float, float])
+
+
 def _typed(kind: type, given: dict[str, Any], where: str) -> dict[str, Any]:
     """Check names and types of the keys of a TOML table against the fields of a dataclass."""
     known = {f.name: f.type for f in fields(kind)}
@@ -133,13 +112,13 @@ def _typed(kind: type, given: dict[str, Any], where: str) -> dict[str, Any]:
         if key not in known:
             raise UserError(f"{where}: {unknown_name('key', key, known)}")
         wanted = known[key]
-        if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if wanted is float and type(value) in (int, float):
             typed[key] = float(value)
         elif wanted is str and isinstance(value, str):
             typed[key] = value
         elif isinstance(value, list) and wanted == tuple[str, ...]:
             typed[key] = tuple(map(str, value))
-        elif isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value):
+        elif isinstance(value, list) and wanted == tuple[float, float] and [*map(type, value)] in _PAIRS:
             typed[key] = (float(value[0]), float(value[1]))
         else:
             raise UserError(f"{where}: {key} = {value!r} has the wrong type")

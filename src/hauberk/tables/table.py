@@ -13,17 +13,8 @@ from torch import Tensor, nn
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.data import IndexedDataset, channel_statistics
 from hauberk.models import ModelSpec, Normalize, StraightThroughRound
-from hauberk.tables.encode import (
-    EncodedColumn,
-    TableDataset,
-    column_of,
-    columns_of,
-    encode,
-    encode_labels,
-    reach_of,
-    values_of,
-)
-from hauberk.tables.schema import ColumnSchema, TableSchema, parse_schema, read_schema
+from hauberk.tables.encode import EncodedColumn, TableDataset, column_of, columns_of, encode, reach_of, values_of
+from hauberk.tables.schema import TableSchema, parse_schema, read_schema
 from hauberk.threat import ThreatModel, make_threat, parse_eps
 
 if TYPE_CHECKING:
@@ -72,37 +63,47 @@ class Table:
             eps: factor of the ε of numbers and integers; empty for 1.
         """
         factor = 1.0 if eps == "" else float(torch.as_tensor(parse_eps(eps)[0]))
-        features = [self.schema.features[column.feature] for column in self.columns]
-        radius = [self._eps(feature, std, factor) for feature, std in zip(features, self.std.tolist(), strict=True)]
-        low = [0.0 if f.kind == "category" else f.low for f in features]
-        high = [1.0 if f.kind == "category" else f.high for f in features]
-        monotone = torch.tensor([{"up": 1, "down": -1}.get(f.change, 0) for f in features])
-        reach = [min(r, h - lo) for r, lo, h in zip(radius, low, high, strict=True)]
-        return make_threat(norm, reach, low, high, monotone=monotone if bool(monotone.any()) else None)
+        radius, low, high, monotone = [], [], [], []
+        for column, std in zip(self.columns, self.std.tolist(), strict=True):
+            feature = self.schema.features[column.feature]
+            category = feature.kind == "category"
+            reach = 1.0 if category else (self.schema.eps if math.isnan(feature.eps) else feature.eps) * factor * std
+            reach = float(math.floor(reach + 1e-9)) if feature.kind == "integer" else reach
+            low.append(0.0 if category else feature.low)
+            high.append(1.0 if category else feature.high)
+            radius.append(0.0 if feature.change == "none" else min(reach, high[-1] - low[-1]))
+            monotone.append({"up": 1, "down": -1}.get(feature.change, 0))
+        return make_threat(norm, radius, low, high, monotone=torch.tensor(monotone) if any(monotone) else None)
 
     def default_model(
         self, model: str, dataset: IndexedDataset | None = None, *, extra: int = 0, normalize: bool = True
     ) -> ModelSpec:
-        """Return how to build a network for these rows: the nearest valid row, normalisation, then the named network.
+        """Return how to build the network ``model`` behind the nearest valid row and normalisation.
 
-        Args:
-            model: name of the network.
-            dataset: not used.
-            extra: number of outputs besides the classes.
-            normalize: not used: these networks always normalise, by the training rows.
+        ``extra`` is the number of outputs besides the classes. ``dataset`` and ``normalize`` are not used: these networks
+        always normalise, by the training rows; categories pass as 0 and 1, or a rare value would be a huge input.
         """
+        mean, std = map(list, channel_statistics(self.train))
+        for k, column in enumerate(self.columns):
+            mean[k] = 0.0 if column.value else mean[k]
+            std[k] = 1.0 if column.value or std[k] < 1e-6 else std[k]
+        kinds = {name: feature.kind for name, feature in self.schema.features.items()}
+        integers = tuple(self._places(name)[0] for name, kind in kinds.items() if kind == "integer")
+        groups = tuple(self._places(name) for name, kind in kinds.items() if kind == "category")
         classes = len(self.classes) + extra
-        return ModelSpec(model, (len(self.columns),), classes, *self._statistics, self._integers, self._groups)
+        return ModelSpec(model, (len(self.columns),), classes, tuple(mean), tuple(std), integers, groups)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Put the nearest valid row and normalisation before your own network from (B, D) to logits."""
-        return nn.Sequential(StraightThroughRound(self._integers, self._groups), Normalize(*self._statistics), module)
+        spec = self.default_model("")
+        return nn.Sequential(StraightThroughRound(spec.integers, spec.groups), Normalize(spec.mean, spec.std), module)
 
     def rows(self, x: Tensor) -> "DataFrame":
         """Return the nearest valid rows of inputs (N, D), adversarial ones too, as a pandas DataFrame."""
         from pandas import DataFrame
 
-        valid = StraightThroughRound(self._integers, self._groups)(x.detach().cpu().double())
+        spec = self.default_model("")
+        valid = StraightThroughRound(spec.integers, spec.groups)(x.detach().cpu().double())
         found: dict[str, list[Any]] = {}
         for name, feature in self.schema.features.items():
             places = self._places(name)
@@ -113,34 +114,8 @@ class Table:
                 found[name] = (values.long() if feature.kind == "integer" else values).tolist()
         return DataFrame(found)
 
-    @property
-    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of numbers; 0 and 1 for categories, or a rare value would be a huge input."""
-        category = [bool(column.value) for column in self.columns]
-        mean, std = channel_statistics(self.train)
-        return (
-            tuple(0.0 if skip else value for skip, value in zip(category, mean, strict=True)),
-            tuple(1.0 if skip or value < 1e-6 else value for skip, value in zip(category, std, strict=True)),
-        )
-
-    @property
-    def _integers(self) -> tuple[int, ...]:
-        return tuple(k for k, c in enumerate(self.columns) if self.schema.features[c.feature].kind == "integer")
-
-    @property
-    def _groups(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(self._places(name) for name, feature in self.schema.features.items() if feature.kind == "category")
-
     def _places(self, name: str) -> tuple[int, ...]:
         return tuple(k for k, column in enumerate(self.columns) if column.feature == name)
-
-    def _eps(self, feature: ColumnSchema, std: float, factor: float) -> float:
-        if feature.change == "none":
-            return 0.0
-        if feature.kind == "category":
-            return 1.0
-        eps = (self.schema.eps if math.isnan(feature.eps) else feature.eps) * factor * std
-        return float(math.floor(eps + 1e-9)) if feature.kind == "integer" else eps
 
 
 def read_table(path: str | Path) -> Table:
@@ -176,24 +151,13 @@ def make_table(schema: TableSchema, train: "DataFrame", test: "DataFrame", name:
         name: name of the data set.
 
     Raises:
-        UserError: if they do not fit the schema: a column is missing, a value is not a number, is missing, outside its
-            bounds, not whole, or unknown.
+        UserError: if they do not fit the schema: a column is missing, or a value is not a number, out of bounds or unknown.
     """
     classes = schema.classes or values_of(train, schema.label)
     if len(classes) < 2:
         raise UserError(f"the label {schema.label!r} has only the value {classes[0]!r}")
     columns = columns_of(train, schema)
-    train_rows, test_rows = (
-        TableDataset(
-            encode(frame, schema, columns),
-            encode_labels(frame, schema.label, classes),
-            len(classes),
-            name,
-            features=schema.features,
-            columns=columns,
-        )
-        for frame in (train, test)
-    )
+    train_rows, test_rows = (encode(frame, schema, columns, classes, name) for frame in (train, test))
     return Table(schema, columns, classes, train_rows, test_rows, train_rows.x.double().std(0, correction=0))
 
 
