@@ -7,13 +7,13 @@ import torch
 
 import hauberk as hb
 from hauberk.core.io import read_json
-from hauberk.data import Part, load_data
+from hauberk.data import Subset, load_data
 
 
-def first(data: str, split: str, folder: Path, count: int) -> Part:
+def first(data: str, split: str, folder: Path, count: int) -> Subset:
     """Return the first examples of a named data set."""
     whole = load_data(data, split, folder)
-    return Part(whole, torch.arange(min(count, len(whole))))
+    return Subset(whole, torch.arange(min(count, len(whole))))
 
 
 def trained(folder: Path, model: str, train_set: Any, threat: hb.ThreatModel, **how: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from cells import evaluated, first, trained
 
 import hauberk as hb
 from hauberk.core.environment import machine, versions
-from hauberk.data import DATASETS, Source, load_data
+from hauberk.data import DATASETS, IndexedDataset, load_data
 from hauberk.models import ModelSpec
 
 BATCH, ROUNDS = 128, 12
@@ -98,7 +98,7 @@ def main() -> None:
         print(f"| {name} | {100 * found['clean_accuracy']:.1f} | {robust} | {cells} |", flush=True)
 
 
-def step_seconds(options: Options, train_set: Source, threat: hb.ThreatModel) -> dict[str, float]:
+def step_seconds(options: Options, train_set: IndexedDataset, threat: hb.ThreatModel) -> dict[str, float]:
     """Medians of a step of each method, taken in turns."""
     x, y = train_set.fetch(torch.arange(BATCH))
     model = ModelSpec(options.model, tuple(x.shape[1:]), 10).build().train()

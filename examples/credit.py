@@ -27,11 +27,11 @@ METHODS = ("standard", "at", "mart", "mail-at", "mail-trades")
 def main(path: Path) -> None:
     """Train by each method, and print what errors cost."""
     torch.set_num_threads(1)  # the network is small
-    description = read_schema(Path(__file__).with_name(f"{path.stem}.toml"))
-    frame = from_npz(path, description.label) if path.suffix == ".npz" else read_frame(path)
-    train, test = train_test_split(frame, test_size=description.test_share, random_state=0, stratify=frame[description.label])
-    table = make_table(description, train, test)
-    miss, false_alarm = description.costs
+    schema = read_schema(Path(__file__).with_name(f"{path.stem}.toml"))
+    frame = from_npz(path, schema.label) if path.suffix == ".npz" else read_frame(path)
+    train, test = train_test_split(frame, test_size=schema.test_fraction, random_state=0, stratify=frame[schema.label])
+    table = make_table(schema, train, test)
+    miss, false_alarm = schema.costs
     shown = Table(title=f"{path.stem}: clean -> under attack, {table.threat}")
     for column in ("method", "recall, %", "precision, %", "AUC", "cost of an example"):
         shown.add_column(column, justify="left" if column == "method" else "right")
@@ -39,7 +39,7 @@ def main(path: Path) -> None:
     for method in METHODS:
         print(f"{method} ...", flush=True)
         run = hb.train(
-            table.network("mlp"),
+            table.default_model("mlp"),
             table.train,
             method=method,
             threat=table.threat,

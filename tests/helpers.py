@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from hauberk.data import Arrays, as_source
+from hauberk.data import TensorDataset, as_dataset
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -58,7 +58,7 @@ def sound(n=60, dtype=torch.float32, shape=(3, 8, 8), classes=5):
 
 def few_images(name):
     """A few random images under the name of a data set."""
-    return Arrays(torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8), 10, name)
+    return TensorDataset(torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8), 10, name)
 
 
 def easy_data(n=60, classes=5, seed=0):
@@ -73,7 +73,7 @@ class Signalling:
     """A data set that asks the run to stop when it fetches its k-th batch."""
 
     def __init__(self, whole, at):
-        self.whole, self.at, self.fetched = as_source(whole), at, 0
+        self.whole, self.at, self.fetched = as_dataset(whole), at, 0
 
     def __len__(self):
         return len(self.whole)

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import json
 import pickle
 import struct
 import subprocess
@@ -13,8 +14,23 @@ import torch
 from scipy.io import savemat
 
 import hauberk as hb
+from hauberk.cli import main
 from hauberk.core.random import ExampleRng
-from hauberk.data import DATASETS, Arrays, Joined, Part, as_source, augment, channel_statistics, data_digest, labels, load_data
+from hauberk.data import (
+    AUGMENTATIONS,
+    DATASETS,
+    ConcatDataset,
+    Subset,
+    TensorDataset,
+    as_dataset,
+    augment,
+    channel_statistics,
+    data_digest,
+    find_augmentation,
+    find_dataset,
+    labels,
+    load_data,
+)
 from hauberk.data.augment import PADDING
 from helpers import MNIST
 
@@ -31,8 +47,8 @@ def idx(array):
 def write(folder, name):
     """Write 20 examples in the original format of a data set."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, files in DATASETS[name].files.items():
-        for file in files:
+    for split in ("train", "test"):
+        for file in DATASETS[name].files(split):
             if name in ("mnist", "fashion-mnist"):
                 content = idx(GREY if "images" in file else LABELS)
                 (folder / f"{file}.gz").write_bytes(gzip.compress(content)) if split == "train" else (
@@ -141,15 +157,15 @@ class Pairs(torch.utils.data.Dataset):
 
 def test_sources_from_python():
     x, y = np.zeros((5, 2), dtype=np.float32), np.arange(5)
-    assert as_source((x, y)).fetch(torch.tensor([4]))[1].tolist() == [4]
+    assert as_dataset((x, y)).fetch(torch.tensor([4]))[1].tolist() == [4]
     tensors = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))
-    assert len(as_source(tensors)) == len(as_source(torch.utils.data.DataLoader(tensors, batch_size=2))) == 5
-    items = as_source(Pairs())
+    assert len(as_dataset(tensors)) == len(as_dataset(torch.utils.data.DataLoader(tensors, batch_size=2))) == 5
+    items = as_dataset(Pairs())
     batch, targets = items.fetch(torch.tensor([5, 1]))
     assert batch.shape == (2, 1, 4, 4)
     assert torch.allclose(batch[:, 0, 0, 0], torch.tensor([5.0, 1.0]) / 255)
     assert targets.tolist() == [2, 1]
-    assert labels(Part(items, torch.tensor([2, 4]))).tolist() == [2, 1]
+    assert labels(Subset(items, torch.tensor([2, 4]))).tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +194,7 @@ def test_crop_and_flip_by_hand():
     rng = ExampleRng(0, torch.arange(64))
     padded = torch.nn.functional.pad(x, [PADDING] * 4)
     seen = set()
-    ours = augment(x, "crop-flip", rng)
+    ours = augment(x, AUGMENTATIONS["crop-flip"], rng)
     for i in range(64):
         found = [
             (top, left, flip)
@@ -194,13 +210,15 @@ def test_crop_and_flip_by_hand():
         seen.add(found[0])
     assert len(seen) > 30
     assert len({flip for _, _, flip in seen}) == 2
-    assert torch.equal(augment(x, "none", rng), x)
-    assert not torch.equal(augment(x, "crop", rng), x)
-    assert torch.equal(augment(x[5:6], "crop", ExampleRng(0, torch.tensor([5]))), augment(x, "crop", rng)[5:6])
+    assert torch.equal(augment(x, AUGMENTATIONS["none"], rng), x)
+    assert not torch.equal(augment(x, AUGMENTATIONS["crop"], rng), x)
+    assert torch.equal(
+        augment(x[5:6], AUGMENTATIONS["crop"], ExampleRng(0, torch.tensor([5]))), augment(x, AUGMENTATIONS["crop"], rng)[5:6]
+    )
 
 
 def test_bytes_mean_shares_of_255():
-    source = Arrays(torch.tensor([[0, 255, 51]], dtype=torch.uint8), torch.tensor([0]))
+    source = TensorDataset(torch.tensor([[0, 255, 51]], dtype=torch.uint8), torch.tensor([0]))
     assert torch.allclose(source.fetch(torch.tensor([0]))[0], torch.tensor([[0.0, 1.0, 0.2]]))
 
 
@@ -224,7 +242,7 @@ def test_nan_deep_in_a_data_set_is_found():
 
 
 def test_downloads_go_through_torchvision_only_when_asked(tmp_path, monkeypatch):
-    from hauberk.data.download import download
+    from hauberk.data.named import download
 
     asked = []
 
@@ -257,28 +275,157 @@ def test_a_long_tail_keeps_ever_fewer_of_each_class():
 def test_a_digest_is_of_every_byte_however_the_examples_are_held(tmp_path):
     x = torch.randint(256, (70, 3, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     y = torch.arange(70) % 7
-    there = data_digest(as_source((x, y)))
+    there = data_digest(as_dataset((x, y)))
     np.save(tmp_path / "x.npy", x.numpy())
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    assert data_digest(as_source((mapped, y.int()))) == there
-    assert data_digest(Part(as_source((x, y)), torch.arange(70))) == there
-    backwards = Part(as_source((x.flip(0), y.flip(0))), torch.arange(69, -1, -1))
+    assert data_digest(as_dataset((mapped, y.int()))) == there
+    assert data_digest(Subset(as_dataset((x, y)), torch.arange(70))) == there
+    backwards = Subset(as_dataset((x.flip(0), y.flip(0))), torch.arange(69, -1, -1))
     assert data_digest(backwards) == there
-    assert data_digest(Joined(as_source((x[:30], y[:30])), as_source((x[30:], y[30:])))) == there
+    assert data_digest(ConcatDataset([as_dataset((x[:30], y[:30])), as_dataset((x[30:], y[30:]))])) == there
     changed = [(x.clone(), y.clone()) for _ in range(3)]
     changed[0][0][-1, -1, -1, -1] ^= 1
     changed[1][1][-1] += 1
     changed[2] = (x[:-1], y[:-1])
-    others = [data_digest(as_source(data)) for data in (*changed, (x.float() / 255, y), (x.view(70, 5, 5, 3), y))]
+    others = [data_digest(as_dataset(data)) for data in (*changed, (x.float() / 255, y), (x.view(70, 5, 5, 3), y))]
     assert len({there, *others}) == 6
 
 
 def test_a_digest_of_many_pieces_is_that_of_one(monkeypatch):
     x, y = torch.rand(50, 4), torch.arange(50)
-    there = data_digest(as_source((x, y)))
-    monkeypatch.setattr("hauberk.data.digest._AT_ONCE", 100)
-    assert data_digest(as_source((x, y))) == there
+    there = data_digest(as_dataset((x, y)))
+    monkeypatch.setattr("hauberk.data.statistics._CHUNK_BYTES", 100)
+    assert data_digest(as_dataset((x, y))) == there
     pairs = list(zip(x, y, strict=True))
-    assert data_digest(as_source(pairs)) == there
+    assert data_digest(as_dataset(pairs)) == there
     pairs[-1] = (x[-1], 3)
-    assert data_digest(as_source(pairs)) != there
+    assert data_digest(as_dataset(pairs)) != there
+
+
+MINE = """
+import numpy as np
+import torch
+
+def pairs(split, folder):
+    draw = np.random.default_rng(0 if split == "train" else 1)
+    y = draw.integers(0, 3, 90 if split == "train" else 30)
+    return (draw.random((len(y), 4)) * 0.5 + y[:, None] / 6).astype("float32"), y
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, split, folder):
+        self.x, self.y = pairs(split, folder)
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.x[i], self.y[i]
+
+def no_arguments():
+    return pairs("train", None)
+
+number = 7
+
+def halved(x):
+    return x / 2
+
+def shifted(x, rng):
+    return x + rng.uniform(x[:, :1], 7)
+
+def flat(x):
+    return x.flatten()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The name of a module of somebody else, in the current folder and not yet imported."""
+    monkeypatch.chdir(tmp_path)
+    name = f"mine_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(MINE)
+    return name
+
+
+def test_a_data_set_by_import_path(mine):
+    train, test = (load_data(f"{mine}:pairs", split, "there") for split in ("train", "test"))
+    assert (len(train), len(test), train.name, train.folder) == (90, 30, f"{mine}:pairs", "there")
+    items = load_data(f"{mine}:Items", "train")
+    assert torch.equal(items.fetch(torch.arange(90))[0], train.x)
+    named = find_dataset(f"{mine}:Items")
+    assert (named.default_model("mlp", items).classes, named.default_model("mlp", items).input_shape) == (3, (4,))
+    assert repr(named.default_threat("L2", "0.5")) == repr(hb.L2("0.5"))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("{}:missing", "cannot load data set"),
+        ("nowhere_at_all:pairs", "cannot load data set 'nowhere_at_all:pairs': ModuleNotFoundError"),
+        ("{}:no_arguments", "must be a function of \\(split, folder\\)"),
+        ("{}:number", "must be a function of \\(split, folder\\)"),
+        ("rows.csv", "a table is named by its schema, FILE.toml .* package.module:attribute"),
+        ("mypackage.data", "a data set of your own by package.module:attribute"),
+    ],
+)
+def test_a_data_set_that_cannot_be_imported_says_what_to_do(mine, name, says):
+    with pytest.raises(hb.UserError, match=says) as refused:
+        load_data(name.format(mine), "train")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(hb.UserError, match="give --eps"):
+        find_dataset(f"{mine}:pairs").default_threat()
+
+
+def test_a_run_on_ones_own_data_set_needs_its_name_again(mine, capsys):
+    name = f"{mine}:pairs"
+    words = ["train", "--data", name, "--model", "mlp", "--eps", "0.1", "--epochs", "2", "--out", "run", "--quiet"]
+    assert main(words) == 0
+    sys.modules.pop(mine)  # as in another process
+    for again in (["train", "--resume", "run"], ["evaluate", "run", "--attacks", "fgsm"]):
+        capsys.readouterr()
+        assert main(again) == 2
+        assert f"add --data {name} if you trust it" in capsys.readouterr().err
+        assert mine not in sys.modules
+    assert main(["report", "run"]) == 0
+    assert mine not in sys.modules
+    assert main(["train", "--resume", "run", "--data", name, "--quiet"]) == 0
+    assert f"evaluate run --data {name}" in capsys.readouterr().out
+    assert main(["evaluate", "run", "--data", name, "--attacks", "fgsm", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 30
+    assert main(["data", name]) == 0
+    assert "train: 90 of 4" in capsys.readouterr().out
+
+
+def test_an_augmentation_of_ones_own(mine):
+    x, rng = torch.rand(6, 3, 5, 5), ExampleRng(0, torch.arange(6))
+    for found in (find_augmentation(lambda x: x / 2), find_augmentation(f"{mine}:halved"), find_augmentation(torch.nn.ReLU())):
+        assert augment(x, found, rng).shape == x.shape
+    assert torch.equal(augment(x, find_augmentation(f"{mine}:halved"), rng), x / 2)
+    shifted = find_augmentation(f"{mine}:shifted")
+    assert torch.equal(augment(x[2:4], shifted, rng.rows(torch.tensor([2, 3]))), augment(x, shifted, rng)[2:4])
+    assert find_augmentation("crop") is AUGMENTATIONS["crop"]
+    with pytest.raises(hb.UserError, match="the augmentation returned"):
+        augment(x, find_augmentation(f"{mine}:flat"), rng)
+    with pytest.raises(hb.UserError, match="did you mean 'crop'"):
+        find_augmentation("crops")
+    with pytest.raises(hb.UserError, match=r"takes \(x\) or \(x, rng\)"):
+        find_augmentation(lambda x, y, z: x)
+    with pytest.raises(hb.UserError, match="is a function"):
+        find_augmentation(7)
+    with pytest.raises(hb.UserError, match="for images"):
+        augment(torch.rand(6, 4), AUGMENTATIONS["crop"], rng)
+
+
+def test_a_loader_takes_our_data_sets_in_whole_batches():
+    dataset = Subset(TensorDataset(torch.rand(9, 4), torch.arange(9)), torch.tensor([8, 1, 5]))
+    x, y = next(iter(torch.utils.data.DataLoader(dataset, batch_size=2)))
+    assert y.tolist() == [8, 1]
+    assert torch.equal(x[0], dataset.dataset.x[8])
+    assert [int(y) for _, y in dataset] == [8, 1, 5]
+
+
+def test_joined_data_sets_may_leave_one_out_and_be_many():
+    parts = [TensorDataset(torch.full((2, 1), float(k)), torch.tensor([k, k])) for k in range(3)]
+    joined = ConcatDataset([parts[0], as_dataset([(np.ones(1, dtype=np.float32), 1)] * 2 + [(np.ones(1), 1)]), parts[2]])
+    assert len(joined) == 7
+    assert joined.fetch(torch.tensor([6, 0, 5]))[1].tolist() == [2, 0, 2]
+    assert joined.fetch(torch.tensor([6, 3]))[0].flatten().tolist() == [2.0, 1.0]

@@ -30,7 +30,7 @@ def home(tmp_path_factory, digits):
     options = {"epochs": 4, "threads": 1, "quiet": True, "lr": 0.05, "milestones": (0.5,), "schedule": "steps"}
     method = hb.method("mail-at", hb.Linf(0.1), burn_in=1)
     run = hb.train("small-cnn", digits["train"], method=method, out=folder / "run", **options)
-    small = hb.data.Arrays(digits["test"].x[:60], digits["test"].y[:60], 10, "digits")
+    small = hb.data.TensorDataset(digits["test"].x[:60], digits["test"].y[:60], 10, "digits")
     for suite in ("quick", "papers"):
         where = folder / "run" / "evaluations" / suite
         hb.evaluate(run.model, small, threat=hb.Linf(0.1), suite=suite, out=where, quiet=True)

@@ -21,8 +21,7 @@ import torch
 with atheris.instrument_imports(include=["hauberk"]):
     import hauberk as hb
     from hauberk.core.io import read_json, read_tensors, write_state
-    from hauberk.data.cifar import read_batch
-    from hauberk.data.idx import read_idx
+    from hauberk.data.readers import read_cifar_batch, read_idx
     from hauberk.evaluation import partial_result
     from hauberk.methods import get_method_spec
     from hauberk.models import ModelSpec
@@ -102,7 +101,7 @@ READERS = {
     "weights": weights,
     "plain": plain,
     "state": lambda raw: read_tensors(raw, FOLDER / "state"),
-    "cifar": lambda raw: read_batch(raw, "batch"),
+    "cifar": lambda raw: read_cifar_batch(raw, "batch"),
     "idx": lambda raw: read_idx(put("images", raw)),
     "gzip": lambda raw: read_idx(put("images.gz", raw)),
     "eps": lambda raw: hb.Linf(raw.decode(errors="replace")),

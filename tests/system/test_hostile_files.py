@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 import hauberk as hb
 from hauberk.core.io import read_json, read_state, write_json, write_state
-from hauberk.data.cifar import read_batch
-from hauberk.data.idx import read_idx
+from hauberk.data.readers import read_cifar_batch, read_idx
 from hauberk.evaluation import partial_result
 from hauberk.models import ModelSpec
 from hauberk.threat import threat_from_dict
@@ -106,7 +105,7 @@ def test_a_card_cannot_ask_for_more_memory_than_there_is(name, shape, classes):
     if spec is None:
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hauberk.models.build._MOST_PARAMETERS", 2e7)
+        patch.setattr("hauberk.models.build._MAX_PARAMETERS", 2e7)
         net = or_refuse(spec.build)
     assert net is None or sum(parameter.numel() for parameter in net.parameters()) <= 2e7
 
@@ -155,7 +154,7 @@ def test_idx_files(tmp_path_factory, damage, packed):
 
 
 def test_an_idx_file_cannot_unpack_without_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("hauberk.data.idx._MOST", 2**20)
+    monkeypatch.setattr("hauberk.data.readers._MAX_UNPACKED", 2**20)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(2**22)))
     with pytest.raises(hb.UserError, match="holds more than"):
         read_idx(tmp_path / "bomb.gz")
@@ -172,14 +171,16 @@ def test_an_idx_header_that_numpy_could_not_follow(tmp_path, shape):
 @given(damage=damages)
 def test_cifar_batches(damage):
     batch = {b"data": np.zeros((4, 3072), np.uint8), b"labels": [0, 1, 2, 3]}
-    or_refuse(read_batch, mutated(pickle.dumps(batch, protocol=2), *damage), "batch")
+    or_refuse(read_cifar_batch, mutated(pickle.dumps(batch, protocol=2), *damage), "batch")
 
 
 def test_a_pickle_that_crashes_numpy_is_refused():
     raw = pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}, protocol=2)
     place = raw.index(b"NNN")  # of the state of the dtype: with one field taken from the memo, NumPy's own way ends in a crash
     hostile = raw[: place + 1] + b"q" + raw[place + 2 :]
-    program = "import sys; from hauberk.data.cifar import read_batch; read_batch(sys.stdin.buffer.read(), 'batch')"
+    program = (
+        "import sys; from hauberk.data.readers import read_cifar_batch; read_cifar_batch(sys.stdin.buffer.read(), 'batch')"
+    )
     done = subprocess.run([sys.executable, "-c", program], input=hostile, capture_output=True, timeout=100, check=False)
     assert done.returncode in (0, 1), done.stderr  # read, or refused; not killed by a signal
 
@@ -187,7 +188,7 @@ def test_a_pickle_that_crashes_numpy_is_refused():
 def test_a_pickle_cannot_ask_for_memory_by_its_memo():
     raw = b"\x80\x02}r" + struct.pack("<I", 2**32 - 1) + b"."
     with pytest.raises(hb.UserError, match="more memory than it can need"):
-        read_batch(raw, "batch")
+        read_cifar_batch(raw, "batch")
 
 
 def test_checkpoints_cut_at_every_byte_are_refused_and_the_previous_one_is_named(tmp_path):

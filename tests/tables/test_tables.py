@@ -16,9 +16,10 @@ import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.distributed import SINGLE_PROCESS
 from hauberk.core.random import ExampleRng
+from hauberk.data import find_dataset
 from hauberk.models import ModelSpec, StraightThroughRound
 from hauberk.report.reproduce import train_command
-from hauberk.tables import default_threat, draft, make_table, measure_risk, reach_of, read_frame, read_schema, read_table
+from hauberk.tables import infer_schema, make_table, measure_risk, reach_of, read_frame, read_schema, read_table
 from hauberk.threat import threat_from_dict
 from hauberk.training.validate import validate
 from helpers import ROOT
@@ -92,7 +93,7 @@ def test_csv_and_parquet_read_alike(folder):
 
 def test_rows_come_back_as_they_were(folder):
     data, table = frame(), read_table(folder / "loans.toml")
-    whole = make_table(table.description, data, data)
+    whole = make_table(table.schema, data, data)
     back = whole.rows(whole.train.x)
     for name in ("months", "children", "job", "sex"):
         assert back[name].tolist() == data[name].tolist()
@@ -110,7 +111,7 @@ def test_the_threat_model_says_what_may_change(folder):
     assert repr(again) == repr(threat)
     x, _ = table.test.fetch(torch.arange(20))
     torch.testing.assert_close(again.around(x).upper, threat.around(x).upper)
-    assert default_threat(str(folder / "loans.toml"), eps="0.5").eps[0] == pytest.approx(float(0.25 * std[0]))
+    assert find_dataset(str(folder / "loans.toml")).default_threat(eps="0.5").eps[0] == pytest.approx(float(0.25 * std[0]))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
@@ -118,7 +119,7 @@ def test_the_threat_model_says_what_may_change(folder):
 def test_no_attack_leaves_the_valid_rows(folder, norm, attack):
     table = read_table(folder / "loans.toml")
     torch.manual_seed(0)
-    net, threat = table.network("mlp").build(), table.threat_in(norm)
+    net, threat = table.default_model("mlp").build(), table.default_threat(norm)
     x, y = table.test.fetch(torch.arange(60))
     options = {"loss": "ce"} if attack == "apgd" else {"steps": 200} if attack == "square" else {}
     found = getattr(hb.attacks, attack)(net, x, y, threat, **options)
@@ -132,7 +133,7 @@ def test_no_attack_leaves_the_valid_rows(folder, norm, attack):
     assert after["months"].between(1, 120).all()
     # What the network says of a point is what it says of the row it stands for.
     rows = after.assign(late=y.numpy().astype(str), unused=0.0)
-    again = make_table(table.description, rows, rows) if set(rows["late"]) == {"0", "1"} else None
+    again = make_table(table.schema, rows, rows) if set(rows["late"]) == {"0", "1"} else None
     assert again is not None
     torch.testing.assert_close(net(again.train.x), net(found.x_adv), rtol=1e-4, atol=1e-4)
 
@@ -205,7 +206,7 @@ class Lured(torch.nn.Module):
 def test_rounding_to_rows_is_no_doubt_of_the_network_behind_it(tmp_path):
     table = whole_numbers(tmp_path)
     torch.manual_seed(0)
-    honest, lured = (table.around(net) for net in (torch.nn.Linear(4, 2), Lured(torch.nn.Linear(4, 2))))
+    honest, lured = (table.wrap(net) for net in (torch.nn.Linear(4, 2), Lured(torch.nn.Linear(4, 2))))
     x, _ = table.test.fetch(torch.arange(60))
     for net, verdict in ((honest, "ok"), (lured, "invalid")):
         ev = hb.evaluate(net, (x, net(x).argmax(1)), threat=table.threat, attacks=["pgd-10"], quiet=True)
@@ -220,14 +221,14 @@ def test_columns_that_may_change_but_cannot_are_named(tmp_path):
     reach = reach_of(table.test, table.threat)
     assert reach.moving == ("age", "months", "visits")
     assert str(reach) == "3 of 4 columns can change; loans may change but cannot: ε is below 1 unit"
-    assert reach_of(hb.data.Part(table.test, torch.arange(5)), table.threat) == reach
-    assert str(reach_of(table.test, table.threat_in("L2", 0.04))).startswith("0 of 4 columns can change; age, months")
-    assert reach_of(hb.data.as_source((table.test.x, table.test.y)), table.threat) is None
-    net = table.network("mlp").build()
+    assert reach_of(hb.data.Subset(table.test, torch.arange(5)), table.threat) == reach
+    assert str(reach_of(table.test, table.default_threat("L2", 0.04))).startswith("0 of 4 columns can change; age, months")
+    assert reach_of(hb.data.as_dataset((table.test.x, table.test.y)), table.threat) is None
+    net = table.default_model("mlp").build()
     found = hb.evaluate(net, table.test, threat=table.threat, attacks=["fgsm"], n=20, probes=False, quiet=True)
     said = {d.name: d for d in found.warnings}["columns-can-change"]
     assert (said.measured, said.verdict) == (str(reach), "warning")
-    none = hb.evaluate(net, table.test, threat=table.threat_in("Linf", 0.01), attacks=["fgsm"], probes=False, quiet=True)
+    none = hb.evaluate(net, table.test, threat=table.default_threat("Linf", 0.01), attacks=["fgsm"], probes=False, quiet=True)
     assert "columns-can-change" in str(none)
     assert str(none).startswith("INVALID")
 
@@ -235,12 +236,12 @@ def test_columns_that_may_change_but_cannot_are_named(tmp_path):
 def test_a_draft_says_what_it_cannot_attack(tmp_path):
     draw = np.random.default_rng(0)
     rows = {"rate": draw.integers(1, 5, 300), "amount": draw.normal(0, 100, 300), "job": ["a", "b", "c"] * 100}
-    text = draft(pd.DataFrame(rows | {"late": [0, 1] * 150}), "late", "rows.csv")
-    assert "# as drafted, 1 of 3 columns can change; rate may change but cannot: ε is below 1 unit" in text
+    text = infer_schema(pd.DataFrame(rows | {"late": [0, 1] * 150}), "late", "rows.csv")
+    assert "# as inferred, 1 of 3 columns can change; rate may change but cannot: ε is below 1 unit" in text
     enough = float(re.search("# eps = (.*) would let it change by 1 unit, 0.1 does not", text)[1])
     assert 1 < enough * np.std(rows["rate"]) < 1.2
     rows["amount"][7] = float("nan")
-    text = draft(pd.DataFrame(rows | {"late": [0, 1] * 150}), "late", "rows.csv")
+    text = infer_schema(pd.DataFrame(rows | {"late": [0, 1] * 150}), "late", "rows.csv")
     assert "# cannot be read as it is: amount: 1 values are not finite or missing" in text
 
 
@@ -330,7 +331,7 @@ def test_class_weights_count_in_validation_too():
         def forward(self, x):
             return self.bias.expand(len(x), 2) + 0 * x.flatten(1).sum(1, keepdim=True)
 
-    source = hb.data.Arrays(torch.rand(100, 3), (torch.arange(100) >= 80).long(), 2)
+    source = hb.data.TensorDataset(torch.rand(100, 3), (torch.arange(100) >= 80).long(), 2)
     method = hb.method("at", hb.Linf(0.1))
     plain = validate(Always(), source, method, 2, 0, 32, SINGLE_PROCESS)
     weighed = validate(Always(), source, method, 2, 0, 32, SINGLE_PROCESS, torch.tensor([0.625, 2.5]))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import hauberk as hb
-from hauberk.data import Arrays, Joined, as_source, pseudo_label
+from hauberk.data import ConcatDataset, TensorDataset, as_dataset, pseudo_label
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
 from hauberk.training.plan import make_plan
@@ -23,8 +23,8 @@ def test_pseudo_labels_are_the_models_predictions():
 
 
 def test_joined_sources_keep_the_order():
-    a, b = (Arrays(torch.full((3, 2), value), torch.full((3,), int(value))) for value in (0.0, 1.0))
-    x, y = Joined(a, b).fetch(torch.tensor([4, 0, 5, 2]))
+    a, b = (TensorDataset(torch.full((3, 2), value), torch.full((3,), int(value))) for value in (0.0, 1.0))
+    x, y = ConcatDataset([a, b]).fetch(torch.tensor([4, 0, 5, 2]))
     assert y.tolist() == [1, 0, 1, 0]
     assert x[:, 0].tolist() == [1.0, 0.0, 1.0, 0.0]
 
@@ -34,8 +34,8 @@ def test_each_batch_has_the_stated_share():
         ModelSpec("mlp", (3, 8, 8), 5),
         hb.method("mart", THREAT),
         TrainConfig(batch_size=20, unlabelled_share=0.7, val_size=10),
-        as_source(easy_data(100)),
-        as_source(easy_data(500, seed=1)),
+        as_dataset(easy_data(100)),
+        as_dataset(easy_data(500, seed=1)),
     )
     batches = plan.batches(0)
     assert len(batches) == plan.steps_per_epoch == 15

@@ -15,7 +15,7 @@ import hauberk as hb
 import hauberk.training.train as training_run
 from hauberk.attacks.pgd import parse_step_size
 from hauberk.core.io import read_state, write_json, write_state
-from hauberk.data import Arrays, as_source, labels
+from hauberk.data import TensorDataset, as_dataset, labels
 from hauberk.methods.named import published_method
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
@@ -124,7 +124,7 @@ def test_early_stopping():
 
 
 def test_validation_examples_are_never_trained_on():
-    source = as_source(easy_data(100))
+    source = as_dataset(easy_data(100))
     plan = make_plan(ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(seed=3), source)
     assert len(plan.val) == 10
     assert set(plan.val.index.tolist()).isdisjoint(plan.train.index.tolist())
@@ -135,7 +135,7 @@ def test_validation_examples_are_never_trained_on():
 
 
 def test_a_last_batch_of_one_is_dropped():
-    source = as_source(easy_data(33))
+    source = as_dataset(easy_data(33))
     plan = make_plan(ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(batch_size=16, val_size=0), source)
     assert [len(batch) for batch in plan.batches(0)] == [16, 16]
     assert plan.steps_per_epoch == 2
@@ -148,7 +148,7 @@ def test_balanced_class_weights():
         ModelSpec("mlp", SHAPE, 2),
         hb.method("at", THREAT),
         TrainConfig(class_weights="balanced", val_size=0),
-        Arrays(x, y, 2),
+        TensorDataset(x, y, 2),
     )
     assert torch.allclose(plan.class_weights, torch.tensor([100 / 160, 100 / 40]))
     assert float(plan.class_weights[labels(plan.train)].mean()) == pytest.approx(1.0)
@@ -378,7 +378,7 @@ def changed_data(what):
     return (x.flip(0), y.flip(0)) if what == "order" else (x, y)
 
 
-@pytest.mark.parametrize("kind", [as_source, lambda data: Signalling(data, 0)], ids=["arrays", "items"])
+@pytest.mark.parametrize("kind", [as_dataset, lambda data: Signalling(data, 0)], ids=["arrays", "items"])
 @pytest.mark.parametrize("what", ["label", "pixel", "order"])
 def test_resuming_on_other_data_is_refused(what, kind, tmp_path):
     train_tiny(kind(easy_data()), tmp_path / "run", epochs=1)
@@ -502,7 +502,7 @@ def test_a_folder_that_exists_is_not_touched(tmp_path):
 
 def test_known_class_counts_are_compared():
     with pytest.raises(hb.UserError, match="4 outputs, but the data has 5 classes"):
-        hb.train(tiny_net(classes=4), Arrays(easy_data()[0], easy_data()[1] % 4, 5), threat=THREAT, **settings(epochs=1))
+        hb.train(tiny_net(classes=4), TensorDataset(easy_data()[0], easy_data()[1] % 4, 5), threat=THREAT, **settings(epochs=1))
 
 
 def test_works_in_a_thread_and_puts_signal_handlers_back():

@@ -15,7 +15,7 @@ from hauberk.cli.options import parse, program
 from hauberk.core.errors import UserError
 
 if TYPE_CHECKING:
-    from hauberk.tables import Risk
+    from hauberk.data import NamedDataset
     from hauberk.threat import ThreatModel
 
 _PATIENCE = timedelta(days=1)  # the processes' shares may take times that differ by hours
@@ -35,7 +35,8 @@ class Evaluate:
     model: str = ""
     """module:factory, to build a model that its card cannot build (this imports your module)."""
     data: str = ""
-    """Name of the data set; by default the one the model was trained on."""
+    """Name of the data set, as for 'hauberk train'; by default the one the model was trained on. Your own, module:attribute,
+    must be named again (this imports your module)."""
     data_dir: Path | None = None
     """Folder with the data set's original files; by default where training read them."""
     verify: bool = True
@@ -91,11 +92,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from hauberk.core.distributed import init_distributed
+    from hauberk.core.imports import trusted_name
     from hauberk.core.io import as_json, write_json
-    from hauberk.data import load_data
+    from hauberk.data import find_dataset
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.evaluation import table
     from hauberk.evaluation.columns import NAME as COLUMNS
+    from hauberk.tables import Table, measure_risk
     from hauberk.training import load, pick_device, read_card
 
     if options.threads:
@@ -103,11 +106,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     foreign = options.target.suffix in (".pt", ".pth")
     card: dict[str, Any] = {} if foreign else read_card(options.target, options.which)[0]
     trained_on = card.get("data", {})
-    name = options.data or str(trained_on.get("name", ""))
+    name = options.data or trusted_name(str(trained_on.get("name", "")), "", "--data")
     if not name:
         raise UserError("the card does not say which data set to use; give --data")
     folder = options.data_dir or Path(str(trained_on.get("folder") or "data"))
-    test = load_data(name, "test", folder, verify=options.verify)
+    named = find_dataset(name)
+    test = named.load("test", folder, verify=options.verify)
+    threat = _threat(options, card, named)
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with init_distributed(timeout=_PATIENCE) as world:
@@ -118,7 +123,7 @@ def evaluate(arguments: Sequence[str]) -> int:
             result = evaluate_model(
                 model,
                 test,
-                threat=_threat(options, card, name),
+                threat=threat,
                 suite=options.suite,
                 attacks=options.attacks,
                 sequential=options.sequential,
@@ -141,7 +146,10 @@ def evaluate(arguments: Sequence[str]) -> int:
         return 0
     if options.card:
         write_json(options.card, result.robustbench_card(options.target.stem, name, str(card.get("model", {}).get("name", ""))))
-    risk = _risk(model, test, _threat(options, card, name), name) if name.endswith(".toml") and test.classes == 2 else None
+    risk = None
+    if isinstance(named, Table) and test.classes == 2:
+        miss, false_alarm = named.schema.costs
+        risk = measure_risk(model, test, threat=threat, miss=miss, false_alarm=false_alarm)
     if options.json:
         print(as_json(result.to_dict() | ({"risk": risk.to_dict()} if risk else {})))
         return 0
@@ -151,8 +159,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     for found in result.diagnostics:
         if found.name == COLUMNS and found.verdict == "ok":
             print(f"Of the table {found.measured}")
-    if risk:
-        print(f"Of the class {_last_class(name)}: {risk}")
+    if risk and isinstance(named, Table):
+        print(f"Of the class {named.classes[-1]!r}: {risk}")
     next_target = options.target if (options.target / "run.json").exists() else out
     print(f"{result}\nWritten to {out / 'evaluation.json'}. Next: {program()} report {next_target}")
     return 0
@@ -182,37 +190,19 @@ def _early(folder: Path) -> str:
     return str(partial_result(folder))
 
 
-def _threat(options: Evaluate, card: dict[str, Any], data: str) -> "ThreatModel":
-    from hauberk.data import DATASETS
-    from hauberk.tables import default_threat
-    from hauberk.threat import make_threat, threat_from_dict
+def _threat(options: Evaluate, card: dict[str, Any], named: "NamedDataset") -> "ThreatModel":
+    from hauberk.threat import threat_from_dict
 
-    if options.eps and not data.endswith(".toml"):
-        return make_threat(options.norm, options.eps)
     if "threat" in card and not options.eps:
         return threat_from_dict(card["threat"])
-    if data in DATASETS or data.endswith(".toml"):
-        return default_threat(data, options.norm, options.eps)
-    raise UserError("the card does not name a threat model; give --eps (and --norm)")
-
-
-def _risk(model: Any, test: Any, threat: "ThreatModel", data: str) -> "Risk":
-    from hauberk.tables import measure_risk, read_schema
-
-    miss, false_alarm = read_schema(data).costs
-    return measure_risk(model, test, threat=threat, miss=miss, false_alarm=false_alarm)
-
-
-def _last_class(data: str) -> str:
-    from hauberk.tables import read_table
-
-    return repr(read_table(data).classes[-1])
+    return named.default_threat(options.norm, options.eps)
 
 
 def _built(name: str, test: Any) -> Any:
     """Build the model the user named, or leave it to the card."""
     if not name:
         return None
+    from hauberk.data import labels
     from hauberk.models import ModelSpec
 
-    return ModelSpec(name, tuple(test.x.shape[1:]), test.classes).build()
+    return ModelSpec(name, test.input_shape, test.classes or int(labels(test).max()) + 1).build()

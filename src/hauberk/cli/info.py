@@ -20,9 +20,9 @@ class Data:
     """
 
     name: Annotated[str, tyro.conf.Positional] = ""
-    """Name of a data set, or the description of a table, FILE.toml; all are listed if there is none."""
+    """Name of a data set, the schema of a table, FILE.toml, or module:attribute for your own; without one, all are listed."""
     label: str = ""
-    """NAME is a CSV or Parquet file, and this its column with the class: print a description of it to start from."""
+    """NAME is a CSV or Parquet file, and this its column with the class: print a schema of it to start from."""
     data_dir: Path = Path("data")
     """Folder with the original files."""
     verify: bool = True
@@ -66,29 +66,26 @@ def data(arguments: Sequence[str]) -> int:
     """Run ``hauberk data``."""
     options = parse(Data, "data", arguments)
     from hauberk.core.io import as_json
-    from hauberk.data import DATASETS, load_data
-    from hauberk.data.download import download
+    from hauberk.data import DATASETS, find_dataset, labels
+    from hauberk.data.named import download
+    from hauberk.tables import Table, infer_schema, reach_of, read_frame
 
     if not options.name:
         rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATASETS.items()}
         return _show(rows, options.json, f"Next: {program()} data NAME --data-dir FOLDER checks the files.")
     if options.label:
-        from hauberk.tables import draft, read_frame
-
-        print(draft(read_frame(Path(options.name)), options.label, options.name), end="")  # a file by itself: redirect it
+        frame = read_frame(Path(options.name))
+        print(infer_schema(frame, options.label, options.name), end="")  # a file by itself: redirect it
         return 0
     if options.download:
         download(options.name, options.data_dir)
     parts: dict[str, Any] = {}
+    named = find_dataset(options.name)
     for split in ("train", "test"):
-        source = load_data(options.name, split, options.data_dir, verify=options.verify)
-        counts = source.y.bincount(minlength=source.classes or 0).tolist()
-        parts[split] = {"examples": len(source), "shape": list(source.x.shape[1:]), "per_class": counts}
-    reach = None
-    if options.name.endswith(".toml"):
-        from hauberk.tables import default_threat, reach_of
-
-        reach = reach_of(source, default_threat(options.name))
+        source = named.load(split, options.data_dir, verify=options.verify)
+        counts = labels(source).bincount(minlength=source.classes or 0).tolist()
+        parts[split] = {"examples": len(source), "shape": list(source.input_shape), "per_class": counts}
+    reach = reach_of(source, named.default_threat()) if isinstance(named, Table) else None
     if options.json:
         print(as_json(parts | ({"reach": reach.to_dict()} if reach else {})))
         return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hauberk.cli.options import key_values, parse, peek, program
+from hauberk.core.imports import is_import_path
 from hauberk.training.config import TrainConfig
 from hauberk.training.published import Published, find_published
 
@@ -25,7 +26,7 @@ class Train:
     """
 
     data: str = "digits"
-    """Name of the data set; see 'hauberk data'."""
+    """Name of the data set (see 'hauberk data'), the schema of a table, FILE.toml, or module:attribute for your own."""
     data_dir: Path = Path("data")
     """Folder with the original files of the data set."""
     verify: bool = True
@@ -74,29 +75,31 @@ def train(arguments: Sequence[str]) -> int:
         run = _resume(options, peek(arguments, "--on-divergence", "")) if options.resume else _start(options, published)
     if not world.is_main:
         return int(run.interrupted)
+    again = f"{run.folder}{f' --data {options.data}' if is_import_path(options.data) else ''}"
     if run.interrupted:
-        print(f"Stopped and saved. Go on with: {program()} train --resume {run.folder}")
+        print(f"Stopped and saved. Go on with: {program()} train --resume {again}")
         return 1
-    print(f"Done: best epoch {run.best['epoch'] + 1}. Next: {program()} evaluate {run.folder}")
+    print(f"Done: best epoch {run.best['epoch'] + 1}. Next: {program()} evaluate {again}")
     return 0
 
 
 def _start(options: Train, published: Published) -> "Run":
     from hauberk.core.distributed import get_world
-    from hauberk.data import load_data
+    from hauberk.data import find_dataset, load_data
     from hauberk.methods.named import published_method
-    from hauberk.tables import default_model, default_threat, reach_of
+    from hauberk.tables import reach_of
     from hauberk.training.train import train as train_model
 
+    named = find_dataset(options.data)
     source = load_data(options.data, "train", options.data_dir, verify=options.verify)
-    threat = default_threat(options.data, options.norm, options.eps)
+    threat = named.default_threat(options.norm, options.eps)
     given = {"beta": options.beta, "steps": options.steps, "step_size": options.step_size}
     chosen = {key: value for key, value in given.items() if value is not None} | key_values("--set", options.set)
     names = {"data": options.data, "model": options.model, "preset": options.preset, "recipe": options.recipe}
     how = published_method(options.method, threat, **names, seed=options.settings.seed, **chosen)
-    spec = default_model(options.data, options.model, source, extra=how.extra_outputs, normalize=options.normalize)
+    spec = named.default_model(options.model, source, extra=how.extra_outputs, normalize=options.normalize)
     out = options.out or get_world().on_main_process(
-        lambda: free_folder(Path("runs") / f"{Path(options.data).stem}-{options.method}")
+        lambda: free_folder(Path("runs") / f"{Path(options.data.rpartition(':')[2]).stem}-{options.method}")
     )
     if get_world().is_main and not options.quiet:
         print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
@@ -112,7 +115,7 @@ def _resume(options: Train, on_divergence: str) -> "Run":
     from hauberk.training import resume
 
     folder, verify, quiet = str(options.resume), options.verify, options.quiet
-    return resume(folder, model=options.model, verify=verify, quiet=quiet, on_divergence=on_divergence)
+    return resume(folder, model=options.model, data=options.data, verify=verify, quiet=quiet, on_divergence=on_divergence)
 
 
 def free_folder(folder: Path) -> Path:

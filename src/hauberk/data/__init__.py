@@ -1,31 +1,43 @@
 """Data sets by name or from Python; every input stays inside its declared bounds."""
 
-from hauberk.data.augment import Augmentation, augment
-from hauberk.data.dataset import Arrays, Items, Joined, Part, Source, as_source, fetch_for
-from hauberk.data.digest import data_digest
-from hauberk.data.named import DATASETS, find_files, load_data
-from hauberk.data.pseudo import pseudo_label
-from hauberk.data.resident import resident
-from hauberk.data.statistics import channel_statistics, check_source, labels, long_tail
+from hauberk.data.augment import AUGMENTATIONS, Augmentation, augment, find_augmentation
+from hauberk.data.dataset import (
+    ConcatDataset,
+    IndexedDataset,
+    MapDataset,
+    Subset,
+    TensorDataset,
+    as_dataset,
+    fetch_for,
+    labels,
+    pseudo_label,
+    to_device,
+)
+from hauberk.data.named import DATASETS, DatasetInfo, NamedDataset, find_dataset, load_data
+from hauberk.data.statistics import channel_statistics, check_dataset, data_digest, long_tail
 
 __all__ = [
+    "AUGMENTATIONS",
     "DATASETS",
-    "Arrays",
     "Augmentation",
-    "Items",
-    "Joined",
-    "Part",
-    "Source",
-    "as_source",
+    "ConcatDataset",
+    "DatasetInfo",
+    "IndexedDataset",
+    "MapDataset",
+    "NamedDataset",
+    "Subset",
+    "TensorDataset",
+    "as_dataset",
     "augment",
     "channel_statistics",
-    "check_source",
+    "check_dataset",
     "data_digest",
     "fetch_for",
-    "find_files",
+    "find_augmentation",
+    "find_dataset",
     "labels",
     "load_data",
     "long_tail",
     "pseudo_label",
-    "resident",
+    "to_device",
 ]

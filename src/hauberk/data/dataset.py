@@ -1,50 +1,61 @@
-"""Where examples come from: arrays in memory, or any map-style data set, behind one small interface."""
+"""Data sets whose examples are fetched by index, many at once: arrays, map-style data sets, parts and unions of them."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.data as torch_data
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hauberk.core.errors import UserError
 
+_MEMORY_FRACTION = 0.25  # of a device's free memory that a data set may take at most
+_PREDICTION_BATCH = 1000
 
-class Source(Protocol):
-    """Examples by index."""
 
-    @property
-    def name(self) -> str:
-        """Name of the data set."""
-        ...
+class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
+    """Examples by index. A subclass of your own needs ``__len__`` and ``fetch``; a ``DataLoader`` takes it, too.
 
-    @property
-    def classes(self) -> int | None:
-        """How many classes there are, if known."""
-        ...
+    Attributes:
+        name: name of the data set.
+        classes: number of classes, or None if it is not known.
+        folder: where a named data set was read from; empty for others.
+    """
 
-    def __len__(self) -> int:
-        """Count the examples."""
-        ...
+    name = "data"
+    classes: int | None = None
+    folder = ""
 
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,) int64 of the examples ``index`` (B,)."""
-        ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(*self.fetch(torch.as_tensor(indices)), strict=True))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.fetch(torch.arange(1))[0].shape[1:])
 
 
-@dataclass(frozen=True, eq=False)
-class Arrays:
-    """Examples in memory.
+@dataclass(eq=False)
+class TensorDataset(IndexedDataset):
+    """Examples in memory, with ``classes``, ``name`` and ``folder`` as in :class:`IndexedDataset`.
 
     Attributes:
         x: inputs, (N, ...): uint8, meaning [0, 1] in steps of 1/255, or floating.
         y: labels, (N,) int64.
-        classes: how many classes there are, if known.
-        name: of the data set.
-        folder: where it was read from, for a named data set.
     """
 
     x: Tensor
@@ -58,23 +69,14 @@ class Arrays:
 
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,)."""
-        x = self.x[index]
-        return (x.float() / 255 if x.dtype == torch.uint8 else x), self.y[index]
+        return _as_floats(self.x[index]), self.y[index]
 
 
-@dataclass(frozen=True, eq=False)
-class Items:
-    """Examples of a map-style data set, fetched one by one as they are needed.
+class MapDataset(IndexedDataset):
+    """Examples of a map-style data set: ``items[i]`` is a pair ``(x, y)``, asked for when it is needed."""
 
-    Attributes:
-        items: gives ``(x, y)`` for each index.
-        classes: how many classes there are, if known.
-        name: of the data set.
-    """
-
-    items: Any
-    classes: int | None = None
-    name: str = "items"
+    def __init__(self, items: Any):
+        self.items, self.name = items, type(items).__name__
 
     def __len__(self) -> int:
         return len(self.items)
@@ -87,133 +89,166 @@ class Items:
             y = torch.tensor([int(pair[1]) for pair in pairs])
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise UserError(f"the data set must give pairs of an array and an integer label: {error}") from error
-        return (x.float() / 255 if x.dtype == torch.uint8 else x), y
+        return _as_floats(x), y
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Some of the examples of another source.
+class Subset(IndexedDataset):
+    """The examples ``indices``, (N,) int64, of another data set."""
 
-    Attributes:
-        whole: the other source.
-        index: which examples, (N,) int64.
-    """
-
-    whole: Source
-    index: Tensor
-
-    @property
-    def name(self) -> str:
-        """Name of the data set."""
-        return self.whole.name
-
-    @property
-    def classes(self) -> int | None:
-        """How many classes there are, if known."""
-        return self.whole.classes
+    def __init__(self, dataset: IndexedDataset, indices: Tensor):
+        self.dataset, self.indices = dataset, indices
+        self.name, self.classes, self.folder = dataset.name, dataset.classes, dataset.folder
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.indices)
 
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,)."""
-        return self.whole.fetch(self.index[index])
+        return self.dataset.fetch(self.indices[index])
 
 
-@dataclass(frozen=True, eq=False)
-class Joined:
-    """Two sources, one behind the other.
+class ConcatDataset(IndexedDataset):
+    """Several data sets, one behind the other; name, number of classes and folder are those of the first."""
 
-    Attributes:
-        first: whose name and classes it has.
-        second: whose examples follow.
-    """
-
-    first: Source
-    second: Source
-
-    @property
-    def name(self) -> str:
-        """Name of the data set."""
-        return self.first.name
-
-    @property
-    def classes(self) -> int | None:
-        """How many classes there are, if known."""
-        return self.first.classes
+    def __init__(self, datasets: Sequence[IndexedDataset]):
+        self.datasets, first = list(datasets), datasets[0]
+        self.name, self.classes, self.folder = first.name, first.classes, first.folder
+        self.ends = torch.tensor([len(dataset) for dataset in datasets]).cumsum(0)
 
     def __len__(self) -> int:
-        return len(self.first) + len(self.second)
+        return int(self.ends[-1])
 
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,), in the order of ``index``."""
-        behind = index >= len(self.first)
-        x1, y1 = self.first.fetch(index[~behind])
-        x2, y2 = self.second.fetch(index[behind] - len(self.first))
-        place = torch.cat([(~behind).nonzero(), behind.nonzero()]).squeeze(1).argsort()
-        return torch.cat([x1, x2.to(x1.dtype)])[place], torch.cat([y1, y2])[place]
+        which = torch.bucketize(index, self.ends, right=True)
+        places, inputs, targets = [], list[Tensor](), list[Tensor]()
+        for k in which.unique().tolist():
+            places.append((which == k).nonzero().squeeze(1))
+            x, y = self.datasets[k].fetch(index[places[-1]] - (int(self.ends[k - 1]) if k else 0))
+            inputs.append(x.to(inputs[0]) if inputs else x)
+            targets.append(y.to(targets[0]) if targets else y)
+        order = torch.cat(places).argsort()
+        return torch.cat(inputs)[order], torch.cat(targets)[order]
 
 
-def as_source(data: Any) -> Source:
-    """Make a source of whatever the caller has.
+def as_dataset(data: Any) -> IndexedDataset:
+    """Make an indexed data set of whatever the caller has.
 
     Args:
-        data: a source; a pair (x, y) of tensors or NumPy arrays; a map-style torch ``Dataset``; or a ``DataLoader``, of which
-            only the data set is used, because order and batches are Hauberk's business.
-
-    Returns:
-        The source; uint8 inputs are taken for images in steps of 1/255.
+        data: one already; a pair (x, y) of tensors or NumPy arrays, uint8 inputs meaning steps of 1/255; a map-style torch
+            ``Dataset``; or a ``DataLoader``, of which only the data set is used, because order and batches are Hauberk's.
 
     Raises:
         UserError: if it is none of these, or empty.
     """
-    source: Source
-    if isinstance(data, DataLoader):
+    if isinstance(data, torch_data.DataLoader):
         data = data.dataset
-    if isinstance(data, Arrays | Items | Part | Joined):
-        source = data
-    elif isinstance(data, TensorDataset) and len(data.tensors) == 2:
-        source = _arrays(*data.tensors)
+    dataset: IndexedDataset
+    if isinstance(data, IndexedDataset):
+        dataset = data
+    elif isinstance(data, torch_data.TensorDataset) and len(data.tensors) == 2:
+        dataset = _of_arrays(*data.tensors)
     elif isinstance(data, tuple | list) and len(data) == 2:
-        source = _arrays(*data)
+        dataset = _of_arrays(*data)
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        source = Items(data, name=type(data).__name__)
-    elif isinstance(data, Dataset):
+        dataset = MapDataset(data)
+    elif isinstance(data, torch_data.Dataset):
         raise UserError(f"{type(data).__name__} has no length; give a map-style data set or arrays")
     else:
         raise UserError(f"data must be a pair (x, y) of arrays or a map-style Dataset, not {type(data).__name__}")
-    if len(source) == 0:
+    if len(dataset) == 0:
         raise UserError("the data set is empty")
-    return source
+    return dataset
 
 
-def fetch_for(model: nn.Module, source: Source, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Fetch the examples ``index`` (B,) of ``source`` for ``model``: on its device, in its floating dtype (at least float32).
+def fetch_for(model: nn.Module, dataset: IndexedDataset, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Fetch inputs and labels of the examples ``index`` (B,) of ``dataset``, on the device and in the dtype of ``model``.
 
-    Data not held in memory is checked for NaN here, because nobody has looked at all of it before.
-
-    Returns:
-        Inputs (B, ...) and labels (B,).
+    The dtype is at least float32. Data not in memory are checked for NaN, because nobody has looked at all of them before.
 
     Raises:
         UserError: for NaN or infinite values in such data, and for items that are no pairs of an array and a label.
     """
-    x, y = source.fetch(index)
-    if not in_memory(source) and not bool(x.isfinite().all()):
+    x, y = dataset.fetch(index)
+    if not in_memory(dataset) and not bool(x.isfinite().all()):
         raise UserError(f"the data has NaN or infinite values, among examples {index.tolist()[:5]}...")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
     return x.to(device=like.device, dtype=dtype, non_blocking=True), y.to(like.device, non_blocking=True)
 
 
-def in_memory(source: Source) -> bool:
+def in_memory(dataset: IndexedDataset) -> bool:
     """Whether all examples are arrays, which may be mapped from a file."""
-    if isinstance(source, Joined):
-        return in_memory(source.first) and in_memory(source.second)
-    return isinstance(source, Arrays) or (isinstance(source, Part) and in_memory(source.whole))
+    if isinstance(dataset, ConcatDataset):
+        return all(map(in_memory, dataset.datasets))
+    return isinstance(dataset, TensorDataset) or (isinstance(dataset, Subset) and in_memory(dataset.dataset))
 
 
-def _arrays(x: Tensor | np.ndarray | Sequence[Any], y: Tensor | np.ndarray | Sequence[int]) -> Arrays:
+def labels(dataset: IndexedDataset) -> Tensor:
+    """Return all labels, (N,) int64. This costs a pass over data that are not in memory."""
+    if isinstance(dataset, TensorDataset):
+        return dataset.y
+    if isinstance(dataset, Subset):
+        return labels(dataset.dataset)[dataset.indices]
+    return torch.cat([dataset.fetch(torch.tensor([i]))[1] for i in range(len(dataset))])
+
+
+def to_device(dataset: IndexedDataset, device: torch.device) -> IndexedDataset:
+    """Return the data set with arrays that take at most a quarter of a CUDA device's free memory moved there.
+
+    Batches are then gathered and scaled there, and nothing but indices travels. Anything else is returned as it is.
+    """
+    if device.type != "cuda":
+        return dataset
+    if isinstance(dataset, Subset):
+        return Subset(to_device(dataset.dataset, device), dataset.indices)
+    if isinstance(dataset, ConcatDataset):
+        return ConcatDataset([to_device(part, device) for part in dataset.datasets])
+    if not isinstance(dataset, TensorDataset) or dataset.x.nbytes > _MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]:
+        return dataset
+    return replace(dataset, x=dataset.x.to(device), y=dataset.y.to(device))
+
+
+def pseudo_label(model: nn.Module, x: Any, *, least_confidence: float = 0.0) -> TensorDataset:
+    """Label examples with the prediction of a standard model (Carmon et al. 2019, robust self-training).
+
+    Args:
+        model: trained without an attack, on the labelled examples; unchanged afterwards.
+        x: inputs, (N, ...), floating or uint8, a tensor or a NumPy array.
+        least_confidence: leave out examples whose largest probability is below this.
+
+    Returns:
+        The examples with their predicted labels, for ``hb.train(..., unlabelled=...)``.
+
+    Raises:
+        UserError: if ``x`` cannot be read, or nothing is left.
+    """
+    inputs = torch.as_tensor(x)
+    dataset = as_dataset((inputs, torch.zeros(len(inputs), dtype=torch.int64)))
+    confidences, predictions = [], []
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}), torch.no_grad():
+            for index in torch.arange(len(dataset)).split(_PREDICTION_BATCH):
+                best = model(fetch_for(model, dataset, index)[0]).float().softmax(1).cpu().max(1)
+                confidences.append(best.values)
+                predictions.append(best.indices)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    keep = torch.cat(confidences) >= least_confidence
+    kept = _of_arrays(inputs[keep], torch.cat(predictions)[keep])
+    if len(kept) == 0:
+        raise UserError(f"the data set is empty: no prediction has a probability of {least_confidence}")
+    return kept
+
+
+def _as_floats(x: Tensor) -> Tensor:
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def _of_arrays(x: Any, y: Any) -> TensorDataset:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable")  # such as a file mapped for reading; nobody writes
@@ -230,4 +265,4 @@ def _arrays(x: Tensor | np.ndarray | Sequence[Any], y: Tensor | np.ndarray | Seq
         raise UserError(f"labels must be integers, got {targets.dtype}")
     if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
         raise UserError(f"inputs have dtype {inputs.dtype}; give floats inside the box, or uint8 images")
-    return Arrays(inputs, targets.long())
+    return TensorDataset(inputs, targets.long())

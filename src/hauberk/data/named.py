@@ -1,149 +1,202 @@
-"""Data sets by name, read from a local folder in their original formats."""
+"""Data sets by name: built in, a table by the file of its schema, or your own by import path."""
 
-import hashlib
+import inspect
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
-import torch
 
-from hauberk.core.errors import UserError, unknown_name
-from hauberk.data.augment import Augmentation
-from hauberk.data.cifar import read_batch
-from hauberk.data.dataset import Arrays
-from hauberk.data.idx import read_idx
+from hauberk.core.errors import UserError, first_line, unknown_name
+from hauberk.core.imports import import_object, is_import_path
+from hauberk.data.dataset import IndexedDataset, as_dataset, in_memory, labels
+from hauberk.data.readers import ImagesAndLabels, read_cifar, read_mnist, read_svhn
+from hauberk.data.statistics import channel_statistics
+from hauberk.models import ModelSpec
+from hauberk.threat import ThreatModel, make_threat
 
 Split: TypeAlias = Literal["train", "test"]
-Loaded: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+TABLE_SUFFIX = ".toml"  # a name that ends so is the file of a table's schema
+
+
+class NamedDataset(Protocol):
+    """What the name of a data set stands for: a :class:`DatasetInfo`, or a :class:`hauberk.tables.Table`."""
+
+    def load(self, split: Split, folder: str | Path = "data", *, verify: bool = True) -> IndexedDataset:
+        """Read the examples of a split, as :func:`load_data`."""
+        ...
+
+    def default_threat(self, norm: str = "Linf", eps: str = "") -> ThreatModel:
+        """Return the usual threat model, or the one with this norm and ε; of a table, ``eps`` is a factor of its own ε."""
+        ...
+
+    def default_model(self, model: str, dataset: IndexedDataset, *, extra: int = 0, normalize: bool = False) -> ModelSpec:
+        """Return how to build the network ``model`` for ``dataset``, with ``extra`` outputs besides the classes."""
+        ...
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A data set Hauberk knows.
+    """A data set that is read from a local folder.
 
     Attributes:
+        name: name of the data set.
         summary: what it is, in one line.
-        classes: number of classes.
-        eps: of the L∞ threat model the literature uses on it.
-        augment: the usual augmentation.
-        home: where to get it.
-        folders: where its files may lie below the data folder.
-        files: for each split, file names with the MD5 of their content (uncompressed for idx).
-        read: turns the contents of the files of a split into images and labels; None for one bundled with scikit-learn.
+        read: returns what :func:`as_dataset` takes, of ``(split, folder)``; or, where there are ``files``, of their paths and
+            their checksums by file name, or None.
+        classes: number of classes, or None if it is not known.
+        eps: ε of the L∞ threat model that the literature uses on it; empty for none.
+        augmentation: name of the usual augmentation.
+        folders: where the original files may lie below the data folder.
+        home: where to get them.
+        torchvision: class of ``torchvision.datasets`` that downloads them; empty for none.
     """
 
+    name: str
     summary: str
-    classes: int
-    eps: str
-    augment: Augmentation
-    home: str = ""
+    read: Callable[..., Any]
+    classes: int | None = None
+    eps: str = ""
+    augmentation: str = "none"
     folders: tuple[str, ...] = ()
-    files: dict[str, dict[str, str]] | None = None
-    read: Callable[[list[Path], dict[str, str] | None], Loaded] | None = None
+    home: str = ""
+    torchvision: str = ""
+
+    def files(self, split: str) -> dict[str, str]:
+        """Return the names of the original files of a split, with the MD5 of their content (uncompressed for idx)."""
+        rows = [row.split() for row in _CHECKSUMS.splitlines()]
+        return {file: md5 for name, part, md5, file in filter(None, rows) if (name, part) == (self.name, split)}
+
+    def load(self, split: Split, folder: str | Path = "data", *, verify: bool = True) -> IndexedDataset:
+        """Read the examples of a split, as :func:`load_data`."""
+        if files := self.files(split):
+            found = self.read(find_files(self.name, split, Path(folder)), files if verify else None)
+        else:
+            found = self.read(split, Path(folder))
+        dataset = copy(as_dataset(found))
+        dataset.name, dataset.folder, dataset.classes = self.name, str(folder), self.classes or dataset.classes
+        if dataset.classes and in_memory(dataset):
+            low, high = labels(dataset).aminmax()
+            if low < 0 or high >= dataset.classes:
+                raise UserError(f"{self.name} {split}: labels must be 0 to {dataset.classes - 1}, found {low} to {high}")
+        return dataset
+
+    def default_threat(self, norm: str = "Linf", eps: str = "") -> ThreatModel:
+        """Return the threat model of this ``norm`` and ``eps``; without them, the literature's ε in L∞."""
+        if not eps and (norm != "Linf" or not self.eps):
+            raise UserError(f"give --eps: there is no usual radius of {self.name} in {norm}")
+        return make_threat(norm, eps or self.eps)
+
+    def default_model(self, model: str, dataset: IndexedDataset, *, extra: int = 0, normalize: bool = False) -> ModelSpec:
+        """Return how to build ``model`` for ``dataset`` with ``extra`` outputs; ``normalize`` adds a layer before it."""
+        classes = dataset.classes or int(labels(dataset).max()) + 1
+        mean, std = channel_statistics(dataset) if normalize else ((), ())
+        return ModelSpec(model, dataset.input_shape, classes + extra, mean, std)
 
 
-def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: bool = True) -> Arrays:
+def find_dataset(name: str) -> NamedDataset:
+    """Return what the ``name`` of a data set, as for :func:`load_data`, stands for.
+
+    The module of an import path is imported when the data are loaded, and not before.
+
+    Raises:
+        UserError: for an unknown name, and as :func:`hauberk.tables.read_table` for a table.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    if name.endswith(TABLE_SUFFIX):
+        table: NamedDataset = import_module("hauberk.tables").read_table(name)  # by name, because tables build on this module
+        return table
+    if is_import_path(name):
+        return DatasetInfo(name, "a data set of your own", partial(_call, name))
+    if set(name) & set("./:"):
+        raise UserError(
+            f"unknown data set {name!r}; a table is named by its schema, FILE.toml ('hauberk data ROWS.csv --label COLUMN' "
+            "writes a first one), a data set of your own by package.module:attribute"
+        )
+    raise unknown_name("data set", name, DATASETS)
+
+
+def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: bool = True) -> IndexedDataset:
     """Load a data set.
 
     Args:
-        name: see ``DATASETS``; or the description of a table, ``FILE.toml`` (see :func:`hauberk.tables.read_table`).
+        name: a name in ``DATASETS``; the schema of a table, ``FILE.toml`` (see :func:`hauberk.tables.read_table`); or
+            ``"package.module:attribute"``, which imports your function ``f(split, folder)``: it returns whatever
+            :func:`as_dataset` takes, such as a pair (x, y) of arrays or a map-style ``Dataset``.
         split: ``"train"`` or ``"test"``.
         folder: where the original files are, directly or in their usual subfolder.
         verify: compare checksums with the original files'.
 
     Returns:
-        Images (N, C, H, W) in [0, 1], stored as bytes where the files do, and labels.
+        The examples. Of a built-in set, images (N, C, H, W) in [0, 1], stored as bytes where the files do, and labels.
 
     Raises:
-        UserError: for an unknown name, or files that are missing, damaged or not the original ones.
+        UserError: for an unknown name, files that are missing, damaged or not the original ones, and data that cannot be read.
     """
     if split not in ("train", "test"):
         raise UserError(f"split is 'train' or 'test', not {split!r}")
-    if name.endswith(".toml"):
-        from hauberk.tables import read_table  # which builds on this room
-
-        table = read_table(name)
-        return table.train if split == "train" else table.test
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
-    known = DATASETS[name]
-    if known.read is None or known.files is None:
-        x, y = _digits(split)
-    else:
-        files = known.files[split]
-        paths = find_files(name, split, Path(folder))
-        x, y = known.read(paths, files if verify else None)
-    if len(x) != len(y) or len(y) == 0 or y.min() < 0 or y.max() >= known.classes:
-        raise UserError(
-            f"{name} {split}: {len(x)} images, {len(y)} labels; expected as many, with labels below {known.classes}"
-        )
-    return Arrays(torch.tensor(x), torch.tensor(y, dtype=torch.int64), known.classes, name, str(folder))
+    return find_dataset(name).load(split, folder, verify=verify)
 
 
 def find_files(name: str, split: str, folder: Path) -> list[Path]:
-    """Find the files of a ``split`` of the data set ``name`` below a ``folder``, each perhaps with ``.gz``.
+    """Find the files of a ``split`` of the built-in data set ``name`` below a ``folder``, each perhaps with ``.gz``.
 
     Raises:
         UserError: if one is missing, with where to get it.
     """
     known = DATASETS[name]
-    names = list((known.files or {}).get(split, {}))
+    names = list(known.files(split))
     for place in (folder, *(folder / sub for sub in known.folders)):
         found = [next((p for p in (place / n, place / f"{n}.gz") if p.is_file()), None) for n in names]
         if all(found):
             return [path for path in found if path is not None]
     raise UserError(
-        f"{name}: {', '.join(names)} not found in {folder} or its subfolders {', '.join(known.folders) or '(none)'}. "
+        f"{name}: {', '.join(names)} not found in {folder} or its subfolders {', '.join(known.folders)}. "
         f"Get the original files from {known.home} or with 'hauberk data {name} --download'; --data-dir names the folder"
     )
 
 
-def _verify(path: Path, raw: bytes, files: dict[str, str] | None) -> None:
-    if files is None:
+def download(name: str, folder: Path) -> None:
+    """Download a built-in data set into ``folder`` with torchvision, in its original format, and verify it.
+
+    Raises:
+        UserError: if torchvision is missing or cannot be imported, or the download fails.
+    """
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    known = DATASETS[name]
+    if not known.torchvision:
         return
-    seen, right = hashlib.md5(raw, usedforsecurity=False).hexdigest(), files[path.name.removesuffix(".gz")]
-    if seen != right:
-        raise UserError(f"{path} is not the original file: MD5 {seen}, expected {right}. If that is meant, add --no-verify")
-
-
-def _read_idx_pair(paths: list[Path], files: dict[str, str] | None) -> Loaded:
-    arrays = []
-    for path in paths:
-        array, raw = read_idx(path)
-        _verify(path, raw, files)
-        arrays.append(array)
-    images, labels = arrays
-    if images.ndim != 3 or labels.ndim != 1:
-        raise UserError(f"{paths[0]} must hold images and {paths[1]} labels")
-    return images[:, None], labels
-
-
-def _read_cifar(paths: list[Path], files: dict[str, str] | None) -> Loaded:
-    batches = []
-    for path in paths:
-        raw = path.read_bytes()
-        _verify(path, raw, files)
-        batches.append(read_batch(raw, path))
-    return np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches])
-
-
-def _read_svhn(paths: list[Path], files: dict[str, str] | None) -> Loaded:
-    from scipy.io import loadmat  # slow to import, seldom needed
-
-    _verify(paths[0], paths[0].read_bytes(), files)
     try:
-        content = loadmat(paths[0], variable_names=["X", "y"])
-        images, labels = content["X"], content["y"].ravel()
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise ValueError("X must be (H, W, 3, N) unsigned bytes")
-    except Exception as error:  # SciPy's reader fails in many ways on a foreign file
-        raise UserError(f"{paths[0]} is not an SVHN file: {error}") from error
-    return images.transpose(3, 2, 0, 1), labels % 10  # the files write the digit 0 as 10
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:
+        why = f"torchvision, which cannot be imported here ({first_line(error)})"
+        raise UserError(f"downloads go through {why}; get {name} from {known.home}") from error
+    try:
+        for split in ("train", "test"):
+            options = {"split": split} if name == "svhn" else {"train": split == "train"}
+            getattr(datasets, known.torchvision)(str(folder), download=True, **options)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"downloading {name} failed: {error}; get it from {known.home}") from error
+    load_data(name, "test", folder)
 
 
-def _digits(split: str) -> Loaded:
+def _call(path: str, split: str, folder: Path) -> Any:
+    function = import_object(path, "data set")
+    try:
+        inspect.signature(function).bind(split, folder)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} must be a function of (split, folder) that returns a data set: {error}") from error
+    return function(split, folder)
+
+
+def _digits(split: str, folder: Path) -> ImagesAndLabels:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -153,81 +206,42 @@ def _digits(split: str) -> Loaded:
     return (train_x, train_y) if split == "train" else (test_x, test_y)
 
 
-def _idx_files(prefix: str, images_md5: str, labels_md5: str) -> dict[str, str]:
-    return {f"{prefix}-images-idx3-ubyte": images_md5, f"{prefix}-labels-idx1-ubyte": labels_md5}
+# Data set, split, MD5 and name of each original file.
+_CHECKSUMS = """
+mnist train 6bbc9ace898e44ae57da46a324031adb train-images-idx3-ubyte
+mnist train a25bea736e30d166cdddb491f175f624 train-labels-idx1-ubyte
+mnist test 2646ac647ad5339dbf082846283269ea t10k-images-idx3-ubyte
+mnist test 27ae3e4e09519cfbb04c329615203637 t10k-labels-idx1-ubyte
+fashion-mnist train f4a8712d7a061bf5bd6d2ca38dc4d50a train-images-idx3-ubyte
+fashion-mnist train 9018921c3c673c538a1fc5bad174d6f9 train-labels-idx1-ubyte
+fashion-mnist test 8181f5470baa50b63fa0f6fddb340f0a t10k-images-idx3-ubyte
+fashion-mnist test 15d484375f8d13e6eb1aabb0c3f46965 t10k-labels-idx1-ubyte
+cifar10 train c99cafc152244af753f735de768cd75f data_batch_1
+cifar10 train d4bba439e000b95fd0a9bffe97cbabec data_batch_2
+cifar10 train 54ebc095f3ab1f0389bbae665268c751 data_batch_3
+cifar10 train 634d18415352ddfa80567beed471001a data_batch_4
+cifar10 train 482c414d41f54cd18b22e5b47cb7c3cb data_batch_5
+cifar10 test 40351d587109b95175f43aff81a1287e test_batch
+cifar100 train 16019d7e3df5f24257cddd939b257f8d train
+cifar100 test f0ef6b0ae62326f3e7ffdfab6717acfc test
+svhn train e26dedcc434d2e4c54c9b2d4a06d8373 train_32x32.mat
+svhn test eb5a983be6a315427106f1b164d9cef3 test_32x32.mat
+"""
 
-
-DATASETS: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo("scikit-learn's 1,797 handwritten digits, 8×8; bundled", 10, "0.1", "none"),
-    "mnist": DatasetInfo(
-        "70,000 handwritten digits, 28×28",
-        10,
-        "0.3",
-        "none",
-        "https://yann.lecun.com/exdb/mnist",
-        ("mnist", "MNIST/raw"),
-        {
-            "train": _idx_files("train", "6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624"),
-            "test": _idx_files("t10k", "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
-        },
-        _read_idx_pair,
-    ),
-    "fashion-mnist": DatasetInfo(
-        "70,000 articles of clothing, 28×28",
-        10,
-        "0.1",
-        "none",
-        "https://github.com/zalandoresearch/fashion-mnist (on Debian: the package dataset-fashion-mnist)",
-        ("fashion-mnist", "FashionMNIST/raw"),
-        {
-            "train": _idx_files("train", "f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9"),
-            "test": _idx_files("t10k", "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
-        },
-        _read_idx_pair,
-    ),
-    "cifar10": DatasetInfo(
-        "60,000 photographs, 32×32, 10 classes",
-        10,
-        "8/255",
-        "crop-flip",
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-        ("cifar-10-batches-py",),
-        {
-            "train": {
-                "data_batch_1": "c99cafc152244af753f735de768cd75f",
-                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-                "data_batch_4": "634d18415352ddfa80567beed471001a",
-                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-            },
-            "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
-        },
-        _read_cifar,
-    ),
-    "cifar100": DatasetInfo(
-        "60,000 photographs, 32×32, 100 classes",
-        100,
-        "8/255",
-        "crop-flip",
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-        ("cifar-100-python",),
-        {
-            "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
-            "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
-        },
-        _read_cifar,
-    ),
-    "svhn": DatasetInfo(
-        "99,289 house numbers, 32×32, 10 classes",
-        10,
-        "8/255",
-        "crop",
-        "http://ufldl.stanford.edu/housenumbers",
-        ("svhn",),
-        {
-            "train": {"train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373"},
-            "test": {"test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3"},
-        },
-        _read_svhn,
-    ),
-}
+_MNIST = "https://yann.lecun.com/exdb/mnist"
+_FASHION = "https://github.com/zalandoresearch/fashion-mnist (on Debian: the package dataset-fashion-mnist)"
+_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
+_SVHN = "http://ufldl.stanford.edu/housenumbers"
+_KNOWN = (
+    DatasetInfo("digits", "scikit-learn's 1,797 handwritten digits, 8×8; bundled", _digits, 10, "0.1"),
+    DatasetInfo("mnist", "70,000 handwritten digits, 28×28", read_mnist, 10, "0.3", "none",
+                ("mnist", "MNIST/raw"), _MNIST, "MNIST"),
+    DatasetInfo("fashion-mnist", "70,000 articles of clothing, 28×28", read_mnist, 10, "0.1", "none",
+                ("fashion-mnist", "FashionMNIST/raw"), _FASHION, "FashionMNIST"),
+    DatasetInfo("cifar10", "60,000 photographs, 32×32, 10 classes", read_cifar, 10, "8/255", "crop-flip",
+                ("cifar-10-batches-py",), _CIFAR, "CIFAR10"),
+    DatasetInfo("cifar100", "60,000 photographs, 32×32, 100 classes", read_cifar, 100, "8/255", "crop-flip",
+                ("cifar-100-python",), _CIFAR, "CIFAR100"),
+    DatasetInfo("svhn", "99,289 house numbers, 32×32, 10 classes", read_svhn, 10, "8/255", "crop", ("svhn",), _SVHN, "SVHN"),
+)  # fmt: skip
+DATASETS: dict[str, DatasetInfo] = {known.name: known for known in _KNOWN}

@@ -1,6 +1,6 @@
 """Whether there is anything to attack in a table: columns that can change."""
 
-from hauberk.data import Source
+from hauberk.data import IndexedDataset
 from hauberk.evaluation.diagnostics import Diagnostic, check
 from hauberk.tables import reach_of
 from hauberk.threat import ThreatModel
@@ -8,7 +8,7 @@ from hauberk.threat import ThreatModel
 NAME = "columns-can-change"
 
 
-def columns(source: Source, threat: ThreatModel) -> list[Diagnostic]:
+def columns(source: IndexedDataset, threat: ThreatModel) -> list[Diagnostic]:
     """Say how many columns of a table can change, and which may but cannot; nothing of examples that are no rows."""
     reach = reach_of(source, threat)
     if reach is None:

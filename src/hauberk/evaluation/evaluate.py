@@ -18,7 +18,7 @@ from hauberk.core.environment import machine, versions
 from hauberk.core.errors import UserError
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
-from hauberk.data import Part, as_source, data_digest, fetch_for
+from hauberk.data import Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
 from hauberk.evaluation.columns import columns
 from hauberk.evaluation.contract import contract
@@ -32,7 +32,7 @@ from hauberk.evaluation.search import probe_search
 from hauberk.evaluation.signs import signs
 from hauberk.evaluation.summary import summarize
 from hauberk.fastpath.frozen_copy import make_inference_copy
-from hauberk.models.code import model_code
+from hauberk.models import model_code
 from hauberk.threat import ThreatModel
 from hauberk.threat.checks import check_inputs
 
@@ -99,7 +99,7 @@ def evaluate(
         UserError: for data, model and threat model that do not fit together, unknown names, or a folder in use.
     """
     plan = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
-    source = as_source(test_set)
+    source = as_dataset(test_set)
     count = len(source) if n is None else n
     _check_options(count, len(source), batch_size, precision, adversarials and out is None)
     first_x, first_y = fetch_for(model, source, torch.arange(min(count, 16)))
@@ -120,7 +120,7 @@ def evaluate(
         "stages": {name: list(spared) for name, spared in plan.stages.items()},
         "threat": threat.to_dict(),
         "data": source.name,
-        "data_digest": data_digest(Part(source, torch.arange(known))),
+        "data_digest": data_digest(Subset(source, torch.arange(known))),
         "n": count,
         "model_id": model_id(model),
         "model_code": model_code(model),

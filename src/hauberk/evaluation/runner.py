@@ -19,7 +19,7 @@ from hauberk.core.errors import UserError
 from hauberk.core.io import SCHEMA_ERRORS, read_state, write_state
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
-from hauberk.data import Source, fetch_for
+from hauberk.data import IndexedDataset, fetch_for
 from hauberk.evaluation.interval import wilson_interval
 from hauberk.evaluation.records import CLEAN, DETECTION, RecordStore
 from hauberk.evaluation.verify import finite_margin, judge
@@ -54,7 +54,7 @@ class EvaluationRunner:
     """
 
     model: nn.Module
-    source: Source
+    source: IndexedDataset
     threat: ThreatModel
     suite: Suite
     ledger: RecordStore

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import find_suite, frozen_model
-from hauberk.data import fetch_for
+from hauberk.data import fetch_for, find_dataset
 from hauberk.experiments.experiment import Cell, is_finished
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.methods import Method
-from hauberk.tables import default_model
 from hauberk.training import pick_device
 from hauberk.training.config import TrainConfig
 from hauberk.training.plan import make_plan
@@ -79,7 +78,7 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
     for cell in {cell.name: cell for cell in todo}.values():
         how, trials = cell.bound, sum(other.name == cell.name for other in todo)
         found = find_published(cell.data, cell.model, cell.method, cell.preset, cell.recipe)
-        spec = default_model(cell.data, cell.model, train_set, extra=how.extra_outputs)
+        spec = find_dataset(cell.data).default_model(cell.model, train_set, extra=how.extra_outputs)
         plan = make_plan(spec, how, TrainConfig(**{**found.settings, **cell.settings}), train_set)
         net = spec.build().to(place)
         x, y = fetch_for(net, plan.train, plan.batches(0)[0])

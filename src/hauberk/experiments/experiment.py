@@ -9,11 +9,10 @@ import torch
 
 from hauberk.core.errors import UserError
 from hauberk.core.io import json_roundtrip, make_folder, read_json, write_json
-from hauberk.data import Part, Source, labels, load_data, long_tail
+from hauberk.data import IndexedDataset, Subset, find_dataset, labels, load_data, long_tail
 from hauberk.evaluation import evaluate
 from hauberk.methods import Method
 from hauberk.methods.named import published_method
-from hauberk.tables import default_model, default_threat
 from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device
 from hauberk.training.published import find_published
@@ -71,7 +70,7 @@ class Cell:
     @property
     def threat(self) -> ThreatModel:
         """What the adversary may do."""
-        return default_threat(self.data, self.norm, self.eps)
+        return find_dataset(self.data).default_threat(self.norm, self.eps)
 
     @property
     def bound(self) -> Method:
@@ -84,12 +83,12 @@ class Cell:
         published = find_published(self.data, self.model, self.method, self.preset, self.recipe).method
         return asdict(self) | {"choices": {**published, **self.choices}}
 
-    def source(self, split: str, verify: bool = True) -> Source:
+    def source(self, split: str, verify: bool = True) -> IndexedDataset:
         """Load the examples of a split."""
         whole = load_data(self.data, "train" if split == "train" else "test", self.data_dir, verify=verify)
         size = self.train_size if split == "train" else self.test_size
-        part: Source = whole if size == 0 else Part(whole, torch.arange(min(size, len(whole))))
-        return part if split != "train" or self.imbalance == 1 else Part(part, long_tail(labels(part), self.imbalance))
+        part: IndexedDataset = whole if size == 0 else Subset(whole, torch.arange(min(size, len(whole))))
+        return part if split != "train" or self.imbalance == 1 else Subset(part, long_tail(labels(part), self.imbalance))
 
     def folder(self, out: Path) -> Path:
         """Where it is kept, below the folder of the study."""
@@ -155,7 +154,7 @@ def train_cell(
         return True
     bound, source = how or cell.bound, cell.source("train", verify)
     trained = train(
-        default_model(cell.data, cell.model, source, extra=bound.extra_outputs),
+        find_dataset(cell.data).default_model(cell.model, source, extra=bound.extra_outputs),
         source,
         method=bound,
         out=run,

@@ -1,24 +1,23 @@
-"""Models by name, of other libraries, by ``module:factory``; and how a card remembers them."""
+"""Models by name, of other libraries, by import path; how a card remembers them, and what code they run."""
 
-import importlib
+import hashlib
 import inspect
 import re
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.models.hub import ZOOS, create_from_library
-from hauberk.models.resnet import preact_resnet18, resnet18
-from hauberk.models.row_layers import StraightThroughRound
+from hauberk.core.imports import import_object
+from hauberk.core.io import json_roundtrip
+from hauberk.models.hub import LIBRARIES, create_from_library
+from hauberk.models.layers import Normalize, StraightThroughRound
+from hauberk.models.resnet import WideResNet, preact_resnet18, resnet18
 from hauberk.models.small import mlp, small_cnn
-from hauberk.models.wide_resnet import WideResNet
 
 Builder = Callable[[tuple[int, ...], int], nn.Module]
 
@@ -29,30 +28,10 @@ MODELS: dict[str, tuple[Builder, str]] = {
     "preact-resnet18": (preact_resnet18, "PreAct-ResNet-18 for 32×32 images (robust overfitting, AWP)"),
 }
 WIDE_RESNETS = ("wrn-34-10", "wrn-32-10", "wrn-28-10")
-_MOST_PARAMETERS = 2e9
+_MAX_PARAMETERS = 2e9
 _WIDE = re.compile(r"wrn-(\d+)-(\d+)")
-
-
-class Normalize(nn.Module):
-    """Input normalisation as a layer, so that attacks and bounds live in the units of the data.
-
-    Args:
-        mean: per channel (first dimension of an example), or one number.
-        std: likewise, positive.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) -> (B, C, ...)."""
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        return (x - self.mean.to(x).view(shape)) / self.std.to(x).view(shape)
+_NOT_YOURS = ("torch", "builtins", "typing")  # modules whose code is not part of a model's digest
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -62,12 +41,12 @@ class ModelSpec:
     Attributes:
         name: a built-in name, ``"wrn-d-k"``, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"module:factory"``, or
             ``"python:<class>"`` for an object given from Python.
-        input_shape: of one example, without the batch.
+        input_shape: shape of one input, without the batch.
         classes: number of logits.
-        mean: of the input normalisation inside the model; empty for none.
-        std: likewise.
-        integers: of a table's row, inputs that take whole values.
-        groups: of a table's row, inputs of each category.
+        mean: mean of each channel, for normalisation inside the model; empty for none.
+        std: standard deviation of each channel, likewise.
+        integers: inputs of a table's row that take whole values.
+        groups: inputs of each category of a table's row.
     """
 
     name: str
@@ -80,18 +59,13 @@ class ModelSpec:
 
     @property
     def is_from_python(self) -> bool:
-        """Whether it was an object in somebody's program, which no name can bring back."""
+        """Whether it was a model object of a program, which no name can build again."""
         return self.name.startswith("python:")
 
     @property
-    def is_from_zoo(self) -> bool:
-        """Whether it is a network of timm or torchvision."""
-        return self.name.startswith(ZOOS)
-
-    @property
     def imports(self) -> bool:
-        """Whether building it would import a module that nobody knows."""
-        return ":" in self.name and not self.is_from_python and not self.is_from_zoo
+        """Whether building it would import somebody's code."""
+        return ":" in self.name and not self.name.startswith(("python:", *LIBRARIES))
 
     def build(self) -> nn.Module:
         """Build the model with fresh weights from torch's global generator.
@@ -101,38 +75,25 @@ class ModelSpec:
         """
         if self.is_from_python:
             raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
-        if self.is_from_zoo:
+        if self.name.startswith(LIBRARIES):
             net = create_from_library(self.name, self.input_shape, self.classes)
-        elif self.imports:
-            net = _from_factory(self)
         else:
-            net = _checked_built_in(self)
+            net = _from_factory(self) if self.imports else _checked_built_in(self)
         before: list[nn.Module] = [StraightThroughRound(self.integers, self.groups)] if self.integers or self.groups else []
-        if self.mean:
-            before.append(Normalize(self.mean, self.std))
+        before += [Normalize(self.mean, self.std)] if self.mean else []
         return nn.Sequential(*before, net) if before else net
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for a JSON card."""
-        return {
-            "name": self.name,
-            "input_shape": list(self.input_shape),
-            "classes": self.classes,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "integers": list(self.integers),
-            "groups": [list(group) for group in self.groups],
-        }
+        plain: dict[str, Any] = json_roundtrip(asdict(self))
+        return plain
 
     @classmethod
     def from_dict(cls, card: dict[str, Any]) -> "ModelSpec":
-        """Read a spec from a card.
-
-        Raises:
-            UserError: if a field is missing or has the wrong type.
-        """
+        """Read a spec from a card; raises UserError if a field is missing or has the wrong type."""
         try:
-            shape, mean, std = (tuple(map(kind, card[key])) for key, kind in _TUPLES.items())
+            shape = tuple(map(int, card["input_shape"]))
+            mean, std = (tuple(map(float, card[key])) for key in ("mean", "std"))
             integers = tuple(map(int, card.get("integers", ())))
             groups = tuple(tuple(map(int, group)) for group in card.get("groups", ()))
             if not all(0 <= place < shape[-1] for place in (*integers, *chain(*groups))) or not all(groups):
@@ -142,20 +103,16 @@ class ModelSpec:
             raise UserError(f"this card has no readable model ({error})") from error
 
 
-_TUPLES: dict[str, Callable[[Any], Any]] = {"input_shape": int, "mean": float, "std": float}
-
-
 def _checked_built_in(spec: ModelSpec) -> nn.Module:
     """Build a built-in model, after a look at its size: a card may come from anywhere."""
+    what = f"{spec.name} for inputs {spec.input_shape} and {spec.classes} classes"
     try:
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in _built_in(spec).parameters())
     except (RuntimeError, TypeError) as error:  # sizes beyond what a tensor can have
-        raise UserError(f"cannot build {spec.name} for inputs {spec.input_shape} and {spec.classes} classes") from error
-    if size > _MOST_PARAMETERS:
-        raise UserError(
-            f"{spec.name} for inputs {spec.input_shape} and {spec.classes} classes would have {size:.1e} parameters"
-        )
+        raise UserError(f"cannot build {what}") from error
+    if size > _MAX_PARAMETERS:
+        raise UserError(f"{what} would have {size:.1e} parameters")
     return _built_in(spec)
 
 
@@ -165,8 +122,7 @@ def _built_in(spec: ModelSpec) -> nn.Module:
     wide = _WIDE.fullmatch(spec.name)
     if not wide and spec.name not in MODELS:
         raise unknown_name("model", spec.name, [*MODELS, *WIDE_RESNETS])
-    least = 1 if spec.name == "mlp" else 4
-    if spec.name != "mlp" and (len(spec.input_shape) != 3 or min(spec.input_shape[1:]) < least):
+    if spec.name != "mlp" and (len(spec.input_shape) != 3 or min(spec.input_shape[1:]) < 4):
         raise UserError(f"{spec.name} takes images of at least 4×4, not inputs of shape {spec.input_shape}; try 'mlp'")
     if wide:
         depth, width = int(wide[1]), int(wide[2])
@@ -180,14 +136,7 @@ def _built_in(spec: ModelSpec) -> nn.Module:
 
 
 def _from_factory(spec: ModelSpec) -> nn.Module:
-    module_name, _, factory_name = spec.name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:  # a console script does not see the folder it is called from
-        sys.path.insert(0, here)
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot load model {spec.name!r}: {error}") from error
+    factory = import_object(spec.name, "model")
     offered = {"input_shape": spec.input_shape, "classes": spec.classes}
     try:
         accepted = inspect.signature(factory).parameters
@@ -197,3 +146,48 @@ def _from_factory(spec: ModelSpec) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise UserError(f"{spec.name!r} returned a {type(net).__name__}, not a torch.nn.Module")
     return net
+
+
+def model_code(model: nn.Module) -> str:
+    """Return the class of a model, and a digest of all that computes besides its weights: ``"MyNet, code 0123456789abcdef"``.
+
+    Digested is the source of each class of module that is not torch's own (its bytecode where there is no source), functions,
+    numbers and texts kept in modules, such as a scale or a ``forward`` put in by hand (whole numbers are left out, because many
+    are counters), what modules print of themselves, and the graph of a scripted module. Code called elsewhere is not followed.
+    """
+    parts = [_ADDRESS.sub("", repr(model))]
+    classes: set[type] = set()
+    for name, module in model.named_modules():
+        classes.update(type(module).__mro__)
+        parts += [f"{name}.{key} = {value}" for key, value in sorted(_plain(vars(module)).items())]
+        if isinstance(module, torch.jit.ScriptModule):
+            parts.append(str(getattr(module, "inlined_graph", "")))
+    parts += sorted(_source(kind) for kind in classes if kind.__module__.partition(".")[0] not in _NOT_YOURS)
+    return f"{type(model).__qualname__}, code {hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
+
+
+def _plain(attributes: dict[str, Any]) -> dict[str, str]:
+    """Settings and functions that somebody has put into a module; what torch keeps there begins with an underscore."""
+    found = {}
+    for key, value in attributes.items():
+        if inspect.isroutine(value):
+            found[key] = _source(value)
+        elif not key.startswith("_") and isinstance(value, float | str | tuple):
+            found[key] = _ADDRESS.sub("", repr(value))
+    return found
+
+
+def _source(thing: Any) -> str:
+    """Return the source of a class or function; where there is none, its bytecode with its constants and names."""
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        pass
+    own = vars(thing).values() if inspect.isclass(thing) else (thing,)
+    codes = [code for code in (getattr(one, "__code__", None) for one in own) if code is not None]
+    return getattr(thing, "__qualname__", "") + "".join(map(_bytecode, codes))
+
+
+def _bytecode(code: Any) -> str:
+    inner = "".join(_bytecode(c) if inspect.iscode(c) else repr(c) for c in code.co_consts)
+    return f"{code.co_code.hex()} {code.co_names} {inner}"

@@ -8,41 +8,34 @@ from torch import nn
 
 from hauberk.core.errors import UserError, first_line, in_one_line
 
-ZOOS = ("timm:", "torchvision:")  # what their names begin with
+LIBRARIES = ("timm:", "torchvision:")  # what their names begin with
 _PLAIN = re.compile(r"\w+(\.\w+)*")  # a name, and not an address to load from
-_MOST_CLASSES, _MOST_CHANNELS = 100_000, 1_000
+_MAX_CLASSES, _MAX_CHANNELS = 100_000, 1_000
 
 
 def create_from_library(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Build a network with fresh weights.
-
-    Args:
-        name: ``"timm:NAME"`` or ``"torchvision:NAME"``.
-        input_shape: (channels, height, width); torchvision's networks want 3 channels.
-        classes: number of logits.
+    """Build the network ``"timm:NAME"`` or ``"torchvision:NAME"`` for images (channels, height, width), with fresh weights.
 
     Raises:
         UserError: if the library cannot be imported, has no network of that name, or that does not fit.
     """
-    zoo, _, which = name.partition(":")
+    library, _, which = name.partition(":")
     if not _PLAIN.fullmatch(which):
-        raise UserError(f"{name!r} is not a name of {zoo}")
-    if len(input_shape) != 3 or not 1 <= input_shape[0] <= _MOST_CHANNELS or not 2 <= classes <= _MOST_CLASSES:
-        raise UserError(
-            f"{name} is for images, and at most {_MOST_CLASSES:,} classes; not for {input_shape}, {classes} classes"
-        )
-    if zoo == "torchvision" and input_shape[0] != 3:
+        raise UserError(f"{name!r} is not a name of {library}")
+    if len(input_shape) != 3 or not 1 <= input_shape[0] <= _MAX_CHANNELS or not 2 <= classes <= _MAX_CLASSES:
+        raise UserError(f"{name} is for images, and at most {_MAX_CLASSES:,} classes; not for {input_shape}, {classes} classes")
+    if library == "torchvision" and input_shape[0] != 3:
         raise UserError(f"{name} takes images of 3 channels, not {input_shape[0]}; timm's networks take any number")
     try:
-        library: Any = importlib.import_module("timm" if zoo == "timm" else "torchvision.models")
+        module: Any = importlib.import_module("timm" if library == "timm" else "torchvision.models")
     except (ImportError, RuntimeError) as error:  # torchvision beside a torch that it was not made for
         said = first_line(error)
-        raise UserError(f"{name} needs {zoo}, which cannot be imported here ({said}); pip install {zoo}") from error
+        raise UserError(f"{name} needs {library}, which cannot be imported here ({said}); pip install {library}") from error
     try:
-        if zoo == "timm":
-            net = library.create_model(which, pretrained=False, num_classes=classes, in_chans=input_shape[0])
+        if library == "timm":
+            net = module.create_model(which, pretrained=False, num_classes=classes, in_chans=input_shape[0])
         else:
-            net = library.get_model(which, weights=None, num_classes=classes)
+            net = module.get_model(which, weights=None, num_classes=classes)
     except Exception as error:  # what their networks raise for arguments that do not fit is up to each
         raise UserError(f"cannot build {name}: {in_one_line(error)}") from error
     assert isinstance(net, nn.Module)

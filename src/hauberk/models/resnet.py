@@ -1,9 +1,12 @@
-"""ResNet-18 and PreAct-ResNet-18 for small images (3×3 stem, no max-pooling), as the adversarial-training papers use them."""
+"""Residual networks for small images (3×3 stem, no max-pooling), as the adversarial-training papers use them."""
 
+import math
 from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Block = Callable[[int, int, int], nn.Module]  # inputs, outputs, stride
 
 
 class BasicBlock(nn.Module):
@@ -11,9 +14,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv1 = _conv3(inputs, outputs, stride)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.conv2 = _conv3(outputs, outputs)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
@@ -31,12 +34,11 @@ class PreActBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv1 = _conv3(inputs, outputs, stride)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.shortcut: nn.Module | None = None
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.conv2 = _conv3(outputs, outputs)
+        straight = stride == 1 and inputs == outputs
+        self.shortcut = None if straight else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H/stride, W/stride)."""
@@ -51,20 +53,20 @@ class ResNet(nn.Module):
 
     Args:
         block: ``BasicBlock`` or ``PreActBlock``.
-        channels: of the input.
+        channels: channels of the input.
         classes: number of logits.
         preact: whether the stem leaves BatchNorm and ReLU to the first block, with a last pair before pooling.
     """
 
-    def __init__(self, block: Callable[[int, int, int], nn.Module], channels: int, classes: int, preact: bool):
+    def __init__(self, block: Block, channels: int, classes: int, preact: bool):
         super().__init__()
         self.preact = preact
-        self.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+        self.conv1 = _conv3(channels, 64)
         self.bn1 = nn.BatchNorm2d(512 if preact else 64)
-        self.layer1 = nn.Sequential(block(64, 64, 1), block(64, 64, 1))
-        self.layer2 = nn.Sequential(block(64, 128, 2), block(128, 128, 1))
-        self.layer3 = nn.Sequential(block(128, 256, 2), block(256, 256, 1))
-        self.layer4 = nn.Sequential(block(256, 512, 2), block(512, 512, 1))
+        self.layer1 = _stage(block, 64, 64, 2, 1)
+        self.layer2 = _stage(block, 64, 128, 2, 2)
+        self.layer3 = _stage(block, 128, 256, 2, 2)
+        self.layer4 = _stage(block, 256, 512, 2, 2)
         self.linear = nn.Linear(512, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,6 +81,42 @@ class ResNet(nn.Module):
         return logits
 
 
+class WideResNet(nn.Module):
+    """WRN-d-k (Zagoruyko and Komodakis 2016), without the unused block of TRADES' public code: three stages of n blocks.
+
+    Two counts of the depth are in use for the same networks: WRN-34-10 and Madry's WRN-32-10 both have five blocks a stage.
+
+    Args:
+        depth: d: 6n + 4, the number of convolutions, the three in shortcuts among them (the paper, TRADES); or 6n + 2, without
+            those three and with the linear layer (Madry, FAT, GAIRAT).
+        width: k, how many times wider than a plain ResNet.
+        channels: channels of the input.
+        classes: number of logits.
+    """
+
+    def __init__(self, depth: int, width: int, channels: int, classes: int):
+        super().__init__()
+        blocks = (depth - 2) // 6  # n by either count
+        sizes = [16, 16 * width, 32 * width, 64 * width]
+        self.conv1 = _conv3(channels, 16)
+        self.block1 = _stage(PreActBlock, sizes[0], sizes[1], blocks, 1)
+        self.block2 = _stage(PreActBlock, sizes[1], sizes[2], blocks, 2)
+        self.block3 = _stage(PreActBlock, sizes[2], sizes[3], blocks, 2)
+        self.bn1 = nn.BatchNorm2d(sizes[3])
+        self.fc = nn.Linear(sizes[3], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, channels, H, W) -> logits (B, classes)."""
+        out = self.block3(self.block2(self.block1(self.conv1(x))))
+        logits: Tensor = self.fc(F.relu(self.bn1(out)).mean((2, 3)))
+        return logits
+
+
 def resnet18(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """ResNet-18 for 32×32 images; 11.2 M parameters."""
     return ResNet(BasicBlock, input_shape[0], classes, preact=False)
@@ -87,3 +125,11 @@ def resnet18(input_shape: tuple[int, ...], classes: int) -> nn.Module:
 def preact_resnet18(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """PreAct-ResNet-18 for 32×32 images, with a last BatchNorm as in robust_overfitting; 11.2 M parameters."""
     return ResNet(PreActBlock, input_shape[0], classes, preact=True)
+
+
+def _conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+
+
+def _stage(block: Block, inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(block(inputs, outputs, stride), *(block(outputs, outputs, 1) for _ in range(blocks - 1)))

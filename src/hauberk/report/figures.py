@@ -15,6 +15,7 @@ from matplotlib.figure import Figure as Picture
 
 from hauberk.attacks import pgd
 from hauberk.core.errors import UserError
+from hauberk.core.imports import is_import_path
 from hauberk.data import fetch_for, load_data
 from hauberk.threat import threat_from_dict
 from hauberk.training import load
@@ -76,7 +77,10 @@ def examples(folder: Path, card: dict[str, Any]) -> tuple[Picture, str]:
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise UserError("the inputs are no images")
     model, threat = load(folder), threat_from_dict(card["threat"])
-    source = load_data(card["data"]["name"], "test", card["data"]["folder"] or "data", verify=False)
+    data = card["data"]
+    if is_import_path(data["name"]):
+        raise UserError(f"a report imports nothing, and the data set is {data['name']}")
+    source = load_data(data["name"], "test", data["folder"] or "data", verify=False)
     x, y = fetch_for(model, source, torch.arange(min(200, len(source))))
     x_adv = pgd(model, x, y, threat, steps=20, step_size="eps/4").x_adv
     with torch.no_grad():

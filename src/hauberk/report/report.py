@@ -12,7 +12,7 @@ from matplotlib import rc_context
 
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import SCHEMA_ERRORS, read_json
-from hauberk.data import load_data
+from hauberk.data import find_dataset
 from hauberk.evaluation.columns import NAME as COLUMNS
 from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
 from hauberk.evaluation.interval import wilson_interval
@@ -23,7 +23,7 @@ from hauberk.experiments.studies.finding import Finding, cell_text
 from hauberk.report.figures import band, bars, examples, histogram, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
 from hauberk.report.reproduce import evaluate_command, reproduction_commands
-from hauberk.tables import reach_of
+from hauberk.tables import Table, reach_of
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.metrics_log import read_rows
 
@@ -111,7 +111,8 @@ def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: 
     found = [Metric(_ACCURACIES[key], f"{100 * best[key]:.1f} %", note) for key, note in notes.items() if key in best]
     found.append(Metric("best epoch", f"{card['epoch']} of {len(rows)}", f"{sum(row['seconds'] for row in rows[-1:]):,.0f} s"))
     with suppress(UserError):  # a table that is no longer there
-        if data["name"].endswith(".toml") and (reach := reach_of(load_data(data["name"], "train"), threat)):
+        named = find_dataset(data["name"])
+        if isinstance(named, Table) and (reach := reach_of(named.train, threat)):
             found.append(Metric("of the table", *str(reach).partition("; ")[::2]))
     return found
 

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hauberk.core.imports import is_import_path
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS
+from hauberk.data.named import TABLE_SUFFIX
 from hauberk.methods import default_settings
 from hauberk.report.html import Code, Section
 from hauberk.training.config import TrainConfig
@@ -23,12 +25,14 @@ _SCALED = "If it was given --eps, a factor of the table's own ε, give that agai
 def reproduction_commands(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> Section:
     """Return the commands that make the run in ``folder`` again, from its ``run.json``, and its evaluations, from theirs."""
     data, model = plan["data"]["name"], plan["model"]["name"]
-    commands = [evaluate_command(str(folder), found) for found in evaluations]
-    known = data in DATASETS or data.endswith(".toml")
+    again = f" --data {data}" if is_import_path(data) else ""
+    commands = [evaluate_command(str(folder), found) + again for found in evaluations]
+    table = data.endswith(TABLE_SUFFIX)
+    known = data in DATASETS or table or is_import_path(data)
     if model.startswith("python:") or not known or plan["data"].get("unlabelled"):
         note = "Made in Python, from data or a network that no command knows; its method and settings are in run.json."
     else:
-        note = _SCALED if data.endswith(".toml") else ""
+        note = _SCALED if table else ""
         commands.insert(0, train_command(plan))
     versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
     return Section("Reproduce", [*filter(None, [note]), *map(Code, filter(None, ["\n".join(commands), versions]))])
@@ -40,7 +44,7 @@ def train_command(plan: dict[str, Any]) -> str:
     name, seed, preset = settings.pop("name"), settings.pop("seed"), settings.pop("preset")
     words = ["hauberk", "train", "--data", data["name"], "--model", model["name"], "--method", name, "--preset", preset]
     words += ["--norm", plan["threat"]["norm"]]
-    if data["name"] in DATASETS:  # a table has its own ε, files and normalisation
+    if data["name"] in DATASETS or is_import_path(data["name"]):  # a table has its own ε, files and normalisation
         words += ["--eps", str(plan["threat"]["eps"])]
         words += ["--data-dir", data["folder"]] if data["folder"] not in ("", "data") else []
         words += ["--normalize"] if model["mean"] else []

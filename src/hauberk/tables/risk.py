@@ -8,24 +8,24 @@ from torch import Tensor, nn
 
 from hauberk.attacks import frozen_model, logit_margin, pgd
 from hauberk.core.errors import UserError
-from hauberk.data import as_source, fetch_for
+from hauberk.data import as_dataset, fetch_for
 from hauberk.threat import ThreatModel
 
-_AT_ONCE = 1000
+_BATCH_SIZE = 1000
 _STARTS, _STEPS = 3, 50
 
 
 @dataclass(frozen=True)
 class Risk:
-    """Numbers of a classifier of two classes, without an attack and under one.
+    """Numbers of a classifier of two classes.
 
-    ``recall_attacked``, ``precision_attacked``, ``auc_attacked`` and ``cost_attacked`` are those under attack.
+    Those under attack are ``recall_attacked``, ``precision_attacked``, ``auc_attacked`` and ``cost_attacked``.
 
     Attributes:
-        n: examples.
-        positives: share of the class of interest.
-        recall: share of that class which is recognised.
-        precision: share of alarms that are right; NaN where there are none.
+        n: number of examples.
+        positives: fraction of examples of the class of interest.
+        recall: fraction of that class which is recognised.
+        precision: fraction of alarms that are right; NaN where there are none.
         auc: area under the ROC curve: how probable it is that one of the class of interest has the larger score.
         cost: mean cost of an example, given what a miss and a false alarm cost.
     """
@@ -56,13 +56,7 @@ class Risk:
 
 
 def measure_risk(
-    model: nn.Module,
-    test_set: Any,
-    *,
-    threat: ThreatModel,
-    miss: float = 1.0,
-    false_alarm: float = 1.0,
-    seed: int = 0,
+    model: nn.Module, test_set: Any, *, threat: ThreatModel, miss: float = 1.0, false_alarm: float = 1.0, seed: int = 0
 ) -> Risk:
     """Measure recall, precision, AUC and cost of a classifier of two classes; class 1 is the one of interest.
 
@@ -76,37 +70,27 @@ def measure_risk(
         threat: what the adversary may do.
         miss: cost of an example of class 1 that is taken for class 0.
         false_alarm: cost of one of class 0 that is taken for class 1.
-        seed: of the random starts.
+        seed: seed of the random starts.
 
     Raises:
         UserError: if the model or the labels know other than two classes, or only one is there.
     """
-    from sklearn.metrics import roc_auc_score
-
-    source = as_source(test_set)
+    dataset = as_dataset(test_set)
     parts = []
     with frozen_model(model) as view:
-        for k, index in enumerate(torch.arange(len(source)).split(_AT_ONCE)):
-            x, y = fetch_for(model, source, index)
+        for k, index in enumerate(torch.arange(len(dataset)).split(_BATCH_SIZE)):
+            x, y = fetch_for(model, dataset, index)
             parts.append((*_margins(view, x, y, threat, seed + 1000 * k), y))
     clean, attacked, y = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     if int(y.max()) != 1 or int(y.min()) != 0:
         raise UserError("risk is measured of two classes, 0 and 1, and both must be there")
-    side = 2 * y - 1  # a margin is how much the label's score is above the other's
-    return Risk(
-        n=len(y),
-        positives=float(y.double().mean()),
-        **{
-            f"{name}{end}": value
-            for end, margin in (("", clean), ("_attacked", attacked))
-            for name, value in _rates(margin, y, miss, false_alarm).items()
-        },
-        auc=float(roc_auc_score(y.numpy(), (side * clean).numpy())),
-        auc_attacked=float(roc_auc_score(y.numpy(), (side * attacked).numpy())),
-    )
+    costs = torch.tensor([false_alarm, miss], dtype=torch.float64)[y]
+    under_attack = {f"{name}_attacked": value for name, value in _rates(attacked, y, costs).items()}
+    return Risk(n=len(y), positives=float(y.double().mean()), **_rates(clean, y, costs), **under_attack)
 
 
 def _margins(view: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> tuple[Tensor, Tensor]:
+    """Return how much the label's score is above the other's, without an attack and at the worst point found."""
     with torch.no_grad():
         logits = view(x)
         if logits.shape[1] != 2:
@@ -120,11 +104,14 @@ def _margins(view: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: i
     return clean, worst
 
 
-def _rates(margin: Tensor, y: Tensor, miss: float, false_alarm: float) -> dict[str, float]:
-    right = margin > 0
-    hits, misses, alarms = (int(some.sum()) for some in ((y == 1) & right, (y == 1) & ~right, (y == 0) & ~right))
+def _rates(margin: Tensor, y: Tensor, costs: Tensor) -> dict[str, float]:
+    from sklearn.metrics import precision_score, recall_score, roc_auc_score
+
+    wrong = ~(margin > 0)
+    predicted = torch.where(wrong, 1 - y, y)
     return {
-        "recall": hits / (hits + misses),
-        "precision": hits / (hits + alarms) if hits + alarms else float("nan"),
-        "cost": (miss * misses + false_alarm * alarms) / len(y),
+        "recall": float(recall_score(y, predicted)),
+        "precision": float(precision_score(y, predicted, zero_division=float("nan"))),
+        "auc": float(roc_auc_score(y, (2 * y - 1) * margin)),
+        "cost": float((costs * wrong).mean()),
     }

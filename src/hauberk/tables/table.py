@@ -1,86 +1,112 @@
 """Table: rows as inputs of a network, the threat model that fits them, and the way back to rows."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.data import channel_statistics
+from hauberk.data import IndexedDataset, channel_statistics
 from hauberk.models import ModelSpec, Normalize, StraightThroughRound
-from hauberk.tables.encode import Column, column_of, columns_of, encode, encode_labels, values_of
-from hauberk.tables.reach import Rows
-from hauberk.tables.schema import Description, Feature, read_schema
-from hauberk.threat import ThreatModel, make_threat
+from hauberk.tables.encode import EncodedColumn, TableDataset, column_of, columns_of, encode, reach_of, values_of
+from hauberk.tables.schema import TableSchema, parse_schema, read_schema
+from hauberk.threat import ThreatModel, make_threat, parse_eps
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _SEED = 0  # of the split into training and test rows
+_INFERRED_EPS = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows as inputs (N, D) in the units of the file; a category is one column of 0 and 1 for each value.
+    """Rows as inputs (N, D) in the units of the file; a category is one input of 0 or 1 for each value.
 
     Attributes:
-        description: what the columns are.
-        columns: the D inputs.
+        schema: what the columns are.
+        columns: what the D inputs are.
         classes: values of the label, by class.
         train: training rows.
         test: test rows.
         std: standard deviation of each input over the training rows, (D,).
     """
 
-    description: Description
-    columns: tuple[Column, ...]
+    schema: TableSchema
+    columns: tuple[EncodedColumn, ...]
     classes: tuple[str, ...]
-    train: Rows
-    test: Rows
+    train: TableDataset
+    test: TableDataset
     std: Tensor
 
     @property
     def threat(self) -> ThreatModel:
         """What the adversary may do, in L∞."""
-        return self.threat_in("Linf")
+        return self.default_threat()
 
-    def threat_in(self, norm: str, factor: float = 1.0) -> ThreatModel:
+    def load(self, split: str, folder: str | Path = "", *, verify: bool = True) -> IndexedDataset:
+        """Return the training or the test rows; ``folder`` and ``verify`` are not used."""
+        return self.train if split == "train" else self.test
+
+    def default_threat(self, norm: str = "Linf", eps: str | float = 1.0) -> ThreatModel:
         """Return what the adversary may do: ε, bounds and directions of each input.
 
         A category that may change has ε 1, so that any value can be reached; an integer's ε is in whole units.
 
         Args:
             norm: "Linf", "L2" or "L1", of the scaled ball ``‖(x' - x) / ε‖_p ≤ 1``.
-            factor: that multiplies the ε of numbers.
+            eps: factor of the ε of numbers and integers; empty for 1.
         """
-        features = [self.description.features[column.feature] for column in self.columns]
-        eps = [self._eps(feature, float(std), factor) for feature, std in zip(features, self.std, strict=True)]
-        low = [0.0 if f.kind == "category" else f.low for f in features]
-        high = [1.0 if f.kind == "category" else f.high for f in features]
-        ways = torch.tensor([{"up": 1, "down": -1}.get(f.change, 0) for f in features])
-        widths = [h - lo for lo, h in zip(low, high, strict=True)]
-        reach = [min(e, w) for e, w in zip(eps, widths, strict=True)]
-        return make_threat(norm, reach, low, high, monotone=ways if bool(ways.any()) else None)
+        factor = 1.0 if eps == "" else float(torch.as_tensor(parse_eps(eps)[0]))
+        radius, low, high, monotone = [], [], [], []
+        for column, std in zip(self.columns, self.std.tolist(), strict=True):
+            feature = self.schema.features[column.feature]
+            category = feature.kind == "category"
+            reach = 1.0 if category else (self.schema.eps if math.isnan(feature.eps) else feature.eps) * factor * std
+            reach = float(math.floor(reach + 1e-9)) if feature.kind == "integer" else reach
+            low.append(0.0 if category else feature.low)
+            high.append(1.0 if category else feature.high)
+            radius.append(0.0 if feature.change == "none" else min(reach, high[-1] - low[-1]))
+            monotone.append({"up": 1, "down": -1}.get(feature.change, 0))
+        return make_threat(norm, radius, low, high, monotone=torch.tensor(monotone) if any(monotone) else None)
 
-    def network(self, name: str) -> ModelSpec:
-        """Return how to build a network for these rows: the nearest valid row, normalisation, then the named network."""
-        return ModelSpec(name, (len(self.columns),), len(self.classes), *self._statistics, self._integers, self._groups)
+    def default_model(
+        self, model: str, dataset: IndexedDataset | None = None, *, extra: int = 0, normalize: bool = True
+    ) -> ModelSpec:
+        """Return how to build the network ``model`` behind the nearest valid row and normalisation.
 
-    def around(self, module: nn.Module) -> nn.Module:
+        ``extra`` is the number of outputs besides the classes. ``dataset`` and ``normalize`` are not used: these networks
+        always normalise, by the training rows; categories pass as 0 and 1, or a rare value would be a huge input.
+        """
+        mean, std = map(list, channel_statistics(self.train))
+        for k, column in enumerate(self.columns):
+            mean[k] = 0.0 if column.value else mean[k]
+            std[k] = 1.0 if column.value or std[k] < 1e-6 else std[k]
+        kinds = {name: feature.kind for name, feature in self.schema.features.items()}
+        integers = tuple(self._places(name)[0] for name, kind in kinds.items() if kind == "integer")
+        groups = tuple(self._places(name) for name, kind in kinds.items() if kind == "category")
+        classes = len(self.classes) + extra
+        return ModelSpec(model, (len(self.columns),), classes, tuple(mean), tuple(std), integers, groups)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
         """Put the nearest valid row and normalisation before your own network from (B, D) to logits."""
-        return nn.Sequential(StraightThroughRound(self._integers, self._groups), Normalize(*self._statistics), module)
+        spec = self.default_model("")
+        return nn.Sequential(StraightThroughRound(spec.integers, spec.groups), Normalize(spec.mean, spec.std), module)
 
     def rows(self, x: Tensor) -> "DataFrame":
         """Return the nearest valid rows of inputs (N, D), adversarial ones too, as a pandas DataFrame."""
         from pandas import DataFrame
 
-        valid = StraightThroughRound(self._integers, self._groups)(x.detach().cpu().double())
+        spec = self.default_model("")
+        valid = StraightThroughRound(spec.integers, spec.groups)(x.detach().cpu().double())
         found: dict[str, list[Any]] = {}
-        for name, feature in self.description.features.items():
-            places = [k for k, column in enumerate(self.columns) if column.feature == name]
+        for name, feature in self.schema.features.items():
+            places = self._places(name)
             if feature.kind == "category":
                 found[name] = [self.columns[places[k]].value for k in valid[:, places].argmax(1).tolist()]
             else:
@@ -88,88 +114,51 @@ class Table:
                 found[name] = (values.long() if feature.kind == "integer" else values).tolist()
         return DataFrame(found)
 
-    @property
-    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of numbers; 0 and 1 for categories, or a rare value would be a huge input."""
-        category = [bool(column.value) for column in self.columns]
-        mean, std = channel_statistics(self.train)
-        return (
-            tuple(0.0 if skip else value for skip, value in zip(category, mean, strict=True)),
-            tuple(1.0 if skip or value < 1e-6 else value for skip, value in zip(category, std, strict=True)),
-        )
-
-    @property
-    def _integers(self) -> tuple[int, ...]:
-        kinds = [self.description.features[column.feature].kind for column in self.columns]
-        return tuple(k for k, kind in enumerate(kinds) if kind == "integer")
-
-    @property
-    def _groups(self) -> tuple[tuple[int, ...], ...]:
-        names = [name for name, feature in self.description.features.items() if feature.kind == "category"]
-        return tuple(tuple(k for k, column in enumerate(self.columns) if column.feature == name) for name in names)
-
-    def _eps(self, feature: Feature, std: float, factor: float) -> float:
-        if feature.change == "none":
-            return 0.0
-        if feature.kind == "category":
-            return 1.0
-        eps = (self.description.eps if math.isnan(feature.eps) else feature.eps) * factor * std
-        return float(math.floor(eps + 1e-9)) if feature.kind == "integer" else eps
+    def _places(self, name: str) -> tuple[int, ...]:
+        return tuple(k for k, column in enumerate(self.columns) if column.feature == name)
 
 
 def read_table(path: str | Path) -> Table:
-    """Read a table by its description, a TOML file (see :func:`hauberk.tables.read_schema`).
+    """Read a table by its schema, a TOML file (see :func:`hauberk.tables.read_schema`).
 
     Raises:
-        UserError: if pandas is not installed, or a file is missing, damaged or does not fit the description.
+        UserError: if pandas is not installed, or a file is missing, damaged or does not fit the schema.
     """
-    description = read_schema(path)
+    schema = read_schema(path)
     folder = Path(path).parent
-    if not description.train:
+    if not schema.train:
         raise UserError(f"{path}: name the file with the rows, train = ...")
-    frame = read_frame(folder / description.train)
-    if description.test:
-        return make_table(description, frame, read_frame(folder / description.test), str(path))
+    frame = read_frame(folder / schema.train)
+    if schema.test:
+        return make_table(schema, frame, read_frame(folder / schema.test), str(path))
     from sklearn.model_selection import train_test_split
 
-    labels = column_of(frame, description.label)
+    labels = column_of(frame, schema.label)
     try:
-        train, test = train_test_split(frame, test_size=description.test_share, random_state=_SEED, stratify=labels)
+        train, test = train_test_split(frame, test_size=schema.test_fraction, random_state=_SEED, stratify=labels)
     except ValueError as error:
         raise UserError(f"{path}: rows cannot be split by class: {error}") from error
-    return make_table(description, train, test, str(path))
+    return make_table(schema, train, test, str(path))
 
 
-def make_table(description: Description, train: "DataFrame", test: "DataFrame", name: str = "table") -> Table:
+def make_table(schema: TableSchema, train: "DataFrame", test: "DataFrame", name: str = "table") -> Table:
     """Make a table of pandas DataFrames. Values of categories and labels are compared as text.
 
     Args:
-        description: of the columns.
+        schema: what the columns are.
         train: training rows; means, deviations and unnamed values are theirs.
         test: test rows.
-        name: of the data set.
+        name: name of the data set.
 
     Raises:
-        UserError: if they do not fit the description: a column is missing, a value is not a number, is missing, outside its
-            bounds, not whole, or unknown.
+        UserError: if they do not fit the schema: a column is missing, or a value is not a number, out of bounds or unknown.
     """
-    classes = description.classes or values_of(train, description.label)
+    classes = schema.classes or values_of(train, schema.label)
     if len(classes) < 2:
-        raise UserError(f"the label {description.label!r} has only the value {classes[0]!r}")
-    columns = columns_of(train, description)
-    parts = [
-        Rows(
-            encode(frame, description, columns),
-            encode_labels(frame, description.label, classes),
-            len(classes),
-            name,
-            features=description.features,
-            columns=columns,
-        )
-        for frame in (train, test)
-    ]
-    std = parts[0].x.double().std(0, correction=0)
-    return Table(description, columns, classes, parts[0], parts[1], std)
+        raise UserError(f"the label {schema.label!r} has only the value {classes[0]!r}")
+    columns = columns_of(train, schema)
+    train_rows, test_rows = (encode(frame, schema, columns, classes, name) for frame in (train, test))
+    return Table(schema, columns, classes, train_rows, test_rows, train_rows.x.double().std(0, correction=0))
 
 
 def read_frame(path: Path) -> "DataFrame":
@@ -188,3 +177,44 @@ def read_frame(path: Path) -> "DataFrame":
         raise UserError("Parquet files need pyarrow; pip install 'hauberk[tables]'") from error
     except Exception as error:  # pandas and pyarrow raise dozens of kinds
         raise UserError(f"cannot read the table {path}: {in_one_line(error)}") from error
+
+
+def infer_schema(frame: "DataFrame", label: str, train: str) -> str:
+    """Return the text of a schema to start from: kinds guessed from the values, bounds from what is there.
+
+    Args:
+        frame: the rows.
+        label: column with the class.
+        train: name of the file that they were read from.
+
+    Raises:
+        UserError: if there is no such column.
+    """
+    column_of(frame, label)
+    head = [f"train = {_quoted(train)}", f"label = {_quoted(label)}", f"eps = {_INFERRED_EPS:g}  # standard deviations"]
+    features = [line for name in frame.columns if name != label for line in _inferred_feature(str(name), frame[name])]
+    try:
+        table = make_table(parse_schema("\n".join(head + features), "the first schema"), frame, frame)
+        said = f"as inferred, {reach_of(table.train, table.threat)}"
+    except UserError as error:
+        said = f"cannot be read as it is: {error}"
+    return "\n".join([*head, *(f"# {line}" for line in wrap(said, 110)), *features]) + "\n"
+
+
+def _inferred_feature(name: str, column: Any) -> list[str]:
+    from pandas.api.types import is_integer_dtype, is_numeric_dtype
+
+    title, integer = f"[features.{_quoted(name)}]", is_integer_dtype(column)
+    if not is_numeric_dtype(column):
+        values = ", ".join(_quoted(value) for value in sorted(map(str, column.unique())))
+        return ["", title, 'kind = "category"', 'change = "none"', f"values = [{values}]"]
+    lines = ["", title, f'kind = "{"integer" if integer else "number"}"', 'change = "any"']
+    lines += [f"low = {column.min()}", f"high = {column.max()}"]
+    spread = float(column.std(ddof=0))
+    if integer and 0 < _INFERRED_EPS * spread < 1:
+        lines.append(f"# eps = {math.ceil(110 / spread) / 100:g} would let it change by 1 unit, {_INFERRED_EPS:g} does not")
+    return lines
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hauberk.core.errors import UserError
 from hauberk.core.io import as_json, json_roundtrip
-from hauberk.data import DATASETS, Augmentation, Joined, Part, Source, data_digest, labels
+from hauberk.data import DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, labels
 from hauberk.methods import Method
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
@@ -30,7 +30,7 @@ class Plan:
         settings: of the loop.
         train: the training part.
         val: the part held out of it for validation, perhaps empty.
-        augment: augmentation in force.
+        augment: name of the augmentation in force.
         class_weights: (C,) or None.
         unlabelled: further examples with pseudo-labels, or None.
         processes: that share each batch.
@@ -40,18 +40,18 @@ class Plan:
     spec: ModelSpec
     method: Method
     settings: TrainConfig
-    train: Source
-    val: Source
-    augment: Augmentation
+    train: IndexedDataset
+    val: IndexedDataset
+    augment: str
     class_weights: Tensor | None
-    unlabelled: Source | None = None
+    unlabelled: IndexedDataset | None = None
     processes: int = 1
     code: str = ""
 
     @property
-    def examples(self) -> Source:
+    def examples(self) -> IndexedDataset:
         """What the batches index: the training part, and the unlabelled examples behind it."""
-        return self.train if self.unlabelled is None else Joined(self.train, self.unlabelled)
+        return self.train if self.unlabelled is None else ConcatDataset([self.train, self.unlabelled])
 
     @property
     def labelled_batch(self) -> int:
@@ -93,7 +93,7 @@ class Plan:
     def _digests(self) -> dict[str, str]:
         """Digests of all that is learnt from; of each source as a whole, which is read in order and not gathered."""
         parts = {
-            "digest": self.train.whole if isinstance(self.train, Part) else self.train,
+            "digest": self.train.dataset if isinstance(self.train, Subset) else self.train,
             "unlabelled_digest": self.unlabelled,
         }
         return {name: data_digest(source) for name, source in parts.items() if source is not None}
@@ -106,7 +106,7 @@ class Plan:
             "threat": self.method.threat.to_dict(),
             "data": {
                 "name": self.train.name,
-                "folder": getattr(_whole(self.train), "folder", ""),
+                "folder": self.train.folder,
                 "train": len(self.train),
                 "val": len(self.val),
                 "unlabelled": 0 if self.unlabelled is None else len(self.unlabelled),
@@ -120,8 +120,8 @@ def make_plan(
     spec: ModelSpec,
     method: Method,
     settings: TrainConfig,
-    source: Source,
-    unlabelled: Source | None = None,
+    source: IndexedDataset,
+    unlabelled: IndexedDataset | None = None,
     processes: int = 1,
     code: str = "",
 ) -> Plan:
@@ -131,11 +131,11 @@ def make_plan(
         UserError: if the parts or weights do not fit the data.
     """
     train, val = hold_out(source, settings)
-    augment: Augmentation = "none"
+    augment = "none"
     if settings.augment != "auto":
         augment = settings.augment
     elif source.name in DATASETS:
-        augment = DATASETS[source.name].augment
+        augment = DATASETS[source.name].augmentation
     if augment != "none" and len(spec.input_shape) != 3:
         raise UserError(f"augmentation {augment!r} is for images, not inputs of shape {spec.input_shape}")
     method = method.planned(settings.epochs, first_drop(settings))
@@ -147,7 +147,7 @@ def make_plan(
     return plan
 
 
-def hold_out(source: Source, settings: TrainConfig) -> tuple[Source, Source]:
+def hold_out(source: IndexedDataset, settings: TrainConfig) -> tuple[IndexedDataset, IndexedDataset]:
     """Split into the part to train on and the part to validate on, by the seed.
 
     Raises:
@@ -157,7 +157,7 @@ def hold_out(source: Source, settings: TrainConfig) -> tuple[Source, Source]:
     if size >= len(source):
         raise UserError(f"val_size = {size} leaves nothing to train on: there are {len(source)} examples")
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(settings.seed))
-    val, train = Part(source, order[:size].sort().values), Part(source, order[size:].sort().values)
+    val, train = Subset(source, order[:size].sort().values), Subset(source, order[size:].sort().values)
     return train, val
 
 
@@ -188,7 +188,7 @@ def compare_plans(stored: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
-def _class_weights(settings: TrainConfig, train: Source, classes: int) -> Tensor | None:
+def _class_weights(settings: TrainConfig, train: IndexedDataset, classes: int) -> Tensor | None:
     if settings.class_weights == "none":
         return None
     if settings.class_weights == "balanced":
@@ -198,7 +198,3 @@ def _class_weights(settings: TrainConfig, train: Source, classes: int) -> Tensor
     if len(weights) != classes or not bool((weights >= 0).all()) or not bool(weights.isfinite().all()):
         raise UserError(f"class_weights needs {classes} numbers that are not negative, got {settings.class_weights}")
     return weights
-
-
-def _whole(source: Source) -> Source:
-    return _whole(source.whole) if isinstance(source, Part) else source

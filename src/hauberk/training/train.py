@@ -12,14 +12,14 @@ from hauberk.attacks.checks import check_model
 from hauberk.core.distributed import World, get_world, local_rank, translate_lost_process
 from hauberk.core.environment import versions
 from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
+from hauberk.core.imports import trusted_name
 from hauberk.core.io import LOCKFILE, SCHEMA_ERRORS, exclusive_lock, read_json, write_json
 from hauberk.core.progress import ProgressBar
-from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
+from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.methods.named import published_method
-from hauberk.models import ModelSpec
-from hauberk.models.code import model_code
+from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.checkpoint import exists, restore
 from hauberk.training.config import TrainConfig
@@ -100,7 +100,7 @@ def train(
         >>> sorted(run.best)
         ['epoch', 'metrics']
     """
-    source = as_source(train_set)
+    source = as_dataset(train_set)
     network_name = model if isinstance(model, str) else getattr(model, "name", "")
     if isinstance(method, str):
         if threat is None:
@@ -109,10 +109,10 @@ def train(
         method = published_method(method, threat, source.name, network_name, recipe=recipe, seed=seed)
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
-    check_source(source, method.threat)
-    more = None if unlabelled is None else as_source(unlabelled)
+    check_dataset(source, method.threat)
+    more = None if unlabelled is None else as_dataset(unlabelled)
     if more is not None:
-        check_source(more, method.threat)
+        check_dataset(more, method.threat)
     found = find_published(source.name, network_name, method.name, str(method.settings.get("preset", "paper")), recipe)
     asked: dict[str, Any] = {} if method.precision.precision == "model" else {"precision": method.precision.precision}
     asked |= {"compile": "on"} if method.precision.compiled else {}
@@ -153,12 +153,15 @@ def train(
     return Run(network.eval(), folder, trainer.record.rows, trainer.best, not trainer.finished)
 
 
-def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: bool = False, on_divergence: str = "") -> Run:
+def resume(
+    folder: str | Path, *, model: str = "", data: str = "", verify: bool = True, quiet: bool = False, on_divergence: str = ""
+) -> Run:
     """Go on with a run on a named data set and a named model, all of it read from the run's folder.
 
     Args:
         folder: of the run.
         model: ``module:factory``, where the run was made with one: naming it again allows importing it.
+        data: ``module:attribute``, where the data set was named so, likewise.
         verify: compare checksums of the data files with the original ones.
         quiet: print nothing.
         on_divergence: as in ``TrainConfig``, where it should be another than the run was started with.
@@ -175,12 +178,13 @@ def resume(folder: str | Path, *, model: str = "", verify: bool = True, quiet: b
     if spec.imports and spec.name != model:
         raise UserError(f"this run would import {spec.name!r}; add --model {spec.name} if you trust it")
     try:
-        data, how = stored["data"], dict(stored["method"])
+        trained_on, how = stored["data"], dict(stored["method"])
         settings = dict(stored["settings"]) | ({"on_divergence": on_divergence} if on_divergence else {})
         for name in ("milestones", "class_weights"):
             settings[name] = tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
         TrainConfig(**settings)
-        source = load_data(data["name"], "train", data["folder"], verify=verify)
+        name = trusted_name(str(trained_on["name"]), data, "--data")
+        source = load_data(name, "train", trained_on["folder"], verify=verify)
         method = make_method(how.pop("name"), threat_from_dict(stored["threat"]), **how)
     except UserError:
         raise
@@ -212,12 +216,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def _network(
-    model: nn.Module | str | ModelSpec, source: Source, device: torch.device, extra: int
+    model: nn.Module | str | ModelSpec, source: IndexedDataset, device: torch.device, extra: int
 ) -> tuple[ModelSpec, nn.Module]:
     """Build the network or take the caller's, and check that it fits the data."""
     needed = None if source.classes is None else source.classes + extra
     some = torch.arange(min(len(source), 16))
-    shape = tuple(source.fetch(some[:1])[0].shape[1:])
+    shape = source.input_shape
     if isinstance(model, nn.Module):
         classes = check_model(model, *fetch_for(model.to(device), source, some), needed)
         return ModelSpec(f"python:{type(model).__name__}", shape, classes), model

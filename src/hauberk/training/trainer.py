@@ -13,7 +13,7 @@ from hauberk.core.environment import machine
 from hauberk.core.errors import UserError
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng
-from hauberk.data import augment, fetch_for, resident
+from hauberk.data import augment, fetch_for, find_augmentation, to_device
 from hauberk.fastpath.autotune import autotune_precision
 from hauberk.fastpath.precision import Precision, PrecisionPolicy
 from hauberk.training.checkpoint import save
@@ -58,7 +58,7 @@ class Trainer:
         world.broadcast_module(model)
         self.plan, self.folder, self.device, self.world, self.stop = plan, folder, device, world, stop
         self.report_every = report_every
-        self.examples = resident(plan.examples, device)
+        self.examples = to_device(plan.examples, device)
         settings = plan.settings
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
@@ -151,7 +151,7 @@ class Trainer:
         index = self.world.local_shard(batch)
         x, y = fetch_for(self.model, self.examples, index)
         rng = ExampleRng(settings.seed, index.to(self.device), stage=at)
-        x = augment(x, plan.augment, rng)
+        x = augment(x, find_augmentation(plan.augment), rng)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)  # before the passes, so that old gradients do not add to their memory
         out = step(

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from hauberk.attacks import PGD, frozen_model, run_attack
 from hauberk.core.distributed import World
 from hauberk.core.random import ExampleRng
-from hauberk.data import Source, fetch_for
+from hauberk.data import IndexedDataset, fetch_for
 from hauberk.methods import Method
 
 
 def validate(
     model: nn.Module,
-    source: Source,
+    source: IndexedDataset,
     method: Method,
     steps: int,
     seed: int,

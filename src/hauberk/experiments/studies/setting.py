@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core.errors import UserError
-from hauberk.data import Source, fetch_for
+from hauberk.data import IndexedDataset, fetch_for
 from hauberk.evaluation.signs import hardly_beats_chance
 from hauberk.experiments.experiment import Cell, train_cell
 from hauberk.experiments.studies.finding import Finding
@@ -68,7 +68,7 @@ class Setting:
         return replace(self.base, method=name, choices=choices).bound
 
     @cached_property
-    def train_part(self) -> Source:
+    def train_part(self) -> IndexedDataset:
         """What networks are trained on: the training examples without those held out for validation."""
         return hold_out(self.base.source("train", self.verify), self.schedule)[0]
 

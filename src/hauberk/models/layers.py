@@ -1,4 +1,4 @@
-"""The nearest valid row: integers are whole, and of each category exactly one value is set."""
+"""Layers that go before a network: normalisation, and the nearest valid row of a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """Input normalisation as a layer, so that attacks and bounds live in the units of the data.
+
+    Args:
+        mean: one number per channel (first dimension of an example), or one number for all.
+        std: likewise, positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C, ...)."""
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return (x - self.mean.to(x).view(shape)) / self.std.to(x).view(shape)
 
 
 class StraightThroughRound(nn.Module):
@@ -27,8 +49,7 @@ class StraightThroughRound(nn.Module):
 
     def __init__(self, integers: Sequence[int] = (), groups: Sequence[Sequence[int]] = ()):
         super().__init__()
-        self.integers = list(integers)
-        self.groups = [list(group) for group in groups]
+        self.integers, self.groups = list(integers), [list(group) for group in groups]
         self.rounds_on_purpose = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,12 +63,12 @@ class StraightThroughRound(nn.Module):
                 row[:, group] = F.one_hot(row[:, group].argmax(1), len(group)).to(row.dtype)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return row
-        through: Any = _Through.apply
+        through: Any = _StraightThrough.apply
         found: Tensor = through(x, row)
         return found
 
 
-class _Through(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     """The value of one tensor with the gradient to another."""
 
     @staticmethod
