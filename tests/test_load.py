@@ -6,7 +6,7 @@ import torch
 import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.models import ModelSpec
-from hauberk.training.model_card import save_model
+from hauberk.training.export import save_model
 
 
 def export(folder, name="small-cnn", net=None, **card):

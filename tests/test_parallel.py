@@ -16,6 +16,7 @@ from torch import nn
 
 import hauberk as hb
 from conftest import TORCHRUN, kill_again_and_again, ranks_of, saved_at, tiny_net, weights
+from hauberk.core.random import ExampleRng
 
 KILLS = int(os.environ.get("HAUBERK_KILLS", "1"))
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
@@ -187,15 +188,15 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 RESUMED = """
 net = test_parallel.tiny_net(dropout=0.3, seed=world.rank)  # the ranks begin apart
     method = hb.method({method!r}, hb.Linf("8/255"))
-    import hauberk.training.sync_throttle
+    import hauberk.core.distributed
     from hauberk.training.trainer import Trainer
-    hauberk.training.sync_throttle._EVERY = 0  # seconds, so that the run stops in the middle of an epoch
+    hauberk.core.distributed._SYNC_EVERY = 0  # seconds, so that the run stops in the middle of an epoch
     how = dict(method=method, out={out!r}, epochs=4, batch_size=20, val_size=20, lr=0.05, ema=0.9, quiet=True, threads=1)
     if {interrupted}:
         train_step, steps = Trainer._train_step, iter(range(100))
         def counted(self, *inputs):
             train_step(self, *inputs)
-            self.stop.asked = world.rank == 1 and next(steps) >= 6  # one process alone is asked to stop
+            self._stop_asked = lambda asked=world.rank == 1 and next(steps) >= 6: asked  # one process alone is asked to stop
         Trainer._train_step = counted
         assert hb.train(net, test_parallel.data(), **how).interrupted
         Trainer._train_step = train_step
@@ -226,7 +227,7 @@ from torch.nn.parallel import DistributedDataParallel
     step.register_forward_hook(lambda *_: forwards.append(1))
     for epoch in range(5):
         optimizer.zero_grad()
-        step(x[world.rank::2].double(), y[world.rank::2], epoch, noise=test_parallel.noise(world.rank, 2)).loss.backward()
+        step(x[world.rank::2].double(), y[world.rank::2], epoch, rng=test_parallel.rng(world.rank, 2)).loss.backward()
         optimizer.step()
     assert len(forwards) == 5  # through the wrapper, whatever the attack did
     world.is_main and torch.save(net.state_dict(), {out!r})
@@ -234,7 +235,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def rng(rank, size):
-    return hb.rng.ExampleRng(0, torch.arange(20)[rank::size])
+    return ExampleRng(0, torch.arange(20)[rank::size])
 
 
 @pytest.mark.parametrize("engine", ["ddp", "accelerate"])

@@ -21,7 +21,7 @@ from hauberk.models import ModelSpec, StraightThroughRound
 from hauberk.report.reproduce import train_command
 from hauberk.tables import default_threat, draft, make_table, measure_risk, reach_of, read_frame, read_schema, read_table
 from hauberk.threat import threat_from_dict
-from hauberk.training.validate import validate
+from hauberk.training.metrics import validate
 
 pd = pytest.importorskip("pandas")
 HOME = Path(__file__).resolve().parents[1]

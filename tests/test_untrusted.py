@@ -22,7 +22,7 @@ from hauberk.evaluation import partial_result
 from hauberk.models import ModelSpec
 from hauberk.threat import threat_from_dict
 from hauberk.training import resume
-from hauberk.training.model_card import save_model
+from hauberk.training.export import save_model
 
 TRIALS = int(os.environ.get("HAUBERK_FUZZ", "40"))
 fuzz = settings(max_examples=TRIALS, deadline=None, suppress_health_check=list(HealthCheck))

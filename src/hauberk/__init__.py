@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hauberk.threat import L2 as L2
     from hauberk.threat import Linf as Linf
     from hauberk.threat import ThreatModel as ThreatModel
-    from hauberk.training.model_card import load as load
+    from hauberk.training.export import load as load
     from hauberk.training.train import Run as Run
     from hauberk.training.train import train as train
     from hauberk.weighting import probabilistic_margin as probabilistic_margin
@@ -39,7 +39,7 @@ __getattr__, __dir__, __all__ = attach(
         "evaluation.result": ["Evaluation"],
         "methods": ["Method", "Step", "list_methods", "method"],
         "threat": ["L1", "L2", "Linf", "ThreatModel"],
-        "training.model_card": ["load"],
+        "training.export": ["load"],
         "training.train": ["Run", "train"],
         "weighting": ["probabilistic_margin"],
     },

@@ -62,9 +62,9 @@ class Memory:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self._shares, self._clean = state["shares"], state["clean"]
+        self._shares, self._clean = state["shares"], state.get("clean")
         self._point = None
-        if state["point"] is not None:
+        if state.get("point") is not None:
             self._point = state["point"].clone().requires_grad_()
             self._point.grad = state["grad"]
 

@@ -307,6 +307,10 @@ class Method:
         """Return everything needed to go on exactly: plain types and tensors."""
         return {"calls": self._calls, "sight": self.sight.state_dict(), **self.memory.state_dict()}
 
+    def local_state_dict(self) -> dict[str, Any]:
+        """Return the entries of the state that differ between processes; without them a state begins them anew."""
+        return self.memory.own_state()
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self._calls = state["calls"]

@@ -13,7 +13,7 @@ from hauberk.report.pictures import pictures
 from hauberk.report.reproduce import evaluate_command, run_again
 from hauberk.tables import reach_of
 from hauberk.threat import ThreatModel, threat_from_dict
-from hauberk.training.metrics_log import read_rows
+from hauberk.training.callbacks import read_metrics
 
 _STRENGTH = ("plus", "standard", "papers", "rand", "custom", "quick")  # suites, the strongest first
 
@@ -68,7 +68,7 @@ def _of_evaluation(found: dict[str, Any], where: Path) -> Page:
 
 def _of_run(folder: Path) -> Page:
     card, plan = read_json(folder / "best.json"), read_json(folder / "run.json")
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_metrics(folder / "metrics.jsonl")
     paths = sorted(folder.glob("evaluations/*/evaluation.json"))
     evaluations = sorted((read_json(path) for path in paths), key=_strength)
     threat = threat_from_dict(card["threat"])
