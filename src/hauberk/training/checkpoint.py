@@ -1,6 +1,7 @@
 """A run's folder: run.json says what the run is, state.ckpt holds everything that it needs to go on exactly."""
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from hauberk.core.distributed import World
 from hauberk.core.environment import versions
-from hauberk.core.errors import UserError
+from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import LOCKFILE, as_json, previous, read_json, read_state, write_json, write_state
 
 RUN_FORMAT = "hauberk-run/2"
@@ -127,7 +128,20 @@ def require_same_plan(plan: Mapping[str, Any], world: World) -> None:
 
 
 def write_checkpoint(folder: Path, plan: Mapping[str, Any], state: dict[str, Any]) -> None:
-    """Write the state of a training; the checkpoint before is kept beside it. Raises UserError if it cannot be written."""
+    """Write the state of a training; the checkpoint before is kept beside it.
+
+    Raises:
+        UserError: if it cannot be written, or, at the first time, what was passed in has a state that could not be read back.
+    """
+    if any(plan["settings"].get(name) for name in _OBJECTS if name != "augment") and not has_checkpoint(folder):
+        content = io.BytesIO()
+        try:
+            torch.save([state["optimization"], state["local"]], content)
+            content.seek(0)
+            torch.load(content, weights_only=True)
+        except Exception as error:  # pickling fails in many ways
+            what = "the state of the optimizer, the scheduler or a callback"
+            raise UserError(f"{what} must be tensors and plain types: {in_one_line(error)}") from error
     write_state(folder / _STATE, {"run": _run_id(plan), **state})
 
 
