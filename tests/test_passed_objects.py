@@ -15,6 +15,7 @@ import hauberk as hb
 from conftest import tiny_net, weights
 from hauberk.cli import main
 from hauberk.core.io import read_state
+from hauberk.report import make_report
 from hauberk.training import MetricsLog, resume
 from test_training import THREAT, OnceNaN, Signalling, easy_data, settings
 
@@ -255,7 +256,7 @@ def test_a_callback_that_fails_is_not_swallowed_and_a_state_that_cannot_be_read_
     with pytest.raises(hb.UserError, match="the checkpoint of another run"):
         train(easy_data(), tmp_path / "run", callbacks=[Forgetful()], epochs=1, resume=True)
     train(easy_data(), tmp_path / "forgets", callbacks=[Forgetful()], epochs=1)
-    with pytest.raises(hb.UserError, match="does not take its state back: 'steps'"):
+    with pytest.raises(hb.UserError, match="of another model or version: 'steps'"):
         train(easy_data(), tmp_path / "forgets", callbacks=[Forgetful()], epochs=1, resume=True)
 
 
@@ -327,6 +328,9 @@ def test_the_command_line_says_how_a_run_with_objects_of_python_goes_on(tmp_path
         hb.train("mlp", data, threat=hb.Linf(0.1), epochs=1, quiet=True, out=tmp_path / name, **given)
         with pytest.raises(hb.UserError, match=rf"{name} of this run was made in Python \(.*\); go on with hb.train"):
             resume(tmp_path / name)
+        page = make_report(tmp_path / name).read_text()
+        assert "other objects that no command knows" in page
+        assert "hauberk train" not in page
 
 
 def test_logging_elsewhere_takes_three_lines(monkeypatch, tmp_path):

@@ -33,8 +33,9 @@ def run_again(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str
     versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
     lines = [evaluate_command(str(folder), found) for found in evaluations]
     known = data in DATASETS or data.endswith(".toml")
-    if model.startswith("python:") or not known or plan["data"].get("unlabelled"):
-        note = "Made in Python, from data or a network that no command knows; its method and settings are in run.json."
+    passed = "python:" in json.dumps(plan["settings"])
+    if model.startswith("python:") or passed or not known or plan["data"].get("unlabelled"):
+        note = "Made in Python, from data, a network or other objects that no command knows; run.json has method and settings."
     else:
         note = _SCALED if data.endswith(".toml") else ""
         lines.insert(0, train_command(plan))

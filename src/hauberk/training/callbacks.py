@@ -1,4 +1,4 @@
-"""Callbacks of a training, and the two ready ones: the log of metrics, and TensorBoard."""
+"""Callbacks of a training, and the two that are always there: the log of metrics, and TensorBoard."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ from typing import Any
 from hauberk.core.distributed import World
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.imports import import_object
-from hauberk.core.io import SCHEMA_ERRORS, as_json, write_atomically
+from hauberk.core.io import as_json, write_atomically
 
 _HOOKS = ("on_train_begin", "on_step_end", "on_epoch_end", "on_train_end")
 
@@ -18,90 +18,74 @@ class CallbackList:
     """The callbacks of a training. They run on rank 0, and those with a true attribute ``all_ranks`` on every rank.
 
     Args:
-        callbacks: each an object with some of the hooks, or a function of an epoch's metrics.
+        callbacks: each as :func:`find_callback` returns it.
         world: the processes that train together.
-
-    Raises:
-        UserError: for a callback that could never be called.
     """
 
     def __init__(self, callbacks: Iterable[Any], world: World):
         self._callbacks, self._world = list(callbacks), world
-        for one in self._callbacks:
-            if not callable(one) and not _has_hooks(one):
-                raise UserError(f"a callback is a function of metrics or has one of {', '.join(_HOOKS)}; {one!r:.60} has none")
-        self.step_hooks = list(self._here("on_step_end").values())
+        self.step_hooks = list(self._find("on_step_end").values())
 
     def call(self, hook: str, *inputs: Any) -> None:
         """Call a hook of each; by all processes together. A UserError on rank 0 is raised on every rank."""
-        self._world.on_main_process(lambda: _call_each(self._bound(hook, everywhere=False), inputs))
-        _call_each(self._bound(hook, everywhere=True), inputs)
+        self._each(hook, lambda place: inputs)
 
     def state_dict(self) -> dict[int, Any]:
         """Return the state of each callback that runs here and has one, by its place in the list."""
-        return {place: read() for place, read in self._here("state_dict").items()}
+        return {place: read() for place, read in self._find("state_dict").items()}
 
     def load_state_dict(self, states: dict[int, Any]) -> None:
-        """Restore each callback that had a state; by all processes together.
+        """Restore each callback that had a state; by all processes together."""
+        self._each("load_state_dict", lambda place: (states[place],))
 
-        Raises:
-            UserError: if one does not take its state back.
-        """
-        self._world.on_main_process(lambda: _load_each(self._bound("load_state_dict", everywhere=False), states))
-        _load_each(self._bound("load_state_dict", everywhere=True), states)
+    def _each(self, name: str, inputs: Callable[[int], tuple[Any, ...]]) -> None:
+        def run(all_ranks: bool) -> None:
+            for place, act in self._find(name, all_ranks).items():
+                act(*inputs(place))
 
-    def _here(self, name: str) -> dict[int, Callable[..., Any]]:
-        return self._bound(name, everywhere=False) | self._bound(name, everywhere=True)
+        self._world.on_main_process(lambda: run(all_ranks=False))
+        run(all_ranks=True)
 
-    def _bound(self, name: str, everywhere: bool) -> dict[int, Callable[..., Any]]:
-        """The methods of a name of the callbacks that run on every rank, or of those that run on rank 0 only."""
-        runs = everywhere or self._world.is_main
-        some = {i: c for i, c in enumerate(self._callbacks) if runs and bool(getattr(c, "all_ranks", False)) == everywhere}
-        found = {i: _of_metrics(c) if name == "on_epoch_end" else getattr(c, name, None) for i, c in some.items()}
-        return {i: method for i, method in found.items() if method is not None}
+    def _find(self, name: str, all_ranks: bool | None = None) -> dict[int, Callable[..., Any]]:
+        """The methods of a name of callbacks that run here: of those on all ranks, of those on rank 0, or (None) of both."""
+        found = {}
+        for place, one in enumerate(self._callbacks):
+            everywhere = bool(getattr(one, "all_ranks", False))
+            if hasattr(one, name) and (everywhere or self._world.is_main) and all_ranks in (None, everywhere):
+                found[place] = getattr(one, name)
+        return found
 
 
 def find_callback(callback: Any) -> Any:
-    """Return a callback: the object itself, what ``package.module:attribute`` names, or an instance of a class.
+    """Return an object with hooks: the one given or named by ``package.module:attribute``, or one that calls a function.
 
     Raises:
-        UserError: if it cannot be imported or made.
+        UserError: if it cannot be imported or made, or could never be called.
     """
     found = import_object(callback, "callback") if isinstance(callback, str) else callback
     try:
-        return found() if isclass(found) else found
+        found = found() if isclass(found) else found
     except TypeError as error:
         raise UserError(f"pass an instance of the callback {found.__qualname__}: {in_one_line(error)}") from error
+    if any(hasattr(found, hook) for hook in _HOOKS):
+        return found
+    if not callable(found):
+        raise UserError(f"a callback is a function of metrics or has one of {', '.join(_HOOKS)}; {found!r:.60} has none")
+    return _EachEpoch(found)
 
 
-def _has_hooks(callback: Any) -> bool:
-    return any(hasattr(callback, hook) for hook in _HOOKS)
+class _EachEpoch:
+    """Calls a function of the metrics at the end of each epoch."""
 
+    def __init__(self, function: Callable[[dict[str, Any]], Any]):
+        self._function = function
 
-def _of_metrics(callback: Any) -> Callable[..., None] | None:
-    """What to call with trainer and metrics at the end of an epoch."""
-    hook: Callable[..., None] | None = getattr(callback, "on_epoch_end", None)
-    return hook if _has_hooks(callback) else lambda trainer, metrics: callback(metrics)
-
-
-def _call_each(hooks: dict[int, Callable[..., Any]], inputs: tuple[Any, ...]) -> None:
-    for act in hooks.values():
-        act(*inputs)
-
-
-def _load_each(hooks: dict[int, Callable[..., Any]], states: dict[int, Any]) -> None:
-    for place, load in hooks.items():
-        if place in states:
-            try:
-                load(states[place])
-            except UserError:
-                raise
-            except SCHEMA_ERRORS as error:
-                raise UserError(f"callback {place} of the run does not take its state back: {in_one_line(error)}") from error
+    def on_epoch_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        self._function(metrics)
 
 
 class MetricsLog:
-    """Keeps the metrics of each epoch, and writes them to ``metrics.jsonl``, a row of JSON per epoch. A callback.
+    """A callback that keeps the metrics of each epoch, and writes them to ``metrics.jsonl``, a row of JSON per epoch.
 
     Args:
         folder: of the run, or None to keep them in memory only.
@@ -128,11 +112,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the metrics of a run, a row per epoch.
-
-    Raises:
-        UserError: if they cannot be read.
-    """
+    """Read the metrics of a run, a row per epoch. Raises UserError if they cannot be read."""
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
@@ -140,7 +120,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoardLog:
-    """Writes the metrics of each epoch for TensorBoard; nothing where that is not installed. A callback.
+    """A callback that writes the metrics of each epoch for TensorBoard; nothing where that is not installed.
 
     Args:
         folder: where to write.

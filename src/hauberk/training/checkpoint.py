@@ -22,11 +22,7 @@ _OBJECTS = {"optimizer": "optimizer=", "scheduler": "scheduler=", "augment": "au
 
 
 def open_folder(out: str | Path | None, resume: bool) -> Path | None:
-    """Make the folder of a new run, or find that of one to resume.
-
-    Raises:
-        UserError: if it exists, or cannot be made; if there is no run to resume.
-    """
+    """Make the folder of a new run, or find that of one to resume. Raises UserError if that is not possible."""
     if out is None:
         if resume:
             raise UserError("resume=True needs out=, the folder of the run")
@@ -45,11 +41,7 @@ def open_folder(out: str | Path | None, resume: bool) -> Path | None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Read what the run in a folder is.
-
-    Raises:
-        UserError: if there is no run, or one of another version of Hauberk.
-    """
+    """Read what the run in a folder is. Raises UserError if there is none, or one of another version of Hauberk."""
     path = folder / _RECORD
     if not path.is_file():
         if not folder.exists():
@@ -63,39 +55,50 @@ def read_record(folder: Path) -> dict[str, Any]:
     return stored
 
 
-def write_record(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Write down what a run is: ``plan`` in plain types, versions and threads. Raises UserError if it cannot be written."""
-    write_json(folder / _RECORD, {"format": RUN_FORMAT, **plan, **_environment()})
-
-
-def compare_record(folder: Path, plan: Mapping[str, Any]) -> str:
-    """Check that the run in a folder is the one to go on with.
+def begin(folder: Path, plan: Mapping[str, Any], resume: bool) -> tuple[dict[str, Any], str]:
+    """Write down what a run is; or check that the one in the folder is the same, and read its checkpoint.
 
     Returns:
-        A warning to show where versions or threads are others than when it was begun, or "".
+        The state to go on from, empty where there is none; and a warning to show, or "".
 
     Raises:
-        UserError: naming the first difference of the plans.
+        UserError: for another run, a damaged or foreign checkpoint, and if nothing can be written.
     """
-    stored, now = read_record(folder), _environment()
+    here = {"versions": versions(), "threads": torch.get_num_threads()}
+    if not resume:
+        write_json(folder / _RECORD, {"format": RUN_FORMAT, **plan, **here})
+        return {}, ""
+    stored, path = read_record(folder), folder / _STATE
     compare_plans(stored, plan)
-    before = stored.get("versions")
-    before = before if isinstance(before, dict) else {}
-    found = [f"{name} {before.get(name)}" for name in now["versions"] if name != "date"]
-    present = [f"{name} {version}" for name, version in now["versions"].items() if name != "date"]
-    changed = [then for then, here in zip(found, present, strict=True) if then != here]
-    if stored.get("threads") != now["threads"]:
-        changed.append(f"{stored.get('threads')} threads")
-    here = ", ".join([*present, f"{now['threads']} threads"])
-    return f"begun with {', '.join(changed)}, going on with {here}: not the same bit for bit" if changed else ""
+    state, warnings = dict[str, Any](), [_changes(stored, here)]
+    if _has_checkpoint(folder):
+        state, warning = read_state(path)
+        warnings.append(warning)
+        if state.get("run") != _run_id(plan):
+            raise UserError(f"{path} is the checkpoint of another run, or of another version of Hauberk; it was not taken")
+    return state, "; ".join(filter(None, warnings))
+
+
+def save(folder: Path, plan: Mapping[str, Any], state: dict[str, Any]) -> None:
+    """Write the state of a training; the checkpoint before is kept beside it.
+
+    Raises:
+        UserError: if it cannot be written, or, at the first time, what was passed in has a state that could not be read back.
+    """
+    if any(plan["settings"].get(name) for name in _OBJECTS if name != "augment") and not _has_checkpoint(folder):
+        content = io.BytesIO()
+        try:
+            torch.save([state["optimization"], state["local"]], content)
+            content.seek(0)
+            torch.load(content, weights_only=True)
+        except Exception as error:  # pickling fails in many ways
+            what = "the state of the optimizer, the scheduler or a callback"
+            raise UserError(f"{what} must be tensors and plain types: {in_one_line(error)}") from error
+    write_state(folder / _STATE, {"run": _run_id(plan), **state})
 
 
 def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to resume a run as something else.
-
-    Raises:
-        UserError: naming the first difference.
-    """
+    """Refuse, by a UserError that names the first difference, to resume a run as something else."""
     for section in _SECTIONS:
         before, after = stored.get(section, {}), now[section]
         if not isinstance(before, dict):
@@ -114,11 +117,7 @@ def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def require_same_plan(plan: Mapping[str, Any], world: World) -> None:
-    """Refuse to train together where processes were started differently, or see different data.
-
-    Raises:
-        UserError: then.
-    """
+    """Refuse, by a UserError, to train together where processes were started differently, or see different data."""
     problem = ""
     try:
         compare_plans(world.on_main_process(lambda: plan), plan)
@@ -127,54 +126,28 @@ def require_same_plan(plan: Mapping[str, Any], world: World) -> None:
     world.raise_if_any(problem)
 
 
-def write_checkpoint(folder: Path, plan: Mapping[str, Any], state: dict[str, Any]) -> None:
-    """Write the state of a training; the checkpoint before is kept beside it.
-
-    Raises:
-        UserError: if it cannot be written, or, at the first time, what was passed in has a state that could not be read back.
-    """
-    if any(plan["settings"].get(name) for name in _OBJECTS if name != "augment") and not has_checkpoint(folder):
-        content = io.BytesIO()
-        try:
-            torch.save([state["optimization"], state["local"]], content)
-            content.seek(0)
-            torch.load(content, weights_only=True)
-        except Exception as error:  # pickling fails in many ways
-            what = "the state of the optimizer, the scheduler or a callback"
-            raise UserError(f"{what} must be tensors and plain types: {in_one_line(error)}") from error
-    write_state(folder / _STATE, {"run": _run_id(plan), **state})
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether there is a checkpoint in a folder."""
-    return (folder / _STATE).exists() or previous(folder / _STATE).exists()
-
-
-def read_checkpoint(folder: Path, plan: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Read the state of a training back.
-
-    Returns:
-        The state, and a warning to show, or "".
-
-    Raises:
-        UserError: if it is damaged, or of another run.
-    """
-    state, warning = read_state(folder / _STATE)
-    if state.get("run") != _run_id(plan):
-        raise UserError(
-            f"{folder / _STATE} is the checkpoint of another run, or of another version of Hauberk; it was not taken"
-        )
-    return state, warning
-
-
 def _run_id(plan: Mapping[str, Any]) -> str:
     """Return a digest of all in a plan that fixes the result of a run, 16 hexadecimal digits: what a checkpoint belongs to."""
     fixed = {section: {k: v for k, v in plan[section].items() if k not in _MAY_DIFFER} for section in _SECTIONS}
     return hashlib.sha256(as_json(fixed).encode()).hexdigest()[:16]
 
 
-def _environment() -> dict[str, Any]:
-    return {"versions": versions(), "threads": torch.get_num_threads()}
+def _has_checkpoint(folder: Path) -> bool:
+    return (folder / _STATE).exists() or previous(folder / _STATE).exists()
+
+
+def _changes(stored: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Say under which other versions, or with how many other threads, a run was begun; "" for none."""
+
+    def listed(record: Mapping[str, Any]) -> list[str]:
+        then = record.get("versions")
+        then = then if isinstance(then, dict) else {}
+        known = [f"{name} {then.get(name)}" for name in here["versions"] if name != "date"]
+        return [*known, f"{record.get('threads')} threads"]
+
+    before, now = listed(stored), listed(here)
+    changed = ", ".join(then for then, present in zip(before, now, strict=True) if then != present)
+    return f"begun with {changed}, going on with {', '.join(now)}: not the same bit for bit" if changed else ""
 
 
 def get_rng_state(device: torch.device) -> dict[str, Any]:

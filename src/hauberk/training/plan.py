@@ -133,12 +133,9 @@ def make_plan(
     code: str = "",
     augmentation: Callable[..., Tensor] | None = None,
 ) -> Plan:
-    """Hold out the validation part, and settle augmentation and class weights.
+    """Hold out the validation part, and settle augmentation and class weights. Raises UserError for what does not fit.
 
     Arguments are the attributes of :class:`Plan`; ``augmentation`` is a callable in place of the name in ``config``.
-
-    Raises:
-        UserError: if the parts or weights do not fit the data, or there is no such augmentation.
     """
     train, val = hold_out(source, config)
     named = config.augment
@@ -157,11 +154,7 @@ def make_plan(
 
 
 def hold_out(source: Source, config: TrainConfig) -> tuple[Source, Source]:
-    """Split into the part to train on and the part to validate on, by the seed.
-
-    Raises:
-        UserError: if nothing would be left to train on.
-    """
+    """Split, by the seed, into the part to train on, where there must be something left, and the part to validate on."""
     size = config.val_size if config.val_size >= 0 else min(1000, len(source) // 10)
     if size >= len(source):
         raise UserError(f"val_size = {size} leaves nothing to train on: there are {len(source)} examples")
@@ -192,10 +185,7 @@ class PassedObjects:
 def find_passed(optimizer: Any, scheduler: Any, augmentation: Any, callbacks: Iterable[Any]) -> PassedObjects:
     """Import what is named as ``package.module:attribute``, and name what is passed as an object.
 
-    Arguments are those of :func:`hauberk.train`; "" stands for none.
-
-    Raises:
-        UserError: if something cannot be imported or called.
+    Arguments are those of :func:`hauberk.train`; "" stands for none. Raises UserError for what cannot be imported or called.
     """
     given = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation}
     names: dict[str, Any] = {name: _recorded_name(one) for name, one in given.items() if one is not None and one != ""}
@@ -214,15 +204,12 @@ def find_passed(optimizer: Any, scheduler: Any, augmentation: Any, callbacks: It
 
 
 def require_named(config: TrainConfig, given: Mapping[str, Iterable[str]], advice: str) -> None:
-    """Refuse to import what a record names and nobody has named again, or what no name brings back.
+    """Refuse, by a UserError, to import what a record names and nobody has named again, or what no name brings back.
 
     Args:
         config: from the record of a run.
         given: what was named, by field of ``config``.
         advice: how to go on with objects that were made in Python.
-
-    Raises:
-        UserError: then.
     """
     for name, trusted in given.items():
         stored = getattr(config, name)

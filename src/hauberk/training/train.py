@@ -1,7 +1,7 @@
 """hb.train: one call from a model and data to a trained model on disk."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,8 @@ from hauberk.methods.named import published_method
 from hauberk.models import ModelSpec
 from hauberk.models.code import model_code
 from hauberk.threat import ThreatModel, threat_from_dict
+from hauberk.training import checkpoint
 from hauberk.training.callbacks import MetricsLog, TensorBoardLog
-from hauberk.training.checkpoint import (
-    compare_record,
-    has_checkpoint,
-    open_folder,
-    read_checkpoint,
-    read_record,
-    require_same_plan,
-    write_record,
-)
 from hauberk.training.config import TrainConfig
 from hauberk.training.optimizer import MakeOptimizer, MakeScheduler
 from hauberk.training.plan import PassedObjects, Plan, find_passed, make_plan, require_named
@@ -136,26 +128,18 @@ def train(
     config = _configure(method, published, settings, passed.names)
     device, world = pick_device(config.device), get_world()
     with ExitStack() as stack:
-        stack.enter_context(_cpu_threads(config.threads))
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(config.threads or torch.get_num_threads())
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stop = stack.enter_context(watch_signals())
         network, plan = _prepare(model, method, config, source, more, passed, device)
-        folder = world.on_main_process(lambda: open_folder(out, resume))
+        folder = world.on_main_process(lambda: checkpoint.open_folder(out, resume))
         world.on_main_process(lambda: stack.enter_context(exclusive_lock(folder)))
         log = MetricsLog(folder if world.is_main else None)
         logs = [log, TensorBoardLog(folder / "tensorboard")] if folder else [log]
-        trainer = Trainer(
-            network,
-            plan,
-            folder,
-            device,
-            world,
-            lambda: stop.asked,
-            make_optimizer=passed.optimizer,
-            make_scheduler=passed.scheduler,
-            callbacks=[*logs, *passed.callbacks],
-            report_every=report_every,
-        )
+        every = [*logs, *passed.callbacks]
+        made = passed.optimizer, passed.scheduler
+        trainer = Trainer(network, plan, folder, device, world, lambda: stop.asked, *made, every, report_every)
         warning = _begin(trainer, resume)
         done = trainer.epoch * plan.steps_per_epoch + trainer.step
         display = stack.enter_context(ProgressBar(method.name, plan.total_steps, done, quiet or not world.is_main))
@@ -182,15 +166,13 @@ def resume(
 ) -> Run:
     """Go on with a run on a named data set and a named model, all of it read from the run's folder.
 
-    What the run would import, as ``module:attribute``, has to be named again, which allows importing it.
-
     Args:
         folder: of the run.
-        model: the network, where the run was made with one to import.
-        optimizer: likewise.
+        model: ``module:factory``, where the run was made with one: naming it again allows importing it.
+        optimizer: its import path, likewise.
         scheduler: likewise.
         augment: likewise.
-        callbacks: likewise.
+        callbacks: those of all, likewise.
         verify: compare checksums of the data files with the original ones.
         quiet: print nothing.
         on_divergence: as in ``TrainConfig``, where it should be another than the run was started with.
@@ -198,9 +180,9 @@ def resume(
     Raises:
         UserError: if the folder holds no run, or one that only Python can resume; and as :func:`train`.
     """
-    stored = get_world().on_main_process(lambda: read_record(Path(folder)))
+    stored = get_world().on_main_process(lambda: checkpoint.read_record(Path(folder)))
     spec = ModelSpec.from_dict(stored.get("model", {}))
-    again = "go on with hb.train(model, data, out=..., resume=True)"
+    again = "go on with hb.train(model, data, ..., resume=True), and what was passed then"
     if spec.is_from_python:
         raise UserError(f"the model of {folder} was made in Python; {again}")
     if spec.imports and spec.name != model:
@@ -299,39 +281,25 @@ def _prepare(
         torch.manual_seed(config.seed + world.rank * 1_000_003)
     plan = make_plan(spec, method, config, source, unlabelled, world.size, code, passed.augmentation)
     if world.size > 1:
-        require_same_plan(plan.to_dict(), world)
+        checkpoint.require_same_plan(plan.to_dict(), world)
     return network, plan
 
 
 def _begin(trainer: Trainer, resume: bool) -> str:
     """Write down what the run is, or check that it is the same one and restore it. Returns a warning to show."""
-    folder, world, plan = trainer.folder, trainer.world, trainer.plan.to_dict()
+    folder, world = trainer.folder, trainer.world
     if folder is None:
         return ""
-    if not resume:
-        world.on_main_process(lambda: write_record(folder, plan))
-        return ""
-    warnings = [world.on_main_process(lambda: compare_record(folder, plan))]
-    if world.on_main_process(lambda: has_checkpoint(folder)):
-        state, warning = world.on_main_process(lambda: read_checkpoint(folder, plan))
-        try:
-            trainer.load_state_dict(state)
-        except UserError:
-            raise
-        except SCHEMA_ERRORS as error:
-            raise UserError(f"the checkpoint in {folder} is of another model or version: {in_one_line(error)}") from error
-        warnings.append(warning)
-        if state["processes"] != world.size:
-            warnings.append(f"saved by {state['processes']} processes, going on with {world.size}: not the same bit for bit")
-    return "; ".join(warning for warning in warnings if warning)
-
-
-@contextmanager
-def _cpu_threads(threads: int) -> Iterator[None]:
-    """Use so many CPU threads inside the block; 0 changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    state, warning = world.on_main_process(lambda: checkpoint.begin(folder, trainer.plan.to_dict(), resume))
+    if not state:
+        return warning
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        trainer.load_state_dict(state)
+    except UserError:
+        raise
+    except SCHEMA_ERRORS as error:
+        raise UserError(f"the checkpoint in {folder} is of another model or version: {in_one_line(error)}") from error
+    if state["processes"] == world.size:
+        return warning
+    changed = f"saved by {state['processes']} processes, going on with {world.size}: not the same bit for bit"
+    return f"{warning}; {changed}" if warning else changed

@@ -18,7 +18,7 @@ from hauberk.fastpath.autotune import autotune_precision
 from hauberk.fastpath.precision import Precision, PrecisionPolicy
 from hauberk.methods import Step
 from hauberk.training.callbacks import CallbackList, epoch_line
-from hauberk.training.checkpoint import get_rng_state, set_rng_state, write_checkpoint
+from hauberk.training.checkpoint import get_rng_state, save, set_rng_state
 from hauberk.training.config import eps_scale
 from hauberk.training.export import save_model
 from hauberk.training.metrics import (
@@ -65,7 +65,6 @@ class Trainer:
         device: torch.device,
         world: World,
         stop_asked: Callable[[], bool],
-        *,
         make_optimizer: MakeOptimizer | None = None,
         make_scheduler: MakeScheduler | None = None,
         callbacks: Iterable[Any] = (),
@@ -122,11 +121,7 @@ class Trainer:
         return f"epoch {self.epoch + 1}, step {self.step + 1}"
 
     def run(self, display: ProgressBar) -> None:
-        """Train until the plan is done or somebody asks to stop.
-
-        Raises:
-            UserError: if training collapses, or a checkpoint cannot be written.
-        """
+        """Train until the plan is done or somebody asks to stop. Raises UserError if it collapses or cannot save."""
         if self._policy is None:
             self.set_precision(*self.world.on_main_process(self._autotune))
         step = data_parallel(Step(self.model, self.method), self.world)
@@ -232,16 +227,14 @@ class Trainer:
             card = {"which": which, "epoch": self.epoch + 1, **about, "machine": machine(self.device)}
             save_model(self.folder / which, tensors, card)
 
-    def _numerics(self) -> dict[str, Any]:
-        """What fixes how results are rounded."""
+    def _numerics(self) -> dict[str, Any]:  # what fixes how results are rounded
         assert self._policy is not None
         return {"precision": self._policy.precision, "compiled": self._policy.compiled, "processes": self.world.size}
 
     def _rollback(self, problem: str) -> str:
         """Go back to the best weights so far, and begin the epoch again with half the learning rate. Returns what to say.
 
-        Raises:
-            UserError: if that is not asked for, or does not help.
+        Raises UserError if that is not asked for, or does not help.
         """
         n_rollbacks = self.optimization.n_rollbacks
         if self.plan.config.on_divergence != "rollback" or not self.best or n_rollbacks == _MOST_ROLLBACKS:
@@ -258,29 +251,20 @@ class Trainer:
         return f"{problem}; going on from the weights of epoch {self.best['epoch'] + 1} with half the learning rate"
 
     def save(self) -> None:
-        """Write a checkpoint; by all processes together.
-
-        Raises:
-            TrainingDiverged: if the loss is not finite.
-            UserError: if it cannot be written; the checkpoint before is kept.
-        """
+        """Write a checkpoint; by all processes together. Raises UserError if it cannot be written."""
         if self.folder is not None:
             folder, state = self.folder, self.state_dict()
-            self.world.on_main_process(lambda: write_checkpoint(folder, self.plan.to_dict(), state))
+            self.world.on_main_process(lambda: save(folder, self.plan.to_dict(), state))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a training needs to go on exactly; by all processes together. ``local`` has what each has of its own.
 
-        Raises:
-            TrainingDiverged: if the loss is not finite.
+        Raises TrainingDiverged if the loss is not finite.
         """
         metrics = self.metrics.total(self.world)
         require_finite(metrics.means()["loss"], self.position)
-        local: dict[str, Any] = {
-            "method": self.method.local_state_dict(),
-            "callbacks": self.callbacks.state_dict(),
-            "rng": get_rng_state(self.device),
-        }
+        local: dict[str, Any] = {"callbacks": self.callbacks.state_dict(), "rng": get_rng_state(self.device)}
+        local["method"] = self.method.local_state_dict()
         return {
             **{name: getattr(self, name) for name in _PLAIN},
             **self._numerics(),
@@ -311,7 +295,6 @@ class Trainer:
         if same:
             set_rng_state(local["rng"], self.device)
 
-    def _stateful(self) -> dict[str, Any]:
-        """The parts that keep their own state."""
+    def _stateful(self) -> dict[str, Any]:  # the parts that keep their own state
         parts = {"model": self.model, "optimization": self.optimization, "ema": self.ema}
         return {name: part for name, part in parts.items() if part is not None}
