@@ -23,10 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import hauberk as hb
-from hauberk.core.distributed import World
+from hauberk.core.distributed import World, data_parallel, running_statistics
 from hauberk.core.environment import machine, versions
 from hauberk.models import ModelSpec
-from hauberk.training.parallel import in_parallel, running_statistics
 
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes; DistributedDataParallel's
 MESSAGES = (2**10, 2**14, 2**18, 2**20, 2**22, 2**24, 2**25)  # bytes
@@ -128,7 +127,7 @@ def measured_step(name: str, net: nn.Module, x: Tensor, y: Tensor, world: World,
     """Seconds of each of some training steps."""
     settings = {"burn_in": 0} if name.startswith("mail") else {}
     method = hb.method(name, hb.Linf("8/255"), precision="fp32", **settings)
-    step = partial(method, net) if world.size == 1 else in_parallel(net, method, world)
+    step = partial(method, net) if world.size == 1 else data_parallel(hb.Step(net, method), world)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, fused=True)
     times = []
     for _ in range(rounds + 2):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hauberk.threat import L2 as L2
     from hauberk.threat import Linf as Linf
     from hauberk.threat import ThreatModel as ThreatModel
-    from hauberk.training.model_card import load as load
+    from hauberk.training.export import load as load
     from hauberk.training.train import Run as Run
     from hauberk.training.train import train as train
     from hauberk.weighting import probabilistic_margin as probabilistic_margin
@@ -42,7 +42,7 @@ __getattr__, __dir__, __all__ = attach(
         "evaluation.result": ["Evaluation"],
         "methods": ["AWP", "Method", "Step", "StepContext", "list_methods", "method", "register_method"],
         "threat": ["L1", "L2", "Linf", "ThreatModel"],
-        "training.model_card": ["load"],
+        "training.export": ["load"],
         "training.train": ["Run", "train"],
         "weighting": ["probabilistic_margin"],
     },

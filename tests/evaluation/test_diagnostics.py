@@ -515,12 +515,11 @@ def test_all_json_is_written_by_one_function():
 
 
 def test_metrics_that_are_not_finite_are_null(tmp_path):
-    from hauberk.training.metrics_log import Record, read_rows
+    from hauberk.training import MetricsLog
+    from hauberk.training.callbacks import read_metrics
 
-    record = Record(tmp_path)
-    record.add({"epoch": 1, "loss": float("nan")})
-    record.close()
-    assert read_rows(tmp_path / "metrics.jsonl") == [{"epoch": 1, "loss": None}]
+    MetricsLog(tmp_path).on_epoch_end(None, {"epoch": 1, "loss": float("nan")})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"epoch": 1, "loss": None}]
 
 
 def test_adversarial_examples_that_were_lost_or_replaced_are_not_made_up(tmp_path):

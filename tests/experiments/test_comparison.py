@@ -35,8 +35,7 @@ from hauberk.experiments.experiment import train_cell
 from hauberk.experiments.paper_results import MAIL
 from hauberk.experiments.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
 from hauberk.experiments.studies import Setting
-from hauberk.training.config import TrainConfig
-from hauberk.training.schedule import first_drop
+from hauberk.training.config import TrainConfig, first_drop
 
 QUICK = {
     "train_size": 128,

@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["hauberk"]):
     from hauberk.models import ModelSpec
     from hauberk.threat import threat_from_dict
     from hauberk.training import resume
-    from hauberk.training.model_card import save_model
+    from hauberk.training.export import save_model
 
 FOLDER = Path(tempfile.mkdtemp())
 SPEC = ModelSpec("mlp", (4,), 3)
@@ -81,7 +81,7 @@ def seeds():
     rgb = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}
     plan = {"suite": "quick", "stages": {"fgsm": []}, "n": 2, "seed": 0}
     lines = [{"attack": "clean", "i": i, "label": i, "predicted": i, "margin": 1.0, "right": True} for i in range(2)]
-    stored = {"format": "hauberk-run/1", **settings, "data": {"name": "mnist", "folder": "nowhere"}, "settings": {"epochs": 1}}
+    stored = {"format": "hauberk-run/2", **settings, "data": {"name": "mnist", "folder": "nowhere"}, "settings": {"epochs": 1}}
     return {
         "card": (FOLDER / "best.json").read_bytes(),
         "weights": (FOLDER / "best.safetensors").read_bytes(),

@@ -14,7 +14,7 @@ from hauberk.core.io import read_state
 from hauberk.experiments import Cell, run_cell
 from hauberk.experiments.studies.finding import Finding
 from hauberk.models import ModelSpec
-from hauberk.training.model_card import save_model
+from hauberk.training.export import save_model
 
 # No file may grow past a limit that the first checkpoints keep: as on a full disk, writing fails in the middle of a file.
 TRAINING = """
@@ -78,7 +78,7 @@ import torch
 import hauberk as hb
 from hauberk.models import ModelSpec
 from hauberk.training import export_model
-from hauberk.training.model_card import save_model
+from hauberk.training.export import save_model
 
 folder, spec = Path(sys.argv[1]), ModelSpec("small-cnn", (1, 8, 8), 10)
 save_model(folder / "net", spec.build().state_dict(), {"model": spec.to_dict(), "data": {"name": "digits"}})

@@ -238,10 +238,10 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 
 def resumed(method, world, out):
     """A whole training, and one that is stopped in the middle of an epoch and goes on."""
-    from hauberk.training import sync_throttle
+    from hauberk.core import distributed
     from hauberk.training.trainer import Trainer
 
-    every, sync_throttle._EVERY = sync_throttle._EVERY, 0  # seconds
+    every, distributed._SYNC_EVERY = distributed._SYNC_EVERY, 0  # seconds
     train_step, steps = Trainer._train_step, count()
     method = hb.method(method, hb.Linf("8/255"))
     how = {"method": method, "epochs": 4, "batch_size": 20, "val_size": 20, "lr": 0.05, "ema": 0.9, "quiet": True, "threads": 1}
@@ -249,7 +249,7 @@ def resumed(method, world, out):
 
     def counted(self, *inputs):
         train_step(self, *inputs)
-        self.stop.asked = world.rank == 1 and next(steps) >= 6  # one process alone is asked to stop
+        self._stop_asked = lambda asked=world.rank == 1 and next(steps) >= 6: asked  # one process alone is asked to stop
 
     def net(seed):
         return tiny_net(dropout=0.3, seed=seed + world.rank)  # the ranks begin apart
@@ -262,7 +262,7 @@ def resumed(method, world, out):
     for run in (whole, again):
         same = world.all_gather_object({name: value.tolist() for name, value in run.model.state_dict().items()})
         assert same[0] == same[1], "the processes have different networks"
-    sync_throttle._EVERY = every
+    distributed._SYNC_EVERY = every
 
 
 resumed_free_at = partial(resumed, "free-at")

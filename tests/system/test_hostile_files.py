@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hauberk.training.export import save_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from hauberk.evaluation import partial_result
 from hauberk.models import ModelSpec
 from hauberk.threat import threat_from_dict
 from hauberk.training import resume
-from hauberk.training.model_card import save_model
 from helpers import long_or
 
 TRIALS = long_or(40, 2000)

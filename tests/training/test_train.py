@@ -12,17 +12,16 @@ import torch
 from torch import nn
 
 import hauberk as hb
-import hauberk.training.train as training_run
+import hauberk.training.checkpoint as checkpoint
 from hauberk.attacks.pgd import parse_step_size
 from hauberk.core.io import read_state, write_json, write_state
 from hauberk.data import TensorDataset, as_dataset, labels
 from hauberk.methods.named import published_method
 from hauberk.models import ModelSpec
-from hauberk.training.config import TrainConfig
-from hauberk.training.early_failure import TrainingDiverged, check_catastrophic_overfitting
+from hauberk.training.config import TrainConfig, eps_scale, first_drop, learning_rate
+from hauberk.training.metrics import TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, find_published
-from hauberk.training.schedule import eps_scale, first_drop, learning_rate
 from helpers import SHAPE, THREAT, Signalling, easy_data, few_images, settings, tiny_batch, tiny_net
 
 
@@ -243,7 +242,7 @@ def test_a_run_goes_back_to_its_best_weights_if_asked(tmp_path):
     whole = hb.train(OnceNaN(after=6), easy_data(), threat=THREAT, out=tmp_path / "run", on_divergence="rollback", **settings())
     assert [row["epoch"] for row in whole.metrics] == [1, 2, 3]
     assert all(row["lr"] <= 0.025 for row in whole.metrics[1:])
-    assert read_state(tmp_path / "run" / "state.ckpt")[0]["returns"] == 1
+    assert read_state(tmp_path / "run" / "state.ckpt")[0]["optimization"]["n_rollbacks"] == 1
     with pytest.raises(hb.UserError, match="became nan at epoch 2, step 1, after 3 returns to earlier weights; the last good"):
         hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "lost", on_divergence="rollback", **settings())
     with pytest.raises(hb.UserError, match="became nan at epoch 2, step 2"):
@@ -439,7 +438,7 @@ def test_a_run_killed_while_its_record_is_written_can_be_begun_again(call, after
     (folder / "tensorboard").mkdir(parents=True)  # made before the record, where TensorBoard is installed
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", lambda *words, **more: None)  # a process that is killed tidies nothing up
-        patched.setattr(training_run, "write_json", lambda *words: (patched.setattr(home, call, dies), write_json(*words)))
+        patched.setattr(checkpoint, "write_json", lambda *words: (patched.setattr(home, call, dies), write_json(*words)))
         with pytest.raises(Killed):
             train_tiny(easy_data(), folder, epochs=1)
     if not (folder / "run.json").exists():

@@ -1,11 +1,11 @@
 """hauberk train."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hauberk.cli.options import key_values, parse, peek, program
+from hauberk.cli.options import given_settings, key_values, parse, peek, program
 from hauberk.core.imports import is_import_path
 from hauberk.training.config import TrainConfig
 from hauberk.training.published import Published, find_published
@@ -38,7 +38,8 @@ class Train:
     out: Path | None = None
     """Folder of the run; by default runs/DATA-METHOD, with a number behind it if that exists."""
     resume: Path | None = None
-    """Go on with the run in this folder; everything else but --on-divergence is read from there."""
+    """Go on with the run in this folder; everything else but --on-divergence is read from there. What the run
+    would import is named again."""
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     """Norm of the threat model."""
     eps: str = ""
@@ -107,15 +108,18 @@ def _start(options: Train, published: Published) -> "Run":
             print(f"Of the table {reach}")
         taken = ", ".join(f"{key} {value}" for key, value in published.method.items() if key not in chosen)
         print(f"Settings not given on the command line: {published.source}{f'; of the method: {taken}' if taken else ''}")
-    settings = {f.name: getattr(options.settings, f.name) for f in fields(TrainConfig)}
-    return train_model(spec, source, method=how, out=out, quiet=options.quiet, **settings)
+    settings = given_settings(options.settings, TrainConfig(**published.settings))
+    settings |= {name: getattr(options.settings, name) for name in ("seed", "threads", "device")}
+    return train_model(spec, source, method=how, out=out, recipe=options.recipe, quiet=options.quiet, **settings)
 
 
 def _resume(options: Train, on_divergence: str) -> "Run":
     from hauberk.training import resume
 
     folder, verify, quiet = str(options.resume), options.verify, options.quiet
-    return resume(folder, model=options.model, data=options.data, verify=verify, quiet=quiet, on_divergence=on_divergence)
+    named = {name: getattr(options.settings, name) for name in ("optimizer", "scheduler", "augment", "callbacks")}
+    more: dict[str, Any] = {"verify": verify, "quiet": quiet, "on_divergence": on_divergence}
+    return resume(folder, model=options.model, data=options.data, **more, **named)
 
 
 def free_folder(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """The processes that share one training or evaluation."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hauberk.core.errors import RemoteUserError, UserError
 
@@ -17,6 +19,7 @@ T = TypeVar("T")
 Items = TypeVar("Items", list[int], Tensor)
 
 _left: list[Any] = []  # see init_distributed
+_SYNC_EVERY = 1.0  # seconds
 _SIGNS_OF_LOSS = ("gloo", "NCCL", "onnection", "Broken pipe", "Timed out", "DistStore")  # in messages of collectives
 
 
@@ -133,8 +136,9 @@ class World:
     def broadcast_module(self, module: nn.Module) -> None:
         """Give every process the parameters and buffers of the first."""
         if self.size > 1:
-            for value in module.state_dict().values():
-                dist.broadcast(value, 0)
+            for value in (*module.parameters(), *module.buffers()):
+                if isinstance(value, Tensor):  # a module may keep other things besides
+                    dist.broadcast(value, 0)
 
 
 SINGLE_PROCESS = World()
@@ -200,3 +204,49 @@ def translate_lost_process(advice: str) -> Iterator[None]:
 def local_rank() -> int:
     """Return which process of this machine this is, as ``torchrun`` counts them; 0 without it."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def data_parallel(module: nn.Module, world: World) -> nn.Module:
+    """Return the module to call, whose backward pass averages gradients where there are several processes."""
+    return module if world.size == 1 else DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of BatchNorm layers, which each process moves by its own part of a batch.
+
+    Averaged after each step, they are equal everywhere: means are those of the whole batch (for parts of equal size), variances
+    the average of those within the parts.
+    """
+    found = [getattr(module, name, None) for module in model.modules() for name in ("running_mean", "running_var")]
+    return [value for value in found if isinstance(value, Tensor)]
+
+
+class SyncThrottle:
+    """Says before which steps to synchronise: all of them where that costs nothing, otherwise about one in a second.
+
+    Args:
+        world: processes that must synchronise before the same steps.
+        device: where training runs.
+    """
+
+    def __init__(self, world: World, device: torch.device):
+        self._world = world
+        self._free = world.size == 1 and device.type == "cpu"
+        self._begun = time.perf_counter()
+        self._skipped = self._left = 0
+
+    def should_sync(self) -> bool:
+        """Whether to synchronise now; to be asked before each step."""
+        if self._free:
+            return True
+        if self._left > 0:
+            self._left -= 1
+            return False
+        self._skipped = self._left = self._world.on_main_process(self._next)
+        self._begun = time.perf_counter()
+        return True
+
+    def _next(self) -> int:
+        """How many steps to leave out: as many as take a second, at most twice as many as last time, and one more."""
+        pace = (time.perf_counter() - self._begun) / (self._skipped + 1)
+        return min(int(_SYNC_EVERY / pace), 2 * self._skipped + 1)

@@ -23,9 +23,10 @@ from hauberk.experiments.studies.finding import Finding, cell_text
 from hauberk.report.figures import band, bars, examples, histogram, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
 from hauberk.report.reproduce import evaluate_command, reproduction_commands
-from hauberk.tables import Table, reach_of
+from hauberk.tables import Table as DataTable
+from hauberk.tables import reach_of
 from hauberk.threat import ThreatModel, threat_from_dict
-from hauberk.training.metrics_log import read_rows
+from hauberk.training.callbacks import read_metrics
 
 _SUITES = {name: k for k, name in enumerate(("plus", "standard", "papers", "rand", "custom", "quick"))}  # the strongest first
 _OVERFIT = 0.03  # loss of robust validation accuracy from the best to the last epoch that is worth a word
@@ -85,7 +86,7 @@ def _page(target: Path) -> Page:
 
 def _run_page(folder: Path) -> Page:
     card, plan = read_json(folder / "best.json"), read_json(folder / "run.json")
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_metrics(folder / "metrics.jsonl")
     evaluations = [read_json(path) for path in sorted(folder.glob("evaluations/*/evaluation.json"))]
     evaluations.sort(key=lambda found: (_SUITES.get(found["suite"], len(_SUITES)), -found["n"]))
     threat, data = threat_from_dict(card["threat"]), card["data"]["name"]
@@ -112,7 +113,7 @@ def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: 
     found.append(Metric("best epoch", f"{card['epoch']} of {len(rows)}", f"{sum(row['seconds'] for row in rows[-1:]):,.0f} s"))
     with suppress(UserError):  # a table that is no longer there
         named = find_dataset(data["name"])
-        if isinstance(named, Table) and (reach := reach_of(named.train, threat)):
+        if isinstance(named, DataTable) and (reach := reach_of(named.train, threat)):
             found.append(Metric("of the table", *str(reach).partition("; ")[::2]))
     return found
 

@@ -25,12 +25,14 @@ _SCALED = "If it was given --eps, a factor of the table's own ε, give that agai
 def reproduction_commands(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> Section:
     """Return the commands that make the run in ``folder`` again, from its ``run.json``, and its evaluations, from theirs."""
     data, model = plan["data"]["name"], plan["model"]["name"]
+    versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
     again = f" --data {data}" if is_import_path(data) else ""
     commands = [evaluate_command(str(folder), found) + again for found in evaluations]
     table = data.endswith(TABLE_SUFFIX)
     known = data in DATASETS or table or is_import_path(data)
-    if model.startswith("python:") or not known or plan["data"].get("unlabelled"):
-        note = "Made in Python, from data or a network that no command knows; its method and settings are in run.json."
+    passed = "python:" in json.dumps(plan["settings"])
+    if model.startswith("python:") or passed or not known or plan["data"].get("unlabelled"):
+        note = "Made in Python, from data, a network or other objects that no command knows; run.json has method and settings."
     else:
         note = _SCALED if table else ""
         commands.insert(0, train_command(plan))

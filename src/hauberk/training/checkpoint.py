@@ -1,125 +1,163 @@
-"""Checkpoints: everything that a training needs to go on exactly, written down and read back."""
+"""A run's folder: run.json says what the run is, state.ckpt holds everything that it needs to go on exactly."""
 
+import hashlib
+import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from hauberk.core.distributed import World
+from hauberk.core.environment import versions
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.io import SCHEMA_ERRORS, previous, read_state, write_state
-from hauberk.training.early_failure import require_finite
-from hauberk.training.metrics import EpochMetrics
-from hauberk.training.plan import run_id
+from hauberk.core.io import LOCKFILE, as_json, previous, read_json, read_state, write_json, write_state
 
-if TYPE_CHECKING:
-    from hauberk.training.trainer import Trainer
+RUN_FORMAT = "hauberk-run/2"
+_RECORD, _STATE = "run.json", "state.ckpt"
+_BEFORE = (LOCKFILE, f"{_RECORD}.part", "tensorboard")  # what may lie in a folder where a run was killed before it had a record
+_SECTIONS = ("model", "method", "threat", "data", "settings")
+_MAY_DIFFER = ("device", "threads", "save_minutes", "on_divergence", "folder")  # where a run goes on
+_OBJECTS = {"optimizer": "optimizer=", "scheduler": "scheduler=", "augment": "augmentation=", "callbacks": "callbacks="}
 
-_STATE = "state.ckpt"
+
+def open_folder(out: str | Path | None, resume: bool) -> Path | None:
+    """Make the folder of a new run, or find that of one to resume. Raises UserError if that is not possible."""
+    if out is None:
+        if resume:
+            raise UserError("resume=True needs out=, the folder of the run")
+        return None
+    folder = Path(out)
+    if resume:
+        read_record(folder)
+        return folder
+    try:
+        if folder.exists() and (not folder.is_dir() or any(entry.name not in _BEFORE for entry in folder.iterdir())):
+            raise UserError(f"{folder} exists; go on with it by --resume {folder} (resume=True), or choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    return folder
 
 
-def save(trainer: "Trainer") -> None:
-    """Write a checkpoint; called by all processes together.
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read what the run in a folder is. Raises UserError if there is none, or one of another version of Hauberk."""
+    path = folder / _RECORD
+    if not path.is_file():
+        if not folder.exists():
+            raise UserError(f"{folder} does not exist")
+        killed = folder.is_dir() and any(folder.iterdir()) and all(entry.name in _BEFORE for entry in folder.iterdir())
+        again = "; it was killed before anything was saved: begin it again, without --resume" if killed else ""
+        raise UserError(f"{folder} holds no run to resume{again}")
+    stored = read_json(path)
+    if stored.get("format") != RUN_FORMAT:
+        raise UserError(f"{folder} holds no run to resume: its format is {stored.get('format')!r:.60}, not {RUN_FORMAT}")
+    return stored
+
+
+def begin(folder: Path, plan: Mapping[str, Any], resume: bool) -> tuple[dict[str, Any], str]:
+    """Write down what a run is; or check that the one in the folder is the same, and read its checkpoint.
+
+    Returns:
+        The state to go on from, empty where there is none; and a warning to show, or "".
 
     Raises:
-        TrainingDiverged: if the loss is not finite.
-        UserError: if it cannot be written; the checkpoint before is kept.
+        UserError: for another run, a damaged or foreign checkpoint, and if nothing can be written.
     """
-    if trainer.folder is None:
-        return
-    path = trainer.folder / _STATE
-    meter = trainer.meter.total(trainer.world)
-    require_finite(meter.read()["loss"], trainer.here)
-    parts = trainer.world.all_gather_object(_own(trainer))
-    trainer.world.on_main_process(lambda: write_state(path, _whole(trainer, meter, parts)))
+    here = {"versions": versions(), "threads": torch.get_num_threads()}
+    if not resume:
+        write_json(folder / _RECORD, {"format": RUN_FORMAT, **plan, **here})
+        return {}, ""
+    stored, path = read_record(folder), folder / _STATE
+    compare_plans(stored, plan)
+    state, warnings = dict[str, Any](), [_changes(stored, here)]
+    if _has_checkpoint(folder):
+        state, warning = read_state(path)
+        warnings.append(warning)
+        if state.get("run") != _run_id(plan):
+            raise UserError(f"{path} is the checkpoint of another run, or of another version of Hauberk; it was not taken")
+    return state, "; ".join(filter(None, warnings))
 
 
-def exists(folder: Path) -> bool:
-    """Whether there is a checkpoint in a folder."""
+def save(folder: Path, plan: Mapping[str, Any], state: dict[str, Any]) -> None:
+    """Write the state of a training; the checkpoint before is kept beside it.
+
+    Raises:
+        UserError: if it cannot be written, or, at the first time, what was passed in has a state that could not be read back.
+    """
+    if any(plan["settings"].get(name) for name in _OBJECTS if name != "augment") and not _has_checkpoint(folder):
+        content = io.BytesIO()
+        try:
+            torch.save([state["optimization"], state["local"]], content)
+            content.seek(0)
+            torch.load(content, weights_only=True)
+        except Exception as error:  # pickling fails in many ways
+            what = "the state of the optimizer, the scheduler or a callback"
+            raise UserError(f"{what} must be tensors and plain types: {in_one_line(error)}") from error
+    write_state(folder / _STATE, {"run": _run_id(plan), **state})
+
+
+def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse, by a UserError that names the first difference, to resume a run as something else."""
+    for section in _SECTIONS:
+        before, after = stored.get(section, {}), now[section]
+        if not isinstance(before, dict):
+            raise UserError(f"the run's record is damaged: its {section} is {before!r:.60}")
+        for key in {**after, **before}:
+            if key in _MAY_DIFFER or before.get(key) == after.get(key):
+                continue
+            if key.endswith("digest"):
+                kind = "unlabelled" if key.startswith("unlabelled") else "training"
+                raise UserError(f"this run was started with other {kind} data: inputs, labels or their order differ")
+            advice = f"pass the same {_OBJECTS[key]} again, or " if key in _OBJECTS else ""
+            raise UserError(
+                f"this run was started with {section} {key} = {before.get(key)!r}, not {after.get(key)!r}; "
+                f"{advice}use a new folder"
+            )
+
+
+def require_same_plan(plan: Mapping[str, Any], world: World) -> None:
+    """Refuse, by a UserError, to train together where processes were started differently, or see different data."""
+    problem = ""
+    try:
+        compare_plans(world.on_main_process(lambda: plan), plan)
+    except UserError as error:
+        problem = f"process {world.rank} is not like the first one: {error}"
+    world.raise_if_any(problem)
+
+
+def _run_id(plan: Mapping[str, Any]) -> str:
+    """Return a digest of all in a plan that fixes the result of a run, 16 hexadecimal digits: what a checkpoint belongs to."""
+    fixed = {section: {k: v for k, v in plan[section].items() if k not in _MAY_DIFFER} for section in _SECTIONS}
+    return hashlib.sha256(as_json(fixed).encode()).hexdigest()[:16]
+
+
+def _has_checkpoint(folder: Path) -> bool:
     return (folder / _STATE).exists() or previous(folder / _STATE).exists()
 
 
-def restore(trainer: "Trainer", folder: Path) -> str:
-    """Go on where the checkpoint in ``folder`` stopped; called by all processes together.
+def _changes(stored: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Say under which other versions, or with how many other threads, a run was begun; "" for none."""
 
-    Returns:
-        A warning to show, or "".
+    def listed(record: Mapping[str, Any]) -> list[str]:
+        then = record.get("versions")
+        then = then if isinstance(then, dict) else {}
+        known = [f"{name} {then.get(name)}" for name in here["versions"] if name != "date"]
+        return [*known, f"{record.get('threads')} threads"]
 
-    Raises:
-        UserError: if it is damaged, foreign, or of another model.
-    """
-    world, path = trainer.world, folder / _STATE
-    state, warning = world.on_main_process(lambda: read_state(path))
-    if state.get("run") != run_id(trainer.plan.to_dict()):
-        raise UserError(f"{path} is the checkpoint of another run, or of another version of Hauberk; it was not taken")
-    try:
-        _put_whole(trainer, state)
-        same = state["processes"] == world.size
-        _put_own(trainer, state["method"], state["parts"][world.rank] if same else {})
-    except SCHEMA_ERRORS as error:
-        raise UserError(f"{path} is of another model or version: {in_one_line(error)}") from error
-    world.on_main_process(lambda: trainer.record.restore(trainer.epoch))
-    if not same:
-        changed = f"saved by {state['processes']} processes, going on with {world.size}: not the same bit for bit"
-        warning = f"{warning}; {changed}" if warning else changed
-    return warning
+    before, now = listed(stored), listed(here)
+    changed = ", ".join(then for then, present in zip(before, now, strict=True) if then != present)
+    return f"begun with {changed}, going on with {', '.join(now)}: not the same bit for bit" if changed else ""
 
 
-def _whole(trainer: "Trainer", meter: EpochMetrics, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What all processes share, and in ``parts`` what each has of its own."""
-    return {
-        "run": run_id(trainer.plan.to_dict()),
-        "epoch": trainer.epoch,
-        "step": trainer.step,
-        "seconds": trainer.seconds,
-        "returns": trainer.returns,
-        **trainer.numerics(),
-        "model": trainer.model.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "ema": None if trainer.ema is None else trainer.ema.state_dict(),
-        "meter": meter.state(),
-        "method": trainer.plan.method.state_dict(),
-        "best": trainer.best,
-        "best_weights": trainer.best_weights,
-        "parts": parts,
-    }
+def get_rng_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of torch's generators that a training on a device draws from."""
+    on_gpu = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **on_gpu}
 
 
-def _put_whole(trainer: "Trainer", state: dict[str, Any]) -> None:
-    trainer.use(state["precision"], state["compiled"])
-    trainer.model.load_state_dict(state["model"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    if trainer.ema is not None:
-        trainer.ema.load_state_dict(state["ema"])
-    trainer.meter.restore(state["meter"], share=int(trainer.world.is_main))
-    trainer.epoch, trainer.step, trainer.returns = (int(state[name]) for name in ("epoch", "step", "returns"))
-    trainer.seconds = float(state["seconds"])
-    if trainer.epoch:  # then one is the best
-        metrics = {name: float(value) for name, value in state["best"]["metrics"].items()}
-        trainer.best = {"epoch": int(state["best"]["epoch"]), "metrics": metrics | {"epoch": int(metrics["epoch"])}}
-        trainer.score(metrics)  # has all that the next epochs will be compared with
-        like, best = trainer.judged.state_dict(), state["best_weights"]
-        trainer.best_weights = {name: torch.empty_like(like[name], device="cpu").copy_(best[name]) for name in like}
-
-
-def _own(trainer: "Trainer") -> dict[str, Any]:
-    """What this process has of its own: random state, and free training's perturbation of its part of the batch."""
-    on_gpu = trainer.device.type == "cuda"
-    return {
-        "carried": trainer.plan.method.local_state(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(trainer.device) if on_gpu else None,
-    }
-
-
-def _put_own(trainer: "Trainer", method: dict[str, Any], own: dict[str, Any]) -> None:
-    """Restore the method's state and this process's own; with another number of processes, it begins anew."""
-    trainer.plan.method.load_state_dict(_moved(method, trainer.device))
-    trainer.plan.method.load_local_state(_moved(own.get("carried", {}), trainer.device))
-    if own:
-        torch.set_rng_state(own["rng"])
-        if trainer.device.type == "cuda" and own["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(own["cuda_rng"], trainer.device)
-
-
-def _moved(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore those generators; that of a GPU where there was one."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,4 +1,4 @@
-"""How to train: every knob with its default, free of torch so that the command line can show it at once."""
+"""How to train: every setting with its default, and the schedules. Free of torch, so that the command line shows it at once."""
 
 import math
 from dataclasses import dataclass
@@ -6,13 +6,20 @@ from typing import Literal
 
 from hauberk.core.errors import UserError
 
+_RISE = 0.3  # part of a one-cycle schedule that goes up
+_START, _END = 1 / 25, 1e-4  # of the peak, as in torch's OneCycleLR and its paper (Smith and Topin 2018)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of the training loop. The method's own settings (attack, β) belong to the method."""
+    """Settings of the training loop. The method's own settings (attack, β) belong to the method.
+
+    Where a name may be ``package.module:attribute``, that object is imported. What is passed to ``hb.train`` as an object is
+    recorded here as ``python:`` and its qualified name.
+    """
 
     epochs: int = 30
-    """ModelQueries over the training data."""
+    """Passes over the training data."""
     batch_size: int = 128
     """Examples per step."""
     lr: float = 0.1
@@ -24,14 +31,23 @@ class TrainConfig:
     schedule: Literal["steps", "cosine", "one-cycle"] = "one-cycle"
     """How the learning rate changes: divided by 10 at milestones, half a cosine, or up for 30 % and down (one-cycle)."""
     milestones: tuple[float, ...] = (75.0, 90.0)
-    """Where "steps" divides by 10: the first epochs with the lower rate, from 1, or shares of the training where below 1."""
+    """Where "steps" divides by 10: the first epochs with the lower rate, from 1, or parts of the training where below 1."""
+    optimizer: str = ""
+    """Your own optimizer in place of SGD: package.module:attribute, a callable from parameters to a torch optimizer."""
+    scheduler: str = ""
+    """Your own schedule: package.module:attribute, a callable from an optimizer to a torch learning-rate scheduler."""
+    scheduler_interval: Literal["epoch", "step"] = "epoch"
+    """Step your own scheduler after each epoch or after each step."""
     eps_warmup: float = 0.0
-    """Share of the training during which ε grows from 0. MNIST at 0.3 does not start to learn without it."""
+    """Subset of the training during which ε grows from 0. MNIST at 0.3 does not start to learn without it."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights, e.g. 0.999; 0 for none; -1 for 1 - 10 / steps, which
     averages over a tenth of the training. If on, the average is what is validated."""
-    augment: Literal["auto", "none", "crop", "crop-flip"] = "auto"
-    """Augmentation of images; "auto" is the usual one of a named data set, and none for other data."""
+    augment: str = "auto"
+    """Augmentation: crop, crop-flip, none, or package.module:attribute for your own; auto is the usual one of a named data
+    set, and none for other data."""
+    callbacks: tuple[str, ...] = ()
+    """Called with the metrics of each epoch: package.module:attribute of each callback."""
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
     """Weight of each class in the loss: none, inversely proportional to its frequency, or one number per class."""
     val_size: int = -1
@@ -39,15 +55,15 @@ class TrainConfig:
     val_steps: int = 10
     """Steps of the PGD (ε/4, cross-entropy) that validation measures robust accuracy with."""
     unlabelled_share: float = 0.7
-    """Share of each batch taken from unlabelled examples, where there are some (RST's and MART's practice: 0.7)."""
+    """Subset of each batch taken from unlabelled examples, where there are some (RST's and MART's practice: 0.7)."""
     patience: int = 0
     """Stop after this many epochs without a better validation result; 0 to never stop early."""
     seed: int = 0
-    """Of the weights, the order of the data, augmentation and random starts."""
+    """Seed of the weights, the order of the data, augmentation and random starts."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice. Results repeat bit for bit only with the same number."""
     device: str = "auto"
-    """"auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
+    """Device to train on: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """fp32, or bf16 for attack and passes of the loss (losses and weights stay in float32); "auto" measures whether bf16 is
     faster here and agrees with float32, and the run records which it took."""
@@ -60,30 +76,29 @@ class TrainConfig:
     sync_batchnorm: bool = False
     """On several GPUs, normalise by the statistics of the whole batch instead of each GPU's part (SyncBatchNorm)."""
     save_minutes: float = 10.0
-    """Save a checkpoint this often within an epoch; one is always saved at its end."""
+    """Minutes between two checkpoints within an epoch; one is always saved at its end."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "val_size", "val_steps", "patience", "seed", "threads"):
             if not isinstance(getattr(self, name), int):
                 raise UserError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "val_steps": self.val_steps}
-        for name, value in positive.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise UserError(f"{name} must be positive, got {value}")
-        shares = {"momentum": self.momentum, "ema": 0.0 if self.ema == -1 else self.ema, "eps_warmup": self.eps_warmup}
-        shares["unlabelled_share"] = self.unlabelled_share
-        for name, value in shares.items():
-            if not 0 <= value < 1:
-                raise UserError(f"{name} must be at least 0 and below 1, got {value}")
-        others = {"weight_decay": self.weight_decay, "patience": self.patience, "threads": self.threads}
-        for name, value in others.items():
-            if not (value >= 0 and math.isfinite(value)):
-                raise UserError(f"{name} must not be negative, got {value}")
+        for name in ("optimizer", "scheduler", "augment"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{name} must be a name, got {getattr(self, name)!r:.60}")
+        for name in ("epochs", "batch_size", "lr", "val_steps"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("momentum", "ema", "eps_warmup", "unlabelled_share"):
+            if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("ema", -1):
+                raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name in ("weight_decay", "patience", "threads"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         if any(not m > 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise UserError(f"milestones must be positive and rising, got {self.milestones}")
         choices = {
             "schedule": ("steps", "cosine", "one-cycle"),
-            "augment": ("auto", "none", "crop", "crop-flip"),
+            "scheduler_interval": ("epoch", "step"),
             "precision": ("auto", "fp32", "bf16"),
             "compile": ("auto", "on", "off"),
             "on_divergence": ("stop", "rollback", "ignore"),
@@ -91,3 +106,54 @@ class TrainConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """The fields that an own optimizer or scheduler makes meaningless, and which of the two."""
+        by_optimizer = dict.fromkeys(("lr", "momentum", "weight_decay") if self.optimizer else (), "optimizer")
+        own = "scheduler" if self.scheduler else "optimizer"
+        return by_optimizer | dict.fromkeys(("schedule", "milestones") if self.scheduler or self.optimizer else (), own)
+
+
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Learning rate of a step by the schedule of the settings: a pure function, so nothing is saved or restored.
+
+    Args:
+        config: schedule, peak and milestones.
+        step: 0-based, over the whole training.
+        total: number of steps of the whole training.
+    """
+    done = step / total
+    if config.schedule == "cosine":
+        return config.lr * _half_cosine(1.0, 0.0, done)
+    if config.schedule == "one-cycle":
+        if done < _RISE:
+            return config.lr * _half_cosine(_START, 1.0, done / _RISE)
+        return config.lr * _half_cosine(1.0, _END, (done - _RISE) / (1 - _RISE))
+    epoch = math.floor(done * config.epochs + 1e-9)
+    return config.lr * 0.1 ** sum(epoch >= first for first in _drops(config))
+
+
+def first_drop(config: TrainConfig) -> int:
+    """0-based epoch of the first learning-rate drop; three quarters of the training where there is none."""
+    if config.schedule == "steps" and config.milestones:
+        drop = math.ceil(_drops(config)[0])
+        if drop < config.epochs:
+            return drop
+    return int(0.75 * config.epochs)
+
+
+def eps_scale(config: TrainConfig, step: int, total: int) -> float:
+    """Factor of ε at a step: rises from near 0 to 1 during the warm-up, then 1."""
+    if config.eps_warmup == 0:
+        return 1.0
+    return min(1.0, (step + 1) / (config.eps_warmup * total))
+
+
+def _drops(config: TrainConfig) -> list[float]:
+    """0-based epochs that start with a lower rate; the papers count epochs from 1 ("at the 75-th epoch")."""
+    return [m * config.epochs if m < 1 else m - 1 for m in config.milestones]
+
+
+def _half_cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))

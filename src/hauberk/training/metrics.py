@@ -1,14 +1,20 @@
-"""Sums over an epoch, kept on the device and read seldom; exact sums, never means of means."""
+"""What an epoch showed: sums of training metrics, validation, and signs that a training has gone wrong."""
+
+from math import isfinite, sqrt
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hauberk.attacks import PGD, frozen_model, run_attack
 from hauberk.core.distributed import World
-from hauberk.methods import Output
+from hauberk.core.random import ExampleRng
+from hauberk.data import IndexedDataset, fetch_for
+from hauberk.methods import Method, Output
 
 
 class EpochMetrics:
-    """Counts what training saw in passes it made anyway."""
+    """Sums over an epoch of what training saw in passes it made anyway; exact sums on the device, never means of means."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -41,20 +47,105 @@ class EpochMetrics:
         whole._counts = {name: int(count) for name, count in zip(self._sums, counts, strict=True)}
         return whole
 
-    def read(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Return means over the epoch so far; accuracies only of what the method looked at. Synchronises."""
         return {"loss": 0.0} | {name: float(total) / self._counts[name] for name, total in self._sums.items()}
 
-    def state(self) -> dict[str, list[float]]:
+    def state_dict(self) -> dict[str, list[float]]:
         """Return sums and counts, for a checkpoint."""
         return {name: [float(total), self._counts[name]] for name, total in self._sums.items()}
 
-    def restore(self, state: dict[str, list[float]], share: int = 1) -> None:
+    def load_state_dict(self, state: dict[str, list[float]], factor: int = 1) -> None:
         """Go on from the sums of a checkpoint, times 1 or, where another process has them, 0."""
-        self._sums = {name: torch.tensor(share * s, dtype=torch.float64, device=self._device) for name, (s, _) in state.items()}
-        self._counts = {name: share * int(count) for name, (_, count) in state.items()}
+        self._sums = {k: torch.tensor(factor * s, dtype=torch.float64, device=self._device) for k, (s, _) in state.items()}
+        self._counts = {name: factor * int(count) for name, (_, count) in state.items()}
 
     def _add(self, name: str, total: Tensor, count: int) -> None:
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
         self._sums[name] = self._sums.get(name, zero) + total.double()
         self._counts[name] = self._counts.get(name, 0) + count
+
+
+def validate(
+    model: nn.Module,
+    source: IndexedDataset,
+    method: Method,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    world: World,
+    class_weights: Tensor | None = None,
+) -> dict[str, float]:
+    """Measure clean accuracy, and accuracy under PGD (ε/4, uniform start, cross-entropy, best point kept).
+
+    Each process looks at its part, ``batch_size`` examples at a time. With class weights (C,), an example counts as much as in
+    the loss: otherwise a network that knows only the frequent class could be the best.
+
+    Returns:
+        ``val_clean_accuracy`` and ``val_robust_accuracy``, in [0, 1].
+    """
+    # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
+    attack = PGD(steps, loss="evade" if method.extra_outputs else "ce")
+    sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
+    for index in world.local_shard(torch.arange(len(source))).split(batch_size):
+        if not len(index):
+            break
+        x, y = fetch_for(model, source, index)
+        # The same starts every epoch, so that epochs are compared on equal terms.
+        found = run_attack(attack, model, x, y, method.threat, seed=ExampleRng(seed, index.to(x.device), stage=-2))
+        with frozen_model(model) as view, torch.no_grad():
+            right = view(x).argmax(1) == y
+        weight = torch.ones(len(y), device=y.device) if class_weights is None else class_weights.to(y.device)[y]
+        sums += torch.stack([(weight * right).sum(), (weight * (right & ~found.success)).sum(), weight.sum()])
+    clean, robust, total = world.sum(sums).tolist()
+    total = total or 1.0  # all weights may be 0
+    return {"val_clean_accuracy": clean / total, "val_robust_accuracy": robust / total}
+
+
+class TrainingDiverged(Exception):
+    """What went wrong, for the user."""
+
+
+def require_finite(loss: float, where: str) -> None:
+    """Raise TrainingDiverged if the loss is not finite."""
+    if not isfinite(loss):
+        raise TrainingDiverged(f"the loss became {loss} at {where}")
+
+
+def check_catastrophic_overfitting(row: dict[str, Any], best: dict[str, Any], held_out: int, classes: int) -> None:
+    """Raise TrainingDiverged for catastrophic overfitting (Wong et al. 2020): the training attack fails, and others succeed.
+
+    That is taken to have happened when robust accuracy on held-out examples is under half of the best so far, by more than
+    four standard errors, while robust accuracy in training has reached that best one. A training that merely stumbles, at a
+    high learning rate, loses both, and is left to recover; and one that was no better than chance has nothing to lose.
+
+    Args:
+        row: metrics of this epoch.
+        best: metrics of the best one before; empty if there is none.
+        held_out: examples that validation looks at.
+        classes: of the data.
+    """
+    now, then = row.get("val_robust_accuracy"), best.get("val_robust_accuracy")
+    seen = row.get("train_robust_accuracy")
+    if now is None or then is None or seen is None:
+        return
+    if then <= 1 / classes + 4 * sqrt((1 - 1 / classes) / classes / held_out):
+        return
+    if now < then / 2 and then - now > 4 * sqrt(then * (1 - then) / held_out) and seen >= then:
+        raise TrainingDiverged(
+            f"robust accuracy on held-out examples fell from {100 * then:.1f} % to {100 * now:.1f} % in epoch {row['epoch']}, "
+            f"while {100 * seen:.1f} % withstand the training attack: catastrophic overfitting, usual where it has one step"
+        )
+
+
+def score(row: dict[str, Any], attacks: bool) -> tuple[float, ...]:
+    """Rank an epoch by its metrics; larger is better. With nothing held out, the last epoch is the best.
+
+    Args:
+        row: metrics of the epoch.
+        attacks: whether the method attacks; one that does not is judged by clean accuracy first.
+    """
+    if "val_clean_accuracy" not in row:
+        return (row["epoch"],)
+    names = ("val_robust_accuracy", "val_clean_accuracy")
+    return tuple(row[name] for name in (names if attacks else names[::-1]))

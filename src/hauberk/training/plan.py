@@ -1,23 +1,25 @@
-"""What a run is, settled before it starts: parts of the data, settings, and the record that resuming compares."""
+"""What a run is, settled before it starts: parts of the data, settings, objects that are passed in, and what names them."""
 
-import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hauberk.core.errors import UserError
-from hauberk.core.io import as_json, json_roundtrip
-from hauberk.data import DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, labels
+from hauberk.core.imports import import_object, is_import_path
+from hauberk.core.io import json_roundtrip
+from hauberk.data import AUGMENTATIONS, DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
+from hauberk.data.augment import Augmentation
 from hauberk.methods import Method
 from hauberk.models import ModelSpec
-from hauberk.training.config import TrainConfig
-from hauberk.training.schedule import first_drop
+from hauberk.training.callbacks import find_callback
+from hauberk.training.config import TrainConfig, first_drop
+from hauberk.training.optimizer import MakeOptimizer, MakeScheduler
 
-_ROOMS = ("model", "method", "threat", "data", "settings")
-_MAY_DIFFER = ("device", "threads", "save_minutes", "on_divergence", "folder")  # where a run goes on
+_FROM_PYTHON = "python:"  # in front of the name of an object that was passed in without an import path
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,23 +28,23 @@ class Plan:
 
     Attributes:
         spec: the model.
-        method: bound to its threat model.
-        settings: of the loop.
+        method: bound to its threat model, its schedules fitted to the length of the training.
+        config: settings of the loop.
         train: the training part.
         val: the part held out of it for validation, perhaps empty.
-        augment: name of the augmentation in force.
+        augmentation: applied to each batch before the attack.
         class_weights: (C,) or None.
         unlabelled: further examples with pseudo-labels, or None.
         processes: that share each batch.
-        code: what computes besides the weights, of a network that is not ours; see :func:`hauberk.models.code.model_code`.
+        code: what computes besides the weights, of a network that is not ours; see :func:`hauberk.models.model_code`.
     """
 
     spec: ModelSpec
     method: Method
-    settings: TrainConfig
+    config: TrainConfig
     train: IndexedDataset
     val: IndexedDataset
-    augment: str
+    augmentation: Augmentation
     class_weights: Tensor | None
     unlabelled: IndexedDataset | None = None
     processes: int = 1
@@ -56,8 +58,8 @@ class Plan:
     @property
     def labelled_batch(self) -> int:
         """Labelled examples of each batch."""
-        share = self.settings.unlabelled_share if self.unlabelled is not None else 0.0
-        return max(1, round(self.settings.batch_size * (1 - share)))
+        unlabelled = self.config.unlabelled_share if self.unlabelled is not None else 0.0
+        return max(1, round(self.config.batch_size * (1 - unlabelled)))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,18 +73,18 @@ class Plan:
     @property
     def total_steps(self) -> int:
         """Steps of the whole training."""
-        return self.settings.epochs * self.steps_per_epoch
+        return self.config.epochs * self.steps_per_epoch
 
     def batches(self, epoch: int) -> list[Tensor]:
         """Return the indices of each batch of an epoch, in an order that depends on seed and epoch only.
 
         An epoch is one pass over the labelled examples; unlabelled ones fill each batch up to its size.
         """
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.train), generator=generator)
         batches = order.split(self.labelled_batch)[: self.steps_per_epoch // self.method.replays]
         if self.unlabelled is not None:
-            added = self.settings.batch_size - self.labelled_batch
+            added = self.config.batch_size - self.labelled_batch
             rounds = -(-len(batches) * added // len(self.unlabelled))
             orders = [torch.randperm(len(self.unlabelled), generator=generator) for _ in range(rounds)]
             more = (torch.cat(orders) + len(self.train)).split(added) if added else ()
@@ -99,102 +101,143 @@ class Plan:
         return {name: data_digest(source) for name, source in parts.items() if source is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types for run.json and cards."""
+        """Return plain types for run.json and cards; settings that an own optimizer or scheduler replaces are left out."""
+        config = {name: value for name, value in asdict(self.config).items() if name not in self.config.replaced}
         return {
             "model": self.spec.to_dict() | ({"code": self.code} if self.code else {}),
             "method": self.method.to_dict(),
             "threat": self.method.threat.to_dict(),
             "data": {
                 "name": self.train.name,
-                "folder": self.train.folder,
+                "folder": getattr(_whole(self.train), "folder", ""),
                 "train": len(self.train),
                 "val": len(self.val),
                 "unlabelled": 0 if self.unlabelled is None else len(self.unlabelled),
                 **self._digests,
             },
-            "settings": json_roundtrip(asdict(self.settings)),
+            "settings": json_roundtrip(config),
         }
 
 
 def make_plan(
     spec: ModelSpec,
     method: Method,
-    settings: TrainConfig,
+    config: TrainConfig,
     source: IndexedDataset,
     unlabelled: IndexedDataset | None = None,
     processes: int = 1,
     code: str = "",
+    augmentation: Callable[..., Tensor] | None = None,
 ) -> Plan:
-    """Hold out the validation part, and settle augmentation and class weights.
+    """Hold out the validation part, and settle augmentation and class weights. Raises UserError for what does not fit.
 
-    Raises:
-        UserError: if the parts or weights do not fit the data.
+    Arguments are the attributes of :class:`Plan`; ``augmentation`` is a callable in place of the name in ``config``.
     """
-    train, val = hold_out(source, settings)
-    augment = "none"
-    if settings.augment != "auto":
-        augment = settings.augment
-    elif source.name in DATASETS:
-        augment = DATASETS[source.name].augmentation
-    if augment != "none" and len(spec.input_shape) != 3:
-        raise UserError(f"augmentation {augment!r} is for images, not inputs of shape {spec.input_shape}")
-    method = method.planned(settings.epochs, first_drop(settings))
-    class_weights = _class_weights(settings, train, spec.classes)
-    plan = Plan(spec, method, settings, train, val, augment, class_weights, unlabelled, processes, code)
+    train, val = hold_out(source, config)
+    named = config.augment
+    if named == "auto":
+        named = DATASETS[source.name].augmentation if source.name in DATASETS else "none"
+    if named in AUGMENTATIONS and named != "none" and len(spec.input_shape) != 3:
+        raise UserError(f"augmentation {named!r} is for images, not inputs of shape {spec.input_shape}")
+    found = find_augmentation(augmentation or named)
+    method = method.planned(config.epochs, first_drop(config))
+    weights = _class_weights(config, train, spec.classes)
+    plan = Plan(spec, method, config, train, val, found, weights, unlabelled, processes, code)
     smallest = min(plan.labelled_batch, len(train))
     if processes > 1 and smallest < 2 * processes:
         raise UserError(f"batches of {smallest} examples are too small for {processes} processes; each needs two at least")
     return plan
 
 
-def hold_out(source: IndexedDataset, settings: TrainConfig) -> tuple[IndexedDataset, IndexedDataset]:
-    """Split into the part to train on and the part to validate on, by the seed.
-
-    Raises:
-        UserError: if nothing would be left to train on.
-    """
-    size = settings.val_size if settings.val_size >= 0 else min(1000, len(source) // 10)
+def hold_out(source: IndexedDataset, config: TrainConfig) -> tuple[IndexedDataset, IndexedDataset]:
+    """Split, by the seed, into the part to train on, where there must be something left, and the part to validate on."""
+    size = config.val_size if config.val_size >= 0 else min(1000, len(source) // 10)
     if size >= len(source):
         raise UserError(f"val_size = {size} leaves nothing to train on: there are {len(source)} examples")
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(settings.seed))
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(config.seed))
     val, train = Subset(source, order[:size].sort().values), Subset(source, order[size:].sort().values)
     return train, val
 
 
-def run_id(plan: dict[str, Any]) -> str:
-    """Return a digest of all in a plan that fixes the result of a run, 16 hexadecimal digits: what a checkpoint belongs to."""
-    fixed = {room: {k: v for k, v in plan[room].items() if k not in _MAY_DIFFER} for room in _ROOMS}
-    return hashlib.sha256(as_json(fixed).encode()).hexdigest()[:16]
+@dataclass(frozen=True, eq=False)
+class PassedObjects:
+    """What is passed to a training in place of its own parts.
 
-
-def compare_plans(stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to resume a run as something else.
-
-    Raises:
-        UserError: naming the first difference.
+    Attributes:
+        optimizer: makes the optimizer, or None.
+        scheduler: makes the learning-rate scheduler, or None.
+        augmentation: a callable, or None.
+        callbacks: perhaps none.
+        names: of those that are given, as fields of ``TrainConfig`` record them.
     """
-    for room in _ROOMS:
-        before, after = stored.get(room, {}), now[room]
-        if not isinstance(before, dict):
-            raise UserError(f"the run's record is damaged: its {room} is {before!r:.60}")
-        for key in after:
-            if key in _MAY_DIFFER or before.get(key) == after[key]:
-                continue
-            if key.endswith("digest"):
-                kind = "unlabelled" if key.startswith("unlabelled") else "training"
-                raise UserError(f"this run was started with other {kind} data: inputs, labels or their order differ")
-            raise UserError(
-                f"this run was started with {room} {key} = {before.get(key)!r}, not {after[key]!r}; use a new folder"
-            )
+
+    optimizer: MakeOptimizer | None
+    scheduler: MakeScheduler | None
+    augmentation: Callable[..., Tensor] | None
+    callbacks: list[Any]
+    names: dict[str, Any]
 
 
-def _class_weights(settings: TrainConfig, train: IndexedDataset, classes: int) -> Tensor | None:
-    if settings.class_weights == "none":
+def find_passed(optimizer: Any, scheduler: Any, augmentation: Any, callbacks: Iterable[Any]) -> PassedObjects:
+    """Import what is named as ``package.module:attribute``, and name what is passed as an object.
+
+    Arguments are those of :func:`hauberk.train`; "" stands for none. Raises UserError for what cannot be imported or called.
+    """
+    given = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation}
+    names: dict[str, Any] = {name: _recorded_name(one) for name, one in given.items() if one is not None and one != ""}
+    callbacks = list(callbacks)
+    if callbacks:
+        names["callbacks"] = tuple(map(_recorded_name, callbacks))
+    made: dict[str, Any] = {}
+    for name in ("optimizer", "scheduler"):
+        one = given[name] if name in names else None
+        made[name] = import_object(one, name) if isinstance(one, str) else one
+        if made[name] is not None and not callable(made[name]):
+            example = "optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"
+            raise UserError(f"{name} is a callable that makes one, as {example}; not a {type(made[name]).__name__}")
+    own = augmentation if "augment" in names and not isinstance(augmentation, str) else None
+    return PassedObjects(made["optimizer"], made["scheduler"], own, [find_callback(one) for one in callbacks], names)
+
+
+def require_named(config: TrainConfig, given: Mapping[str, Iterable[str]], advice: str) -> None:
+    """Refuse, by a UserError, to import what a record names and nobody has named again, or what no name brings back.
+
+    Args:
+        config: from the record of a run.
+        given: what was named, by field of ``config``.
+        advice: how to go on with objects that were made in Python.
+    """
+    for name, trusted in given.items():
+        stored = getattr(config, name)
+        for one in stored if isinstance(stored, tuple) else (stored,):
+            if one.startswith(_FROM_PYTHON):
+                raise UserError(f"{name} of this run was made in Python ({one.removeprefix(_FROM_PYTHON)}); {advice}")
+            if is_import_path(one) and one not in trusted:
+                raise UserError(f"this run would import {one!r}; add --{name} {one} if you trust it")
+
+
+def _recorded_name(given: Any) -> str:
+    """The import path itself; of an object its qualified name, and the plain arguments of a ``functools.partial``."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, partial):
+        plain = [f"{key}={value}" for key, value in given.keywords.items() if isinstance(value, int | float | str)]
+        return f"{_recorded_name(given.func)}({', '.join(plain)})"
+    kind = given if hasattr(given, "__qualname__") else type(given)
+    return f"{_FROM_PYTHON}{kind.__module__}.{kind.__qualname__}"
+
+
+def _class_weights(config: TrainConfig, train: IndexedDataset, classes: int) -> Tensor | None:
+    if config.class_weights == "none":
         return None
-    if settings.class_weights == "balanced":
+    if config.class_weights == "balanced":
         counts = labels(train).bincount(minlength=classes)
         return len(train) / (classes * counts.clamp_min(1))
-    weights = torch.tensor(settings.class_weights)
+    weights = torch.tensor(config.class_weights)
     if len(weights) != classes or not bool((weights >= 0).all()) or not bool(weights.isfinite().all()):
-        raise UserError(f"class_weights needs {classes} numbers that are not negative, got {settings.class_weights}")
+        raise UserError(f"class_weights needs {classes} numbers that are not negative, got {config.class_weights}")
     return weights
+
+
+def _whole(source: IndexedDataset) -> IndexedDataset:
+    return _whole(source.dataset) if isinstance(source, Subset) else source

@@ -1,37 +1,34 @@
 """hb.train: one call from a model and data to a trained model on disk."""
 
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hauberk.attacks.checks import check_model
-from hauberk.core.distributed import World, get_world, local_rank, translate_lost_process
-from hauberk.core.environment import versions
+from hauberk.core.distributed import get_world, local_rank, translate_lost_process
 from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
 from hauberk.core.imports import trusted_name
-from hauberk.core.io import LOCKFILE, SCHEMA_ERRORS, exclusive_lock, read_json, write_json
+from hauberk.core.io import SCHEMA_ERRORS, exclusive_lock
 from hauberk.core.progress import ProgressBar
+from hauberk.core.signals import watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.methods.named import published_method
 from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel, threat_from_dict
-from hauberk.training.checkpoint import exists, restore
+from hauberk.training import checkpoint
+from hauberk.training.callbacks import MetricsLog, TensorBoardLog
 from hauberk.training.config import TrainConfig
-from hauberk.training.interrupt import watch_signals
-from hauberk.training.parallel import synchronise_batchnorm
-from hauberk.training.plan import compare_plans, make_plan
+from hauberk.training.optimizer import MakeOptimizer, MakeScheduler
+from hauberk.training.plan import PassedObjects, Plan, find_passed, make_plan, require_named
 from hauberk.training.published import find_published
 from hauberk.training.trainer import Trainer
-
-RUN_FORMAT = "hauberk-run/1"
-_RECORD = "run.json"
-_BEFORE = (LOCKFILE, f"{_RECORD}.part", "tensorboard")  # what may lie in a folder where a run was killed before it had a record
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +58,10 @@ def train(
     threat: ThreatModel | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    optimizer: MakeOptimizer | str = "",
+    scheduler: MakeScheduler | str = "",
+    augmentation: Callable[..., Tensor] | str = "",
+    callbacks: Iterable[Any] = (),
     recipe: str = "published",
     unlabelled: Any = None,
     quiet: bool = False,
@@ -70,7 +71,7 @@ def train(
     """Train a model, choose the best epoch on a held-out part of the training set, and keep everything in ``out``.
 
     Within a ``torch.distributed`` process group (see :func:`hauberk.init_distributed`) the processes share each batch, and end
-    with the same weights; only the first one writes.
+    with the same weights; only rank 0 writes.
 
     Args:
         model: a network from inputs (B, ...) in the box to logits (B, C), trained in place; or the name of a built-in one, or a
@@ -81,7 +82,17 @@ def train(
             network; or what ``hb.method`` returns, which is used as it is.
         threat: what the adversary may do; not needed if ``method`` was made by ``hb.method``.
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
-        resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped.
+        resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped. Objects that were
+            passed then are passed again.
+        optimizer: a callable from the list of parameters to a ``torch.optim.Optimizer``, in place of the SGD of the settings;
+            without a scheduler its learning rate stays as it is. Like the next three, it may be ``package.module:attribute``.
+        scheduler: a callable from the optimizer to a ``torch.optim.lr_scheduler.LRScheduler``, stepped after each epoch, or
+            after each step with ``scheduler_interval="step"``.
+        augmentation: applied to each batch before the attack: a callable ``f(x)`` or ``f(x, rng)`` from inputs (B, ...) in the
+            box to such inputs, ``rng`` an ``ExampleRng`` keyed by example; or a name, such as "crop-flip".
+        callbacks: objects with some of ``on_train_begin(trainer)``, ``on_step_end(trainer, output)``, ``on_epoch_end(trainer,
+            metrics)`` and ``on_train_end(trainer)``, or functions of the metrics of an epoch. What ``state_dict()`` returns is
+            kept in checkpoints, for ``load_state_dict(state)``. They run on rank 0; with ``all_ranks = True`` on every rank.
         recipe: where settings that are not given come from: "published" for the literature's, "express" for a short training.
         unlabelled: further training data with pseudo-labels, as ``hauberk.data.pseudo_label`` makes them; each batch takes
             ``unlabelled_share`` of its examples from there.
@@ -100,7 +111,7 @@ def train(
         >>> sorted(run.best)
         ['epoch', 'metrics']
     """
-    source = as_dataset(train_set)
+    source, more = as_dataset(train_set), None if unlabelled is None else as_dataset(unlabelled)
     network_name = model if isinstance(model, str) else getattr(model, "name", "")
     if isinstance(method, str):
         if threat is None:
@@ -109,52 +120,51 @@ def train(
         method = published_method(method, threat, source.name, network_name, recipe=recipe, seed=seed)
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
-    check_dataset(source, method.threat)
-    more = None if unlabelled is None else as_dataset(unlabelled)
-    if more is not None:
-        check_dataset(more, method.threat)
-    found = find_published(source.name, network_name, method.name, str(method.settings.get("preset", "paper")), recipe)
-    asked: dict[str, Any] = {} if method.precision.precision == "model" else {"precision": method.precision.precision}
-    asked |= {"compile": "on"} if method.precision.compiled else {}
-    chosen = _settings(found.settings | asked | settings)
-    device = pick_device(chosen.device)
-    world = get_world()
-    threads = torch.get_num_threads()
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), watch_signals() as stop:
-            torch.manual_seed(chosen.seed)
-            spec, network = _network(model, source, device, method.extra_outputs)
-            code = model_code(network) if spec.imports or spec.is_from_python else ""
-            if chosen.sync_batchnorm and world.size > 1:
-                network = synchronise_batchnorm(network, method, device)
-            if not world.is_main:  # whose dropout should not be that of the first
-                torch.manual_seed(chosen.seed + world.rank * 1_000_003)
-            plan = make_plan(spec, method, chosen, source, more, world.size, code)
-            if world.size > 1:
-                _agree(plan.to_dict(), world)
-            folder = world.on_main_process(lambda: _open_folder(out, resume))
-            with ExitStack() as locked:
-                world.on_main_process(lambda: locked.enter_context(exclusive_lock(folder)))
-                trainer = Trainer(network, plan, folder, device, world, stop, report_every)
-                warning = _begin(trainer, resume)
-                done = trainer.epoch * plan.steps_per_epoch + trainer.step
-                with ProgressBar(method.name, plan.total_steps, done, quiet or not world.is_main) as display:
-                    if warning:
-                        display.line(warning)
-                    with translate_lost_process(f"--resume {folder} (resume=True) goes on from there"):
-                        trainer.run(display)
-                trainer.record.close()
-            if trainer.finished:
-                network.load_state_dict(trainer.best_weights)
-    finally:
-        torch.set_num_threads(threads)
-    return Run(network.eval(), folder, trainer.record.rows, trainer.best, not trainer.finished)
+    for data in (source, more):
+        if data is not None:
+            check_dataset(data, method.threat)
+    passed = find_passed(optimizer, scheduler, augmentation, callbacks)
+    preset = str(method.settings.get("preset", "paper"))
+    published = find_published(source.name, network_name, method.name, preset, recipe).settings
+    config = _configure(method, published, settings, passed.names)
+    device, world = pick_device(config.device), get_world()
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(config.threads or torch.get_num_threads())
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stop = stack.enter_context(watch_signals())
+        network, plan = _prepare(model, method, config, source, more, passed, device)
+        folder = world.on_main_process(lambda: checkpoint.open_folder(out, resume))
+        world.on_main_process(lambda: stack.enter_context(exclusive_lock(folder)))
+        log = MetricsLog(folder if world.is_main else None)
+        logs = [log, TensorBoardLog(folder / "tensorboard")] if folder else [log]
+        every = [*logs, *passed.callbacks]
+        made = passed.optimizer, passed.scheduler
+        trainer = Trainer(network, plan, folder, device, world, lambda: stop.asked, *made, every, report_every)
+        warning = _begin(trainer, resume)
+        done = trainer.epoch * plan.steps_per_epoch + trainer.step
+        display = stack.enter_context(ProgressBar(method.name, plan.total_steps, done, quiet or not world.is_main))
+        if warning:
+            display.line(warning)
+        with translate_lost_process(f"--resume {folder} (resume=True) goes on from there"):
+            trainer.run(display)
+        if trainer.finished:
+            network.load_state_dict(trainer.best_weights)
+    return Run(network.eval(), folder, log.rows, trainer.best, not trainer.finished)
 
 
 def resume(
-    folder: str | Path, *, model: str = "", data: str = "", verify: bool = True, quiet: bool = False, on_divergence: str = ""
+    folder: str | Path,
+    *,
+    model: str = "",
+    data: str = "",
+    optimizer: str = "",
+    scheduler: str = "",
+    augment: str = "",
+    callbacks: Iterable[str] = (),
+    verify: bool = True,
+    quiet: bool = False,
+    on_divergence: str = "",
 ) -> Run:
     """Go on with a run on a named data set and a named model, all of it read from the run's folder.
 
@@ -162,6 +172,10 @@ def resume(
         folder: of the run.
         model: ``module:factory``, where the run was made with one: naming it again allows importing it.
         data: ``module:attribute``, where the data set was named so, likewise.
+        optimizer: its import path, likewise.
+        scheduler: likewise.
+        augment: likewise.
+        callbacks: those of all, likewise.
         verify: compare checksums of the data files with the original ones.
         quiet: print nothing.
         on_divergence: as in ``TrainConfig``, where it should be another than the run was started with.
@@ -169,28 +183,29 @@ def resume(
     Raises:
         UserError: if the folder holds no run, or one that only Python can resume; and as :func:`train`.
     """
-    stored = get_world().on_main_process(lambda: read_json(_record_of(Path(folder))))
-    if stored.get("format") != RUN_FORMAT:
-        raise UserError(f"{folder} holds no run to resume")
+    stored = get_world().on_main_process(lambda: checkpoint.read_record(Path(folder)))
     spec = ModelSpec.from_dict(stored.get("model", {}))
+    again = "go on with hb.train(model, data, ..., resume=True), and what was passed then"
     if spec.is_from_python:
-        raise UserError(f"the model of {folder} was made in Python; go on with hb.train(model, data, out=..., resume=True)")
+        raise UserError(f"the model of {folder} was made in Python; {again}")
     if spec.imports and spec.name != model:
         raise UserError(f"this run would import {spec.name!r}; add --model {spec.name} if you trust it")
     try:
-        trained_on, how = stored["data"], dict(stored["method"])
+        trained_on, method = stored["data"], dict(stored["method"])
         settings = dict(stored["settings"]) | ({"on_divergence": on_divergence} if on_divergence else {})
-        for name in ("milestones", "class_weights"):
-            settings[name] = tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
-        TrainConfig(**settings)
+        for name in ("milestones", "class_weights", "callbacks"):
+            if isinstance(settings.get(name), list):
+                settings[name] = tuple(settings[name])
+        named = {"optimizer": [optimizer], "scheduler": [scheduler], "augment": [augment], "callbacks": list(callbacks)}
+        require_named(TrainConfig(**settings), named, again)
         name = trusted_name(str(trained_on["name"]), data, "--data")
         source = load_data(name, "train", trained_on["folder"], verify=verify)
-        method = make_method(how.pop("name"), threat_from_dict(stored["threat"]), **how)
+        made = make_method(method.pop("name"), threat_from_dict(stored["threat"]), **method)
     except UserError:
         raise
     except SCHEMA_ERRORS as error:
         raise UserError(f"{folder}/run.json is damaged: {in_one_line(error)}") from error
-    return train(spec, source, method=method, out=folder, resume=True, quiet=quiet, **settings)
+    return train(spec, source, method=made, out=folder, resume=True, quiet=quiet, **settings)
 
 
 def pick_device(name: str) -> torch.device:
@@ -215,110 +230,80 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _network(
-    model: nn.Module | str | ModelSpec, source: IndexedDataset, device: torch.device, extra: int
-) -> tuple[ModelSpec, nn.Module]:
-    """Build the network or take the caller's, and check that it fits the data."""
-    needed = None if source.classes is None else source.classes + extra
-    some = torch.arange(min(len(source), 16))
-    shape = source.input_shape
-    if isinstance(model, nn.Module):
-        classes = check_model(model, *fetch_for(model.to(device), source, some), needed)
-        return ModelSpec(f"python:{type(model).__name__}", shape, classes), model
-    spec = model
-    if isinstance(spec, str):
-        spec = ModelSpec(spec, shape, needed or int(labels(source).max()) + 1 + extra)
-    network = spec.build().to(device)
-    check_model(network, *fetch_for(network, source, some), needed)
-    return spec, network
-
-
-def _settings(given: dict[str, Any]) -> TrainConfig:
+def _configure(method: Method, published: dict[str, Any], given: dict[str, Any], names: dict[str, Any]) -> TrainConfig:
+    """Settings of the training: given ones, those the method was made for, published ones, and the names of passed objects."""
     known = [field.name for field in fields(TrainConfig)]
     for name in given:
         if name not in known:
             raise unknown_name("training setting", name, known)
+    if clash := given.keys() & names.keys():
+        raise UserError(f"{clash.pop()} is given twice; leave out one of them")
+    asked: dict[str, Any] = {} if method.precision.precision == "model" else {"precision": method.precision.precision}
+    asked |= {"compile": "on"} if method.precision.compiled else {}
     try:
-        return TrainConfig(**given)
+        config = TrainConfig(**{**published, **asked, **given, **names})
     except TypeError as error:
         raise UserError(f"a training setting has the wrong type: {error}") from error
+    for name, by in config.replaced.items():
+        if name in given:
+            raise UserError(f"{name} does not apply to an own {by}; leave it out, or set it where the {by} is made")
+    usual = TrainConfig()
+    return replace(config, **{name: getattr(usual, name) for name in config.replaced})
 
 
-def _open_folder(out: str | Path | None, resume: bool) -> Path | None:
-    if out is None:
-        if resume:
-            raise UserError("resume=True needs out=, the folder of the run")
-        return None
-    folder = Path(out)
-    if resume:
-        _record_of(folder)
-        return folder
-    try:
-        if folder.exists() and (not folder.is_dir() or any(entry.name not in _BEFORE for entry in folder.iterdir())):
-            raise UserError(f"{folder} exists; go on with it by --resume {folder} (resume=True), or choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    return folder
-
-
-def _record_of(folder: Path) -> Path:
-    """Return where the record of a run is.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if (folder / _RECORD).is_file():
-        return folder / _RECORD
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist")
-    killed = folder.is_dir() and any(folder.iterdir()) and all(entry.name in _BEFORE for entry in folder.iterdir())
-    again = "; it was killed before anything was saved: begin it again, without --resume" if killed else ""
-    raise UserError(f"{folder} holds no run to resume{again}")
+def _prepare(
+    model: nn.Module | str | ModelSpec,
+    method: Method,
+    config: TrainConfig,
+    source: IndexedDataset,
+    unlabelled: IndexedDataset | None,
+    passed: PassedObjects,
+    device: torch.device,
+) -> tuple[nn.Module, Plan]:
+    """Build the network or take the caller's, check that it fits the data, and make the plan that all processes share."""
+    world = get_world()
+    torch.manual_seed(config.seed)
+    needed = None if source.classes is None else source.classes + method.extra_outputs
+    some = torch.arange(min(len(source), 16))
+    shape = tuple(source.fetch(some[:1])[0].shape[1:])
+    if isinstance(model, nn.Module):
+        network = model.to(device)
+        spec = ModelSpec(f"python:{type(model).__name__}", shape, check_model(model, *fetch_for(model, source, some), needed))
+    else:
+        classes = needed or int(labels(source).max()) + 1 + method.extra_outputs
+        spec = ModelSpec(model, shape, classes) if isinstance(model, str) else model
+        network = spec.build().to(device)
+        check_model(network, *fetch_for(network, source, some), needed)
+    code = model_code(network) if spec.imports or spec.is_from_python else ""
+    if config.sync_batchnorm and world.size > 1:
+        if device.type != "cuda":
+            raise UserError("synchronised BatchNorm needs GPUs: torch has none for CPUs; leave out --sync-batchnorm")
+        if method.attack is not None and method.attack.mode == "train":
+            raise UserError("an attack in training mode cannot run with synchronised BatchNorm; leave out one of them")
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if not world.is_main:  # whose dropout should not be that of rank 0
+        torch.manual_seed(config.seed + world.rank * 1_000_003)
+    plan = make_plan(spec, method, config, source, unlabelled, world.size, code, passed.augmentation)
+    if world.size > 1:
+        checkpoint.require_same_plan(plan.to_dict(), world)
+    return network, plan
 
 
 def _begin(trainer: Trainer, resume: bool) -> str:
     """Write down what the run is, or check that it is the same one and restore it. Returns a warning to show."""
-    if trainer.folder is None:
+    folder, world = trainer.folder, trainer.world
+    if folder is None:
         return ""
-    folder, record, plan = trainer.folder, trainer.folder / _RECORD, trainer.plan.to_dict()
-    here = {"versions": versions(), "threads": torch.get_num_threads()}
-    if not resume:
-        trainer.world.on_main_process(lambda: write_json(record, {"format": RUN_FORMAT, **plan, **here}))
-        return ""
-
-    def compared() -> str:
-        stored = read_json(record)
-        compare_plans(stored, plan)
-        return _otherwise(stored, here)
-
-    warnings = [trainer.world.on_main_process(compared)]
-    if trainer.world.on_main_process(lambda: exists(folder)):
-        warnings.append(restore(trainer, folder))
-    return "; ".join(warning for warning in warnings if warning)
-
-
-def _otherwise(stored: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say under which other versions, or with how many other threads, a run was begun; "" for none."""
-    then, now = stored.get("versions"), here["versions"]
-    then = then if isinstance(then, dict) else {}
-    found = [f"{name} {then.get(name)}" for name in now if name != "date" and then.get(name) != now[name]]
-    if stored.get("threads") != here["threads"]:
-        found.append(f"{stored.get('threads')} threads")
-    present = ", ".join(f"{name} {now[name]}" for name in now if name != "date")
-    here_now = f"{present}, {here['threads']} threads"
-    return f"begun with {', '.join(found)}, going on with {here_now}: not the same bit for bit" if found else ""
-
-
-def _agree(plan: dict[str, Any], world: World) -> None:
-    """Refuse to train together where processes were started differently, or see different data.
-
-    Raises:
-        UserError: then.
-    """
-    problem = ""
+    state, warning = world.on_main_process(lambda: checkpoint.begin(folder, trainer.plan.to_dict(), resume))
+    if not state:
+        return warning
     try:
-        compare_plans(world.on_main_process(lambda: plan), plan)
-    except UserError as error:
-        problem = f"process {world.rank} is not like the first one: {error}"
-    world.raise_if_any(problem)
+        trainer.load_state_dict(state)
+    except UserError:
+        raise
+    except SCHEMA_ERRORS as error:
+        raise UserError(f"the checkpoint in {folder} is of another model or version: {in_one_line(error)}") from error
+    if state["processes"] == world.size:
+        return warning
+    changed = f"saved by {state['processes']} processes, going on with {world.size}: not the same bit for bit"
+    return f"{warning}; {changed}" if warning else changed
