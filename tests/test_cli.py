@@ -12,7 +12,8 @@ import torch
 import hauberk as hb
 from conftest import few_images
 from hauberk.cli import COMMANDS, main
-from hauberk.experiments import Cell
+from hauberk.experiments import Experiment
+from hauberk.experiments.options import SubsetOptions
 from hauberk.experiments.studies.setting import Setting
 from hauberk.experiments.studies.variants import variant
 
@@ -113,6 +114,10 @@ def test_lists(capsys):
         (["train", "--device", "cuda:77"], "cannot be used"),
         (["train", "--resume", "runs/none"], "does not exist"),
         (["train", "--beta", "-3", "--method", "mart"], "not negative"),
+        (["train", "--epochs", "-1"], "epochs must be positive"),
+        (["train", "--resume", "runs/none", "--epochs", "3"], "leave out --epochs"),
+        (["compare", "--epochs", "-1"], "epochs must be positive"),
+        (["study", "weights", "--epochs", "-1"], "epochs must be positive"),
         (["evaluate", "runs/none"], "does not exist"),
         (["evaluate", "notes.json"], "not a Hauberk card"),
         (["evaluate", "net.pth", "--data", "digits"], "pass model="),
@@ -135,7 +140,6 @@ def test_mistakes_get_one_line_and_code_2(arguments, says, workplace, capsys):
     [
         ["train", "--epochz", "3"],
         ["train", "--epochs", "1.5"],
-        ["train", "--epochs", "-1"],
         ["train", "--schedule", "linear"],
         ["evaluate"],
     ],
@@ -176,7 +180,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_ends_the_same(number, work
 
 
 def test_what_is_announced_as_published_is_what_is_trained(workplace, capsys, monkeypatch):
-    monkeypatch.setattr("hauberk.data.load_data", lambda name, *_, **__: few_images(name))
+    monkeypatch.setattr("hauberk.experiments.experiment.load_data", lambda name, *_, **__: few_images(name))
     words = ["train", "--data", "cifar10", "--model", "wrn-10-1", "--method", "mart", "--preset", "official", "--steps", "1"]
     words += ["--epochs", "1", "--val-size", "0", "--threads", "1"]
     assert main([*words, "--out", "run"]) == 0
@@ -218,7 +222,7 @@ def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
 def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main(["train", "--method", "adversarial-class", "--epochs", "1", "--threads", "1", "--quiet", "--out", out]) == 0
-    assert main(["evaluate", out, "--attacks", "pgd-10", "--first", "20", "--quiet"]) == 0
+    assert main(["evaluate", out, "--attacks", "pgd-10", "--limit", "20", "--quiet"]) == 0
     assert "with rejection" in capsys.readouterr().out
 
 
@@ -231,9 +235,9 @@ def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workpla
 
 
 def test_a_network_of_a_study_is_evaluated(workplace, capsys):
-    base = Cell("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, train_size=100, test_size=20)
+    base = Experiment("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, subset=SubsetOptions(100, 20))
     setting = Setting(base, workplace / "study", threads=1)
-    setting.trained("at with nothing else", how=variant("at with nothing else", base.bound, hb.objectives.at))
+    setting.trained("at with nothing else", how=variant("at with nothing else", base.make_method(), hb.objectives.at))
     (run,) = (workplace / "study").glob("networks/*/*/*/run")
     assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--no-probes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 20

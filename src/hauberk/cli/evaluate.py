@@ -1,10 +1,9 @@
 """hauberk evaluate."""
 
-import hashlib
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,12 +12,14 @@ import tyro
 
 from hauberk.cli.options import parse, program
 from hauberk.core.errors import UserError
+from hauberk.experiments.options import DataOptions, EvaluationOptions, ThreatOptions, digest
 
 if TYPE_CHECKING:
     from hauberk.tables import Risk
     from hauberk.threat import ThreatModel
 
-_PATIENCE = timedelta(days=1)  # the processes' shares may take times that differ by hours
+_TIMEOUT = timedelta(days=1)  # the parts of the processes may take times that differ by hours
+_CHANGES_NO_NUMBER = ("threads", "device", "out", "probes", "card", "status", "json", "quiet")
 
 
 @dataclass(frozen=True)
@@ -26,45 +27,33 @@ class Evaluate:
     """Measure clean and robust accuracy of a trained model on the test set.
 
     Example: hauberk evaluate runs/mnist-trades --attacks pgd-40 cw-100
+
+    Data set, its folder, and threat model are those of the training unless others are given.
     """
 
     target: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or an exported .safetensors or .json file, or a PyTorch state dict (with --model)."""
     which: Literal["best", "last"] = "best"
-    """Which checkpoint of a run."""
+    """Checkpoint of a run to take: the best one by validation, or the last."""
     model: str = ""
-    """module:factory, to build a model that its card cannot build (this imports your module)."""
-    data: str = ""
-    """Name of the data set; by default the one the model was trained on."""
-    data_dir: Path | None = None
-    """Folder with the data set's original files; by default where training read them."""
-    verify: bool = True
-    """Compare checksums of the files with the original ones."""
-    norm: Literal["Linf", "L2", "L1"] = "Linf"
-    """Norm of the threat model, with --eps."""
-    eps: str = ""
-    """Radius ε, e.g. 8/255; by default the threat model of the training."""
-    suite: str = "quick"
-    """quick (FGSM, PGD-20, CW-30, PGD-100), papers (those, APGD-CE and AutoAttack), standard (AutoAttack), plus, rand (for
-    random models)."""
-    attacks: tuple[str, ...] = ()
-    """Names of attacks instead of a suite, e.g. pgd-40 cw-100; "hauberk attacks" lists them."""
-    sequential: bool = False
-    """Run each of the attacks named only on the examples that still stand."""
+    """The package.module:factory to build a model with that its card cannot build (this imports your module)."""
+    data: DataOptions = DataOptions("", "")
+    threat: ThreatOptions = ThreatOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
     surrogate: Path | None = None
     """Another run or exported model, to craft transfer attacks on."""
-    n: Annotated[int | None, tyro.conf.arg(aliases=("--first",))] = None
-    """Evaluate the first N examples of the test set only. (Under torchrun write --first, because it takes --n for its own.)"""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("--limit",))] = None
+    """Number of examples to evaluate, the first ones; by default all. Under torchrun write --limit, as it takes --n itself."""
     batch_size: int = 256
-    """Examples at a time."""
+    """Number of examples that the model sees at a time."""
     seed: int = 0
-    """Of the random starts."""
+    """Seed of the random starts."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice."""
+    """Number of CPU threads; 0 leaves torch's choice."""
     device: str = "auto"
-    """"auto", "cpu", "cuda", ..."""
+    """Device to run on: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
     precision: Literal["full", "bf16"] = "full"
-    """bf16 runs the attacks, never the verdicts, in bfloat16."""
+    """Precision of the attacks; bf16 never runs the verdicts."""
     out: Path | None = None
     """Folder for verdicts, as they come, and result; by default evaluations/SUITE beside the model. Called again with
     the same options, an evaluation that was interrupted goes on there."""
@@ -73,9 +62,9 @@ class Evaluate:
     probes: bool = True
     """Look for signs of masked gradients, and measure accuracy against ε, on a few examples."""
     card: Path | None = None
-    """Write a card in the style of RobustBench, too."""
+    """File to write a card to, too, in the style of RobustBench."""
     status: bool = False
-    """TARGET is the folder of an evaluation: print what it knows so far, and do nothing."""
+    """Print what the evaluation in the folder TARGET knows so far, and do nothing."""
     json: bool = False
     """Print the result as JSON instead of a table."""
     quiet: bool = False
@@ -103,14 +92,15 @@ def evaluate(arguments: Sequence[str]) -> int:
     foreign = options.target.suffix in (".pt", ".pth")
     card: dict[str, Any] = {} if foreign else read_card(options.target, options.which)[0]
     trained_on = card.get("data", {})
-    name = options.data or str(trained_on.get("name", ""))
+    name = options.data.name or str(trained_on.get("name", ""))
     if not name:
         raise UserError("the card does not say which data set to use; give --data")
-    folder = options.data_dir or Path(str(trained_on.get("folder") or "data"))
-    test = load_data(name, "test", folder, verify=options.verify)
+    folder = options.data.data_dir or str(trained_on.get("folder") or "data")
+    test = load_data(name, "test", folder, verify=options.data.verify)
+    threat = _threat(options.threat, card, name)
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    with init_distributed(timeout=_PATIENCE) as world:
+    with init_distributed(timeout=_TIMEOUT) as world:
         device = pick_device(options.device)
         model = load(options.target, model=_built(options.model, test), which=options.which, device=device)
         surrogate = None if options.surrogate is None else load(options.surrogate, device=device)
@@ -118,10 +108,8 @@ def evaluate(arguments: Sequence[str]) -> int:
             result = evaluate_model(
                 model,
                 test,
-                threat=_threat(options, card, name),
-                suite=options.suite,
-                attacks=options.attacks,
-                sequential=options.sequential,
+                threat=threat,
+                **asdict(options.evaluation),
                 n=options.n,
                 batch_size=options.batch_size,
                 seed=options.seed,
@@ -141,7 +129,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         return 0
     if options.card:
         write_json(options.card, result.robustbench_card(options.target.stem, name, str(card.get("model", {}).get("name", ""))))
-    risk = _risk(model, test, _threat(options, card, name), name) if name.endswith(".toml") and test.classes == 2 else None
+    risk = _risk(model, test, threat, name) if name.endswith(".toml") and test.classes == 2 else None
     if options.json:
         print(as_json(result.to_dict() | ({"risk": risk.to_dict()} if risk else {})))
         return 0
@@ -161,13 +149,10 @@ def evaluate(arguments: Sequence[str]) -> int:
 def _folder(options: Evaluate) -> Path:
     """Where an evaluation with these options is kept: one folder for each combination that gives other numbers."""
     beside = options.target if options.target.is_dir() else options.target.parent
-    numbers = (
-        options.target.name, options.which, options.model, options.data, options.norm, options.eps, options.suite,
-        options.attacks, options.sequential, options.surrogate, options.n, options.batch_size, options.seed, options.precision,
-        options.adversarials,
-    )  # fmt: skip
-    digest = hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]
-    return beside / "evaluations" / f"{'custom' if options.attacks else options.suite}-{digest}"
+    told = {key: value for key, value in asdict(options).items() if key not in _CHANGES_NO_NUMBER}
+    told |= {"target": options.target.name, "data": options.data.name}
+    kind = "custom" if options.evaluation.attacks else options.evaluation.suite
+    return beside / "evaluations" / f"{kind}-{digest(told)}"
 
 
 def _status(folder: Path) -> int:
@@ -182,7 +167,7 @@ def _early(folder: Path) -> str:
     return str(partial_result(folder))
 
 
-def _threat(options: Evaluate, card: dict[str, Any], data: str) -> "ThreatModel":
+def _threat(options: ThreatOptions, card: dict[str, Any], data: str) -> "ThreatModel":
     from hauberk.data import DATASETS
     from hauberk.tables import default_threat
     from hauberk.threat import make_threat, threat_from_dict

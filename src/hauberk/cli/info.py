@@ -1,15 +1,28 @@
-"""hauberk data, methods, attacks, models."""
+"""hauberk data, methods, attacks, models and doctor: what there is."""
 
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from hauberk.cli.options import parse, program
+from hauberk import __version__
+from hauberk.cli.options import parse, print_rows, program
+from hauberk.core.errors import first_line
 
 _WIDE_RESNET = "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4, or 6n + 2 as Madry's code counts the same network"
+_EXTRAS = {
+    "pandas": "tables",
+    "tensorboard": "training curves in TensorBoard",
+    "onnxscript": "export to ONNX",
+    "submitit": "Slurm clusters",
+    "torchvision": "'hauberk data --download', and its networks",
+    "timm": "its networks",
+}
 
 
 @dataclass(frozen=True)
@@ -24,11 +37,11 @@ class Data:
     label: str = ""
     """NAME is a CSV or Parquet file, and this its column with the class: print a description of it to start from."""
     data_dir: Path = Path("data")
-    """Folder with the original files."""
+    """Folder with the original files of the data set."""
     verify: bool = True
-    """Compare checksums of the files with the original ones."""
+    """Compare the checksums of these files with those of the original ones."""
     download: bool = False
-    """Download it into the folder first, through torchvision."""
+    """Download the data set into the folder first, through torchvision."""
     json: bool = False
     """Print JSON."""
 
@@ -62,6 +75,14 @@ class Models:
     """Print JSON."""
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Say what this machine offers: versions, device, threads, precision, what is missing."""
+
+    json: bool = False
+    """Print JSON."""
+
+
 def data(arguments: Sequence[str]) -> int:
     """Run ``hauberk data``."""
     options = parse(Data, "data", arguments)
@@ -71,7 +92,7 @@ def data(arguments: Sequence[str]) -> int:
 
     if not options.name:
         rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATASETS.items()}
-        return _show(rows, options.json, f"Next: {program()} data NAME --data-dir FOLDER checks the files.")
+        return print_rows(rows, options.json, f"Next: {program()} data NAME --data-dir FOLDER checks the files.")
     if options.label:
         from hauberk.tables import draft, read_frame
 
@@ -113,22 +134,22 @@ def methods(arguments: Sequence[str]) -> int:
     from hauberk.objectives import OBJECTIVES
 
     if not options.name:
-        return _show(list_methods(), options.json, f"Next: {program()} methods NAME explains one; each also takes +awp.")
-    recipe = get_method_spec(options.name)
+        return print_rows(list_methods(), options.json, f"Next: {program()} methods NAME explains one; each also takes +awp.")
+    spec = get_method_spec(options.name)
     facts = {
         "name": options.name,
-        "summary": recipe.summary,
-        "source": recipe.source,
-        "minimises": equation(recipe),
-        "objective": recipe.objective,
-        "settings": _plain({**OBJECTIVES[recipe.objective].settings, **recipe.settings}),
-        "attack": _plain(vars(recipe.attack)) if recipe.attack else None,
-        "friendly": f"tau by share of the training: {dict(recipe.taus)}" if recipe.taus else None,
-        "weighting": _plain(vars(recipe.weighting)) if recipe.weighting.measure != "none" else None,
-        "weight perturbation": _plain(vars(recipe.awp)) if recipe.awp.gamma else None,
-        "official code": _plain(recipe.official) or "no setting differs",
+        "summary": spec.summary,
+        "source": spec.source,
+        "minimises": equation(spec),
+        "objective": spec.objective,
+        "settings": _plain({**OBJECTIVES[spec.objective].settings, **spec.settings}),
+        "attack": _plain(vars(spec.attack)) if spec.attack else None,
+        "friendly": f"tau by share of the training: {dict(spec.taus)}" if spec.taus else None,
+        "weighting": _plain(vars(spec.weighting)) if spec.weighting.measure != "none" else None,
+        "weight perturbation": _plain(vars(spec.awp)) if spec.awp.gamma else None,
+        "official code": _plain(spec.official) or "no setting differs",
         "training (CIFAR-10)": _published(options.name),
-        "loss": (OBJECTIVES[recipe.objective].terms.__doc__ or "").strip(),
+        "loss": (OBJECTIVES[spec.objective].terms.__doc__ or "").strip(),
     }
     if options.json:
         print(as_json(facts))
@@ -140,6 +161,20 @@ def methods(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _published(method: str) -> str:
+    """Say how the sources train this method on CIFAR-10."""
+    from hauberk.training.published import BY_DATA, OFFICIAL, resolve
+
+    found = [(model, resolve("cifar10", model, method)) for data, model in BY_DATA if data == "cifar10"]
+    official = [model for name, model in OFFICIAL if name == method]
+    found += [(f"{model}, official", resolve("cifar10", model, method, preset="official")) for model in official]
+    return "".join(f"\n  {model}: {_plain(row.settings | row.added)} ({row.source})" for model, row in found)
+
+
+def _plain(settings: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, ()))
+
+
 def attacks(arguments: Sequence[str]) -> int:
     """Run ``hauberk attacks``."""
     options = parse(Attacks, "attacks", arguments)
@@ -147,7 +182,7 @@ def attacks(arguments: Sequence[str]) -> int:
     from hauberk.evaluation import SUITES
 
     rows = {f"suite {name}": suite.about for name, suite in SUITES.items()} | {n: p.source for n, p in PRESETS.items()}
-    return _show(rows, options.json, f"Next: {program()} evaluate RUN --suite NAME, or --attacks NAME ...")
+    return print_rows(rows, options.json, f"Next: {program()} evaluate RUN --suite NAME, or --attacks NAME ...")
 
 
 def models(arguments: Sequence[str]) -> int:
@@ -159,30 +194,41 @@ def models(arguments: Sequence[str]) -> int:
     rows |= dict.fromkeys(WIDE_RESNETS, _WIDE_RESNET)
     rows |= {"timm:NAME": "a network of timm, if installed", "torchvision:NAME": "of torchvision, likewise; 3 channels"}
     rows["module:factory"] = "your own, called with input_shape= and classes= if it takes them"
-    return _show(rows, options.json, f"Next: {program()} train --model NAME")
+    return print_rows(rows, options.json, f"Next: {program()} train --model NAME")
 
 
-def _published(name: str) -> str:
-    """Say how the sources train this method on CIFAR-10."""
-    from hauberk.training.published import BY_DATA, OFFICIAL, find_published
+def doctor(arguments: Sequence[str]) -> int:
+    """Run ``hauberk doctor``."""
+    options = parse(Doctor, "doctor", arguments)
+    import torch
 
-    found = [(model, find_published("cifar10", model, name)) for data, model in BY_DATA if data == "cifar10"]
-    official = [(f"{model}, official", row) for (method, model), row in OFFICIAL.items() if method == name]
-    return "".join(f"\n  {model}: {_plain(row.settings | row.method)} ({row.source})" for model, row in found + official)
+    others = [f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "scikit-learn", "safetensors", "tyro", "rich")]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    facts = {
+        "python": platform.python_version(),
+        "versions": ", ".join([f"hauberk {__version__}", *others]),  # ours may run from a checkout that is not installed
+        "device": f"cuda: {', '.join(gpus)}" if gpus else "cpu (no CUDA device found)",
+        "cores": f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads",
+        "cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "bf16": _bf16(bool(gpus)),
+    }
+    facts |= {name: _importable(name, purpose) for name, purpose in _EXTRAS.items()}
+    return print_rows(facts, options.json, f"Next: {program()} demo")
 
 
-def _plain(settings: Any) -> str:
-    return ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, ()))
+def _bf16(on_gpu: bool) -> str:
+    import torch
+
+    if on_gpu:
+        return "supported" if torch.cuda.is_bf16_supported() else "not supported by this GPU"
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "fast instructions" if fast else "no fast instructions"
 
 
-def _show(rows: dict[str, str], in_json: bool, then: str) -> int:
-    from hauberk.core.io import as_json
-
-    if in_json:
-        print(as_json(rows))
-        return 0
-    width = max(map(len, rows))
-    for name, what in rows.items():
-        print(f"{name:<{width}}  {what}")
-    print(then)
-    return 0
+def _importable(name: str, purpose: str) -> str:
+    try:
+        return f"{import_module(name).__version__}"
+    except ModuleNotFoundError:
+        return f"not installed; only needed for {purpose}"
+    except Exception as error:  # a broken installation can fail in any way
+        return f"cannot be imported ({first_line(error)}); only needed for {purpose}"

@@ -17,7 +17,7 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def in_one_line(error: Exception, most: int = 200) -> str:
+def in_one_line(error: BaseException, most: int = 200) -> str:
     """Return the beginning of what an error of others says, without its line breaks."""
     return " ".join(str(error).split())[:most]
 

@@ -10,13 +10,19 @@ if TYPE_CHECKING:
     from hauberk.experiments.comparison import heading as heading
     from hauberk.experiments.estimate import Estimate as Estimate
     from hauberk.experiments.estimate import estimate as estimate
-    from hauberk.experiments.experiment import Cell as Cell
-    from hauberk.experiments.experiment import run_cell as run_cell
-    from hauberk.experiments.experiment import train_cell as train_cell
+    from hauberk.experiments.experiment import Experiment as Experiment
+    from hauberk.experiments.experiment import run_experiment as run_experiment
+    from hauberk.experiments.experiment import train_experiment as train_experiment
     from hauberk.experiments.layout import as_csv as as_csv
     from hauberk.experiments.layout import as_latex as as_latex
     from hauberk.experiments.layout import as_markdown as as_markdown
     from hauberk.experiments.layout import rich_table as rich_table
+    from hauberk.experiments.options import DataOptions as DataOptions
+    from hauberk.experiments.options import EvaluationOptions as EvaluationOptions
+    from hauberk.experiments.options import ModelOptions as ModelOptions
+    from hauberk.experiments.options import PresetOptions as PresetOptions
+    from hauberk.experiments.options import SubsetOptions as SubsetOptions
+    from hauberk.experiments.options import ThreatOptions as ThreatOptions
     from hauberk.experiments.runner import run_cells as run_cells
     from hauberk.experiments.runner import run_on_slurm as run_on_slurm
 
@@ -26,8 +32,16 @@ __getattr__, __dir__, __all__ = attach(
     submod_attrs={
         "comparison": ["Comparison", "collect", "heading"],
         "estimate": ["Estimate", "estimate"],
-        "experiment": ["Cell", "run_cell", "train_cell"],
+        "experiment": ["Experiment", "run_experiment", "train_experiment"],
         "layout": ["as_csv", "as_latex", "as_markdown", "rich_table"],
+        "options": [
+            "DataOptions",
+            "EvaluationOptions",
+            "ModelOptions",
+            "PresetOptions",
+            "SubsetOptions",
+            "ThreatOptions",
+        ],
         "runner": ["run_cells", "run_on_slurm"],
     },
 )

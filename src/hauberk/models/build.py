@@ -1,19 +1,17 @@
 """Models by name, of other libraries, by ``module:factory``; and how a card remembers them."""
 
-import importlib
 import inspect
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.imports import import_object
 from hauberk.models.hub import ZOOS, create_from_library
 from hauberk.models.resnet import preact_resnet18, resnet18
 from hauberk.models.row_layers import StraightThroughRound
@@ -180,14 +178,7 @@ def _built_in(spec: ModelSpec) -> nn.Module:
 
 
 def _from_factory(spec: ModelSpec) -> nn.Module:
-    module_name, _, factory_name = spec.name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:  # a console script does not see the folder it is called from
-        sys.path.insert(0, here)
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot load model {spec.name!r}: {error}") from error
+    factory = import_object(spec.name, "model")
     offered = {"input_shape": spec.input_shape, "classes": spec.classes}
     try:
         accepted = inspect.signature(factory).parameters

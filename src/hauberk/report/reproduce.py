@@ -13,8 +13,7 @@ from hauberk.data import DATASETS
 from hauberk.methods import get_method_spec
 from hauberk.objectives import OBJECTIVES
 from hauberk.report.blocks import Block, Code, Section, Text
-from hauberk.training.config import TrainConfig
-from hauberk.training.published import find_published
+from hauberk.training.published import resolve
 
 _OF_THIS_MACHINE = ("device", "save_minutes", "on_divergence")  # change nothing of the result
 _PLAIN_THREAT = re.compile(r"(Linf|L2|L1)\(([^,()]+)\)")  # the usual box, nothing frozen
@@ -53,12 +52,12 @@ def train_command(plan: dict[str, Any]) -> str:
         words += ["--eps", str(plan["threat"]["eps"])]
         words += ["--data-dir", data["folder"]] if data["folder"] not in ("", "data") else []
         words += ["--normalize"] if model["mean"] else []
-    published = find_published(data["name"], model["name"], name, preset)
-    usual = json_roundtrip(asdict(TrainConfig(**published.settings)))
+    published = resolve(data["name"], model["name"], name, preset=preset)
+    usual = json_roundtrip(asdict(published.config))
     for key, value in {**plan["settings"], "seed": seed}.items():
         if value != usual[key] and key not in _OF_THIS_MACHINE:
             words += _option(key, value)
-    if unused := published.method.keys() - how.keys():  # the method was made in Python, or by a version that did not take them
+    if unused := published.added.keys() - how.keys():  # the method was made in Python, or by a version that did not take them
         own = _own_settings(name, preset)
         how |= {key: own[key] for key in sorted(unused)}
     words += ["--set", *(f"{key}={_set(value)}" for key, value in how.items())] if how else []

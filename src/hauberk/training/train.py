@@ -17,7 +17,6 @@ from hauberk.core.progress import ProgressBar
 from hauberk.data import Source, as_source, check_source, fetch_for, labels, load_data
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
-from hauberk.methods.named import published_method
 from hauberk.models import ModelSpec
 from hauberk.models.code import model_code
 from hauberk.threat import ThreatModel, threat_from_dict
@@ -26,7 +25,7 @@ from hauberk.training.config import TrainConfig
 from hauberk.training.interrupt import watch_signals
 from hauberk.training.parallel import synchronise_batchnorm
 from hauberk.training.plan import compare_plans, make_plan
-from hauberk.training.published import find_published
+from hauberk.training.published import resolve
 from hauberk.training.trainer import Trainer
 
 RUN_FORMAT = "hauberk-run/1"
@@ -61,7 +60,7 @@ def train(
     threat: ThreatModel | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    recipe: str = "published",
+    schedule_preset: str = "published",
     unlabelled: Any = None,
     quiet: bool = False,
     report_every: int = 1,
@@ -82,7 +81,8 @@ def train(
         threat: what the adversary may do; not needed if ``method`` was made by ``hb.method``.
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
         resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped.
-        recipe: where settings that are not given come from: "published" for the literature's, "express" for a short training.
+        schedule_preset: where settings that are not given come from: "published" for the literature's, "express" for a short
+            training.
         unlabelled: further training data with pseudo-labels, as ``hauberk.data.pseudo_label`` makes them; each batch takes
             ``unlabelled_share`` of its examples from there.
         quiet: print nothing.
@@ -102,21 +102,21 @@ def train(
     """
     source = as_source(train_set)
     network_name = model if isinstance(model, str) else getattr(model, "name", "")
+    if not isinstance(method, str):
+        settings = _asked_of_the_method(method) | settings
+    name, preset = (method, "paper") if isinstance(method, str) else (method.name, method.choices.preset)
+    found = resolve(source.name, network_name, name, preset=preset, schedule_preset=schedule_preset, settings=settings)
     if isinstance(method, str):
         if threat is None:
             raise UserError('train needs a threat model, e.g. threat=hb.Linf("8/255")')
-        seed = int(settings.get("seed", 0))
-        method = published_method(method, threat, source.name, network_name, recipe=recipe, seed=seed)
+        method = make_method(method, threat, seed=int(settings.get("seed", 0)), **found.hyperparameters)
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
     check_source(source, method.threat)
     more = None if unlabelled is None else as_source(unlabelled)
     if more is not None:
         check_source(more, method.threat)
-    found = find_published(source.name, network_name, method.name, method.choices.preset, recipe)
-    asked: dict[str, Any] = {} if method.sight.precision == "model" else {"precision": method.sight.precision}
-    asked |= {"compile": "on"} if method.sight.compiled else {}
-    chosen = _settings(found.settings | asked | settings)
+    chosen = _settings(found.settings)
     device = pick_device(chosen.device)
     world = get_world()
     threads = torch.get_num_threads()
@@ -227,6 +227,12 @@ def _network(
     network = spec.build().to(device)
     check_model(network, *fetch_for(network, source, some), needed)
     return spec, network
+
+
+def _asked_of_the_method(method: Method) -> dict[str, Any]:
+    """The training settings that a method was made for."""
+    asked: dict[str, Any] = {} if method.sight.precision == "model" else {"precision": method.sight.precision}
+    return asked | ({"compile": "on"} if method.sight.compiled else {})
 
 
 def _settings(given: dict[str, Any]) -> TrainConfig:

@@ -1,0 +1,49 @@
+"""Objects of other people's code, by their import path: ``package.module:attribute``."""
+
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hauberk.core.errors import UserError, in_one_line, unknown_name
+
+_PATH = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name has the form ``package.module:attribute``."""
+    return _PATH.fullmatch(name) is not None
+
+
+def import_object(path: str, kind: str) -> Any:
+    """Import what ``package.module:attribute`` names; modules of the current folder are found, too.
+
+    Args:
+        path: such as ``"mypackage.data:load"``.
+        kind: what it is, for the error message, such as "data set".
+
+    Raises:
+        UserError: for another form, a module or an attribute that does not exist, and where importing the module fails.
+    """
+    if not is_import_path(path):
+        raise UserError(f"cannot load {kind} {path!r}: write package.module:attribute")
+    module_name, _, attribute = path.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # a console script does not see the folder it is called from
+        sys.path.insert(0, here)
+    try:
+        found = import_module(module_name)
+    except (Exception, SystemExit) as error:  # importing runs somebody's code
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"cannot load {kind} {path!r}: there is no module {error.name!r}; install it, or call from its folder"
+            ) from error
+        what = f"{type(error).__name__}: {in_one_line(error)}"
+        raise UserError(f"cannot load {kind} {path!r}: importing {module_name} fails with {what}") from error
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            known = [other for other in dir(found) if not other.startswith("_")]
+            raise UserError(f"cannot load {kind} {path!r}: {unknown_name('attribute', name, known)}")
+        found = getattr(found, name)
+    return found
