@@ -36,7 +36,6 @@ from hauberk.experiments.options import DataOptions, EvaluationOptions, ModelOpt
 from hauberk.experiments.paper_results import MAIL
 from hauberk.experiments.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
 from hauberk.experiments.studies import Setting
-from hauberk.training.config import TrainConfig
 from hauberk.training.published import resolve
 from hauberk.training.schedule import first_drop
 
@@ -230,6 +229,35 @@ def test_methods_with_settings_of_their_own(tmp_path, capsys):
     assert "did you mean" in capsys.readouterr().err
 
 
+def test_methods_by_name_and_by_import_path():
+    found = parse_methods("at,trades:beta=1;steps=5, own.part:build ,own.part:build:slope=2")
+    assert [(name, dict(pairs)) for _, name, pairs in found] == [
+        ("at", {}),
+        ("trades", {"beta": "1", "steps": "5"}),
+        ("own.part:build", {}),
+        ("own.part:build", {"slope": "2"}),
+    ]
+    assert [label for label, *_ in found][2:] == ["own.part:build", "own.part:build slope=2"]
+
+
+def test_an_experiment_is_known_by_what_it_does_not_by_how_it_was_asked_for():
+    one = Experiment("mart", 0, data=DataOptions("cifar10"), model=ModelOptions("resnet18"))
+    same = [
+        replace(one, settings={"epochs": 100, "threads": 3}),
+        replace(one, data=DataOptions("cifar10", "elsewhere", verify=False), label="another name", surrogate="runs/other"),
+    ]
+    assert {other.digest for other in same} == {one.digest}
+    others = [
+        replace(one, seed=1),
+        replace(one, settings={"epochs": 99}),
+        replace(one, hyperparameters={"beta": 6.0}),
+        replace(one, subset=SubsetOptions(imbalance=2.0)),
+        replace(one, presets=PresetOptions("official")),
+        replace(one, evaluation=EvaluationOptions("papers", sequential=True)),
+    ]
+    assert len({one.digest, *(other.digest for other in others)}) == 7
+
+
 @pytest.mark.parametrize("name", PAPER_TABLES)
 def test_a_table_has_the_papers_settings(name):
     table = PAPER_TABLES[name]
@@ -266,7 +294,7 @@ def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
 
 
 def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():
-    whole = TrainConfig(**table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18"))
+    whole = resolve("cifar10", "resnet18", settings=table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18")).config
     small, train, test = shrunk(whole, 0.01, 50_000, 10_000)
     assert (small.epochs, train, test) == (10, 5000, 1000)
     assert first_drop(whole) == 74

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from hauberk.cli.options import key_values, parse, program
+from hauberk.cli.options import common_parts, key_values, parse, program
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.experiments.options import (
     DataOptions,
@@ -157,8 +157,7 @@ def _experiments(options: Compare, out: Path) -> "list[Experiment]":
     if options.trials < 1:
         raise UserError("--trials needs a positive number")
     table, seed = PAPER_TABLES.get(options.table), options.settings.get("seed", 0)
-    names = ("data", "subset", "threat", "model", "presets", "evaluation")
-    base = Experiment("at", seed, **{name: getattr(options, name) for name in names})
+    base = Experiment("at", seed, **common_parts(options))
     sizes = []
     if options.budget != 1:
         where = options.data
@@ -232,15 +231,8 @@ def study(arguments: Sequence[str]) -> int:
         return 0
     chosen, given = find_study(options.name), options.settings
     out = options.out or Path("runs") / f"study-{Path(options.data.name).stem}-{options.model.name}"
-    base = Experiment(
-        "at",
-        given.get("seed", 0),
-        data=options.data,
-        subset=options.subset,
-        threat=options.threat,
-        model=options.model,
-        settings={name: value for name, value in given.items() if name not in _MACHINE},
-    )
+    settings = {name: value for name, value in given.items() if name not in _MACHINE}
+    base = Experiment("at", given.get("seed", 0), settings=settings, **common_parts(options))
     found = chosen.run(Setting(base, out, device=given.get("device", "auto"), threads=given.get("threads", 0)))
     found.save(out, chosen.draw)
     print(found.as_markdown())

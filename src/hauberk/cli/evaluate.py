@@ -15,11 +15,11 @@ from hauberk.core.errors import UserError
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ThreatOptions, digest
 
 if TYPE_CHECKING:
-    from hauberk.tables import Risk
     from hauberk.threat import ThreatModel
 
 _TIMEOUT = timedelta(days=1)  # the parts of the processes may take times that differ by hours
 _CHANGES_NO_NUMBER = ("threads", "device", "out", "probes", "card", "status", "json", "quiet")
+_PASSED_ON = ("n", "batch_size", "seed", "precision", "adversarials", "probes")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,11 @@ class Evaluate:
 def evaluate(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(Evaluate, "evaluate", arguments)
+    from hauberk.evaluation import partial_result
+
     if options.status:
-        return _status(options.target)
+        print(f"{partial_result(options.target)}\nNext: the command that began it, given again, goes on with it")
+        return 0
     import torch
     from rich.console import Console
 
@@ -85,6 +88,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.evaluation import table
     from hauberk.evaluation.columns import NAME as COLUMNS
+    from hauberk.models import ModelSpec
+    from hauberk.tables import measure_risk, read_schema, read_table
     from hauberk.training import load, pick_device, read_card
 
     if options.threads:
@@ -96,13 +101,15 @@ def evaluate(arguments: Sequence[str]) -> int:
     if not name:
         raise UserError("the card does not say which data set to use; give --data")
     folder = options.data.data_dir or str(trained_on.get("folder") or "data")
-    test = load_data(name, "test", folder, verify=options.data.verify)
+    test: Any = load_data(name, "test", folder, verify=options.data.verify)
     threat = _threat(options.threat, card, name)
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with init_distributed(timeout=_TIMEOUT) as world:
         device = pick_device(options.device)
-        model = load(options.target, model=_built(options.model, test), which=options.which, device=device)
+        # A model that the user has named is built; any other is left to the card.
+        built = ModelSpec(options.model, tuple(test.x.shape[1:]), test.classes).build() if options.model else None
+        model = load(options.target, model=built, which=options.which, device=device)
         surrogate = None if options.surrogate is None else load(options.surrogate, device=device)
         try:
             result = evaluate_model(
@@ -110,26 +117,24 @@ def evaluate(arguments: Sequence[str]) -> int:
                 test,
                 threat=threat,
                 **asdict(options.evaluation),
-                n=options.n,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                precision=options.precision,
+                **{name: getattr(options, name) for name in _PASSED_ON},
                 surrogate=surrogate,
                 detects=card.get("detects") is True,
                 out=out,
-                adversarials=options.adversarials,
-                probes=options.probes,
                 quiet=options.quiet or options.json,
             )
         except KeyboardInterrupt:
             if world.is_main:
-                print(f"Stopped; the same command goes on from there. So far:\n{_early(out)}", file=sys.stderr)
+                print(f"Stopped; the same command goes on from there. So far:\n{partial_result(out)}", file=sys.stderr)
             return 1
     if not world.is_main:
         return 0
     if options.card:
         write_json(options.card, result.robustbench_card(options.target.stem, name, str(card.get("model", {}).get("name", ""))))
-    risk = _risk(model, test, threat, name) if name.endswith(".toml") and test.classes == 2 else None
+    risk = None
+    if name.endswith(".toml") and test.classes == 2:
+        schema = read_schema(name)
+        risk = measure_risk(model, test, threat=threat, miss=schema.costs[0], false_alarm=schema.costs[1])
     if options.json:
         print(as_json(result.to_dict() | ({"risk": risk.to_dict()} if risk else {})))
         return 0
@@ -140,7 +145,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         if found.name == COLUMNS and found.verdict == "ok":
             print(f"Of the table {found.measured}")
     if risk:
-        print(f"Of the class {_last_class(name)}: {risk}")
+        print(f"Of the class {read_table(name).classes[-1]!r}: {risk}")
     next_target = options.target if (options.target / "run.json").exists() else out
     print(f"{result}\nWritten to {out / 'evaluation.json'}. Next: {program()} report {next_target}")
     return 0
@@ -155,18 +160,6 @@ def _folder(options: Evaluate) -> Path:
     return beside / "evaluations" / f"{kind}-{digest(told)}"
 
 
-def _status(folder: Path) -> int:
-    print(_early(folder))
-    print("Next: the command that began it, given again, goes on with it")
-    return 0
-
-
-def _early(folder: Path) -> str:
-    from hauberk.evaluation import partial_result
-
-    return str(partial_result(folder))
-
-
 def _threat(options: ThreatOptions, card: dict[str, Any], data: str) -> "ThreatModel":
     from hauberk.data import DATASETS
     from hauberk.tables import default_threat
@@ -179,25 +172,3 @@ def _threat(options: ThreatOptions, card: dict[str, Any], data: str) -> "ThreatM
     if data in DATASETS or data.endswith(".toml"):
         return default_threat(data, options.norm, options.eps)
     raise UserError("the card does not name a threat model; give --eps (and --norm)")
-
-
-def _risk(model: Any, test: Any, threat: "ThreatModel", data: str) -> "Risk":
-    from hauberk.tables import measure_risk, read_schema
-
-    miss, false_alarm = read_schema(data).costs
-    return measure_risk(model, test, threat=threat, miss=miss, false_alarm=false_alarm)
-
-
-def _last_class(data: str) -> str:
-    from hauberk.tables import read_table
-
-    return repr(read_table(data).classes[-1])
-
-
-def _built(name: str, test: Any) -> Any:
-    """Build the model the user named, or leave it to the card."""
-    if not name:
-        return None
-    from hauberk.models import ModelSpec
-
-    return ModelSpec(name, tuple(test.x.shape[1:]), test.classes).build()

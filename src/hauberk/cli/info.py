@@ -60,24 +60,8 @@ class Methods:
 
 
 @dataclass(frozen=True)
-class Attacks:
-    """List attacks, and the suites of them that an evaluation runs."""
-
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class Models:
-    """List networks."""
-
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class Doctor:
-    """Say what this machine offers: versions, device, threads, precision, what is missing."""
+class Listing:
+    """What a command that only lists something can be told."""
 
     json: bool = False
     """Print JSON."""
@@ -177,7 +161,7 @@ def _plain(settings: Any) -> str:
 
 def attacks(arguments: Sequence[str]) -> int:
     """Run ``hauberk attacks``."""
-    options = parse(Attacks, "attacks", arguments)
+    options = parse(Listing, "attacks", arguments, text="List attacks, and the suites of them that an evaluation runs.")
     from hauberk.attacks import PRESETS
     from hauberk.evaluation import SUITES
 
@@ -187,19 +171,20 @@ def attacks(arguments: Sequence[str]) -> int:
 
 def models(arguments: Sequence[str]) -> int:
     """Run ``hauberk models``."""
-    options = parse(Models, "models", arguments)
+    options = parse(Listing, "models", arguments, text="List networks.")
     from hauberk.models import MODELS, WIDE_RESNETS
 
     rows = {name: what for name, (_, what) in MODELS.items()}
     rows |= dict.fromkeys(WIDE_RESNETS, _WIDE_RESNET)
     rows |= {"timm:NAME": "a network of timm, if installed", "torchvision:NAME": "of torchvision, likewise; 3 channels"}
-    rows["module:factory"] = "your own, called with input_shape= and classes= if it takes them"
+    rows["package.module:factory"] = "your own, called with input_shape= and classes= if it takes them"
     return print_rows(rows, options.json, f"Next: {program()} train --model NAME")
 
 
 def doctor(arguments: Sequence[str]) -> int:
     """Run ``hauberk doctor``."""
-    options = parse(Doctor, "doctor", arguments)
+    text = "Say what this machine offers: versions, device, threads, precision, what is missing."
+    options = parse(Listing, "doctor", arguments, text=text)
     import torch
 
     others = [f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "scikit-learn", "safetensors", "tyro", "rich")]

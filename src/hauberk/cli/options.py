@@ -15,7 +15,9 @@ from hauberk.core.errors import UserError
 T = TypeVar("T")
 
 
-def parse(kind: type[T], name: str, arguments: Sequence[str], resolved: Callable[[T], T] | None = None) -> T:
+def parse(
+    kind: type[T], name: str, arguments: Sequence[str], resolved: Callable[[T], T] | None = None, text: str | None = None
+) -> T:
     """Parse arguments into a dataclass; prints help or a mistake and exits (0 or 2) where tyro does.
 
     Args:
@@ -23,13 +25,14 @@ def parse(kind: type[T], name: str, arguments: Sequence[str], resolved: Callable
         name: of the command.
         arguments: without program and command.
         resolved: completes options by what would be used for those that are not given; help shows that.
+        text: what the command does, where the dataclass does not say it.
     """
-    config = (tyro.conf.OmitArgPrefixes,)
+    program_name, config = f"hauberk {name}", (tyro.conf.OmitArgPrefixes,)
     default, asked = None, list(arguments)
     if resolved and {"-h", "--help"} & set(arguments):
         others = [argument for argument in arguments if argument not in ("-h", "--help")]
-        default, asked = resolved(tyro.cli(kind, prog=f"hauberk {name}", args=others, config=config)), ["--help"]
-    parsed = tyro.cli(kind, prog=f"hauberk {name}", args=asked, default=default, config=config)
+        default, asked = resolved(tyro.cli(kind, prog=program_name, args=others, config=config)), ["--help"]
+    parsed = tyro.cli(kind, prog=program_name, description=text, args=asked, default=default, config=config)
     assert isinstance(parsed, kind)  # tyro types it by its default
     return parsed
 
@@ -44,6 +47,12 @@ def program() -> str:
     if found and Path(found).parent == ours.parent:
         return "hauberk"
     return os.path.relpath(ours) if ours.exists() else f"{sys.executable} -m hauberk"
+
+
+def common_parts(options: Any) -> dict[str, Any]:
+    """Return those groups of a command's options that are parts of an experiment, too."""
+    names = ("data", "subset", "threat", "model", "presets", "evaluation")
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def key_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:

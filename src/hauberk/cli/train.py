@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 from tyro.conf import arg
 
-from hauberk.cli.options import free_folder, key_values, parse, program
+from hauberk.cli.options import common_parts, free_folder, key_values, parse, program
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import DataOptions, ModelOptions, PresetOptions, ThreatOptions, TrainSettings
 from hauberk.training.published import resolve
@@ -91,16 +91,9 @@ def _start(options: Train) -> "Run":
     from hauberk.experiments.experiment import Experiment
     from hauberk.tables import reach_of
 
-    experiment = Experiment(
-        options.method,
-        options.settings.get("seed", 0),
-        data=options.data,
-        threat=options.threat,
-        model=options.model,
-        presets=options.presets,
-        settings=options.settings,
-        hyperparameters={**options.hyperparameters, **key_values("--set", options.set)},
-    )
+    chosen: dict[str, Any] = {**options.hyperparameters, **key_values("--set", options.set)}
+    given = {"settings": options.settings, "hyperparameters": chosen, **common_parts(options)}
+    experiment = Experiment(options.method, options.settings.get("seed", 0), **given)
     found = experiment.resolved
     _ = found.config  # refuses senseless settings before anything is read
     source, method = experiment.load_data("train"), experiment.make_method()
