@@ -77,7 +77,7 @@ def test_networks_that_are_only_shown_hold_no_verdict_back(tmp_path, monkeypatch
         return tiny_net((1, 8, 8), 10).eval()
 
     monkeypatch.setattr(Setting, "trained", at_chance_but_for)
-    setting = Setting(replace(SMALL, test_size=8), tmp_path, threads=1)
+    setting = Setting(replace(SMALL, subset=SubsetOptions(300, 8)), tmp_path, threads=1)
     found = trade_off.run(setting)
     assert len(found.rows) > len(setting.learnt)
     assert set(setting.learnt) == {"standard", "at", "trades"}

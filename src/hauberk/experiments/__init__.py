@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from hauberk.experiments.layout import as_latex as as_latex
     from hauberk.experiments.layout import as_markdown as as_markdown
     from hauberk.experiments.layout import rich_table as rich_table
-    from hauberk.experiments.options import DataOptions as DataOptions
-    from hauberk.experiments.options import EvaluationOptions as EvaluationOptions
-    from hauberk.experiments.options import ModelOptions as ModelOptions
-    from hauberk.experiments.options import PresetOptions as PresetOptions
-    from hauberk.experiments.options import SubsetOptions as SubsetOptions
-    from hauberk.experiments.options import ThreatOptions as ThreatOptions
     from hauberk.experiments.runner import run_cells as run_cells
     from hauberk.experiments.runner import run_on_slurm as run_on_slurm
 
@@ -34,14 +28,6 @@ __getattr__, __dir__, __all__ = attach(
         "estimate": ["Estimate", "estimate"],
         "experiment": ["Experiment", "run_experiment", "train_experiment"],
         "layout": ["as_csv", "as_latex", "as_markdown", "rich_table"],
-        "options": [
-            "DataOptions",
-            "EvaluationOptions",
-            "ModelOptions",
-            "PresetOptions",
-            "SubsetOptions",
-            "ThreatOptions",
-        ],
         "runner": ["run_cells", "run_on_slurm"],
     },
 )

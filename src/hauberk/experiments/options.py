@@ -19,7 +19,7 @@ from hauberk.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The data set, and where it is."""
+    """The data set, and where it is: name, data_dir, verify."""
 
     name: Annotated[str, arg(name="data")] = "digits"
     """Name of the data set (see 'hauberk data'), FILE.toml for a table, or package.module:attribute for your own."""
@@ -31,7 +31,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class SubsetOptions:
-    """How much of the data set to use."""
+    """How much of the data set to use: train_size, test_size, imbalance."""
 
     train_size: int = 0
     """Number of examples to train on, the first ones; 0 for all."""
@@ -43,7 +43,7 @@ class SubsetOptions:
 
 @dataclass(frozen=True)
 class ThreatOptions:
-    """What the adversary may do."""
+    """What the adversary may do: norm, eps."""
 
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     """Norm of the threat model."""
@@ -54,7 +54,7 @@ class ThreatOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The network."""
+    """The network: name, normalize."""
 
     name: Annotated[str, arg(name="model")] = "small-cnn"
     """Name of the network (see 'hauberk models'; also timm:NAME, torchvision:NAME), or package.module:factory for your own."""
@@ -64,7 +64,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class PresetOptions:
-    """Where settings come from that are not given."""
+    """Where settings come from that are not given: preset, schedule_preset."""
 
     preset: Literal["paper", "official"] = "paper"
     """Follow the paper of a method, or the code of its authors where that differs."""
@@ -74,7 +74,7 @@ class PresetOptions:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """The attacks of an evaluation."""
+    """The attacks of an evaluation: suite, attacks, sequential."""
 
     suite: str = "quick"
     """Attacks to run: quick (FGSM, PGD-20, CW-30, PGD-100), papers (those, APGD-CE and AutoAttack), standard (AutoAttack),
