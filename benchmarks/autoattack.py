@@ -1,6 +1,6 @@
 """Hauberk's AutoAttack beside the official one (PyPI ``pyautoattack``): same network, images, machine, one run.
 
-    python benchmarks/autoattack.py fast_adversarial_mnist_fgsm.pth --data-dir FOLDER --first 1000
+    python benchmarks/autoattack.py fast_adversarial_mnist_fgsm.pth --data-dir FOLDER --limit 1000
 
 FILE is the MNIST network of Wong et al. (2020), or one of the same shape. Both may use all cores: the official code by
 threads, Hauberk as it likes best, by processes of one thread, too. Seconds are those of the evaluation alone, without imports.
@@ -63,7 +63,7 @@ def ours(options: argparse.Namespace, precision: str, processes: int, seed: int)
         settings = {
             "--data-dir": options.data_dir,
             "--eps": options.eps,
-            "--first": options.first,
+            "--limit": options.limit,
             "--seeds": seed,
             "--ours": found,
             "--precision": precision,
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--eps", type=float, default=0.3)
-    parser.add_argument("--first", type=int, default=1000)
+    parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
@@ -101,16 +101,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     logging.basicConfig(level=logging.WARNING)
     model = hb.load(options.file, model=small_net()).eval()
-    x, y = hb.data.load_data("mnist", "test", options.data_dir).fetch(torch.arange(options.first))
+    x, y = hb.data.load_data("mnist", "test", options.data_dir).fetch(torch.arange(options.limit))
     if options.ours:
         one_of_ours(options, model, x, y)
         return
-    print(f"{options.file.name}, Linf {options.eps}, first {options.first} images, {machine(torch.device('cpu'))}")
+    print(f"{options.file.name}, Linf {options.eps}, first {options.limit} images, {machine(torch.device('cpu'))}")
     print("| seed | | robust % | seconds | of official | forwards | backwards | forwards per robust example |")
     print("|---|---|---|---|---|---|---|---|")
 
     def row(seed: int, name: str, robust: float, seconds: float, forwards: int, backwards: int) -> None:
-        each = forwards / max(robust * options.first, 1)
+        each = forwards / max(robust * options.limit, 1)
         cells = f"{seconds:.1f} | {seconds / base:.2f} | {forwards:,} | {backwards:,} | {each:,.0f}"
         print(f"| {seed} | {name} | {100 * robust:.1f} | {cells} |", flush=True)
 

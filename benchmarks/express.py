@@ -1,4 +1,4 @@
-"""What a short training can do: candidates of a fast recipe beside 100 epochs as in the MAIL paper, on a part of a data set.
+"""What a short training can do: candidates of a fast schedule beside 100 epochs as in the MAIL paper, on a part of a data set.
 
     python benchmarks/express.py --data cifar10 --data-dir FOLDER
     python benchmarks/express.py --data fashion-mnist --data-dir FOLDER

@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --data-dir FOLDER --minutes 8      (again and again, until it says that all is done)
 
 Steps beside the public code's and beside the passes alone; seconds per epoch for each method; the MAIL paper's training of
-MAIL-TRADES (ResNet-18, 100 epochs) and its evaluation; the recipe express. Results go to benchmarks/results/gpu.md.
+MAIL-TRADES (ResNet-18, 100 epochs) and its evaluation; the schedule preset express. Results go to benchmarks/results/gpu.md.
 """
 
 import os
@@ -122,8 +122,8 @@ def paper(options: Options) -> str:
 
 
 def express(options: Options) -> str:
-    """The fast recipe."""
-    return _run(options, "express", {"recipe": "express"}, "the row above, in less time")
+    """The fast schedule."""
+    return _run(options, "express", {"schedule_preset": "express"}, "the row above, in less time")
 
 
 def _run(options: Options, name: str, how: dict[str, Any], aim: str) -> str:

@@ -39,7 +39,7 @@ class Options:
     test: int = 1_000
     """Test images."""
     epochs: int = 10
-    """ModelQueries over them; free-at makes its 8 replays within them, so it makes an eighth of the passes."""
+    """Passes over them; free-at makes its 8 replays within them, so it makes an eighth of the passes."""
     threads: int = 1
     """CPU threads."""
 

@@ -37,7 +37,7 @@ class Options:
     test: int = 1_000
     """Test images."""
     epochs: int = 15
-    """ModelQueries over them."""
+    """Passes over them."""
     lr: float = 0.05
     """Peak of the one-cycle schedule."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -15,7 +15,8 @@ import tyro
 
 import hauberk as hb
 from hauberk.core.io import read_json
-from hauberk.experiments import Cell
+from hauberk.experiments import Experiment
+from hauberk.experiments.options import DataOptions, SubsetOptions
 from hauberk.experiments.studies import STUDIES, Finding, Setting, find_study
 
 
@@ -34,7 +35,7 @@ class Options:
     test: int = 1_000
     """Test images."""
     epochs: int = 8
-    """ModelQueries over them."""
+    """Passes over them."""
     threads: int = 1
     """CPU threads."""
 
@@ -42,8 +43,13 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options)
     torch.set_num_threads(options.threads)
-    base = Cell("at", 0, data=options.data, data_dir=str(options.data_dir), train_size=options.train, test_size=options.test,
-                settings={"epochs": options.epochs})  # fmt: skip
+    base = Experiment(
+        "at",
+        0,
+        data=DataOptions(options.data, str(options.data_dir)),
+        subset=SubsetOptions(options.train, options.test),
+        settings={"epochs": options.epochs},
+    )
     setting = Setting(base, options.out, threads=options.threads)
     findings = []
     for name in STUDIES:

@@ -1,5 +1,6 @@
 """What several tests share: small networks and data, what a model looks like from outside, and processes that are killed."""
 
+import math
 import os
 import random
 import signal
@@ -213,3 +214,23 @@ def ranks_of(torchrun):
         if parent == torchrun.pid:
             found |= {int(word[5:]): int(folder.name) for word in words if word.startswith(b"RANK=")}
     return found
+
+
+class TurnsNaN(nn.Module):
+    """Its logits are NaN after so many training passes."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.net, self.after, self.calls = tiny_net(), after, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.net(x) * (math.nan if self.calls > self.after else 1.0)
+
+
+class OnceNaN(TurnsNaN):
+    """Its logits are NaN at one training pass."""
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.net(x) * (math.nan if self.calls == self.after else 1.0)

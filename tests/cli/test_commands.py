@@ -11,7 +11,9 @@ import torch
 
 import hauberk as hb
 from hauberk.cli import COMMANDS, main
-from hauberk.experiments import Cell
+from hauberk.core.imports import import_object, is_import_path
+from hauberk.experiments import Experiment
+from hauberk.experiments.options import SubsetOptions
 from hauberk.experiments.studies.setting import Setting
 from hauberk.experiments.studies.variants import variant
 from helpers import few_images
@@ -37,6 +39,65 @@ def test_help_teaches_and_needs_no_torch():
     for name in COMMANDS:
         assert f"  {name} " in shown
     assert "Example: hauberk train" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["train"], {"epochs": "40", "batch-size": "64", "lr": "0.1", "model": "small-cnn"}),
+        (["train", "--data", "mnist", "--lr", "0.2"], {"epochs": "8", "eps-warmup": "0.3", "lr": "0.2"}),
+        (["train", "--data=cifar10", "--model", "resnet18", "--schedule-preset", "express"], {"epochs": "40", "ema": "-1.0"}),
+        (
+            ["train", "--data", "cifar10", "--model", "wrn-34-10", "--method", "mart", "--preset", "official"],
+            {"epochs": "90", "beta": "6.0", "milestones": "75.0 90.0"},
+        ),
+        (["compare", "table3"], {"data": "cifar10", "model": "wrn-32-10", "epochs": "100", "weight-decay": "0.0007"}),
+        (["compare", "mart-white-box"], {"epochs": "120", "attacks": "fgsm pgd-20 cw-20 apgd-ce apgd-t fab-t square"}),
+        (["compare", "--data", "svhn", "--model", "resnet18"], {"epochs": "100", "suite": "papers"}),
+        (["study", "--data", "mnist"], {"epochs": "8", "test-size": "500"}),
+    ],
+)
+def test_help_shows_what_is_applied(words, shown, capsys):
+    for arguments in ([*words, "--help"], [words[0], "-h", *words[1:]]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        for option, value in shown.items():
+            assert re.search(rf"--{option} [^-][^-]*?(?:-(?!-)[^-]*?)*?\(default: {re.escape(value)}\)", text), option
+
+
+def test_help_shows_no_default_of_its_own_where_methods_differ(capsys):
+    words = ["compare", "--data", "cifar10", "--model", "wrn-34-10", "--preset", "official", "--methods", "trades,mart"]
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert re.search(r"--epochs INT Number of passes over the training data. \(unset by default\)", text)
+    assert re.search(r"--lr FLOAT [^(]*\(default: 0.1\)", text)
+
+
+def test_objects_by_import_path(workplace, monkeypatch):
+    (workplace / "ownthings.py").write_text("class Box:\n    net = staticmethod(len)\nnumber = 7\n")
+    (workplace / "brokenthings.py").write_text("import nosuchmodule\n")
+    (workplace / "leavingthings.py").write_text("raise SystemExit('no\\nmore')\n")
+    monkeypatch.syspath_prepend(str(workplace))
+    assert import_object("ownthings:number", "model") == 7
+    assert import_object("ownthings:Box.net", "model") is len
+    for path, says in {
+        "ownthings": "cannot load attack 'ownthings': write package.module:attribute",
+        "ownthings:": "write package.module:attribute",
+        "ownthing:number": "there is no module 'ownthing'; install it, or call from its folder",
+        "ownthings.parts:number": "there is no module 'ownthings.parts'",
+        "ownthings:numbr": "unknown attribute 'numbr'; did you mean 'number'?",
+        "ownthings:Box.nett": "did you mean 'net'?",
+        "brokenthings:number": "importing brokenthings fails with ModuleNotFoundError: No module named 'nosuchmodule'",
+        "leavingthings:number": "importing leavingthings fails with SystemExit: no more",
+    }.items():
+        with pytest.raises(hb.UserError, match=re.escape(says)) as error:
+            import_object(path, "attack")
+        assert "\n" not in str(error.value)
+    for name, form in {"a.b:c.d": True, "at": False, "trades:beta=1": False, "timm:resnet-18": False, "a/b:c": False}.items():
+        assert is_import_path(name) is form
 
 
 def test_train_then_evaluate(workplace, capsys):
@@ -113,6 +174,10 @@ def test_lists(capsys):
         (["train", "--device", "cuda:77"], "cannot be used"),
         (["train", "--resume", "runs/none"], "does not exist"),
         (["train", "--beta", "-3", "--method", "mart"], "not negative"),
+        (["train", "--epochs", "-1"], "epochs must be positive"),
+        (["train", "--resume", "runs/none", "--epochs", "3"], "leave out --epochs"),
+        (["compare", "--epochs", "-1"], "epochs must be positive"),
+        (["study", "weights", "--epochs", "-1"], "epochs must be positive"),
         (["evaluate", "runs/none"], "does not exist"),
         (["evaluate", "notes.json"], "not a Hauberk card"),
         (["evaluate", "net.pth", "--data", "digits"], "pass model="),
@@ -135,7 +200,6 @@ def test_mistakes_get_one_line_and_code_2(arguments, says, workplace, capsys):
     [
         ["train", "--epochz", "3"],
         ["train", "--epochs", "1.5"],
-        ["train", "--epochs", "-1"],
         ["train", "--schedule", "linear"],
         ["evaluate"],
     ],
@@ -176,7 +240,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_ends_the_same(number, work
 
 
 def test_what_is_announced_as_published_is_what_is_trained(workplace, capsys, monkeypatch):
-    monkeypatch.setattr("hauberk.data.load_data", lambda name, *_, **__: few_images(name))
+    monkeypatch.setattr("hauberk.experiments.experiment.load_data", lambda name, *_, **__: few_images(name))
     words = ["train", "--data", "cifar10", "--model", "wrn-10-1", "--method", "mart", "--preset", "official", "--steps", "1"]
     words += ["--epochs", "1", "--val-size", "0", "--threads", "1"]
     assert main([*words, "--out", "run"]) == 0
@@ -218,7 +282,7 @@ def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
 def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main(["train", "--method", "adversarial-class", "--epochs", "1", "--threads", "1", "--quiet", "--out", out]) == 0
-    assert main(["evaluate", out, "--attacks", "pgd-10", "--first", "20", "--quiet"]) == 0
+    assert main(["evaluate", out, "--attacks", "pgd-10", "--limit", "20", "--quiet"]) == 0
     assert "with rejection" in capsys.readouterr().out
 
 
@@ -231,9 +295,9 @@ def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workpla
 
 
 def test_a_network_of_a_study_is_evaluated(workplace, capsys):
-    base = Cell("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, train_size=100, test_size=20)
+    base = Experiment("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, subset=SubsetOptions(100, 20))
     setting = Setting(base, workplace / "study", threads=1)
-    setting.trained("at with nothing else", how=variant("at with nothing else", base.bound, hb.objectives.at))
+    setting.trained("at with nothing else", how=variant("at with nothing else", base.make_method(), hb.objectives.at))
     (run,) = (workplace / "study").glob("networks/*/*/*/run")
     assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--no-probes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 20

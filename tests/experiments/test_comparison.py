@@ -18,36 +18,37 @@ import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.io import read_json
 from hauberk.experiments import (
-    Cell,
     Comparison,
+    Experiment,
     as_csv,
     as_latex,
     as_markdown,
     collect,
     estimate,
     rich_table,
-    run_cell,
     run_cells,
+    run_experiment,
     run_on_slurm,
 )
 from hauberk.experiments.comparison import holm
-from hauberk.experiments.experiment import train_cell
+from hauberk.experiments.experiment import train_experiment
+from hauberk.experiments.options import DataOptions, EvaluationOptions, ModelOptions, PresetOptions, SubsetOptions
 from hauberk.experiments.paper_results import MAIL
 from hauberk.experiments.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
 from hauberk.experiments.studies import Setting
-from hauberk.training.config import TrainConfig, first_drop
+from hauberk.training.config import first_drop
+from hauberk.training.published import resolve
 
 QUICK = {
-    "train_size": 128,
-    "test_size": 40,
-    "suite": "quick",
+    "subset": SubsetOptions(128, 40),
+    "evaluation": EvaluationOptions("quick"),
     "settings": {"epochs": 1, "val_size": 20},
-    "choices": {"steps": 1},
+    "hyperparameters": {"steps": 1},
 }
 
 
 def cells(*methods, trials=2, **more):
-    return [Cell(method=name, seed=seed, **{**QUICK, **more}) for seed in range(trials) for name in methods]
+    return [Experiment(method=name, seed=seed, **{**QUICK, **more}) for seed in range(trials) for name in methods]
 
 
 def made_up(values, seeds=5):
@@ -127,9 +128,9 @@ def test_finished_cells_are_never_made_again_and_a_folder_belongs_to_its_cells(t
     assert run_cells(more, tmp_path, told=lambda cell, what: told.append(what))
     assert sorted(told) == ["done"] * 2 + ["kept"] * 4
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
-    with pytest.raises(hb.UserError, match="was made with test_size = 40, not 30"):
-        run_cells([replace(some[0], test_size=30)], tmp_path)
-    again = run_cell(replace(some[0], seed=7), tmp_path / "alone", threads=1)
+    with pytest.raises(hb.UserError, match=r"was made with subset.test_size = 40, not 30"):
+        run_cells([replace(some[0], subset=SubsetOptions(128, 30))], tmp_path)
+    again = run_experiment(replace(some[0], seed=7), tmp_path / "alone", threads=1)
     assert again
     assert collect([replace(some[0], seed=7)], tmp_path / "alone").values["at", "clean"]
 
@@ -150,7 +151,7 @@ def test_the_estimate_counts_what_is_left(tmp_path):
     assert before.training > 0
     assert before.evaluation > 0
     assert before.disk > 1e6
-    run_cell(some[0], tmp_path, threads=1)
+    run_experiment(some[0], tmp_path, threads=1)
     assert estimate(some, tmp_path).finished == 1
 
 
@@ -217,7 +218,10 @@ def test_methods_with_settings_of_their_own(tmp_path, capsys):
     assert (tmp_path / "trades beta=1 steps=1" / "seed-0" / "evaluation.json").exists()
     stored = read_json(tmp_path / "comparison.json")
     assert stored["methods"] == ["trades beta=1 steps=1", "trades beta=6 steps=1"]
-    assert read_json(tmp_path / "trades beta=6 steps=1" / "seed-0" / "cell.json")["choices"] == {"beta": 6, "steps": 1}
+    assert read_json(tmp_path / "trades beta=6 steps=1" / "seed-0" / "experiment.json")["hyperparameters"] == {
+        "beta": 6,
+        "steps": 1,
+    }
     capsys.readouterr()
     assert main(["compare", "--methods", "trades:bta=1", *words, *out]) == 2
     assert "did you mean 'beta'" in capsys.readouterr().err
@@ -225,10 +229,39 @@ def test_methods_with_settings_of_their_own(tmp_path, capsys):
     assert "did you mean" in capsys.readouterr().err
 
 
+def test_methods_by_name_and_by_import_path():
+    found = parse_methods("at,trades:beta=1;steps=5, own.part:build ,own.part:build:slope=2")
+    assert [(name, dict(pairs)) for _, name, pairs in found] == [
+        ("at", {}),
+        ("trades", {"beta": "1", "steps": "5"}),
+        ("own.part:build", {}),
+        ("own.part:build", {"slope": "2"}),
+    ]
+    assert [label for label, *_ in found][2:] == ["own.part:build", "own.part:build slope=2"]
+
+
+def test_an_experiment_is_known_by_what_it_does_not_by_how_it_was_asked_for():
+    one = Experiment("mart", 0, data=DataOptions("cifar10"), model=ModelOptions("resnet18"))
+    same = [
+        replace(one, settings={"epochs": 100, "threads": 3}),
+        replace(one, data=DataOptions("cifar10", "elsewhere", verify=False), label="another name", surrogate="runs/other"),
+    ]
+    assert {other.digest for other in same} == {one.digest}
+    others = [
+        replace(one, seed=1),
+        replace(one, settings={"epochs": 99}),
+        replace(one, hyperparameters={"beta": 6.0}),
+        replace(one, subset=SubsetOptions(imbalance=2.0)),
+        replace(one, presets=PresetOptions("official")),
+        replace(one, evaluation=EvaluationOptions("papers", sequential=True)),
+    ]
+    assert len({one.digest, *(other.digest for other in others)}) == 7
+
+
 @pytest.mark.parametrize("name", PAPER_TABLES)
 def test_a_table_has_the_papers_settings(name):
     table = PAPER_TABLES[name]
-    settings = TrainConfig(**table_settings(table, table.data, table.model))
+    settings = resolve(table.data, table.model, settings=table_settings(table, table.data, table.model)).config
     assert settings.schedule == "steps"
     wide = table.model.startswith("wrn")
     assert (settings.lr, settings.weight_decay) == ((0.1, 7e-4) if wide else (0.01, 3.5e-3))
@@ -239,12 +272,13 @@ def test_a_table_has_the_papers_settings(name):
 
 
 def test_cells_use_what_is_published_and_write_it_down():
-    cell = Cell("mart", 0, data="cifar10", model="wrn-34-10", preset="official")
-    assert cell.bound.settings["beta"] == cell.to_dict()["choices"]["beta"] == 6.0
-    given = replace(cell, choices={"beta": 2.0})
-    assert given.bound.settings["beta"] == given.to_dict()["choices"]["beta"] == 2.0
-    assert "beta" not in replace(cell, model="resnet18").bound.settings
-    setting = Setting(Cell("at", 0, data="svhn", model="preact-resnet18"), out=None)
+    wide, presets = ModelOptions("wrn-34-10"), PresetOptions("official")
+    cell = Experiment("mart", 0, data=DataOptions("cifar10"), model=wide, presets=presets)
+    assert cell.make_method().settings["beta"] == cell.to_dict()["hyperparameters"]["beta"] == 6.0
+    given = replace(cell, hyperparameters={"beta": 2.0})
+    assert given.make_method().settings["beta"] == given.to_dict()["hyperparameters"]["beta"] == 2.0
+    assert "beta" not in replace(cell, model=ModelOptions("resnet18")).make_method().settings
+    setting = Setting(Experiment("at", 0, data=DataOptions("svhn"), model=ModelOptions("preact-resnet18")), out=None)
     assert setting.method("at").attack.step_size == "eps/8"
     assert setting.method("at", step_size="eps").attack.step_size == "eps"
 
@@ -256,11 +290,11 @@ def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
     planned = []
     monkeypatch.setattr("hauberk.experiments.estimate", lambda cells, *_, **__: planned.extend(cells))
     assert main(["compare", "mart-white-box", "--model", "wrn-34-10", *words, "--dry-run"]) == 0
-    assert {cell.bound.choices.terms.keywords["beta"] for cell in planned if cell.method == "mart"} == {beta}
+    assert {cell.make_method().choices.terms.keywords["beta"] for cell in planned if cell.method == "mart"} == {beta}
 
 
 def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():
-    whole = TrainConfig(**table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18"))
+    whole = resolve("cifar10", "resnet18", settings=table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18")).config
     small, train, test = shrunk(whole, 0.01, 50_000, 10_000)
     assert (small.epochs, train, test) == (10, 5000, 1000)
     assert first_drop(whole) == 74
@@ -363,7 +397,7 @@ def test_a_table_on_digits(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("point", ["open", "fsync", "replace"])
-@pytest.mark.parametrize("file", ["cell.json", "run.json"])
+@pytest.mark.parametrize("file", ["experiment.json", "run.json"])
 def test_a_cell_killed_while_it_is_first_written_down_goes_on(point, file, tmp_path, monkeypatch):
     owner = Path if point == "replace" else os
     act, (cell,) = getattr(owner, point), cells("at", trials=1)
@@ -378,5 +412,5 @@ def test_a_cell_killed_while_it_is_first_written_down_goes_on(point, file, tmp_p
         patched.setattr(owner, point, killed)
         patched.setattr(Path, "unlink", lambda *words, **more: None)  # a process that is killed tidies nothing up
         with pytest.raises(KeyboardInterrupt):
-            train_cell(cell, tmp_path, threads=1)
-    assert train_cell(cell, tmp_path, threads=1)
+            train_experiment(cell, tmp_path, threads=1)
+    assert train_experiment(cell, tmp_path, threads=1)

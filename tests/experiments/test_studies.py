@@ -12,13 +12,14 @@ import torch.nn.functional as F
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.experiments import Cell
+from hauberk.experiments import Experiment
+from hauberk.experiments.options import SubsetOptions
 from hauberk.experiments.studies import STUDIES, Finding, Setting, ablation, find_study, subsets, trade_off
 from hauberk.experiments.studies.measure import difference, outputs_match
 from hauberk.experiments.studies.variants import Split
 from helpers import tiny_batch, tiny_net
 
-SMALL = Cell("at", 0, train_size=300, test_size=60, settings={"epochs": 3, "val_size": 30, "lr": 0.05})
+SMALL = Experiment("at", 0, subset=SubsetOptions(300, 60), settings={"epochs": 3, "val_size": 30, "lr": 0.05})
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_a_study_is_written_down_with_its_picture(name, shared):
     assert len((shared / f"{name}.csv").read_text().splitlines()) == 1 + len(found.rows)
 
 
-UNLEARNT = Cell("at", 0, train_size=60, test_size=30, settings={"epochs": 3, "val_size": 10, "lr": 1e-6})
+UNLEARNT = Experiment("at", 0, subset=SubsetOptions(60, 30), settings={"epochs": 3, "val_size": 10, "lr": 1e-6})
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -59,7 +60,7 @@ def test_no_verdict_rests_on_networks_that_have_learnt_nothing(name, tmp_path_fa
 
 def test_a_verdict_stands_where_the_networks_that_it_rests_on_have_learnt():
     found = Finding("x", "about", "claim", "1 of 2", True, [], {})
-    setting = Setting(Cell("at", 0, test_size=50), None)
+    setting = Setting(Experiment("at", 0, subset=SubsetOptions(test_size=50)), None)
     setting.learnt.update({"at": 0.2, "mart": 0.9})
     assert setting.sound(found) is found
     setting.learnt["trades"] = 0.19
@@ -76,7 +77,7 @@ def test_networks_that_are_only_shown_hold_no_verdict_back(tmp_path, monkeypatch
         return tiny_net((1, 8, 8), 10).eval()
 
     monkeypatch.setattr(Setting, "trained", at_chance_but_for)
-    setting = Setting(replace(SMALL, test_size=8), tmp_path, threads=1)
+    setting = Setting(replace(SMALL, subset=SubsetOptions(300, 8)), tmp_path, threads=1)
     found = trade_off.run(setting)
     assert len(found.rows) > len(setting.learnt)
     assert set(setting.learnt) == {"standard", "at", "trades"}

@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
-from hauberk.training.export import save_model
 
 import hauberk as hb
 from hauberk.models import ModelSpec
+from hauberk.training.export import save_model
 from helpers import tiny_batch, tiny_net
 
 

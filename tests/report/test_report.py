@@ -13,7 +13,8 @@ from matplotlib.image import imread
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.experiments import Cell, collect, run_cell
+from hauberk.experiments import Experiment, collect, run_experiment
+from hauberk.experiments.options import EvaluationOptions, SubsetOptions
 from hauberk.experiments.studies import Setting, find_study
 from helpers import few_images
 
@@ -35,15 +36,17 @@ def home(tmp_path_factory, digits):
         where = folder / "run" / "evaluations" / suite
         hb.evaluate(run.model, small, threat=hb.Linf(0.1), suite=suite, out=where, quiet=True)
     cells = [
-        Cell(m, s, train_size=200, test_size=30, suite="quick", settings={"epochs": 1})
+        Experiment(m, s, subset=SubsetOptions(200, 30), evaluation=EvaluationOptions("quick"), settings={"epochs": 1})
         for m in ("at", "trades")
         for s in (0, 1)
     ]
     for cell in cells:
-        run_cell(cell, folder / "compare", threads=1)
+        run_experiment(cell, folder / "compare", threads=1)
     (folder / "compare" / "comparison.json").write_text(json.dumps(collect(cells, folder / "compare").to_dict()))
     study = find_study("saliency")
-    found = study.run(Setting(Cell("at", 0, train_size=200, test_size=30, settings={"epochs": 1}), folder / "study", threads=1))
+    found = study.run(
+        Setting(Experiment("at", 0, subset=SubsetOptions(200, 30), settings={"epochs": 1}), folder / "study", threads=1)
+    )
     found.save(folder / "study", study.draw)
     for target in ("run", "compare", "study"):
         assert main(["report", str(folder / target), "--figures", str(folder / f"{target}-figures")]) == 0

@@ -11,7 +11,7 @@ import pytest
 
 import hauberk as hb
 from hauberk.core.io import read_state
-from hauberk.experiments import Cell, run_cell
+from hauberk.experiments import Experiment, run_experiment
 from hauberk.experiments.studies.finding import Finding
 from hauberk.models import ModelSpec
 from hauberk.training.export import save_model
@@ -217,7 +217,7 @@ def test_where_nothing_can_be_set_aside_zeros_are_written(tmp_path, monkeypatch)
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(hb.UserError, match="cannot write to"):
-        run_cell(Cell("at", 0), tmp_path / "file")
+        run_experiment(Experiment("at", 0), tmp_path / "file")
     finding = Finding("restarts", "about", "claim", "found", None, [{"a": 1}], {})
     with pytest.raises(hb.UserError, match="cannot write to"):
         finding.save(tmp_path / "file" / "study", lambda found: None)

@@ -249,7 +249,8 @@ def resumed(method, world, out):
 
     def counted(self, *inputs):
         train_step(self, *inputs)
-        self._stop_asked = lambda asked=world.rank == 1 and next(steps) >= 6: asked  # one process alone is asked to stop
+        asked = world.rank == 1 and next(steps) >= 6  # one process alone is asked to stop
+        self._stop_asked = lambda: asked
 
     def net(seed):
         return tiny_net(dropout=0.3, seed=seed + world.rank)  # the ranks begin apart

@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hauberk.training.export import save_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from hauberk.evaluation import partial_result
 from hauberk.models import ModelSpec
 from hauberk.threat import threat_from_dict
 from hauberk.training import resume
+from hauberk.training.export import save_model
 from helpers import long_or
 
 TRIALS = long_or(40, 2000)

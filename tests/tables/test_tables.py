@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hauberk.training.metrics import validate
 from sklearn.metrics import recall_score, roc_auc_score
 
 import hauberk as hb
@@ -22,6 +21,7 @@ from hauberk.models import ModelSpec, StraightThroughRound
 from hauberk.report.reproduce import train_command
 from hauberk.tables import infer_schema, make_table, measure_risk, reach_of, read_frame, read_schema, read_table
 from hauberk.threat import threat_from_dict
+from hauberk.training.metrics import validate
 from helpers import ROOT
 
 pd = pytest.importorskip("pandas")

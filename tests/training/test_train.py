@@ -16,13 +16,12 @@ import hauberk.training.checkpoint as checkpoint
 from hauberk.attacks.pgd import parse_step_size
 from hauberk.core.io import read_state, write_json, write_state
 from hauberk.data import TensorDataset, as_dataset, labels
-from hauberk.methods.named import published_method
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig, eps_scale, first_drop, learning_rate
 from hauberk.training.metrics import TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import make_plan
-from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, find_published
-from helpers import SHAPE, THREAT, Signalling, easy_data, few_images, settings, tiny_batch, tiny_net
+from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
+from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, settings, tiny_batch, tiny_net
 
 
 def train_tiny(data, out, resume=False, method="trades", **changes):
@@ -179,28 +178,12 @@ def test_schedules():
     assert [eps_scale(warm, s, 100) for s in (0, 24, 49, 99)] == pytest.approx([0.02, 0.5, 1.0, 1.0])
 
 
-class TurnsNaN(nn.Module):
-    def __init__(self, after):
-        super().__init__()
-        self.net, self.after, self.calls = tiny_net(), after, 0
-
-    def forward(self, x):
-        self.calls += self.training
-        return self.net(x) * (math.nan if self.calls > self.after else 1.0)
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(hb.UserError, match=r"the loss became nan at epoch 2, step 2; the last good checkpoint, of epoch 1"):
         hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "run", **settings())
     state, _ = read_state(tmp_path / "run" / "state.ckpt")
     assert state["epoch"] == 1
     assert all(value.isfinite().all() for value in state["model"].values())
-
-
-class OnceNaN(TurnsNaN):
-    def forward(self, x):
-        self.calls += self.training
-        return self.net(x) * (math.nan if self.calls == self.after else 1.0)
 
 
 class OnceNaNGradient(TurnsNaN):
@@ -516,17 +499,17 @@ def test_works_in_a_thread_and_puts_signal_handlers_back():
 
 
 def test_recommended_settings_are_valid():
-    for found in (EXPRESS, *BY_DATA.values(), *OFFICIAL.values(), find_published("else", "mlp")):
+    for found in (EXPRESS, *BY_DATA.values(), *OFFICIAL.values(), resolve("else", "mlp")):
         assert TrainConfig(**found.settings).epochs > 0
         assert found.source
-    assert find_published("cifar10", "wrn-32-10").settings["weight_decay"] == 7e-4
-    express = find_published("mnist", "small-cnn", recipe="express").settings
+    assert resolve("cifar10", "wrn-32-10").settings["weight_decay"] == 7e-4
+    express = resolve("mnist", "small-cnn", schedule_preset="express").settings
     assert express["epochs"] == EXPRESS.settings["epochs"]
     assert express["eps_warmup"] == 0.3  # MNIST does not start to learn without
-    with pytest.raises(hb.UserError, match="recipe is"):
-        find_published("mnist", "small-cnn", recipe="quick")
-    assert find_published("cifar10", "resnet18", "mail-at").settings["epochs"] == 100
-    assert find_published("cifar10", "resnet18", "mail-at", "official").settings["milestones"] == (76.0, 91.0, 101.0)
+    with pytest.raises(hb.UserError, match="schedule_preset is"):
+        resolve("mnist", "small-cnn", schedule_preset="quick")
+    assert resolve("cifar10", "resnet18", "mail-at").settings["epochs"] == 100
+    assert resolve("cifar10", "resnet18", "mail-at", preset="official").settings["milestones"] == (76.0, 91.0, 101.0)
     for name, _ in OFFICIAL:
         assert name in hb.list_methods()
 
@@ -547,13 +530,13 @@ RATES = {  # of an epoch counted from 1, as the scripts compute them; without th
 
 @pytest.mark.parametrize(("method", "model"), RATES)
 def test_official_schedules_are_the_scripts_epoch_by_epoch(method, model):
-    chosen = TrainConfig(**find_published("cifar10", model, method, "official").settings)
+    chosen = resolve("cifar10", model, method, preset="official").config
     rates = [learning_rate(chosen, epoch, chosen.epochs) for epoch in range(chosen.epochs)]
     assert rates == pytest.approx([RATES[method, model](epoch + 1) for epoch in range(chosen.epochs)])
 
 
 def test_gairat_reweights_from_the_epoch_of_its_first_drop():
-    chosen = TrainConfig(**find_published("cifar10", "wrn-32-10", "gairat", "official").settings)
+    chosen = resolve("cifar10", "wrn-32-10", "gairat", preset="official").config
     assert hb.method("gairat", THREAT, preset="official").begins == first_drop(chosen) == 59
 
 
@@ -570,17 +553,22 @@ def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_i
             assert float(parse_step_size(made.attack.step_size).of(THREAT.eps)) == pytest.approx(step)
 
 
+def published_method(name, data, model, preset="paper", seed=0, **given):
+    chosen = resolve(data, model, name, preset=preset, hyperparameters=given).hyperparameters
+    return hb.method(name, THREAT, preset=preset, seed=seed, **chosen)
+
+
 @pytest.mark.parametrize(("key", "found"), [*OFFICIAL.items(), *BY_DATA.items()])
 def test_every_published_setting_of_a_method_reaches_it(key, found):
     if key in OFFICIAL:
-        made = published_method(key[0], THREAT, "cifar10", key[1].replace("wrn", "wrn-34-10"), preset="official")
-        assert found.method.items() <= made.settings.items()
+        made = published_method(key[0], "cifar10", key[1].replace("wrn", "wrn-34-10"), preset="official")
+        assert found.hyperparameters.items() <= made.settings.items()
         return
     for name in (*hb.list_methods(), "at+awp", "trades+awp"):
-        taken = found.method if not found.methods or name in found.methods else {}
-        made = published_method(name, THREAT, *key)
+        taken = found.hyperparameters if not found.methods or name in found.methods else {}
+        made = published_method(name, *key)
         assert made.settings == {"preset": "paper", "seed": 0, **taken}
-        given = published_method(name, THREAT, *key, seed=3, **dict.fromkeys(taken, "eps"))
+        given = published_method(name, *key, seed=3, **dict.fromkeys(taken, "eps"))
         assert given.settings == {"preset": "paper", "seed": 3, **dict.fromkeys(taken, "eps")}
 
 

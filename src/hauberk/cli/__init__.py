@@ -8,18 +8,18 @@ from hauberk.core.errors import RemoteUserError, UserError, unknown_name
 
 # command: (module, what it does)
 COMMANDS = {
-    "demo": ("demo", "train at, trades and mart on handwritten digits and compare them; a minute"),
+    "demo": ("train", "train at, trades and mart on handwritten digits and compare them; a minute"),
     "train": ("train", "train a robust classifier, or resume a run"),
     "evaluate": ("evaluate", "measure clean and robust accuracy of a trained model"),
     "compare": ("compare", "train several methods with several seeds and set them side by side"),
-    "study": ("study", "repeat an experiment of the papers: table, picture, and whether it agrees"),
+    "study": ("compare", "repeat an experiment of the papers: table, picture, and whether it agrees"),
     "report": ("report", "one HTML file with pictures of a run, an evaluation, a comparison or studies"),
-    "export": ("export", "write a trained model as state dict, safetensors, torch.export or ONNX"),
+    "export": ("report", "write a trained model as state dict, safetensors, torch.export or ONNX"),
     "data": ("info", "list data sets, check their files, download them"),
     "methods": ("info", "list training methods, explain one"),
     "attacks": ("info", "list attacks, and the suites that evaluations run"),
     "models": ("info", "list networks"),
-    "doctor": ("doctor", "versions, device, precision, what is missing"),
+    "doctor": ("info", "versions, device, precision, what is missing"),
 }
 
 

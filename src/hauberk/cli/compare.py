@@ -1,21 +1,32 @@
-"""hauberk compare."""
+"""hauberk compare and hauberk study: many trainings, each kept and never made twice."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from hauberk.cli.options import given_settings, key_values, parse, peek, program
+from hauberk.cli.options import common_parts, key_values, parse, program
 from hauberk.core.errors import UserError, unknown_name
+from hauberk.experiments.options import (
+    DataOptions,
+    EvaluationOptions,
+    ModelOptions,
+    PresetOptions,
+    SubsetOptions,
+    ThreatOptions,
+    TrainSettings,
+)
 from hauberk.experiments.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_choices, table_settings
-from hauberk.training.config import TrainConfig
-from hauberk.training.published import find_published
+from hauberk.training.published import Resolved, resolve
 
 if TYPE_CHECKING:
-    from hauberk.experiments import Cell
+    from hauberk.experiments import Experiment
+
+_METHODS = "at,trades,mart,fat,at+awp,gairat,mail-at,mail-trades"
+_MACHINE = ("seed", "threads", "device")  # training settings that an experiment has apart from the others
 
 
 @dataclass(frozen=True)
@@ -26,49 +37,31 @@ class Compare:
     Example: hauberk compare table2 --data-dir ~/data --budget 0.01 --trials 1
 
     Finished runs are never made again: the same command goes on where it was stopped, and more methods or trials may be
-    added to it.
+    added to it. Training settings that are not given are published for each method; --help shows those that all of them share.
     """
 
     table: Annotated[str, tyro.conf.Positional] = ""
-    """A table of the papers, with its methods, data, network, settings and attacks: table1, table2, table3 (MAIL),
-    mart-white-box, mart-black-box."""
+    """A table of the papers, whose methods, data, network, settings and attacks are used unless others are given: table1,
+    table2, table3 (MAIL), mart-white-box, mart-black-box."""
     budget: float = 1.0
     """Share of each training's passes to make: its root is the share of the epochs and of the examples."""
-    methods: str = "at,trades,mart,fat,at+awp,gairat,mail-at,mail-trades"
-    """Names, with commas between them, perhaps with settings: at,trades:beta=1;steps=5. Differences are to the first;
-    in table1, from each PM to LPS with the same objective."""
+    methods: str = ""
+    """Names of methods, with commas between them, perhaps with settings: at,trades:beta=1;steps=5. Differences are to the
+    first; in table1, from each PM to LPS with the same objective."""
     trials: int = 5
-    """Seeds of each method, from --seed on."""
-    data: str = "digits"
-    """Name of the data set; see 'hauberk data'."""
-    data_dir: Path = Path("data")
-    """Folder with the original files of the data set."""
-    verify: bool = True
-    """Compare checksums of the files with the original ones."""
-    model: str = "small-cnn"
-    """Name of the network; see 'hauberk models'."""
-    norm: Literal["Linf", "L2", "L1"] = "Linf"
-    """Norm of the threat model."""
-    eps: str = ""
-    """Radius ε; by default what the literature uses on the data set (L∞ only)."""
-    preset: Literal["paper", "official"] = "paper"
-    """Follow the methods' papers, or their authors' code where that differs."""
-    recipe: Literal["published", "express"] = "published"
-    """Where training settings come from that are not given."""
-    set: tuple[str, ...] = ()
-    """Settings of every method as KEY=VALUE, e.g. steps=5."""
-    train_size: int = 0
-    """Train on so many examples, the first ones; 0 for all."""
-    test_size: int = 0
-    """Evaluate on so many examples, the first ones; 0 for all."""
-    suite: str = "papers"
-    """papers: NAT, PGD-100, APGD, CW-30 and AutoAttack; or quick, standard, plus, rand."""
-    settings: TrainConfig = field(default_factory=TrainConfig)
-    """Training settings."""
+    """Number of seeds of each method, from --seed on."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]")] = ()
+    """Settings of every method, such as steps=5."""
+    data: DataOptions = DataOptions("")
+    subset: SubsetOptions = SubsetOptions()
+    threat: ThreatOptions = ThreatOptions()
+    model: ModelOptions = ModelOptions("")
+    presets: PresetOptions = PresetOptions()
+    evaluation: EvaluationOptions = EvaluationOptions("papers")
     jobs: int = 0
-    """Runs side by side; 0 for one on each GPU, or on each core."""
-    slurm: tuple[str, ...] = ()
-    """Submit the runs to a Slurm cluster instead, with these settings of submitit as KEY=VALUE, e.g. slurm_partition=gpu
+    """Number of runs side by side; 0 for one on each GPU, or on each core."""
+    slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]")] = ()
+    """Submit the runs to a Slurm cluster instead, with these settings of submitit, such as slurm_partition=gpu
     timeout_min=600 gpus_per_node=1; the same command without it prints the table when they are done."""
     out: Path | None = None
     """Folder of the comparison; by default runs/compare-DATA-MODEL."""
@@ -76,49 +69,47 @@ class Compare:
     """Say how many runs there are, and estimate their time and disk space; do nothing."""
     quiet: bool = False
     """Print only the table."""
+    settings: TrainSettings = field(default_factory=dict)
+    """Training settings."""
 
 
 def compare(arguments: Sequence[str]) -> int:
     """Run the command."""
-    default = _default(arguments)
-    options = parse(Compare, "compare", arguments, default)
-    if options.table and options.table not in PAPER_TABLES:
-        raise unknown_name("table", options.table, PAPER_TABLES)
+    options = _with_table(parse(Compare, "compare", arguments, _with_published))
     from rich.console import Console
 
     from hauberk.core.io import write_atomically, write_json
     from hauberk.experiments import as_csv, as_latex, as_markdown, collect, estimate, rich_table, run_cells, run_on_slurm
-    from hauberk.experiments.experiment import train_cell
+    from hauberk.experiments.experiment import train_experiment
 
     kind = options.table or "compare"
-    out = options.out or Path("runs") / f"{kind}-{Path(options.data).stem}-{options.model}"
-    cells = _cells(options, default.settings, out)
-    jobs, device = options.jobs or _places(), options.settings.device
-    threads = options.settings.threads or max(1, (os.cpu_count() or 1) // jobs)
+    out = options.out or Path("runs") / f"{kind}-{Path(options.data.name).stem}-{options.model.name}"
+    experiments = _experiments(options, out)
+    jobs, device = options.jobs or _places(), options.settings.get("device", "auto")
+    threads = options.settings.get("threads") or max(1, (os.cpu_count() or 1) // jobs)
     if options.dry_run:
-        print(estimate(cells, out, jobs=jobs, threads=threads, device=device))
+        print(estimate(experiments, out, jobs=jobs, threads=threads, device=device))
         print("Next: the same command without --dry-run")
         return 0
-    named = _surrogate(cells[0])
-    if cells[0].surrogate and not train_cell(named, out / "surrogate", device, threads, options.verify):
+    if experiments[0].surrogate and not train_experiment(_surrogate(experiments[0]), out / "surrogate", device, threads):
         print("Not finished; the same command goes on")
         return 1
     if options.slurm:
-        submitted = run_on_slurm(cells, out, settings=key_values("--slurm", options.slurm), verify=options.verify)
+        submitted = run_on_slurm(experiments, out, settings=key_values("--slurm", options.slurm))
         print(f"Submitted {len(submitted)} runs; the same command without --slurm prints the table when they are done")
         return 0
     done = 0
 
-    def told(cell: "Cell", what: str) -> None:
+    def told(experiment: "Experiment", what: str) -> None:
         nonlocal done
         done += 1
         if not options.quiet:
-            print(f"{done}/{len(cells)} {cell.name} seed {cell.seed}: {what}", flush=True)
+            print(f"{done}/{len(experiments)} {experiment.name} seed {experiment.seed}: {what}", flush=True)
 
-    if not run_cells(cells, out, jobs=jobs, threads=threads, device=device, verify=options.verify, told=told):
+    if not run_cells(experiments, out, jobs=jobs, threads=threads, device=device, told=told):
         print("Not finished; the same command goes on")
         return 1
-    found = collect(cells, out, options.table)
+    found = collect(experiments, out, options.table)
     Console().print(rich_table(found))
     for method, doubts in found.doubts.items():
         if doubts:
@@ -130,52 +121,71 @@ def compare(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _default(arguments: Sequence[str]) -> Compare:
-    """What is used where the command line says nothing: the table's, or what fits data and network."""
-    table = PAPER_TABLES.get(arguments[0] if arguments else "")
-    data = peek(arguments, "--data", table.data if table else "digits")
-    model = peek(arguments, "--model", table.model if table else "small-cnn")
-    recipe = peek(arguments, "--recipe", "published")
-    settings = table_settings(table, data, model) if table else find_published(data, model, recipe=recipe).settings
-    methods = table.methods if table else Compare.methods
-    return Compare(data=data, model=model, methods=methods, settings=TrainConfig(**settings))
+def _with_table(options: Compare) -> Compare:
+    """Fill in data, network, methods and attacks that are not given: the table's, or the usual ones."""
+    if options.table and options.table not in PAPER_TABLES:
+        raise unknown_name("table", options.table, PAPER_TABLES)
+    table = PAPER_TABLES.get(options.table)
+    attacks = options.evaluation.attacks or (table.attacks if table else ())
+    return replace(
+        options,
+        methods=options.methods or (table.methods if table else _METHODS),
+        data=replace(options.data, name=options.data.name or (table.data if table else DataOptions.name)),
+        model=replace(options.model, name=options.model.name or (table.model if table else ModelOptions.name)),
+        evaluation=replace(options.evaluation, attacks=attacks),
+    )
 
 
-def _cells(options: Compare, default: TrainConfig, out: Path) -> "list[Cell]":
+def _with_published(options: Compare) -> Compare:
+    """Fill in, for help, what is not given: of the training settings those that all methods share."""
+    full = _with_table(options)
+    configs = [vars(_resolved(full, name).config) for _, name, _ in parse_methods(full.methods)]
+    shared = {key: value for key, value in configs[0].items() if all(other[key] == value for other in configs)}
+    return replace(full, settings=shared)
+
+
+def _resolved(options: Compare, method: str) -> Resolved:
+    table = PAPER_TABLES.get(options.table)
+    own = table_settings(table, options.data.name, options.model.name) if table else {}
+    return resolve(options.data.name, options.model.name, method, **asdict(options.presets), settings=own | options.settings)
+
+
+def _experiments(options: Compare, out: Path) -> "list[Experiment]":
     from hauberk.data import load_data
-    from hauberk.experiments import Cell
+    from hauberk.experiments import Experiment
 
     if options.trials < 1:
         raise UserError("--trials needs a positive number")
-    table = PAPER_TABLES.get(options.table)
-    usual = TrainConfig(**find_published(options.data, options.model, recipe=options.recipe).settings)
-    changed = given_settings(options.settings, default if table is None else usual)
-    train_size, test_size = options.train_size, options.test_size
+    table, seed = PAPER_TABLES.get(options.table), options.settings.get("seed", 0)
+    base = Experiment("at", seed, **common_parts(options))
+    sizes = []
     if options.budget != 1:
-        sizes = (len(load_data(options.data, split, options.data_dir, verify=False)) for split in ("train", "test"))
-        small, train, test = shrunk(options.settings, options.budget, *sizes)
-        changed |= {"epochs": small.epochs, "milestones": small.milestones}
-        train_size, test_size = train_size or train, test_size or test
-    common = ("data", "model", "norm", "eps", "preset", "recipe", "suite")
-    same: dict[str, Any] = {name: getattr(options, name) for name in common} | {"data_dir": str(options.data_dir)}
-    same |= {"train_size": train_size, "test_size": test_size, "settings": changed, "attacks": table.attacks if table else ()}
-    first = options.settings.seed
-    if table and table.black_box:
-        named = _surrogate(Cell(SURROGATE, first, **same))
-        same["surrogate"] = str((named.folder(out / "surrogate") / "run").resolve())
-    rows = []
+        where = options.data
+        sizes = [len(load_data(where.name, split, where.data_dir, verify=False)) for split in ("train", "test")]
+    found = []
     for label, name, pairs in parse_methods(options.methods):
-        choices = table_choices(table, options.data, options.model, name) if table else {}
-        choices |= key_values("--set", options.set) | key_values("--methods", tuple(f"{k}={v}" for k, v in pairs.items()))
-        rows.append(Cell(method=name, seed=first, choices=choices, label=label if pairs else "", **same))
-        _ = rows[-1].bound  # refuses now what a run would refuse later
+        chosen = table_choices(table, options.data.name, options.model.name, name) if table else {}
+        chosen |= key_values("--set", options.set) | key_values("--methods", [f"{k}={v}" for k, v in pairs.items()])
+        config, subset = _resolved(options, name).config, options.subset
+        if sizes:
+            config, train, test = shrunk(config, options.budget, *sizes)
+            subset = SubsetOptions(subset.train_size or train, subset.test_size or test)
+        published = replace(base, method=name).resolved.config
+        settings = {k: v for k, v in vars(config).items() if v != getattr(published, k) and k not in _MACHINE}
+        one = replace(base, method=name, label=label if pairs else "", hyperparameters=chosen, settings=settings, subset=subset)
+        if table and table.black_box:
+            folder = _surrogate(one).folder(out / "surrogate")
+            one = replace(one, surrogate=str((folder / "run").resolve()))
+        one.make_method()  # refuses now what a run would refuse later
+        found.append(one)
     # A table of all methods as early as possible.
-    return [replace(row, seed=seed) for seed in range(first, first + options.trials) for row in rows]
+    return [replace(one, seed=number) for number in range(seed, seed + options.trials) for one in found]
 
 
-def _surrogate(cell: "Cell") -> "Cell":
+def _surrogate(experiment: "Experiment") -> "Experiment":
     """What black-box attacks are crafted on: a network trained without an attack, with a seed that no other has."""
-    return replace(cell, method=SURROGATE, seed=cell.seed + 1000, choices={}, label="", surrogate="", attacks=())
+    usual, seed = replace(experiment.evaluation, attacks=()), experiment.seed + 1000
+    return replace(experiment, method=SURROGATE, seed=seed, hyperparameters={}, label="", surrogate="", evaluation=usual)
 
 
 def _places() -> int:
@@ -183,3 +193,48 @@ def _places() -> int:
     import torch
 
     return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """Repeat an experiment of the papers on your data: a table, a picture, and whether it agrees with what they claim.
+
+    Example: hauberk study lps-vs-pm --data digits
+    """
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """Name of the study; all are listed if there is none."""
+    data: DataOptions = DataOptions()
+    subset: SubsetOptions = SubsetOptions(test_size=500)
+    threat: ThreatOptions = ThreatOptions()
+    model: ModelOptions = ModelOptions()
+    out: Path | None = None
+    """Folder for networks, which studies share, and findings; by default runs/study-DATA-MODEL."""
+    settings: TrainSettings = field(default_factory=dict)
+    """Training settings."""
+
+
+def study(arguments: Sequence[str]) -> int:
+    """Run the command."""
+
+    def with_published(options: Study) -> Study:
+        found = resolve(options.data.name, options.model.name, settings=options.settings)
+        return replace(options, settings=vars(found.config))
+
+    options = parse(Study, "study", arguments, with_published)
+    from hauberk.experiments import Experiment
+    from hauberk.experiments.studies import STUDIES, Setting, find_study
+
+    if not options.name:
+        print("\n".join(f"{name:<16} {what}" for name, what in STUDIES.items()))
+        print(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
+        return 0
+    chosen, given = find_study(options.name), options.settings
+    out = options.out or Path("runs") / f"study-{Path(options.data.name).stem}-{options.model.name}"
+    settings = {name: value for name, value in given.items() if name not in _MACHINE}
+    base = Experiment("at", given.get("seed", 0), settings=settings, **common_parts(options))
+    found = chosen.run(Setting(base, out, device=given.get("device", "auto"), threads=given.get("threads", 0)))
+    found.save(out, chosen.draw)
+    print(found.as_markdown())
+    print(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {program()} report {out}")
+    return 0

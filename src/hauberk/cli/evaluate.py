@@ -1,10 +1,9 @@
 """hauberk evaluate."""
 
-import hashlib
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,12 +12,15 @@ import tyro
 
 from hauberk.cli.options import parse, program
 from hauberk.core.errors import UserError
+from hauberk.experiments.options import DataOptions, EvaluationOptions, ThreatOptions, digest
 
 if TYPE_CHECKING:
     from hauberk.data import NamedDataset
     from hauberk.threat import ThreatModel
 
-_PATIENCE = timedelta(days=1)  # the processes' shares may take times that differ by hours
+_TIMEOUT = timedelta(days=1)  # the parts of the processes may take times that differ by hours
+_CHANGES_NO_NUMBER = ("threads", "device", "out", "probes", "card", "status", "json", "quiet")
+_PASSED_ON = ("n", "batch_size", "seed", "precision", "adversarials", "probes")
 
 
 @dataclass(frozen=True)
@@ -26,46 +28,33 @@ class Evaluate:
     """Measure clean and robust accuracy of a trained model on the test set.
 
     Example: hauberk evaluate runs/mnist-trades --attacks pgd-40 cw-100
+
+    Data set, its folder, and threat model are those of the training unless others are given.
     """
 
     target: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or an exported .safetensors or .json file, or a PyTorch state dict (with --model)."""
     which: Literal["best", "last"] = "best"
-    """Which checkpoint of a run."""
+    """Checkpoint of a run to take: the best one by validation, or the last."""
     model: str = ""
-    """module:factory, to build a model that its card cannot build (this imports your module)."""
-    data: str = ""
-    """Name of the data set, as for 'hauberk train'; by default the one the model was trained on. Your own, module:attribute,
-    must be named again (this imports your module)."""
-    data_dir: Path | None = None
-    """Folder with the data set's original files; by default where training read them."""
-    verify: bool = True
-    """Compare checksums of the files with the original ones."""
-    norm: Literal["Linf", "L2", "L1"] = "Linf"
-    """Norm of the threat model, with --eps."""
-    eps: str = ""
-    """Radius ε, e.g. 8/255; by default the threat model of the training."""
-    suite: str = "quick"
-    """quick (FGSM, PGD-20, CW-30, PGD-100), papers (those, APGD-CE and AutoAttack), standard (AutoAttack), plus, rand (for
-    random models)."""
-    attacks: tuple[str, ...] = ()
-    """Names of attacks instead of a suite, e.g. pgd-40 cw-100; "hauberk attacks" lists them."""
-    sequential: bool = False
-    """Run each of the attacks named only on the examples that still stand."""
+    """The package.module:factory to build a model with that its card cannot build (this imports your module)."""
+    data: DataOptions = DataOptions("", "")
+    threat: ThreatOptions = ThreatOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
     surrogate: Path | None = None
     """Another run or exported model, to craft transfer attacks on."""
-    n: Annotated[int | None, tyro.conf.arg(aliases=("--first",))] = None
-    """Evaluate the first N examples of the test set only. (Under torchrun write --first, because it takes --n for its own.)"""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("--limit",))] = None
+    """Number of examples to evaluate, the first ones; by default all. Under torchrun write --limit, as it takes --n itself."""
     batch_size: int = 256
-    """Examples at a time."""
+    """Number of examples that the model sees at a time."""
     seed: int = 0
-    """Of the random starts."""
+    """Seed of the random starts."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice."""
+    """Number of CPU threads; 0 leaves torch's choice."""
     device: str = "auto"
-    """"auto", "cpu", "cuda", ..."""
+    """Device to run on: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
     precision: Literal["full", "bf16"] = "full"
-    """bf16 runs the attacks, never the verdicts, in bfloat16."""
+    """Precision of the attacks; bf16 never runs the verdicts."""
     out: Path | None = None
     """Folder for verdicts, as they come, and result; by default evaluations/SUITE beside the model. Called again with
     the same options, an evaluation that was interrupted goes on there."""
@@ -74,9 +63,9 @@ class Evaluate:
     probes: bool = True
     """Look for signs of masked gradients, and measure accuracy against ε, on a few examples."""
     card: Path | None = None
-    """Write a card in the style of RobustBench, too."""
+    """File to write a card to, too, in the style of RobustBench."""
     status: bool = False
-    """TARGET is the folder of an evaluation: print what it knows so far, and do nothing."""
+    """Print what the evaluation in the folder TARGET knows so far, and do nothing."""
     json: bool = False
     """Print the result as JSON instead of a table."""
     quiet: bool = False
@@ -86,18 +75,22 @@ class Evaluate:
 def evaluate(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(Evaluate, "evaluate", arguments)
+    from hauberk.evaluation import partial_result
+
     if options.status:
-        return _status(options.target)
+        print(f"{partial_result(options.target)}\nNext: the command that began it, given again, goes on with it")
+        return 0
     import torch
     from rich.console import Console
 
     from hauberk.core.distributed import init_distributed
     from hauberk.core.imports import trusted_name
     from hauberk.core.io import as_json, write_json
-    from hauberk.data import find_dataset
+    from hauberk.data import find_dataset, labels
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.evaluation import table
     from hauberk.evaluation.columns import NAME as COLUMNS
+    from hauberk.models import ModelSpec
     from hauberk.tables import Table, measure_risk
     from hauberk.training import load, pick_device, read_card
 
@@ -106,41 +99,37 @@ def evaluate(arguments: Sequence[str]) -> int:
     foreign = options.target.suffix in (".pt", ".pth")
     card: dict[str, Any] = {} if foreign else read_card(options.target, options.which)[0]
     trained_on = card.get("data", {})
-    name = options.data or trusted_name(str(trained_on.get("name", "")), "", "--data")
+    name = options.data.name or trusted_name(str(trained_on.get("name", "")), "", "--data")
     if not name:
         raise UserError("the card does not say which data set to use; give --data")
-    folder = options.data_dir or Path(str(trained_on.get("folder") or "data"))
+    folder = options.data.data_dir or str(trained_on.get("folder") or "data")
     named = find_dataset(name)
-    test = named.load("test", folder, verify=options.verify)
-    threat = _threat(options, card, named)
+    test = named.load("test", folder, verify=options.data.verify)
+    threat = _threat(options.threat, card, named)
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    with init_distributed(timeout=_PATIENCE) as world:
+    with init_distributed(timeout=_TIMEOUT) as world:
         device = pick_device(options.device)
-        model = load(options.target, model=_built(options.model, test), which=options.which, device=device)
+        # A model that the user has named is built; any other is left to the card.
+        classes = test.classes or int(labels(test).max()) + 1
+        built = ModelSpec(options.model, test.input_shape, classes).build() if options.model else None
+        model = load(options.target, model=built, which=options.which, device=device)
         surrogate = None if options.surrogate is None else load(options.surrogate, device=device)
         try:
             result = evaluate_model(
                 model,
                 test,
                 threat=threat,
-                suite=options.suite,
-                attacks=options.attacks,
-                sequential=options.sequential,
-                n=options.n,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                precision=options.precision,
+                **asdict(options.evaluation),
+                **{name: getattr(options, name) for name in _PASSED_ON},
                 surrogate=surrogate,
                 detects=card.get("detects") is True,
                 out=out,
-                adversarials=options.adversarials,
-                probes=options.probes,
                 quiet=options.quiet or options.json,
             )
         except KeyboardInterrupt:
             if world.is_main:
-                print(f"Stopped; the same command goes on from there. So far:\n{_early(out)}", file=sys.stderr)
+                print(f"Stopped; the same command goes on from there. So far:\n{partial_result(out)}", file=sys.stderr)
             return 1
     if not world.is_main:
         return 0
@@ -169,40 +158,15 @@ def evaluate(arguments: Sequence[str]) -> int:
 def _folder(options: Evaluate) -> Path:
     """Where an evaluation with these options is kept: one folder for each combination that gives other numbers."""
     beside = options.target if options.target.is_dir() else options.target.parent
-    numbers = (
-        options.target.name, options.which, options.model, options.data, options.norm, options.eps, options.suite,
-        options.attacks, options.sequential, options.surrogate, options.n, options.batch_size, options.seed, options.precision,
-        options.adversarials,
-    )  # fmt: skip
-    digest = hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]
-    return beside / "evaluations" / f"{'custom' if options.attacks else options.suite}-{digest}"
+    told = {key: value for key, value in asdict(options).items() if key not in _CHANGES_NO_NUMBER}
+    told |= {"target": options.target.name, "data": options.data.name}
+    kind = "custom" if options.evaluation.attacks else options.evaluation.suite
+    return beside / "evaluations" / f"{kind}-{digest(told)}"
 
 
-def _status(folder: Path) -> int:
-    print(_early(folder))
-    print("Next: the command that began it, given again, goes on with it")
-    return 0
-
-
-def _early(folder: Path) -> str:
-    from hauberk.evaluation import partial_result
-
-    return str(partial_result(folder))
-
-
-def _threat(options: Evaluate, card: dict[str, Any], named: "NamedDataset") -> "ThreatModel":
+def _threat(options: ThreatOptions, card: dict[str, Any], named: "NamedDataset") -> "ThreatModel":
     from hauberk.threat import threat_from_dict
 
     if "threat" in card and not options.eps:
         return threat_from_dict(card["threat"])
     return named.default_threat(options.norm, options.eps)
-
-
-def _built(name: str, test: Any) -> Any:
-    """Build the model the user named, or leave it to the card."""
-    if not name:
-        return None
-    from hauberk.data import labels
-    from hauberk.models import ModelSpec
-
-    return ModelSpec(name, test.input_shape, test.classes or int(labels(test).max()) + 1).build()

@@ -1,15 +1,28 @@
-"""hauberk data, methods, attacks, models."""
+"""hauberk data, methods, attacks, models and doctor: what there is."""
 
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from hauberk.cli.options import parse, program
+from hauberk import __version__
+from hauberk.cli.options import parse, print_rows, program
+from hauberk.core.errors import first_line
 
 _WIDE_RESNET = "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4, or 6n + 2 as Madry's code counts the same network"
+_EXTRAS = {
+    "pandas": "tables",
+    "tensorboard": "training curves in TensorBoard",
+    "onnxscript": "export to ONNX",
+    "submitit": "Slurm clusters",
+    "torchvision": "'hauberk data --download', and its networks",
+    "timm": "its networks",
+}
 
 
 @dataclass(frozen=True)
@@ -20,15 +33,15 @@ class Data:
     """
 
     name: Annotated[str, tyro.conf.Positional] = ""
-    """Name of a data set, the schema of a table, FILE.toml, or module:attribute for your own; without one, all are listed."""
+    """Name of a data set, or the description of a table, FILE.toml; all are listed if there is none."""
     label: str = ""
-    """NAME is a CSV or Parquet file, and this its column with the class: print a schema of it to start from."""
+    """NAME is a CSV or Parquet file, and this its column with the class: print a description of it to start from."""
     data_dir: Path = Path("data")
-    """Folder with the original files."""
+    """Folder with the original files of the data set."""
     verify: bool = True
-    """Compare checksums of the files with the original ones."""
+    """Compare the checksums of these files with those of the original ones."""
     download: bool = False
-    """Download it into the folder first, through torchvision."""
+    """Download the data set into the folder first, through torchvision."""
     json: bool = False
     """Print JSON."""
 
@@ -47,16 +60,8 @@ class Methods:
 
 
 @dataclass(frozen=True)
-class Attacks:
-    """List attacks, and the suites of them that an evaluation runs."""
-
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class Models:
-    """List networks."""
+class Listing:
+    """What a command that only lists something can be told."""
 
     json: bool = False
     """Print JSON."""
@@ -72,7 +77,7 @@ def data(arguments: Sequence[str]) -> int:
 
     if not options.name:
         rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATASETS.items()}
-        return _show(rows, options.json, f"Next: {program()} data NAME --data-dir FOLDER checks the files.")
+        return print_rows(rows, options.json, f"Next: {program()} data NAME --data-dir FOLDER checks the files.")
     if options.label:
         frame = read_frame(Path(options.name))
         print(infer_schema(frame, options.label, options.name), end="")  # a file by itself: redirect it
@@ -109,19 +114,19 @@ def methods(arguments: Sequence[str]) -> int:
     from hauberk.methods import default_settings, equation, get_method_spec, list_methods
 
     if not options.name:
-        return _show(list_methods(), options.json, f"Next: {program()} methods NAME explains one; each also takes +awp.")
-    recipe = get_method_spec(options.name)
+        return print_rows(list_methods(), options.json, f"Next: {program()} methods NAME explains one; each also takes +awp.")
+    spec = get_method_spec(options.name)
     facts = {
         "name": options.name,
-        "summary": recipe.summary,
-        "source": recipe.source,
-        "minimises": equation(recipe),
-        "objective": type(recipe.objective).__name__,
-        "weighting": type(recipe.weighting).__name__ if recipe.weighting else "none, all weights are 1",
+        "summary": spec.summary,
+        "source": spec.source,
+        "minimises": equation(spec),
+        "objective": type(spec.objective).__name__,
+        "weighting": type(spec.weighting).__name__ if spec.weighting else "none, all weights are 1",
         "settings": _plain(default_settings(options.name)),
-        "official code": _plain(recipe.official) or "no setting differs",
+        "official code": _plain(spec.official) or "no setting differs",
         "training (CIFAR-10)": _published(options.name),
-        "loss": (getattr(recipe.objective, "function", type(recipe.objective)).__doc__ or "").strip(),
+        "loss": (getattr(spec.objective, "function", type(spec.objective)).__doc__ or "").strip(),
     }
     if options.json:
         print(as_json(facts))
@@ -133,49 +138,74 @@ def methods(arguments: Sequence[str]) -> int:
     return 0
 
 
-def attacks(arguments: Sequence[str]) -> int:
-    """Run ``hauberk attacks``."""
-    options = parse(Attacks, "attacks", arguments)
-    from hauberk.attacks import PRESETS
-    from hauberk.evaluation import SUITES
-
-    rows = {f"suite {name}": suite.description for name, suite in SUITES.items()} | {n: p.source for n, p in PRESETS.items()}
-    return _show(rows, options.json, f"Next: {program()} evaluate RUN --suite NAME, or --attacks NAME ...")
-
-
-def models(arguments: Sequence[str]) -> int:
-    """Run ``hauberk models``."""
-    options = parse(Models, "models", arguments)
-    from hauberk.models import MODELS, WIDE_RESNETS
-
-    rows = {name: what for name, (_, what) in MODELS.items()}
-    rows |= dict.fromkeys(WIDE_RESNETS, _WIDE_RESNET)
-    rows |= {"timm:NAME": "a network of timm, if installed", "torchvision:NAME": "of torchvision, likewise; 3 channels"}
-    rows["module:factory"] = "your own, called with input_shape= and classes= if it takes them"
-    return _show(rows, options.json, f"Next: {program()} train --model NAME")
-
-
-def _published(name: str) -> str:
+def _published(method: str) -> str:
     """Say how the sources train this method on CIFAR-10."""
-    from hauberk.training.published import BY_DATA, OFFICIAL, find_published
+    from hauberk.training.published import BY_DATA, OFFICIAL, resolve
 
-    found = [(model, find_published("cifar10", model, name)) for data, model in BY_DATA if data == "cifar10"]
-    official = [(f"{model}, official", row) for (method, model), row in OFFICIAL.items() if method == name]
-    return "".join(f"\n  {model}: {_plain(row.settings | row.method)} ({row.source})" for model, row in found + official)
+    found = [(model, resolve("cifar10", model, method)) for data, model in BY_DATA if data == "cifar10"]
+    official = [model for name, model in OFFICIAL if name == method]
+    found += [(f"{model}, official", resolve("cifar10", model, method, preset="official")) for model in official]
+    return "".join(f"\n  {model}: {_plain(row.settings | row.added)} ({row.source})" for model, row in found)
 
 
 def _plain(settings: Any) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, ()))
 
 
-def _show(rows: dict[str, str], in_json: bool, then: str) -> int:
-    from hauberk.core.io import as_json
+def attacks(arguments: Sequence[str]) -> int:
+    """Run ``hauberk attacks``."""
+    options = parse(Listing, "attacks", arguments, text="List attacks, and the suites of them that an evaluation runs.")
+    from hauberk.attacks import PRESETS, SUITES
 
-    if in_json:
-        print(as_json(rows))
-        return 0
-    width = max(map(len, rows))
-    for name, what in rows.items():
-        print(f"{name:<{width}}  {what}")
-    print(then)
-    return 0
+    rows = {f"suite {name}": suite.description for name, suite in SUITES.items()} | {n: p.source for n, p in PRESETS.items()}
+    return print_rows(rows, options.json, f"Next: {program()} evaluate RUN --suite NAME, or --attacks NAME ...")
+
+
+def models(arguments: Sequence[str]) -> int:
+    """Run ``hauberk models``."""
+    options = parse(Listing, "models", arguments, text="List networks.")
+    from hauberk.models import MODELS, WIDE_RESNETS
+
+    rows = {name: what for name, (_, what) in MODELS.items()}
+    rows |= dict.fromkeys(WIDE_RESNETS, _WIDE_RESNET)
+    rows |= {"timm:NAME": "a network of timm, if installed", "torchvision:NAME": "of torchvision, likewise; 3 channels"}
+    rows["package.module:factory"] = "your own, called with input_shape= and classes= if it takes them"
+    return print_rows(rows, options.json, f"Next: {program()} train --model NAME")
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Run ``hauberk doctor``."""
+    text = "Say what this machine offers: versions, device, threads, precision, what is missing."
+    options = parse(Listing, "doctor", arguments, text=text)
+    import torch
+
+    others = [f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "scikit-learn", "safetensors", "tyro", "rich")]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    facts = {
+        "python": platform.python_version(),
+        "versions": ", ".join([f"hauberk {__version__}", *others]),  # ours may run from a checkout that is not installed
+        "device": f"cuda: {', '.join(gpus)}" if gpus else "cpu (no CUDA device found)",
+        "cores": f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads",
+        "cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "bf16": _bf16(bool(gpus)),
+    }
+    facts |= {name: _importable(name, purpose) for name, purpose in _EXTRAS.items()}
+    return print_rows(facts, options.json, f"Next: {program()} demo")
+
+
+def _bf16(on_gpu: bool) -> str:
+    import torch
+
+    if on_gpu:
+        return "supported" if torch.cuda.is_bf16_supported() else "not supported by this GPU"
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "fast instructions" if fast else "no fast instructions"
+
+
+def _importable(name: str, purpose: str) -> str:
+    try:
+        return f"{import_module(name).__version__}"
+    except ModuleNotFoundError:
+        return f"not installed; only needed for {purpose}"
+    except Exception as error:  # a broken installation can fail in any way
+        return f"cannot be imported ({first_line(error)}); only needed for {purpose}"

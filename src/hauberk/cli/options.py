@@ -1,39 +1,38 @@
-"""Turning arguments into frozen dataclasses."""
+"""Turning arguments into frozen dataclasses. Groups of options that commands share are in ``hauberk.experiments.options``."""
 
 import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from hauberk.core.errors import UserError
-from hauberk.training.config import TrainConfig
 
 T = TypeVar("T")
 
-_OF_A_RUN = ("seed", "threads", "device")
 
-
-def parse(kind: type[T], name: str, arguments: Sequence[str], default: T | None = None) -> T:
+def parse(
+    kind: type[T], name: str, arguments: Sequence[str], resolved: Callable[[T], T] | None = None, text: str | None = None
+) -> T:
     """Parse arguments into a dataclass; prints help or a mistake and exits (0 or 2) where tyro does.
 
     Args:
         kind: the dataclass.
         name: of the command.
         arguments: without program and command.
-        default: values of what is not given.
+        resolved: completes options by what would be used for those that are not given; help shows that.
+        text: what the command does, where the dataclass does not say it.
     """
-    parsed = tyro.cli(
-        kind,
-        prog=f"hauberk {name}",
-        args=list(arguments),
-        default=default,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    program_name, config = f"hauberk {name}", (tyro.conf.OmitArgPrefixes,)
+    default, asked = None, list(arguments)
+    if resolved and {"-h", "--help"} & set(arguments):
+        others = [argument for argument in arguments if argument not in ("-h", "--help")]
+        default, asked = resolved(tyro.cli(kind, prog=program_name, args=others, config=config)), ["--help"]
+    parsed = tyro.cli(kind, prog=program_name, description=text, args=asked, default=default, config=config)
     assert isinstance(parsed, kind)  # tyro types it by its default
     return parsed
 
@@ -50,23 +49,13 @@ def program() -> str:
     return os.path.relpath(ours) if ours.exists() else f"{sys.executable} -m hauberk"
 
 
-def peek(arguments: Sequence[str], option: str, default: str) -> str:
-    """Look ahead at the value of one option, whose choice sets the defaults of others."""
-    for i, argument in enumerate(arguments):
-        if argument == option and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(option + "="):
-            return argument.split("=", 1)[1]
-    return default
+def common_parts(options: Any) -> dict[str, Any]:
+    """Return those groups of a command's options that are parts of an experiment, too."""
+    names = ("data", "subset", "threat", "model", "presets", "evaluation")
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
-def given_settings(settings: TrainConfig, default: TrainConfig) -> dict[str, Any]:
-    """Return the training settings that differ from what was offered, but for seed, threads and device."""
-    given, offered = vars(settings), vars(default)
-    return {name: value for name, value in given.items() if value != offered[name] and name not in _OF_A_RUN}
-
-
-def key_values(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:
+def key_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Read an option's KEY=VALUE pairs; a value is a number where it reads as one, otherwise text."""
     found: dict[str, Any] = {}
     for pair in pairs:
@@ -78,3 +67,26 @@ def key_values(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:
         except ValueError:
             found[key] = value
     return found
+
+
+def free_folder(folder: Path) -> Path:
+    """Return the folder, or with a number behind it the first one that does not exist."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def print_rows(rows: dict[str, Any], in_json: bool, then: str) -> int:
+    """Print names and what they are as a table, with what to do next below it, or as JSON."""
+    from hauberk.core.io import as_json
+
+    if in_json:
+        print(as_json(rows))
+        return 0
+    width = max(map(len, rows))
+    for name, what in rows.items():
+        print(f"{name:<{width}}  {what}")
+    print(then)
+    return 0

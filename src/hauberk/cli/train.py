@@ -1,17 +1,34 @@
-"""hauberk train."""
+"""hauberk train, and hauberk demo: the first minute."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
-from hauberk.cli.options import given_settings, key_values, parse, peek, program
+from tyro.conf import arg
+
+from hauberk.cli.options import common_parts, free_folder, key_values, parse, program
+from hauberk.core.errors import UserError
 from hauberk.core.imports import is_import_path
-from hauberk.training.config import TrainConfig
-from hauberk.training.published import Published, find_published
+from hauberk.experiments.options import DataOptions, ModelOptions, PresetOptions, ThreatOptions, TrainSettings
+from hauberk.training.published import resolve
 
 if TYPE_CHECKING:
     from hauberk.training import Run
+
+
+class Hyperparameters(TypedDict, total=False):
+    """Of the method; those that are not given are the paper's, or what --preset says."""
+
+    beta: float
+    """Trade-off β of the method."""
+    steps: int
+    """Number of steps K of the training attack."""
+    step_size: str
+    """Step size α of the training attack: a number, 2/255, or a part of ε such as eps/4."""
+
+
+_NAMED_AGAIN = ("optimizer", "scheduler", "augment", "callbacks")  # where they are import paths
 
 
 @dataclass(frozen=True)
@@ -20,63 +37,42 @@ class Train:
 
     Example: hauberk train --data mnist --data-dir ~/data --method trades --eps 0.3
 
-    Defaults of the training settings depend on --data, --model, --method, --preset and --recipe: give these, then
-    --help, to see them. Ctrl-C finishes the step, saves, and says how to resume; a resumed run ends with the same weights as
+    Training settings that are not given depend on --data, --model, --method, --preset and --schedule-preset: give these and
+    --help to see them. Ctrl-C finishes the step, saves, and says how to resume; a resumed run ends with the same weights as
     one never stopped.
     """
 
-    data: str = "digits"
-    """Name of the data set (see 'hauberk data'), the schema of a table, FILE.toml, or module:attribute for your own."""
-    data_dir: Path = Path("data")
-    """Folder with the original files of the data set."""
-    verify: bool = True
-    """Compare checksums of the files with the original ones."""
-    model: str = "small-cnn"
-    """Name of the network (see 'hauberk models'; timm:NAME and torchvision:NAME, too), or module:factory for your own."""
     method: str = "at"
-    """Name of the method; see 'hauberk methods'."""
+    """Name of the method (see 'hauberk methods'), or package.module:attribute for your own."""
+    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
+    set: Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")] = ()
+    """Other settings of the method, such as measure=pm-nat burn_in=20 gamma=0.005; see docs/methods.md."""
+    data: DataOptions = DataOptions()
+    threat: ThreatOptions = ThreatOptions()
+    model: ModelOptions = ModelOptions()
+    presets: PresetOptions = PresetOptions()
     out: Path | None = None
     """Folder of the run; by default runs/DATA-METHOD, with a number behind it if that exists."""
     resume: Path | None = None
-    """Go on with the run in this folder; everything else but --on-divergence is read from there. What the run
-    would import is named again."""
-    norm: Literal["Linf", "L2", "L1"] = "Linf"
-    """Norm of the threat model."""
-    eps: str = ""
-    """Radius ε of the threat model, e.g. 8/255; by default what the literature uses on the data set (L∞ only)."""
-    preset: Literal["paper", "official"] = "paper"
-    """Follow the method's paper, or its authors' code where that differs."""
-    recipe: Literal["published", "express"] = "published"
-    """Where settings come from that are not given: the literature's, or a short training that reaches about as much."""
-    beta: float | None = None
-    """Trade-off β of the method; by default the paper's."""
-    steps: int | None = None
-    """Steps K of the training attack; by default the paper's."""
-    step_size: str | None = None
-    """Step size α of the training attack: a number, 2/255, or a part of ε such as eps/4."""
-    set: tuple[str, ...] = ()
-    """Other settings of the method as KEY=VALUE, e.g. measure=pm-nat burn_in=20 gamma=0.005; see docs/methods.md."""
-    normalize: bool = False
-    """Normalise inputs inside the model by mean and deviation of the training set."""
-    settings: TrainConfig = field(default_factory=TrainConfig)
-    """Training settings."""
+    """Go on with the run in this folder, from which everything is read but --on-divergence. What the run would import is named
+    again."""
     quiet: bool = False
     """Print no progress."""
+    settings: TrainSettings = field(default_factory=dict)
+    """Training settings."""
 
 
 def train(arguments: Sequence[str]) -> int:
     """Run the command."""
-    names = {"--data": "digits", "--model": "small-cnn", "--method": "at", "--preset": "paper", "--recipe": "published"}
-    published = find_published(*(peek(arguments, option, usual) for option, usual in names.items()))
-    default = Train(settings=TrainConfig(**published.settings))
-    options = parse(Train, "train", arguments, default)
+    options = parse(Train, "train", arguments, _with_published)
     from hauberk.core.distributed import init_distributed
 
     with init_distributed() as world:
-        run = _resume(options, peek(arguments, "--on-divergence", "")) if options.resume else _start(options, published)
+        run = _resume(options, options.resume) if options.resume else _start(options)
     if not world.is_main:
         return int(run.interrupted)
-    again = f"{run.folder}{f' --data {options.data}' if is_import_path(options.data) else ''}"
+    data = options.data.name
+    again = f"{run.folder}{f' --data {data}' if is_import_path(data) else ''}"
     if run.interrupted:
         print(f"Stopped and saved. Go on with: {program()} train --resume {again}")
         return 1
@@ -84,49 +80,97 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _start(options: Train, published: Published) -> "Run":
-    from hauberk.core.distributed import get_world
-    from hauberk.data import find_dataset, load_data
-    from hauberk.methods.named import published_method
-    from hauberk.tables import reach_of
-    from hauberk.training.train import train as train_model
-
-    named = find_dataset(options.data)
-    source = load_data(options.data, "train", options.data_dir, verify=options.verify)
-    threat = named.default_threat(options.norm, options.eps)
-    given = {"beta": options.beta, "steps": options.steps, "step_size": options.step_size}
-    chosen = {key: value for key, value in given.items() if value is not None} | key_values("--set", options.set)
-    names = {"data": options.data, "model": options.model, "preset": options.preset, "recipe": options.recipe}
-    how = published_method(options.method, threat, **names, seed=options.settings.seed, **chosen)
-    spec = named.default_model(options.model, source, extra=how.extra_outputs, normalize=options.normalize)
-    out = options.out or get_world().on_main_process(
-        lambda: free_folder(Path("runs") / f"{Path(options.data.rpartition(':')[2]).stem}-{options.method}")
+def _with_published(options: Train) -> Train:
+    found = resolve(
+        options.data.name,
+        options.model.name,
+        options.method,
+        **vars(options.presets),
+        settings=options.settings,
+        hyperparameters=options.hyperparameters,
     )
+    shown = {key: value for key, value in found.hyperparameters.items() if key in Hyperparameters.__annotations__}
+    return replace(options, settings=vars(found.config), hyperparameters=cast(Hyperparameters, shown))
+
+
+def _start(options: Train) -> "Run":
+    from hauberk.core.distributed import get_world
+    from hauberk.experiments.experiment import Experiment
+    from hauberk.tables import reach_of
+
+    chosen: dict[str, Any] = {**options.hyperparameters, **key_values("--set", options.set)}
+    given = {"settings": options.settings, "hyperparameters": chosen, **common_parts(options)}
+    experiment = Experiment(options.method, options.settings.get("seed", 0), **given)
+    found = experiment.resolved
+    _ = found.config  # refuses senseless settings before anything is read
+    source, method = experiment.load_data("train"), experiment.make_method()
+    usual = Path("runs") / f"{_short(options.data.name)}-{_short(options.method)}"
+    out = options.out or get_world().on_main_process(lambda: free_folder(usual))
     if get_world().is_main and not options.quiet:
-        print(f"Training {options.method} on {options.data}, {options.model}, {threat}, into {out}")
-        if reach := reach_of(source, threat):
+        print(f"Training {options.method} on {options.data.name}, {options.model.name}, {method.threat}, into {out}")
+        if reach := reach_of(source, method.threat):
             print(f"Of the table {reach}")
-        taken = ", ".join(f"{key} {value}" for key, value in published.method.items() if key not in chosen)
-        print(f"Settings not given on the command line: {published.source}{f'; of the method: {taken}' if taken else ''}")
-    settings = given_settings(options.settings, TrainConfig(**published.settings))
-    settings |= {name: getattr(options.settings, name) for name in ("seed", "threads", "device")}
-    return train_model(spec, source, method=how, out=out, recipe=options.recipe, quiet=options.quiet, **settings)
+        print(f"Settings not given on the command line: {found}")
+    return experiment.train(source, method, out=out, quiet=options.quiet)
 
 
-def _resume(options: Train, on_divergence: str) -> "Run":
+def _short(name: str) -> str:
+    """The last part of a name that is a path of a file or of an import."""
+    return Path(name.rpartition(":")[2]).stem
+
+
+def _resume(options: Train, folder: Path) -> "Run":
     from hauberk.training import resume
 
-    folder, verify, quiet = str(options.resume), options.verify, options.quiet
-    named = {name: getattr(options.settings, name) for name in ("optimizer", "scheduler", "augment", "callbacks")}
-    more: dict[str, Any] = {"verify": verify, "quiet": quiet, "on_divergence": on_divergence}
-    return resume(folder, model=options.model, data=options.data, **more, **named)
+    if other := sorted(options.settings.keys() - {"on_divergence", *_NAMED_AGAIN}):
+        raise UserError(f"a run goes on with the settings it has; leave out --{other[0].replace('_', '-')}")
+    names = {"model": options.model.name, "data": options.data.name}
+    return resume(folder, **names, verify=options.data.verify, quiet=options.quiet, **options.settings)
 
 
-def free_folder(folder: Path) -> Path:
-    """Return the folder, or with a number behind it the first one that does not exist."""
-    number = 1
-    free = folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
+@dataclass(frozen=True)
+class Demo:
+    """Train at, mart and trades on scikit-learn's handwritten digits, attack each, and compare them in one table."""
+
+    out: Path = Path("runs")
+    """Folder for the runs; each gets a subfolder digits-METHOD."""
+    epochs: int | None = None
+    """Number of passes over the training data; by default what is recommended for digits."""
+    quiet: bool = False
+    """Print only the table."""
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    options = parse(Demo, "demo", arguments)
+    from rich.console import Console
+
+    from hauberk import Linf, evaluate
+    from hauberk import train as train_model
+    from hauberk.data import DATASETS, load_data
+    from hauberk.evaluation import table
+
+    train_set, test_set = load_data("digits", "train"), load_data("digits", "test")
+    threat = Linf(DATASETS["digits"].eps)
+    same: dict[str, Any] = {"threat": threat, "quiet": options.quiet, "report_every": 10}
+    same |= {} if options.epochs is None else {"epochs": options.epochs}
+    results = {}
+    for method in ("at", "mart", "trades"):
+        out = free_folder(options.out / f"digits-{method}")
+        if not options.quiet:
+            print(f"Training {method} on digits under {threat}, into {out}")
+        run = train_model("small-cnn", train_set, method=method, out=out, **same)
+        if run.interrupted:
+            print(f"Stopped and saved. Go on with: {program()} train --resume {out}")
+            return 1
+        results[method] = evaluate(run.model, test_set, threat=threat, quiet=options.quiet)
+        results[method].save(out / "evaluation.json")
+    Console().print(table(results))
+    for method, result in results.items():
+        for found in result.warnings:
+            print(f"{method}: {found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
+    print(f"Runs, weights and verdicts are in {options.out}. Next, for example:")
+    print(f"  {program()} evaluate {out} --eps 0.15")
+    print(f"  {program()} train --method mart --epochs 100 --ema 0.99")
+    print(f"  {program()} --help")
+    return 0

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from hauberk.experiments.comparison import heading as heading
     from hauberk.experiments.estimate import Estimate as Estimate
     from hauberk.experiments.estimate import estimate as estimate
-    from hauberk.experiments.experiment import Cell as Cell
-    from hauberk.experiments.experiment import run_cell as run_cell
-    from hauberk.experiments.experiment import train_cell as train_cell
+    from hauberk.experiments.experiment import Experiment as Experiment
+    from hauberk.experiments.experiment import run_experiment as run_experiment
+    from hauberk.experiments.experiment import train_experiment as train_experiment
     from hauberk.experiments.layout import as_csv as as_csv
     from hauberk.experiments.layout import as_latex as as_latex
     from hauberk.experiments.layout import as_markdown as as_markdown
@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = attach(
     submod_attrs={
         "comparison": ["Comparison", "collect", "heading"],
         "estimate": ["Estimate", "estimate"],
-        "experiment": ["Cell", "run_cell", "train_cell"],
+        "experiment": ["Experiment", "run_experiment", "train_experiment"],
         "layout": ["as_csv", "as_latex", "as_markdown", "rich_table"],
         "runner": ["run_cells", "run_on_slurm"],
     },

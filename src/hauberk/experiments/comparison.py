@@ -9,7 +9,7 @@ from typing import Any
 
 from hauberk.core.errors import UserError
 from hauberk.core.io import read_json
-from hauberk.experiments.experiment import EVALUATION, Cell
+from hauberk.experiments.experiment import EVALUATION, Experiment
 from hauberk.experiments.paper_results import PRINTED, Printed
 from hauberk.experiments.paper_tables import PAPER_TABLES
 
@@ -119,7 +119,7 @@ def holm(raw: dict[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def collect(cells: Sequence[Cell], out: Path, table: str = "") -> Comparison:
+def collect(cells: Sequence[Experiment], out: Path, table: str = "") -> Comparison:
     """Read what finished cells found.
 
     Args:
@@ -135,7 +135,7 @@ def collect(cells: Sequence[Cell], out: Path, table: str = "") -> Comparison:
     first = next(iter(found.values()))
     try:
         names = (CLEAN, *first["by_attack"], *([] if "autoattack" in first["by_attack"] else [WORST]))
-        columns = tuple(_PAPER) if cells[0].suite == "papers" and not cells[0].attacks else names
+        columns = tuple(_PAPER) if cells[0].evaluation.suite == "papers" and not cells[0].evaluation.attacks else names
         values = {
             (method, column): tuple(100 * _share(found[method, seed], column) for seed in seeds)
             for method in methods
@@ -145,9 +145,11 @@ def collect(cells: Sequence[Cell], out: Path, table: str = "") -> Comparison:
     except (KeyError, TypeError) as error:
         raise UserError(f"an evaluation in {out} is damaged or of another suite: {error}") from error
     cell = cells[0]
-    size = f"{cell.train_size:,} training examples, " if cell.train_size else ""
+    size = f"{cell.subset.train_size:,} training examples, " if cell.subset.train_size else ""
     size += f"{cell.settings['epochs']} epochs, " if "epochs" in cell.settings else ""
-    about = f"{cell.data}, {cell.model}, {cell.threat}, {size}{len(seeds)} seed(s), {first['n']:,} test examples"
+    about = (
+        f"{cell.data.name}, {cell.model.name}, {cell.threat_model}, {size}{len(seeds)} seed(s), {first['n']:,} test examples"
+    )
     baselines = _baselines(methods, PAPER_TABLES[table].baselines if table else {})
     return Comparison(about, methods, seeds, columns, values, doubts, _published(cell, columns, table), baselines)
 
@@ -176,7 +178,7 @@ def _baselines(methods: Sequence[str], wanted: Mapping[str, str]) -> dict[str, s
     return found | dict.fromkeys(others, methods[0])
 
 
-def _published(cell: Cell, columns: tuple[str, ...], table: str) -> dict[str, Printed]:
-    if columns != tuple(_PAPER) or cell.train_size or "epochs" in cell.settings:
+def _published(cell: Experiment, columns: tuple[str, ...], table: str) -> dict[str, Printed]:
+    if columns != tuple(_PAPER) or cell.subset.train_size or "epochs" in cell.settings:
         return {}
-    return PRINTED.get(table, {}).get((cell.data, cell.model), {})
+    return PRINTED.get(table, {}).get((cell.data.name, cell.model.name), {})

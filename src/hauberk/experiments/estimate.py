@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from hauberk.attacks import find_suite, frozen_model
 from hauberk.data import fetch_for, find_dataset
-from hauberk.experiments.experiment import Cell, is_finished
+from hauberk.experiments.experiment import Experiment, is_done
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.methods import Method
 from hauberk.training import pick_device
-from hauberk.training.config import TrainConfig
 from hauberk.training.plan import make_plan
-from hauberk.training.published import find_published
 
 _VALIDATION = 1.05  # of the training alone
 _FEW, _FORWARD, _LONG = 4, 0.1, 3.0  # examples at least; seconds of a forward pass, and of calls that are not repeated
@@ -54,7 +52,7 @@ class Estimate:
         )
 
 
-def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 1, device: str = "auto") -> Estimate:
+def estimate(cells: Sequence[Experiment], out: Path, *, jobs: int = 1, threads: int = 1, device: str = "auto") -> Estimate:
     """Measure one step of each method, and one pass, and count.
 
     Args:
@@ -65,21 +63,22 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
         device: where.
 
     Raises:
-        UserError: as :func:`hauberk.experiments.run_cell` for what does not fit together.
+        UserError: as :func:`hauberk.experiments.run_experiment` for what does not fit together.
     """
-    todo = [cell for cell in cells if not is_finished(cell, out)]
+    todo = [cell for cell in cells if not is_done(cell, out)]
     if not todo:
         return Estimate(len(cells), len(cells), jobs, 0.0, 0.0, 0)
     place = pick_device(device)
     torch.set_num_threads(threads)
     some = todo[0]
-    train_set, test_size = some.source("train"), len(some.source("test"))
+    train_set, test_size = some.load_data("train"), len(some.load_data("test"))
     training, disk = 0.0, 0
     for cell in {cell.name: cell for cell in todo}.values():
-        how, trials = cell.bound, sum(other.name == cell.name for other in todo)
-        found = find_published(cell.data, cell.model, cell.method, cell.preset, cell.recipe)
-        spec = find_dataset(cell.data).default_model(cell.model, train_set, extra=how.extra_outputs)
-        plan = make_plan(spec, how, TrainConfig(**{**found.settings, **cell.settings}), train_set)
+        how, trials = cell.make_method(), sum(other.name == cell.name for other in todo)
+        spec = find_dataset(cell.data.name).default_model(
+            cell.model.name, train_set, extra=how.extra_outputs, normalize=cell.model.normalize
+        )
+        plan = make_plan(spec, how, cell.resolved.config, train_set)
         net = spec.build().to(place)
         x, y = fetch_for(net, plan.train, plan.batches(0)[0])
         count = _affordable(net, x, place)
@@ -94,7 +93,8 @@ def estimate(cells: Sequence[Cell], out: Path, *, jobs: int = 1, threads: int = 
             point = x.detach().clone().requires_grad_()
             torch.autograd.grad(form(point).logsumexp(1).sum(), point)
 
-        passes = sum(preset.attack.cost() for preset in find_suite(some.suite, some.attacks).attacks.values())
+        suite = find_suite(some.evaluation.suite, some.evaluation.attacks)
+        passes = sum(preset.attack.cost() for preset in suite.attacks.values())
         evaluation = len(todo) * test_size * passes * _seconds(look, place) / (2 * len(x))
     return Estimate(len(cells), len(cells) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
 

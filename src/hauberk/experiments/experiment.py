@@ -1,4 +1,4 @@
-"""One cell of a study: a training and its evaluation, kept in a folder; a finished cell is never made again."""
+"""An experiment: a training and its evaluation, kept in a folder; what is finished is never made again."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,127 +11,163 @@ from hauberk.core.errors import UserError
 from hauberk.core.io import json_roundtrip, make_folder, read_json, write_json
 from hauberk.data import IndexedDataset, Subset, find_dataset, labels, load_data, long_tail
 from hauberk.evaluation import evaluate
+from hauberk.experiments.options import (
+    DataOptions,
+    EvaluationOptions,
+    ModelOptions,
+    PresetOptions,
+    SubsetOptions,
+    ThreatOptions,
+    digest,
+)
 from hauberk.methods import Method
-from hauberk.methods.named import published_method
+from hauberk.methods import method as make_method
 from hauberk.threat import ThreatModel
-from hauberk.training import load, pick_device
-from hauberk.training.published import find_published
+from hauberk.training import Run, load, pick_device
+from hauberk.training.published import Resolved, resolve
 from hauberk.training.train import train
 
 EVALUATION = "evaluation.json"
-_CELL = "cell.json"
-_PLACES = ("data_dir", "surrogate")  # may differ where a folder was moved
+_RECORD = "experiment.json"
+_PLACES = {"data.data_dir", "data.verify", "surrogate", "digest"}  # may differ where a folder was moved
+_MACHINE = ("seed", "threads", "device", "save_minutes")  # training settings that are no part of what an experiment is
 
 
 @dataclass(frozen=True)
-class Cell:
+class Experiment:
     """What to train and how to evaluate it, in plain types, so that it can be written down and sent to another process.
 
     Attributes:
         method: name of the method.
         seed: of weights, order of the data, augmentation, random starts, and of the evaluation.
-        data: name of the data set.
-        data_dir: folder with its files.
-        model: name of the network.
-        norm: of the threat model.
-        eps: its radius; empty for the literature's.
-        preset: "paper" or "official".
-        recipe: where training settings that are not given come from, "published" or "express".
-        train_size: training examples, the first ones; 0 for all.
-        test_size: test examples, the first ones; 0 for all.
-        imbalance: how many times more training examples the first class keeps than the last; 1 leaves them as they are.
-        suite: of the evaluation.
-        attacks: of the evaluation, instead of a suite.
+        data: the data set.
+        subset: how much of it.
+        threat: norm and radius of the threat model.
+        model: the network.
+        presets: where settings come from that are not given.
+        evaluation: the attacks.
+        settings: fields of ``TrainConfig`` that are given.
+        hyperparameters: of the method, those that are given.
         surrogate: folder of the run that transfer attacks are crafted on; empty for none.
         label: what it is called in a table and in the folder; empty for the method.
-        settings: fields of ``TrainConfig``.
-        choices: settings of the method, over those that are published for it on this data set and network.
     """
 
     method: str
     seed: int
-    data: str = "digits"
-    data_dir: str = "data"
-    model: str = "small-cnn"
-    norm: str = "Linf"
-    eps: str = ""
-    preset: str = "paper"
-    recipe: str = "published"
-    train_size: int = 0
-    test_size: int = 0
-    imbalance: float = 1.0
-    suite: str = "papers"
-    attacks: tuple[str, ...] = ()
+    data: DataOptions = DataOptions()
+    subset: SubsetOptions = SubsetOptions()
+    threat: ThreatOptions = ThreatOptions()
+    model: ModelOptions = ModelOptions()
+    presets: PresetOptions = PresetOptions()
+    evaluation: EvaluationOptions = EvaluationOptions("papers")
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     surrogate: str = ""
     label: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    choices: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def threat(self) -> ThreatModel:
-        """What the adversary may do."""
-        return find_dataset(self.data).default_threat(self.norm, self.eps)
-
-    @property
-    def bound(self) -> Method:
-        """The method, bound to the threat model."""
-        same: dict[str, Any] = {"preset": self.preset, "recipe": self.recipe, "seed": self.seed}
-        return published_method(self.method, self.threat, self.data, self.model, **same, **self.choices)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types, with the published settings of the method among its choices."""
-        published = find_published(self.data, self.model, self.method, self.preset, self.recipe).method
-        return asdict(self) | {"choices": {**published, **self.choices}}
-
-    def source(self, split: str, verify: bool = True) -> IndexedDataset:
-        """Load the examples of a split."""
-        whole = load_data(self.data, "train" if split == "train" else "test", self.data_dir, verify=verify)
-        size = self.train_size if split == "train" else self.test_size
-        part: IndexedDataset = whole if size == 0 else Subset(whole, torch.arange(min(size, len(whole))))
-        return part if split != "train" or self.imbalance == 1 else Subset(part, long_tail(labels(part), self.imbalance))
-
-    def folder(self, out: Path) -> Path:
-        """Where it is kept, below the folder of the study."""
-        return out / self.name.replace("/", ":") / f"seed-{self.seed}"
 
     @property
     def name(self) -> str:
         """What it is called."""
         return self.label or self.method
 
+    @property
+    def threat_model(self) -> ThreatModel:
+        """What the adversary may do."""
+        return find_dataset(self.data.name).default_threat(self.threat.norm, self.threat.eps)
 
-def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, verify: bool = True) -> bool:
+    @property
+    def resolved(self) -> Resolved:
+        """Settings and hyperparameters, with what is published for those that are not given."""
+        given = {**asdict(self.presets), "settings": self.settings, "hyperparameters": self.hyperparameters}
+        return resolve(self.data.name, self.model.name, self.method, **given)
+
+    @property
+    def digest(self) -> str:
+        """Eight characters, the same for experiments that give the same numbers, however they were asked for."""
+        return digest({key: value for key, value in _flat(self.to_dict()).items() if key not in _PLACES and key != "label"})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, with all settings of the training, and with the published hyperparameters."""
+        config = {key: value for key, value in asdict(self.resolved.config).items() if key not in _MACHINE}
+        return asdict(self) | {"settings": config, "hyperparameters": self.resolved.hyperparameters}
+
+    def make_method(self) -> Method:
+        """Make the method for the threat model."""
+        hyperparameters = self.resolved.hyperparameters
+        return make_method(self.method, self.threat_model, preset=self.presets.preset, seed=self.seed, **hyperparameters)
+
+    def load_data(self, split: str) -> IndexedDataset:
+        """Load the examples of a split, "train" or "test"."""
+        data, train = self.data, split == "train"
+        whole = load_data(data.name, "train" if train else "test", data.data_dir, verify=data.verify)
+        size = self.subset.train_size if train else self.subset.test_size
+        part: IndexedDataset = whole if size == 0 else Subset(whole, torch.arange(min(size, len(whole))))
+        imbalance = self.subset.imbalance if train else 1
+        return part if imbalance == 1 else Subset(part, long_tail(labels(part), imbalance))
+
+    def train(
+        self, source: IndexedDataset, method: Method, *, out: Path, resume: bool = False, quiet: bool = True, **more: Any
+    ) -> Run:
+        """Train a network.
+
+        Args:
+            source: the training examples, as :meth:`load_data` returns them.
+            method: as :meth:`make_method` returns it, or another one.
+            out: folder of the run.
+            resume: go on with the run in that folder.
+            quiet: print nothing.
+            **more: training settings that are not part of the experiment, such as ``device``.
+
+        Raises:
+            UserError: as :func:`hauberk.train`.
+        """
+        extra, normalize = method.extra_outputs, self.model.normalize
+        return train(
+            find_dataset(self.data.name).default_model(self.model.name, source, extra=extra, normalize=normalize),
+            source,
+            method=method,
+            out=out,
+            resume=resume,
+            schedule_preset=self.presets.schedule_preset,
+            quiet=quiet,
+            **{"seed": self.seed, **more, **self.settings},
+        )
+
+    def folder(self, out: Path) -> Path:
+        """Return where it is kept, below the folder of a comparison or study."""
+        return out / self.name.replace("/", ":") / f"seed-{self.seed}"
+
+
+def run_experiment(experiment: Experiment, out: Path, device: str = "auto", threads: int = 0) -> bool:
     """Train and evaluate, or go on with what is in the folder.
 
     Args:
-        cell: what to do.
-        out: folder of the study.
+        experiment: what to do.
+        out: folder of the comparison or study.
         device: where.
         threads: CPU threads; 0 leaves torch's choice.
-        verify: compare checksums of the data files.
 
     Returns:
         Whether it is finished; otherwise it was asked to stop, and the same call goes on.
 
     Raises:
-        UserError: if the folder holds another cell, and as :func:`hauberk.train` and :func:`hauberk.evaluate`.
+        UserError: if the folder holds another experiment, and as :func:`hauberk.train` and :func:`hauberk.evaluate`.
     """
-    folder = cell.folder(out)
-    if is_finished(cell, out):
+    folder = experiment.folder(out)
+    if is_done(experiment, out):
         return True
     if threads:
         torch.set_num_threads(threads)
-    if not train_cell(cell, out, device, threads, verify):
+    if not train_experiment(experiment, out, device, threads):
         return False
     found = evaluate(
         load(folder / "run", device=pick_device(device)),
-        cell.source("test", verify),
-        threat=cell.threat,
-        suite=cell.suite,
-        attacks=cell.attacks,
-        surrogate=load(cell.surrogate, device=pick_device(device)) if cell.surrogate else None,
-        seed=cell.seed,
-        detects=cell.bound.extra_outputs > 0,
+        experiment.load_data("test"),
+        threat=experiment.threat_model,
+        **asdict(experiment.evaluation),
+        surrogate=load(experiment.surrogate, device=pick_device(device)) if experiment.surrogate else None,
+        seed=experiment.seed,
+        detects=experiment.make_method().extra_outputs > 0,
         out=folder / "evaluation",
         quiet=True,
     )
@@ -139,55 +175,55 @@ def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, veri
     return True
 
 
-def train_cell(
-    cell: Cell, out: Path, device: str = "auto", threads: int = 0, verify: bool = True, how: Method | None = None
+def train_experiment(
+    experiment: Experiment, out: Path, device: str = "auto", threads: int = 0, method: Method | None = None
 ) -> bool:
-    """Train only, or go on; arguments otherwise as in :func:`run_cell`. The network is in ``run`` of the cell's folder.
+    """Train only, or go on; arguments otherwise as in :func:`run_experiment`. The network is in ``run`` of its folder.
 
-    ``how`` is the method itself, for one that ``cell.method`` does not find by its name.
+    ``method`` is the method itself, for one that ``experiment.method`` does not find by its name.
     """
-    folder = cell.folder(out)
-    _claim(folder, cell)
-    run = folder / "run"
-    done = folder / "trained.json"
+    folder = experiment.folder(out)
+    _lock_config(folder, experiment)
+    run, done = folder / "run", folder / "trained.json"
     if done.exists():
         return True
-    bound, source = how or cell.bound, cell.source("train", verify)
-    trained = train(
-        find_dataset(cell.data).default_model(cell.model, source, extra=bound.extra_outputs),
-        source,
-        method=bound,
-        out=run,
-        resume=(run / "run.json").exists(),
-        recipe=cell.recipe,
-        quiet=True,
-        **{"seed": cell.seed, "device": device, "threads": threads, **cell.settings},
-    )
+    method, source = method or experiment.make_method(), experiment.load_data("train")
+    resume = (run / "run.json").exists()
+    trained = experiment.train(source, method, out=run, resume=resume, device=device, threads=threads)
     if not trained.interrupted:
         write_json(done, {"best_epoch": trained.best["epoch"] + 1})
     return not trained.interrupted
 
 
-def is_finished(cell: Cell, out: Path) -> bool:
+def is_done(experiment: Experiment, out: Path) -> bool:
     """Whether nothing is left to do.
 
     Raises:
-        UserError: if the folder holds another cell.
+        UserError: if the folder holds another experiment.
     """
-    folder = cell.folder(out)
-    if (folder / _CELL).exists():
-        _claim(folder, cell)
+    folder = experiment.folder(out)
+    if (folder / _RECORD).exists():
+        _lock_config(folder, experiment)
     return (folder / EVALUATION).exists()
 
 
-def _claim(folder: Path, cell: Cell) -> None:
+def _lock_config(folder: Path, experiment: Experiment) -> None:
     """Write down whose folder it is, or refuse one that is another's."""
-    now, path = json_roundtrip(cell.to_dict()), folder / _CELL
+    path, record = folder / _RECORD, {"digest": experiment.digest, **experiment.to_dict()}
     if not path.exists():
         make_folder(folder)
-        write_json(path, now)
+        write_json(path, record)
         return
-    there = json_roundtrip(asdict(Cell("", 0))) | read_json(path)  # a cell of an earlier version knows fewer fields
-    for key, value in now.items():
-        if key not in _PLACES and there[key] != value:
-            raise UserError(f"{folder} was made with {key} = {there[key]!r}, not {value!r}; choose another folder by --out")
+    now, there = _flat(json_roundtrip(record)), _flat(read_json(path))
+    for key in sorted((now.keys() | there.keys()) - _PLACES):
+        before, after = there.get(key), now.get(key)
+        if before != after:
+            raise UserError(f"{folder} was made with {key} = {before!r}, not {after!r}; choose another folder by --out")
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Join the names of nested mappings by dots."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found

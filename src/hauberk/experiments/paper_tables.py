@@ -7,7 +7,7 @@ from typing import Any
 
 from hauberk.core.errors import UserError
 from hauberk.training.config import TrainConfig
-from hauberk.training.published import OFFICIAL, Published, find_published
+from hauberk.training.published import OFFICIAL, Published
 
 SURROGATE = "standard"  # what black-box attacks of the MART paper are crafted on, trained with another seed
 _LEAST_TEST = 100
@@ -68,18 +68,18 @@ PAPER_TABLES: dict[str, PaperTable] = {
 
 
 def table_settings(table: PaperTable, data: str, model: str) -> dict[str, Any]:
-    """Return the paper's training settings for a data set and network.
+    """Return the training settings of a table that are not those published for the data set and network.
 
     The MART paper trains all methods alike; its public code has them for CIFAR-10, with ResNet-18 and WRN-34-10.
     """
-    found = _mart_code(table, data, model) or find_published(data, model)
-    return dict(found.settings)
+    found = _mart_code(table, data, model)
+    return dict(found.settings) if found else {}
 
 
 def table_choices(table: PaperTable, data: str, model: str, method: str) -> dict[str, Any]:
     """Return the settings of a method that come from the same source as the table's training settings, and are no default."""
     found = _mart_code(table, data, model)
-    return dict(found.method) if found and method == "mart" else {}
+    return dict(found.hyperparameters) if found and method == "mart" else {}
 
 
 def _mart_code(table: PaperTable, data: str, model: str) -> Published | None:
@@ -122,7 +122,9 @@ def parse_methods(text: str) -> list[tuple[str, str, Mapping[str, str]]]:
     """
     found = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
-        name, _, settings = entry.partition(":")
+        parts = entry.split(":")
+        settings = parts.pop() if len(parts) > 1 and "=" in parts[-1] else ""
+        name = ":".join(parts)  # package.module:attribute has one of its own
         pairs = dict(pair.partition("=")[::2] for pair in filter(None, settings.split(";")))
         found.append((" ".join([name, *(f"{key}={value}" for key, value in pairs.items())]), name, pairs))
     if not found:

@@ -11,18 +11,17 @@ from typing import Any
 import torch
 
 from hauberk.core.errors import UserError
-from hauberk.experiments.experiment import Cell, is_finished, run_cell
+from hauberk.experiments.experiment import Experiment, is_done, run_experiment
 
 
 def run_cells(
-    cells: Sequence[Cell],
+    cells: Sequence[Experiment],
     out: Path,
     *,
     jobs: int = 1,
     threads: int = 1,
     device: str = "auto",
-    verify: bool = True,
-    told: Callable[[Cell, str], None] = lambda cell, what: None,
+    told: Callable[[Experiment, str], None] = lambda cell, what: None,
 ) -> bool:
     """Run what is not finished.
 
@@ -32,7 +31,6 @@ def run_cells(
         jobs: processes side by side; each takes a GPU in turn where there are some.
         threads: CPU threads of each.
         device: "auto", "cpu", "cuda", ...
-        verify: compare checksums of the data files.
         told: hears of each cell "kept", "done" or the reason why it failed.
 
     Returns:
@@ -40,19 +38,19 @@ def run_cells(
     """
     todo = []
     for cell in cells:
-        if is_finished(cell, out):
+        if is_done(cell, out):
             told(cell, "kept")
         else:
             todo.append(cell)
     finished, turn = True, count()
-    under_way: dict[Future[bool], Cell] = {}
+    under_way: dict[Future[bool], Experiment] = {}
     # Even a single job has a process of its own: cells then do not depend on what ran before in theirs.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             while todo or under_way:
                 while todo and len(under_way) < jobs:  # no more, or a stopped pool would still begin what waits in it
                     cell = todo.pop(0)
-                    under_way[pool.submit(run_cell, cell, out, _device(device, next(turn)), threads, verify)] = cell
+                    under_way[pool.submit(run_experiment, cell, out, _device(device, next(turn)), threads)] = cell
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                     finished &= _ended(future, under_way.pop(future), told)
         except KeyboardInterrupt:  # cells under way have heard it, too: they save, and leaving the block waits for them
@@ -62,9 +60,7 @@ def run_cells(
     return finished
 
 
-def run_on_slurm(
-    cells: Sequence[Cell], out: Path, *, settings: dict[str, Any], cluster: str = "slurm", verify: bool = True
-) -> list[Any]:
+def run_on_slurm(cells: Sequence[Experiment], out: Path, *, settings: dict[str, Any], cluster: str = "slurm") -> list[Any]:
     """Submit what is not finished, a job for each cell, through submitit.
 
     Args:
@@ -72,7 +68,6 @@ def run_on_slurm(
         out: its folder, which all nodes must see.
         settings: of submitit's executor, e.g. ``{"slurm_partition": "gpu", "timeout_min": 600, "gpus_per_node": 1}``.
         cluster: "slurm", or "local" to try it on this machine.
-        verify: compare checksums of the data files.
 
     Returns:
         submitit's jobs.
@@ -86,11 +81,11 @@ def run_on_slurm(
         raise UserError("a Slurm cluster needs submitit; pip install 'hauberk[slurm]'") from error
     executor = AutoExecutor(out / "slurm", cluster=cluster)
     executor.update_parameters(**settings)
-    todo = [cell for cell in cells if not is_finished(cell, out)]
+    todo = [cell for cell in cells if not is_done(cell, out)]
     if not todo:
         return []
     with executor.batch():
-        return [executor.submit(run_cell, cell, out.resolve(), verify=verify) for cell in todo]
+        return [executor.submit(run_experiment, cell, out.resolve()) for cell in todo]
 
 
 def _device(device: str, turn: int) -> str:
@@ -98,7 +93,7 @@ def _device(device: str, turn: int) -> str:
     return f"cuda:{turn % gpus}" if gpus else device
 
 
-def _ended(future: "Future[bool]", cell: Cell, told: Callable[[Cell, str], None]) -> bool:
+def _ended(future: "Future[bool]", cell: Experiment, told: Callable[[Experiment, str], None]) -> bool:
     try:
         finished = future.result()
     except UserError as error:

@@ -14,8 +14,7 @@ from hauberk.data import DATASETS
 from hauberk.data.named import TABLE_SUFFIX
 from hauberk.methods import default_settings
 from hauberk.report.html import Code, Section
-from hauberk.training.config import TrainConfig
-from hauberk.training.published import find_published
+from hauberk.training.published import resolve
 
 _OF_THIS_MACHINE = ("device", "save_minutes", "on_divergence")  # change nothing of the result
 _PLAIN_THREAT = re.compile(r"(Linf|L2|L1)\(([^,()]+)\)")  # the usual box, nothing frozen
@@ -50,14 +49,14 @@ def train_command(plan: dict[str, Any]) -> str:
         words += ["--eps", str(plan["threat"]["eps"])]
         words += ["--data-dir", data["folder"]] if data["folder"] not in ("", "data") else []
         words += ["--normalize"] if model["mean"] else []
-    published = find_published(data["name"], model["name"], name, preset)
-    usual = json_roundtrip(asdict(TrainConfig(**published.settings)))
+    published = resolve(data["name"], model["name"], name, preset=preset)
+    usual = json_roundtrip(asdict(published.config))
     for key, value in {**plan["settings"], "seed": seed}.items():
         if value != usual[key] and key not in _OF_THIS_MACHINE:
             words += _option(key, value)
     # Where the method was made in Python, or by a version that did not take the published settings, its own are spelled out.
     own = default_settings(name, preset)
-    settings |= {key: own[key] for key in sorted(published.method.keys() - settings.keys())}
+    settings |= {key: own[key] for key in sorted(published.added.keys() - settings.keys())}
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
     words += ["--set", *(f"{key}={text}" for key, text in texts.items())] if texts else []
     return shlex.join(words)

@@ -19,9 +19,9 @@ class TrainConfig:
     """
 
     epochs: int = 30
-    """Passes over the training data."""
+    """Number of passes over the training data."""
     batch_size: int = 128
-    """Examples per step."""
+    """Number of examples per step, over all processes."""
     lr: float = 0.1
     """Peak learning rate of SGD."""
     momentum: float = 0.9
@@ -51,9 +51,9 @@ class TrainConfig:
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
     """Weight of each class in the loss: none, inversely proportional to its frequency, or one number per class."""
     val_size: int = -1
-    """Examples held out of the training set to choose the best checkpoint; -1 for a tenth, at most 1000; 0 for none."""
+    """Number of training examples held out to choose the best checkpoint; -1 for a tenth, at most 1000; 0 for none."""
     val_steps: int = 10
-    """Steps of the PGD (ε/4, cross-entropy) that validation measures robust accuracy with."""
+    """Number of steps of the PGD (ε/4, cross-entropy) that validation measures robust accuracy with."""
     unlabelled_share: float = 0.7
     """Subset of each batch taken from unlabelled examples, where there are some (RST's and MART's practice: 0.7)."""
     patience: int = 0
@@ -61,12 +61,12 @@ class TrainConfig:
     seed: int = 0
     """Seed of the weights, the order of the data, augmentation and random starts."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice. Results repeat bit for bit only with the same number."""
+    """Number of CPU threads; 0 leaves torch's choice. Results repeat bit for bit only with the same number."""
     device: str = "auto"
-    """Device to train on: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
+    """Device to run on: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """fp32, or bf16 for attack and passes of the loss (losses and weights stay in float32); "auto" measures whether bf16 is
-    faster here and agrees with float32, and the run records which it took."""
+    """Precision: fp32, or bf16 for attack and passes of the loss (losses and weights stay in float32); "auto" measures
+    whether bf16 is faster here and agrees with float32, and the run records which it took."""
     compile: Literal["auto", "on", "off"] = "off"
     """Run the passes of the attack by torch.compile; "auto" measures whether that is faster here, and the run records it.
     Compiling costs seconds to minutes when the run starts."""
@@ -76,7 +76,7 @@ class TrainConfig:
     sync_batchnorm: bool = False
     """On several GPUs, normalise by the statistics of the whole batch instead of each GPU's part (SyncBatchNorm)."""
     save_minutes: float = 10.0
-    """Minutes between two checkpoints within an epoch; one is always saved at its end."""
+    """Minutes between checkpoints within an epoch; one is always saved at its end."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "val_size", "val_steps", "patience", "seed", "threads"):

@@ -1,9 +1,14 @@
 """Training settings by data set, network and method, each with where it comes from. Data only, free of torch."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from hauberk.core.errors import UserError
+from hauberk.training.config import TrainConfig
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -13,13 +18,13 @@ class Published:
     Attributes:
         settings: fields of ``TrainConfig``.
         source: a paper's section, a public code, or "measured here".
-        method: settings of the method in the same source, where they differ from its row in the table of methods.
-        methods: names of the methods that ``method`` is for; empty for every one that the row is found by.
+        hyperparameters: of the method in the same source, where they differ from its row in the table of methods.
+        methods: names of the methods that ``hyperparameters`` is for; empty for every one that the row is found by.
     """
 
     settings: dict[str, Any]
     source: str
-    method: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
     methods: tuple[str, ...] = ()
 
 
@@ -71,34 +76,76 @@ OFFICIAL: dict[tuple[str, str], Published] = {
 }
 
 
-# The recipe "express": the least time to the robust accuracy of 100 epochs, on parts of CIFAR-10 and Fashion-MNIST.
+# The schedule "express": the least time to the robust accuracy of 100 epochs, on parts of CIFAR-10 and Fashion-MNIST.
 EXPRESS = Published(
     {"epochs": 40, "lr": 0.1, "weight_decay": 5e-4, "schedule": "one-cycle", "ema": -1.0, "precision": "auto"},
-    "the recipe express, measured in docs/performance.md",
+    "the schedule preset express, measured in docs/performance.md",
 )
 
 
-def find_published(data: str, model: str, method: str = "", preset: str = "paper", recipe: str = "published") -> Published:
-    """Return the settings that fit best; empty ones where no source says anything.
+@dataclass(frozen=True)
+class Resolved:
+    """How a network is trained: as was asked for, and as is published where nothing was asked for.
+
+    Attributes:
+        settings: fields of ``TrainConfig``; it has the defaults of the others.
+        hyperparameters: of the method; its row in the table of methods has the others.
+        source: where the published ones come from.
+        added: the published hyperparameters among them.
+    """
+
+    settings: dict[str, Any]
+    hyperparameters: dict[str, Any]
+    source: str
+    added: dict[str, Any]
+
+    @property
+    def config(self) -> TrainConfig:
+        """All settings of the training loop."""
+        return TrainConfig(**self.settings)
+
+    def __str__(self) -> str:
+        added = ", ".join(f"{key} {value}" for key, value in self.added.items())
+        return f"{self.source}; of the method: {added}" if added else self.source
+
+
+def resolve(
+    data: str,
+    model: str,
+    method: str = "",
+    *,
+    preset: str = "paper",
+    schedule_preset: str = "published",
+    settings: Mapping[str, Any] = _NONE,
+    hyperparameters: Mapping[str, Any] = _NONE,
+) -> Resolved:
+    """Complete what was asked for by what is published. All that trains, or shows how it would be trained, asks here.
 
     Args:
         data: name of the data set.
         model: name of the network.
         method: name of the method, perhaps with ``+awp``.
         preset: "paper" or "official".
-        recipe: "published", or "express" for what changes with it.
+        schedule_preset: where settings of the training come from: "published", or "express" for a short training.
+        settings: fields of ``TrainConfig`` that were asked for; they win.
+        hyperparameters: of the method, likewise.
 
     Raises:
-        UserError: for an unknown recipe.
+        UserError: for an unknown schedule preset.
     """
-    if recipe not in ("published", "express"):
-        raise UserError(f"recipe is 'published' or 'express', not {recipe!r}")
-    if recipe == "express":
-        usual = find_published(data, model)
-        return Published(usual.settings | EXPRESS.settings, EXPRESS.source)
     family = "wrn" if model.startswith("wrn-") else model
+    found = _published(data, family, method, preset)
+    if schedule_preset not in ("published", "express"):
+        raise UserError(f"schedule_preset is 'published' or 'express', not {schedule_preset!r}")
+    if schedule_preset == "express":
+        found = Published(_published(data, family, "", "paper").settings | EXPRESS.settings, EXPRESS.source)
+    own = {} if found.methods and method not in found.methods else found.hyperparameters
+    added = {key: value for key, value in own.items() if key not in hyperparameters}
+    return Resolved({**found.settings, **settings}, {**added, **hyperparameters}, found.source, added)
+
+
+def _published(data: str, family: str, method: str, preset: str) -> Published:
     if preset == "official" and data == "cifar10" and (method, family) in OFFICIAL:
         return OFFICIAL[method, family]
     nothing = Published({}, "the defaults of TrainConfig")
-    found = BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing
-    return replace(found, method={}) if found.methods and method not in found.methods else found
+    return BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing

@@ -19,7 +19,6 @@ from hauberk.core.signals import watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
-from hauberk.methods.named import published_method
 from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
@@ -27,7 +26,7 @@ from hauberk.training.callbacks import MetricsLog, TensorBoardLog
 from hauberk.training.config import TrainConfig
 from hauberk.training.optimizer import MakeOptimizer, MakeScheduler
 from hauberk.training.plan import PassedObjects, Plan, find_passed, make_plan, require_named
-from hauberk.training.published import find_published
+from hauberk.training.published import resolve
 from hauberk.training.trainer import Trainer
 
 
@@ -62,7 +61,7 @@ def train(
     scheduler: MakeScheduler | str = "",
     augmentation: Callable[..., Tensor] | str = "",
     callbacks: Iterable[Any] = (),
-    recipe: str = "published",
+    schedule_preset: str = "published",
     unlabelled: Any = None,
     quiet: bool = False,
     report_every: int = 1,
@@ -93,7 +92,8 @@ def train(
         callbacks: objects with some of ``on_train_begin(trainer)``, ``on_step_end(trainer, output)``, ``on_epoch_end(trainer,
             metrics)`` and ``on_train_end(trainer)``, or functions of the metrics of an epoch. What ``state_dict()`` returns is
             kept in checkpoints, for ``load_state_dict(state)``. They run on rank 0; with ``all_ranks = True`` on every rank.
-        recipe: where settings that are not given come from: "published" for the literature's, "express" for a short training.
+        schedule_preset: where settings that are not given come from: "published" for the literature's, "express" for a short
+            training.
         unlabelled: further training data with pseudo-labels, as ``hauberk.data.pseudo_label`` makes them; each batch takes
             ``unlabelled_share`` of its examples from there.
         quiet: print nothing.
@@ -113,20 +113,19 @@ def train(
     """
     source, more = as_dataset(train_set), None if unlabelled is None else as_dataset(unlabelled)
     network_name = model if isinstance(model, str) else getattr(model, "name", "")
+    name, preset = (method, "paper") if isinstance(method, str) else (method.name, str(method.settings.get("preset", "paper")))
+    published = resolve(source.name, network_name, name, preset=preset, schedule_preset=schedule_preset)
     if isinstance(method, str):
         if threat is None:
             raise UserError('train needs a threat model, e.g. threat=hb.Linf("8/255")')
-        seed = int(settings.get("seed", 0))
-        method = published_method(method, threat, source.name, network_name, recipe=recipe, seed=seed)
+        method = make_method(method, threat, seed=int(settings.get("seed", 0)), **published.hyperparameters)
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
     for data in (source, more):
         if data is not None:
             check_dataset(data, method.threat)
     passed = find_passed(optimizer, scheduler, augmentation, callbacks)
-    preset = str(method.settings.get("preset", "paper"))
-    published = find_published(source.name, network_name, method.name, preset, recipe).settings
-    config = _configure(method, published, settings, passed.names)
+    config = _configure(method, published.settings, settings, passed.names)
     device, world = pick_device(config.device), get_world()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())

@@ -24,7 +24,7 @@ TRAININGS = {
 def run(setting: Setting) -> Finding:
     """Thin the training set out so that classes become ever rarer, train, and attack each class of the whole test set."""
     x, y = setting.examples()
-    thin = replace(setting, base=replace(setting.base, imbalance=RATIO))
+    thin = replace(setting, base=replace(setting.base, subset=replace(setting.base.subset, imbalance=RATIO)))
     classes = int(y.max()) + 1
     rare = y >= classes - classes // 3
     found, shares, rows = {}, {}, []

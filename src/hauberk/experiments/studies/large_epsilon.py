@@ -79,5 +79,5 @@ def _perturbed(model: nn.Module, x: Tensor, y: Tensor, factor: float, setting: S
 
 
 def _all_training(setting: Setting) -> tuple[Tensor, Tensor]:
-    source = setting.base.source("train", setting.verify)
+    source = setting.base.load_data("train")
     return source.fetch(torch.arange(min(len(source), 10_000)))

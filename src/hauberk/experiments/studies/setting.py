@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from hauberk.core.errors import UserError
 from hauberk.data import IndexedDataset, fetch_for
 from hauberk.evaluation.signs import hardly_beats_chance
-from hauberk.experiments.experiment import Cell, train_cell
+from hauberk.experiments.experiment import Experiment, train_experiment
 from hauberk.experiments.studies.finding import Finding
 from hauberk.methods import Method
 from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device
 from hauberk.training.config import TrainConfig
 from hauberk.training.plan import hold_out
-from hauberk.training.published import find_published
 
 
 @dataclass(frozen=True)
@@ -31,26 +30,24 @@ class Setting:
         out: folder for trained networks and findings.
         device: where.
         threads: CPU threads; 0 leaves torch's choice.
-        verify: compare checksums of the data files.
         learnt: clean accuracy on the test examples, in [0, 1], of each network that a verdict rests on, as they are trained.
     """
 
-    base: Cell
+    base: Experiment
     out: Path
     device: str = "auto"
     threads: int = 0
-    verify: bool = True
     learnt: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
         base = self.base
-        size = f"{base.train_size:,} training examples" if base.train_size else "all training examples"
-        return f"{base.data}, {base.model}, {self.threat}, {size}, {self.schedule.epochs} epochs, seed {base.seed}"
+        size = f"{base.subset.train_size:,} training examples" if base.subset.train_size else "all training examples"
+        return f"{base.data.name}, {base.model.name}, {self.threat}, {size}, {self.schedule.epochs} epochs, seed {base.seed}"
 
     @property
     def threat(self) -> ThreatModel:
         """What the adversary may do."""
-        return self.base.threat
+        return self.base.threat_model
 
     @property
     def seed(self) -> int:
@@ -60,17 +57,16 @@ class Setting:
     @property
     def schedule(self) -> TrainConfig:
         """How networks are trained."""
-        found = find_published(self.base.data, self.base.model, recipe=self.base.recipe)
-        return TrainConfig(**{**found.settings, **self.base.settings})
+        return replace(self.base, method="").resolved.config
 
     def method(self, name: str, **choices: Any) -> Method:
         """Return a method on this data and network, as :meth:`trained` makes it."""
-        return replace(self.base, method=name, choices=choices).bound
+        return replace(self.base, method=name, hyperparameters=choices).make_method()
 
     @cached_property
     def train_part(self) -> IndexedDataset:
         """What networks are trained on: the training examples without those held out for validation."""
-        return hold_out(self.base.source("train", self.verify), self.schedule)[0]
+        return hold_out(self.base.load_data("train"), self.schedule)[0]
 
     def trained(
         self,
@@ -95,12 +91,13 @@ class Setting:
         """
         changed = {**(settings or {}), **choices}
         all_settings = {**self.base.settings, **(settings or {})}
-        cell = replace(self.base, method=method, choices=choices, settings=all_settings, test_size=0)  # trains alike for any
-        if self.base.imbalance != 1:
-            changed["imbalance"] = self.base.imbalance
+        subset = replace(self.base.subset, test_size=0)  # trains alike for any
+        cell = replace(self.base, method=method, hyperparameters=choices, settings=all_settings, subset=subset)
+        if subset.imbalance != 1:
+            changed["imbalance"] = subset.imbalance
         kind = "-".join(f"{name}={value}" for name, value in changed.items()).replace("/", ":") or "plain"
         folder = self.out / "networks" / kind
-        if not train_cell(cell, folder, self.device, self.threads, self.verify, how):
+        if not train_experiment(cell, folder, self.device, self.threads, how):
             raise UserError("stopped; the same command goes on")
         model = load(cell.folder(folder) / "run", device=pick_device(self.device)).eval()
         if judged:
@@ -112,7 +109,7 @@ class Setting:
 
     def sound(self, found: Finding) -> Finding:
         """Return a finding of this setting, without its verdict where that rests on networks that have learnt nothing."""
-        classes = self.base.source("test", self.verify).classes or int(self._test_examples[1].max()) + 1
+        classes = self.base.load_data("test").classes or int(self._test_examples[1].max()) + 1
         poor = {name: clean for name, clean in self.learnt.items() if hardly_beats_chance(clean, classes)}
         if not poor:
             return found
@@ -132,6 +129,6 @@ class Setting:
         return self._test_examples if split == "test" else self._fetched(split)
 
     def _fetched(self, split: str) -> tuple[Tensor, Tensor]:
-        source = self.base.source(split, self.verify)
-        count = min(self.base.test_size or len(source), len(source))
+        source = self.base.load_data(split)
+        count = min(self.base.subset.test_size or len(source), len(source))
         return fetch_for(nn.Linear(1, 1).to(pick_device(self.device)), source, torch.arange(count))

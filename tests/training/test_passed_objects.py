@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import THREAT, OnceNaN, Signalling, easy_data, settings
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
 
 import hauberk as hb
-from conftest import tiny_net, weights
 from hauberk.cli import main
 from hauberk.core.io import read_state
 from hauberk.report import make_report
 from hauberk.training import MetricsLog, resume
+from helpers import TESTS, THREAT, TORCHRUN, OnceNaN, Signalling, easy_data, settings, tiny_net, weights
 
 PLAIN = {key: value for key, value in settings().items() if key != "lr"}  # which an own optimizer has itself
 
@@ -322,7 +321,7 @@ def test_what_an_import_path_names_trains_and_resumes_on_the_command_line(mine, 
 
 def test_the_command_line_says_how_a_run_with_objects_of_python_goes_on(tmp_path, digits):
     x, y = digits["train"].fetch(torch.arange(100))
-    data = hb.data.Arrays(x, y, 10, "digits")
+    data = hb.data.TensorDataset(x, y, 10, "digits")
     for name, passed in {"optimizer": adam, "augment": shifted, "callbacks": [print]}.items():
         given = {"augmentation" if name == "augment" else name: passed}
         hb.train("mlp", data, threat=hb.Linf(0.1), epochs=1, quiet=True, out=tmp_path / name, **given)
@@ -349,11 +348,10 @@ def test_logging_elsewhere_takes_three_lines(monkeypatch, tmp_path):
 
 SEVERAL = """
 import sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 import hauberk as hb
 import test_passed_objects as passed
-from conftest import tiny_net
-from test_training import THREAT, easy_data
+from helpers import THREAT, easy_data, tiny_net
 torch.set_num_threads(1)
 
 class Everywhere(passed.Counts):
@@ -377,10 +375,8 @@ with hb.init_distributed() as world:
 
 
 def test_two_processes_share_what_is_passed(tmp_path):
-    from conftest import TORCHRUN
-
     script = tmp_path / "work.py"
-    script.write_text(SEVERAL.format(tests=str(Path(__file__).parent), out=str(tmp_path / "run")))
+    script.write_text(SEVERAL.format(tests=str(TESTS), out=str(tmp_path / "run")))
     done = subprocess.run(
         [sys.executable, *TORCHRUN, "2", str(script)], capture_output=True, text=True, timeout=300, check=False
     )

@@ -1,0 +1,113 @@
+"""Options that commands and experiments share, each declared once; free of torch, so that help answers at once.
+
+The text below a field is what ``--help`` says of it, and a command that has one of these groups as a field has its options.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_type_hints
+
+from tyro.conf import Suppress, arg
+
+from hauberk.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The data set, and where it is: name, data_dir, verify."""
+
+    name: Annotated[str, arg(name="data")] = "digits"
+    """Name of the data set (see 'hauberk data'), FILE.toml for a table, or package.module:attribute for your own."""
+    data_dir: Annotated[str, arg(metavar="FOLDER")] = "data"
+    """Folder with the original files of the data set."""
+    verify: bool = True
+    """Compare the checksums of these files with those of the original ones."""
+
+
+@dataclass(frozen=True)
+class SubsetOptions:
+    """How much of the data set to use: train_size, test_size, imbalance."""
+
+    train_size: int = 0
+    """Number of examples to train on, the first ones; 0 for all."""
+    test_size: int = 0
+    """Number of examples to evaluate on, the first ones; 0 for all."""
+    imbalance: Suppress[float] = 1.0
+    """How many times more training examples the first class keeps than the last; 1 leaves them as they are."""
+
+
+@dataclass(frozen=True)
+class ThreatOptions:
+    """What the adversary may do: norm, eps."""
+
+    norm: Literal["Linf", "L2", "L1"] = "Linf"
+    """Norm of the threat model."""
+    eps: str = ""
+    """Radius ε of the threat model in the units of the data, such as 0.3 or 8/255; for a table, a factor of each feature's own.
+    By default what the literature uses on the data set (L∞ only)."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The network: name, normalize."""
+
+    name: Annotated[str, arg(name="model")] = "small-cnn"
+    """Name of the network (see 'hauberk models'; also timm:NAME, torchvision:NAME), or package.module:factory for your own."""
+    normalize: bool = False
+    """Normalise inputs inside the model by mean and deviation of the training set."""
+
+
+@dataclass(frozen=True)
+class PresetOptions:
+    """Where settings come from that are not given: preset, schedule_preset."""
+
+    preset: Literal["paper", "official"] = "paper"
+    """Follow the paper of a method, or the code of its authors where that differs."""
+    schedule_preset: Literal["published", "express"] = "published"
+    """Take training settings that are not given from the literature, or from a short training that reaches about as much."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """The attacks of an evaluation: suite, attacks, sequential."""
+
+    suite: str = "quick"
+    """Attacks to run: quick (FGSM, PGD-20, CW-30, PGD-100), papers (those, APGD-CE and AutoAttack), standard (AutoAttack),
+    plus, or rand (for random models); see 'hauberk attacks'."""
+    attacks: tuple[str, ...] = ()
+    """Attacks to run instead of a suite, such as pgd-40 cw-100, or package.module:attribute for your own."""
+    sequential: bool = False
+    """Run each of these attacks only on the examples that are still robust, instead of on all."""
+
+
+def _texts(kind: type) -> dict[str, str]:
+    """The text below each field of a class."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(str(text.value.value).split())
+        for field, text in pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+
+
+if TYPE_CHECKING:
+    TrainSettings = dict[str, Any]
+else:  # the fields of TrainConfig that are given, and no others: what is not given is looked up
+    _TEXTS = _texts(TrainConfig)
+    TrainSettings = TypedDict(
+        "TrainSettings",
+        {name: Annotated[hint, arg(help=_TEXTS[name])] for name, hint in get_type_hints(TrainConfig).items()},
+        total=False,
+    )
+
+
+def digest(options: Mapping[str, Any]) -> str:
+    """Return eight characters that stand for options: the same for the same ones, whatever their order."""
+    return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:8]
