@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 from tyro.conf import arg
 
-from hauberk.cli.options import common_parts, free_folder, key_values, parse, program
+from hauberk.cli.options import common_parts, free_folder, key_values, parse, program, usual_folder
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import DataOptions, ModelOptions, PresetOptions, ThreatOptions, TrainSettings
 from hauberk.training.published import resolve
@@ -97,7 +97,7 @@ def _start(options: Train) -> "Run":
     found = experiment.resolved
     _ = found.config  # refuses senseless settings before anything is read
     source, method = experiment.load_data("train"), experiment.make_method()
-    usual = Path("runs") / f"{Path(options.data.name).stem}-{options.method}"
+    usual = usual_folder(options.data.name, options.method)
     out = options.out or get_world().on_main_process(lambda: free_folder(usual))
     if get_world().is_main and not options.quiet:
         print(f"Training {options.method} on {options.data.name}, {options.model.name}, {method.threat}, into {out}")
