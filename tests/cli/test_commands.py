@@ -11,6 +11,7 @@ import torch
 
 import hauberk as hb
 from hauberk.cli import COMMANDS, main
+from hauberk.cli.options import usual_folder
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.experiments import Experiment
 from hauberk.experiments.options import SubsetOptions
@@ -74,6 +75,16 @@ def test_help_shows_no_default_of_its_own_where_methods_differ(capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert re.search(r"--epochs INT Number of passes over the training data. \(unset by default\)", text)
     assert re.search(r"--lr FLOAT [^(]*\(default: 0.1\)", text)
+
+
+def test_the_usual_folder_bears_plain_names():
+    for names, folder in {
+        ("digits", "at+awp"): "runs/digits-at+awp",
+        ("some/loans.toml", "mart"): "runs/loans-mart",
+        ("own.data:load", "own.part:build"): "runs/own.data-load-own.part-build",
+        ("study", "mnist", "timm:vit"): "runs/study-mnist-timm-vit",
+    }.items():
+        assert str(usual_folder(*names)) == folder
 
 
 def test_objects_by_import_path(workplace, monkeypatch):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from hauberk.cli.options import common_parts, key_values, parse, program
+from hauberk.cli.options import common_parts, key_values, parse, program, usual_folder
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.experiments.options import (
     DataOptions,
@@ -82,8 +82,7 @@ def compare(arguments: Sequence[str]) -> int:
     from hauberk.experiments import as_csv, as_latex, as_markdown, collect, estimate, rich_table, run_cells, run_on_slurm
     from hauberk.experiments.experiment import train_experiment
 
-    kind = options.table or "compare"
-    out = options.out or Path("runs") / f"{kind}-{Path(options.data.name).stem}-{options.model.name}"
+    out = options.out or usual_folder(options.table or "compare", options.data.name, options.model.name)
     experiments = _experiments(options, out)
     jobs, device = options.jobs or _places(), options.settings.get("device", "auto")
     threads = options.settings.get("threads") or max(1, (os.cpu_count() or 1) // jobs)
@@ -230,7 +229,7 @@ def study(arguments: Sequence[str]) -> int:
         print(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
         return 0
     chosen, given = find_study(options.name), options.settings
-    out = options.out or Path("runs") / f"study-{Path(options.data.name).stem}-{options.model.name}"
+    out = options.out or usual_folder("study", options.data.name, options.model.name)
     settings = {name: value for name, value in given.items() if name not in _MACHINE}
     base = Experiment("at", given.get("seed", 0), settings=settings, **common_parts(options))
     found = chosen.run(Setting(base, out, device=given.get("device", "auto"), threads=given.get("threads", 0)))

@@ -69,6 +69,13 @@ def key_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def usual_folder(*names: str) -> Path:
+    """Return the folder below ``runs`` that bears the names of data set, network or method."""
+    from hauberk.core.io import plain_name
+
+    return Path("runs") / "-".join(plain_name(Path(name).stem if name.endswith(".toml") else name) for name in names)
+
+
 def free_folder(folder: Path) -> Path:
     """Return the folder, or with a number behind it the first one that does not exist."""
     number, free = 1, folder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 from tyro.conf import arg
 
-from hauberk.cli.options import common_parts, free_folder, key_values, parse, program
+from hauberk.cli.options import common_parts, free_folder, key_values, parse, program, usual_folder
 from hauberk.core.errors import UserError
 from hauberk.core.imports import is_import_path
 from hauberk.experiments.options import DataOptions, ModelOptions, PresetOptions, ThreatOptions, TrainSettings
@@ -104,7 +104,7 @@ def _start(options: Train) -> "Run":
     found = experiment.resolved
     _ = found.config  # refuses senseless settings before anything is read
     source, method = experiment.load_data("train"), experiment.make_method()
-    usual = Path("runs") / f"{_short(options.data.name)}-{_short(options.method)}"
+    usual = usual_folder(options.data.name, options.method)
     out = options.out or get_world().on_main_process(lambda: free_folder(usual))
     if get_world().is_main and not options.quiet:
         print(f"Training {options.method} on {options.data.name}, {options.model.name}, {method.threat}, into {out}")
@@ -112,11 +112,6 @@ def _start(options: Train) -> "Run":
             print(f"Of the table {reach}")
         print(f"Settings not given on the command line: {found}")
     return experiment.train(source, method, out=out, quiet=options.quiet)
-
-
-def _short(name: str) -> str:
-    """The last part of a name that is a path of a file or of an import."""
-    return Path(name.rpartition(":")[2]).stem
 
 
 def _resume(options: Train, folder: Path) -> "Run":
