@@ -1,7 +1,6 @@
 """Optimizers, schedulers, augmentations and callbacks of somebody's own, through stops, kills and several processes."""
 
 import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from hauberk.cli import main
 from hauberk.core.io import read_state
 from hauberk.report import make_report
 from hauberk.training import MetricsLog, resume
+from test_parallel import finish, launch
 from test_training import THREAT, OnceNaN, Signalling, easy_data, settings
 
 PLAIN = {key: value for key, value in settings().items() if key != "lr"}  # which an own optimizer has itself
@@ -353,6 +353,7 @@ sys.path.insert(0, {tests!r})
 import hauberk as hb
 import test_passed_objects as passed
 from conftest import tiny_net
+from test_parallel import finish, launch
 from test_training import THREAT, easy_data
 torch.set_num_threads(1)
 
@@ -377,11 +378,7 @@ with hb.init_distributed() as world:
 
 
 def test_two_processes_share_what_is_passed(tmp_path):
-    from conftest import TORCHRUN
-
     script = tmp_path / "work.py"
     script.write_text(SEVERAL.format(tests=str(Path(__file__).parent), out=str(tmp_path / "run")))
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, "2", str(script)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    finish(launch([str(script)]))
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
