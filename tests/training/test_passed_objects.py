@@ -1,7 +1,6 @@
 """Optimizers, schedulers, augmentations and callbacks of somebody's own, through stops, kills and several processes."""
 
 import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -381,3 +380,4 @@ def test_two_processes_share_what_is_passed(tmp_path):
         [sys.executable, *TORCHRUN, "2", str(script)], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
