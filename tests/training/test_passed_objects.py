@@ -1,6 +1,7 @@
 """Optimizers, schedulers, augmentations and callbacks of somebody's own, through stops, kills and several processes."""
 
 import json
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
