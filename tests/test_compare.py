@@ -1,5 +1,6 @@
 """Comparisons of methods over seeds: numbers against SciPy, cells that are never made twice, real processes."""
 
+import io
 import json
 import os
 import signal
@@ -12,24 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import ttest_rel
 
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.io import read_json
-from hauberk.experiments import (
-    Cell,
-    Comparison,
-    as_csv,
-    as_latex,
-    as_markdown,
-    collect,
-    estimate,
-    rich_table,
-    run_cell,
-    run_cells,
-    run_on_slurm,
-)
+from hauberk.core.text_table import Ranked, TextTable
+from hauberk.experiments import Cell, Comparison, collect, estimate, run_cell, run_cells, run_on_slurm
 from hauberk.experiments.comparison import holm
 from hauberk.experiments.experiment import train_cell
 from hauberk.experiments.paper_results import MAIL
@@ -58,7 +49,7 @@ def made_up(values, seeds=5):
         methods=tuple(values),
         seeds=tuple(range(seeds)),
         columns=("clean", "autoattack"),
-        values={(name, column): tuple(v) for name, v in values.items() for column in ("clean", "autoattack")},
+        values={name: dict.fromkeys(("clean", "autoattack"), tuple(v)) for name, v in values.items()},
         doubts={name: ["a doubt (1 of 5)"] if name == "b" else [] for name in values},
         published={"a": ((84.86, 0.17), (44.9, 0.53))},
     )
@@ -91,18 +82,42 @@ def test_no_test_is_made_up_where_there_is_nothing_to_test():
 
 def test_every_form_of_the_table_says_the_same():
     found = made_up({"a": [50.0, 52.0], "b": [53.0, 58.0], "c": [10.0, 20.0]}, seeds=2)
-    markdown = as_markdown(found)
-    assert "| `b` ! | **55.50 ± 3.54** | **55.50 ± 3.54** | +4.50 (p" in markdown
+    markdown = found.table().to_markdown()
+    assert "| `b` (!) | **55.50 ± 3.54** | **55.50 ± 3.54** | +4.50 (p" in markdown
     assert "| `a` | _51.00 ± 1.41_ |" in markdown
-    assert "| &nbsp; paper | 84.86 ± 0.17 | 44.90 ± 0.53 | |" in markdown
-    assert "! `b`: a doubt (1 of 5)" in markdown
-    latex = as_latex(found)
-    assert r"b & \textbf{$55.50 \pm 3.54$}" in latex
-    assert r"a & \underline{$51.00 \pm 1.41$}" in latex
-    assert as_csv(found).splitlines()[:2] == ["method,seed,column,accuracy", "a,0,clean,50.0000"]
-    assert len(as_csv(found).splitlines()) == 1 + 3 * 2 * 2
-    assert rich_table(found).row_count == 4
-    assert "One seed" in as_markdown(made_up({"a": [1.0], "b": [2.0]}, seeds=1))
+    assert "| &nbsp; paper | 84.86 ± 0.17 | 44.90 ± 0.53 |  |" in markdown
+    assert "(!) `b`: a doubt (1 of 5)" in markdown
+    latex = found.table().to_latex()
+    assert r"b (!) & \textbf{55.50 $\pm$ 3.54}" in latex
+    assert r"a & \underline{51.00 $\pm$ 1.41}" in latex
+    assert "% (!) `b`: a doubt (1 of 5)" in latex.splitlines()
+    runs = found.runs_table().to_csv().splitlines()
+    assert runs[:2] == ["method,seed,column,accuracy,doubts", "a,0,clean,50.0000,"]
+    assert runs[1 + 2 * 2] == "b,0,clean,53.0000,a doubt (1 of 5)"
+    assert len(runs) == 1 + 3 * 2 * 2
+    shown = found.table().to_rich()
+    assert shown.row_count == 4
+    assert "(!) b: a doubt (1 of 5)" in str(shown.title)
+    assert "One seed" in made_up({"a": [1.0], "b": [2.0]}, seeds=1).table().to_markdown()
+
+
+def test_a_table_is_safe_for_each_form_whatever_stands_in_it():
+    rows = [["[red]a|b_1", None, 0.123456, 3], ["`c`", float("nan"), Ranked("50 %", 0), 4]]
+    table = TextTable("", ["name", "x", "ε, %", "n"], rows, doubts={"n": "INVALID (chance)", "c": "weak"})
+    markdown, latex = table.to_markdown().splitlines(), table.to_latex().splitlines()
+    assert markdown[:3] == ["| name | x | ε, % | n (INVALID) |", "|---|---|---|---|", r"| [red]a\|b_1 | - | 0.1235 | 3 |"]
+    assert markdown[3:] == ["| `c` (!) | - | **50 %** | 4 |", "", "(INVALID) n: INVALID (chance)", "(!) c: weak"]
+    assert r"name & x & $\epsilon$, \% & n (INVALID) \\" in latex
+    assert r"[red]a|b\_1 & - & 0.1235 & 3 \\" in latex
+    assert r"c (!) & - & \textbf{50 \%} & 4 \\" in latex
+    assert table.to_csv().splitlines() == [
+        'name,x,"ε, %",n (INVALID),doubts',
+        "[red]a|b_1,,0.123456,3,",
+        "c,,50 %,4,weak",
+    ]
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(table.to_rich())
+    assert "[red]a|b_1" in console.file.getvalue()  # read as it stands, not as rich's markup
 
 
 def test_published_numbers_are_the_papers():
@@ -121,7 +136,7 @@ def test_finished_cells_are_never_made_again_and_a_folder_belongs_to_its_cells(t
     for cell in some:
         one = read_json(cell.folder(tmp_path) / "evaluation.json")
         place = found.seeds.index(cell.seed)
-        assert found.values[cell.method, "worst case"][place] == pytest.approx(100 * one["robust_accuracy"])
+        assert found.values[cell.method]["worst case"][place] == pytest.approx(100 * one["robust_accuracy"])
         assert one["n"] == 40
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     more, told = cells("at", "trades", "mart"), []
@@ -132,7 +147,7 @@ def test_finished_cells_are_never_made_again_and_a_folder_belongs_to_its_cells(t
         run_cells([replace(some[0], test_size=30)], tmp_path)
     again = run_cell(replace(some[0], seed=7), tmp_path / "alone", threads=1)
     assert again
-    assert collect([replace(some[0], seed=7)], tmp_path / "alone").values["at", "clean"]
+    assert collect([replace(some[0], seed=7)], tmp_path / "alone").values["at"]["clean"]
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
@@ -158,7 +173,7 @@ def test_the_estimate_counts_what_is_left(tmp_path):
 def test_cells_go_to_a_cluster(tmp_path):
     jobs = run_on_slurm(cells("at", trials=1), tmp_path, settings={"timeout_min": 5}, cluster="local")
     assert [job.result() for job in jobs] == [True]
-    assert collect(cells("at", trials=1), tmp_path).values["at", "clean"]
+    assert collect(cells("at", trials=1), tmp_path).values["at"]["clean"]
 
 
 WORDS = ["--methods", "at,standard", "--trials", "1", "--suite", "quick", "--train-size", "128", "--test-size", "40"]
@@ -323,7 +338,7 @@ def test_table_1_has_its_own_numbers_and_no_others(table_1, tmp_path, capsys, mo
 def test_table_1_compares_margins_with_lps_within_each_objective(table_1, tmp_path):
     words, labels, values = table_1
     assert main(words) == 0
-    found = Comparison.from_dict(read_json(tmp_path / "comparison.json"))
+    found = Comparison(**read_json(tmp_path / "comparison.json"))
     pairs = {name: lps for lps, *others in (labels[:3], labels[3:6], labels[6:]) for name in others}
     raw = {name: ttest_rel(values[name], values[lps]).pvalue for name, lps in pairs.items()}
     assert found.p_values("autoattack") == pytest.approx(holm(raw))

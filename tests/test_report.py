@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import asdict
 from html import unescape
 from html.parser import HTMLParser
 
@@ -40,7 +41,7 @@ def home(tmp_path_factory, digits):
     ]
     for cell in cells:
         run_cell(cell, folder / "compare", threads=1)
-    (folder / "compare" / "comparison.json").write_text(json.dumps(collect(cells, folder / "compare").to_dict()))
+    (folder / "compare" / "comparison.json").write_text(json.dumps(asdict(collect(cells, folder / "compare"))))
     study = find_study("saliency")
     found = study.run(Setting(Cell("at", 0, train_size=200, test_size=30, settings={"epochs": 1}), folder / "study", threads=1))
     found.save(folder / "study", study.draw)

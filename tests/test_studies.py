@@ -221,7 +221,7 @@ def test_a_network_without_any_loss_makes_no_number_of_nothing(tmp_path):
     assert [row[column] for row in found.rows] == [None, None]
     found.save(tmp_path, study.draw)
     assert strict((tmp_path / "restarts.json").read_text())["rows"] == found.rows
-    assert "nan" not in (found.as_markdown() + found.as_csv()).lower()
+    assert "nan" not in (found.as_markdown() + found.table.to_csv()).lower()
     assert "| - |" in found.as_markdown()
 
 

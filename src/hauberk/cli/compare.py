@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -87,7 +87,7 @@ def compare(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from hauberk.core.io import write_atomically, write_json
-    from hauberk.experiments import as_csv, as_latex, as_markdown, collect, estimate, rich_table, run_cells, run_on_slurm
+    from hauberk.experiments import collect, estimate, run_cells, run_on_slurm
     from hauberk.experiments.experiment import train_cell
 
     kind = options.table or "compare"
@@ -119,12 +119,12 @@ def compare(arguments: Sequence[str]) -> int:
         print("Not finished; the same command goes on")
         return 1
     found = collect(cells, out, options.table)
-    Console().print(rich_table(found))
-    for method, doubts in found.doubts.items():
-        if doubts:
-            print(f"(!) {method}: {', '.join(doubts)}; see the evaluations in {out / method}")
-    write_json(out / "comparison.json", found.to_dict())
-    for ending, text in {"md": as_markdown(found), "tex": as_latex(found), "csv": as_csv(found)}.items():
+    table, runs = found.table(), found.runs_table()
+    Console().print(table.to_rich())
+    if any(found.doubts.values()):
+        print(f"(!) Numbers are doubted: see the evaluations of these methods in {out}")
+    write_json(out / "comparison.json", asdict(found))
+    for ending, text in {"md": table.to_markdown(), "tex": table.to_latex(), "csv": runs.to_csv()}.items():
         write_atomically(out / f"comparison.{ending}", text.encode())
     print(f"Also in {out} as comparison.json, .md, .tex and .csv. Next: {program()} report {out}")
     return 0

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from hauberk.core.text_table import cell_text
 from hauberk.experiments.studies.catalogue import find_study
-from hauberk.experiments.studies.finding import Finding, cell_text
+from hauberk.experiments.studies.finding import Finding
 from hauberk.report.blocks import Block, Chart, Fact, Grid, Page, Section, Text
 
 

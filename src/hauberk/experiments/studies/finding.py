@@ -1,14 +1,13 @@
 """What a study found, beside what its source claims; written down as text, table, data and picture."""
 
-import csv
 import io
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hauberk.core.io import finite, make_folder, write_atomically, write_json
+from hauberk.core.io import make_folder, write_atomically, write_json
+from hauberk.core.text_table import TextTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,22 +40,15 @@ class Finding:
         """Agreement in a word."""
         return {True: "agrees", False: "does not agree", None: "cannot be told"}[self.agrees]
 
+    @property
+    def table(self) -> TextTable:
+        """What was measured."""
+        return TextTable("", list(self.rows[0]), [list(row.values()) for row in self.rows])
+
     def as_markdown(self) -> str:
         """Return claim, finding and table."""
-        names = list(self.rows[0])
-        lines = [f"# {self.study}", "", f"{self.about}.", "", f"Claim: {self.claim}", ""]
-        lines += [f"Found ({self.verdict}): {self.found}.", ""]
-        lines += [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-        lines += [f"| {' | '.join(cell_text(row[name]) for name in names)} |" for row in self.rows]
-        return "\n".join(lines) + "\n"
-
-    def as_csv(self) -> str:
-        """Return the table."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(finite(self.rows))
-        return text.getvalue()
+        said = [f"# {self.study}", f"{self.about}.", f"Claim: {self.claim}", f"Found ({self.verdict}): {self.found}."]
+        return "\n\n".join([*said, self.table.to_markdown()])
 
     def save(self, folder: Path, draw: "Callable[[Finding], Figure]") -> None:
         """Write NAME.json, .md, .csv, and the picture as .png, .svg and .pdf.
@@ -67,16 +59,9 @@ class Finding:
         make_folder(folder)
         write_json(folder / f"{self.study}.json", asdict(self))
         write_atomically(folder / f"{self.study}.md", self.as_markdown().encode())
-        write_atomically(folder / f"{self.study}.csv", self.as_csv().encode())
+        write_atomically(folder / f"{self.study}.csv", self.table.to_csv().encode())
         figure = draw(self)
         for ending in ("png", "svg", "pdf"):
             picture = io.BytesIO()
             figure.savefig(picture, format=ending, dpi=150)
             write_atomically(folder / f"{self.study}.{ending}", picture.getvalue())
-
-
-def cell_text(value: Any) -> str:
-    """Return what stands in a cell of the table; "-" where a number cannot be told."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
