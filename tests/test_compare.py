@@ -25,7 +25,7 @@ from hauberk.experiments.comparison import holm
 from hauberk.experiments.experiment import train_cell
 from hauberk.experiments.paper_results import MAIL
 from hauberk.experiments.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
-from hauberk.experiments.studies import Setting
+from hauberk.experiments.studies import StudyContext
 from hauberk.training.config import TrainConfig
 from hauberk.training.schedule import first_drop
 
@@ -260,9 +260,9 @@ def test_cells_use_what_is_published_and_write_it_down():
     given = replace(cell, choices={"beta": 2.0})
     assert given.bound.settings["beta"] == given.to_dict()["choices"]["beta"] == 2.0
     assert "beta" not in replace(cell, model="resnet18").bound.settings
-    setting = Setting(Cell("at", 0, data="svhn", model="preact-resnet18"), out=None)
-    assert setting.method("at").attack.step_size == "eps/8"
-    assert setting.method("at", step_size="eps").attack.step_size == "eps"
+    context = StudyContext(Cell("at", 0, data="svhn", model="preact-resnet18"), out=None)
+    assert context.method("at").attack.step_size == "eps/8"
+    assert context.method("at", step_size="eps").attack.step_size == "eps"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import hauberk as hb
 from conftest import few_images
 from hauberk.cli import main
 from hauberk.experiments import Cell, collect, run_cell
-from hauberk.experiments.studies import Setting, find_study
+from hauberk.experiments.studies import StudyContext, find_study
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -43,7 +43,9 @@ def home(tmp_path_factory, digits):
         run_cell(cell, folder / "compare", threads=1)
     (folder / "compare" / "comparison.json").write_text(json.dumps(asdict(collect(cells, folder / "compare"))))
     study = find_study("saliency")
-    found = study.run(Setting(Cell("at", 0, train_size=200, test_size=30, settings={"epochs": 1}), folder / "study", threads=1))
+    found = study.run(
+        StudyContext(Cell("at", 0, train_size=200, test_size=30, settings={"epochs": 1}), folder / "study", threads=1)
+    )
     found.save(folder / "study", study.draw)
     for target in ("run", "compare", "study"):
         assert main(["report", str(folder / target), "--figures", str(folder / f"{target}-figures")]) == 0

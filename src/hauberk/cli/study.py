@@ -46,14 +46,16 @@ def study(arguments: Sequence[str]) -> int:
     published = find_published(peek(arguments, "--data", "digits"), peek(arguments, "--model", "small-cnn"))
     default = Study(settings=TrainConfig(**published.settings))
     options = parse(Study, "study", arguments, default)
-    from hauberk.experiments import Cell
-    from hauberk.experiments.studies import STUDIES, Setting, find_study
+    from hauberk.experiments.studies import STUDIES, find_study
 
     if not options.name:
-        print("\n".join(f"{name:<16} {what}" for name, what in STUDIES.items()))
+        print("\n".join(f"{name:<17} {what}" for name, (what, _) in STUDIES.items()))
         print(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
         return 0
     chosen = find_study(options.name)
+    from hauberk.experiments import Cell
+    from hauberk.experiments.studies import StudyContext
+
     out = options.out or Path("runs") / f"study-{Path(options.data).stem}-{options.model}"
     base = Cell(
         "at",
@@ -66,9 +68,9 @@ def study(arguments: Sequence[str]) -> int:
         test_size=options.test_size,
         settings=given_settings(options.settings, default.settings),
     )
-    setting = Setting(base, out, device=options.settings.device, threads=options.settings.threads, verify=options.verify)
-    found = chosen.run(setting)
+    context = StudyContext(base, out, device=options.settings.device, threads=options.settings.threads, verify=options.verify)
+    found = chosen.run(context)
     found.save(out, chosen.draw)
-    print(found.as_markdown())
+    print(found.to_markdown())
     print(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {program()} report {out}")
     return 0

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from hauberk.core.text_table import cell_text
-from hauberk.experiments.studies.catalogue import find_study
-from hauberk.experiments.studies.finding import Finding
+from hauberk.experiments.studies import StudyResult, find_study
 from hauberk.report.blocks import Block, Chart, Fact, Grid, Page, Section, Text
 
 
 def page(stored: Sequence[dict[str, Any]]) -> Page:
     """Return the report of what the JSON files of studies hold."""
-    found = [Finding(**one) for one in stored]
+    found = [StudyResult(**one) for one in stored]
     verdicts = [one.verdict for one in found]
     facts = [Fact(verdict, str(verdicts.count(verdict)), "of the studies") for verdict in dict.fromkeys(sorted(verdicts))]
     parts = []

@@ -1,4 +1,4 @@
-"""Methods for experiments, which have no row in the table: another loss, or some examples treated in another way."""
+"""Methods for experiments, which have no name: another loss, or some examples treated in another way."""
 
 from collections.abc import Callable
 from copy import copy
@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hauberk.attacks import ascend
@@ -13,15 +14,43 @@ from hauberk.core.distributed import SINGLE_PROCESS, World
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
 from hauberk.methods import Method, Output
-from hauberk.objectives import LossTerms
+from hauberk.objectives import LossTerms, at, kl_divergence, mart
+
+BETA = 5.0  # of MART; with AT it is ours, as the sources give no value for the regulariser of that experiment
+Loss = Callable[[Tensor, Tensor, Tensor], LossTerms]  # of logits, logits_adv and y
 
 
-def variant(name: str, base: Method, terms: Callable[..., LossTerms]) -> Method:
-    """Return a method with another loss; ``terms`` takes logits, logits_adv and y."""
-    return Method(name, base.threat, replace(base.choices, terms=terms), base.settings)
+def _bce(logits: Tensor, y: Tensor) -> Tensor:
+    return mart(logits, logits, y).robust
 
 
-class Split(Method):
+def _one_minus_p(logits: Tensor, y: Tensor) -> Tensor:
+    return 1 - logits.softmax(1).gather(1, y[:, None]).squeeze(1)
+
+
+def at_with_kl(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
+    """``CE(f(x'), y) + β·KL(p(x)‖p(x'))``."""
+    return LossTerms(at(logits, logits_adv, y).robust, BETA * kl_divergence(logits, logits_adv))
+
+
+# MART's loss ``BCE(p(x'), y) + β·KL(p(x)‖p(x'))·(1 - p_y(x))`` with one part changed; z are logits.
+MART_LOSSES: dict[str, Loss] = {
+    "without 1-p": lambda z, z_adv, y: LossTerms(_bce(z_adv, y), BETA * kl_divergence(z, z_adv)),
+    "without KL": lambda z, z_adv, y: LossTerms(_bce(z_adv, y), BETA * _one_minus_p(z, y)),
+    "without both": lambda z, z_adv, y: mart(z, z_adv, y, beta=0.0),
+    "CE for BCE": lambda z, z_adv, y: LossTerms(
+        F.cross_entropy(z_adv, y, reduction="none"), mart(z, z_adv, y, beta=BETA).regular
+    ),
+    "BCE on clean inputs": lambda z, z_adv, y: LossTerms(_bce(z, y), mart(z, z_adv, y, beta=BETA).regular),
+}
+
+
+def with_loss(name: str, base: Method, loss: Loss) -> Method:
+    """Return a method with another loss, under another name."""
+    return Method(name, base.threat, replace(base.choices, terms=loss), base.settings)
+
+
+class SplitMethod(Method):
     """One method for chosen training examples, another for all others.
 
     ``loss = (1/B) Σ_i ℓ_{m(i)}(x_i, x'_i, y_i) + r_{m(i)}(x_i, x'_i, y_i)``, m(i) the method of example i. Every batch makes
@@ -75,6 +104,6 @@ class Split(Method):
         loss = torch.cat([robust + regular for robust, regular in terms]).mean()
         return Output(loss, x_adv, logits.new_ones(len(y)), logits.detach(), logits_adv.detach(), {}, 0, 0)
 
-    def planned(self, epochs: int, first_drop: int | None = None) -> "Split":
+    def planned(self, epochs: int, first_drop: int | None = None) -> "SplitMethod":
         """Return the method as it is: nothing of it changes with the epoch."""
         return copy(self)
