@@ -23,8 +23,7 @@ from hauberk.core.text_table import Ranked, TextTable
 from hauberk.experiments import Cell, Comparison, collect, estimate, run_cell, run_cells, run_on_slurm
 from hauberk.experiments.comparison import holm
 from hauberk.experiments.experiment import train_cell
-from hauberk.experiments.paper_results import MAIL
-from hauberk.experiments.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
+from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, shrunk, table_settings
 from hauberk.experiments.studies import StudyContext
 from hauberk.training.config import TrainConfig
 from hauberk.training.schedule import first_drop
@@ -105,7 +104,7 @@ def test_a_table_is_safe_for_each_form_whatever_stands_in_it():
     rows = [["[red]a|b_1", None, 0.123456, 3], ["`c`", float("nan"), Ranked("50 %", 0), 4]]
     table = TextTable("", ["name", "x", "ε, %", "n"], rows, doubts={"n": "INVALID (chance)", "c": "weak"})
     markdown, latex = table.to_markdown().splitlines(), table.to_latex().splitlines()
-    assert markdown[:3] == ["| name | x | ε, % | n (INVALID) |", "|---|---|---|---|", r"| [red]a\|b_1 | - | 0.1235 | 3 |"]
+    assert markdown[:3] == ["| name | x | ε, % | n (INVALID) |", "|---|---|---|---|", "| [red]a&#124;b_1 | - | 0.1235 | 3 |"]
     assert markdown[3:] == ["| `c` (!) | - | **50 %** | 4 |", "", "(INVALID) n: INVALID (chance)", "(!) c: weak"]
     assert r"name & x & $\epsilon$, \% & n (INVALID) \\" in latex
     assert r"[red]a|b\_1 & - & 0.1235 & 3 \\" in latex
@@ -129,7 +128,7 @@ def test_published_numbers_are_the_papers():
 
 def test_finished_cells_are_never_made_again_and_a_folder_belongs_to_its_cells(tmp_path):
     some, told = cells("at", "trades"), []
-    assert run_cells(some, tmp_path, told=lambda cell, what: told.append(what))
+    assert run_cells(some, tmp_path, on_progress=lambda cell, what: told.append(what))
     assert told == ["done"] * 4
     found = collect(some, tmp_path)
     assert found.columns == ("clean", "fgsm", "pgd-20", "cw-30", "pgd-100", "worst case")
@@ -140,21 +139,54 @@ def test_finished_cells_are_never_made_again_and_a_folder_belongs_to_its_cells(t
         assert one["n"] == 40
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     more, told = cells("at", "trades", "mart"), []
-    assert run_cells(more, tmp_path, told=lambda cell, what: told.append(what))
+    assert run_cells(more, tmp_path, on_progress=lambda cell, what: told.append(what))
     assert sorted(told) == ["done"] * 2 + ["kept"] * 4
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     with pytest.raises(hb.UserError, match="was made with test_size = 40, not 30"):
         run_cells([replace(some[0], test_size=30)], tmp_path)
+    changed = [replace(cell, data_dir=str(tmp_path)) for cell in some]  # the same data in another folder
+    assert run_cells(changed, tmp_path)
     again = run_cell(replace(some[0], seed=7), tmp_path / "alone", threads=1)
     assert again
     assert collect([replace(some[0], seed=7)], tmp_path / "alone").values["at"]["clean"]
+
+
+TABLE = """
+train = "train.csv"
+test = "test.csv"
+label = "label"
+classes = ["0", "1"]
+eps = 0.25
+[features.a]
+[features.b]
+"""
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_finished_cells_are_not_kept_where_their_data_have_changed(split, tmp_path):
+    pytest.importorskip("pandas")
+    (tmp_path / "rows.toml").write_text(TABLE)
+    for part in ("train", "test"):
+        lines = ["a,b,label", *(f"{i % 7},{i % 5},{i % 2}" for i in range(100))]
+        (tmp_path / f"{part}.csv").write_text("\n".join(lines))
+    small = {"settings": {"epochs": 1, "val_size": 20}, "train_size": 0, "test_size": 0}
+    (cell,) = cells("at", trials=1, data=str(tmp_path / "rows.toml"), model="mlp", **small)
+    out, told = tmp_path / "out", []
+    assert run_cells([cell], out)
+    assert run_cells([cell], out, on_progress=lambda cell, what: told.append(what))
+    assert told == ["kept"]
+    (tmp_path / f"{split}.csv").write_text("\n".join([*lines[:-1], "6,4,0"]))
+    with pytest.raises(hb.UserError, match=f"was made with other {split} data"):
+        run_cells([cell], out)
+    (tmp_path / f"{split}.csv").unlink()
+    assert run_cells([cell], out)  # there is nothing to compare with
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
     told = {}
     bad = replace(cells("at", trials=1)[0], method="trades", settings={"epochs": 1, "lr": 1e30, "val_size": 20})
     good = cells("at", trials=1)
-    assert not run_cells([bad, *good], tmp_path, told=lambda cell, what: told.__setitem__(cell.method, what))
+    assert not run_cells([bad, *good], tmp_path, on_progress=lambda cell, what: told.__setitem__(cell.method, what))
     assert told["at"] == "done"
     assert "the loss became" in told["trades"]
 

@@ -115,7 +115,7 @@ def compare(arguments: Sequence[str]) -> int:
         if not options.quiet:
             print(f"{done}/{len(cells)} {cell.name} seed {cell.seed}: {what}", flush=True)
 
-    if not run_cells(cells, out, jobs=jobs, threads=threads, device=device, verify=options.verify, told=told):
+    if not run_cells(cells, out, jobs=jobs, threads=threads, device=device, verify=options.verify, on_progress=told):
         print("Not finished; the same command goes on")
         return 1
     found = collect(cells, out, options.table)

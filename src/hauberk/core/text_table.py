@@ -67,7 +67,7 @@ class TextTable:
     def to_latex(self) -> str:
         """Return a ``tabular`` for a paper (needs booktabs); title, notes and doubts are comments around it."""
         comments = [self.title, *self.notes], self._reasons()
-        above, below = (["% " + one.replace("\n", " ") for one in some if one] for some in comments)
+        above, below = ([f"% {_one_line(one)}" for one in some if one] for some in comments)
         body = []
         for name, *cells in self.rows:
             indent = r"\quad " if str(name).startswith("  ") else ""
@@ -148,8 +148,12 @@ def _csv_cell(cell: Any) -> Any:
 
 
 def _in_latex(text: str) -> str:
-    return text.translate(_IN_LATEX)
+    return _one_line(text).translate(_IN_LATEX)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(_one_line(cell).replace("|", "&#124;") for cell in cells) + " |"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -11,8 +11,7 @@ from hauberk.core.errors import UserError
 from hauberk.core.io import read_json
 from hauberk.core.text_table import Ranked, TextTable
 from hauberk.experiments.experiment import EVALUATION, Cell
-from hauberk.experiments.paper_results import PRINTED, Printed
-from hauberk.experiments.paper_tables import PAPER_TABLES
+from hauberk.experiments.paper_tables import PAPER_TABLES, PRINTED, Printed
 
 CLEAN, WORST = "clean", "worst case"
 # The columns of the MAIL paper's Table 2, by what the suite "papers" calls them.
