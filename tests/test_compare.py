@@ -23,7 +23,7 @@ from hauberk.core.text_table import Ranked, TextTable
 from hauberk.experiments import Cell, Comparison, collect, estimate, run_cell, run_cells, run_on_slurm
 from hauberk.experiments.comparison import holm
 from hauberk.experiments.experiment import train_cell
-from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, shrunk, table_settings
+from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, scale_budget, table_settings
 from hauberk.experiments.studies import StudyContext
 from hauberk.training.config import TrainConfig
 from hauberk.training.schedule import first_drop
@@ -309,14 +309,14 @@ def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
 
 def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():
     whole = TrainConfig(**table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18"))
-    small, train, test = shrunk(whole, 0.01, 50_000, 10_000)
+    small, train, test = scale_budget(whole, 0.01, 50_000, 10_000)
     assert (small.epochs, train, test) == (10, 5000, 1000)
     assert first_drop(whole) == 74
     assert first_drop(small) == pytest.approx(7.4, abs=0.7)
-    assert shrunk(whole, 1.0, 50_000, 10_000) == (whole, 0, 0)
+    assert scale_budget(whole, 1.0, 50_000, 10_000) == (whole, 0, 0)
     for wrong in (0.0, 1.5):
-        with pytest.raises(hb.UserError, match="share"):
-            shrunk(whole, wrong, 50_000, 10_000)
+        with pytest.raises(hb.UserError, match="fraction"):
+            scale_budget(whole, wrong, 50_000, 10_000)
 
 
 TABLE_1 = """
@@ -384,6 +384,20 @@ def test_table_1_compares_margins_with_lps_within_each_objective(table_1, tmp_pa
     assert main([*words, "--methods", "mail-at,mail-trades,mail-mart,gair-mart"]) == 0  # one of the pairs only
     stored = read_json(tmp_path / "comparison.json")
     assert stored["baselines"] == {"mail-mart": "gair-mart", "mail-trades": "mail-at"}
+
+
+def test_an_invalid_evaluation_is_marked_as_such_in_every_form(table_1, tmp_path):
+    path = tmp_path / "mail-at" / "seed-0" / "evaluation.json"
+    doubted = [{"name": "more-steps-help", "verdict": "warning"}, {"name": "clean-accuracy", "verdict": "invalid"}]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "diagnostics": doubted}))
+    assert main(table_1[0]) == 0
+    reason = "INVALID: clean-accuracy (1 of 5), more-steps-help (1 of 5)"
+    markdown, latex, runs = ((tmp_path / f"comparison.{ending}").read_text() for ending in ("md", "tex", "csv"))
+    assert "| `mail-at` (INVALID) |" in markdown
+    assert f"(INVALID) `mail-at`: {reason}" in markdown
+    assert "mail-at (INVALID) & " in latex
+    assert f"(INVALID) `mail-at`: {reason}" in latex
+    assert runs.count(f'"{reason}"') == 5 * 5  # seeds and columns of one method
 
 
 def test_table_3_is_planned_with_its_own_network(tmp_path, capsys):

@@ -10,7 +10,7 @@ import tyro
 
 from hauberk.cli.options import given_settings, key_values, parse, peek, program
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.experiments.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_choices, table_settings
+from hauberk.experiments.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, scale_budget, table_choices, table_settings
 from hauberk.training.config import TrainConfig
 from hauberk.training.published import find_published
 
@@ -153,7 +153,7 @@ def _cells(options: Compare, default: TrainConfig, out: Path) -> "list[Cell]":
     train_size, test_size = options.train_size, options.test_size
     if options.budget != 1:
         sizes = (len(load_data(options.data, split, options.data_dir, verify=False)) for split in ("train", "test"))
-        small, train, test = shrunk(options.settings, options.budget, *sizes)
+        small, train, test = scale_budget(options.settings, options.budget, *sizes)
         changed |= {"epochs": small.epochs, "milestones": small.milestones}
         train_size, test_size = train_size or train, test_size or test
     common = ("data", "model", "norm", "eps", "preset", "recipe", "suite")

@@ -140,8 +140,8 @@ def collect(cells: Sequence[Cell], out: Path, table: str = "") -> Comparison:
     """Read what finished cells found.
 
     Args:
-        cells: of one comparison; every method with the same seeds.
-        out: folder of the study.
+        cells: those of one comparison; every method has the same seeds.
+        out: folder of the comparison.
         table: name of the paper's table that they are, for its numbers and for what it compares with what; empty for none.
 
     Raises:
@@ -169,7 +169,7 @@ def collect(cells: Sequence[Cell], out: Path, table: str = "") -> Comparison:
 
 
 def column_title(column: str) -> str:
-    """What a column is called in a table."""
+    """Return what a column is called in a table."""
     return _PAPER.get(column, column)
 
 
@@ -184,13 +184,14 @@ def _mean_and_deviation(mean: float, deviation: float) -> str:
 
 
 def _doubts(found: list[dict[str, Any]]) -> list[str]:
-    """The names of diagnostics that are not "ok", with the number of seeds."""
-    names = [d["name"] for one in found for d in one["diagnostics"] if d["verdict"] != "ok"]
+    """Return the names of diagnostics that are not "ok", the invalid ones first, with the number of seeds."""
+    verdicts = {"invalid": "INVALID: ", "warning": ""}
+    names = [verdicts[v] + d["name"] for v in verdicts for one in found for d in one["diagnostics"] if d["verdict"] == v]
     return [f"{name} ({names.count(name)} of {len(found)})" for name in dict.fromkeys(names)]
 
 
 def _baselines(methods: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """What each method's difference is to: what is wanted, if it is among the methods, otherwise the first method."""
+    """Return what each method's difference is to: what is wanted, if it is among the methods, otherwise the first method."""
     found = {method: wanted[method] for method in methods if wanted.get(method) in methods}
     others = (method for method in methods[1:] if method not in {*found, *found.values()})
     return found | dict.fromkeys(others, methods[0])

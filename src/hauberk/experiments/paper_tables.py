@@ -10,20 +10,20 @@ from hauberk.training.config import TrainConfig
 from hauberk.training.published import OFFICIAL, Published, find_published
 
 SURROGATE = "standard"  # what black-box attacks of the MART paper are crafted on, trained with another seed
-_LEAST_TEST = 100
+_LEAST_TEST_EXAMPLES = 100
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table.
+    """A table of a paper.
 
     Attributes:
         summary: what it shows, in one line.
-        methods: as ``hauberk compare --methods`` takes them.
+        methods: its methods, as ``hauberk compare --methods`` takes them.
         data: the paper's data set.
         model: the paper's network.
-        attacks: that it has columns for; empty for the suite "papers".
-        as_mart: whether settings are the MART paper's, for every method; otherwise the MAIL paper's.
+        attacks: the attacks that it has columns for; empty for the suite "papers".
+        as_mart: whether every method is trained as in the MART paper; otherwise as in the MAIL paper.
         black_box: whether some attacks are crafted on another network.
         baselines: by label of a method, the one that its difference is to; without one it is to the first method.
     """
@@ -87,31 +87,31 @@ def _mart_code(table: PaperTable, data: str, model: str) -> Published | None:
     return OFFICIAL.get(("mart", family)) if table.as_mart and data in ("cifar10", "cifar100", "svhn") else None
 
 
-def shrunk(settings: TrainConfig, budget: float, train: int, test: int) -> tuple[TrainConfig, int, int]:
-    """Shrink a training to a share of its passes: the same share of epochs and of examples, each the root of the budget.
+def scale_budget(settings: TrainConfig, budget: float, train: int, test: int) -> tuple[TrainConfig, int, int]:
+    """Shorten a training to a fraction of its passes: epochs and examples are each scaled by the root of the budget.
 
     Milestones keep their place in the training, and with them burn-ins. Attacks stay as they are.
 
     Args:
-        settings: of the whole training.
-        budget: share of its passes, in (0, 1].
-        train: training examples there are.
-        test: test examples there are.
+        settings: those of the whole training.
+        budget: fraction of its passes, in (0, 1].
+        train: number of training examples.
+        test: number of test examples.
 
     Returns:
-        Settings, training examples and test examples; 0 for all.
+        Settings, number of training examples and number of test examples; 0 for all.
 
     Raises:
-        UserError: if the budget is no such share.
+        UserError: if the budget is not in (0, 1].
     """
     if not 0 < budget <= 1:
-        raise UserError(f"a budget is a share of the whole, above 0 and at most 1, got {budget}")
+        raise UserError(f"a budget is a fraction of the whole, above 0 and at most 1, got {budget}")
     if budget == 1:
         return settings, 0, 0
-    share = sqrt(budget)
+    scale = sqrt(budget)
     places = tuple(m if m < 1 else (m - 1) / settings.epochs for m in settings.milestones)
-    small = replace(settings, epochs=max(2, round(share * settings.epochs)), milestones=places)
-    return small, max(settings.batch_size, round(share * train)), min(test, max(_LEAST_TEST, round(share * test)))
+    small = replace(settings, epochs=max(2, round(scale * settings.epochs)), milestones=places)
+    return small, max(settings.batch_size, round(scale * train)), min(test, max(_LEAST_TEST_EXAMPLES, round(scale * test)))
 
 
 def parse_methods(text: str) -> list[tuple[str, str, Mapping[str, str]]]:

@@ -30,10 +30,10 @@ def run_cells(
     """Run what is not finished.
 
     Args:
-        cells: of the study.
-        out: its folder.
-        jobs: processes side by side; each takes a GPU in turn where there are some.
-        threads: CPU threads of each.
+        cells: what to train and evaluate.
+        out: folder of the comparison.
+        jobs: number of processes side by side; they take the GPUs in turn where there are some.
+        threads: CPU threads of each process.
         device: "auto", "cpu", "cuda", ...
         verify: compare checksums of the data files.
         on_progress: called for each cell with "kept", "done" or the reason why it failed.
@@ -75,9 +75,9 @@ def run_on_slurm(
     """Submit what is not finished, a job for each cell, through submitit.
 
     Args:
-        cells: of the study.
-        out: its folder, which all nodes must see.
-        settings: of submitit's executor, e.g. ``{"slurm_partition": "gpu", "timeout_min": 600, "gpus_per_node": 1}``.
+        cells: what to train and evaluate.
+        out: folder of the comparison, which all nodes must see.
+        settings: those of submitit's executor, e.g. ``{"slurm_partition": "gpu", "timeout_min": 600, "gpus_per_node": 1}``.
         cluster: "slurm", or "local" to try it on this machine.
         verify: compare checksums of the data files.
 
