@@ -1,5 +1,6 @@
 """Comparisons of methods over seeds: numbers against SciPy, cells that are never made twice, real processes."""
 
+import contextlib
 import io
 import json
 import os
@@ -256,6 +257,33 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "2/2" in done.stdout
+
+
+def test_a_killed_comparison_leaves_no_process_behind(tmp_path):
+    words = [sys.executable, "-m", "hauberk", "compare", *WORDS, "--out", str(tmp_path / "out"), "--epochs", "200"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "out" / "at" / "seed-0" / "run" / "state.ckpt").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+
+    def running():
+        """Processes of its group that have not ended."""
+        stats = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                stats.append(path.read_text().rpartition(")")[2].split())
+        return [stat for stat in stats if int(stat[2]) == process.pid and stat[0] != "Z"]
+
+    assert len(running()) > 1
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = running()
+    if left:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not left
 
 
 def test_methods_with_settings_of_their_own(tmp_path, capsys):

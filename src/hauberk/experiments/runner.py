@@ -1,11 +1,14 @@
 """Running experiments: one after another, side by side in processes, or on a Slurm cluster."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import count
+from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -51,7 +54,8 @@ def run_cells(
     finished, started = True, count()
     running: dict[Future[bool], Cell] = {}
     # Even a single job has a process of its own: cells then do not depend on what ran before in theirs.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             while todo or running:
                 while todo and len(running) < jobs:  # no more, or a stopped pool would still begin what waits in it
@@ -129,6 +133,18 @@ def _data_digests(cell: Cell, split: str) -> set[str]:
     # A training without validation examples writes down the whole of which its examples are a part.
     wholes = [source, source.whole] if isinstance(source, Part) and split == "train" else [source]
     return {data_digest(one) for one in wholes} if in_memory(source) else set()
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when the process that started it is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in workers only
+
+    def watch(sentinel: int = parent.sentinel) -> None:
+        wait_for_end([sentinel])
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _device(device: str, index: int) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hauberk.experiments.studies.base import StudyResult as StudyResult
 
 # Loaded when first used, so that the command lists studies without torch.
-__getattr__, __dir__, _lazy = attach(__name__, submod_attrs={"base": ["Study", "StudyContext", "StudyResult"]})
+__getattr__, _, _lazy = attach(__name__, submod_attrs={"base": ["Study", "StudyContext", "StudyResult"]})
 __all__ = [*_lazy, "STUDIES", "find_study"]
 
 # By name: what it looks at, and what its source claims.
@@ -82,6 +82,10 @@ STUDIES = {
         "Black-box attacks are relatively easy to defend against (Wang et al. 2021, Section 4.1), by robust networks.",
     ),
 }
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def find_study(name: str) -> "Study":
