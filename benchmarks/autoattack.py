@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 import torch
+from common import print_head, print_row, where
 from networks import small_net
 from torch import Tensor, nn
 
 import hauberk as hb
 from hauberk.core.distributed import init_distributed
-from hauberk.core.environment import machine
 
 WAYS = (("full", 1), ("full", 0), ("bf16", 1), ("bf16", 0))  # precision and processes, 0: as many as threads
 
@@ -105,14 +105,12 @@ def main() -> None:
     if options.ours:
         one_of_ours(options, model, x, y)
         return
-    print(f"{options.file.name}, Linf {options.eps}, first {options.limit} images, {machine(torch.device('cpu'))}")
-    print("| seed | | robust % | seconds | of official | forwards | backwards | forwards per robust example |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"{options.file.name}, Linf {options.eps}, first {options.limit} images, {where()}")
+    print_head("seed", "", "robust %", "seconds", "of official", "forwards", "backwards", "forwards per robust example")
 
     def row(seed: int, name: str, robust: float, seconds: float, forwards: int, backwards: int) -> None:
-        each = forwards / max(robust * options.limit, 1)
-        cells = f"{seconds:.1f} | {seconds / base:.2f} | {forwards:,} | {backwards:,} | {each:,.0f}"
-        print(f"| {seed} | {name} | {100 * robust:.1f} | {cells} |", flush=True)
+        each = f"{forwards / max(robust * options.limit, 1):,.0f}"
+        print_row(seed, name, 100 * robust, seconds, f"{seconds / base:.2f}", f"{forwards:,}", f"{backwards:,}", each)
 
     for seed in options.seeds:
         counter = Counter(model)

@@ -14,11 +14,9 @@ from statistics import median
 from typing import Any
 
 import torch
-import tyro
-from cells import evaluated, first, trained
+from common import Options, evaluated, first, parse, print_head, print_row, trained, where, with_interval
 
 import hauberk as hb
-from hauberk.core.environment import machine, versions
 from hauberk.data import DATASETS, IndexedDataset, load_data
 from hauberk.models import ModelSpec
 
@@ -49,42 +47,31 @@ CELLS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Express(Options):
     """What to run."""
 
-    data: str = "cifar10"
-    """Name of the data set."""
-    data_dir: Path = Path("data")
-    """Folder of its files."""
     out: Path = Path("runs/benchmark-express")
     """Folder of the runs."""
-    only: tuple[str, ...] = ()
-    """Names of cells; all of them by default."""
-    model: str = "small-cnn"
-    """Network."""
-    lr: float = 0.05
-    """Learning rate, at its peak, where a cell does not say its own."""
-    train: int = 5_000
-    """Training images."""
     test: int = 500
     """Test images."""
+    only: tuple[str, ...] = ()
+    """Names of cells; all of them by default."""
+    lr: float = 0.05
+    """Learning rate, at its peak, where a cell does not say its own."""
     seed: int = 0
-    """Of the trainings."""
-    threads: int = 1
-    """CPU threads."""
+    """Seed of the trainings."""
 
 
 def main() -> None:
     """Train, evaluate, print."""
-    options = tyro.cli(Options)
-    torch.set_num_threads(options.threads)
+    options = parse(Express)
     train_set = first(options.data, "train", options.data_dir, options.train)
     test_set = load_data(options.data, "test", options.data_dir)
     threat = hb.Linf(DATASETS[options.data].eps)
-    print(f"{options}, {machine(torch.device('cpu'))}, {versions()}")
+    print(f"{options}, {where()}")
     steps = step_seconds(options, train_set, threat)
     whole = CELLS[REFERENCE]["epochs"] * steps[CELLS[REFERENCE]["method"]]
-    print("| training | NAT | AutoAttack | relative time | s |\n|---|---|---|---|---|")
+    print_head("training", "NAT", "AutoAttack", "relative time", "s")
     for name in options.only or CELLS:
         how = {"lr": options.lr} | CELLS[name] | {"seed": options.seed, "threads": options.threads, "precision": "bf16"}
         if "mnist" in options.data:
@@ -92,13 +79,11 @@ def main() -> None:
         folder = options.out / options.data / f"{name.replace(', ', '-').replace(' ', '-')}-{options.seed}"
         card = trained(folder, options.model, train_set, threat, **how)
         found = evaluated(folder, "autoattack", test_set, threat, options.test, suite="standard", precision="bf16")
-        low, high = (100 * end for end in found["interval"])
-        robust = f"{100 * found['robust_accuracy']:.1f} [{low:.1f}, {high:.1f}]"
-        cells = f"{how['epochs'] * steps[how['method']] / whole:.2f} | {card['metrics']['seconds']:.0f}"
-        print(f"| {name} | {100 * found['clean_accuracy']:.1f} | {robust} | {cells} |", flush=True)
+        relative = f"{how['epochs'] * steps[how['method']] / whole:.2f}"
+        print_row(name, 100 * found["clean_accuracy"], with_interval(found), relative, f"{card['metrics']['seconds']:.0f}")
 
 
-def step_seconds(options: Options, train_set: IndexedDataset, threat: hb.ThreatModel) -> dict[str, float]:
+def step_seconds(options: Express, train_set: IndexedDataset, threat: hb.ThreatModel) -> dict[str, float]:
     """Medians of a step of each method, taken in turns."""
     x, y = train_set.fetch(torch.arange(BATCH))
     model = ModelSpec(options.model, tuple(x.shape[1:]), 10).build().train()

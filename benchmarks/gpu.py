@@ -16,12 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import tyro
-from cells import evaluated, first, trained
+from common import STOPPED, Options, evaluated, first, parse, trained, where
 
 import hauberk as hb
-from hauberk.core.environment import machine, versions
 from hauberk.core.io import read_json, write_json
 from hauberk.data import load_data
 
@@ -29,11 +26,9 @@ METHODS = ("standard", "at", "mart", "mail-at", "trades", "mail-trades", "gairat
 
 
 @dataclass(frozen=True)
-class Options:
+class Gpu(Options):
     """What to run; smaller numbers try the command itself on a CPU."""
 
-    data_dir: Path = Path("data")
-    """Folder with CIFAR-10."""
     out: Path = Path("runs/gpu")
     """Folder of the runs."""
     minutes: float = 8.0
@@ -45,18 +40,20 @@ class Options:
     test: int = 10_000
     """Test images."""
     epochs: int = 100
-    """Of the MAIL paper's training."""
+    """Epochs of the MAIL paper's training."""
     batch: int = 128
     """Examples of a step."""
     rounds: int = 20
     """Times each step is made."""
     device: str = "cuda"
     """Where."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
 
 
 def main() -> None:
     """Measure until the time is over."""
-    options = tyro.cli(Options)
+    options = parse(Gpu)
     # Training and evaluation save and stop when they are asked to.
     alarm = threading.Timer(60 * options.minutes, lambda: os.kill(os.getpid(), signal.SIGINT))
     alarm.daemon = True
@@ -65,12 +62,12 @@ def main() -> None:
     try:
         measure(options)
     except KeyboardInterrupt:
-        raise SystemExit("stopped; run the same command to go on") from None
+        raise SystemExit(STOPPED) from None
 
 
-def measure(options: Options) -> None:
+def measure(options: Gpu) -> None:
     """Measure what is missing."""
-    parts = [f"{options}\n{machine(torch.device(options.device))}, {versions()}", steps(options), epochs(options)]
+    parts = [f"{options}\n{where(options.device)}", steps(options), epochs(options)]
     results = Path(__file__).parent / "results" / "gpu.md"
     results.parent.mkdir(exist_ok=True)
     results.write_text("\n\n".join(parts) + "\n")
@@ -79,7 +76,7 @@ def measure(options: Options) -> None:
     print("all is done:", results)
 
 
-def steps(options: Options) -> str:
+def steps(options: Gpu) -> str:
     """Steps beside the public code's."""
     kept = options.out / "steps.md"
     if not kept.exists():
@@ -97,41 +94,41 @@ def steps(options: Options) -> str:
     return kept.read_text()
 
 
-def epochs(options: Options) -> str:
+def epochs(options: Gpu) -> str:
     """Seconds of the second epoch of each method: the first one warms up."""
     rows = ["| method | seconds per epoch |", "|---|---|"]
     for method in METHODS:
         kept = options.out / f"epoch-{method}.json"
         if not kept.exists():
-            train_set = first("cifar10", "train", options.data_dir, options.train)
+            train_set = first(options.data, "train", options.data_dir, options.train)
             how: dict[str, Any] = {"epochs": 2, "batch_size": options.batch, "val_size": 0, "schedule": "one-cycle"}
             how |= {"precision": "bf16", "compile": "auto", "device": options.device}
             bound = hb.method(method, hb.Linf("8/255"), burn_in=0, awp_warmup=0)
             run = hb.train(options.model, train_set, method=bound, quiet=True, **how)
             if run.interrupted:
-                raise SystemExit("stopped; run the same command to go on")
+                raise SystemExit(STOPPED)
             spent = [row["seconds"] for row in run.metrics]
             write_json(kept, {"seconds": spent[1] - spent[0]})
         rows.append(f"| `{method}` | {read_json(kept)['seconds']:.2f} |")
     return "\n".join(rows)
 
 
-def paper(options: Options) -> str:
+def paper(options: Gpu) -> str:
     """MAIL-TRADES as in the MAIL paper, and what it reaches."""
     return _run(options, "mail-trades", {"method": "mail-trades", "epochs": options.epochs}, "81.84 / 53.68 / 52.89 / 50.60")
 
 
-def express(options: Options) -> str:
+def express(options: Gpu) -> str:
     """The fast schedule."""
     return _run(options, "express", {"schedule_preset": "express"}, "the row above, in less time")
 
 
-def _run(options: Options, name: str, how: dict[str, Any], aim: str) -> str:
+def _run(options: Gpu, name: str, how: dict[str, Any], aim: str) -> str:
     folder, threat = options.out / name, hb.Linf("8/255")
-    train_set = first("cifar10", "train", options.data_dir, options.train)
+    train_set = first(options.data, "train", options.data_dir, options.train)
     begun = time.perf_counter()
     card = trained(folder, options.model, train_set, threat, device=options.device, precision="bf16", compile="auto", **how)
-    test_set = load_data("cifar10", "test", options.data_dir)
+    test_set = load_data(options.data, "test", options.data_dir)
     found = evaluated(folder, "papers", test_set, threat, options.test, suite="papers", batch_size=500)
     numbers = [found["clean_accuracy"], *(found["by_attack"][column] for column in ("pgd-100", "cw-30", "autoattack"))]
     cells = " / ".join(f"{100 * number:.2f}" for number in numbers)

@@ -8,6 +8,7 @@ code (its optimisers load 70 MiB of it), and what the allocator of the C library
 
 import torch
 import tyro
+from common import print_head, print_row
 from steps import Floor, ours
 from torch.profiler import ProfilerActivity, profile
 
@@ -43,11 +44,11 @@ def peak(kind: str, method: str, precision: str) -> float:
 def main() -> None:
     """Measure and print peak memory of a training step beside that of the passes alone."""
     torch.set_num_threads(1)
-    print("| method | precision | passes alone, MiB | Hauberk, MiB | ratio |\n|---|---|---|---|---|")
+    print_head("method", "precision", "passes alone, MiB", "Hauberk, MiB", "ratio")
     for method in METHODS:
         for precision in ("fp32", "bf16"):
             floor, step = (peak(kind, method, precision) for kind in ("floor", "step"))
-            print(f"| `{method}` | {precision} | {floor:.0f} | {step:.0f} | {step / floor:.2f} |", flush=True)
+            print_row(f"`{method}`", precision, f"{floor:.0f}", f"{step:.0f}", f"{step / floor:.2f}")
 
 
 if __name__ == "__main__":

@@ -5,58 +5,46 @@
 Finished methods are not run again: the runs are kept in --out, one folder each.
 """
 
-import platform
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-import tyro
-from cells import evaluated, first, trained
+from common import Options, evaluated, first, parse, trained, when, with_interval, write_page
 
 import hauberk as hb
 from hauberk.data import DATASETS, load_data
-from hauberk.methods import METHODS
 
 # Its extra output makes its numbers another quantity: robust accuracy with rejection.
-METHODS = [name for name in METHODS if name != "adversarial-class"]
+METHODS = [name for name in hb.list_methods() if name != "adversarial-class"]
 METHODS += ["at+awp", "trades+awp", "mart+awp", "mail-at+awp", "mail-trades+awp"]
 ATTACKS = ("pgd-100", "cw-100", "apgd-ce")
 
 
 @dataclass(frozen=True)
-class Options:
+class Methods(Options):
     """What to run."""
 
     data: str = "fashion-mnist"
     """Name of the data set."""
-    data_dir: Path = Path("data")
-    """Folder of its files."""
     out: Path = Path("runs/benchmark-methods")
     """Folder of the runs."""
     train: int = 10_000
     """Training images."""
-    test: int = 1_000
-    """Test images."""
     epochs: int = 10
-    """Passes over them; free-at makes its 8 replays within them, so it makes an eighth of the passes."""
-    threads: int = 1
-    """CPU threads."""
+    """Passes over the training images; free-at makes its 8 replays within them, so it makes an eighth of the passes."""
 
 
 def main() -> None:
-    options = tyro.cli(Options)
-    torch.set_num_threads(options.threads)
+    options = parse(Methods)
     train_set = first(options.data, "train", options.data_dir, options.train)
     test_set = load_data(options.data, "test", options.data_dir)
     threat = hb.Linf(DATASETS[options.data].eps)
     rows = []
     for name in METHODS:
         folder = options.out / name
-        epochs = max(1, options.epochs // METHODS[name.split("+")[0]].replays)
+        epochs = max(1, options.epochs // hb.method(name, threat).replays)
         card = trained(
             folder,
-            "small-cnn",
+            options.model,
             train_set,
             threat,
             method=name,
@@ -76,17 +64,16 @@ def main() -> None:
     write_table(options, str(threat), rows)
 
 
-def write_table(options: Options, threat: str, rows: list) -> None:
+def write_table(options: Methods, threat: str, rows: list) -> None:
     lines = [
         f"# Methods on {options.data}, reduced budget",
         "",
-        f"`python benchmarks/methods.py --data {options.data} --data-dir FOLDER`: small CNN, {threat}, {options.train:,} "
+        f"`python benchmarks/methods.py --data {options.data} --data-dir FOLDER`: {options.model}, {threat}, {options.train:,} "
         f"training images, {options.epochs} epochs, SGD 0.05 divided by 10 at 50 % and 80 %, ε warm-up over 30 %, one seed; "
         f"best epoch by PGD-10 on held-out training images; the first {options.test:,} test images. Reweighting starts at the "
         "first drop.",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, Hauberk {hb.__version__}, torch {torch.__version__.split('+')[0]}, Python "
-        f"{platform.python_version()}, {options.threads} thread(s) of a 2-core x86-64 CPU (seconds are of a shared machine).",
+        f"{when(options.threads)} (seconds are of a shared machine).",
         "",
         "Accuracy in % with Wilson 95 % intervals; under attack these are upper bounds. ! marks results with warnings, see "
         "the files in the folder of the runs.",
@@ -96,11 +83,9 @@ def write_table(options: Options, threat: str, rows: list) -> None:
     ]
     for name, found, strong, seconds in rows:
         attacks = [f"{100 * found['by_attack'][attack]:.1f}" for attack in ATTACKS]
-        low, high = (100 * end for end in strong["interval"])
-        doubt = " !" if any(d["verdict"] != "ok" for d in strong["diagnostics"]) else ""
-        worst = f"{100 * strong['robust_accuracy']:.1f} [{low:.1f}, {high:.1f}]{doubt}"
-        lines.append(f"| `{name}` | {100 * found['clean_accuracy']:.1f} | {' | '.join(attacks)} | {worst} | {seconds:.0f} |")
-    (Path(__file__).parents[1] / "docs" / f"methods-{options.data}.md").write_text("\n".join(lines) + "\n")
+        clean, worst = 100 * found["clean_accuracy"], with_interval(strong)
+        lines.append(f"| `{name}` | {clean:.1f} | {' | '.join(attacks)} | {worst} | {seconds:.0f} |")
+    write_page(f"methods-{options.data}.md", lines)
 
 
 if __name__ == "__main__":

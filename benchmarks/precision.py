@@ -9,52 +9,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
-import tyro
-from cells import evaluated, first, trained
+from common import Options, evaluated, first, parse, print_head, print_row, trained, where
 
 import hauberk as hb
-from hauberk.core.environment import machine, versions
-from hauberk.data import load_data
+from hauberk.data import DATASETS, load_data
 
 ATTACKS = ("pgd-20", "apgd-ce", "apgd-t")
 
 
 @dataclass(frozen=True)
-class Options:
+class Precision(Options):
     """What to run."""
 
-    data_dir: Path = Path("data")
-    """Folder with CIFAR-10."""
     out: Path = Path("runs/benchmark-precision")
     """Folder of the runs."""
-    model: str = "small-cnn"
-    """Network."""
     method: str = "trades"
     """Method."""
-    train: int = 5_000
-    """Training images."""
-    test: int = 1_000
-    """Test images."""
     epochs: int = 15
-    """Passes over them."""
+    """Passes over the training images."""
     lr: float = 0.05
     """Peak of the one-cycle schedule."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the trainings."""
-    threads: int = 1
-    """CPU threads."""
+    """Seeds of the trainings."""
 
 
 def main() -> None:
     """Train, evaluate, print."""
-    options = tyro.cli(Options)
-    torch.set_num_threads(options.threads)
-    train_set = first("cifar10", "train", options.data_dir, options.train)
-    test_set = load_data("cifar10", "test", options.data_dir)
-    threat = hb.Linf("8/255")
-    print(f"{options}, {machine(torch.device('cpu'))}, {versions()}")
-    print("| precision | seed | NAT | PGD-20 | after APGD-CE and APGD-T | s |\n|---|---|---|---|---|---|")
+    options = parse(Precision)
+    train_set = first(options.data, "train", options.data_dir, options.train)
+    test_set = load_data(options.data, "test", options.data_dir)
+    threat = hb.Linf(DATASETS[options.data].eps)
+    print(f"{options}, {where()}")
+    print_head("precision", "seed", "NAT", "PGD-20", "after APGD-CE and APGD-T", "s")
     robust: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for seed in options.seeds:
         for precision, kept in robust.items():
@@ -65,8 +51,8 @@ def main() -> None:
             )
             found = evaluated(folder, "evaluation", test_set, threat, options.test, attacks=ATTACKS)
             kept.append(100 * found["robust_accuracy"])
-            cells = 100 * found["clean_accuracy"], 100 * found["by_attack"]["pgd-20"], kept[-1], card["metrics"]["seconds"]
-            print(f"| {precision} | {seed} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |", flush=True)
+            pgd = 100 * found["by_attack"]["pgd-20"]
+            print_row(precision, seed, 100 * found["clean_accuracy"], pgd, kept[-1], card["metrics"]["seconds"])
     for precision, kept in robust.items():
         print(f"{precision}: {mean(kept):.2f} ± {stdev(kept):.2f} (mean ± standard deviation)")
 

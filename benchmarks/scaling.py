@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import tyro
+from common import where
 from networks import ResNet50
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,7 +25,6 @@ from torch.utils.flop_counter import flop_registry
 
 import hauberk as hb
 from hauberk.core.distributed import World, data_parallel, running_statistics
-from hauberk.core.environment import machine, versions
 from hauberk.models import ModelSpec
 
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes; DistributedDataParallel's
@@ -243,6 +243,6 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     with hb.init_distributed() as world:
         chosen = tyro.cli(Options)
-        say(world, f"{versions()} {machine(torch.device('cpu'))}")
+        say(world, where())
         here(chosen, world)
         elsewhere(chosen, world)

@@ -13,12 +13,12 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 import tyro
+from common import print_head, print_row, where
 from library_steps import libraries
 from public_steps import EPS, STEPS, steps
 from torch import Tensor, nn
 
 import hauberk as hb
-from hauberk.core.environment import machine, versions
 from hauberk.fastpath.compile import Compiled
 from hauberk.fastpath.frozen_copy import InferenceCopy
 from hauberk.fastpath.precision import PrecisionPolicy
@@ -113,9 +113,8 @@ def main() -> None:
             torch.cuda.synchronize()
         return time.perf_counter() - begun
 
-    print(f"{options.model}, batch {options.batch}, K {STEPS}, {options.threads} threads, {machine(device)}, {versions()}")
-    print("| method | form | Hauberk, s | of the floor | public code, s | times as fast |")
-    print("|---|---|---|---|---|---|")
+    print(f"{options.model}, batch {options.batch}, K {STEPS}, {options.threads} threads, {where(options.device)}")
+    print_head("method", "form", "Hauberk, s", "of the floor", "public code, s", "times as fast")
     public = steps(network())
     others = libraries(network(), tuple(x.shape[1:]), 10, options.batch)
     beside = []
@@ -136,16 +135,18 @@ def main() -> None:
         times = {name: values[1:] for name, values in spent.items()}  # the first warms up
         for form in options.forms:
             above = median(a / b for a, b in zip(times[form], times[f"floor {form}"], strict=True))
-            beside_public = "– | – "
+            theirs, faster = "–", "–"
             if method in public:
-                faster = median(a / b for a, b in zip(times["public"], times[form], strict=True))
-                beside_public = f"{median(times['public']):.3f} | {faster:.2f} "
-            print(f"| `{method}` | {form} | {median(times[form]):.3f} | {above:.2f} | {beside_public}|", flush=True)
+                theirs = f"{median(times['public']):.3f}"
+                faster = f"{median(a / b for a, b in zip(times['public'], times[form], strict=True)):.2f}"
+            print_row(f"`{method}`", form, f"{median(times[form]):.3f}", f"{above:.2f}", theirs, faster)
             for name in others.get(method, {}):
-                faster = median(a / b for a, b in zip(times[name], times[form], strict=True))
-                beside.append(f"| `{method}` | {name} | {median(times[name]):.3f} | {form} | {faster:.2f} |")
-    print("\n| method | library | its step, s | Hauberk's form | times as fast |\n|---|---|---|---|---|")
-    print("\n".join(beside))
+                faster = f"{median(a / b for a, b in zip(times[name], times[form], strict=True)):.2f}"
+                beside.append((f"`{method}`", name, f"{median(times[name]):.3f}", form, faster))
+    print()
+    print_head("method", "library", "its step, s", "Hauberk's form", "times as fast")
+    for row in beside:
+        print_row(*row)
 
 
 if __name__ == "__main__":

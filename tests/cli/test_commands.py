@@ -15,8 +15,8 @@ from hauberk.cli.options import usual_folder
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.experiments import Experiment
 from hauberk.experiments.options import SubsetOptions
-from hauberk.experiments.studies.setting import Setting
-from hauberk.experiments.studies.variants import variant
+from hauberk.experiments.studies import StudyContext
+from hauberk.experiments.studies.custom_methods import with_loss
 from helpers import few_images
 
 QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]
@@ -299,7 +299,7 @@ def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys
 
 @pytest.mark.parametrize("name", ["my own method", "mart without KL"])
 def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workplace, digits, capsys):
-    own = variant(name, hb.method("at", hb.Linf(0.1), steps=1), hb.objectives.at)
+    own = with_loss(name, hb.method("at", hb.Linf(0.1), steps=1), hb.objectives.at)
     hb.train("mlp", digits["train"], method=own, out="own", epochs=1, val_size=50, val_steps=1, quiet=True)
     assert main(["evaluate", "own", "--n", "20", "--attacks", "fgsm", "--no-probes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 20
@@ -307,8 +307,8 @@ def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workpla
 
 def test_a_network_of_a_study_is_evaluated(workplace, capsys):
     base = Experiment("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, subset=SubsetOptions(100, 20))
-    setting = Setting(base, workplace / "study", threads=1)
-    setting.trained("at with nothing else", how=variant("at with nothing else", base.make_method(), hb.objectives.at))
+    context = StudyContext(base, workplace / "study", threads=1)
+    context.trained("at with nothing else", custom=with_loss("at with nothing else", base.make_method(), hb.objectives.at))
     (run,) = (workplace / "study").glob("networks/*/*/*/run")
     assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--no-probes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 20

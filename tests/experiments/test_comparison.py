@@ -1,5 +1,7 @@
 """Comparisons of methods over seeds: numbers against SciPy, cells that are never made twice, real processes."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,20 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import ttest_rel
 
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.io import read_json
+from hauberk.core.text_table import Ranked, TextTable
 from hauberk.experiments import (
     Comparison,
     Experiment,
-    as_csv,
-    as_latex,
-    as_markdown,
     collect,
     estimate,
-    rich_table,
     run_cells,
     run_experiment,
     run_on_slurm,
@@ -33,9 +33,8 @@ from hauberk.experiments import (
 from hauberk.experiments.comparison import holm
 from hauberk.experiments.experiment import train_experiment
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ModelOptions, PresetOptions, SubsetOptions
-from hauberk.experiments.paper_results import MAIL
-from hauberk.experiments.paper_tables import PAPER_TABLES, parse_methods, shrunk, table_settings
-from hauberk.experiments.studies import Setting
+from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, scale_budget, table_settings
+from hauberk.experiments.studies import StudyContext
 from hauberk.training.config import first_drop
 from hauberk.training.published import resolve
 
@@ -58,7 +57,7 @@ def made_up(values, seeds=5):
         methods=tuple(values),
         seeds=tuple(range(seeds)),
         columns=("clean", "autoattack"),
-        values={(name, column): tuple(v) for name, v in values.items() for column in ("clean", "autoattack")},
+        values={name: dict.fromkeys(("clean", "autoattack"), tuple(v)) for name, v in values.items()},
         doubts={name: ["a doubt (1 of 5)"] if name == "b" else [] for name in values},
         published={"a": ((84.86, 0.17), (44.9, 0.53))},
     )
@@ -91,18 +90,42 @@ def test_no_test_is_made_up_where_there_is_nothing_to_test():
 
 def test_every_form_of_the_table_says_the_same():
     found = made_up({"a": [50.0, 52.0], "b": [53.0, 58.0], "c": [10.0, 20.0]}, seeds=2)
-    markdown = as_markdown(found)
-    assert "| `b` ! | **55.50 ± 3.54** | **55.50 ± 3.54** | +4.50 (p" in markdown
+    markdown = found.table().to_markdown()
+    assert "| `b` (!) | **55.50 ± 3.54** | **55.50 ± 3.54** | +4.50 (p" in markdown
     assert "| `a` | _51.00 ± 1.41_ |" in markdown
-    assert "| &nbsp; paper | 84.86 ± 0.17 | 44.90 ± 0.53 | |" in markdown
-    assert "! `b`: a doubt (1 of 5)" in markdown
-    latex = as_latex(found)
-    assert r"b & \textbf{$55.50 \pm 3.54$}" in latex
-    assert r"a & \underline{$51.00 \pm 1.41$}" in latex
-    assert as_csv(found).splitlines()[:2] == ["method,seed,column,accuracy", "a,0,clean,50.0000"]
-    assert len(as_csv(found).splitlines()) == 1 + 3 * 2 * 2
-    assert rich_table(found).row_count == 4
-    assert "One seed" in as_markdown(made_up({"a": [1.0], "b": [2.0]}, seeds=1))
+    assert "| &nbsp; paper | 84.86 ± 0.17 | 44.90 ± 0.53 |  |" in markdown
+    assert "(!) `b`: a doubt (1 of 5)" in markdown
+    latex = found.table().to_latex()
+    assert r"b (!) & \textbf{55.50 $\pm$ 3.54}" in latex
+    assert r"a & \underline{51.00 $\pm$ 1.41}" in latex
+    assert "% (!) `b`: a doubt (1 of 5)" in latex.splitlines()
+    runs = found.runs_table().to_csv().splitlines()
+    assert runs[:2] == ["method,seed,column,accuracy,doubts", "a,0,clean,50.0000,"]
+    assert runs[1 + 2 * 2] == "b,0,clean,53.0000,a doubt (1 of 5)"
+    assert len(runs) == 1 + 3 * 2 * 2
+    shown = found.table().to_rich()
+    assert shown.row_count == 4
+    assert "(!) b: a doubt (1 of 5)" in str(shown.title)
+    assert "One seed" in made_up({"a": [1.0], "b": [2.0]}, seeds=1).table().to_markdown()
+
+
+def test_a_table_is_safe_for_each_form_whatever_stands_in_it():
+    rows = [["[red]a|b_1", None, 0.123456, 3], ["`c`", float("nan"), Ranked("50 %", 0), 4]]
+    table = TextTable("", ["name", "x", "ε, %", "n"], rows, doubts={"n": "INVALID (chance)", "c": "weak"})
+    markdown, latex = table.to_markdown().splitlines(), table.to_latex().splitlines()
+    assert markdown[:3] == ["| name | x | ε, % | n (INVALID) |", "|---|---|---|---|", "| [red]a&#124;b_1 | - | 0.1235 | 3 |"]
+    assert markdown[3:] == ["| `c` (!) | - | **50 %** | 4 |", "", "(INVALID) n: INVALID (chance)", "(!) c: weak"]
+    assert r"name & x & $\epsilon$, \% & n (INVALID) \\" in latex
+    assert r"[red]a|b\_1 & - & 0.1235 & 3 \\" in latex
+    assert r"c (!) & - & \textbf{50 \%} & 4 \\" in latex
+    assert table.to_csv().splitlines() == [
+        'name,x,"ε, %",n (INVALID),doubts',
+        "[red]a|b_1,,0.123456,3,",
+        "c,,50 %,4,weak",
+    ]
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(table.to_rich())
+    assert "[red]a|b_1" in console.file.getvalue()  # read as it stands, not as rich's markup
 
 
 def test_published_numbers_are_the_papers():
@@ -114,32 +137,65 @@ def test_published_numbers_are_the_papers():
 
 def test_finished_cells_are_never_made_again_and_a_folder_belongs_to_its_cells(tmp_path):
     some, told = cells("at", "trades"), []
-    assert run_cells(some, tmp_path, told=lambda cell, what: told.append(what))
+    assert run_cells(some, tmp_path, on_progress=lambda cell, what: told.append(what))
     assert told == ["done"] * 4
     found = collect(some, tmp_path)
     assert found.columns == ("clean", "fgsm", "pgd-20", "cw-30", "pgd-100", "worst case")
     for cell in some:
         one = read_json(cell.folder(tmp_path) / "evaluation.json")
         place = found.seeds.index(cell.seed)
-        assert found.values[cell.method, "worst case"][place] == pytest.approx(100 * one["robust_accuracy"])
+        assert found.values[cell.method]["worst case"][place] == pytest.approx(100 * one["robust_accuracy"])
         assert one["n"] == 40
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     more, told = cells("at", "trades", "mart"), []
-    assert run_cells(more, tmp_path, told=lambda cell, what: told.append(what))
+    assert run_cells(more, tmp_path, on_progress=lambda cell, what: told.append(what))
     assert sorted(told) == ["done"] * 2 + ["kept"] * 4
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     with pytest.raises(hb.UserError, match=r"was made with subset.test_size = 40, not 30"):
         run_cells([replace(some[0], subset=SubsetOptions(128, 30))], tmp_path)
+    changed = [replace(cell, data=replace(cell.data, data_dir=str(tmp_path))) for cell in some]  # the same data elsewhere
+    assert run_cells(changed, tmp_path)
     again = run_experiment(replace(some[0], seed=7), tmp_path / "alone", threads=1)
     assert again
-    assert collect([replace(some[0], seed=7)], tmp_path / "alone").values["at", "clean"]
+    assert collect([replace(some[0], seed=7)], tmp_path / "alone").values["at"]["clean"]
+
+
+TABLE = """
+train = "train.csv"
+test = "test.csv"
+label = "label"
+classes = ["0", "1"]
+eps = 0.25
+[features.a]
+[features.b]
+"""
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_finished_cells_are_not_kept_where_their_data_have_changed(split, tmp_path):
+    pytest.importorskip("pandas")
+    (tmp_path / "rows.toml").write_text(TABLE)
+    for part in ("train", "test"):
+        lines = ["a,b,label", *(f"{i % 7},{i % 5},{i % 2}" for i in range(100))]
+        (tmp_path / f"{part}.csv").write_text("\n".join(lines))
+    small = {"settings": {"epochs": 1, "val_size": 20}, "train_size": 0, "test_size": 0}
+    (cell,) = cells("at", trials=1, data=str(tmp_path / "rows.toml"), model="mlp", **small)
+    out, told = tmp_path / "out", []
+    assert run_cells([cell], out)
+    assert run_cells([cell], out, on_progress=lambda cell, what: told.append(what))
+    assert told == ["kept"]
+    (tmp_path / f"{split}.csv").write_text("\n".join([*lines[:-1], "6,4,0"]))
+    with pytest.raises(hb.UserError, match=f"was made with other {split} data"):
+        run_cells([cell], out)
+    (tmp_path / f"{split}.csv").unlink()
+    assert run_cells([cell], out)  # there is nothing to compare with
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
     told = {}
     bad = replace(cells("at", trials=1)[0], method="trades", settings={"epochs": 1, "lr": 1e30, "val_size": 20})
     good = cells("at", trials=1)
-    assert not run_cells([bad, *good], tmp_path, told=lambda cell, what: told.__setitem__(cell.method, what))
+    assert not run_cells([bad, *good], tmp_path, on_progress=lambda cell, what: told.__setitem__(cell.method, what))
     assert told["at"] == "done"
     assert "the loss became" in told["trades"]
 
@@ -158,7 +214,7 @@ def test_the_estimate_counts_what_is_left(tmp_path):
 def test_cells_go_to_a_cluster(tmp_path):
     jobs = run_on_slurm(cells("at", trials=1), tmp_path, settings={"timeout_min": 5}, cluster="local")
     assert [job.result() for job in jobs] == [True]
-    assert collect(cells("at", trials=1), tmp_path).values["at", "clean"]
+    assert collect(cells("at", trials=1), tmp_path).values["at"]["clean"]
 
 
 WORDS = ["--methods", "at,standard", "--trials", "1", "--suite", "quick", "--train-size", "128", "--test-size", "40"]
@@ -209,6 +265,33 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "2/2" in done.stdout
+
+
+def test_a_killed_comparison_leaves_no_process_behind(tmp_path):
+    words = [sys.executable, "-m", "hauberk", "compare", *WORDS, "--out", str(tmp_path / "out"), "--epochs", "200"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "out" / "at" / "seed-0" / "run" / "state.ckpt").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+
+    def running():
+        """Processes of its group that have not ended."""
+        stats = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                stats.append(path.read_text().rpartition(")")[2].split())
+        return [stat for stat in stats if int(stat[2]) == process.pid and stat[0] != "Z"]
+
+    assert len(running()) > 1
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = running()
+    if left:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not left
 
 
 def test_methods_with_settings_of_their_own(tmp_path, capsys):
@@ -278,9 +361,9 @@ def test_cells_use_what_is_published_and_write_it_down():
     given = replace(cell, hyperparameters={"beta": 2.0})
     assert given.make_method().settings["beta"] == given.to_dict()["hyperparameters"]["beta"] == 2.0
     assert "beta" not in replace(cell, model=ModelOptions("resnet18")).make_method().settings
-    setting = Setting(Experiment("at", 0, data=DataOptions("svhn"), model=ModelOptions("preact-resnet18")), out=None)
-    assert setting.method("at").attack.step_size == "eps/8"
-    assert setting.method("at", step_size="eps").attack.step_size == "eps"
+    context = StudyContext(Experiment("at", 0, data=DataOptions("svhn"), model=ModelOptions("preact-resnet18")), out=None)
+    assert context.method("at").attack.step_size == "eps/8"
+    assert context.method("at", step_size="eps").attack.step_size == "eps"
 
 
 @pytest.mark.parametrize(
@@ -295,14 +378,14 @@ def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
 
 def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():
     whole = resolve("cifar10", "resnet18", settings=table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18")).config
-    small, train, test = shrunk(whole, 0.01, 50_000, 10_000)
+    small, train, test = scale_budget(whole, 0.01, 50_000, 10_000)
     assert (small.epochs, train, test) == (10, 5000, 1000)
     assert first_drop(whole) == 74
     assert first_drop(small) == pytest.approx(7.4, abs=0.7)
-    assert shrunk(whole, 1.0, 50_000, 10_000) == (whole, 0, 0)
+    assert scale_budget(whole, 1.0, 50_000, 10_000) == (whole, 0, 0)
     for wrong in (0.0, 1.5):
-        with pytest.raises(hb.UserError, match="share"):
-            shrunk(whole, wrong, 50_000, 10_000)
+        with pytest.raises(hb.UserError, match="fraction"):
+            scale_budget(whole, wrong, 50_000, 10_000)
 
 
 TABLE_1 = """
@@ -356,7 +439,7 @@ def test_table_1_has_its_own_numbers_and_no_others(table_1, tmp_path, capsys, mo
 def test_table_1_compares_margins_with_lps_within_each_objective(table_1, tmp_path):
     words, labels, values = table_1
     assert main(words) == 0
-    found = Comparison.from_dict(read_json(tmp_path / "comparison.json"))
+    found = Comparison(**read_json(tmp_path / "comparison.json"))
     pairs = {name: lps for lps, *others in (labels[:3], labels[3:6], labels[6:]) for name in others}
     raw = {name: ttest_rel(values[name], values[lps]).pvalue for name, lps in pairs.items()}
     assert found.p_values("autoattack") == pytest.approx(holm(raw))
@@ -370,6 +453,20 @@ def test_table_1_compares_margins_with_lps_within_each_objective(table_1, tmp_pa
     assert main([*words, "--methods", "mail-at,mail-trades,mail-mart,gair-mart"]) == 0  # one of the pairs only
     stored = read_json(tmp_path / "comparison.json")
     assert stored["baselines"] == {"mail-mart": "gair-mart", "mail-trades": "mail-at"}
+
+
+def test_an_invalid_evaluation_is_marked_as_such_in_every_form(table_1, tmp_path):
+    path = tmp_path / "mail-at" / "seed-0" / "evaluation.json"
+    doubted = [{"name": "more-steps-help", "verdict": "warning"}, {"name": "clean-accuracy", "verdict": "invalid"}]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "diagnostics": doubted}))
+    assert main(table_1[0]) == 0
+    reason = "INVALID: clean-accuracy (1 of 5), more-steps-help (1 of 5)"
+    markdown, latex, runs = ((tmp_path / f"comparison.{ending}").read_text() for ending in ("md", "tex", "csv"))
+    assert "| `mail-at` (INVALID) |" in markdown
+    assert f"(INVALID) `mail-at`: {reason}" in markdown
+    assert "mail-at (INVALID) & " in latex
+    assert f"(INVALID) `mail-at`: {reason}" in latex
+    assert runs.count(f'"{reason}"') == 5 * 5  # seeds and columns of one method
 
 
 def test_table_3_is_planned_with_its_own_network(tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import asdict
 from html import unescape
 from html.parser import HTMLParser
 
@@ -15,7 +16,7 @@ import hauberk as hb
 from hauberk.cli import main
 from hauberk.experiments import Experiment, collect, run_experiment
 from hauberk.experiments.options import EvaluationOptions, SubsetOptions
-from hauberk.experiments.studies import Setting, find_study
+from hauberk.experiments.studies import StudyContext, find_study
 from helpers import few_images
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -42,11 +43,10 @@ def home(tmp_path_factory, digits):
     ]
     for cell in cells:
         run_experiment(cell, folder / "compare", threads=1)
-    (folder / "compare" / "comparison.json").write_text(json.dumps(collect(cells, folder / "compare").to_dict()))
+    (folder / "compare" / "comparison.json").write_text(json.dumps(asdict(collect(cells, folder / "compare"))))
     study = find_study("saliency")
-    found = study.run(
-        Setting(Experiment("at", 0, subset=SubsetOptions(200, 30), settings={"epochs": 1}), folder / "study", threads=1)
-    )
+    base = Experiment("at", 0, subset=SubsetOptions(200, 30), settings={"epochs": 1})
+    found = study.run(StudyContext(base, folder / "study", threads=1))
     found.save(folder / "study", study.draw)
     for target in ("run", "compare", "study"):
         assert main(["report", str(folder / target), "--figures", str(folder / f"{target}-figures")]) == 0

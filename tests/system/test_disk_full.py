@@ -12,7 +12,7 @@ import pytest
 import hauberk as hb
 from hauberk.core.io import read_state
 from hauberk.experiments import Experiment, run_experiment
-from hauberk.experiments.studies.finding import Finding
+from hauberk.experiments.studies import StudyResult
 from hauberk.models import ModelSpec
 from hauberk.training.export import save_model
 
@@ -218,6 +218,6 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(hb.UserError, match="cannot write to"):
         run_experiment(Experiment("at", 0), tmp_path / "file")
-    finding = Finding("restarts", "about", "claim", "found", None, [{"a": 1}], {})
+    result = StudyResult("restarts", "about", "claim", "found", None, [{"a": 1}], {})
     with pytest.raises(hb.UserError, match="cannot write to"):
-        finding.save(tmp_path / "file" / "study", lambda found: None)
+        result.save(tmp_path / "file" / "study", lambda found: None)

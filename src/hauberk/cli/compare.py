@@ -19,7 +19,7 @@ from hauberk.experiments.options import (
     ThreatOptions,
     TrainSettings,
 )
-from hauberk.experiments.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, shrunk, table_choices, table_settings
+from hauberk.experiments.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, scale_budget, table_choices, table_settings
 from hauberk.training.published import Resolved, resolve
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def compare(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from hauberk.core.io import write_atomically, write_json
-    from hauberk.experiments import as_csv, as_latex, as_markdown, collect, estimate, rich_table, run_cells, run_on_slurm
+    from hauberk.experiments import collect, estimate, run_cells, run_on_slurm
     from hauberk.experiments.experiment import train_experiment
 
     out = options.out or usual_folder(options.table or "compare", options.data.name, options.model.name)
@@ -105,16 +105,16 @@ def compare(arguments: Sequence[str]) -> int:
         if not options.quiet:
             print(f"{done}/{len(experiments)} {experiment.name} seed {experiment.seed}: {what}", flush=True)
 
-    if not run_cells(experiments, out, jobs=jobs, threads=threads, device=device, told=told):
+    if not run_cells(experiments, out, jobs=jobs, threads=threads, device=device, on_progress=told):
         print("Not finished; the same command goes on")
         return 1
     found = collect(experiments, out, options.table)
-    Console().print(rich_table(found))
-    for method, doubts in found.doubts.items():
-        if doubts:
-            print(f"(!) {method}: {', '.join(doubts)}; see the evaluations in {out / method}")
-    write_json(out / "comparison.json", found.to_dict())
-    for ending, text in {"md": as_markdown(found), "tex": as_latex(found), "csv": as_csv(found)}.items():
+    table, runs = found.table(), found.runs_table()
+    Console().print(table.to_rich())
+    if any(found.doubts.values()):
+        print(f"(!) Numbers are doubted: see the evaluations of these methods in {out}")
+    write_json(out / "comparison.json", asdict(found))
+    for ending, text in {"md": table.to_markdown(), "tex": table.to_latex(), "csv": runs.to_csv()}.items():
         write_atomically(out / f"comparison.{ending}", text.encode())
     print(f"Also in {out} as comparison.json, .md, .tex and .csv. Next: {program()} report {out}")
     return 0
@@ -167,7 +167,7 @@ def _experiments(options: Compare, out: Path) -> "list[Experiment]":
         chosen |= key_values("--set", options.set) | key_values("--methods", [f"{k}={v}" for k, v in pairs.items()])
         config, subset = _resolved(options, name).config, options.subset
         if sizes:
-            config, train, test = shrunk(config, options.budget, *sizes)
+            config, train, test = scale_budget(config, options.budget, *sizes)
             subset = SubsetOptions(subset.train_size or train, subset.test_size or test)
         published = replace(base, method=name).resolved.config
         settings = {k: v for k, v in vars(config).items() if v != getattr(published, k) and k not in _MACHINE}
@@ -208,7 +208,7 @@ class Study:
     threat: ThreatOptions = ThreatOptions()
     model: ModelOptions = ModelOptions()
     out: Path | None = None
-    """Folder for networks, which studies share, and findings; by default runs/study-DATA-MODEL."""
+    """Folder for networks, which studies share, and results; by default runs/study-DATA-MODEL."""
     settings: TrainSettings = field(default_factory=dict)
     """Training settings."""
 
@@ -221,19 +221,21 @@ def study(arguments: Sequence[str]) -> int:
         return replace(options, settings=vars(found.config))
 
     options = parse(Study, "study", arguments, with_published)
-    from hauberk.experiments import Experiment
-    from hauberk.experiments.studies import STUDIES, Setting, find_study
+    from hauberk.experiments.studies import STUDIES, find_study
 
     if not options.name:
-        print("\n".join(f"{name:<16} {what}" for name, what in STUDIES.items()))
+        print("\n".join(f"{name:<17} {what}" for name, (what, _) in STUDIES.items()))
         print(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
         return 0
     chosen, given = find_study(options.name), options.settings
+    from hauberk.experiments import Experiment
+    from hauberk.experiments.studies import StudyContext
+
     out = options.out or usual_folder("study", options.data.name, options.model.name)
     settings = {name: value for name, value in given.items() if name not in _MACHINE}
     base = Experiment("at", given.get("seed", 0), settings=settings, **common_parts(options))
-    found = chosen.run(Setting(base, out, device=given.get("device", "auto"), threads=given.get("threads", 0)))
+    found = chosen.run(StudyContext(base, out, device=given.get("device", "auto"), threads=given.get("threads", 0)))
     found.save(out, chosen.draw)
-    print(found.as_markdown())
+    print(found.to_markdown())
     print(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {program()} report {out}")
     return 0

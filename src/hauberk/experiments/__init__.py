@@ -7,16 +7,12 @@ from lazy_loader import attach
 if TYPE_CHECKING:
     from hauberk.experiments.comparison import Comparison as Comparison
     from hauberk.experiments.comparison import collect as collect
-    from hauberk.experiments.comparison import heading as heading
+    from hauberk.experiments.comparison import column_title as column_title
     from hauberk.experiments.estimate import Estimate as Estimate
     from hauberk.experiments.estimate import estimate as estimate
     from hauberk.experiments.experiment import Experiment as Experiment
     from hauberk.experiments.experiment import run_experiment as run_experiment
     from hauberk.experiments.experiment import train_experiment as train_experiment
-    from hauberk.experiments.layout import as_csv as as_csv
-    from hauberk.experiments.layout import as_latex as as_latex
-    from hauberk.experiments.layout import as_markdown as as_markdown
-    from hauberk.experiments.layout import rich_table as rich_table
     from hauberk.experiments.runner import run_cells as run_cells
     from hauberk.experiments.runner import run_on_slurm as run_on_slurm
 
@@ -24,10 +20,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
-        "comparison": ["Comparison", "collect", "heading"],
+        "comparison": ["Comparison", "collect", "column_title"],
         "estimate": ["Estimate", "estimate"],
         "experiment": ["Experiment", "run_experiment", "train_experiment"],
-        "layout": ["as_csv", "as_latex", "as_markdown", "rich_table"],
         "runner": ["run_cells", "run_on_slurm"],
     },
 )

@@ -9,9 +9,9 @@ from typing import Any
 
 from hauberk.core.errors import UserError
 from hauberk.core.io import read_json
+from hauberk.core.text_table import Ranked, TextTable
 from hauberk.experiments.experiment import EVALUATION, Experiment
-from hauberk.experiments.paper_results import PRINTED, Printed
-from hauberk.experiments.paper_tables import PAPER_TABLES
+from hauberk.experiments.paper_tables import PAPER_TABLES, PRINTED, Printed
 
 CLEAN, WORST = "clean", "worst case"
 # The columns of the MAIL paper's Table 2, by what the suite "papers" calls them.
@@ -27,7 +27,7 @@ class Comparison:
         methods: in the order asked for.
         seeds: of the trainings.
         columns: what was measured.
-        values: by method and column, one for each seed.
+        values: by method, then by column, one number for each seed.
         doubts: what diagnostics say of each method's numbers; empty if nothing.
         published: by method, the paper's numbers in the same columns, where it has this data set and network; None in a
             column that it does not have.
@@ -35,26 +35,26 @@ class Comparison:
     """
 
     about: str
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    columns: tuple[str, ...]
-    values: dict[tuple[str, str], tuple[float, ...]]
-    doubts: dict[str, list[str]]
-    published: dict[str, Printed]
-    baselines: dict[str, str] = field(default_factory=dict)
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    columns: Sequence[str]
+    values: Mapping[str, Mapping[str, Sequence[float]]]
+    doubts: Mapping[str, Sequence[str]]
+    published: Mapping[str, Printed]
+    baselines: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def against(self) -> dict[str, str]:
+    def against(self) -> Mapping[str, str]:
         """By method, the one that its difference is to; a method without one is not in it."""
         return self.baselines or dict.fromkeys(self.methods[1:], self.methods[0])
 
     def mean(self, method: str, column: str) -> float:
         """Mean over the seeds."""
-        return mean(self.values[method, column])
+        return mean(self.values[method][column])
 
     def deviation(self, method: str, column: str) -> float:
         """Standard deviation over the seeds (n - 1); NaN for one seed."""
-        values = self.values[method, column]
+        values = self.values[method][column]
         return stdev(values) if len(values) > 1 else nan
 
     def rank(self, method: str, column: str) -> int:
@@ -75,37 +75,54 @@ class Comparison:
 
         raw = {}
         for method, baseline in self.against.items():
-            ours, theirs = self.values[method, column], self.values[baseline, column]
+            ours, theirs = self.values[method][column], self.values[baseline][column]
             flat = len(ours) < 2 or len({round(a - b, 9) for a, b in zip(ours, theirs, strict=True)}) == 1
             raw[method] = nan if flat else float(ttest_rel(ours, theirs).pvalue)
         return holm(raw)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types."""
-        return {
-            "about": self.about,
-            "methods": list(self.methods),
-            "seeds": list(self.seeds),
-            "columns": list(self.columns),
-            "values": {method: {c: list(self.values[method, c]) for c in self.columns} for method in self.methods},
-            "doubts": self.doubts,
-            "published": {method: list(numbers) for method, numbers in self.published.items()},
-            "baselines": self.baselines,
-        }
+    def text(self, method: str, column: str) -> str:
+        """Mean and, where there are several seeds, standard deviation."""
+        return _mean_and_deviation(self.mean(method, column), self.deviation(method, column))
 
-    @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> "Comparison":
-        """Read what :meth:`to_dict` returned."""
-        return cls(
-            about=stored["about"],
-            methods=tuple(stored["methods"]),
-            seeds=tuple(stored["seeds"]),
-            columns=tuple(stored["columns"]),
-            values={(m, c): tuple(values) for m, columns in stored["values"].items() for c, values in columns.items()},
-            doubts=stored["doubts"],
-            published={m: tuple(pair and (pair[0], pair[1]) for pair in row) for m, row in stored["published"].items()},
-            baselines=stored.get("baselines", {}),
-        )
+    def table(self) -> TextTable:
+        """Means and deviations: a row for each method, below it the paper's where that has any; the best two stand out.
+
+        The last column is the difference to the method's baseline, in the column before it.
+        """
+        last, several = self.columns[-1], len({self.methods[0], *self.against.values()}) > 1
+        compared = f"difference in {column_title(last)}" if several else f"{column_title(last)} against `{self.methods[0]}`"
+        p_values, rows = self.p_values(last), []
+        for method in self.methods:
+            cells = [Ranked(self.text(method, column), self.rank(method, column)) for column in self.columns]
+            difference = ""
+            if method in p_values:
+                to, p = f" to `{self.against[method]}`" if several else "", p_values[method]
+                chance = "" if isnan(p) else f" (p {p:.3f})" if p >= 0.001 else " (p < 0.001)"
+                difference = f"{self.difference(method, last):+.2f}{to}{chance}"
+            rows.append([f"`{method}`", *cells, difference])
+            if method in self.published:
+                printed = [_mean_and_deviation(*number) if number else "" for number in self.published[method]]
+                rows.append(["  paper", *printed, ""])
+        notes = ["Mean ± standard deviation over seeds." if len(self.seeds) > 1 else "One seed: no deviation, no test."]
+        notes.append("Under attack: upper bounds.")
+        if len(self.seeds) > 1:
+            notes.append("p: paired t-test over seeds, adjusted for the number of differences (Holm).")
+        columns = ["method", *map(column_title, self.columns), compared]
+        return TextTable(f"Accuracy in %: {self.about}", columns, rows, notes, self._doubts)
+
+    def runs_table(self) -> TextTable:
+        """One row for each method, seed and column."""
+        rows = [
+            [f"`{method}`", seed, column, f"{value:.4f}"]
+            for method in self.methods
+            for column in self.columns
+            for seed, value in zip(self.seeds, self.values[method][column], strict=True)
+        ]
+        return TextTable("", ["method", "seed", "column", "accuracy"], rows, doubts=self._doubts)
+
+    @property
+    def _doubts(self) -> dict[str, str]:
+        return {f"`{method}`": ", ".join(doubts) for method, doubts in self.doubts.items()}
 
 
 def holm(raw: dict[str, float]) -> dict[str, float]:
@@ -123,8 +140,8 @@ def collect(cells: Sequence[Experiment], out: Path, table: str = "") -> Comparis
     """Read what finished cells found.
 
     Args:
-        cells: of one comparison; every method with the same seeds.
-        out: folder of the study.
+        cells: those of one comparison; every method has the same seeds.
+        out: folder of the comparison.
         table: name of the paper's table that they are, for its numbers and for what it compares with what; empty for none.
 
     Raises:
@@ -137,9 +154,8 @@ def collect(cells: Sequence[Experiment], out: Path, table: str = "") -> Comparis
         names = (CLEAN, *first["by_attack"], *([] if "autoattack" in first["by_attack"] else [WORST]))
         columns = tuple(_PAPER) if cells[0].evaluation.suite == "papers" and not cells[0].evaluation.attacks else names
         values = {
-            (method, column): tuple(100 * _share(found[method, seed], column) for seed in seeds)
+            method: {column: tuple(100 * _accuracy(found[method, seed], column) for seed in seeds) for column in columns}
             for method in methods
-            for column in columns
         }
         doubts = {method: _doubts([found[method, seed] for seed in seeds]) for method in methods}
     except (KeyError, TypeError) as error:
@@ -154,25 +170,30 @@ def collect(cells: Sequence[Experiment], out: Path, table: str = "") -> Comparis
     return Comparison(about, methods, seeds, columns, values, doubts, _published(cell, columns, table), baselines)
 
 
-def heading(column: str) -> str:
-    """What a column is called in a table."""
+def column_title(column: str) -> str:
+    """Return what a column is called in a table."""
     return _PAPER.get(column, column)
 
 
-def _share(found: dict[str, Any], column: str) -> float:
+def _accuracy(found: dict[str, Any], column: str) -> float:
     if column == CLEAN:
         return float(found["clean_accuracy"])
     return float(found["robust_accuracy"] if column == WORST else found["by_attack"][column])
 
 
+def _mean_and_deviation(mean: float, deviation: float) -> str:
+    return f"{mean:.2f}" + ("" if isnan(deviation) else f" ± {deviation:.2f}")
+
+
 def _doubts(found: list[dict[str, Any]]) -> list[str]:
-    """The names of diagnostics that are not "ok", with the number of seeds."""
-    names = [d["name"] for one in found for d in one["diagnostics"] if d["verdict"] != "ok"]
+    """Return the names of diagnostics that are not "ok", the invalid ones first, with the number of seeds."""
+    verdicts = {"invalid": "INVALID: ", "warning": ""}
+    names = [verdicts[v] + d["name"] for v in verdicts for one in found for d in one["diagnostics"] if d["verdict"] == v]
     return [f"{name} ({names.count(name)} of {len(found)})" for name in dict.fromkeys(names)]
 
 
 def _baselines(methods: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """What each method's difference is to: what is wanted, if it is among the methods, otherwise the first method."""
+    """Return what each method's difference is to: what is wanted, if it is among the methods, otherwise the first method."""
     found = {method: wanted[method] for method in methods if wanted.get(method) in methods}
     others = (method for method in methods[1:] if method not in {*found, *found.values()})
     return found | dict.fromkeys(others, methods[0])

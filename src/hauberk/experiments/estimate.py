@@ -1,4 +1,4 @@
-"""What a study will cost, from one step of each method and one pass, measured here."""
+"""What a comparison will cost: one step of each method and one pass are measured here, the rest is counted."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,22 +17,23 @@ from hauberk.methods import Method
 from hauberk.training import pick_device
 from hauberk.training.plan import make_plan
 
-_VALIDATION = 1.05  # of the training alone
-_FEW, _FORWARD, _LONG = 4, 0.1, 3.0  # examples at least; seconds of a forward pass, and of calls that are not repeated
-_KEPT = 8  # copies of the weights: two checkpoints with momentum and the best ones, and two exports
+_VALIDATION = 1.05  # seconds of a training with its validation, over those of the training alone
+_LEAST_EXAMPLES, _FORWARD_SECONDS = 4, 0.1  # of a batch that is measured on a CPU
+_LONG_SECONDS = 3.0  # calls that take longer are not repeated
+_WEIGHT_COPIES = 8  # on the disk: two checkpoints with momentum and the best weights, and two exports
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is to be done.
+    """What is to be done, and what it will cost.
 
     Attributes:
-        cells: in all.
-        finished: of them.
-        jobs: side by side.
+        cells: number of runs in all.
+        finished: number of those that are finished.
+        jobs: number of processes side by side.
         training: seconds until all are trained.
-        evaluation: seconds for all evaluations at most: if every example stood every attack.
-        disk: bytes.
+        evaluation: seconds for all evaluations at most, as if every example were robust to every attack.
+        disk: bytes of all runs.
     """
 
     cells: int
@@ -56,11 +57,11 @@ def estimate(cells: Sequence[Experiment], out: Path, *, jobs: int = 1, threads: 
     """Measure one step of each method, and one pass, and count.
 
     Args:
-        cells: of the study.
-        out: its folder.
-        jobs: processes side by side.
-        threads: CPU threads of each.
-        device: where.
+        cells: what is to be trained and evaluated.
+        out: folder in which finished runs are looked for.
+        jobs: number of processes side by side.
+        threads: CPU threads of each process.
+        device: where it is measured, as everywhere.
 
     Raises:
         UserError: as :func:`hauberk.experiments.run_experiment` for what does not fit together.
@@ -74,49 +75,49 @@ def estimate(cells: Sequence[Experiment], out: Path, *, jobs: int = 1, threads: 
     train_set, test_size = some.load_data("train"), len(some.load_data("test"))
     training, disk = 0.0, 0
     for cell in {cell.name: cell for cell in todo}.values():
-        how, trials = cell.make_method(), sum(other.name == cell.name for other in todo)
+        method, trials = cell.make_method(), sum(other.name == cell.name for other in todo)
         spec = find_dataset(cell.data.name).default_model(
-            cell.model.name, train_set, extra=how.extra_outputs, normalize=cell.model.normalize
+            cell.model.name, train_set, extra=method.extra_outputs, normalize=cell.model.normalize
         )
-        plan = make_plan(spec, how, cell.resolved.config, train_set)
+        plan = make_plan(spec, method, cell.resolved.config, train_set)
         net = spec.build().to(place)
         x, y = fetch_for(net, plan.train, plan.batches(0)[0])
-        count = _affordable(net, x, place)
+        count = _batch_size(net, x, place)
         step = _seconds(partial(_step, plan.method, net, x[:count], y[:count]), place) * len(x) / count
         training += trials * plan.total_steps * step * _VALIDATION
-        disk += trials * _KEPT * sum(p.nbytes for p in net.parameters())
+        disk += trials * _WEIGHT_COPIES * sum(p.nbytes for p in net.parameters())
     x = x[:count]
     with frozen_model(net) as view:
-        form = make_inference_copy(view, x)
+        copy = make_inference_copy(view, x)
 
-        def look() -> None:
+        def value_and_gradient() -> None:
             point = x.detach().clone().requires_grad_()
-            torch.autograd.grad(form(point).logsumexp(1).sum(), point)
+            torch.autograd.grad(copy(point).logsumexp(1).sum(), point)
 
         suite = find_suite(some.evaluation.suite, some.evaluation.attacks)
         passes = sum(preset.attack.cost() for preset in suite.attacks.values())
-        evaluation = len(todo) * test_size * passes * _seconds(look, place) / (2 * len(x))
+        evaluation = len(todo) * test_size * passes * _seconds(value_and_gradient, place) / (2 * len(x))
     return Estimate(len(cells), len(cells) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
 
 
-def _step(how: Method, net: nn.Module, x: Tensor, y: Tensor) -> None:
-    how(net.train(), x, y, epoch=0).loss.backward()
+def _step(method: Method, net: nn.Module, x: Tensor, y: Tensor) -> None:
+    method(net.train(), x, y, epoch=0).loss.backward()
 
 
-def _affordable(net: nn.Module, x: Tensor, device: torch.device) -> int:
-    """How many examples of a batch to measure on: all on a GPU; on a CPU, where time goes with them, a tenth of a second's."""
+def _batch_size(net: nn.Module, x: Tensor, device: torch.device) -> int:
+    """Return how many examples to measure on: on a GPU all of a batch, on a CPU as many as pass in a tenth of a second."""
     if device.type == "cuda":
         return len(x)
     with torch.no_grad():
-        one = _seconds(lambda: net(x[:_FEW]), device) / _FEW
-    return min(len(x), max(_FEW, int(_FORWARD / one)))
+        one = _seconds(lambda: net(x[:_LEAST_EXAMPLES]), device) / _LEAST_EXAMPLES
+    return min(len(x), max(_LEAST_EXAMPLES, int(_FORWARD_SECONDS / one)))
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:
-    """The least of three calls after a first one, which has the costs of a beginning; of one, where a call is long."""
+    """Return the least time of three calls after a warm-up, or of one where a call is long."""
     spent: list[float] = []
     for _ in range(4):
-        if len(spent) > 1 and sum(spent) > _LONG:
+        if len(spent) > 1 and sum(spent) > _LONG_SECONDS:
             break
         begun = time.perf_counter()
         act()

@@ -1,4 +1,4 @@
-"""The papers' tables as comparisons: methods, settings, attacks. Data, and how a budget shrinks them; free of torch."""
+"""The papers' tables: as comparisons, with methods, settings and attacks, and the numbers that they print. Free of torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,20 +10,20 @@ from hauberk.training.config import TrainConfig
 from hauberk.training.published import OFFICIAL, Published
 
 SURROGATE = "standard"  # what black-box attacks of the MART paper are crafted on, trained with another seed
-_LEAST_TEST = 100
+_LEAST_TEST_EXAMPLES = 100
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table.
+    """A table of a paper.
 
     Attributes:
         summary: what it shows, in one line.
-        methods: as ``hauberk compare --methods`` takes them.
+        methods: its methods, as ``hauberk compare --methods`` takes them.
         data: the paper's data set.
         model: the paper's network.
-        attacks: that it has columns for; empty for the suite "papers".
-        as_mart: whether settings are the MART paper's, for every method; otherwise the MAIL paper's.
+        attacks: the attacks that it has columns for; empty for the suite "papers".
+        as_mart: whether every method is trained as in the MART paper; otherwise as in the MAIL paper.
         black_box: whether some attacks are crafted on another network.
         baselines: by label of a method, the one that its difference is to; without one it is to the first method.
     """
@@ -87,31 +87,31 @@ def _mart_code(table: PaperTable, data: str, model: str) -> Published | None:
     return OFFICIAL.get(("mart", family)) if table.as_mart and data in ("cifar10", "cifar100", "svhn") else None
 
 
-def shrunk(settings: TrainConfig, budget: float, train: int, test: int) -> tuple[TrainConfig, int, int]:
-    """Shrink a training to a share of its passes: the same share of epochs and of examples, each the root of the budget.
+def scale_budget(settings: TrainConfig, budget: float, train: int, test: int) -> tuple[TrainConfig, int, int]:
+    """Shorten a training to a fraction of its passes: epochs and examples are each scaled by the root of the budget.
 
     Milestones keep their place in the training, and with them burn-ins. Attacks stay as they are.
 
     Args:
-        settings: of the whole training.
-        budget: share of its passes, in (0, 1].
-        train: training examples there are.
-        test: test examples there are.
+        settings: those of the whole training.
+        budget: fraction of its passes, in (0, 1].
+        train: number of training examples.
+        test: number of test examples.
 
     Returns:
-        Settings, training examples and test examples; 0 for all.
+        Settings, number of training examples and number of test examples; 0 for all.
 
     Raises:
-        UserError: if the budget is no such share.
+        UserError: if the budget is not in (0, 1].
     """
     if not 0 < budget <= 1:
-        raise UserError(f"a budget is a share of the whole, above 0 and at most 1, got {budget}")
+        raise UserError(f"a budget is a fraction of the whole, above 0 and at most 1, got {budget}")
     if budget == 1:
         return settings, 0, 0
-    share = sqrt(budget)
+    scale = sqrt(budget)
     places = tuple(m if m < 1 else (m - 1) / settings.epochs for m in settings.milestones)
-    small = replace(settings, epochs=max(2, round(share * settings.epochs)), milestones=places)
-    return small, max(settings.batch_size, round(share * train)), min(test, max(_LEAST_TEST, round(share * test)))
+    small = replace(settings, epochs=max(2, round(scale * settings.epochs)), milestones=places)
+    return small, max(settings.batch_size, round(scale * train)), min(test, max(_LEAST_TEST_EXAMPLES, round(scale * test)))
 
 
 def parse_methods(text: str) -> list[tuple[str, str, Mapping[str, str]]]:
@@ -130,3 +130,56 @@ def parse_methods(text: str) -> list[tuple[str, str, Mapping[str, str]]]:
     if not found:
         raise UserError("--methods needs a name at least")
     return list({label: (label, name, pairs) for label, name, pairs in found}.values())
+
+
+# The numbers that the papers print, to set beside ours.
+Number = tuple[float, float]  # mean and standard deviation over 5 trials, in %
+Printed = tuple[Number | None, ...]  # None for a column that the paper does not print
+PrintedTable = dict[tuple[str, str], dict[str, Printed]]  # by data set and network, then by method
+
+
+def _without_apgd_and_cw(nat: Number, pgd: Number, aa: Number) -> Printed:
+    return nat, pgd, None, None, aa
+
+
+# NAT, PGD (100 steps) and AA: MAIL paper, Table 1. LPS is GAIRAT's measure, "measure=pm-nat" is PM nat, the plain name PM adv.
+MAIL_TABLE_1: PrintedTable = {
+    ("cifar10", "resnet18"): {
+        "gairat": _without_apgd_and_cw((82.26, 0.6), (54.14, 0.15), (36.32, 0.57)),
+        "mail-at measure=pm-nat": _without_apgd_and_cw((82.5, 0.2), (55.0, 0.32), (44.25, 0.45)),
+        "mail-at": _without_apgd_and_cw((83.15, 0.46), (55.25, 0.23), (44.1, 0.21)),
+        "gair-mart": _without_apgd_and_cw((84.45, 0.17), (53.16, 0.26), (46.0, 0.26)),
+        "mail-mart measure=pm-nat": _without_apgd_and_cw((83.75, 0.09), (53.63, 0.21), (46.7, 0.1)),
+        "mail-mart": _without_apgd_and_cw((84.12, 0.46), (53.65, 0.23), (47.2, 0.21)),
+        "gair-trades": _without_apgd_and_cw((78.52, 0.2), (51.67, 0.54), (44.4, 0.2)),
+        "mail-trades measure=pm-nat": _without_apgd_and_cw((82.71, 0.52), (52.37, 0.65), (49.52, 0.11)),
+        "mail-trades": _without_apgd_and_cw((80.49, 0.18), (53.67, 0.14), (50.6, 0.22)),
+    },
+}
+
+# NAT, PGD (100 steps), APGD, CW and AA: MAIL paper, Tables 2 and 3. The NAT of AWP with WRN-32-10 is as printed there.
+MAIL: PrintedTable = {
+    ("cifar10", "resnet18"): {
+        "at": ((84.86, 0.17), (48.91, 0.14), (47.7, 0.06), (51.61, 0.15), (44.9, 0.53)),
+        "trades": ((84.0, 0.23), (52.66, 0.16), (52.37, 0.24), (52.3, 0.06), (48.1, 0.26)),
+        "mart": ((82.28, 0.14), (53.5, 0.46), (52.73, 0.57), (51.59, 0.16), (48.4, 0.14)),
+        "fat": ((87.97, 0.15), (46.78, 0.12), (46.68, 0.16), (49.92, 0.26), (43.9, 0.82)),
+        "at+awp": ((85.17, 0.4), (52.63, 0.17), (50.4, 0.26), (51.39, 0.18), (47.0, 0.25)),
+        "gairat": ((83.22, 0.06), (54.81, 0.15), (50.95, 0.49), (39.86, 0.08), (33.35, 0.57)),
+        "mail-at": ((84.52, 0.46), (55.25, 0.23), (53.2, 0.38), (48.88, 0.11), (44.22, 0.21)),
+        "mail-trades": ((81.84, 0.18), (53.68, 0.14), (52.92, 0.62), (52.89, 0.31), (50.6, 0.22)),
+    },
+    ("cifar10", "wrn-32-10"): {
+        "at": ((87.8, 0.13), (49.43, 0.29), (49.12, 0.26), (53.38, 0.05), (48.46, 0.46)),
+        "trades": ((86.36, 0.52), (54.88, 0.39), (55.02, 0.27), (56.18, 0.16), (53.4, 0.37)),
+        "mart": ((84.76, 0.34), (55.61, 0.51), (55.4, 0.37), (54.72, 0.2), (51.4, 0.05)),
+        "fat": ((89.7, 0.17), (48.79, 0.18), (48.72, 0.36), (52.39, 0.89), (47.48, 0.3)),
+        "at+awp": ((57.55, 0.23), (54.17, 0.1), (54.2, 0.16), (55.18, 0.3), (53.08, 0.17)),
+        "gairat": ((86.3, 0.61), (58.74, 0.46), (55.64, 0.36), (45.57, 0.18), (40.3, 0.16)),
+        "mail-at": ((84.83, 0.39), (58.86, 0.25), (55.82, 0.31), (51.26, 0.2), (47.1, 0.22)),
+        "mail-trades": ((84.0, 0.15), (57.4, 0.96), (56.96, 0.19), (56.2, 0.3), (53.9, 0.22)),
+    },
+}
+
+# By the name of the table; "" for a comparison that is none of them, which is Table 2's for any data.
+PRINTED: dict[str, PrintedTable] = {"": MAIL, "table1": MAIL_TABLE_1, "table2": MAIL, "table3": MAIL}

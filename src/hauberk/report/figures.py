@@ -17,13 +17,10 @@ from hauberk.attacks import pgd
 from hauberk.core.errors import UserError
 from hauberk.core.imports import is_import_path
 from hauberk.data import fetch_for, load_data
+from hauberk.experiments.figures import COLOURS, FAINT, INK  # the page shows ink and faint in its own colours
 from hauberk.threat import threat_from_dict
 from hauberk.training import load
 
-# The page shows these two in its own colours; files for papers show them as they are, dark on white.
-INK, FAINT = "#010203", "#b0b3b8"
-# Okabe and Ito's colours, which colour-blind readers can tell apart, without black and yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _N_EXAMPLES = 8
 
 

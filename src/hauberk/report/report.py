@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from math import isnan, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,13 @@ from matplotlib import rc_context
 
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import SCHEMA_ERRORS, read_json
+from hauberk.core.text_table import Ranked, cell_text
 from hauberk.data import find_dataset
 from hauberk.evaluation.columns import NAME as COLUMNS
 from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
 from hauberk.evaluation.interval import wilson_interval
-from hauberk.experiments.comparison import Comparison, heading
-from hauberk.experiments.layout import difference_heading, differences_text, printed_text
-from hauberk.experiments.studies.catalogue import find_study
-from hauberk.experiments.studies.finding import Finding, cell_text
+from hauberk.experiments.comparison import Comparison, column_title
+from hauberk.experiments.studies import StudyResult, find_study
 from hauberk.report.figures import band, bars, examples, histogram, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
 from hauberk.report.reproduce import evaluate_command, reproduction_commands
@@ -79,7 +78,7 @@ def _page(target: Path) -> Page:
         page = evaluation_page(found, str(target))
         return replace(page, sections=[*page.sections, Section("Reproduce", [Code(evaluate_command("MODEL", found))])])
     stored = map(read_json, [target] if target.is_file() else sorted(target.glob("*.json")))
-    if studies := [Finding(**one) for one in stored if "claim" in one]:
+    if studies := [StudyResult(**one) for one in stored if "claim" in one]:
         return _study_page(studies)
     raise UserError(f"{target} holds no run, evaluation, comparison or study to report on")
 
@@ -263,43 +262,36 @@ def _plain(value: Any) -> str:
 
 
 def _comparison_page(stored: dict[str, Any]) -> Page:
-    found = Comparison.from_dict(stored)
+    found = Comparison(**stored)
     several, last = len(found.seeds) > 1, found.columns[-1]
     best = max(found.methods, key=lambda method: found.mean(method, last))
     metrics = [
-        Metric(f"best under {heading(last)}", best, f"{_mean(found, best, last)} %, mean and deviation over seeds"),
+        Metric(f"best under {column_title(last)}", best, f"{found.text(best, last)} %, mean and deviation over seeds"),
         Metric("methods", str(len(found.methods)), ", ".join(found.methods)),
         Metric("seeds", str(len(found.seeds)), "differences are paired over them" if several else "no deviations"),
     ]
     said = {method: "; ".join(names) for method, names in found.doubts.items() if names}
     alerts = [Alert("warning", f"{name}: {doubt}. Look at its evaluations before its numbers.") for name, doubt in said.items()]
-    differences, rows = differences_text(found), []
-    for method in found.methods:
-        rows.append([method, *(_mean(found, method, column) for column in found.columns), differences[method]])
-        if method in found.published:
-            rows.append(["  paper", *printed_text(found, method), ""])
-    header = ["method", *(f"{heading(column)}, %" for column in found.columns), difference_heading(found)]
+    table = found.table()
+    rows = [[cell.text if isinstance(cell, Ranked) else cell.replace("`", "") for cell in row] for row in table.rows]
+    first, *columns, difference = table.columns
+    header = [first, *(f"{column}, %" for column in columns), difference.replace("`", "")]
     caption = f"{found.about}. Under attack: upper bounds. p: paired t-test over seeds, adjusted by Holm's procedure"
     blocks = [Table("comparison", caption, header, rows)]
     for column in found.columns:
         means = {method: found.mean(method, column) for method in found.methods}
         spread = {method: found.deviation(method, column) for method in found.methods}
         ends = [(mean - spread[method], mean + spread[method]) for method, mean in means.items()]
-        caption = f"{heading(column)}: mean and deviation over {len(found.seeds)} seeds"
-        picture = bars(means, ends, points=True, xlabel=f"{heading(column)}, %")
+        caption = f"{column_title(column)}: mean and deviation over {len(found.seeds)} seeds"
+        picture = bars(means, ends, points=True, xlabel=f"{column_title(column)}, %")
         blocks.append(Figure(f"compare-{column}", caption, picture=picture))
-    runs = [[method, *(f"{value:.2f}" for value in found.values[method, last])] for method in found.methods]
-    seeds = Table("seeds", f"{heading(last)} of every run, %", ["method", *(f"seed {seed}" for seed in found.seeds)], runs)
+    runs = [[method, *(f"{value:.2f}" for value in found.values[method][last])] for method in found.methods]
+    seeds = Table("seeds", f"{column_title(last)} of every run, %", ["method", *(f"seed {seed}" for seed in found.seeds)], runs)
     sections = [Section("Methods", blocks), Section("Every run", [seeds])]
     return Page("Comparison of methods", found.about, metrics, alerts, sections)
 
 
-def _mean(found: Comparison, method: str, column: str) -> str:
-    deviation = found.deviation(method, column)
-    return f"{found.mean(method, column):.2f}" + ("" if isnan(deviation) else f" ± {deviation:.2f}")
-
-
-def _study_page(found: Sequence[Finding]) -> Page:
+def _study_page(found: Sequence[StudyResult]) -> Page:
     verdicts = Counter(one.verdict for one in found)
     sections = []
     for one in found:

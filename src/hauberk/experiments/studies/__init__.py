@@ -1,7 +1,117 @@
-"""Studies: experiments of the papers on any data, each with its claim, finding, table and picture."""
+"""Studies: experiments of the papers on any data, each with its claim, result, table and picture."""
 
-from hauberk.experiments.studies.catalogue import STUDIES, Study, find_study
-from hauberk.experiments.studies.finding import Finding
-from hauberk.experiments.studies.setting import Setting
+from typing import TYPE_CHECKING
 
-__all__ = ["STUDIES", "Finding", "Setting", "Study", "find_study"]
+from lazy_loader import attach
+
+from hauberk.core.errors import unknown_name
+
+if TYPE_CHECKING:
+    from hauberk.experiments.studies.base import Study as Study
+    from hauberk.experiments.studies.base import StudyContext as StudyContext
+    from hauberk.experiments.studies.base import StudyResult as StudyResult
+
+# Loaded when first used, so that the command lists studies without torch.
+__getattr__, _, _lazy = attach(__name__, submod_attrs={"base": ["Study", "StudyContext", "StudyResult"]})
+__all__ = [*_lazy, "STUDIES", "find_study"]
+
+# By name: what it looks at, and what its source claims.
+STUDIES = {
+    "path-dependence": (
+        "PGD against LM-PGD: loss curves, and the least steps each needs (MAIL, Figure 1a)",
+        "LPS depends on the attack's path: PGD gets stuck and takes an example for robust that LM-PGD, from the same start, "
+        "breaks (Wang et al. 2021, Section 3.1, Figure 1a). LM-PGD is our construction, as the paper's is not public.",
+    ),
+    "lps-vs-pm": (
+        "how many examples have each LPS, which are critical; margins by LPS (MAIL, Figures 1b and 4)",
+        "LPS takes few values; examples with the largest, which no step of PGD breaks, still contain critical ones; margins "
+        "differ little between large LPS and spread widely within each (Wang et al. 2021, Section 3.1, Figures 1b and 4).",
+    ),
+    "subsets": (
+        "leave misclassified or other examples unperturbed, attack them weakly, or regularise them (MART, Figure 1)",
+        "Robustness drops if misclassified examples (S-) stay unperturbed in adversarial training, and little if as many "
+        "others (S+) do; a weak attack on S- costs almost nothing; regularising S- gains more than regularising S+ (Wang et "
+        "al. 2020, Section 1, Figure 1).",
+    ),
+    "ablation": (
+        "take parts of MART's loss away, replace them, or use them on a share of the data (MART, Section 3.1)",
+        "Without 1 - p, without KL, or without both, MART is less robust; so it is with CE for BCE, and with BCE on clean "
+        "inputs; KL as the inner loss gains nothing; the more of the data is regularised, the more robust (Wang et al. 2020, "
+        "Section 3.1).",
+    ),
+    "beta-sensitivity": (
+        "how much the trade-off parameter β matters to MART and TRADES (λ in MART, Section 3.1)",
+        "For β (λ in the paper) from 1/2 to 50, MART is always more robust than TRADES, and varies less (Wang et al. 2020, "
+        "Section 3.1).",
+    ),
+    "weights": (
+        "slope and bias of MAIL's weights (MAIL, Equation 8)",
+        "The bias says how many examples get large weights, the slope how sharply weights change around it (Wang et al. 2021, "
+        "Equation 8); 10 and -0.5 for MAIL-AT (Section 4.1).",
+    ),
+    "burn-in": (
+        "when MAIL begins to weigh (MAIL, Section 3.2)",
+        "Weights computed before the network has learnt enough may mislead the training; so they are 1 at first, until the "
+        "learning rate drops (Wang et al. 2021, Section 3.2).",
+    ),
+    "restarts": (
+        "final losses of PGD over random starts, standard against robust network (Madry et al. 2018)",
+        "Final losses of PGD from many random starts are concentrated, without outliers, and for adversarially trained "
+        "networks far smaller than for standard ones (Madry et al. 2018, Section 3); so a few restarts find what many do.",
+    ),
+    "large-epsilon": (
+        "whether large perturbations of a robust network look like another class (lecture notes)",
+        "A large perturbation made on a robust network tends to show salient characteristics of the class it is then taken "
+        "for; one made on a standard network does not (lecture notes on adversarial training).",
+    ),
+    "saliency": (
+        "input gradients of a standard and a robust network (lecture notes)",
+        "Saliency maps of robust networks are easier to understand for human eyes (lecture notes on adversarial training).",
+    ),
+    "trade-off": (
+        "clean against robust accuracy over methods and trade-off parameters (TRADES, lecture notes)",
+        "Adversarial training costs accuracy on clean data (lecture notes); a larger β of TRADES (1/λ in the paper) buys "
+        "robustness with more of it (Zhang et al. 2019).",
+    ),
+    "imbalance": (
+        "robust accuracy of rare classes (note on MART)",
+        "MART's weights help most where classes are imbalanced (note on MART, summary).",
+    ),
+    "transfer": (
+        "perturbations of one network tried on another: the black-box matrix (MART, MAIL)",
+        "Black-box attacks are relatively easy to defend against (Wang et al. 2021, Section 4.1), by robust networks.",
+    ),
+}
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def find_study(name: str) -> "Study":
+    """Return a study.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    if name not in STUDIES:
+        raise unknown_name("study", name, STUDIES)
+    from hauberk.experiments.studies import attacks, images, training
+    from hauberk.experiments.studies.base import Study
+
+    code = {
+        "path-dependence": (attacks.path_dependence, attacks.draw_path_dependence),
+        "lps-vs-pm": (attacks.lps_vs_pm, attacks.draw_lps_vs_pm),
+        "restarts": (attacks.restarts, attacks.draw_restarts),
+        "transfer": (attacks.transfer, attacks.draw_transfer),
+        "large-epsilon": (images.large_epsilon, images.draw_large_epsilon),
+        "saliency": (images.saliency, images.draw_saliency),
+        "ablation": (training.ablation, training.draw_ablation),
+        "subsets": (training.subsets, training.draw_subsets),
+        "beta-sensitivity": (training.beta_sensitivity, training.draw_beta_sensitivity),
+        "weights": (training.weights, training.draw_weights),
+        "burn-in": (training.burn_in, training.draw_burn_in),
+        "trade-off": (training.trade_off, training.draw_trade_off),
+        "imbalance": (training.imbalance, training.draw_imbalance),
+    }
+    return Study(name, STUDIES[name][1], *code[name])

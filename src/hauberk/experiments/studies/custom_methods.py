@@ -1,23 +1,52 @@
-"""Methods for experiments, which have no row in the table: another loss, or some examples treated in another way."""
+"""Methods for experiments, which have no name: another loss, or some examples treated in another way."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.attacks import PGD, run_attack
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
 from hauberk.methods import Method
-from hauberk.objectives import LossTerms
+from hauberk.objectives import LossTerms, at, kl_divergence, mart
+
+BETA = 5.0  # of MART; with AT it is ours, as the sources give no value for the regulariser of that experiment
+Loss = Callable[[Tensor, Tensor, Tensor], LossTerms]  # of logits, logits_adv and y
 
 
-def variant(name: str, base: Method, terms: Callable[..., LossTerms]) -> Method:
-    """Return a method with another loss; ``terms`` takes logits, logits_adv and y."""
+def _bce(logits: Tensor, y: Tensor) -> Tensor:
+    return mart(logits, logits, y).robust
+
+
+def _one_minus_p(logits: Tensor, y: Tensor) -> Tensor:
+    return 1 - logits.softmax(1).gather(1, y[:, None]).squeeze(1)
+
+
+def at_with_kl(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
+    """``CE(f(x'), y) + β·KL(p(x)‖p(x'))``."""
+    return LossTerms(at(logits, logits_adv, y).robust, BETA * kl_divergence(logits, logits_adv))
+
+
+# MART's loss ``BCE(p(x'), y) + β·KL(p(x)‖p(x'))·(1 - p_y(x))`` with one part changed; z are logits.
+MART_LOSSES: dict[str, Loss] = {
+    "without 1-p": lambda z, z_adv, y: LossTerms(_bce(z_adv, y), BETA * kl_divergence(z, z_adv)),
+    "without KL": lambda z, z_adv, y: LossTerms(_bce(z_adv, y), BETA * _one_minus_p(z, y)),
+    "without both": lambda z, z_adv, y: mart(z, z_adv, y, beta=0.0),
+    "CE for BCE": lambda z, z_adv, y: LossTerms(
+        F.cross_entropy(z_adv, y, reduction="none"), mart(z, z_adv, y, beta=BETA).regularizer
+    ),
+    "BCE on clean inputs": lambda z, z_adv, y: LossTerms(_bce(z, y), mart(z, z_adv, y, beta=BETA).regularizer),
+}
+
+
+def with_loss(name: str, base: Method, loss: Callable[..., LossTerms]) -> Method:
+    """Return a method with another loss of logits, logits_adv and y, under another name."""
 
     def objective(context: StepContext) -> LossTerms:
-        return terms(context.logits, context.logits_adv, context.y)
+        return loss(context.logits, context.logits_adv, context.y)
 
     objective.needs = base.needs  # type: ignore[attr-defined]
     return Method(
@@ -81,7 +110,7 @@ class Split:
         return LossTerms(robust, regularizer)
 
 
-def split(name: str, chosen: Method, others: Method, places: Tensor) -> Method:
+def split_method(name: str, chosen: Method, others: Method, places: Tensor) -> Method:
     """Return a method that treats the chosen training examples as one method does, and all others as another."""
     parts = Split(chosen, others, places)
     about = {"seed": others.seed, "chosen": len(places), "sum of places": int(places.sum())}

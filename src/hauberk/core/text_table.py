@@ -1,0 +1,159 @@
+"""Tables as text: one description, shown on the terminal, in Markdown, in LaTeX and as CSV."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_MARKDOWN = {0: "**{}**", 1: "_{}_"}
+_LATEX = {0: r"\textbf{{{}}}", 1: r"\underline{{{}}}"}
+_STYLES = {0: "bold green", 1: "green"}
+_IN_LATEX = str.maketrans(
+    {c: rf"\{c}" for c in "&%$#_{}"}
+    | {c: f"${name}$" for c, name in {"±": r"\pm", "×": r"\times", "∞": r"\infty", "→": r"\to", "<": "<", ">": ">"}.items()}
+    | {c: rf"$\{name}$" for c, name in {"ε": "epsilon", "λ": "lambda", "β": "beta", "κ": "kappa", "τ": "tau"}.items()}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": ""}
+)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A cell whose place among its like is shown: the best stands out, the second-best a little.
+
+    Attributes:
+        text: what stands in the cell.
+        rank: how many others are better; from 2 on, nothing is marked.
+    """
+
+    text: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table whose first column names its rows. Names may stand between backticks, which only Markdown shows.
+
+    Attributes:
+        title: what the table shows; may be empty.
+        columns: the headings.
+        rows: the cells of each row: :class:`Ranked`, text, or anything :func:`cell_text` takes. A row whose name begins with
+            two spaces belongs to the row above it.
+        notes: what has to be read with the numbers.
+        doubts: by the name of a row or a column, why its numbers are doubted; empty where they are not. What is doubted is
+            marked in every form, and the reasons stand beside the table. CSV has the reasons of rows in a column of their own.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    notes: Sequence[str] = ()
+    doubts: Mapping[str, str] = field(default_factory=dict)
+
+    def to_markdown(self) -> str:
+        """Return the table in Markdown, below its title and notes and above the doubts."""
+        lines = [f"{' '.join([self.title and f'{self.title}.', *self.notes]).strip()}\n"] if self.title or self.notes else []
+        lines += [_markdown_row([self._marked(name) for name in self.columns]), "|" + "---|" * len(self.columns)]
+        for name, *cells in self.rows:
+            first = f"&nbsp; {name.strip()}" if str(name).startswith("  ") else self._marked(cell_text(name))
+            lines.append(_markdown_row([first, *(_styled(cell, _MARKDOWN, str) for cell in cells)]))
+        reasons = self._reasons()
+        return "\n".join([*lines, *(["", *reasons] if reasons else [])]) + "\n"
+
+    def to_latex(self) -> str:
+        """Return a ``tabular`` for a paper (needs booktabs); title, notes and doubts are comments around it."""
+        comments = [self.title, *self.notes], self._reasons()
+        above, below = ([f"% {_one_line(one)}" for one in some if one] for some in comments)
+        body = []
+        for name, *cells in self.rows:
+            indent = r"\quad " if str(name).startswith("  ") else ""
+            first = indent + _in_latex(self._marked(cell_text(name)).strip())
+            body.append(" & ".join([first, *(_styled(cell, _LATEX, _in_latex) for cell in cells)]) + r" \\")
+        head = " & ".join(_in_latex(self._marked(name)) for name in self.columns) + r" \\"
+        begin = rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}"
+        lines = [*above, begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *below]
+        return "\n".join(lines) + "\n"
+
+    def to_csv(self) -> str:
+        """Return headings and rows; numbers are not rounded, and one that cannot be told is an empty cell."""
+        judged = any(_plain(name) in self._by_name for name, *_ in self.rows)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*(_plain(self._marked(name)) for name in self.columns), *(["doubts"] if judged else [])])
+        for row in self.rows:
+            reason = [self._by_name.get(_plain(row[0]), "")] if judged else []
+            writer.writerow([*(_csv_cell(cell) for cell in row), *reason])
+        return text.getvalue()
+
+    def to_rich(self) -> "Table":
+        """Return the table for the terminal; doubts stand above the numbers, notes below. Names are not broken."""
+        from rich.table import Table
+        from rich.text import Text
+
+        title = "\n".join(_plain(one) for one in [self.title, *self._reasons()] if one)
+        shown = Table(title=Text(title), caption=Text(" ".join(self.notes)))
+        words = (word for name, *_ in self.rows for word in _plain(name).split())
+        shown.add_column(Text(self.columns[0]), min_width=max(map(len, words), default=0))
+        for name in self.columns[1:]:
+            shown.add_column(Text(_plain(self._marked(name))), justify="right")
+        for name, *cells in self.rows:
+            first = Text(_plain(self._marked(cell_text(name))))
+            ranks = (_STYLES.get(cell.rank, "") if isinstance(cell, Ranked) else "" for cell in cells)
+            texts = [Text(_plain(cell), style) for cell, style in zip(cells, ranks, strict=True)]
+            shown.add_row(first, *texts, style="dim" if str(name).startswith("  ") else None)
+        return shown
+
+    @property
+    def _by_name(self) -> dict[str, str]:
+        return {_plain(name): reason for name, reason in self.doubts.items()}
+
+    def _marked(self, name: str) -> str:
+        """Return the name of a row or column with what says that its numbers are doubted."""
+        return name + doubt_mark(self._by_name.get(_plain(name), ""))
+
+    def _reasons(self) -> list[str]:
+        return [f"{doubt_mark(reason).strip()} {name}: {reason}" for name, reason in self.doubts.items() if reason]
+
+
+def cell_text(value: Any) -> str:
+    """Return what stands in a cell: a float with four digits, "-" where a number cannot be told, anything else as it is."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def doubt_mark(reason: str) -> str:
+    """Return what stands behind a name: " (INVALID)" where the reason begins so, " (!)" for another, nothing for none."""
+    return " (INVALID)" if reason.startswith("INVALID") else " (!)" if reason else ""
+
+
+def _styled(cell: Any, styles: Mapping[int, str], escape: Any) -> str:
+    if isinstance(cell, Ranked):
+        return styles.get(cell.rank, "{}").format(escape(cell.text))
+    return str(escape(cell_text(cell)))
+
+
+def _plain(cell: Any) -> str:
+    return (cell.text if isinstance(cell, Ranked) else cell_text(cell)).replace("`", "")
+
+
+def _csv_cell(cell: Any) -> Any:
+    if isinstance(cell, float):
+        return cell if math.isfinite(cell) else ""
+    return "" if cell is None else cell if isinstance(cell, int) else _plain(cell)
+
+
+def _in_latex(text: str) -> str:
+    return _one_line(text).translate(_IN_LATEX)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_one_line(cell).replace("|", "&#124;") for cell in cells) + " |"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
