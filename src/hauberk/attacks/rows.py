@@ -123,15 +123,15 @@ def put(rows: SomeRows, places: Tensor, new: SomeRows) -> None:
 def dump(rows: Rows) -> dict[str, Tensor]:
     """Return all there is to know about rows, as tensors."""
     values = {f.name: getattr(rows, f.name) for f in fields(rows)}
-    region, rng = values.pop("region"), values.pop("noise")
-    return {"x": region.x, "noise": rng.keys, **values}
+    region, rng = values.pop("region"), values.pop("rng")
+    return {"x": region.x, "rng": rng.keys, **values}
 
 
 def load(like: SomeRows, state: dict[str, Tensor], threat: ThreatModel) -> SomeRows:
     """Make rows of the same kind as ``like``, on its device, from what :func:`dump` returned."""
     values: dict[str, Any] = {name: value.to(like.y.device) for name, value in state.items()}
     region = threat.around(values.pop("x"))
-    return type(like)(region=region, rng=ExampleRng.of_keys(values.pop("noise")), **values)
+    return type(like)(region=region, rng=ExampleRng.of_keys(values.pop("rng")), **values)
 
 
 def _part(value: Tensor | FeasibleSet | ExampleRng, index: Tensor) -> Tensor | FeasibleSet | ExampleRng:
