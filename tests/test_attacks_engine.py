@@ -519,7 +519,7 @@ def test_an_attack_of_ones_own_is_never_replaced(threat, monkeypatch):
     assert program is mine
     net, (x, y) = tiny_net().eval(), tiny_batch(20)
     y = net(x).argmax(1)
-    hb.evaluate(net, (x, y), threat=threat, attacks=["corner"], probes=False, quiet=True)
+    hb.evaluate(net, (x, y), threat=threat, attacks=["corner"], diagnostics="cheap", quiet=True)
     assert sum(mine.looks) >= 20
     apgd, _ = get_preset("apgd-3").program(threat, classes=5)
     assert (apgd.steps, apgd.loss, apgd.targets, apgd.restarts) == (7, "ce-targeted", 2, 3)

@@ -11,8 +11,9 @@ import hauberk as hb
 from conftest import tiny_batch, tiny_net
 from hauberk.attacks import PRESETS
 from hauberk.evaluation import find_suite, table, wilson_interval
-from hauberk.evaluation.signs import signs
-from hauberk.evaluation.summary import summarize
+from hauberk.evaluation.diagnostics import DIAGNOSTICS, run_diagnostics
+from hauberk.evaluation.diagnostics.results import Verdicts
+from hauberk.evaluation.records import CLEAN, Records
 from test_evaluation_trust import Noisy
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
@@ -20,7 +21,7 @@ MNIST = CHECKPOINTS.parent / "data"
 
 
 def evaluated(net, data, out, **more):
-    how = {"threat": hb.Linf(0.01), "attacks": ["fgsm"], "probes": False, "quiet": True, "batch_size": 8}
+    how = {"threat": hb.Linf(0.01), "attacks": ["fgsm"], "diagnostics": "cheap", "quiet": True, "batch_size": 8}
     return hb.evaluate(net, data, out=out, **{**how, **more})
 
 
@@ -148,7 +149,7 @@ def test_a_success_that_does_not_hold_again_does_not_count():
         Forgets(), (x.clamp(0, 1), torch.zeros(50, dtype=torch.long)), threat=hb.Linf(0.001), attacks=["pgd-20"], quiet=True
     )
     assert ev.robust_accuracy == 1.0
-    assert next(d for d in ev.diagnostics if d.name == "fragile").verdict == "warning"
+    assert next(d for d in ev.diagnostics if d.name == "unverified").verdict == "warning"
 
 
 def test_wilson_agrees_with_scipy():
@@ -157,15 +158,17 @@ def test_wilson_agrees_with_scipy():
         assert wilson_interval(k, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
 
 
-def flags(right=850, fragile=0, **broken):
-    """Signs in 1,000 verdicts, of which each attack breaks the first so many; attacks are named with _ for -."""
+def flags(right=850, unverified=0, **broken):
+    """Diagnostics of 1,000 verdicts, of which each attack breaks the first so many; attacks are named with _ for -."""
     suite = find_suite("", [name.replace("_", "-") for name in broken])
-    records = [{"i": i, "attack": "clean", "right": i < right, "label": 0, "predicted": 0, "margin": 1.0} for i in range(1000)]
+    records, i = Records(1000, suite.stages), np.arange(1000)
+    records.set(CLEAN, i, id=0, label=0, predicted=0, margin=1.0, right=i < right)
     for name, count in broken.items():
-        for i in range(right):
-            doubt = {"fragile": True} if i < fragile else {}
-            records.append({"i": i, "attack": name.replace("_", "-"), "broken": i < count, "margin": 0.0, **doubt})
-    return {d.name: d.verdict for d in signs(summarize(records, suite), classes=10)}
+        attacked = i[:right]
+        verdicts = {"broken": attacked < count, "margin": 0.0, "unverified": attacked < unverified}
+        records.set(name.replace("_", "-"), attacked, **verdicts)
+    found = run_diagnostics(DIAGNOSTICS.values(), "verdicts", Verdicts(records, suite, outputs=10))
+    return {d.name: d.verdict for d in found}
 
 
 def test_signs_raise_their_flag_and_no_other():
@@ -177,7 +180,7 @@ def test_signs_raise_their_flag_and_no_other():
     assert flags(**sound, apgd_t=550)["cross-entropy-to-margin-gap"] == "warning"
     assert flags(**sound, square=365)["square-beats-gradients"] == "warning"
     assert flags(right=110, fgsm=50)["clean-accuracy"] == "invalid"
-    assert flags(fragile=20, fgsm=50)["fragile"] == "warning"
+    assert flags(unverified=20, fgsm=50)["unverified"] == "warning"
 
 
 def test_random_models_are_recognised():
@@ -294,5 +297,5 @@ def test_no_answer_under_attack_counts_as_broken_and_is_said(tmp_path):
         json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "verdicts-0.jsonl").read_text().splitlines()
     ]
     assert sum(record.get("finite") is False for record in records) == 40  # two attacks, each on all
-    sound = hb.evaluate(Linear(), (x, y), threat=threat, attacks=["pgd-20"], quiet=True, probes=False)
+    sound = hb.evaluate(Linear(), (x, y), threat=threat, attacks=["pgd-20"], quiet=True, diagnostics="cheap")
     assert next(d for d in sound.diagnostics if d.name == "finite-logits").verdict == "ok"

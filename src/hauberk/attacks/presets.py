@@ -91,7 +91,9 @@ class Preset:
         if isinstance(settings, Ascent | APGD | APGDL1):
             return self._maximising(settings, threat, classes, evading)
         if evading and not settings.evading:
-            raise UserError(f"{type(settings).__name__} does not know of a class of adversarial inputs; leave out detects")
+            raise UserError(
+                f"{type(settings).__name__} does not know of a class of adversarial inputs; leave out has_reject_class"
+            )
         return settings, ""
 
     def _maximising(

@@ -70,11 +70,8 @@ def run_attack(
             record(rows, places, examples)
             return np.ones(len(examples), dtype=bool)
 
-        def leave(rows: Rows, place: int, example: int) -> None:
-            record(rows, torch.tensor([place], device=x.device), [example])
-
         turns = program.turns(clean.shape[1])
-        queue = Queue(program, passes, fetch, judge, leave, turns, len(x), chunk=len(x), narrower=range(len(x) - 1, 0, -1))
+        queue = Queue(program, passes, fetch, judge, record, turns, len(x), chunk=len(x), narrower=range(len(x) - 1, 0, -1))
         wrong = fooled(clean, y, program.evading)
         best.wrong, first = wrong, torch.where(wrong, 0, first)
         queue.add((~wrong).nonzero().squeeze(1).tolist())

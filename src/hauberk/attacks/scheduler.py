@@ -19,7 +19,7 @@ _IDLE = 1 << 40  # the clock of a row that nobody owns
 Fetch = Callable[[list[int], list[int]], Task]  # examples and their turns -> task
 # rows, their places, the examples there, their turns -> which successes hold, (b,) bool on the host
 Judge = Callable[[Rows, Tensor, list[int], list[int]], np.ndarray]
-Leave = Callable[[Rows, int, int], None]  # rows, place, example: it has had all its turns
+Leave = Callable[[Rows, Tensor, list[int]], None]  # rows, their places, the examples there, which have had all their turns
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Queue(Generic[SomeRows]):
         passes: the model.
         fetch: gives the task of some examples.
         judge: is shown the examples that claim success, and says for which it holds; the others go on.
-        leave: is told of each example that has had all its turns.
+        leave: is told of the examples that have had all their turns.
         turns: how many turns each example has.
         width: number of rows.
         chunk: how many examples are set up at once, in a fixed shape likewise.
@@ -151,12 +151,12 @@ class Queue(Generic[SomeRows]):
                 rows.doubt(torch.from_numpy(claims[~holds]).to(rows.y.device))
         self.clock[busy] = ticks[busy]
         ended = np.flatnonzero((self.owner != _FREE) & (ticks >= self.program.length))
-        for place in ended.tolist():
-            if self.turn[place] + 1 < self.turns:
-                # First in the queue, so that examples leave in the order they came: an early answer needs that.
-                self.waiting.appendleft((int(self.owner[place]), int(self.turn[place]) + 1))
-            else:
-                self.leave(rows, place, int(self.owner[place]))
+        last = self.turn[ended] + 1 >= self.turns
+        for place in ended[~last].tolist():
+            # First in the queue, so that examples leave in the order they came: an early answer needs that.
+            self.waiting.appendleft((int(self.owner[place]), int(self.turn[place]) + 1))
+        if last.any():
+            self.leave(rows, torch.from_numpy(ended[last]).to(rows.y.device), self.owner[ended[last]].tolist())
         self._free(ended)
 
     def _free(self, places: np.ndarray) -> None:

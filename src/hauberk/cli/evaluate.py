@@ -50,7 +50,7 @@ class Evaluate:
     attacks: tuple[str, ...] = ()
     """Names of attacks instead of a suite, e.g. pgd-40 cw-100; "hauberk attacks" lists them."""
     sequential: bool = False
-    """Run each of the attacks named only on the examples that still stand."""
+    """Run each of the attacks named only on the examples that are still robust."""
     surrogate: Path | None = None
     """Another run or exported model, to craft transfer attacks on."""
     n: Annotated[int | None, tyro.conf.arg(aliases=("--first",))] = None
@@ -63,15 +63,19 @@ class Evaluate:
     """CPU threads; 0 leaves torch's choice."""
     device: str = "auto"
     """"auto", "cpu", "cuda", ..."""
-    precision: Literal["full", "bf16"] = "full"
-    """bf16 runs the attacks, never the verdicts, in bfloat16."""
+    precision: Literal["model", "fp32", "bf16", "auto"] = "fp32"
+    """What the attacks run on, never the verdicts. model: the model as it is; fp32: a fused copy of it; bf16: attacks with
+    gradients on a copy in bfloat16; auto: measure whether bf16 is faster and agrees."""
+    has_reject_class: bool = False
+    """The model's last output is a class of adversarial inputs, where its card does not say so."""
     out: Path | None = None
     """Folder for verdicts, as they come, and result; by default evaluations/SUITE beside the model. Called again with
     the same options, an evaluation that was interrupted goes on there."""
-    adversarials: bool = False
+    save_adversarials: bool = False
     """Keep the adversarial examples, in adversarials.npy of that folder."""
-    probes: bool = True
-    """Look for signs of masked gradients, and measure accuracy against ε, on a few examples."""
+    diagnostics: Literal["all", "cheap"] = "all"
+    """all: look for signs of masked gradients, and measure accuracy against ε, on a few examples; cheap: without attacks of
+    their own."""
     card: Path | None = None
     """Write a card in the style of RobustBench, too."""
     status: bool = False
@@ -95,7 +99,6 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.data import load_data
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.evaluation import table
-    from hauberk.evaluation.columns import NAME as COLUMNS
     from hauberk.training import load, pick_device, read_card
 
     if options.threads:
@@ -127,10 +130,10 @@ def evaluate(arguments: Sequence[str]) -> int:
                 seed=options.seed,
                 precision=options.precision,
                 surrogate=surrogate,
-                detects=card.get("detects") is True,
+                has_reject_class=options.has_reject_class or card.get("has_reject_class") is True,
+                diagnostics=options.diagnostics,
                 out=out,
-                adversarials=options.adversarials,
-                probes=options.probes,
+                save_adversarials=options.save_adversarials,
                 quiet=options.quiet or options.json,
             )
         except KeyboardInterrupt:
@@ -149,7 +152,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     for found in result.warnings:
         print(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
     for found in result.diagnostics:
-        if found.name == COLUMNS and found.verdict == "ok":
+        if found.name == "columns-can-change" and found.verdict == "ok":
             print(f"Of the table {found.measured}")
     if risk:
         print(f"Of the class {_last_class(name)}: {risk}")
@@ -164,7 +167,7 @@ def _folder(options: Evaluate) -> Path:
     numbers = (
         options.target.name, options.which, options.model, options.data, options.norm, options.eps, options.suite,
         options.attacks, options.sequential, options.surrogate, options.n, options.batch_size, options.seed, options.precision,
-        options.adversarials,
+        options.save_adversarials, options.has_reject_class,
     )  # fmt: skip
     digest = hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]
     return beside / "evaluations" / f"{'custom' if options.attacks else options.suite}-{digest}"

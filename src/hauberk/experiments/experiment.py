@@ -132,7 +132,7 @@ def run_cell(cell: Cell, out: Path, device: str = "auto", threads: int = 0, veri
         attacks=cell.attacks,
         surrogate=load(cell.surrogate, device=pick_device(device)) if cell.surrogate else None,
         seed=cell.seed,
-        detects=cell.bound.extra_outputs > 0,
+        has_reject_class=cell.bound.extra_outputs > 0,
         out=folder / "evaluation",
         quiet=True,
     )

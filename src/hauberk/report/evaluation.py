@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from hauberk.evaluation.columns import NAME as COLUMNS
-from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
-from hauberk.evaluation.interval import wilson_interval
+from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, wilson_interval, worst_first
 from hauberk.report import charts
 from hauberk.report.blocks import Chart, Fact, Grid, Notice, Section, Text
 
@@ -14,18 +12,18 @@ _SURE = 30  # examples of a class below which its bar says little
 def facts(found: dict[str, Any]) -> list[Fact]:
     """Return the headline numbers of an evaluation (the JSON that :meth:`hauberk.Evaluation.save` writes)."""
     diagnostics = _diagnostics_of(found)
-    doubted = [said] if (said := doubts(diagnostics)) else []
+    doubted = [said] if (said := warning_line(diagnostics)) else []
     interval = f"95 % interval {_interval(found['interval'])}"
     label = "robust accuracy with rejection" if found["detection"] else "robust accuracy"
     return [
         Fact(
             f"{label}, at most",
-            f"{100 * found['robust_accuracy']:.1f} %{mark(diagnostics)}",
+            f"{100 * found['robust_accuracy']:.1f} %{warning_mark(diagnostics)}",
             "; ".join([*doubted, interval, f"worst case over {', '.join(found['by_attack'])}", found["threat"]]),
         ),
         Fact("clean accuracy", f"{100 * found['clean_accuracy']:.1f} %", f"95 % interval {_interval(found['clean_interval'])}"),
         Fact("examples", f"{found['n']:,}", f"{found['provenance']['data']}, {found['provenance']['subset']}"),
-        *(fact_of_columns(d.measured) for d in diagnostics if d.name == COLUMNS),
+        *(fact_of_columns(d.measured) for d in diagnostics if d.name == "columns-can-change"),
     ]
 
 
@@ -87,7 +85,7 @@ def _curve(found: dict[str, Any], name: str) -> Section:
         eps, xlabel = [0.0, *(point["factor"] for point in found["curve"])], "times ε"
     else:
         xlabel = "ε"
-    shares = [100.0, *(100 * point["standing"] for point in found["curve"])]
+    shares = [100.0, *(100 * point["robust"] for point in found["curve"])]
     n = found["curve"][0]["n"]
     caption = f"Of {n} examples that are right without an attack, how many stand a quick APGD as ε grows"
     figure = charts.lines(eps, {"standing": shares}, xlabel=xlabel, ylabel="standing, %", ylim=(0, 105))

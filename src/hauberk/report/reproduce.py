@@ -84,7 +84,7 @@ def evaluate_command(target: str, found: dict[str, Any]) -> str:
         words += ["--norm", threat[1], "--eps", threat[2]]
     words += ["--surrogate", "OTHER"] if any(name.startswith("transfer-") for name in about["attacks"]) else []
     words += ["--n", str(found["n"])] if about["subset"] != "all" else []
-    for key, usual in (("seed", 0), ("batch_size", 256), ("precision", "full")):
+    for key, usual in (("seed", 0), ("batch_size", 256), ("precision", "fp32")):
         words += _option(key, about[key]) if about[key] != usual else []
     return shlex.join(["hauberk", "evaluate", target, *words])
 

@@ -268,7 +268,7 @@ class Trainer:
             "which": which,
             "epoch": epoch["epoch"] + 1,
             **self.plan.to_dict(),
-            "detects": self.plan.method.extra_outputs > 0,
+            "has_reject_class": self.plan.method.extra_outputs > 0,
             "metrics": epoch["metrics"],
             **self.numerics(),
             "machine": machine(self.device),
