@@ -111,22 +111,16 @@ def evaluate(
     outputs = check_model(model, first_x, first_y, classes, probabilities=True)
     # Refuses now what it would refuse later.
     notes = {name: get_preset(name).program(threat, outputs, has_reject_class, surrogate)[1] for name in chosen.stages}
-    used = world.on_main_process(lambda: _pick_precision(precision, model, source, min(batch_size, count), folder))
+    width = min(batch_size, count)
+    used = world.on_main_process(lambda: _pick_precision(precision, model, source, width, folder))
     plan = {
-        "suite": "custom" if attacks else suite,
-        "stages": {name: list(spared) for name, spared in chosen.stages.items()},
-        "threat": threat.to_dict(),
-        "n": count,
-        "seed": seed,
-        "batch_size": min(batch_size, count),
-        "precision": precision,
-        "attack_precision": used,
-        "has_reject_class": has_reject_class,
+        "suite": "custom" if attacks else suite, "stages": {name: list(spared) for name, spared in chosen.stages.items()},
+        "threat": threat.to_dict(), "n": count, "seed": seed, "batch_size": width, "precision": precision,
+        "attack_precision": used, "has_reject_class": has_reject_class,
         "save_adversarials": save_adversarials,  # stored with the verdicts: those of an earlier session could not be made up
-        "threads": torch.get_num_threads(),
-        "device": first_x.device.type,
+        "threads": torch.get_num_threads(), "device": first_x.device.type,
         **_identity(model, surrogate, source, count, shared=folder is not None or world.size > 1),
-    }
+    }  # fmt: skip
     store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
     hidden = quiet or not world.is_main
     with closing(store), ProgressBar("evaluate", 1000, quiet=hidden, unit="") as display, frozen_model(model) as view:
@@ -134,25 +128,14 @@ def evaluate(
         if store.warning:
             display.line(store.warning)
         fp32 = view if used == "model" else make_inference_copy(view, first_x)
+        lowest = make_inference_copy(view, first_x, torch.bfloat16) if used == "bf16" else fp32
+        reference_model, fp32_model, attack_model = (ModelQueries(form, chosen.draws) for form in (view, fp32, lowest))
         runner = EvaluationRunner(
-            reference_model=ModelQueries(view, chosen.draws),
-            fp32_model=ModelQueries(fp32, chosen.draws),
-            attack_model=ModelQueries(
-                make_inference_copy(view, first_x, torch.bfloat16) if used == "bf16" else fp32, chosen.draws
-            ),
-            source=source,
-            threat=threat,
-            suite=chosen,
-            store=store,
-            shard=world.local_shard(shuffled_order(seed, count)).numpy(),
-            seed=seed,
-            batch_size=min(batch_size, count),
-            outputs=outputs,
-            has_reject_class=has_reject_class,
-            surrogate=surrogate,
-            display=display,
+            reference_model, fp32_model, attack_model, source=source, threat=threat, suite=chosen, store=store,
+            shard=world.local_shard(shuffled_order(seed, count)).numpy(), seed=seed, batch_size=width, outputs=outputs,
+            has_reject_class=has_reject_class, surrogate=surrogate, display=display,
             state_path=None if folder is None else folder / f"state-{world.rank}.pt",
-        )
+        )  # fmt: skip
         try:
             runner.clean_pass()
             found = run_diagnostics(specs, "model", CleanInputs(view, first_x, chosen.draws, source, threat))
@@ -162,36 +145,24 @@ def evaluate(
             runner.run_attacks()
         finally:
             store.write_cost(runner.passes)
-    parts = world.all_gather_object((store.records.known(), found + more, curve))
+    records, parts = store.records, world.all_gather_object((store.records.known(), found + more, curve))
     for known, _, _ in parts:
-        store.records.add(known)
-    records = store.records
+        records.add(known)
+    provenance = {
+        "seed": seed, "batch_size": batch_size, "precision": used, "draws": chosen.draws, "data": source.name,
+        "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
+        "attacks": {name: get_preset(name).source for name in chosen.stages},
+        "substitutes": {name: note for name, note in notes.items() if note},
+        **records.cost(),
+        "processes": world.size, "dtype": str(first_x.dtype), "model_id": plan["model_id"], "versions": versions(),
+        "machine": machine(first_x.device),
+    }  # fmt: skip
     result = Evaluation(
-        threat=str(threat),
-        suite="custom" if attacks else suite,
-        sequential=chosen.sequential,
-        **_accuracies(records, chosen),
-        detection=_detection(records, outputs) if has_reject_class else None,
-        curve=parts[0][2],
+        str(threat), plan["suite"], chosen.sequential, **_accuracies(records, chosen),
+        detection=_detection(records, outputs) if has_reject_class else None, curve=parts[0][2],
         diagnostics=parts[0][1] + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs)),
-        provenance={
-            "seed": seed,
-            "batch_size": batch_size,
-            "precision": used,
-            "draws": chosen.draws,
-            "data": source.name,
-            "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
-            "attacks": {name: get_preset(name).source for name in chosen.stages},
-            "substitutes": {name: note for name, note in notes.items() if note},
-            **records.cost(),
-            "processes": world.size,
-            "dtype": str(first_x.dtype),
-            "model_id": plan["model_id"],
-            "versions": versions(),
-            "machine": machine(first_x.device),
-        },
-        records=records,
-    )
+        provenance=provenance, records=records,
+    )  # fmt: skip
     if folder is not None and world.is_main:
         result.save(folder / "evaluation.json")
     return result

@@ -229,22 +229,15 @@ class Evaluation:
         autoattack = self.by_attack["autoattack"] if self.suite == "papers" else self.robust_accuracy
         footnote = [warning_line(self.diagnostics) or "no warnings", f"{self.threat}, n = {self.n}, suite {self.suite}"]
         return {
-            "link": None,
-            "name": name,
-            "authors": None,
-            "additional_data": None,
+            **dict.fromkeys(("link", "authors", "additional_data", "venue")),
+            "name": name, "dataset": dataset, "architecture": architecture,
             "number_forward_passes": str(self.provenance["draws"]),
-            "dataset": dataset,
-            "venue": None,
-            "architecture": architecture,
             "eps": self.threat[self.threat.index("(") + 1 : -1].split(",")[0],
-            "clean_acc": f"{100 * self.clean_accuracy:.2f}",
-            "reported": percent,
-            "autoattack_acc": f"{100 * autoattack:.2f}" if whole else None,
-            "external": None if whole else percent,
+            "clean_acc": f"{100 * self.clean_accuracy:.2f}", "reported": percent,
+            "autoattack_acc": f"{100 * autoattack:.2f}" if whole else None, "external": None if whole else percent,
             "unreliable": bool(self.warnings),
             "footnote": "; ".join([*footnote, *(f"{d.name}: {d.measured}" for d in self.warnings)]),
-        }
+        }  # fmt: skip
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -353,12 +346,11 @@ def _read_plan(path: Path) -> tuple[dict[str, list[str]], int, int]:
     """Return the attacks, each with those whose victims it leaves alone, the seed and the number of examples."""
     plan = read_json(path)
     stages, seed, n = plan.get("stages"), plan.get("seed"), plan.get("n")
-    if not isinstance(stages, dict) or not all(map(_are_names, (list(stages), *stages.values()))):
+    if not isinstance(stages, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) and name not in (CLEAN, DETECTION, COST) for name in names)
+        for names in (list(stages), *stages.values())
+    ):
         raise UserError(f"{path} is not the plan of an evaluation: its stages are {stages!r:.40}")
     if type(seed) is not int or type(n) is not int or not 1 <= n <= _MOST // max(len(stages), 1) or abs(seed) >= 2**63:
         raise UserError(f"{path} is not the plan of an evaluation: seed {seed!r:.40}, n {n!r:.40}")
     return stages, seed, n
-
-
-def _are_names(attacks: object) -> bool:
-    return isinstance(attacks, list) and all(isinstance(name, str) and name not in (CLEAN, DETECTION, COST) for name in attacks)

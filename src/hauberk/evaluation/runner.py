@@ -73,22 +73,18 @@ class AttackProgress:
 
 @dataclass
 class EvaluationRunner:
-    """An evaluation under way, as one process sees it.
+    """An evaluation under way, as one process sees it. What is not described here is as in ``evaluate``.
 
     Attributes:
         reference_model: the caller's model, lent by ``frozen_model``, for the clean pass and verdicts.
         fp32_model: the fastest form of it in its own precision, for attacks without gradients.
         attack_model: the form of it that attacks with gradients see.
         source: the examples.
-        threat: what the adversary may do.
         suite: what to run.
         store: where verdicts go.
         shard: this process's examples, in the order they are attacked, (m,) int64.
-        seed: of all random draws, which are keyed by the content of each example.
         batch_size: how many examples are attacked at a time, in passes of that one shape.
         outputs: how many logits the model has.
-        has_reject_class: whether the last of them is a class of adversarial inputs.
-        surrogate: for transfer attacks.
         display: shows the progress.
         state_path: where the attack under way is saved; None for nowhere.
     """
@@ -179,13 +175,13 @@ class EvaluationRunner:
         program, _ = get_preset(attack).program(self.threat, self.outputs, self.has_reject_class, self.surrogate)
         # Attacks without gradients live on small differences of the margin, which bfloat16 does not resolve.
         model = self.attack_model if uses_gradients(attack) else self.fp32_model
-        ids = self.records[CLEAN]["id"]
+        ids = torch.from_numpy(self.records[CLEAN]["id"][self.shard]).to(self._logits.device)
+        draws = ExampleRng(self.seed, ids, _stage(attack))
 
         def fetch(examples: list[int], runs: list[int]) -> Task:
             x, y = fetch_for(self.reference_model.view, self.source, torch.tensor(examples))
-            rng = ExampleRng(self.seed, torch.from_numpy(ids[examples]).to(x.device), _stage(attack))
-            clean = self._logits[torch.from_numpy(self._row[examples])]
-            return Task(self.threat.around(x), y, clean, torch.tensor(runs, device=x.device), rng)
+            row = torch.from_numpy(self._row[examples]).to(x.device)
+            return Task(self.threat.around(x), y, self._logits[row], torch.tensor(runs, device=x.device), draws.rows(row))
 
         verify, leave = partial(self._verify, attack), partial(self._leave, attack)
         sizes = self.batch_size, self.init_batch_size, self._smaller_batch_sizes

@@ -39,15 +39,15 @@ class Verdicts:
         return [name for name, spared in self.suite.stages.items() if not spared]
 
     @property
-    def on_cross_entropy(self) -> list[str]:
-        """Those of them that maximise cross-entropy in several steps."""
-        return [n for n in self.apart if get_preset(n).loss == "ce" and not _single_step(n)]
+    def cross_entropy(self) -> list[str]:
+        """Those of them that maximise cross-entropy in several steps, in order of cost."""
+        some = [name for name in self.apart if get_preset(name).loss == "ce" and not _single_step(name)]
+        return sorted(some, key=lambda name: get_preset(name).cost)
 
     @property
     def pgd(self) -> list[str]:
-        """Those of these that are PGD, in order of cost."""
-        plain = [name for name in self.on_cross_entropy if isinstance(get_preset(name).settings, Ascent)]
-        return sorted(plain, key=lambda name: get_preset(name).cost)
+        """Those of these that are PGD."""
+        return [name for name in self.cross_entropy if isinstance(get_preset(name).settings, Ascent)]
 
     def gain(self, attacks: Iterable[str], others: Iterable[str]) -> float:
         """How much larger the fraction of examples is that the attacks break than what the others break."""
@@ -88,18 +88,18 @@ def nonfinite_logits(found: Verdicts) -> list[Finding]:
 def single_step(found: Verdicts) -> list[Finding]:
     """Which fraction of the examples single-step attacks break that iterative ones do not."""
     single = [name for name in found.apart if _single_step(name)]
-    if not single or not found.on_cross_entropy:
+    if not single or not found.cross_entropy:
         return []
-    missed = int((found.broken(single) & ~found.broken(found.on_cross_entropy)).sum())
+    missed = int((found.broken(single) & ~found.broken(found.cross_entropy)).sum())
     return [Finding(missed / found.records.n, f"FGSM breaks {missed} examples that no PGD breaks")]
 
 
 def margin_gap(found: Verdicts) -> list[Finding]:
     """How many more examples attacks on the margin break than those on cross-entropy."""
     margin = [name for name in found.apart if get_preset(name).loss in _MARGIN_LOSSES]
-    if not margin or not found.on_cross_entropy:
+    if not margin or not found.cross_entropy:
         return []
-    gap = found.gain(margin, found.on_cross_entropy)
+    gap = found.gain(margin, found.cross_entropy)
     return [Finding(gap, f"attacks on the margin break {100 * gap:+.1f} points more than those on cross-entropy")]
 
 
