@@ -26,7 +26,7 @@ from hauberk.core.io import SCHEMA_ERRORS, read_state, write_state
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import Source, fetch_for
-from hauberk.evaluation.records import CLEAN, DETECTION, Records, RecordStore
+from hauberk.evaluation.records import CLEAN, DETECTION, RecordStore
 from hauberk.evaluation.result import wilson_interval
 from hauberk.evaluation.suites import Suite
 from hauberk.evaluation.verify import finite_margin, smaller_batch_sizes, verify_adversarial
@@ -53,22 +53,19 @@ class AttackProgress:
 
     def __init__(self, display: ProgressBar, costs: dict[str, int], n: int):
         self._display, self._costs, self._n = display, costs, n
-        self._total, self._done, self._shown = max(sum(costs.values()) * n, 1), 0, time.monotonic()
+        self._total, self._done = max(sum(costs.values()) * n, 1), 0
 
     def count(self, attack: str, examples: int) -> None:
         """Add examples that an attack has done with."""
         self._done += self._costs[attack] * examples
         self._display.reach(self._done / self._total)
 
-    def show(self, attack: str, queue: Queue[Any], records: Records, shard: np.ndarray) -> None:
-        """Say, once in a while, what is left of an attack, and how many examples are robust so far."""
-        if time.monotonic() - self._shown > SHOW_EVERY:
-            robust = int(records.robust[shard].sum())
-            low, high = wilson_interval(robust, self._n)
-            done = self._done + self._costs[attack] * queue.part_done()
-            bound = f"robust ≤ {robust / self._n:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-            self._display.reach(done / self._total, f"{attack}: {queue.left()} left, {bound}")
-            self._shown = time.monotonic()
+    def show(self, attack: str, queue: Queue[Any], left: np.ndarray, robust: np.ndarray) -> None:
+        """Say, once in a while, how many examples are left of an attack, and how many are robust so far (bool arrays)."""
+        low, high = wilson_interval(int(robust.sum()), self._n)
+        done = self._done + self._costs[attack] * queue.part_done()
+        bound = f"robust ≤ {robust.mean():.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+        self._display.reach(done / self._total, f"{attack}: {left.sum()} left, {bound}")
 
 
 @dataclass
@@ -110,7 +107,7 @@ class EvaluationRunner:
         self.init_batch_size = max(1, self.batch_size // 8)
         costs = {name: get_preset(name).cost for name in self.suite.stages}
         self._progress = AttackProgress(self.display, costs, len(self.shard))
-        self._saved = time.monotonic()
+        self._shown = self._saved = time.monotonic()
         # Logits of the clean inputs, a row for each of ``shard``; and which row an example has.
         self._logits = torch.zeros(0)
         self._row = np.zeros(self.records.n, dtype=np.int32)
@@ -189,7 +186,7 @@ class EvaluationRunner:
         known = self._resume(attack, queue, todo)
         queue.add(i for i in todo.tolist() if i not in known)
         self._saved = time.monotonic()
-        queue.run(lambda: self._pause(attack, queue))
+        queue.run(lambda: self._pause(attack, queue, todo))
         if self.state_path is not None:
             self.state_path.unlink(missing_ok=True)
 
@@ -226,11 +223,13 @@ class EvaluationRunner:
         x = self.threat.around(x).random(ExampleRng(self.seed, torch.arange(len(x), device=x.device)))
         return smaller_batch_sizes({self.fp32_model.view, self.attack_model.view}, x, y)
 
-    def _pause(self, attack: str, queue: Queue[Any]) -> None:
+    def _pause(self, attack: str, queue: Queue[Any], todo: np.ndarray) -> None:
         """Show the progress, and save the state of the attack under way, once in a while."""
-        self._progress.show(attack, queue, self.records, self.shard)
+        table = self.records[attack]
+        if time.monotonic() - self._shown > SHOW_EVERY:
+            self._progress.show(attack, queue, ~table["known"][todo], self.records.robust[self.shard])
+            self._shown = time.monotonic()
         if self.state_path is not None and time.monotonic() - self._saved > SAVE_EVERY:
-            table = self.records[attack]
             unverified = np.flatnonzero(table["unverified"] & ~table["known"]).tolist()
             write_state(self.state_path, {"attack": attack, "unverified": unverified, **queue.state()})
             self.store.write_cost(self.passes)
