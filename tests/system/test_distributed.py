@@ -340,7 +340,7 @@ def refused(world, out):
         hb.train(net, (x, others), threat=threat, quiet=True)
     with pytest.raises(hb.UserError, match="process 1 is not like the first one: other data"):
         hb.evaluate(net, (x, others), threat=threat, attacks=["fgsm"], quiet=True)
-    how = {"threat": threat, "attacks": ["fgsm"], "probes": False, "quiet": True, "out": out / "evaluation"}
+    how = {"threat": threat, "attacks": ["fgsm"], "diagnostics": "cheap", "quiet": True, "out": out / "evaluation"}
     hb.evaluate(net, (x, y), **how)
     with pytest.raises(hb.UserError, match="holds another evaluation"):  # on each, and nobody waits for the other
         hb.evaluate(net, (x, y), seed=1, **how)

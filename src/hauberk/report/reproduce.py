@@ -73,7 +73,7 @@ def evaluate_command(target: str, found: dict[str, Any]) -> str:
         words += ["--norm", threat[1], "--eps", threat[2]]
     words += ["--surrogate", "OTHER"] if any(name.startswith("transfer-") for name in origin["attacks"]) else []
     words += ["--n", str(found["n"])] if origin["subset"] != "all" else []
-    for key, usual in (("seed", 0), ("batch_size", 256), ("precision", "full")):
+    for key, usual in (("seed", 0), ("batch_size", 256), ("precision", "fp32")):
         words += _option(key, origin[key]) if origin[key] != usual else []
     return shlex.join(["hauberk", "evaluate", target, *words])
 

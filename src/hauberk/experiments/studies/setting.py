@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hauberk.core.errors import UserError
 from hauberk.data import IndexedDataset, fetch_for
-from hauberk.evaluation.signs import hardly_beats_chance
+from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.experiments.experiment import Experiment, train_experiment
 from hauberk.experiments.studies.finding import Finding
 from hauberk.methods import Method
