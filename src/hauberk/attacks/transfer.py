@@ -93,6 +93,7 @@ class CallableAttack(_Tried):
     Attributes:
         function: ``f(model, x, y, threat) -> x_adv``, of a frozen model in evaluation mode, inputs (b, ...) and labels (b,).
         threat: ball and box.
+        has_reject_class: whether the model's last output is a class of adversarial inputs, which is to be avoided too.
     """
 
     function: Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor] | None = None
