@@ -326,8 +326,8 @@ def partial_result(folder: str | Path) -> PartialResult:
     records = Records(n, stages)
     records.read(Path(folder))
     order, looked, after = shuffled_order(seed, n).numpy(), records[CLEAN]["known"], {}
-    for attack, spared in stages.items():
-        attacked = records.right & ~records.broken(spared)
+    for attack, earlier in stages.items():
+        attacked = records.right & ~records.broken(earlier)
         finished = (looked & (~attacked | records[attack]["known"]))[order]
         done = n if finished.all() else int(finished.argmin())
         robust = int((attacked & ~records[attack]["broken"])[order[:done]].sum())
