@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ _Z95 = 1.959963984540054
 _MOST = 10**8  # examples times attacks: more would not fit into memory
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """What the function of a diagnostic returns.
 
     Attributes:
