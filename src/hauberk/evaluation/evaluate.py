@@ -115,7 +115,7 @@ def evaluate(
     width = min(batch_size, count)
     used = world.on_main_process(lambda: _pick_precision(precision, model, source, width, folder))
     plan = {
-        "suite": "custom" if attacks else suite, "stages": {name: list(spared) for name, spared in chosen.stages.items()},
+        "suite": "custom" if attacks else suite, "stages": {name: list(earlier) for name, earlier in chosen.stages.items()},
         "threat": threat.to_dict(), "n": count, "seed": seed, "batch_size": width, "precision": precision,
         "attack_precision": used, "has_reject_class": has_reject_class,
         "save_adversarials": save_adversarials,  # stored with the verdicts: those of an earlier session could not be made up

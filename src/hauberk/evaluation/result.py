@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ _Z95 = 1.959963984540054
 _MOST = 10**8  # examples times attacks: more would not fit into memory
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """What the function of a diagnostic returns.
 
     Attributes:
@@ -326,8 +327,8 @@ def partial_result(folder: str | Path) -> PartialResult:
     records = Records(n, stages)
     records.read(Path(folder))
     order, looked, after = shuffled_order(seed, n).numpy(), records[CLEAN]["known"], {}
-    for attack, spared in stages.items():
-        attacked = records.right & ~records.broken(spared)
+    for attack, earlier in stages.items():
+        attacked = records.right & ~records.broken(earlier)
         finished = (looked & (~attacked | records[attack]["known"]))[order]
         done = n if finished.all() else int(finished.argmin())
         robust = int((attacked & ~records[attack]["broken"])[order[:done]].sum())

@@ -149,9 +149,9 @@ class EvaluationRunner:
 
     def run_attacks(self) -> None:
         """Run all attacks, after the clean pass, as far as the records do not know them yet."""
-        for attack, spared in self.suite.stages.items():
+        for attack, earlier in self.suite.stages.items():
             right = self.right()
-            todo = right[~self.records.broken(spared, right) & ~self.records[attack]["known"][right]]
+            todo = right[~self.records.broken(earlier, right) & ~self.records[attack]["known"][right]]
             self._progress.count(attack, len(self.shard) - len(todo))
             if len(todo):
                 self._run_attack(attack, todo)

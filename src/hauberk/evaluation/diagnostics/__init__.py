@@ -40,9 +40,10 @@ class DiagnosticSpec:
     def run(self, evidence: Any) -> list[Diagnostic]:
         """Call the function, and compare what it found with the thresholds."""
         done = []
-        for value, measured, name in self.function(evidence):
-            verdict: Verdict = "invalid" if value > self.invalid else "warning" if value > self.warning else "ok"
-            done.append(Diagnostic(name or self.name, measured, verdict, "" if verdict == "ok" else self.advice))
+        for found in self.function(evidence):
+            verdict: Verdict = "invalid" if found.value > self.invalid else "warning" if found.value > self.warning else "ok"
+            advice = "" if verdict == "ok" else self.advice
+            done.append(Diagnostic(found.name or self.name, found.measured, verdict, advice))
         return done
 
 

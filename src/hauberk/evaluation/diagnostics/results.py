@@ -39,7 +39,7 @@ class Verdicts:
     @property
     def apart(self) -> list[str]:
         """Attacks that saw every example that is classified right."""
-        return [name for name, spared in self.suite.stages.items() if not spared]
+        return [name for name, earlier in self.suite.stages.items() if not earlier]
 
     @property
     def cross_entropy(self) -> list[str]:
