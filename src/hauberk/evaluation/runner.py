@@ -161,6 +161,7 @@ class EvaluationRunner:
         program, _ = preset.adapted(self.threat, self.outputs, self.has_reject_class, self.surrogate)
         # Attacks without gradients live on small differences of the margin, which bfloat16 does not resolve.
         model = self.attack_model if program.uses_gradients else self.fp32_model
+        model = self.reference_model if program.sees_original else model
         ids = torch.from_numpy(self.records[CLEAN]["id"][self.shard]).to(self._logits.device)
         draws = ExampleRng(self.seed, ids, _stage(attack))
 
