@@ -256,3 +256,9 @@ def test_a_benchmark_still_starts(name, monkeypatch, capsys):
 def test_the_index_of_benchmarks_is_whole():
     parts = {"public_steps", "library_steps", "networks", "cells"}
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == {*COMMANDS_OF_BENCHMARKS, *parts}
+
+
+def test_the_map_names_files_that_are_there():
+    named = set(re.findall(r"`([a-z_/]+\.py)`", (ROOT / "docs" / "map.md").read_text()))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / "src" / "hauberk" / name).is_file()] == []
