@@ -108,7 +108,7 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
 
     Args:
         attack: the name of a preset; ``package.module:attribute``, which is imported; an attack of ours or of your own; or a
-            function ``f(model, x, y, threat) -> x_adv``.
+            function ``f(model, x, y, threat) -> x_adv`` of inputs (b, ...) and labels (b,).
 
     Raises:
         UserError: if it is none of these; for an unknown name, with the nearest one.
