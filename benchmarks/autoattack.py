@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import hauberk as hb
 from hauberk.core.distributed import init_distributed
 
-WAYS = (("full", 1), ("full", 0), ("bf16", 1), ("bf16", 0))  # precision and processes, 0: as many as threads
+WAYS = (("fp32", 1), ("fp32", 0), ("bf16", 1), ("bf16", 0))  # precision and processes, 0: as many as threads
 
 
 class Counter:
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--precision", default="full", help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="fp32", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.basicConfig(level=logging.WARNING)

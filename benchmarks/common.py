@@ -100,6 +100,12 @@ def trained(folder: Path, model: str, train_set: Any, threat: hb.ThreatModel, **
     return read_json(card)
 
 
+def method_at_once(name: str, threat: hb.ThreatModel, **how: Any) -> hb.Method:
+    """Return a method that reweights and perturbs weights from the first step on, as the steps that are timed need it."""
+    burn_in = {} if hb.method(name, threat).weighting is None else {"burn_in": 0}
+    return hb.method(name, threat, awp_warmup=0, **burn_in, **how)
+
+
 def evaluated(folder: Path, name: str, test_set: Any, threat: hb.ThreatModel, n: int, **how: Any) -> dict[str, Any]:
     """Evaluate the best network of the folder, or return what was found before."""
     kept = folder / f"{name}.json"

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Options, evaluated, first, parse, print_head, print_row, trained, where, with_interval
+from common import Options, evaluated, first, method_at_once, parse, print_head, print_row, trained, where, with_interval
 
 import hauberk as hb
 from hauberk.data import DATASETS, IndexedDataset, load_data
@@ -87,7 +87,7 @@ def step_seconds(options: Express, train_set: IndexedDataset, threat: hb.ThreatM
     """Medians of a step of each method, taken in turns."""
     x, y = train_set.fetch(torch.arange(BATCH))
     model = ModelSpec(options.model, tuple(x.shape[1:]), 10).build().train()
-    bound = {how["method"]: hb.method(how["method"], threat, precision="bf16", burn_in=0) for how in CELLS.values()}
+    bound = {how["method"]: method_at_once(how["method"], threat, precision="bf16") for how in CELLS.values()}
     spent: dict[str, list[float]] = {name: [] for name in bound}
     for _ in range(ROUNDS):
         for name, method in bound.items():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import STOPPED, Options, evaluated, first, parse, trained, where
+from common import STOPPED, Options, evaluated, first, method_at_once, parse, trained, where
 
 import hauberk as hb
 from hauberk.core.io import read_json, write_json
@@ -103,7 +103,7 @@ def epochs(options: Gpu) -> str:
             train_set = first(options.data, "train", options.data_dir, options.train)
             how: dict[str, Any] = {"epochs": 2, "batch_size": options.batch, "val_size": 0, "schedule": "one-cycle"}
             how |= {"precision": "bf16", "compile": "auto", "device": options.device}
-            bound = hb.method(method, hb.Linf("8/255"), burn_in=0, awp_warmup=0)
+            bound = method_at_once(method, hb.Linf("8/255"))
             run = hb.train(options.model, train_set, method=bound, quiet=True, **how)
             if run.interrupted:
                 raise SystemExit(STOPPED)

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 import tyro
-from common import print_head, print_row, where
+from common import method_at_once, print_head, print_row, where
 from library_steps import libraries
 from public_steps import EPS, STEPS, steps
 from torch import Tensor, nn
@@ -22,9 +22,7 @@ import hauberk as hb
 from hauberk.fastpath.compile import Compiled
 from hauberk.fastpath.frozen_copy import InferenceCopy
 from hauberk.fastpath.precision import PrecisionPolicy
-from hauberk.methods.registry import get_method_spec
 from hauberk.models import ModelSpec
-from hauberk.objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Floor:
 
     def __init__(self, model: nn.Module, form: str):
         precision, _, compiled = form.partition("+")
-        self.model, self.lower = model, PrecisionPolicy(precision).lowered  # type: ignore[arg-type]
+        self.model, self.autocast = model, PrecisionPolicy(precision).autocast  # type: ignore[arg-type]
         twin = InferenceCopy(model, torch.bfloat16 if precision == "bf16" else None)
         self.twin = Compiled(twin) if compiled else twin
 
@@ -61,14 +59,13 @@ class Floor:
         for _ in range(STEPS):
             point = x.detach().requires_grad_()
             torch.autograd.grad(F.cross_entropy(self.twin(point), y), point)
-        recipe = get_method_spec(method)
-        objective = OBJECTIVES[recipe.objective]
-        if recipe.attack is not None and recipe.attack.loss == "kl":
+        parts = hb.method(method, hb.Linf(EPS))
+        if getattr(parts.attack, "loss", "") == "kl":
             with torch.no_grad():
                 self.twin(x)
-        for _ in range(2 if recipe.awp.gamma else 1):
-            with self.lower(x):
-                logits = [self.model(x) for _ in range(objective.clean + objective.adversarial)]
+        for _ in range(1 if parts.weight_perturbation is None else 2):
+            with self.autocast(x):
+                logits = [self.model(x) for _ in parts.needs]
             loss = torch.stack([F.cross_entropy(z.float(), y) for z in logits]).sum()
             torch.autograd.grad(loss, list(self.model.parameters()))
 
@@ -76,8 +73,7 @@ class Floor:
 def ours(method: str, form: str, model: nn.Module) -> Callable[[Tensor, Tensor], None]:
     """Hauberk's step, as the training loop makes it."""
     precision, _, compiled = form.partition("+")
-    how = {"precision": precision, "compiled": bool(compiled)}
-    bound = hb.method(method, hb.Linf(EPS), steps=STEPS, burn_in=0, awp_warmup=0, **how)  # type: ignore[arg-type]
+    bound = method_at_once(method, hb.Linf(EPS), steps=STEPS, precision=precision, compiled=bool(compiled))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4, fused=True)
 
     def step(x: Tensor, y: Tensor) -> None:

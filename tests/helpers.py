@@ -28,6 +28,12 @@ def long_or(short, long):
     return long if LONG else short
 
 
+def made_once(tmp_path_factory):
+    """A folder for what is made once in a test run: the same for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
 def tiny_net(shape=(3, 8, 8), classes=5, seed=0, dropout=0.0):
     """A network with BatchNorm and, if asked, dropout: everything that an attack could disturb."""
     with torch.random.fork_rng(devices=[]):

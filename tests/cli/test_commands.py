@@ -301,7 +301,7 @@ def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys
 def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workplace, digits, capsys):
     own = with_loss(name, hb.method("at", hb.Linf(0.1), steps=1), hb.objectives.at)
     hb.train("mlp", digits["train"], method=own, out="own", epochs=1, val_size=50, val_steps=1, quiet=True)
-    assert main(["evaluate", "own", "--n", "20", "--attacks", "fgsm", "--no-probes", "--json"]) == 0
+    assert main(["evaluate", "own", "--n", "20", "--attacks", "fgsm", "--diagnostics", "cheap", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 20
 
 
@@ -310,5 +310,5 @@ def test_a_network_of_a_study_is_evaluated(workplace, capsys):
     context = StudyContext(base, workplace / "study", threads=1)
     context.trained("at with nothing else", custom=with_loss("at with nothing else", base.make_method(), hb.objectives.at))
     (run,) = (workplace / "study").glob("networks/*/*/*/run")
-    assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--no-probes", "--json"]) == 0
+    assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--diagnostics", "cheap", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 20

@@ -18,21 +18,20 @@ from torch import nn
 
 import hauberk as hb
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
-from hauberk.attacks.suites import Suite
-from hauberk.evaluation import Diagnostic, partial_result, search, table
-from hauberk.evaluation.records import CLEAN, RecordStore, read_records
-from hauberk.evaluation.summary import summarize
+from hauberk.evaluation import Diagnostic, partial_result, table
+from hauberk.evaluation.diagnostics import gradients
+from hauberk.evaluation.records import CLEAN, Records, RecordStore
 from hauberk.report.report import evaluation_page
 from helpers import ROOT, TESTS, TORCHRUN, Defended, Noisy, kill_again_and_again, long_or, ranks_of, sound, tiny_batch, tiny_net
 
 
 def verdicts(ev):
-    return [(e["broken_by"], e["turn"], e["step"]) for e in ev.examples]
+    return [(e["broken_by"], e["run"], e["step"]) for e in ev.examples]
 
 
 def test_the_same_verdicts_in_any_order(short_autoattack):
     model, x, y = sound()
-    settings = {"threat": hb.Linf(0.02), "suite": "standard", "batch_size": 16, "quiet": True, "probes": False}
+    settings = {"threat": hb.Linf(0.02), "suite": "standard", "batch_size": 16, "quiet": True, "diagnostics": "cheap"}
     ev = hb.evaluate(model, (x, y), **settings)
     shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     other = hb.evaluate(model, (x[shuffled], y[shuffled]), **settings)
@@ -43,7 +42,7 @@ def test_the_same_verdicts_in_any_order(short_autoattack):
 def test_the_same_verdicts_at_any_batch_size(short_autoattack):
     for dtype, least in ((torch.float64, 1.0), (torch.float32, 0.995)):
         model, x, y = sound(40, dtype)
-        settings = {"threat": hb.Linf(0.02), "suite": "standard", "quiet": True, "probes": False}
+        settings = {"threat": hb.Linf(0.02), "suite": "standard", "quiet": True, "diagnostics": "cheap"}
         runs = [hb.evaluate(model, (x, y), batch_size=b, **settings).broken_by for b in (1, 7, 64)]
         for other in runs[1:]:
             assert np.mean([a == b for a, b in zip(runs[0], other, strict=True)]) >= least
@@ -51,13 +50,13 @@ def test_the_same_verdicts_at_any_batch_size(short_autoattack):
 
 def test_attacks_in_turn_leave_the_broken_alone(short_autoattack):
     model, x, y = sound()
-    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, probes=False)
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, diagnostics="cheap")
     assert ev.sequential
     assert list(ev.by_attack) == list(AUTOATTACK)
     shares = list(ev.by_attack.values())
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] == ev.robust_accuracy
-    papers = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="papers", quiet=True, probes=False)
+    papers = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="papers", quiet=True, diagnostics="cheap")
     assert papers.by_attack["autoattack"] == ev.robust_accuracy  # the same draws
     assert papers.by_attack["apgd-ce"] == ev.by_attack["apgd-ce"]
     assert papers.robust_accuracy <= ev.robust_accuracy
@@ -80,8 +79,8 @@ for name in AUTOATTACK[:3]:
     PRESETS[name] = replace(PRESETS[name], attack=replace(PRESETS[name].attack, steps=50))
 model, x, y = sound()
 with init_distributed():
-    hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", batch_size=16, out={out!r}, quiet=True, probes=False,
-                adversarials=True)
+    hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", batch_size=16, out={out!r}, quiet=True,
+                diagnostics="cheap", save_adversarials=True)
 """
 
 
@@ -147,7 +146,7 @@ def test_an_early_answer_has_an_interval(tmp_path, monkeypatch):
     from hauberk.evaluation.runner import EvaluationRunner
 
     model, x, y = sound(120)
-    keep = EvaluationRunner._verdicts
+    keep = EvaluationRunner._verify
     calls = []
 
     def stop(self, attack, *rest):
@@ -156,7 +155,7 @@ def test_an_early_answer_has_an_interval(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return keep(self, attack, *rest)
 
-    monkeypatch.setattr(EvaluationRunner, "_verdicts", stop)
+    monkeypatch.setattr(EvaluationRunner, "_verify", stop)
     settings = {"threat": hb.Linf(0.02), "attacks": ["pgd-20", "cw-20"], "batch_size": 16, "out": tmp_path, "quiet": True}
     with pytest.raises(KeyboardInterrupt):
         hb.evaluate(model, (x, y), **settings)
@@ -165,7 +164,7 @@ def test_an_early_answer_has_an_interval(tmp_path, monkeypatch):
     assert 0 < done <= 120
     assert low <= standing / done <= high
     assert "in random order" in str(early)
-    monkeypatch.setattr(EvaluationRunner, "_verdicts", keep)
+    monkeypatch.setattr(EvaluationRunner, "_verify", keep)
     whole = hb.evaluate(model, (x, y), **settings)
     assert low <= whole.by_attack["pgd-20"] <= high
     assert early.at_most >= whole.robust_accuracy
@@ -173,8 +172,8 @@ def test_an_early_answer_has_an_interval(tmp_path, monkeypatch):
     assert again.examples == whole.examples
     with pytest.raises(hb.UserError, match="holds another evaluation \\(seed: 0 there, 1 here\\)"):
         hb.evaluate(model, (x, y), seed=1, **settings)
-    with pytest.raises(hb.UserError, match="holds another evaluation \\(adversarials"):  # whose points were not kept
-        hb.evaluate(model, (x, y), adversarials=True, **settings)
+    with pytest.raises(hb.UserError, match="holds another evaluation \\(save_adversarials"):  # whose points were not kept
+        hb.evaluate(model, (x, y), save_adversarials=True, **settings)
     (tmp_path / "verdicts-0.jsonl").open("a").write('{"i": 3, "att')  # a crash in the middle of a line
     assert hb.evaluate(model, (x, y), **settings).examples == whole.examples
 
@@ -317,8 +316,8 @@ def test_a_gradient_that_foretells_nothing_is_invalid(defence):
     model = defence().eval()
     x = (255 * tiny_batch(40)[0]).round() / 255
     y = model(x).argmax(1)
-    detects = defence is Detector
-    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.05), attacks=["pgd-10"], detects=detects, quiet=True)
+    has_reject_class = defence is Detector
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.05), attacks=["pgd-10"], has_reject_class=has_reject_class, quiet=True)
     assert ev.robust_accuracy > 0.7  # which is what must not be believed
     assert ev.warnings[0].name == "gradients-tell-the-truth"
     assert ev.warnings[0].verdict == "invalid"
@@ -344,7 +343,7 @@ def test_rounding_and_chance_alone_do_not_make_a_gradient_a_lie(how):
 
 def test_doubts_stand_before_the_number_wherever_it_is_shown():
     model, x, y = sound(20)
-    ev = hb.evaluate(model, (x, y), threat=hb.Linf("8/255"), attacks=["pgd-10"], quiet=True, probes=False)
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf("8/255"), attacks=["pgd-10"], quiet=True, diagnostics="cheap")
     assert str(ev).startswith("robust accuracy")
     found = [Diagnostic("one", "1 of 2", "warning"), Diagnostic("two", "2 of 2", "ok"), Diagnostic("three", "0", "invalid")]
     doubted = replace(ev, diagnostics=found)
@@ -367,12 +366,12 @@ def test_doubts_stand_before_the_number_wherever_it_is_shown():
 
 
 def test_a_search_that_more_steps_would_help_is_flagged(monkeypatch):
-    honest = search.apgd
+    honest = gradients.apgd
 
     def slow(*inputs, steps, **settings):
         return honest(*inputs, steps=1 + (steps > 50) * 20, **settings)
 
-    monkeypatch.setattr(search, "apgd", slow)
+    monkeypatch.setattr(gradients, "apgd", slow)
     model, (x, _) = Winding().eval(), tiny_batch(40)
     ev = hb.evaluate(model, (x, model(x).argmax(1)), threat=hb.Linf(0.02), attacks=["fgsm"], quiet=True)
     assert "optimisation-is-finished" in {d.name for d in ev.warnings}
@@ -400,7 +399,7 @@ def test_a_plain_model_raises_no_flag(short_autoattack, digits):
         for suite in ("quick", "standard"):
             ev = hb.evaluate(model, (x, y), threat=make(eps), suite=suite, quiet=True)
             assert not ev.warnings, [(d.name, d.measured) for d in ev.warnings]
-            assert ev.curve[0]["standing"] >= ev.curve[3]["standing"] >= ev.curve[-1]["standing"] == 0.0
+            assert ev.curve[0]["robust"] >= ev.curve[3]["robust"] >= ev.curve[-1]["robust"] == 0.0
             assert 0 < ev.robust_accuracy < ev.clean_accuracy
 
 
@@ -416,8 +415,9 @@ def test_a_random_model_is_evaluated_by_means_over_draws(monkeypatch):
     assert ev.robust_accuracy < ev.clean_accuracy
     again = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="rand", quiet=True)
     assert again.examples == ev.examples
+    assert "averaging-is-needed" not in {d.name for d in ev.warnings}
     steady = hb.evaluate(model.net, (x, y), threat=hb.Linf(0.02), suite="rand", quiet=True)
-    assert "standard" in next(d for d in steady.warnings if d.name == "deterministic").advice
+    assert "standard" in next(d for d in steady.warnings if d.name == "averaging-is-needed").advice
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
@@ -446,16 +446,18 @@ def test_vectors_images_that_are_not_square_and_single_examples(shape, short_aut
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_models_in_other_precisions(dtype, short_autoattack):
     model, x, y = sound(20)
-    plain = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, probes=False)
-    ev = hb.evaluate(model.to(dtype), (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, probes=False)
+    plain = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, diagnostics="cheap")
+    ev = hb.evaluate(model.to(dtype), (x, y), threat=hb.Linf(0.02), suite="standard", quiet=True, diagnostics="cheap")
     assert abs(ev.robust_accuracy - plain.robust_accuracy) <= 0.1
     assert next(model.parameters()).dtype == dtype
 
 
 def test_attacks_in_bfloat16_verdicts_in_full():
     model, x, y = sound(40)
-    full = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), attacks=["apgd-ce"], quiet=True, probes=False)
-    half = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), attacks=["apgd-ce"], precision="bf16", quiet=True, probes=False)
+    full = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), attacks=["apgd-ce"], quiet=True, diagnostics="cheap")
+    half = hb.evaluate(
+        model, (x, y), threat=hb.Linf(0.02), attacks=["apgd-ce"], precision="bf16", quiet=True, diagnostics="cheap"
+    )
     assert abs(full.robust_accuracy - half.robust_accuracy) <= 0.05
     for example in half.examples:
         if example["broken_by"] == "apgd-ce":
@@ -474,11 +476,11 @@ def test_transfer_that_beats_gradients_is_a_sign():
 
 def test_a_card_in_the_style_of_robustbench(short_autoattack):
     model, x, y = sound(20)
-    ev = hb.evaluate(model, (x, y), threat=hb.Linf("8/255"), suite="standard", quiet=True, probes=False)
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf("8/255"), suite="standard", quiet=True, diagnostics="cheap")
     card = ev.robustbench_card("ours", "cifar10", "tiny")
     assert card["eps"] == "8/255"
     assert card["autoattack_acc"] == f"{100 * ev.robust_accuracy:.2f}"
-    quick = hb.evaluate(model, (x, y), threat=hb.Linf("8/255"), quiet=True, probes=False)
+    quick = hb.evaluate(model, (x, y), threat=hb.Linf("8/255"), quiet=True, diagnostics="cheap")
     assert quick.robustbench_card("ours", "cifar10")["autoattack_acc"] is None
 
 
@@ -487,31 +489,33 @@ def test_a_margin_that_is_not_finite_is_null_in_every_file_and_in_memory_alike(t
         raise AssertionError(f"{name} is no JSON")
 
     plan = {"stages": {"fgsm": []}, "seed": 0, "n": 2, "bound": float("inf")}
-    records = [
-        {"i": 0, "attack": CLEAN, "id": 5, "label": 1, "predicted": 1, "margin": float("nan"), "right": True},
-        {"i": 1, "attack": CLEAN, "id": 6, "label": 1, "predicted": 1, "margin": 2.0, "right": True},
-        {"i": 0, "attack": "fgsm", "broken": False, "margin": float("inf")},
-        {"i": 1, "attack": "fgsm", "broken": True, "turn": 0, "step": 0, "margin": float("-inf"), "norm": 0.1},
-    ]
-    with closing(RecordStore(tmp_path, plan)) as ledger:
-        for record in records:
-            ledger.write(record)
-        seen = list(ledger.records.values())
+    both, zero, one = np.arange(2), np.array([0]), np.array([1])
+    with closing(RecordStore(tmp_path, plan)) as store:
+        store.write(CLEAN, both, id=both + 5, label=1, predicted=1, margin=np.array([np.nan, 2.0]), right=True)
+        store.write("fgsm", zero, broken=False, margin=np.inf)
+        store.write("fgsm", one, broken=True, run=0, step=0, predicted=0, margin=-np.inf, norm=0.1)
+        seen = store.records
     for path in (tmp_path / "plan.json", tmp_path / "verdicts-0.jsonl"):
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         assert all(json.loads(line, parse_constant=refuse) for line in lines)
-    assert list(read_records(tmp_path)) == seen
+    read = Records(2, ["fgsm"])
+    read.read(tmp_path)
     with closing(RecordStore(tmp_path, plan)) as again:  # the same plan, although it holds no number there
-        assert list(again.records.values()) == seen
-    found = summarize(seen, Suite({"fgsm": ()}, {}, 1, "")).numbers()["examples"]
+        for other in (read, again.records):
+            assert all(other[name].tolist().__repr__() == seen[name].tolist().__repr__() for name in (CLEAN, "fgsm"))
+    nothing: dict = dict.fromkeys(
+        ("threat", "suite", "sequential", "clean_accuracy", "robust_accuracy", "by_attack", "by_class")
+    )
+    nothing |= dict.fromkeys(("detection", "curve", "diagnostics", "provenance"))
+    found = hb.Evaluation(**nothing, records=seen).examples
     assert [(e["clean_margin"], e["margin"]) for e in found] == [(None, None), (2.0, 2.0)]
     assert partial_result(tmp_path).at_most == 0.5
 
 
 def test_all_json_is_written_by_one_function():
     root = ROOT / "src" / "hauberk"
-    writers = {path.name for path in root.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())}
-    assert writers == {"io.py", "reproduce.py"}  # the second writes values of options on a command line
+    writers = {path.name for path in root.rglob("*.py") if re.search(r"json\.dumps?\(|JSONEncoder\(", path.read_text())}
+    assert writers == {"io.py", "options.py", "reproduce.py", "table.py"}  # the others write no JSON, but words and digests
 
 
 def test_metrics_that_are_not_finite_are_null(tmp_path):
@@ -524,7 +528,14 @@ def test_metrics_that_are_not_finite_are_null(tmp_path):
 
 def test_adversarial_examples_that_were_lost_or_replaced_are_not_made_up(tmp_path):
     model, x, y = sound(8)
-    how = {"threat": hb.Linf(0.02), "attacks": ["fgsm"], "quiet": True, "probes": False, "adversarials": True, "out": tmp_path}
+    how = {
+        "threat": hb.Linf(0.02),
+        "attacks": ["fgsm"],
+        "quiet": True,
+        "diagnostics": "cheap",
+        "save_adversarials": True,
+        "out": tmp_path,
+    }
     hb.evaluate(model, (x, y), **how)
     path = tmp_path / "adversarials.npy"
     whole = path.read_bytes()

@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import numpy as np
@@ -7,15 +8,18 @@ from scipy.stats import binomtest
 from torch import nn
 
 import hauberk as hb
-from hauberk.attacks import PRESETS
-from hauberk.evaluation import find_suite, table, wilson_interval
-from hauberk.evaluation.signs import signs
-from hauberk.evaluation.summary import summarize
-from helpers import CHECKPOINTS, MNIST, Noisy, small_mnist_net, tiny_batch, tiny_net
+from hauberk.attacks import PRESETS, find_suite
+from hauberk.evaluation import DIAGNOSTICS, DiagnosticSpec, Finding, table, wilson_interval
+from hauberk.evaluation.diagnostics import run_diagnostics
+from hauberk.evaluation.diagnostics.results import Verdicts
+from hauberk.evaluation.records import CLEAN, Records, RecordStore
+from helpers import CHECKPOINTS, MNIST, ROOT, Noisy, small_mnist_net, tiny_batch, tiny_net
+
+evaluate_module = importlib.import_module("hauberk.evaluation.evaluate")  # the name of the function hides it
 
 
 def evaluated(net, data, out, **more):
-    how = {"threat": hb.Linf(0.01), "attacks": ["fgsm"], "probes": False, "quiet": True, "batch_size": 8}
+    how = {"threat": hb.Linf(0.01), "attacks": ["fgsm"], "diagnostics": "cheap", "quiet": True, "batch_size": 8}
     return hb.evaluate(net, data, out=out, **{**how, **more})
 
 
@@ -143,7 +147,7 @@ def test_a_success_that_does_not_hold_again_does_not_count():
         Forgets(), (x.clamp(0, 1), torch.zeros(50, dtype=torch.long)), threat=hb.Linf(0.001), attacks=["pgd-20"], quiet=True
     )
     assert ev.robust_accuracy == 1.0
-    assert next(d for d in ev.diagnostics if d.name == "fragile").verdict == "warning"
+    assert next(d for d in ev.diagnostics if d.name == "unverified").verdict == "warning"
 
 
 def test_wilson_agrees_with_scipy():
@@ -152,15 +156,17 @@ def test_wilson_agrees_with_scipy():
         assert wilson_interval(k, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
 
 
-def flags(right=850, fragile=0, **broken):
-    """Signs in 1,000 verdicts, of which each attack breaks the first so many; attacks are named with _ for -."""
+def flags(right=850, unverified=0, **broken):
+    """Diagnostics of 1,000 verdicts, of which each attack breaks the first so many; attacks are named with _ for -."""
     suite = find_suite("", [name.replace("_", "-") for name in broken])
-    records = [{"i": i, "attack": "clean", "right": i < right, "label": 0, "predicted": 0, "margin": 1.0} for i in range(1000)]
+    records, i = Records(1000, suite.stages), np.arange(1000)
+    records.set(CLEAN, i, id=0, label=0, predicted=0, margin=1.0, right=i < right)
     for name, count in broken.items():
-        for i in range(right):
-            doubt = {"fragile": True} if i < fragile else {}
-            records.append({"i": i, "attack": name.replace("_", "-"), "broken": i < count, "margin": 0.0, **doubt})
-    return {d.name: d.verdict for d in signs(summarize(records, suite), classes=10)}
+        attacked = i[:right]
+        verdicts = {"broken": attacked < count, "margin": 0.0, "unverified": attacked < unverified}
+        records.set(name.replace("_", "-"), attacked, **verdicts)
+    found = run_diagnostics(DIAGNOSTICS.values(), "verdicts", Verdicts(records, suite, outputs=10))
+    return {d.name: d.verdict for d in found}
 
 
 def test_signs_raise_their_flag_and_no_other():
@@ -172,7 +178,7 @@ def test_signs_raise_their_flag_and_no_other():
     assert flags(**sound, apgd_t=550)["cross-entropy-to-margin-gap"] == "warning"
     assert flags(**sound, square=365)["square-beats-gradients"] == "warning"
     assert flags(right=110, fgsm=50)["clean-accuracy"] == "invalid"
-    assert flags(fragile=20, fgsm=50)["fragile"] == "warning"
+    assert flags(unverified=20, fgsm=50)["unverified"] == "warning"
 
 
 def test_random_models_are_recognised():
@@ -276,5 +282,94 @@ def test_no_answer_under_attack_counts_as_broken_and_is_said(tmp_path):
         json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "verdicts-0.jsonl").read_text().splitlines()
     ]
     assert sum(record.get("finite") is False for record in records) == 40  # two attacks, each on all
-    sound = hb.evaluate(Linear(), (x, y), threat=threat, attacks=["pgd-20"], quiet=True, probes=False)
+    sound = hb.evaluate(Linear(), (x, y), threat=threat, attacks=["pgd-20"], quiet=True, diagnostics="cheap")
     assert next(d for d in sound.diagnostics if d.name == "finite-logits").verdict == "ok"
+
+
+def test_the_page_on_evaluation_has_every_diagnostic_with_its_thresholds():
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `") and line.count("|") == 5]
+    said = {name.strip(" `"): (warning.strip(), invalid.strip()) for name, _, warning, invalid in rows}
+
+    def shown(limit):
+        return "" if limit == np.inf else f"{limit:.4f}".rstrip("0").rstrip(".")
+
+    limits = {name: (shown(spec.warning), shown(spec.invalid)) for name, spec in DIAGNOSTICS.items()}
+    assert said == limits
+    assert all(spec.advice for spec in DIAGNOSTICS.values())
+
+
+def test_a_diagnostic_of_ones_own_runs_where_its_evidence_is():
+    x, _ = tiny_batch(30)
+    model = tiny_net(seed=2).eval()
+    seen = []
+
+    def measure(evidence):
+        seen.append(type(evidence).__name__)
+        return [Finding(0.5, "half")]
+
+    kinds = ("model", "sample", "verdicts")
+    mine = [
+        DiagnosticSpec(f"my-{kind}", measure, kind, warning=w, advice="look")
+        for kind, w in zip(kinds, (0.4, 0.6, 0.4), strict=True)
+    ]
+    how = {"threat": hb.Linf(0.01), "attacks": ["fgsm"], "quiet": True}
+    ev = hb.evaluate(model, (x, model(x).argmax(1)), diagnostics=[*mine, "clean-accuracy"], **how)
+    assert [(d.name, d.verdict) for d in ev.diagnostics] == [
+        ("my-model", "warning"), ("my-sample", "ok"), ("my-verdicts", "warning"), ("clean-accuracy", "ok")
+    ]  # fmt: skip
+    assert seen == ["CleanInputs", "Sample", "Verdicts"]
+    assert ev.curve
+    assert str(ev).startswith("WARNING (my-model, my-verdicts)")
+    assert {d.advice for d in ev.warnings} == {"look"}
+    cheap = hb.evaluate(model, (x, model(x).argmax(1)), diagnostics="cheap", **how)
+    names = {name for name, spec in DIAGNOSTICS.items() if spec.evidence == "sample"}
+    assert not cheap.curve
+    assert not {d.name for d in cheap.diagnostics} & names
+    assert {d.name for d in cheap.diagnostics} >= {"logits", "deterministic", "clean-accuracy", "unverified"}
+    for wrong, says in (("chaep", "did you mean 'cheap'"), (["gradient"], "did you mean 'gradients'")):
+        with pytest.raises(hb.UserError, match=says):
+            hb.evaluate(model, (x, model(x).argmax(1)), diagnostics=wrong, **how)
+    with pytest.raises(hb.UserError, match="evidence of the diagnostic 'x'"):
+        DiagnosticSpec("x", measure, "verdict")
+
+
+@pytest.mark.parametrize("precision", ["model", "fp32", "bf16", "auto"])
+def test_every_precision_finds_the_same_but_for_rounding_and_says_what_it_used(precision, tmp_path, monkeypatch):
+    model = tiny_net(seed=2).eval()
+    x, _ = tiny_batch(40)
+    how = {"threat": hb.Linf(0.02), "attacks": ["pgd-10"], "quiet": True, "diagnostics": "cheap"}
+    data = x, model(x).argmax(1)
+    plain = hb.evaluate(model, data, precision="model", **how)
+    monkeypatch.setattr(evaluate_module, "autotune_precision", lambda *given: ("bf16", False))
+    ev = hb.evaluate(model, data, precision=precision, out=tmp_path, **how)
+    assert ev.provenance["precision"] == {"auto": "bf16"}.get(precision, precision)
+    assert abs(ev.robust_accuracy - plain.robust_accuracy) <= 0.05
+    if precision == "model":
+        assert ev.examples == plain.examples
+    # An evaluation that goes on does not measure again.
+    monkeypatch.setattr(evaluate_module, "autotune_precision", lambda *given: ("fp32", False))
+    assert (
+        hb.evaluate(model, data, precision=precision, out=tmp_path, **how).provenance["precision"] == ev.provenance["precision"]
+    )
+    with pytest.raises(hb.UserError, match="precision is one of model, fp32, bf16, auto"):
+        hb.evaluate(model, data, precision="full", **how)
+
+
+def test_what_is_found_takes_few_bytes_of_memory():
+    n = 1000
+    records = Records(n, ["a", "b", "c", "d"])
+    size = sum(records[name].nbytes for name in (CLEAN, "a", "b", "c", "d"))
+    assert size / n <= 160
+
+
+def test_examples_are_written_many_at_once(tmp_path, monkeypatch):
+    model = nn.Linear(4, 3)
+    x = torch.rand(2000, 4, generator=torch.Generator().manual_seed(0))
+    blocks = []
+    whole = RecordStore._append
+    monkeypatch.setattr(RecordStore, "_append", lambda self, lines: (blocks.append(lines.count("\n")), whole(self, lines)))
+    data = x, model(x).argmax(1)
+    hb.evaluate(model, data, threat=hb.Linf(0.02), attacks=["fgsm"], out=tmp_path, quiet=True, diagnostics="cheap")
+    assert sum(blocks) == len((tmp_path / "verdicts-0.jsonl").read_text().splitlines()) >= 3800
+    assert len(blocks) <= 2 + 3 * (2000 // 256 + 1)  # clean pass, verdicts, those that leave

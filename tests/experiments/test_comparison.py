@@ -178,8 +178,8 @@ def test_finished_cells_are_not_kept_where_their_data_have_changed(split, tmp_pa
     for part in ("train", "test"):
         lines = ["a,b,label", *(f"{i % 7},{i % 5},{i % 2}" for i in range(100))]
         (tmp_path / f"{part}.csv").write_text("\n".join(lines))
-    small = {"settings": {"epochs": 1, "val_size": 20}, "train_size": 0, "test_size": 0}
-    (cell,) = cells("at", trials=1, data=str(tmp_path / "rows.toml"), model="mlp", **small)
+    small = {"settings": {"epochs": 1, "val_size": 20}, "subset": SubsetOptions()}
+    (cell,) = cells("at", trials=1, data=DataOptions(str(tmp_path / "rows.toml")), model=ModelOptions("mlp"), **small)
     out, told = tmp_path / "out", []
     assert run_cells([cell], out)
     assert run_cells([cell], out, on_progress=lambda cell, what: told.append(what))
@@ -373,7 +373,7 @@ def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
     planned = []
     monkeypatch.setattr("hauberk.experiments.estimate", lambda cells, *_, **__: planned.extend(cells))
     assert main(["compare", "mart-white-box", "--model", "wrn-34-10", *words, "--dry-run"]) == 0
-    assert {cell.make_method().choices.terms.keywords["beta"] for cell in planned if cell.method == "mart"} == {beta}
+    assert {cell.make_method().objective.beta for cell in planned if cell.method == "mart"} == {beta}
 
 
 def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():

@@ -21,7 +21,7 @@ from hauberk.experiments.options import SubsetOptions
 from hauberk.experiments.studies import STUDIES, StudyContext, StudyResult, find_study
 from hauberk.experiments.studies.attacks import typical_ratio
 from hauberk.experiments.studies.base import all_better, paired_difference, without_chance_verdict
-from hauberk.experiments.studies.custom_methods import MART_LOSSES
+from hauberk.experiments.studies.custom_methods import MART_LOSSES, split_method
 from hauberk.experiments.studies.training import split_by_correctness
 from helpers import tiny_batch, tiny_net
 
@@ -126,7 +126,7 @@ def test_a_split_of_equal_parts_is_the_method_itself():
     x, y = tiny_batch(6, dtype=torch.float64)
     net, threat = tiny_net().double().train(), hb.Linf("8/255")
     mart = hb.method("mart", threat, start="clean")
-    split = SplitMethod("both", mart, mart, torch.tensor([1, 4]))
+    split = split_method("both", mart, mart, torch.tensor([1, 4]))
     ours, whole = split(deepcopy(net), x, y, index=torch.arange(6)), mart(deepcopy(net), x, y)
     torch.testing.assert_close(ours.loss, whole.loss)
     torch.testing.assert_close(ours.x_adv, whole.x_adv)
@@ -135,7 +135,7 @@ def test_a_split_of_equal_parts_is_the_method_itself():
 def test_a_split_treats_the_chosen_in_their_way():
     x, y = tiny_batch(6)
     net, threat = tiny_net().eval(), hb.Linf("8/255")
-    split = SplitMethod("S-", hb.method("standard", threat), hb.method("at", threat), torch.tensor([11, 14]))
+    split = split_method("S-", hb.method("standard", threat), hb.method("at", threat), torch.tensor([11, 14]))
     out = split(net, x, y, index=torch.arange(10, 16))
     moved = (out.x_adv != x).flatten(1).any(1)
     assert moved.tolist() == [True, False, True, True, False, True]

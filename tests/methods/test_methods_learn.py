@@ -23,7 +23,13 @@ def test_every_method_learns_digits(name, digits):
     run = hb.train(model, digits["train"], method=name, threat=hb.Linf(0.1), **settings)
     detects = name == "adversarial-class"
     found = hb.evaluate(
-        run.model, digits["test"], threat=hb.Linf(0.1), attacks=["pgd-20"], n=long_or(100, None), detects=detects, quiet=True
+        run.model,
+        digits["test"],
+        threat=hb.Linf(0.1),
+        attacks=["pgd-20"],
+        n=long_or(100, None),
+        has_reject_class=detects,
+        quiet=True,
     )
     assert found.clean_accuracy > (0.6 if detects else long_or(0.9, 0.8))
     assert found.robust_accuracy > (0.3 if name == "standard" else long_or(0.58, 0.45))
@@ -66,7 +72,7 @@ def test_a_class_of_adversarial_inputs_is_reported(digits, tmp_path, monkeypatch
         quiet=True,
     )
     assert run.model(digits["test"].fetch(torch.arange(2))[0]).shape == (2, 11)
-    found = hb.evaluate(run.model, digits["test"], threat=hb.Linf(0.1), attacks=["pgd-20"], detects=True, quiet=True)
+    found = hb.evaluate(run.model, digits["test"], threat=hb.Linf(0.1), attacks=["pgd-20"], has_reject_class=True, quiet=True)
     assert found.detection["detection_rate"] > 0.5
     assert found.detection["false_alarms"] < 0.4
     assert "with rejection" in str(found)

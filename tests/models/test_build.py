@@ -139,7 +139,7 @@ def test_networks_of_other_libraries_train_evaluate_and_load(library, which, tmp
     x, y = torch.rand(24, 3, 32, 32), torch.arange(24) % 4
     threat = hb.Linf("8/255")
     run = hb.train(name, (x, y), threat=threat, epochs=1, batch_size=8, val_size=0, out=tmp_path / "run", quiet=True)
-    found = hb.evaluate(run.model, (x[:4], y[:4]), threat=threat, attacks=["pgd-10"], probes=False, quiet=True)
+    found = hb.evaluate(run.model, (x[:4], y[:4]), threat=threat, attacks=["pgd-10"], diagnostics="cheap", quiet=True)
     assert found.n == 4
     loaded = hb.load(tmp_path / "run")  # by its card, without allow_code
     assert torch.equal(loaded(x[:4]), run.model(x[:4]))

@@ -288,7 +288,7 @@ def test_what_a_report_says_to_type_makes_the_same_again(tmp_path, monkeypatch):
     asked = "train --method mail-mart --epochs 2 --eps 0.08 --schedule steps --milestones 0.5 --batch-size 96 --augment crop "
     asked += "--class-weights balanced --normalize --seed 3 --threads 1 --ema 0.9 --beta 4 --set burn_in=1 measure=pm-nat "
     assert main([*asked.split(), "step_size=eps/3", "--out", "run", "--quiet"]) == 0
-    attacked = "evaluate run --attacks pgd-10 fgsm --sequential --n 20 --seed 5 --eps 0.05 --no-probes"
+    attacked = "evaluate run --attacks pgd-10 fgsm --sequential --n 20 --seed 5 --eps 0.05 --diagnostics cheap"
     assert main([*attacked.split(), "--quiet"]) == 0
     evaluated = read_json(next(tmp_path.glob("here/run/evaluations/*/evaluation.json")))
     monkeypatch.chdir(tmp_path / "there")

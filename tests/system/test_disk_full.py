@@ -60,7 +60,7 @@ from hauberk.models import ModelSpec
 
 torch.manual_seed(0)
 model = ModelSpec("mlp", (4,), 3).build()
-x, how = torch.rand(400, 4), {"probes": False, "quiet": True}
+x, how = torch.rand(400, 4), {"diagnostics": "cheap", "quiet": True}
 y = model(x).argmax(1)
 if sys.argv[2] == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
@@ -101,7 +101,7 @@ torch.manual_seed(0)
 model, x = ModelSpec("mlp", (400,), 3).build(), torch.rand(100, 400)
 if sys.argv[2] == "limited":
     resource.setrlimit(resource.RLIMIT_FSIZE, (60000, resource.RLIM_INFINITY))
-how = {"attacks": ["fgsm"], "probes": False, "quiet": True, "adversarials": True, "out": sys.argv[1]}
+how = {"attacks": ["fgsm"], "diagnostics": "cheap", "quiet": True, "save_adversarials": True, "out": sys.argv[1]}
 try:
     hb.evaluate(model, (x, model(x).argmax(1)), threat=hb.Linf(0.01), **how)
 except hb.UserError as error:

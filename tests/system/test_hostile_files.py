@@ -265,7 +265,7 @@ def evaluated(tmp_path_factory):
     y = model(x).argmax(1)
 
     def again():
-        hb.evaluate(model, (x, y), threat=hb.Linf(0.1), attacks=["fgsm"], out=folder, quiet=True, probes=False)
+        hb.evaluate(model, (x, y), threat=hb.Linf(0.1), attacks=["fgsm"], out=folder, quiet=True, diagnostics="cheap")
 
     again()
     return folder, read_json(folder / "plan.json"), (folder / "verdicts-0.jsonl").read_bytes(), again

@@ -65,7 +65,7 @@ def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_holds_nothing(tm
 
 
 def test_two_evaluations_in_one_folder_are_refused(tmp_path):
-    how = {"threat": hb.Linf(0.01), "attacks": ["fgsm"], "probes": False, "quiet": True, "out": tmp_path}
+    how = {"threat": hb.Linf(0.01), "attacks": ["fgsm"], "diagnostics": "cheap", "quiet": True, "out": tmp_path}
     with exclusive_lock(tmp_path, ".lock-0"), pytest.raises(hb.UserError, match="another process is at work"):
         hb.evaluate(tiny_net(), tiny_batch(20), **how)
     assert hb.evaluate(tiny_net(), tiny_batch(20), **how).n == 20

@@ -33,7 +33,7 @@ except MemoryError:
 model = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(147, 3))
 how = {"threat": hb.Linf("4/255"), "quiet": True}
 hb.train(model, (x, y), method="fgsm-at", epochs=1, batch_size=4, val_size=20, val_steps=1, **how)
-found = hb.evaluate(model, (x, y), attacks=["fgsm"], batch_size=4, probes=False, **how)
+found = hb.evaluate(model, (x, y), attacks=["fgsm"], batch_size=4, diagnostics="cheap", **how)
 print(found.n)
 """
 

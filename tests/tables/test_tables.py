@@ -225,10 +225,12 @@ def test_columns_that_may_change_but_cannot_are_named(tmp_path):
     assert str(reach_of(table.test, table.default_threat("L2", 0.04))).startswith("0 of 4 columns can change; age, months")
     assert reach_of(hb.data.as_dataset((table.test.x, table.test.y)), table.threat) is None
     net = table.default_model("mlp").build()
-    found = hb.evaluate(net, table.test, threat=table.threat, attacks=["fgsm"], n=20, probes=False, quiet=True)
+    found = hb.evaluate(net, table.test, threat=table.threat, attacks=["fgsm"], n=20, diagnostics="cheap", quiet=True)
     said = {d.name: d for d in found.warnings}["columns-can-change"]
     assert (said.measured, said.verdict) == (str(reach), "warning")
-    none = hb.evaluate(net, table.test, threat=table.default_threat("Linf", 0.01), attacks=["fgsm"], probes=False, quiet=True)
+    none = hb.evaluate(
+        net, table.test, threat=table.default_threat("Linf", 0.01), attacks=["fgsm"], diagnostics="cheap", quiet=True
+    )
     assert "columns-can-change" in str(none)
     assert str(none).startswith("INVALID")
 

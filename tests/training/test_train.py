@@ -125,7 +125,7 @@ def test_validation_examples_are_never_trained_on():
     source = as_dataset(easy_data(100))
     plan = make_plan(ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(seed=3), source)
     assert len(plan.val) == 10
-    assert set(plan.val.index.tolist()).isdisjoint(plan.train.index.tolist())
+    assert set(plan.val.indices.tolist()).isdisjoint(plan.train.indices.tolist())
     assert len(plan.val) + len(plan.train) == 100
     seen = torch.cat(plan.batches(0))
     assert sorted(seen.tolist()) == list(range(90))

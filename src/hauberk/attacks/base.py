@@ -33,7 +33,7 @@ class Attack(Generic[State]):
             attack none at all).
         needs_clean_logits: whether ``init`` wants the logits of the clean inputs.
         uses_gradients: whether it is blind where gradients are masked.
-        exact: whether it lives on differences of logits that bfloat16 does not resolve.
+        sees_original: whether it is handed the caller's own module, where an evaluation has a faster copy for others.
         mode: of the model meanwhile, see :func:`hauberk.attacks.frozen_model`.
         return_last: whether it returns its last point, not the best it has seen.
         evaluate_last: whether it looks at the point that it returns.
@@ -45,7 +45,7 @@ class Attack(Generic[State]):
     stops_at_success: bool = True
     needs_clean_logits: bool = True
     uses_gradients: bool = True
-    exact: bool = False
+    sees_original: bool = False
     mode: Mode = "eval"
     return_last: bool = False
     evaluate_last: bool = True
@@ -121,8 +121,15 @@ class Attack(Generic[State]):
     def __str__(self) -> str:
         shown: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         usual = {f.name: f.default for f in fields(self)}  # type: ignore[arg-type]
-        changed = [f"{k}={v}" for k, v in shown.items() if isinstance(v, Tensor) or str(v) != str(usual[k])]
+        changed = [f"{k}={_shown(v)}" for k, v in shown.items() if isinstance(v, Tensor) or str(v) != str(usual[k])]
         return f"{type(self).__name__}({', '.join(changed)})"
+
+
+def _shown(value: Any) -> str:
+    """A setting in words that are the same in every process."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
 
 
 def run_attack(

@@ -15,6 +15,7 @@ from hauberk.attacks.square import Square
 from hauberk.attacks.state import AttackResult
 from hauberk.attacks.transfer import CallableAttack, Transfer
 from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.threat import ThreatModel
 from hauberk.threat.checks import check_batch
@@ -106,11 +107,14 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
     """Return an attack with the name it is reported by.
 
     Args:
-        attack: the name of a preset; an attack of ours or of your own; or a function ``f(model, x, y, threat) -> x_adv``.
+        attack: the name of a preset; ``package.module:attribute``, which is imported; an attack of ours or of your own; or a
+            function ``f(model, x, y, threat) -> x_adv`` of inputs (b, ...) and labels (b,).
 
     Raises:
         UserError: if it is none of these; for an unknown name, with the nearest one.
     """
+    if isinstance(attack, str) and is_import_path(attack):
+        return attack, replace(find_attack(import_object(attack, "attack"))[1], source=f"imported from {attack}")
     if isinstance(attack, str):
         if attack not in PRESETS:
             raise unknown_name("attack", attack, PRESETS)

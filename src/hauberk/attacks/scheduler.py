@@ -20,7 +20,7 @@ _IDLE = 1 << 40  # the step of a row that nobody owns
 Fetch = Callable[[list[int], list[int]], AttackInputs]  # examples and their runs -> inputs
 # state, places of its rows, the examples there, their runs -> which successes hold, (b,) bool on the host
 Verify = Callable[[AttackState, Tensor, list[int], list[int]], np.ndarray]
-Leave = Callable[[AttackState, int, int], None]  # state, place, example: it has had all its runs
+Leave = Callable[[AttackState, Tensor, list[int]], None]  # state, places, the examples there, which have had all their runs
 
 
 @dataclass
@@ -35,7 +35,7 @@ class ContinuousBatcher(Generic[State]):
         queries: the model.
         fetch: gives the inputs of some examples.
         verify: is shown the examples that claim success, and says for which it holds; the others go on.
-        leave: is told of each example that has had all its runs.
+        leave: is told of the examples that have had all their runs.
         n_runs: how many runs each example has.
         batch_size: number of rows.
         init_batch_size: how many examples are set up at once, in a fixed shape likewise.
@@ -152,12 +152,12 @@ class ContinuousBatcher(Generic[State]):
                 state.reject(torch.from_numpy(claims[~holds]).to(state.y.device))
         self.host_steps[busy] = steps[busy]
         ended = np.flatnonzero((self.owner != _FREE) & (steps >= self.attack.max_steps))
-        for place in ended.tolist():
-            if self.run_of[place] + 1 < self.n_runs:
-                # First in the queue, so that examples leave in the order they came: an early answer needs that.
-                self.waiting.appendleft((int(self.owner[place]), int(self.run_of[place]) + 1))
-            else:
-                self.leave(state, place, int(self.owner[place]))
+        last = self.run_of[ended] + 1 >= self.n_runs
+        for place in ended[~last].tolist():
+            # First in the queue, so that examples leave in the order they came: a partial result needs that.
+            self.waiting.appendleft((int(self.owner[place]), int(self.run_of[place]) + 1))
+        if last.any():
+            self.leave(state, torch.from_numpy(ended[last]).to(state.y.device), self.owner[ended[last]].tolist())
         self._free(ended)
 
     def _free(self, places: np.ndarray) -> None:

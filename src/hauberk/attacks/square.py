@@ -39,7 +39,6 @@ class Square(Attack[AttackState]):
     check_every = 20
     passes_per_step = 1
     uses_gradients = False
-    exact = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:

@@ -69,7 +69,7 @@ def find_suite(suite: str, attacks: Sequence[AttackLike] = (), sequential: bool 
 
     Args:
         suite: name of a suite, used where ``attacks`` is empty.
-        attacks: attacks instead, by name, as objects or as functions; they run in order of cost.
+        attacks: attacks instead, by name, as objects or as functions that return inputs (B, ...); they run in order of cost.
         sequential: each of them only on the examples that still stand.
         also: attacks besides, on every example that is classified right.
 

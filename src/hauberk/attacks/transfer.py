@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.base import Attack, run_attack
@@ -93,12 +94,14 @@ class CallableAttack(_Tried):
     Attributes:
         function: ``f(model, x, y, threat) -> x_adv``, of a frozen model in evaluation mode, inputs (b, ...) and labels (b,).
         threat: ball and box.
+        has_reject_class: whether the model's last output is a class of adversarial inputs, which is to be avoided too.
     """
 
     function: Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor] | None = None
     threat: ThreatModel | None = None
     has_reject_class: bool = False
     uses_gradients = True
+    sees_original = True
 
     def adapted(
         self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
@@ -115,20 +118,38 @@ class CallableAttack(_Tried):
         assert self.function is not None
         assert self.threat is not None
         model, x = queries.model, state.feasible.x
-        before = [parameter._version for parameter in (*model.parameters(), *model.buffers())]
+        before = _contents(model)
         point = self.function(model, x.clone(), state.y.clone(), self.threat)
         point = getattr(point, "x_adv", point)
         if not isinstance(point, Tensor) or point.shape != x.shape:
             got = tuple(point.shape) if isinstance(point, Tensor) else type(point).__name__
             raise UserError(f"{self} must return inputs of shape {tuple(x.shape)}, it returned {got}")
-        after = [parameter._version for parameter in (*model.parameters(), *model.buffers())]
-        if before != after or any(module.training for module in model.modules()):
+        if _put_back(model, before):
             raise UserError(f"{self} changes the model that it attacks (weights, buffers or training mode); that is no attack")
         return point.detach().to(x)
 
     def __str__(self) -> str:
         function = self.function
         return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def _contents(model: nn.Module) -> tuple[list[Tensor], list[bool]]:
+    """Copies of weights and buffers, and the mode of each module."""
+    return [value.clone() for value in (*model.parameters(), *model.buffers())], [m.training for m in model.modules()]
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module, before: tuple[list[Tensor], list[bool]]) -> bool:
+    """Put back what has been changed since; returns whether there was anything."""
+    changed = False
+    for value, old in zip((*model.parameters(), *model.buffers()), before[0], strict=True):
+        if not torch.equal(value, old):
+            changed = True
+            value.copy_(old)
+    for module, mode in zip(model.modules(), before[1], strict=True):
+        changed |= module.training != mode
+        module.training = mode
+    return changed
 
 
 def transfer(

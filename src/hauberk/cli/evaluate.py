@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from hauberk.threat import ThreatModel
 
 _TIMEOUT = timedelta(days=1)  # the parts of the processes may take times that differ by hours
-_CHANGES_NO_NUMBER = ("threads", "device", "out", "probes", "card", "status", "json", "quiet")
-_PASSED_ON = ("n", "batch_size", "seed", "precision", "adversarials", "probes")
+_CHANGES_NO_NUMBER = ("threads", "device", "out", "diagnostics", "card", "status", "json", "quiet")
+_PASSED_ON = ("n", "batch_size", "seed", "precision", "save_adversarials", "diagnostics")
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,19 @@ class Evaluate:
     """Number of CPU threads; 0 leaves torch's choice."""
     device: str = "auto"
     """Device to run on: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
-    precision: Literal["full", "bf16"] = "full"
-    """Precision of the attacks; bf16 never runs the verdicts."""
+    precision: Literal["model", "fp32", "bf16", "auto"] = "fp32"
+    """What the attacks run on, never the verdicts: the model as it is, a fused copy of it, attacks with gradients on a copy in
+    bfloat16, or what a measurement finds faster of the two."""
+    has_reject_class: bool = False
+    """The last output of the model is a class of adversarial inputs, where its card does not say so."""
     out: Path | None = None
     """Folder for verdicts, as they come, and result; by default evaluations/SUITE beside the model. Called again with
     the same options, an evaluation that was interrupted goes on there."""
-    adversarials: bool = False
+    save_adversarials: bool = False
     """Keep the adversarial examples, in adversarials.npy of that folder."""
-    probes: bool = True
-    """Look for signs of masked gradients, and measure accuracy against ε, on a few examples."""
+    diagnostics: Literal["all", "cheap"] = "all"
+    """all: look for signs of masked gradients, and measure accuracy against ε, on a few examples; cheap: without attacks of
+    their own."""
     card: Path | None = None
     """File to write a card to, too, in the style of RobustBench."""
     status: bool = False
@@ -89,7 +93,6 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.data import find_dataset, labels
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.evaluation import table
-    from hauberk.evaluation.columns import NAME as COLUMNS
     from hauberk.models import ModelSpec
     from hauberk.tables import Table, measure_risk
     from hauberk.training import load, pick_device, read_card
@@ -123,7 +126,7 @@ def evaluate(arguments: Sequence[str]) -> int:
                 **asdict(options.evaluation),
                 **{name: getattr(options, name) for name in _PASSED_ON},
                 surrogate=surrogate,
-                detects=card.get("detects") is True,
+                has_reject_class=options.has_reject_class or card.get("has_reject_class") is True,
                 out=out,
                 quiet=options.quiet or options.json,
             )
@@ -146,7 +149,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     for found in result.warnings:
         print(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
     for found in result.diagnostics:
-        if found.name == COLUMNS and found.verdict == "ok":
+        if found.name == "columns-can-change" and found.verdict == "ok":
             print(f"Of the table {found.measured}")
     if risk and isinstance(named, Table):
         print(f"Of the class {named.classes[-1]!r}: {risk}")

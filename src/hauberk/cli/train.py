@@ -119,8 +119,15 @@ def _resume(options: Train, folder: Path) -> "Run":
 
     if other := sorted(options.settings.keys() - {"on_divergence", *_NAMED_AGAIN}):
         raise UserError(f"a run goes on with the settings it has; leave out --{other[0].replace('_', '-')}")
-    names = {"model": options.model.name, "data": options.data.name}
-    return resume(folder, **names, verify=options.data.verify, quiet=options.quiet, **options.settings)
+    names = {"model": options.model.name, "method": options.method, "data": options.data.name}
+    return resume(
+        folder,
+        **names,
+        hyperparameters=key_values("--set", options.set),
+        verify=options.data.verify,
+        quiet=options.quiet,
+        **options.settings,
+    )
 
 
 @dataclass(frozen=True)

@@ -49,17 +49,18 @@ def import_object(path: str, kind: str) -> Any:
     return found
 
 
-def trusted_name(stored: str, given: str, option: str) -> str:
+def trusted_name(stored: str, given: str, option: str, prefix: str = "") -> str:
     """Return a name that was read from a file, unless it would import code that the user has not named.
 
     Args:
         stored: the name in the file of a run or model.
         given: what the user has named.
         option: of the command line, to name it with.
+        prefix: in front of the name there.
 
     Raises:
         UserError: if ``stored`` is an import path and not what was given.
     """
     if is_import_path(stored) and stored != given:
-        raise UserError(f"this run would import {stored!r}; add {option} {stored} if you trust it")
+        raise UserError(f"this run would import {stored!r}; add {option} {prefix}{stored} if you trust it")
     return stored

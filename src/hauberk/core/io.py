@@ -21,6 +21,7 @@ from hauberk.core.errors import UserError
 _MAGIC = b"HAUBERK-STATE-1\n"
 LOCKFILE = ".lock"
 _NOT_PLAIN = re.compile(r"[^\w .,=+()-]")  # letters and digits of any script are plain
+_IN_ONE_LINE = json.JSONEncoder(allow_nan=False).encode  # made once: records are written by the million
 _LONGEST = 100  # bytes of a plain name; file systems allow 255, of which endings take some
 SCHEMA_ERRORS = (
     KeyError,
@@ -163,10 +164,11 @@ def as_json(content: Any, indent: int | None = None) -> str:
         content: plain types.
         indent: spaces of each level; None for one line.
     """
+    encode = _IN_ONE_LINE if indent is None else json.JSONEncoder(indent=indent, allow_nan=False).encode
     try:
-        return json.dumps(content, indent=indent, allow_nan=False)
+        return encode(content)
     except ValueError:  # there are some
-        return json.dumps(finite(content), indent=indent, allow_nan=False)
+        return encode(finite(content))
 
 
 def finite(content: Any) -> Any:

@@ -1,20 +1,17 @@
-"""Robustness numbers: the evaluator, its diagnostics, intervals and results."""
+"""Robustness numbers: evaluation, its results and their intervals, and diagnostics that say whether to believe them."""
 
-from hauberk.attacks.suites import SUITES, Suite, find_suite
-from hauberk.evaluation.diagnostics import Diagnostic
+from hauberk.evaluation.diagnostics import DIAGNOSTICS, DiagnosticSpec
 from hauberk.evaluation.evaluate import evaluate
-from hauberk.evaluation.interval import wilson_interval
-from hauberk.evaluation.partial import PartialResult, partial_result
-from hauberk.evaluation.result import Evaluation, table
+from hauberk.evaluation.result import Diagnostic, Evaluation, Finding, PartialResult, partial_result, table, wilson_interval
 
 __all__ = [
-    "SUITES",
+    "DIAGNOSTICS",
     "Diagnostic",
+    "DiagnosticSpec",
     "Evaluation",
+    "Finding",
     "PartialResult",
-    "Suite",
     "evaluate",
-    "find_suite",
     "partial_result",
     "table",
     "wilson_interval",

@@ -4,41 +4,39 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hauberk.attacks import ModelQueries, Suite, find_suite, frozen_model
 from hauberk.attacks.checks import check_model
-from hauberk.attacks.frozen_model import frozen_model
 from hauberk.attacks.presets import AttackLike
-from hauberk.attacks.suites import find_suite
 from hauberk.core.distributed import World, get_world
 from hauberk.core.environment import machine, versions
 from hauberk.core.errors import UserError
+from hauberk.core.io import read_json
 from hauberk.core.progress import ProgressBar
-from hauberk.core.random import ExampleRng, content_ids
-from hauberk.data import Subset, as_dataset, data_digest, fetch_for
+from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
-from hauberk.evaluation.columns import columns
-from hauberk.evaluation.contract import contract
-from hauberk.evaluation.diagnostics import Diagnostic
-from hauberk.evaluation.partial import shuffled_order
-from hauberk.evaluation.probes import SAMPLE, eps_curve, probe_gradients
-from hauberk.evaluation.records import RecordStore, difference
-from hauberk.evaluation.result import Evaluation
+from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run_diagnostics
+from hauberk.evaluation.diagnostics.gradients import SAMPLE, Sample
+from hauberk.evaluation.diagnostics.model import CleanInputs
+from hauberk.evaluation.diagnostics.results import Verdicts
+from hauberk.evaluation.records import CLEAN, DETECTION, PLAN, Records, RecordStore, difference
+from hauberk.evaluation.result import Evaluation, shuffled_order
 from hauberk.evaluation.runner import EvaluationRunner
-from hauberk.evaluation.search import probe_search
-from hauberk.evaluation.signs import signs
-from hauberk.evaluation.summary import summarize
+from hauberk.fastpath.autotune import autotune_precision
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.models import model_code
 from hauberk.threat import ThreatModel
 from hauberk.threat.checks import check_inputs
 
-Precision: TypeAlias = Literal["full", "bf16"]
+Precision: TypeAlias = Literal["model", "fp32", "bf16", "auto"]
 
 _TRANSFER = "transfer-pgd-20"
+_FIRST = 16  # examples that are looked at before anything else
 
 
 def evaluate(
@@ -52,19 +50,19 @@ def evaluate(
     n: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
-    precision: Precision = "full",
+    precision: Precision = "fp32",
     surrogate: nn.Module | None = None,
-    detects: bool = False,
+    has_reject_class: bool = False,
+    diagnostics: str | Sequence[str | DiagnosticSpec] = "all",
     out: str | Path | None = None,
-    adversarials: bool = False,
-    probes: bool = True,
+    save_adversarials: bool = False,
     quiet: bool = False,
 ) -> Evaluation:
     """Measure clean and robust accuracy.
 
     Attacks run one after the other; examples wait in a queue, and one that is broken makes room for the next. A success counts
     only if the point is inside ball and box and the model, in evaluation mode and its own precision, misclassifies it again.
-    Random draws are keyed by (seed, content of the example, attack, turn, step): verdicts do not depend on the order of the
+    Random draws are keyed by (seed, content of the example, attack, run, step): verdicts do not depend on the order of the
     examples, on how many processes share them, or on interruptions; and on the batch size only through float rounding.
 
     Within a ``torch.distributed`` process group, the processes share the examples and all return the same result.
@@ -75,21 +73,25 @@ def evaluate(
         threat: what the adversary may do.
         suite: "quick": FGSM, PGD-20, CW-30 and PGD-100, a cheap upper bound; "papers": the columns of the MAIL and MART tables;
             "standard": AutoAttack; "plus" and "rand": its larger version, and the one for randomised defences.
-        attacks: names of attacks (``hauberk.attacks.PRESETS``) instead of a suite.
-        sequential: run each of them only on the examples that still stand.
+        attacks: attacks instead of a suite: names (``hauberk.attacks.PRESETS``), objects such as ``hb.attacks.PGD(steps=50)``,
+            or functions ``f(model, x, y, threat) -> x_adv`` of a frozen model; what yours claim is verified as what ours do.
+        sequential: run each of them only on the examples that are still robust.
         n: evaluate the first n examples only.
         batch_size: examples at a time.
         seed: of all random draws.
-        precision: "full", or "bf16" to run the attacks with gradients, never the verdicts, in bfloat16.
+        precision: what the attacks run on, never the verdicts. "model": the model as it is; "fp32": a fused copy of it in its
+            own precision, where that agrees with it; "bf16": attacks with gradients on a copy in bfloat16; "auto": measure
+            whether "bf16" is faster and agrees, otherwise "fp32".
         surrogate: another classifier of the same inputs; adds the attack "transfer-pgd-20", crafted on it.
-        detects: the model's last output is a class of adversarial inputs. Attacks then try to be misclassified without
+        has_reject_class: the model's last output is a class of adversarial inputs. Attacks then try to be misclassified without
             being recognised, robust accuracy is with rejection (an adversarial input does no harm if it gets its label or is
             recognised), and ``detection`` says how many adversarial inputs that do not try to hide are recognised, and how
             many clean inputs are taken for adversarial.
+        diagnostics: "all" of ``hauberk.evaluation.DIAGNOSTICS``, with accuracy against ε; "cheap": those that run no attacks of
+            their own; or a list of their names and of your own :class:`hauberk.evaluation.DiagnosticSpec`.
         out: folder to keep verdicts in as they come; called again with the same arguments, the evaluation goes on there.
-        adversarials: keep the inputs too, in ``adversarials.npy`` of that folder, (N, ...): the first verified adversarial
+        save_adversarials: keep the inputs too, in ``adversarials.npy`` of that folder, (N, ...): the first verified adversarial
             example of each example, or the clean input where there is none.
-        probes: look for signs of masked gradients on a few examples, and measure accuracy against ε.
         quiet: print no progress.
 
     Returns:
@@ -98,167 +100,179 @@ def evaluate(
     Raises:
         UserError: for data, model and threat model that do not fit together, unknown names, or a folder in use.
     """
-    plan = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
-    source = as_dataset(test_set)
+    chosen = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
+    specs = find_diagnostics(diagnostics)
+    source, folder, world = as_dataset(test_set), None if out is None else Path(out), get_world()
     count = len(source) if n is None else n
-    _check_options(count, len(source), batch_size, precision, adversarials and out is None)
-    first_x, first_y = fetch_for(model, source, torch.arange(min(count, 16)))
+    _check_options(count, len(source), batch_size, precision, save_adversarials and folder is None)
+    first_x, first_y = fetch_for(model, source, torch.arange(min(count, _FIRST)))
     check_inputs(first_x, first_y, threat, source.classes)
-    needed = None if source.classes is None else source.classes + detects
-    outputs = check_model(model, first_x, first_y, needed, probabilities=True)
+    classes = None if source.classes is None else source.classes + has_reject_class
+    outputs = check_model(model, first_x, first_y, classes, probabilities=True)
     # Refuses now what it would refuse later.
-    notes = {name: preset.adapted(threat, outputs, detects, surrogate)[1] for name, preset in plan.attacks.items()}
+    presets = chosen.attacks
+    notes = {name: one.adapted(threat, outputs, has_reject_class, surrogate)[1] for name, one in presets.items()}
     width = min(batch_size, count)
-    folder = None if out is None else Path(out)
-    world = get_world()
-    # Only what goes on, or is shared, is compared. Each example is compared again in the clean pass, so data that are not in
-    # memory are not read twice for that.
-    bound = folder is not None or world.size > 1
-    known = count if bound and in_memory(source) else min(count, 16)
-    about = {
-        "suite": "custom" if attacks else suite,
-        "stages": {name: list(spared) for name, spared in plan.stages.items()},
-        "threat": threat.to_dict(),
-        "data": source.name,
-        "data_digest": data_digest(Subset(source, torch.arange(known))),
-        "n": count,
-        "model_id": model_id(model),
-        "model_code": model_code(model),
-        "surrogate_id": None if surrogate is None else model_id(surrogate),
-        "surrogate_code": None if surrogate is None else model_code(surrogate),
-        "seed": seed,
-        "batch_size": width,
-        "precision": precision,
-        "detects": detects,
-        "adversarials": adversarials,  # stored with the verdicts: those of an earlier session could not be made up
-        **{name: versions()[name] for name in ("hauberk", "torch", "python")},
-        "threads": torch.get_num_threads(),
-        "device": first_x.device.type,
-    }
-    ledger = _open(folder, about, world, first_x[0] if adversarials else None)
+    used = world.on_main_process(lambda: _pick_precision(precision, model, source, width, folder))
+    plan = {
+        "suite": "custom" if attacks else suite, "stages": {name: list(earlier) for name, earlier in chosen.stages.items()},
+        "threat": threat.to_dict(), "n": count, "seed": seed, "batch_size": width, "precision": precision,
+        "attack_precision": used, "has_reject_class": has_reject_class,
+        "save_adversarials": save_adversarials,  # stored with the verdicts: those of an earlier session could not be made up
+        "threads": torch.get_num_threads(), "device": first_x.device.type,
+        **_identity(model, surrogate, source, count, shared=folder is not None or world.size > 1),
+    }  # fmt: skip
+    store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
     hidden = quiet or not world.is_main
-    with closing(ledger), ProgressBar("evaluate", 1000, quiet=hidden, unit="") as display, frozen_model(model) as view:
+    with closing(store), ProgressBar("evaluate", 1000, quiet=hidden, unit="") as display, frozen_model(model) as view:
         torch.manual_seed(seed)  # for random models; frozen_model puts the caller's generator back
-        if ledger.warning:
-            display.line(ledger.warning)
-        exact = make_inference_copy(view, first_x)
-        campaign = EvaluationRunner(
-            model=view,
-            source=source,
-            threat=threat,
-            suite=plan,
-            ledger=ledger,
-            share=world.local_shard(shuffled_order(seed, count)),
-            seed=seed,
-            width=width,
-            outputs=needed,
-            evading=detects,
-            exact=exact,
-            quick=make_inference_copy(view, first_x, torch.bfloat16) if precision == "bf16" else exact,
-            surrogate=surrogate,
-            display=display,
+        if store.warning:
+            display.line(store.warning)
+        fp32 = view if used == "model" else make_inference_copy(view, first_x)
+        lowest = make_inference_copy(view, first_x, torch.bfloat16) if used == "bf16" else fp32
+        reference_model, fp32_model, attack_model = (ModelQueries(form, chosen.eot_iter) for form in (view, fp32, lowest))
+        runner = EvaluationRunner(
+            reference_model, fp32_model, attack_model, source=source, threat=threat, suite=chosen, store=store,
+            shard=world.local_shard(shuffled_order(seed, count)).numpy(), seed=seed, batch_size=width, outputs=outputs,
+            has_reject_class=has_reject_class, surrogate=surrogate, display=display,
             state_path=None if folder is None else folder / f"state-{world.rank}.pt",
-        )
+        )  # fmt: skip
         try:
-            campaign.clean_pass()
-            contracted = contract(view, first_x, plan.eot_iter) + columns(source, threat)
-            probed, curve = _probe(campaign) if probes else ([], [])
-            for found in (d for d in contracted + probed if d.verdict != "ok"):
-                display.line(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
-            campaign.attack()
+            runner.clean_pass()
+            found = run_diagnostics(specs, "model", CleanInputs(view, first_x, chosen.eot_iter, source, threat))
+            more, curve = _run_on_sample(runner, specs)
+            for one in (d for d in found + more if d.verdict != "ok"):
+                display.line(f"{one.verdict.upper()} {one.name}: {one.measured}; {one.advice}")
+            runner.run_attacks()
         finally:
-            campaign.write_cost()
-    parts = world.all_gather_object((list(ledger.records.values()), curve, contracted + probed))
-    total = summarize([record for part in parts for record in part[0]], plan)
+            store.write_cost(runner.passes)
+    records, parts = store.records, world.all_gather_object((store.records.known(), found + more, curve))
+    for known, _, _ in parts:
+        records.add(known)
+    provenance = {
+        "seed": seed, "batch_size": batch_size, "precision": used, "draws": chosen.eot_iter, "data": source.name,
+        "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
+        "attacks": {name: preset.source for name, preset in presets.items()},
+        "substitutes": {name: note for name, note in notes.items() if note},
+        **records.cost(),
+        "processes": world.size, "dtype": str(first_x.dtype), "model_id": plan["model_id"], "versions": versions(),
+        "machine": machine(first_x.device),
+    }  # fmt: skip
     result = Evaluation(
-        threat=str(threat),
-        suite="custom" if attacks else suite,
-        sequential=plan.sequential,
-        **total.numbers(),
-        detection=total.detected(outputs) if detects else None,
-        curve=parts[0][1],
-        diagnostics=parts[0][2] + signs(total, outputs),
-        provenance={
-            "seed": seed,
-            "batch_size": batch_size,
-            "precision": precision,
-            "draws": plan.eot_iter,
-            "data": source.name,
-            "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
-            "attacks": {name: preset.source for name, preset in plan.attacks.items()},
-            "substitutes": {name: note for name, note in notes.items() if note},
-            **total.cost(),
-            "processes": world.size,
-            "dtype": str(first_x.dtype),
-            "model_id": about["model_id"],
-            "versions": versions(),
-            "machine": machine(first_x.device),
-        },
-    )
+        str(threat), plan["suite"], chosen.sequential, **_accuracies(records, chosen),
+        detection=_detection(records, outputs) if has_reject_class else None, curve=parts[0][2],
+        diagnostics=parts[0][1] + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs)),
+        provenance=provenance, records=records,
+    )  # fmt: skip
     if folder is not None and world.is_main:
         result.save(folder / "evaluation.json")
     return result
 
 
+def _check_options(count: int, there: int, batch_size: int, precision: str, no_folder: bool) -> None:
+    if not 1 <= count <= there:
+        raise UserError(f"n must be 1 to {there}, got {count}")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be positive, got {batch_size}")
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}")
+    if no_folder:
+        raise UserError("adversarial examples are saved in the folder of the evaluation; give out=")
+
+
+def _pick_precision(
+    precision: Precision, model: nn.Module, source: IndexedDataset, batch_size: int, folder: Path | None
+) -> Precision:
+    """Settle "auto": as an evaluation that goes on was begun, otherwise by measuring."""
+    if precision != "auto":
+        return precision
+    if folder is not None and (folder / PLAN).exists():
+        begun = read_json(folder / PLAN).get("attack_precision")
+        return "bf16" if begun == "bf16" else "fp32"
+    x, _ = fetch_for(model, source, torch.arange(batch_size))
+    return autotune_precision(model, x, "auto", "off")[0]
+
+
+def _identity(
+    model: nn.Module, surrogate: nn.Module | None, source: IndexedDataset, count: int, shared: bool
+) -> dict[str, Any]:
+    """Return what data, models and versions are, to be compared when the evaluation goes on or is ``shared``.
+
+    Each example is compared again in the clean pass, so data that are not in memory are not read twice for that.
+    """
+    known = count if shared and in_memory(source) else min(count, _FIRST)
+    return {
+        "data": source.name,
+        "data_digest": data_digest(Subset(source, torch.arange(known))),
+        "model_id": model_id(model),
+        "model_code": model_code(model),
+        "surrogate_id": None if surrogate is None else model_id(surrogate),
+        "surrogate_code": None if surrogate is None else model_code(surrogate),
+        **{name: versions()[name] for name in ("hauberk", "torch", "python")},
+    }
+
+
 def model_id(model: nn.Module) -> str:
     """Return a digest of all parameters and buffers, 16 hexadecimal digits."""
-    return _digest(list(model.state_dict().values()))
-
-
-def _digest(tensors: list[Tensor]) -> str:
     digest = hashlib.sha256()
-    for value in tensors:
+    for value in model.state_dict().values():
         if isinstance(value, Tensor):
             digest.update(str((value.dtype, tuple(value.shape))).encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _check_options(count: int, there: int, batch_size: int, precision: str, homeless: bool) -> None:
-    if not 1 <= count <= there:
-        raise UserError(f"n must be 1 to {there}, got {count}")
-    if batch_size < 1:
-        raise UserError(f"batch_size must be positive, got {batch_size}")
-    if precision not in ("full", "bf16"):
-        raise UserError(f"precision is 'full' or 'bf16', not {precision!r}")
-    if homeless:
-        raise UserError("adversarials are kept in the folder of the evaluation; give out=")
-
-
-def _open(folder: Path | None, about: dict[str, Any], world: World, point: Tensor | None) -> RecordStore:
-    """Open the ledger; the first process sets the folder up before the others look at it.
+def _open_store(folder: Path | None, plan: dict[str, Any], world: World, point: Tensor | None) -> RecordStore:
+    """Open the records; rank 0 sets the folder up before the others look at it.
 
     Raises:
         UserError: in all processes, if they were started differently, or see other data or another model.
     """
-    differs = difference(world.on_main_process(lambda: about), about, harmless=())
+    differs = difference(world.on_main_process(lambda: plan), plan, harmless=())
     world.raise_if_any(f"process {world.rank} is not like the first one: other {differs}" if differs else "")
     with ExitStack() as undo:
-        for turn in (0, 1):
+        for others in (False, True):
             problem = ""
-            if (world.rank > 0) == turn:
+            if (world.rank > 0) == others:
                 try:
-                    ledger = undo.enter_context(closing(RecordStore(folder, about, world.rank)))
+                    store = undo.enter_context(closing(RecordStore(folder, plan, world.rank)))
                     if point is not None:
-                        ledger.open_points(about["n"], point)
+                        store.open_points(point)
                 except UserError as error:
                     problem = str(error)
             world.raise_if_any(problem)
         undo.pop_all()
-    return ledger
+    return store
 
 
-def _probe(campaign: EvaluationRunner) -> tuple[list[Diagnostic], list[dict[str, Any]]]:
-    """Probe the model on the first examples that this process has and that are classified right."""
-    some = campaign.right()[:SAMPLE]
-    if not some:
+def _run_on_sample(runner: EvaluationRunner, specs: list[DiagnosticSpec]) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Run diagnostics on the first examples that this process has and that are right; return them, and accuracy against ε."""
+    some = runner.right()[:SAMPLE]
+    if not len(some) or all(spec.evidence != "sample" for spec in specs):
         return [], []
-    x, y = fetch_for(campaign.model, campaign.source, torch.tensor(some))
-    rng = ExampleRng(campaign.seed, content_ids(x).to(x.device), stage=1)
-    evading, draws = campaign.evading, campaign.suite.eot_iter
-    found = probe_gradients(campaign.exact_sight, x, y, campaign.threat, rng, evading)
-    if evading:
-        return found, []  # the curve's attack does not try to hide
-    curve, more = eps_curve(campaign.model, x, y, campaign.threat, rng, draws)
-    other = ExampleRng(campaign.seed, content_ids(x).to(x.device), stage=2)
-    return found + more + probe_search(campaign.model, x, y, campaign.threat, rng, other, draws), curve
+    model, queries = runner.reference_model, runner.fp32_model
+    x, y = fetch_for(model.model, runner.source, torch.from_numpy(some))
+    sample = Sample(model.model, queries, x, y, runner.threat, runner.seed, model.eot_iter, runner.has_reject_class)
+    return run_diagnostics(specs, "sample", sample), sample.curve
+
+
+def _accuracies(records: Records, suite: Suite) -> dict[str, Any]:
+    """Count accuracies, as fields of an :class:`Evaluation`."""
+    right, robust, labels = records.right, records.robust, records[CLEAN]["label"]
+    members = np.bincount(labels)
+    left = np.bincount(labels[robust], minlength=len(members))
+    return {
+        "clean_accuracy": int(right.sum()) / records.n,
+        "robust_accuracy": int(robust.sum()) / records.n,
+        "by_attack": {
+            name: int((right & ~records.broken(attacks)).sum()) / records.n for name, attacks in suite.columns.items()
+        },
+        "by_class": {c: int(left[c]) / int(members[c]) for c in np.flatnonzero(members).tolist()},
+    }
+
+
+def _detection(records: Records, outputs: int) -> dict[str, float]:
+    """Count how many adversarial inputs are recognised, and how many clean ones are taken for adversarial."""
+    recognised = records[DETECTION]["recognised"][records.right & records[DETECTION]["known"]]
+    alarms = int((records[CLEAN]["predicted"] == outputs - 1).sum())
+    return {"detection_rate": int(recognised.sum()) / max(len(recognised), 1), "false_alarms": alarms / records.n}

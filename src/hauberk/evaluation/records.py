@@ -1,48 +1,163 @@
-"""The ledger: what became of each example, line by line on disk, so that nothing is lost when a process is killed."""
+"""What was found for each example: columns in memory, and JSON lines on disk that survive a kill."""
 
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.io import as_json, exclusive_lock, finite, json_roundtrip, make_folder, read_json, write_json, write_zeros
-
-Record: TypeAlias = dict[str, Any]  # "i", the example; "attack", "clean" for none; and what was seen
+from hauberk.core.io import as_json, exclusive_lock, json_roundtrip, make_folder, read_json, write_json, write_zeros
 
 PLAN = "plan.json"
-CLEAN = "clean"  # "attack" of what was seen without one
-COST = "cost"  # "attack" of what a session has cost
-DETECTION = "detection"  # "attack" that only tries to be misclassified, for models that recognise adversarial inputs
 ADVERSARIALS = "adversarials.npy"
+CLEAN = "clean"  # "attack" of what was seen without one
+DETECTION = "detection"  # "attack" that only tries to be misclassified, for models with a class of adversarial inputs
+COST = "cost"  # "attack" of what a session has cost
 
-_WHOLE, _NUMBER, _FLAG = (int,), (int, float), (bool,)
-_MARGIN = (*_NUMBER, type(None))  # none where it was not finite
-# What a record must have, by its "attack"; any other is the verdict of an attack.
-_NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
-    CLEAN: {"id": _WHOLE, "label": _WHOLE, "predicted": _WHOLE, "margin": _MARGIN, "right": _FLAG},
-    COST: {"rank": _WHOLE, "seconds": _NUMBER, "forwards": _NUMBER, "backwards": _NUMBER},
-    DETECTION: {"recognised": _FLAG},
+_COLUMNS = {
+    CLEAN: np.dtype([("known", "?"), ("id", "i8"), ("label", "i4"), ("predicted", "i4"), ("margin", "f8"), ("right", "?")]),
+    DETECTION: np.dtype([("known", "?"), ("recognised", "?")]),
 }
+_VERDICT = np.dtype(
+    [("known", "?"), ("broken", "?"), ("margin", "f8"), ("run", "i4"), ("step", "i4"), ("predicted", "i4"), ("norm", "f8"),
+     ("finite", "?"), ("unverified", "?")]
+)  # fmt: skip
+_ABSENT = object()
+# What a verdict has where nothing is said, and what is then left out on disk.
+_DEFAULTS: dict[str, Any] = {"run": -1, "step": -1, "predicted": -1, "norm": -1.0, "finite": True, "unverified": False}
+_JSON_TYPES: dict[str, tuple[type, ...]] = {"i": (int,), "f": (int, float), "b": (bool,)}  # by the kind of a NumPy dtype
+_COST = {"rank": "i", "seconds": "f", "forwards": "f", "backwards": "f"}
 _HARMLESS = ("threads", "python")  # which change rounding at most
-_VERDICT: dict[str, tuple[type, ...]] = {"broken": _FLAG, "margin": _MARGIN}
+
+
+class Records:
+    """Columns of what was found, one row for each example of the data set.
+
+    ``records["clean"]`` and ``records[attack]`` are structured NumPy arrays (n,), of at most 32 bytes an example; "known" says
+    which rows are filled. Without an attack: "id" (a digest of the input), "label", "predicted", "right", and "margin"
+    (``z_y - max_{k≠y} z_k``, NaN where it is not finite). Of an attack: "broken" and "margin"; where broken, the "run" and
+    "step" that did it, "predicted", "norm" of the change, and "finite" (whether the logits were); "unverified" is whether a
+    claimed success did not hold. ``records["detection"]`` has "recognised".
+
+    Args:
+        n: how many examples there are.
+        attacks: names of the attacks, in order.
+    """
+
+    def __init__(self, n: int, attacks: Iterable[str]):
+        self.n, self.attacks = n, tuple(attacks)
+        self.costs: dict[tuple[int, int], dict[str, Any]] = {}  # by rank and session
+        self._tables: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._tables:
+            self._tables[name] = np.zeros(self.n, _COLUMNS.get(name, _VERDICT))
+        return self._tables[name]
+
+    def set(self, name: str, examples: np.ndarray, **columns: Any) -> None:
+        """Fill rows. ``columns`` are arrays (b,) or single values; the others get their default, "unverified" stays."""
+        table = self[name]
+        usual = {} if name in _COLUMNS else {**_DEFAULTS, "unverified": table["unverified"][examples]}
+        for key, values in {**usual, **columns, "known": True}.items():
+            table[key][examples] = np.where(np.isfinite(values), values, np.nan) if key == "margin" else values
+
+    def broken(self, attacks: Iterable[str], examples: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Which examples (all, or those given) any of these attacks breaks, (b,) bool."""
+        masks = [self._tables[name]["broken"][examples] for name in attacks if name in self._tables]
+        return np.logical_or.reduce(masks) if masks else np.zeros(self.n, bool)[examples]
+
+    @property
+    def right(self) -> np.ndarray:
+        """Which examples are classified right without an attack, (n,) bool."""
+        return np.asarray(self[CLEAN]["right"])
+
+    @property
+    def robust(self) -> np.ndarray:
+        """Which examples are right and nothing has broken yet, (n,) bool."""
+        return np.asarray(self.right & ~self.broken(self.attacks))
+
+    def cost(self) -> dict[str, Any]:
+        """Return passes of all processes, and wall-clock seconds, over all sessions."""
+        costs, main = self.costs.values(), [cost for (rank, _), cost in self.costs.items() if rank == 0]
+        return {
+            "passes": {kind: sum(cost[kind] for cost in costs) for kind in ("forwards", "backwards")},
+            "seconds": round(sum(cost["seconds"] for cost in main), 3),
+            "sessions": len(main),
+        }
+
+    def known(self) -> dict[str, Any]:
+        """Return the filled rows only, for another process; :meth:`add` takes them in."""
+        rows = {name: np.flatnonzero(table["known"]) for name, table in self._tables.items()}
+        return {"costs": self.costs, "tables": {name: (index, self[name][index]) for name, index in rows.items()}}
+
+    def add(self, known: Mapping[str, Any]) -> None:
+        """Take in what :meth:`known` of another process returned."""
+        self.costs |= known["costs"]
+        for name, (index, rows) in known["tables"].items():
+            self[name][index] = rows
+
+    def read(self, folder: Path) -> None:
+        """Take in what all processes have written to a folder; a line cut short by a crash is left out.
+
+        Raises:
+            UserError: if a line is something else than a record of this evaluation.
+        """
+        for path in sorted(folder.glob("verdicts-*.jsonl")):
+            with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+                for number, line in enumerate(lines, 1):
+                    try:
+                        record = json.loads(line)
+                    except (ValueError, RecursionError):
+                        continue
+                    if not (isinstance(record, dict) and self._take(record)):
+                        raise UserError(f"line {number} of {path} is not a record of this evaluation")
+
+    def _take(self, record: dict[str, Any]) -> bool:
+        """Fill a row from a line on disk; returns whether it is one."""
+        name, i = record.get("attack"), record.get("i")
+        if name == COST and all(type(record.get(key)) in _JSON_TYPES[kind] for key, kind in {"i": "i", **_COST}.items()):
+            self.costs[record["rank"], record["i"]] = record
+            return True
+        if type(i) is not int or name not in (CLEAN, DETECTION, *self.attacks) or not 0 <= i < self.n:
+            return False
+        table, usual = self[name], {} if name in _COLUMNS else _DEFAULTS
+        said = {**usual, **record, "known": True}
+        row = [math.nan if key == "margin" and said.get(key, 0) is None else said.get(key) for key in table.dtype.names or ()]
+        if not all(type(value) in _JSON_TYPES[table.dtype[k].kind] for k, value in enumerate(row)):
+            return False
+        try:
+            table[i] = tuple(row)
+        except OverflowError:
+            return False
+        return True
+
+    def lines(self, name: str, examples: np.ndarray) -> str:
+        """Return rows as they are kept on disk, one line of JSON each, without what goes without saying."""
+        rows, usual = self[name][examples], {} if name in _COLUMNS else _DEFAULTS
+        lines = []
+        for i, (_, *row) in zip(examples.tolist(), rows.tolist(), strict=True):
+            said = {key: v for key, v in zip(rows.dtype.names[1:], row, strict=True) if usual.get(key, _ABSENT) != v}
+            lines.append(as_json({"i": i, "attack": name, **said}) + "\n")
+        return "".join(lines)
 
 
 class RecordStore:
-    """Records of one evaluation, in memory and, if there is a folder, in one file for each process.
+    """The records of one evaluation and, if there is a folder, a file of each process that they are appended to.
 
     Args:
-        folder: where to keep it; None to keep it in memory only.
-        plan: what is evaluated and how; must be the same when an evaluation goes on.
+        folder: where to keep them; None to keep them in memory only.
+        plan: what is evaluated and how ("n" and "stages" among it); must be the same when an evaluation goes on.
         rank: number of this process.
 
     Attributes:
+        records: what is known.
         warning: in what the present session differs harmlessly from the one that began, to show; or "".
 
     Raises:
@@ -51,8 +166,9 @@ class RecordStore:
 
     def __init__(self, folder: Path | None, plan: dict[str, Any], rank: int = 0):
         self.folder, self.rank = folder, rank
-        self.records: dict[tuple[str, int], Record] = {}
+        self.records = Records(plan["n"], plan["stages"])
         self.warning = ""
+        self._session, self._begun = time.time_ns(), time.monotonic()
         self._points: np.ndarray | None = None
         self._lock = ExitStack()
         if folder is None:
@@ -60,43 +176,40 @@ class RecordStore:
         make_folder(folder)
         begun = (folder / PLAN).exists()
         if begun:
-            self.warning = _same_plan(folder, plan)
+            self.warning = _check_plan(folder, plan)
         self._lock.enter_context(exclusive_lock(folder, f".lock-{rank}"))
         if begun:
-            for record in read_records(folder):
-                self.records[record["attack"], record["i"]] = record
+            self.records.read(folder)
         elif rank == 0:
             write_json(folder / PLAN, plan)
         self._path = folder / f"verdicts-{rank}.jsonl"
         _mend(self._path)
         self._file = self._path.open("a", encoding="utf-8")
 
-    def has(self, attack: str, example: int) -> bool:
-        """Whether that is known already."""
-        return (attack, example) in self.records
+    def write(self, name: str, examples: np.ndarray, **columns: Any) -> None:
+        """Keep rows, as :meth:`Records.set` takes them; they survive the process from now on."""
+        if len(examples):
+            self.records.set(name, examples, **columns)
+            if self.folder is not None:
+                self._append(self.records.lines(name, examples))
 
-    def write(self, record: Record) -> None:
-        """Keep a record; it survives the process from now on."""
-        key = (record["attack"], record["i"])
-        if key in self.records:
-            return
-        self.records[key] = record = finite(record)  # what a later session would read
+    def write_cost(self, passes: dict[str, int]) -> None:
+        """Keep what this session has cost so far; the last record of a session counts."""
+        cost = {"rank": self.rank, "seconds": round(time.monotonic() - self._begun, 3), **passes}
+        self.records.costs[self.rank, self._session] = cost
         if self.folder is not None:
-            try:
-                self._file.write(as_json(record) + "\n")
-                self._file.flush()
-            except OSError as error:
-                kept = "what was found before is kept, and the same command goes on with it"
-                raise UserError(f"cannot write {self._path}: {error.strerror or error}; {kept}") from error
+            self._append(as_json({"attack": COST, "i": self._session, **cost}) + "\n")
 
-    def write_cost(self, session: int, seconds: float, passes: dict[str, int]) -> None:
-        """Keep what a session of this process has cost so far; the last record of a session counts."""
-        record = {"attack": COST, "i": session, "rank": self.rank, "seconds": round(seconds, 3), **passes}
-        self.records.pop((COST, session), None)
-        self.write(record)
+    def _append(self, lines: str) -> None:
+        try:
+            self._file.write(lines)
+            self._file.flush()
+        except OSError as error:
+            kept = "what was found before is kept, and the same command goes on with it"
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}; {kept}") from error
 
-    def open_points(self, count: int, like: Tensor) -> None:
-        """Open ``adversarials.npy``, (count, ...), for inputs like this one; the first process makes it, before the others.
+    def open_points(self, like: Tensor) -> None:
+        """Open ``adversarials.npy``, (n, ...), for inputs like this one; the first process makes it, before the others.
 
         Raises:
             UserError: if there is no room for all of it, it is missing although the evaluation has begun, or it is something
@@ -105,18 +218,18 @@ class RecordStore:
         assert self.folder is not None  # checked before the evaluation
         path, point = self.folder / ADVERSARIALS, like.cpu().numpy()
         if not path.exists():
-            if self.records:  # whose points would be zeros
+            if self.records.known()["tables"] or self.records.costs:  # whose points would be zeros
                 raise UserError(f"{path} is gone, and with it what earlier attacks found; choose another folder")
-            _make_points(path, point.dtype, (count, *point.shape))
+            _make_points(path, point.dtype, (self.records.n, *point.shape))
         try:
             self._points = np.lib.format.open_memmap(path, mode="r+")
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is not the array of this evaluation: {in_one_line(error)}") from error
 
-    def keep_point(self, example: int, point: Tensor) -> None:
-        """Store an input (its adversarial example, or the clean one) as row ``example``."""
-        if self._points is not None:
-            self._points[example] = point.cpu().numpy()
+    def keep_points(self, examples: np.ndarray, points: Tensor) -> None:
+        """Store inputs (b, ...), adversarial examples or clean ones, as those of the examples (b,)."""
+        if self._points is not None and len(examples):
+            self._points[examples] = points.cpu().numpy()
 
     def close(self) -> None:
         """Close the files, and let other processes in."""
@@ -131,33 +244,9 @@ class RecordStore:
 def _make_points(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     """Write an array of zeros that has its place on the disk."""
     head = io.BytesIO()
-    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(head, about)
+    layout = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, layout)
     write_zeros(path, head.getvalue(), head.tell() + math.prod(shape) * dtype.itemsize)
-
-
-def read_records(folder: Path) -> Iterator[Record]:
-    """Read what all processes have written so far; a line cut short by a crash is left out.
-
-    Raises:
-        UserError: if a line is something else than a record.
-    """
-    for path in sorted(folder.glob("verdicts-*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if not _is_record(record):
-                raise UserError(f"line {number} of {path} is not a record of an evaluation")
-            yield record
-
-
-def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict) or type(record.get("attack")) is not str or type(record.get("i")) is not int:
-        return False
-    needed = _NEEDED.get(record["attack"], _VERDICT)
-    return all(name in record and type(record[name]) in kinds for name, kinds in needed.items())
 
 
 def _mend(path: Path) -> None:
@@ -179,7 +268,7 @@ def difference(there: dict[str, Any], plan: dict[str, Any], harmless: Sequence[s
     return ""
 
 
-def _same_plan(folder: Path, plan: dict[str, Any]) -> str:
+def _check_plan(folder: Path, plan: dict[str, Any]) -> str:
     """Refuse another evaluation's folder; return in what this session differs harmlessly, or ""."""
     there = read_json(folder / PLAN)
     if differs := difference(there, plan):

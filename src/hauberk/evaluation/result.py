@@ -1,65 +1,184 @@
-"""The result of an evaluation: numbers with their intervals, what broke each example, and where it all comes from."""
+"""The result of an evaluation: numbers with their intervals, whether they can be believed, and where they come from."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
+import torch
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
-from hauberk.core.io import write_json
-from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
-from hauberk.evaluation.interval import wilson_interval
+from hauberk.core.errors import UserError
+from hauberk.core.io import as_json, read_json, write_atomically
+from hauberk.core.random import ExampleRng
+from hauberk.evaluation.records import CLEAN, COST, DETECTION, PLAN, Records
 
-FORMAT = "hauberk-evaluation/2"
-Interval = tuple[float, float]
+FORMAT = "hauberk-evaluation/3"
+Interval: TypeAlias = tuple[float, float]
+Verdict: TypeAlias = Literal["ok", "warning", "invalid"]
+
+_Z95 = 1.959963984540054
+_MOST = 10**8  # examples times attacks: more would not fit into memory
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the function of a diagnostic returns.
+
+    Attributes:
+        value: what is compared with the thresholds; the larger, the worse.
+        measured: what was seen, in words and numbers.
+        name: in place of the name of the diagnostic, where it finds several things.
+    """
+
+    value: float
+    measured: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """What one diagnostic of an evaluation found.
+
+    Attributes:
+        name: of the diagnostic.
+        measured: what was seen, in words and numbers.
+        verdict: "ok", "warning", or "invalid" where the robust accuracy means nothing.
+        advice: what to do, where it is not "ok".
+    """
+
+    name: str
+    measured: str
+    verdict: Verdict
+    advice: str = ""
+
+
+def worst_first(diagnostics: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """Return those that are not "ok", the invalid ones first."""
+    return sorted((d for d in diagnostics if d.verdict != "ok"), key=lambda d: d.verdict != "invalid")
+
+
+def warning_line(diagnostics: Sequence[Diagnostic]) -> str:
+    """Name all that are not "ok" in one line, the invalid ones first; empty where there are none."""
+    said = {"invalid": "INVALID, not to be believed", "warning": "WARNING"}
+    names = {verdict: [d.name for d in diagnostics if d.verdict == verdict] for verdict in said}
+    return ", ".join(f"{said[verdict]} ({', '.join(some)})" for verdict, some in names.items() if some)
+
+
+def warning_mark(diagnostics: Sequence[Diagnostic]) -> str:
+    """Return what stands behind a number with warnings where there is no room for their names."""
+    verdicts = {d.verdict for d in diagnostics}
+    return " (INVALID)" if "invalid" in verdicts else " (!)" if "warning" in verdicts else ""
+
+
+def wilson_interval(successes: int, n: int, z: float = _Z95) -> Interval:
+    """Wilson's score interval (1927) for a proportion p: ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``.
+
+    Args:
+        successes: how many.
+        n: out of how many, at least 1.
+        z: quantile of the normal distribution; 1.96 for 95 %.
+
+    Returns:
+        Lower and upper end, in [0, 1].
+    """
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Robustness of a model, measured: an upper bound, because a stronger attack may find more.
 
-    All accuracies are shares of all examples, in [0, 1]; intervals are Wilson's, 95 %.
+    All accuracies are fractions of all examples, in [0, 1]; intervals are Wilson's, 95 %.
 
     Attributes:
         threat: printable threat model.
         suite: name of the suite, or "custom".
-        n: number of examples.
+        sequential: each attack ran only on what was still robust, as AutoAttack does.
         clean_accuracy: without an attack.
         robust_accuracy: right without an attack and under every attack: the worst case per example.
-        sequential: each attack ran only on what stood, as AutoAttack does.
-        by_attack: for each attack, the share that is right without it and under it alone; where attacks ran in turn, under it
-            and all before. "autoattack" stands for its four attacks together.
+        by_attack: for each attack, the fraction that is right without it and under it alone; where attacks ran in sequence,
+            under it and all before. "autoattack" stands for its four attacks together.
         by_class: for each label, robust accuracy of its examples.
-        examples: for each example, in order: "i", "label", "predicted" and "clean_margin" (``z_y - max_{k≠y} z_k``) without an
-            attack; "broken_by"; "turn", "step" and "norm" (of the change, in units of the input) of that success; the least
-            "margin" that was seen; and the attacks whose claimed success did not hold, "fragile".
-        detection: for a model with a class of adversarial inputs, the share of adversarial inputs (PGD-20 on the margin, not
-            trying to hide) that it recognises, and the share of clean inputs it takes for adversarial; otherwise None.
-        curve: the share of some clean-right examples that stand ever larger ε: "factor" times ε, "eps", "standing", "n".
+        detection: for a model with a class of adversarial inputs, the fraction of adversarial inputs (PGD-20 on the margin, not
+            trying to hide) that it recognises, and the fraction of clean inputs it takes for adversarial; otherwise None.
+        curve: the fraction of some right examples that are robust to ever larger ε: "factor" times ε, "eps", "robust" and "n".
         diagnostics: whether the number can be believed.
         provenance: seed, batch size, passes, seconds, versions, machine.
+        records: the columns that all this is counted from.
     """
 
     threat: str
     suite: str
     sequential: bool
-    n: int
     clean_accuracy: float
     robust_accuracy: float
     by_attack: dict[str, float]
     by_class: dict[int, float]
-    examples: list[dict[str, Any]]
     detection: dict[str, float] | None
     curve: list[dict[str, Any]]
     diagnostics: list[Diagnostic]
     provenance: dict[str, Any]
+    records: Records
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return self.records.n
+
+    @cached_property
+    def examples(self) -> list[dict[str, Any]]:
+        """For each example, in order, what was found, as plain types; made when it is first asked for.
+
+        That is "i", "label", "predicted" and "clean_margin" (``z_y - max_{k≠y} z_k``) without an attack; "broken_by"; "run",
+        "step" and "norm" (of the change, in units of the input) of that success; the least "margin" that was seen; and
+        "unverified", the attacks whose claimed success did not hold.
+        """
+        clean, tables = self.records[CLEAN], {name: self.records[name] for name in self.records.attacks}
+        margin, seen = clean["margin"], {"run": np.full(self.n, -1), "step": np.full(self.n, -1), "norm": np.full(self.n, -1.0)}
+        unverified: list[list[str]] = [[] for _ in range(self.n)]
+        for name, table in tables.items():
+            for i in np.flatnonzero(table["known"] & table["unverified"]).tolist():
+                unverified[i].append(name)
+        for name, mask in self._first_broken().items():
+            for key, column in seen.items():
+                column[mask] = tables[name][key][mask]
+        for table in tables.values():
+            margin = np.fmin(margin, np.where(table["known"], table["margin"], np.nan))
+        columns = {
+            "i": range(self.n), "label": clean["label"].tolist(), "predicted": clean["predicted"].tolist(),
+            "clean_margin": _or_none(clean["margin"], np.isfinite(clean["margin"])), "broken_by": self.broken_by,
+            **{key: _or_none(column, column >= 0) for key, column in seen.items()},
+            "margin": _or_none(margin, np.isfinite(margin)), "unverified": unverified,
+        }  # fmt: skip
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     @property
     def broken_by(self) -> list[str | None]:
-        """For each example, "clean" if wrong without an attack, the first attack that broke it, or None if it stands."""
-        return [example["broken_by"] for example in self.examples]
+        """For each example, "clean" if wrong without an attack, the first attack that broke it, or None if it is robust."""
+        found = np.full(self.n, None, dtype=object)
+        for name, mask in self._first_broken().items():
+            found[mask] = name
+        found[~self.records.right] = CLEAN
+        names: list[str | None] = found.tolist()
+        return names
+
+    def _first_broken(self) -> dict[str, np.ndarray]:
+        """For each attack, which of the right examples it was the first to break, (n,) bool."""
+        left, first = self.records.right.copy(), {}
+        for name in self.records.attacks:
+            first[name] = left & self.records[name]["broken"]
+            left &= ~first[name]
+        return first
 
     @property
     def interval(self) -> Interval:
@@ -77,33 +196,26 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types: what :meth:`save` writes."""
+        plain = "threat suite sequential n clean_accuracy robust_accuracy by_attack examples detection curve provenance"
         return {
             "format": FORMAT,
             "bound": "upper",
-            "threat": self.threat,
-            "suite": self.suite,
-            "sequential": self.sequential,
-            "n": self.n,
-            "clean_accuracy": self.clean_accuracy,
+            **{name: getattr(self, name) for name in plain.split()},
             "clean_interval": list(self.interval_of(self.clean_accuracy)),
-            "robust_accuracy": self.robust_accuracy,
             "interval": list(self.interval),
-            "by_attack": self.by_attack,
-            "by_class": {str(label): share for label, share in self.by_class.items()},
-            "examples": self.examples,
-            "detection": self.detection,
-            "curve": self.curve,
-            "diagnostics": [d.to_dict() for d in self.diagnostics],
-            "provenance": self.provenance,
+            "by_class": {str(label): accuracy for label, accuracy in self.by_class.items()},
+            "diagnostics": [asdict(d) for d in self.diagnostics],
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the result as JSON.
+        """Write the result as JSON, each example on a line of its own.
 
         Raises:
             UserError: if it cannot be written.
         """
-        write_json(Path(path), self.to_dict())
+        whole = as_json(self.to_dict() | {"examples": []}, indent=2)
+        lines = ",\n".join("    " + as_json(example) for example in self.examples)
+        write_atomically(Path(path), whole.replace('"examples": []', f'"examples": [\n{lines}\n  ]', 1).encode() + b"\n")
 
     def robustbench_card(self, name: str, dataset: str, architecture: str = "") -> dict[str, Any]:
         """Return a card with the fields of RobustBench's model cards; accuracies in percent, as text, as there.
@@ -116,79 +228,130 @@ class Evaluation:
         percent = f"{100 * self.robust_accuracy:.2f}"
         whole = self.suite in ("standard", "papers")
         autoattack = self.by_attack["autoattack"] if self.suite == "papers" else self.robust_accuracy
+        footnote = [warning_line(self.diagnostics) or "no warnings", f"{self.threat}, n = {self.n}, suite {self.suite}"]
         return {
-            "link": None,
-            "name": name,
-            "authors": None,
-            "additional_data": None,
+            **dict.fromkeys(("link", "authors", "additional_data", "venue")),
+            "name": name, "dataset": dataset, "architecture": architecture,
             "number_forward_passes": str(self.provenance["draws"]),
-            "dataset": dataset,
-            "venue": None,
-            "architecture": architecture,
             "eps": self.threat[self.threat.index("(") + 1 : -1].split(",")[0],
-            "clean_acc": f"{100 * self.clean_accuracy:.2f}",
-            "reported": percent,
-            "autoattack_acc": f"{100 * autoattack:.2f}" if whole else None,
-            "external": None if whole else percent,
+            "clean_acc": f"{100 * self.clean_accuracy:.2f}", "reported": percent,
+            "autoattack_acc": f"{100 * autoattack:.2f}" if whole else None, "external": None if whole else percent,
             "unreliable": bool(self.warnings),
-            "footnote": "; ".join(
-                [
-                    doubts(self.diagnostics) or "no warnings",
-                    f"{self.threat}, n = {self.n}, suite {self.suite}",
-                    *(f"{d.name}: {d.measured}" for d in self.warnings),
-                ]
-            ),
-        }
+            "footnote": "; ".join([*footnote, *(f"{d.name}: {d.measured}" for d in self.warnings)]),
+        }  # fmt: skip
 
     def __str__(self) -> str:
         low, high = self.interval
-        found = self.detection
-        also = (
-            f", recognises {100 * found['detection_rate']:.1f} %, false alarms {100 * found['false_alarms']:.1f} %"
-            if found
-            else ""
-        )
-        kind = "robust accuracy with rejection" if found else "robust accuracy"
-        doubted = doubts(self.diagnostics)
-        return (f"{doubted}: " if doubted else "") + (
+        kind, also = "robust accuracy", ""
+        if self.detection:
+            kind += " with rejection"
+            rates = (100 * self.detection[key] for key in ("detection_rate", "false_alarms"))
+            also = ", recognises {:.1f} %, false alarms {:.1f} %".format(*rates)
+        warned = warning_line(self.diagnostics)
+        return (f"{warned}: " if warned else "") + (
             f"{kind} at most {100 * self.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under "
             f"{self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, attacks: {', '.join(self.by_attack)}{also}"
         )
 
 
+def _or_none(column: np.ndarray, there: np.ndarray) -> list[Any]:
+    """Return a column as plain types, with None where there is nothing."""
+    return [value if known else None for value, known in zip(column.tolist(), there.tolist(), strict=True)]
+
+
 def table(results: Mapping[str, Evaluation]) -> Table:
     """Lay out evaluations of the same suite side by side: a row for each attack, a column for each model.
 
-    Above the numbers stands, by name, which of them are doubted and why.
+    Above the numbers stands, by name, which of them have warnings and why.
 
     Args:
         results: by the name of what was evaluated.
     """
     some = next(iter(results.values()))
-    doubted = {name: said for name, result in results.items() if (said := doubts(result.diagnostics))}
-    shown = Table(
-        title="\n".join(
-            [
-                escape(f"Accuracy in % under {some.threat}, n = {some.n}, with 95 % intervals"),
-                *(escape(f"{name}: {said}") for name, said in doubted.items()),
-            ]
-        ),
-        caption="Under attack: upper bounds, a stronger attack may find more.",
-    )
+    warned = [f"{name}: {said}" for name, result in results.items() if (said := warning_line(result.diagnostics))]
+    title = [f"Accuracy in % under {some.threat}, n = {some.n}, with 95 % intervals", *warned]
+    shown = Table(title=escape("\n".join(title)), caption="Under attack: upper bounds, a stronger attack may find more.")
     shown.add_column("")
     for name, result in results.items():
-        shown.add_column(name + mark(result.diagnostics), justify="right")
-    shown.add_row("clean", *(_cell(result, result.clean_accuracy) for result in results.values()))
+        shown.add_column(name + warning_mark(result.diagnostics), justify="right")
+
+    def add_row(title: str, accuracies: list[float]) -> None:
+        cells = []
+        for result, accuracy in zip(results.values(), accuracies, strict=True):
+            low, high = result.interval_of(accuracy)
+            cells.append(f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        shown.add_row(title, *cells)
+
+    add_row("clean", [result.clean_accuracy for result in results.values()])
     for k, attack in enumerate(some.by_attack):
-        shown.add_row(
-            f"+ {attack}" if some.sequential and k else attack,
-            *(_cell(result, result.by_attack[attack]) for result in results.values()),
-        )
+        add_row(f"+ {attack}" if some.sequential and k else attack, [r.by_attack[attack] for r in results.values()])
     shown.add_section()
-    shown.add_row("worst case", *(_cell(result, result.robust_accuracy) for result in results.values()))
+    add_row("worst case", [result.robust_accuracy for result in results.values()])
     return shown
 
 
-def _cell(result: Evaluation, share: float) -> str:
-    low, high = result.interval_of(share)
-    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+@dataclass(frozen=True)
+class PartialResult:
+    """What an evaluation that is still running, or was stopped, knows so far.
+
+    Attributes:
+        n: examples in all.
+        looked: how many have been looked at without an attack.
+        at_most: no more than this fraction of all can be robust: nothing has broken them yet.
+        after: for each attack that has begun, how many examples, the first of a random order, it has finished with, how many of
+            these are robust to it and those before it, and the 95 % interval for all examples.
+    """
+
+    n: int
+    looked: int
+    at_most: float
+    after: dict[str, tuple[int, int, tuple[float, float]]]
+
+    def __str__(self) -> str:
+        lines = [f"robust accuracy at most {self.at_most:.1%} (n = {self.n}, {self.looked} looked at)"]
+        for attack, (done, robust, (low, high)) in self.after.items():
+            found = f"{robust / done:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+            lines.append(f"after {attack}: {found} of {done} examples in random order")
+        return "\n".join(lines)
+
+
+def partial_result(folder: str | Path) -> PartialResult:
+    """Read what the evaluation in a folder knows so far.
+
+    Because examples are taken in a random order, those that an attack has finished with stand for all of them.
+
+    Raises:
+        UserError: if there is no evaluation in the folder, or it is damaged.
+    """
+    stages, seed, n = _read_plan(Path(folder) / PLAN)
+    records = Records(n, stages)
+    records.read(Path(folder))
+    order, looked, after = shuffled_order(seed, n).numpy(), records[CLEAN]["known"], {}
+    for attack, earlier in stages.items():
+        attacked = records.right & ~records.broken(earlier)
+        finished = (looked & (~attacked | records[attack]["known"]))[order]
+        done = n if finished.all() else int(finished.argmin())
+        robust = int((attacked & ~records[attack]["broken"])[order[:done]].sum())
+        if done:
+            after[attack] = (done, robust, wilson_interval(robust, done))
+    seen = int(looked.sum())
+    return PartialResult(n, seen, (n - seen + int(records.robust.sum())) / n, after)
+
+
+def shuffled_order(seed: int, n: int) -> Tensor:
+    """Return the random order in which an evaluation takes its examples, (n,) int64."""
+    return ExampleRng(seed, torch.arange(n)).uniform(torch.empty(n, 1, dtype=torch.float64), 0).squeeze(1).argsort()
+
+
+def _read_plan(path: Path) -> tuple[dict[str, list[str]], int, int]:
+    """Return the attacks, each with those whose victims it leaves alone, the seed and the number of examples."""
+    plan = read_json(path)
+    stages, seed, n = plan.get("stages"), plan.get("seed"), plan.get("n")
+    if not isinstance(stages, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) and name not in (CLEAN, DETECTION, COST) for name in names)
+        for names in (list(stages), *stages.values())
+    ):
+        raise UserError(f"{path} is not the plan of an evaluation: its stages are {stages!r:.40}")
+    if type(seed) is not int or type(n) is not int or not 1 <= n <= _MOST // max(len(stages), 1) or abs(seed) >= 2**63:
+        raise UserError(f"{path} is not the plan of an evaluation: seed {seed!r:.40}, n {n!r:.40}")
+    return stages, seed, n

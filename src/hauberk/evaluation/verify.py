@@ -1,62 +1,65 @@
-"""The judge: looks again, on the caller's untouched model in full precision, before anything counts."""
+"""Verification: a claimed adversarial example counts only if the caller's untouched model, asked again, says so."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hauberk.attacks.frozen_model import ModelQueries
-from hauberk.objectives.functional import fooled, logit_margin
+from hauberk.objectives.functional import ATTACK_LOSSES, fooled, logit_margin
 from hauberk.threat import FeasibleSet
+
+_SMALLEST_BATCH = 16
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the judge saw at some points, one row each, on the host.
+class Verification:
+    """What was found at some points, one row each, as NumPy arrays.
 
     Attributes:
-        wrong: (b,) bool, misclassified.
-        inside: (b,) bool, within ball and box.
+        holds: (b,) bool, misclassified, and within ball and box.
         predicted: (b,) int64.
         margin: (b,) ``z_y - max_{k≠y} z_k``; 0 where the logits are not finite.
         finite: (b,) bool, whether the logits are finite. Where they are not, the example counts as misclassified.
         norm: (b,) length of the change in the norm of the threat model, in units of the input.
     """
 
-    wrong: Tensor
-    inside: Tensor
-    predicted: Tensor
-    margin: Tensor
-    finite: Tensor
-    norm: Tensor
+    holds: np.ndarray
+    predicted: np.ndarray
+    margin: np.ndarray
+    finite: np.ndarray
+    norm: np.ndarray
 
 
-def judge(passes: ModelQueries, region: FeasibleSet, points: Tensor, y: Tensor, chunk: int, evading: bool) -> Look:
-    """Look at points (b, ...) with labels (b,) again, in batches of one fixed shape.
+def verify_adversarial(
+    queries: ModelQueries, region: FeasibleSet, points: Tensor, y: Tensor, batch_size: int, has_reject_class: bool
+) -> Verification:
+    """Check points (b, ...) with labels (b,) again, in batches of one fixed shape.
 
     Args:
-        passes: the model, in its own precision.
+        queries: the model, in its own precision.
         region: the sets that the points must be in.
         points: claimed adversarial examples.
         y: labels.
-        chunk: size of the batches; the last is filled up.
-        evading: whether the last output is a class of adversarial inputs.
+        batch_size: of each pass; the last is filled up.
+        has_reject_class: the last output is a class of adversarial inputs.
     """
     parts = []
-    for start in range(0, len(points), chunk):
-        part = points[start : start + chunk]
-        filled = torch.cat([part, part[:1].expand(chunk - len(part), *part.shape[1:])])
-        parts.append(passes.logits(filled)[: len(part)])
+    for part in points.split(batch_size):
+        filled = torch.cat([part, part[:1].expand(batch_size - len(part), *part.shape[1:])])
+        parts.append(queries.logits(filled)[: len(part)])
     logits = torch.cat(parts)
     change = (points - region.x).flatten(1).double()
-    return Look(
-        wrong=fooled(logits, y, evading).cpu(),
-        inside=region.contains(points).cpu(),
-        predicted=logits.argmax(1).cpu(),
-        margin=finite_margin(logits, y).cpu(),
-        finite=logits.isfinite().all(1).cpu(),
-        norm=region.norm.length(change).cpu(),
+    found = (
+        fooled(logits, y, has_reject_class) & region.contains(points),
+        logits.argmax(1),
+        finite_margin(logits, y),
+        logits.isfinite().all(1),
+        region.norm.length(change),
     )
+    return Verification(*(column.cpu().numpy() for column in found))
 
 
 def finite_margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -65,3 +68,23 @@ def finite_margin(logits: Tensor, y: Tensor) -> Tensor:
     (B, C), (B,) -> (B,).
     """
     return torch.where(logits.isfinite().all(1), logit_margin(logits, y), 0.0)
+
+
+def smaller_batch_sizes(forms: Iterable[nn.Module], x: Tensor, y: Tensor) -> list[int]:
+    """Return eighths of a batch size at which all forms of a model compute the same bits as with the whole batch.
+
+    Args:
+        forms: of the model.
+        x: inputs of the whole batch, (B, ...).
+        y: labels, (B,).
+    """
+
+    def bits(form: nn.Module, size: int) -> tuple[Tensor, Tensor]:
+        logits, _, grad = ModelQueries(form).value_and_grad(x[:size], ATTACK_LOSSES["cw"], y[:size])
+        return logits, grad
+
+    sizes = [len(y) * k // 8 for k in range(7, 0, -1) if len(y) * k // 8 >= _SMALLEST_BATCH]
+    for form in forms:
+        whole = bits(form, len(y))
+        sizes = [n for n in sizes if all(torch.equal(a, b[:n]) for a, b in zip(bits(form, n), whole, strict=True))]
+    return sizes

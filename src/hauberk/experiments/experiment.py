@@ -167,7 +167,7 @@ def run_experiment(experiment: Experiment, out: Path, device: str = "auto", thre
         **asdict(experiment.evaluation),
         surrogate=load(experiment.surrogate, device=pick_device(device)) if experiment.surrogate else None,
         seed=experiment.seed,
-        detects=experiment.make_method().extra_outputs > 0,
+        has_reject_class=experiment.make_method().extra_outputs > 0,
         out=folder / "evaluation",
         quiet=True,
     )

@@ -28,6 +28,8 @@ from hauberk.threat import ThreatModel
 from hauberk.threat.checks import check_batch, check_inputs
 from hauberk.weighting.base import summary
 
+FROM_PYTHON = "python:"  # in front of what stands for an object that has no import path
+
 
 @dataclass(frozen=True, eq=False)
 class Output:
@@ -101,7 +103,9 @@ class Method(nn.Module):
     ):
         super().__init__()
         self.threat, self.name, self.seed = threat, name, seed
-        self.settings = {"seed": seed} if settings is None else settings
+        parts = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
+        given = {key: part for key, part in parts.items() if part is not None}
+        self.settings: dict[str, Any] = {"seed": seed, **given} if settings is None else settings
         self.inner = as_inner_attack(attack)
         self.objective = AT() if objective is None else objective
         self.weighting = weighting
@@ -364,13 +368,16 @@ def _nothing(argument: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
+    """Return what stands for a setting in a card: itself, an import path, or the description of what only Python can make."""
     if isinstance(value, tuple):
         return list(value)
     if isinstance(value, str | int | float | None):
         return value
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}:{value.__qualname__}"
-    return f"{type(value).__module__}:{type(value).__qualname__}" if isinstance(value, nn.Module) else str(value)
+    if isinstance(value, nn.Module) or "__repr__" not in vars(type(value)):
+        return f"{FROM_PYTHON}{type(value).__module__}:{type(value).__qualname__}"
+    return f"{FROM_PYTHON}{value}"
 
 
 class Step(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 from hauberk.attacks import PGD
 from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.imports import import_object, is_import_path
 from hauberk.fastpath.precision import Precision
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
@@ -279,14 +280,15 @@ def method(
     """Make a method by name.
 
     Args:
-        name: see :func:`hauberk.list_methods`; with ``+awp`` behind it for adversarially perturbed weights.
+        name: see :func:`hauberk.list_methods`; with ``+awp`` behind it for adversarially perturbed weights; or the import path
+            of a function of your own, ``package.module:build``, called as ``build(threat, **settings)``.
         threat: what the adversary may do.
         preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs.
         seed: of the random starts.
         precision: what the passes run on: "model", the model as it is; "fp32", for attacks in evaluation mode, a copy of it
             with BatchNorm fused, the same up to rounding; "bf16", such a copy in bfloat16, and autocast for the loss.
         compiled: run that copy by ``torch.compile``; costs seconds to minutes at the first step.
-        attack: in place of the row's; this and the next three as :class:`hauberk.Method` takes them.
+        attack: in place of the row's; this and the next three as :class:`hauberk.Method` takes them, or their import paths.
         objective: in place of the row's.
         weighting: in place of the row's.
         weight_perturbation: in place of the row's.
@@ -306,8 +308,11 @@ def method(
         method('mail-trades+awp', Linf(8/255), burn_in=74)
     """
     given = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
-    parts = {key: value for key, value in given.items() if value is not None}
-    settings = {"preset": preset, "seed": seed, **parts, **overrides}
+    given = {key: value for key, value in given.items() if value is not None}
+    settings = {"preset": preset, "seed": seed, **given, **overrides}
+    parts, overrides = ({key: _imported(key, value) for key, value in some.items()} for some in (given, overrides))
+    if is_import_path(name):
+        return _built(import_object(name, "method"), name, threat, {k: v for k, v in settings.items() if k != "preset"})
     if name in _BUILDERS:
         return _built(_BUILDERS[name], name, threat, {k: v for k, v in settings.items() if k != "preset" or v != "paper"})
     spec = get_method_spec(name)
@@ -332,6 +337,11 @@ def method(
     if made.weight_perturbation is not None and made.replays > 1:
         raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
     return made
+
+
+def _imported(key: str, value: Any) -> Any:
+    """Import a part, or the loss of the attack, that is given by its import path."""
+    return import_object(value, key) if isinstance(value, str) and is_import_path(value) else value
 
 
 def _built(build: Callable[..., Method], name: str, threat: ThreatModel, settings: dict[str, Any]) -> Method:

@@ -1,7 +1,5 @@
 """What a report is made of, and how it is written: one HTML file, and its pictures and tables as files for papers."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -13,13 +11,8 @@ from matplotlib.figure import Figure as Picture
 
 from hauberk import __version__
 from hauberk.core.io import make_folder, plain_name, write_atomically
+from hauberk.core.text_table import TextTable
 from hauberk.report.figures import as_bytes, as_markup
-
-# What LaTeX would take for a command, as it has to be written.
-_LATEX = str.maketrans(
-    {char: f"\\{char}" for char in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$"}
-)
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,8 @@ def write_figures(page: Page, folder: Path) -> None:
         if isinstance(block, Figure) and block.picture is not None:
             files = {ending: as_bytes(block.picture, ending) for ending in ("png", "svg", "pdf")}
         if block.rows:
-            texts = {"md": _markdown(block), "tex": _latex(block), "csv": _csv(block)}
+            table = TextTable("", block.header, block.rows)
+            texts = {"md": table.to_markdown(), "tex": table.to_latex(), "csv": table.to_csv()}
             files |= {ending: text.encode() for ending, text in texts.items()}
         plain = plain_name(block.name)
         names = (plain if k == 1 else f"{plain}-{k}" for k in count(1))
@@ -119,29 +113,3 @@ def write_figures(page: Page, folder: Path) -> None:
 def _write(path: Path, content: bytes) -> None:
     make_folder(path.parent)
     write_atomically(path, content)
-
-
-def _markdown(table: Table) -> str:
-    def line(cells: Sequence[Any]) -> str:
-        return f"| {' | '.join(_one_line(cell).replace('|', '&#124;') for cell in cells)} |\n"
-
-    return line(table.header) + "|" + "---|" * len(table.header) + "\n" + "".join(map(line, table.rows))
-
-
-def _latex(table: Table) -> str:
-    def line(cells: Sequence[Any]) -> str:
-        return " & ".join(_one_line(cell).translate(_LATEX) for cell in cells) + r" \\"
-
-    begin = rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}"
-    rows = [line(table.header), r"\midrule", *map(line, table.rows)]
-    return "\n".join([begin, r"\toprule", *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _csv(table: Table) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
-    return text.getvalue()
-
-
-def _one_line(cell: Any) -> str:
-    return " ".join(str(cell).split())

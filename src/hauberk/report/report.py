@@ -14,9 +14,7 @@ from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import SCHEMA_ERRORS, read_json
 from hauberk.core.text_table import Ranked, cell_text
 from hauberk.data import find_dataset
-from hauberk.evaluation.columns import NAME as COLUMNS
-from hauberk.evaluation.diagnostics import Diagnostic, doubts, mark, worst_first
-from hauberk.evaluation.interval import wilson_interval
+from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, wilson_interval, worst_first
 from hauberk.experiments.comparison import Comparison, column_title
 from hauberk.experiments.studies import StudyResult, find_study
 from hauberk.report.figures import band, bars, examples, histogram, lines
@@ -167,13 +165,13 @@ def evaluation_page(found: dict[str, Any], subject: str) -> Page:
     """Return the report of an evaluation (the JSON that :meth:`hauberk.Evaluation.save` writes); ``subject`` is its line."""
     diagnostics, origin = [Diagnostic(**stored) for stored in found["diagnostics"]], found["provenance"]
     interval, clean = (f"95 % interval {_interval(found[name])}" for name in ("interval", "clean_interval"))
-    notes = [doubts(diagnostics), interval, f"worst case over {', '.join(found['by_attack'])}", found["threat"]]
+    notes = [warning_line(diagnostics), interval, f"worst case over {', '.join(found['by_attack'])}", found["threat"]]
     label = "robust accuracy with rejection, at most" if found["detection"] else "robust accuracy, at most"
     metrics = [
-        Metric(label, f"{100 * found['robust_accuracy']:.1f} %{mark(diagnostics)}", "; ".join(filter(None, notes))),
+        Metric(label, f"{100 * found['robust_accuracy']:.1f} %{warning_mark(diagnostics)}", "; ".join(filter(None, notes))),
         Metric("clean accuracy", f"{100 * found['clean_accuracy']:.1f} %", clean),
         Metric("examples", f"{found['n']:,}", f"{origin['data']}, {origin['subset']}"),
-        *(Metric("of the table", *d.measured.partition("; ")[::2]) for d in diagnostics if d.name == COLUMNS),
+        *(Metric("of the table", *d.measured.partition("; ")[::2]) for d in diagnostics if d.name == "columns-can-change"),
     ]
     alerts = [Alert(d.verdict, f"{d.name}: {d.measured}. {d.advice}") for d in worst_first(diagnostics)]
     believed = "What was looked for, and found: signs that attacks fail for another reason than robustness"
@@ -233,7 +231,7 @@ def _radii(curve: Sequence[dict[str, Any]]) -> list[Block]:
         return []
     plain = all(isinstance(point["eps"], int | float) for point in curve)
     eps, unit = [0.0, *(point["eps" if plain else "factor"] for point in curve)], "ε" if plain else "times ε"
-    percents = [100.0, *(100 * point["standing"] for point in curve)]
+    percents = [100.0, *(100 * point["robust"] for point in curve)]
     caption = f"Of {curve[0]['n']} examples that are right without an attack, how many resist a quick APGD as ε grows"
     rows = [[f"{e:.4g}", f"{percent:.1f}"] for e, percent in zip(eps, percents, strict=True)]
     picture = lines(eps, {"robust": percents}, xlabel=unit, ylabel="robust, %", ylim=(0, 105))

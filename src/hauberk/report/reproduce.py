@@ -42,7 +42,7 @@ def reproduction_commands(folder: Path, plan: dict[str, Any], evaluations: Seque
 def train_command(plan: dict[str, Any]) -> str:
     """Return the command that trains the same network, with what differs from its defaults."""
     settings, data, model = dict(plan["method"]), plan["data"], plan["model"]
-    name, seed, preset = settings.pop("name"), settings.pop("seed"), settings.pop("preset")
+    name, seed, preset = settings.pop("name"), settings.pop("seed"), settings.pop("preset", "paper")
     words = ["hauberk", "train", "--data", data["name"], "--model", model["name"], "--method", name, "--preset", preset]
     words += ["--norm", plan["threat"]["norm"]]
     if data["name"] in DATASETS or is_import_path(data["name"]):  # a table has its own ε, files and normalisation
@@ -55,8 +55,9 @@ def train_command(plan: dict[str, Any]) -> str:
         if value != usual[key] and key not in _OF_THIS_MACHINE:
             words += _option(key, value)
     # Where the method was made in Python, or by a version that did not take the published settings, its own are spelled out.
-    own = default_settings(name, preset)
-    settings |= {key: own[key] for key in sorted(published.added.keys() - settings.keys())}
+    if missing := sorted(published.added.keys() - settings.keys()):
+        own = default_settings(name, preset)
+        settings |= {key: own[key] for key in missing}
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
     words += ["--set", *(f"{key}={text}" for key, text in texts.items())] if texts else []
     return shlex.join(words)
@@ -73,7 +74,7 @@ def evaluate_command(target: str, found: dict[str, Any]) -> str:
         words += ["--norm", threat[1], "--eps", threat[2]]
     words += ["--surrogate", "OTHER"] if any(name.startswith("transfer-") for name in origin["attacks"]) else []
     words += ["--n", str(found["n"])] if origin["subset"] != "all" else []
-    for key, usual in (("seed", 0), ("batch_size", 256), ("precision", "full")):
+    for key, usual in (("seed", 0), ("batch_size", 256), ("precision", "fp32")):
         words += _option(key, origin[key]) if origin[key] != usual else []
     return shlex.join(["hauberk", "evaluate", target, *words])
 

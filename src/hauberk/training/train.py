@@ -1,9 +1,10 @@
 """hb.train: one call from a model and data to a trained model on disk."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from hauberk.core.signals import watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
+from hauberk.methods.method import FROM_PYTHON
 from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
@@ -156,6 +158,8 @@ def resume(
     folder: str | Path,
     *,
     model: str = "",
+    method: str = "",
+    hyperparameters: Mapping[str, Any] = MappingProxyType({}),
     data: str = "",
     optimizer: str = "",
     scheduler: str = "",
@@ -170,6 +174,8 @@ def resume(
     Args:
         folder: of the run.
         model: ``module:factory``, where the run was made with one: naming it again allows importing it.
+        method: its import path, where it was named so, likewise.
+        hyperparameters: those of the method that are import paths, likewise.
         data: ``module:attribute``, where the data set was named so, likewise.
         optimizer: its import path, likewise.
         scheduler: likewise.
@@ -190,16 +196,21 @@ def resume(
     if spec.imports and spec.name != model:
         raise UserError(f"this run would import {spec.name!r}; add --model {spec.name} if you trust it")
     try:
-        trained_on, method = stored["data"], dict(stored["method"])
+        trained_on, made_of = stored["data"], dict(stored["method"])
         settings = dict(stored["settings"]) | ({"on_divergence": on_divergence} if on_divergence else {})
         for name in ("milestones", "class_weights", "callbacks"):
             if isinstance(settings.get(name), list):
                 settings[name] = tuple(settings[name])
         named = {"optimizer": [optimizer], "scheduler": [scheduler], "augment": [augment], "callbacks": list(callbacks)}
         require_named(TrainConfig(**settings), named, again)
-        name = trusted_name(str(trained_on["name"]), data, "--data")
-        source = load_data(name, "train", trained_on["folder"], verify=verify)
-        made = make_method(method.pop("name"), threat_from_dict(stored["threat"]), **method)
+        data_name = trusted_name(str(trained_on["name"]), data, "--data")
+        source = load_data(data_name, "train", trained_on["folder"], verify=verify)
+        name = trusted_name(str(made_of.pop("name")), method, "--method")
+        for key, value in made_of.items():
+            if str(value).startswith(FROM_PYTHON):
+                raise UserError(f"the {key} of the method was made in Python; {again}")
+            trusted_name(str(value), str(hyperparameters.get(key, "")), "--set", f"{key}=")
+        made = make_method(name, threat_from_dict(stored["threat"]), **made_of)
     except UserError:
         raise
     except SCHEMA_ERRORS as error:

@@ -218,7 +218,7 @@ class Trainer:
     def _export(self, row: dict[str, Any], better: bool) -> None:
         if self.folder is None:
             return
-        about = {**self.plan.to_dict(), "detects": self.method.extra_outputs > 0, "metrics": row, **self._numerics()}
+        about = {**self.plan.to_dict(), "has_reject_class": self.method.extra_outputs > 0, "metrics": row, **self._numerics()}
         weights = {"last": self.eval_model.state_dict()} | ({"best": self.best_weights} if better else {})
         for which, tensors in weights.items():
             card = {"which": which, "epoch": self.epoch + 1, **about, "machine": machine(self.device)}

@@ -14,7 +14,7 @@ from hauberk.core.errors import UserError
 from hauberk.core.io import make_folder, write_atomically, write_json
 from hauberk.core.text_table import TextTable
 from hauberk.data import IndexedDataset, fetch_for
-from hauberk.evaluation.signs import hardly_beats_chance
+from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.experiments.experiment import Experiment, train_experiment
 from hauberk.experiments.figures import figure_files
 from hauberk.methods import Method

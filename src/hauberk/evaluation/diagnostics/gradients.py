@@ -1,0 +1,219 @@
+"""Diagnostics of gradients and of the search, on a few examples that are classified right, by attacks of their own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.attacks import ModelQueries, apgd, random_search
+from hauberk.core.random import ExampleRng, content_ids
+from hauberk.evaluation.result import Finding
+from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss
+from hauberk.threat import ThreatModel
+
+SAMPLE = 48  # examples
+CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)  # times ε
+NO_GRADIENT = 0.1  # of the inputs
+LIE = 0.9  # honest networks stay below 0.25, gradients of another function reach 1
+_CURVE_STEPS, _STEPS, _RANDOM_POINTS = 20, 50, 50
+_SMALL_STEP = 1 / 20  # of ε, of the finite differences
+_DIRECTIONS = 4
+_CLEAR = 2  # times what would be seen without a step
+_FEW = 3  # examples of the sample, which are no sign
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What diagnostics that need "sample" are given; what several of them look at is measured once.
+
+    Attributes:
+        model: in evaluation mode, lent by ``frozen_model``.
+        queries: the fastest form of it in its own precision.
+        x: clean inputs that are classified right, (b, ...).
+        y: labels, (b,).
+        threat: the threat model.
+        seed: of random draws, which are keyed by the content of each example.
+        draws: passes to average over, for a random model.
+        has_reject_class: the last output is a class of adversarial inputs. The attacks here do not try to hide from it, so
+            nothing is measured by them then.
+    """
+
+    model: nn.Module
+    queries: ModelQueries
+    x: Tensor
+    y: Tensor
+    threat: ThreatModel
+    seed: int
+    draws: int
+    has_reject_class: bool
+
+    def rng(self, stage: int = 1) -> ExampleRng:
+        """Random draws; each stage has its own."""
+        return ExampleRng(self.seed, content_ids(self.x).to(self.x.device), stage=stage)
+
+    @property
+    def _margin(self) -> AttackLoss:
+        return ATTACK_LOSSES["evade" if self.has_reject_class else "cw"]
+
+    def margin(self, logits: Tensor) -> Tensor:
+        """The margin that attacks maximise, (b, C) -> (b,)."""
+        return self._margin.function(logits, self.y, None)
+
+    @cached_property
+    def margin_gradient(self) -> tuple[Tensor, Tensor]:
+        """The margin at the inputs, (b,), and its gradient, (b, ...)."""
+        _, value, slope = self.queries.value_and_grad(self.x, self._margin, self.y)
+        return value, slope
+
+    def apgd(self, factor: float = 1.0, steps: int = _STEPS, loss: str = "ce", stage: int = 1) -> Tensor:
+        """Which inputs APGD breaks within ``factor`` times ε, (b,) bool."""
+        how: dict[str, Any] = {"steps": steps, "loss": loss, "seed": self.rng(stage), "eot_iter": self.draws}
+        return apgd(self.model, self.x, self.y, self.threat.scaled(factor), **how).success
+
+    @cached_property
+    def broken(self) -> Tensor:
+        """Which inputs APGD on cross-entropy breaks, (b,) bool."""
+        return self.apgd()
+
+    @cached_property
+    def factors(self) -> tuple[float, ...]:
+        """Times ε, up to the whole box."""
+        return (*CURVE, _factor_of_box(self.threat, self.x))
+
+    @cached_property
+    def broken_at(self) -> Tensor:
+        """Which inputs a quick APGD breaks within each of the ``factors`` times ε, (F, b) bool."""
+        return torch.stack([self.apgd(factor, _CURVE_STEPS) for factor in self.factors])
+
+    @cached_property
+    def curve(self) -> list[dict[str, Any]]:
+        """Points of robust accuracy against ε: "factor", "eps" in units of the input, "robust" (a fraction), "n"."""
+        if self.has_reject_class:
+            return []
+        eps = float(torch.as_tensor(self.threat.eps).max())
+        robust = 1 - (self.broken_at.cumsum(0) > 0).float().mean(1)
+        points = zip(self.factors, robust.tolist(), strict=True)
+        return [{"factor": factor, "eps": eps * factor, "robust": rest, "n": len(self.x)} for factor, rest in points]
+
+
+def _factor_of_box(threat: ThreatModel, x: Tensor) -> float:
+    """How many times ε reaches from one end of the box to the other, at least the last factor of the curve."""
+    region = threat.around(x)
+    width = ((region.high - region.low) / region.radius.clamp_min(1e-30)).expand(x.shape)[0].double()
+    width = torch.where((region.radius > 0).expand(x.shape)[0] & width.isfinite(), width, 2 * CURVE[-1])
+    return max(float(threat.norm.length(width.flatten())), CURVE[-1])
+
+
+def zero_gradients(sample: Sample) -> list[Finding]:
+    """For which fraction of the inputs the gradient of the margin is zero."""
+    none = _zero(sample.margin_gradient[1])
+    return [Finding(none, f"the gradient of the margin is zero for {none:.0%} of the inputs")]
+
+
+def saturation(sample: Sample) -> list[Finding]:
+    """For which fraction of the inputs the gradient of cross-entropy is zero."""
+    none = _zero(sample.queries.value_and_grad(sample.x, ATTACK_LOSSES["ce"], sample.y)[2])
+    return [Finding(none, f"the gradient of cross-entropy is zero for {none:.0%} of the inputs")]
+
+
+def _zero(slope: Tensor) -> float:
+    return float((slope.flatten(1).abs().amax(1) == 0).float().mean())
+
+
+def false_gradients(sample: Sample) -> list[Finding]:
+    """How far small steps change the margin otherwise than its gradient foretells, behind layers that round on purpose."""
+    x, queries, (value, slope) = sample.x, sample.queries, sample.margin_gradient
+    if _zero(slope) > NO_GRADIENT:
+        return []
+    region, rng = sample.threat.around(x), sample.rng()
+    size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / sample.threat.norm.p)
+    missed, moved, still = (torch.zeros_like(value) for _ in range(3))
+    with _unrounded(queries.model) as layers:
+        for k in range(_DIRECTIONS):
+            sign = torch.where(rng.uniform(x, k) < 0.5, -1.0, 1.0).to(x.dtype)
+            point = torch.minimum(torch.maximum(x + size * sign, region.lower), region.upper)
+            change = sample.margin(queries.logits(point)) - value
+            foretold = (slope * (point - x)).flatten(1).sum(1)
+            missed, moved = missed + (change - foretold).abs(), moved + change.abs()
+            logits = queries.logits(x)
+            still = still + (sample.margin(logits) - value).abs()
+    # What chance in the model and the rounding of inputs and logits do to these sums without any step.
+    precision = torch.finfo(queries.precision or x.dtype).eps
+    floor = still + _DIRECTIONS * precision * ((slope * x).flatten(1).abs().sum(1) + logits.abs().amax(1))
+    counted = (moved > 0) | (missed > _CLEAR * floor)
+    off = (missed / moved.clamp_min(1e-12))[counted]
+    typical = float(off.median()) if bool(counted.any()) else 0.0
+    clear = bool(counted.any()) and float((missed > _CLEAR * floor)[counted].float().mean()) > 0.5
+    where = f"; behind {', '.join(layers)}, which rounds on purpose" if layers else ""
+    measured = f"steps of ε/{1 / _SMALL_STEP:.0f} change the margin otherwise than the gradient foretells, by {typical:.0%}"
+    return [Finding(typical if clear else min(typical, LIE), f"{measured} (median{where})")]
+
+
+@contextmanager
+def _unrounded(model: nn.Module) -> Iterator[list[str]]:
+    """Let layers that round on purpose (``rounds_on_purpose`` is True) pass everything as it is; yields their names."""
+    layers = [module for module in model.modules() if getattr(module, "rounds_on_purpose", None) is True]
+    try:
+        for layer in layers:
+            layer.rounds_on_purpose = False  # type: ignore[assignment]
+        yield sorted({type(layer).__name__ for layer in layers})
+    finally:
+        for layer in layers:
+            layer.rounds_on_purpose = True  # type: ignore[assignment]
+
+
+def large_eps(sample: Sample) -> list[Finding]:
+    """Which fraction of the inputs is robust within an ε as large as the box."""
+    if not sample.curve:
+        return []
+    left = sample.curve[-1]["robust"]
+    return [
+        Finding(left, f"with ε as large as the box, {left:.0%} of {len(sample.x)} inputs are robust to APGD-{_CURVE_STEPS}")
+    ]
+
+
+def larger_eps(sample: Sample) -> list[Finding]:
+    """How often an input that was broken within one ε was robust within a larger one, of all inputs and ε."""
+    if not sample.curve:
+        return []
+    broken = sample.broken_at
+    jumps = int(((broken.cumsum(0) > 0)[:-1] & ~broken[1:]).sum())
+    where = f"(APGD-{_CURVE_STEPS}, {len(sample.x)} inputs, {len(broken)} radii)"
+    return [Finding(jumps / broken.numel(), f"{jumps} times an input broken at one ε was robust at a larger one {where}")]
+
+
+def random_points(sample: Sample) -> list[Finding]:
+    """How many inputs random points break that a quick APGD does not."""
+    if not sample.curve:
+        return []
+    found = random_search(sample.model, sample.x, sample.y, sample.threat, steps=_RANDOM_POINTS, seed=sample.rng()).success
+    missed = int((found & ~sample.broken_at[CURVE.index(1.0)]).sum())
+    measured = f"{_RANDOM_POINTS} random points break {missed} of {len(sample.x)} inputs that APGD-{_CURVE_STEPS} does not"
+    return [Finding(missed, measured)]
+
+
+def more_steps(sample: Sample) -> list[Finding]:
+    """Which fraction of the inputs twice the steps break besides."""
+    return _besides(sample, f"APGD-{2 * _STEPS}", steps=2 * _STEPS)
+
+
+def another_start(sample: Sample) -> list[Finding]:
+    """Which fraction of the inputs a second start breaks besides."""
+    return _besides(sample, "another start", stage=2)
+
+
+def another_loss(sample: Sample) -> list[Finding]:
+    """Which fraction of the inputs APGD on the margin breaks besides."""
+    return _besides(sample, "APGD on the margin", loss="cw")
+
+
+def _besides(sample: Sample, what: str, **how: Any) -> list[Finding]:
+    if sample.has_reject_class:
+        return []
+    new = int((sample.apgd(**how) & ~sample.broken).sum())
+    measured = f"{what} breaks {new} of {len(sample.x)} inputs that APGD-{_STEPS} does not"
+    return [Finding(new / len(sample.x) if new > _FEW else 0.0, measured)]

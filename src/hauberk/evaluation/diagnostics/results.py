@@ -1,0 +1,154 @@
+"""Diagnostics of verdicts: signs in what the attacks of a suite found that a robustness number cannot be believed."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hauberk.attacks import PGD, Attack, Suite
+from hauberk.attacks.presets import AUTOATTACK
+from hauberk.evaluation.records import Records
+from hauberk.evaluation.result import Finding
+
+_MARGIN_LOSSES = ("cw", "dlr", "dlr-targeted", "cw-targeted")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What diagnostics that need "verdicts" are given. Those that need attacks which did not run find nothing.
+
+    Attributes:
+        records: what was found for each example.
+        suite: what was run.
+        outputs: how many logits the model has.
+    """
+
+    records: Records
+    suite: Suite
+    outputs: int
+
+    def broken(self, attacks: Iterable[str]) -> np.ndarray:
+        """Which examples any of these attacks breaks, (n,) bool."""
+        return self.records.broken(attacks)
+
+    def attack(self, name: str) -> Attack[Any]:
+        """What ran under a name."""
+        return self.suite.attacks[name].attack
+
+    @property
+    def apart(self) -> list[str]:
+        """Attacks that saw every example that is classified right."""
+        return [name for name, earlier in self.suite.stages.items() if not earlier]
+
+    @property
+    def cross_entropy(self) -> list[str]:
+        """Those of them that maximise cross-entropy in several steps, in order of cost."""
+        some = [name for name in self.apart if _loss(self.attack(name)) == "ce" and not _single_step(self.attack(name))]
+        return sorted(some, key=lambda name: self.attack(name).cost(self.outputs))
+
+    @property
+    def pgd(self) -> list[str]:
+        """Those of these that are PGD."""
+        return [name for name in self.cross_entropy if isinstance(self.attack(name), PGD)]
+
+    def gain(self, attacks: Iterable[str], others: Iterable[str]) -> float:
+        """How much larger the fraction of examples is that the attacks break than what the others break."""
+        return float(self.broken(attacks).sum() - self.broken(others).sum()) / self.records.n
+
+
+def _loss(attack: Attack[Any]) -> str:
+    return str(getattr(attack, "loss", ""))
+
+
+def _single_step(attack: Attack[Any]) -> bool:
+    return getattr(attack, "steps", 0) == 1
+
+
+def clean_accuracy(found: Verdicts) -> list[Finding]:
+    """Whether the model hardly beats chance (1) or does (0)."""
+    accuracy = float(found.records.right.mean())
+    measured = f"clean accuracy {accuracy:.1%}, chance {1 / found.outputs:.1%}"
+    return [Finding(float(hardly_beats_chance(accuracy, found.outputs)), measured)]
+
+
+def hardly_beats_chance(clean: float, classes: int) -> bool:
+    """Whether a clean accuracy, in [0, 1], is less than twice what guessing gives; of two classes, no more than that."""
+    return (clean < 2 / classes and classes > 2) or clean <= 1 / classes
+
+
+def unverified(found: Verdicts) -> list[Finding]:
+    """For which fraction of the examples a claimed success did not hold."""
+    tables = [found.records[name] for name in found.suite.stages]
+    count = int(np.logical_or.reduce([table["known"] & table["unverified"] for table in tables]).sum())
+    measured = f"for {count} examples a claimed success did not hold when checked again"
+    return [Finding(_more_than_one(count, found), measured)]
+
+
+def nonfinite_logits(found: Verdicts) -> list[Finding]:
+    """For how many examples logits that are not finite counted as a success."""
+    tables = [found.records[name] for name in found.suite.stages]
+    count = int(np.logical_or.reduce([table["broken"] & ~table["finite"] for table in tables]).sum())
+    return [Finding(count, f"for {count} examples an attack found an input with logits that are NaN or infinite")]
+
+
+def single_step(found: Verdicts) -> list[Finding]:
+    """Which fraction of the examples single-step attacks break that iterative ones do not."""
+    single = [name for name in found.apart if _single_step(found.attack(name))]
+    if not single or not found.cross_entropy:
+        return []
+    missed = int((found.broken(single) & ~found.broken(found.cross_entropy)).sum())
+    return [Finding(missed / found.records.n, f"FGSM breaks {missed} examples that no PGD breaks")]
+
+
+def margin_gap(found: Verdicts) -> list[Finding]:
+    """How many more examples attacks on the margin break than those on cross-entropy."""
+    margin = [name for name in found.apart if _loss(found.attack(name)) in _MARGIN_LOSSES]
+    if not margin or not found.cross_entropy:
+        return []
+    gap = found.gain(margin, found.cross_entropy)
+    return [Finding(gap, f"attacks on the margin break {100 * gap:+.1f} points more than those on cross-entropy")]
+
+
+def steps_gain(found: Verdicts) -> list[Finding]:
+    """How many more examples the PGD of most steps breaks than the one of fewest."""
+    if len(found.pgd) < 2:
+        return []
+    short, long = found.pgd[0], found.pgd[-1]
+    gain = found.gain([long], [short])
+    return [Finding(gain, f"{long} breaks {100 * gain:+.1f} points more than {short}")]
+
+
+def autoattack_gap(found: Verdicts) -> list[Finding]:
+    """How many more examples AutoAttack breaks than PGD."""
+    if not found.pgd or "autoattack" not in found.suite.columns:
+        return []
+    gap = found.gain(found.suite.columns["autoattack"], found.pgd)
+    return [Finding(gap, f"AutoAttack breaks {100 * gap:+.1f} points more than PGD")]
+
+
+def autoattack_without_gradients(found: Verdicts) -> list[Finding]:
+    """Which fraction of the examples AutoAttack's attack without gradients alone breaks."""
+    return _without_gradients(found, [name for name in found.suite.stages if name in AUTOATTACK])
+
+
+def without_gradients(found: Verdicts) -> list[Finding]:
+    """Which fraction of the examples each of the other attacks without gradients alone breaks."""
+    return _without_gradients(found, [name for name in found.suite.stages if name not in AUTOATTACK])
+
+
+def _without_gradients(found: Verdicts, names: list[str]) -> list[Finding]:
+    white_box = [name for name in found.suite.stages if found.attack(name).uses_gradients]
+    findings = []
+    for name in names if white_box else []:
+        if not found.attack(name).uses_gradients:
+            more = np.flatnonzero(found.broken([name]) & ~found.broken(white_box)).tolist()
+            shown = f" ({', '.join(map(str, more[:10]))}{', ...' if len(more) > 10 else ''})" if more else ""
+            measured = f"{name} breaks {len(more)} examples that no attack with gradients breaks{shown}"
+            findings.append(Finding(_more_than_one(len(more), found), measured, f"{name}-beats-gradients"))
+    return findings
+
+
+def _more_than_one(count: int, found: Verdicts) -> float:
+    """The fraction of all examples, 0 for a single one."""
+    return count / found.records.n if count > 1 else 0.0
