@@ -18,7 +18,8 @@ from hauberk.experiments.studies.measure import difference, outputs_match
 from hauberk.experiments.studies.variants import Split
 from helpers import tiny_batch, tiny_net
 
-SMALL = Cell("at", 0, train_size=300, test_size=60, settings={"epochs": 3, "val_size": 30, "lr": 0.05})
+pytestmark = pytest.mark.xdist_group("studies")  # which share their networks
+SMALL = Cell("at", 0, model="mlp", train_size=300, test_size=60, settings={"epochs": 3, "val_size": 30, "lr": 0.05})
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_a_study_is_written_down_with_its_picture(name, shared):
     assert len((shared / f"{name}.csv").read_text().splitlines()) == 1 + len(found.rows)
 
 
-UNLEARNT = Cell("at", 0, train_size=60, test_size=30, settings={"epochs": 3, "val_size": 10, "lr": 1e-6})
+UNLEARNT = Cell("at", 0, model="mlp", train_size=60, test_size=30, settings={"epochs": 3, "val_size": 10, "lr": 1e-6})
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -191,8 +192,10 @@ def test_the_command(shared, capsys):
     assert all(name in said for name in STUDIES)
     assert main(["study", "restart"]) == 2
     assert "did you mean 'restarts'" in capsys.readouterr().err
-    words = ["--train-size", "300", "--test-size", "20", "--epochs", "3", "--val-size", "30", "--lr", "0.05", "--threads", "1"]
-    assert main(["study", "lps-vs-pm", *words, "--out", str(shared)]) == 0  # with the networks of the tests above
+    words = ["--model", "mlp", "--train-size", "300", "--test-size", "20", "--epochs", "3", "--val-size", "30", "--lr", "0.05"]
+    assert (
+        main(["study", "lps-vs-pm", *words, "--threads", "1", "--out", str(shared)]) == 0
+    )  # with the networks of the tests above
     said = capsys.readouterr().out
     assert "Claim: LPS takes few values" in said
     assert "20 of them looked at" in said
