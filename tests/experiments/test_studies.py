@@ -193,9 +193,8 @@ def test_the_command(shared, capsys):
     assert main(["study", "restart"]) == 2
     assert "did you mean 'restarts'" in capsys.readouterr().err
     words = ["--model", "mlp", "--train-size", "300", "--test-size", "20", "--epochs", "3", "--val-size", "30", "--lr", "0.05"]
-    assert (
-        main(["study", "lps-vs-pm", *words, "--threads", "1", "--out", str(shared)]) == 0
-    )  # with the networks of the tests above
+    words += ["--threads", "1", "--out", str(shared)]  # where the networks of the tests above are
+    assert main(["study", "lps-vs-pm", *words]) == 0
     said = capsys.readouterr().out
     assert "Claim: LPS takes few values" in said
     assert "20 of them looked at" in said

@@ -21,6 +21,9 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
+pytestmark = pytest.mark.xdist_group("report")  # what the reports are on is made once
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, digits):
     """A run with its evaluation, a comparison and a study, each with its report."""
@@ -28,13 +31,13 @@ def home(tmp_path_factory, digits):
     torch.set_num_threads(1)  # fixtures of a module run before those of a test
     options = {"epochs": 4, "threads": 1, "quiet": True, "lr": 0.05, "milestones": (0.5,), "schedule": "steps"}
     method = hb.method("mail-at", hb.Linf(0.1), burn_in=1)
-    run = hb.train("small-cnn", digits["train"], method=method, out=folder / "run", **options)
-    small = hb.data.Arrays(digits["test"].x[:60], digits["test"].y[:60], 10, "digits")
+    run = hb.train("mlp", digits["train"], method=method, out=folder / "run", **options)
+    small = hb.data.Arrays(digits["test"].x[:40], digits["test"].y[:40], 10, "digits")
     for suite in ("quick", "papers"):
         where = folder / "run" / "evaluations" / suite
         hb.evaluate(run.model, small, threat=hb.Linf(0.1), suite=suite, out=where, quiet=True)
     cells = [
-        Cell(m, s, train_size=200, test_size=30, suite="quick", settings={"epochs": 1})
+        Cell(m, s, model="mlp", train_size=200, test_size=20, suite="quick", settings={"epochs": 1})
         for m in ("at", "trades")
         for s in (0, 1)
     ]
@@ -42,7 +45,8 @@ def home(tmp_path_factory, digits):
         run_cell(cell, folder / "compare", threads=1)
     (folder / "compare" / "comparison.json").write_text(json.dumps(collect(cells, folder / "compare").to_dict()))
     study = find_study("saliency")
-    found = study.run(Setting(Cell("at", 0, train_size=200, test_size=30, settings={"epochs": 1}), folder / "study", threads=1))
+    cell = Cell("at", 0, model="mlp", train_size=200, test_size=30, settings={"epochs": 1})
+    found = study.run(Setting(cell, folder / "study", threads=1))
     found.save(folder / "study", study.draw)
     for target in ("run", "compare", "study"):
         assert main(["report", str(folder / target), "--figures", str(folder / f"{target}-figures")]) == 0
@@ -103,7 +107,7 @@ def test_the_headline_is_the_strongest_evaluation(home):
         "Examples",
     ):
         assert f">{heading}</h2>" in html
-    assert "hauberk train --data digits --model small-cnn --method mail-at" in html
+    assert "hauberk train --data digits --model mlp --method mail-at" in html
 
 
 def test_warnings_come_before_numbers(home, tmp_path):
