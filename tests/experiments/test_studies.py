@@ -18,7 +18,6 @@ from hauberk.experiments.studies.measure import difference, outputs_match
 from hauberk.experiments.studies.variants import Split
 from helpers import tiny_batch, tiny_net
 
-pytestmark = pytest.mark.xdist_group("studies")  # which share their networks
 SMALL = Cell("at", 0, model="mlp", train_size=300, test_size=60, settings={"epochs": 3, "val_size": 30, "lr": 0.05})
 
 

@@ -14,20 +14,20 @@ import hauberk as hb
 from hauberk.cli import main
 from hauberk.experiments import Cell, collect, run_cell
 from hauberk.experiments.studies import Setting, find_study
-from helpers import few_images
+from helpers import few_images, made_once
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
-pytestmark = pytest.mark.xdist_group("report")  # what the reports are on is made once
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, digits):
     """A run with its evaluation, a comparison and a study, each with its report."""
-    folder = tmp_path_factory.mktemp("report")
+    return made_once(tmp_path_factory, "reports", lambda folder: make_reports(folder, digits))
+
+
+def make_reports(folder, digits):
     torch.set_num_threads(1)  # fixtures of a module run before those of a test
     options = {"epochs": 4, "threads": 1, "quiet": True, "lr": 0.05, "milestones": (0.5,), "schedule": "steps"}
     method = hb.method("mail-at", hb.Linf(0.1), burn_in=1)
@@ -50,7 +50,6 @@ def home(tmp_path_factory, digits):
     found.save(folder / "study", study.draw)
     for target in ("run", "compare", "study"):
         assert main(["report", str(folder / target), "--figures", str(folder / f"{target}-figures")]) == 0
-    return folder
 
 
 class Outline(HTMLParser):

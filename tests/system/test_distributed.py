@@ -22,10 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 import hauberk as hb
 import helpers
 from hauberk.core.random import ExampleRng
-from helpers import ROOT, TESTS, TORCHRUN, kill_again_and_again, long_or, ranks_of, saved_at, tiny_net, weights
+from helpers import ROOT, TESTS, TORCHRUN, kill_again_and_again, long_or, made_once, ranks_of, saved_at, tiny_net, weights
 
 KILLS = long_or(1, 20)
-pytestmark = pytest.mark.xdist_group("distributed")  # one process has what two left
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
 
 
@@ -115,11 +114,12 @@ TOGETHER = ["steps_of_every_method", "resumed_free_at", "resumed_mail_at", "own_
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """What two processes left, which did all the work that needs no processes of its own: each start takes seconds."""
-    folder = tmp_path_factory.mktemp("two")
-    process = together(folder, TOGETHER, outlives=True)
-    said, _ = process.communicate(timeout=500)
-    (folder / "said").write_text(said)
-    return folder
+
+    def work(folder):
+        said, _ = together(folder, TOGETHER, outlives=True).communicate(timeout=500)
+        (folder / "said").write_text(said)
+
+    return made_once(tmp_path_factory, "two-processes", work)
 
 
 def done(folder, work):

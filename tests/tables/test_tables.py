@@ -220,7 +220,7 @@ def test_columns_that_may_change_but_cannot_are_named(tmp_path):
     reach = reach_of(table.test, table.threat)
     assert reach.moving == ("age", "months", "visits")
     assert str(reach) == "3 of 4 columns can change; loans may change but cannot: ε is below 1 unit"
-    assert reach_of(hb.data.source.Part(table.test, torch.arange(5)), table.threat) == reach
+    assert reach_of(hb.data.Part(table.test, torch.arange(5)), table.threat) == reach
     assert str(reach_of(table.test, table.threat_in("L2", 0.04))).startswith("0 of 4 columns can change; age, months")
     assert reach_of(hb.data.as_source((table.test.x, table.test.y)), table.threat) is None
     net = table.network("mlp").build()
