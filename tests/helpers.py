@@ -3,11 +3,13 @@
 import math
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 import hauberk as hb
@@ -28,10 +30,17 @@ def long_or(short, long):
     return long if LONG else short
 
 
-def made_once(tmp_path_factory):
-    """A folder for what is made once in a test run: the same for all workers of pytest-xdist."""
+def made_once(tmp_path_factory, name, make):
+    """Return a folder that the first process of a test run fills with make(folder), and all others only read."""
     base = tmp_path_factory.getbasetemp()
-    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not (done := folder.with_name(f"{name}.done")).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 def tiny_net(shape=(3, 8, 8), classes=5, seed=0, dropout=0.0):

@@ -121,11 +121,8 @@ def test_the_same_verdicts_at_any_batch_size_order_and_neighbours():
     runs = [hb.evaluate(model, (x, y), threat=hb.Linf(0.02), batch_size=b, quiet=True).broken_by for b in (1, 7, 64)]
     assert runs[0] == runs[1] == runs[2]
     fewer = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), attacks=["pgd-20"], n=13, quiet=True)
-    alone = [
-        "pgd-20" if hb.evaluate(model, (x, y), threat=hb.Linf(0.02), attacks=["pgd-20"], quiet=True).broken_by[i] else None
-        for i in range(13)
-    ]
-    assert fewer.broken_by == alone
+    among_others = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), attacks=["pgd-20"], quiet=True).broken_by
+    assert fewer.broken_by == among_others[:13]
     assert fewer.provenance["subset"] == "first 13 of 40"
 
 

@@ -17,7 +17,7 @@ import hauberk as hb
 from hauberk.cli import main
 from hauberk.experiments import Experiment
 from hauberk.experiments.figures import figure_files, new_figure
-from hauberk.experiments.options import SubsetOptions
+from hauberk.experiments.options import ModelOptions, SubsetOptions
 from hauberk.experiments.studies import STUDIES, StudyContext, StudyResult, find_study
 from hauberk.experiments.studies.attacks import typical_ratio
 from hauberk.experiments.studies.base import all_better, paired_difference, without_chance_verdict
@@ -25,7 +25,8 @@ from hauberk.experiments.studies.custom_methods import MART_LOSSES, split_method
 from hauberk.experiments.studies.training import split_by_correctness
 from helpers import tiny_batch, tiny_net
 
-SMALL = Experiment("at", 0, subset=SubsetOptions(300, 60), settings={"epochs": 3, "val_size": 30, "lr": 0.05})
+MLP = ModelOptions("mlp")
+SMALL = Experiment("at", 0, model=MLP, subset=SubsetOptions(300, 60), settings={"epochs": 3, "val_size": 30, "lr": 0.05})
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_a_study_is_written_down_with_its_picture(name, shared):
     assert len((shared / f"{name}.csv").read_text().splitlines()) == 1 + len(found.rows)
 
 
-UNLEARNT = Experiment("at", 0, subset=SubsetOptions(60, 30), settings={"epochs": 3, "val_size": 10, "lr": 1e-6})
+UNLEARNT = Experiment("at", 0, model=MLP, subset=SubsetOptions(60, 30), settings={"epochs": 3, "val_size": 10, "lr": 1e-6})
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -217,8 +218,9 @@ def test_the_command(shared, capsys):
     assert all(name in said for name in STUDIES)
     assert main(["study", "restart"]) == 2
     assert "did you mean 'restarts'" in capsys.readouterr().err
-    words = ["--train-size", "300", "--test-size", "20", "--epochs", "3", "--val-size", "30", "--lr", "0.05", "--threads", "1"]
-    assert main(["study", "lps-vs-pm", *words, "--out", str(shared)]) == 0  # with the networks of the tests above
+    words = ["--model", "mlp", "--train-size", "300", "--test-size", "20", "--epochs", "3", "--val-size", "30", "--lr", "0.05"]
+    words += ["--threads", "1", "--out", str(shared)]  # where the networks of the tests above are
+    assert main(["study", "lps-vs-pm", *words]) == 0
     said = capsys.readouterr().out
     assert "Claim: LPS takes few values" in said
     assert "20 of them looked at" in said

@@ -15,10 +15,11 @@ from matplotlib.image import imread
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.experiments import Experiment, collect, run_experiment
-from hauberk.experiments.options import EvaluationOptions, SubsetOptions
+from hauberk.experiments.options import EvaluationOptions, ModelOptions, SubsetOptions
 from hauberk.experiments.studies import StudyContext, find_study
-from helpers import few_images
+from helpers import few_images, made_once
 
+MLP = ModelOptions("mlp")
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -27,17 +28,22 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, digits):
     """A run with its evaluation, a comparison and a study, each with its report."""
-    folder = tmp_path_factory.mktemp("report")
+    return made_once(tmp_path_factory, "reports", lambda folder: make_reports(folder, digits))
+
+
+def make_reports(folder, digits):
     torch.set_num_threads(1)  # fixtures of a module run before those of a test
     options = {"epochs": 4, "threads": 1, "quiet": True, "lr": 0.05, "milestones": (0.5,), "schedule": "steps"}
     method = hb.method("mail-at", hb.Linf(0.1), burn_in=1)
-    run = hb.train("small-cnn", digits["train"], method=method, out=folder / "run", **options)
-    small = hb.data.TensorDataset(digits["test"].x[:60], digits["test"].y[:60], 10, "digits")
+    run = hb.train("mlp", digits["train"], method=method, out=folder / "run", **options)
+    small = hb.data.TensorDataset(digits["test"].x[:40], digits["test"].y[:40], 10, "digits")
     for suite in ("quick", "papers"):
         where = folder / "run" / "evaluations" / suite
         hb.evaluate(run.model, small, threat=hb.Linf(0.1), suite=suite, out=where, quiet=True)
     cells = [
-        Experiment(m, s, subset=SubsetOptions(200, 30), evaluation=EvaluationOptions("quick"), settings={"epochs": 1})
+        Experiment(
+            m, s, model=MLP, subset=SubsetOptions(200, 20), evaluation=EvaluationOptions("quick"), settings={"epochs": 1}
+        )
         for m in ("at", "trades")
         for s in (0, 1)
     ]
@@ -45,12 +51,11 @@ def home(tmp_path_factory, digits):
         run_experiment(cell, folder / "compare", threads=1)
     (folder / "compare" / "comparison.json").write_text(json.dumps(asdict(collect(cells, folder / "compare"))))
     study = find_study("saliency")
-    base = Experiment("at", 0, subset=SubsetOptions(200, 30), settings={"epochs": 1})
+    base = Experiment("at", 0, model=MLP, subset=SubsetOptions(200, 30), settings={"epochs": 1})
     found = study.run(StudyContext(base, folder / "study", threads=1))
     found.save(folder / "study", study.draw)
     for target in ("run", "compare", "study"):
         assert main(["report", str(folder / target), "--figures", str(folder / f"{target}-figures")]) == 0
-    return folder
 
 
 class Outline(HTMLParser):
@@ -107,7 +112,7 @@ def test_the_headline_is_the_strongest_evaluation(home):
         "Examples",
     ):
         assert f">{heading}</h2>" in html
-    assert "hauberk train --data digits --model small-cnn --method mail-at" in html
+    assert "hauberk train --data digits --model mlp --method mail-at" in html
 
 
 def test_warnings_come_before_numbers(home, tmp_path):

@@ -16,7 +16,6 @@ from itertools import count
 import pytest
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -112,14 +111,12 @@ TOGETHER = ["steps_of_every_method", "resumed_free_at", "resumed_mail_at", "own_
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """What two processes left, which did all the work that needs no processes of its own: each start takes seconds."""
-    folder = made_once(tmp_path_factory) / "two"
-    with FileLock(f"{folder}.lock"):  # of all workers, one does it
-        if not (folder / "said").exists():
-            folder.mkdir(exist_ok=True)
-            process = together(folder, TOGETHER)
-            said, _ = process.communicate(timeout=500)
-            (folder / "said").write_text(said)
-    return folder
+
+    def work(folder):
+        said, _ = together(folder, TOGETHER).communicate(timeout=500)
+        (folder / "said").write_text(said)
+
+    return made_once(tmp_path_factory, "two-processes", work)
 
 
 def done(folder, work):
