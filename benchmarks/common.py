@@ -10,8 +10,7 @@ import torch
 import tyro
 
 import hauberk as hb
-from hauberk.core.environment import machine, versions
-from hauberk.core.io import read_json
+from hauberk.core.io import machine, read_json, versions
 from hauberk.data import Subset, load_data
 
 DOCS = Path(__file__).parents[1] / "docs"

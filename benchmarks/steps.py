@@ -19,9 +19,8 @@ from public_steps import EPS, STEPS, steps
 from torch import Tensor, nn
 
 import hauberk as hb
-from hauberk.fastpath.compile import Compiled
 from hauberk.fastpath.frozen_copy import InferenceCopy
-from hauberk.fastpath.precision import PrecisionPolicy
+from hauberk.fastpath.precision import Compiled, PrecisionPolicy
 from hauberk.models import ModelSpec
 
 

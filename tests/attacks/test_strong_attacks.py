@@ -10,8 +10,7 @@ from scipy.optimize import linprog, minimize
 import hauberk as hb
 from hauberk.attacks import PRESETS, AttackInputs, ModelQueries, run_attack
 from hauberk.attacks.apgd_l1 import APGDL1
-from hauberk.attacks.square import Square
-from hauberk.attacks.square_windows import pick_windows
+from hauberk.attacks.square import Square, pick_windows
 from hauberk.core.random import ExampleRng
 from hauberk.threat import NORMS as NORM_OBJECTS
 from helpers import fingerprint, linear, same, tiny_batch, tiny_net

@@ -7,9 +7,8 @@ import torch
 import hauberk as hb
 from hauberk.attacks.frozen_model import frozen_model
 from hauberk.core.errors import UserError
-from hauberk.fastpath.autotune import _seconds, autotune_precision
-from hauberk.fastpath.compile import Compiled
 from hauberk.fastpath.frozen_copy import InferenceCopy
+from hauberk.fastpath.precision import Compiled, _seconds, autotune_precision
 from helpers import Noisy, Signalling, easy_data, settings, tiny_batch, tiny_net
 
 THREAT = hb.Linf(0.05)
@@ -98,7 +97,7 @@ def test_a_run_records_its_precision_and_resumes_in_it(precision, tmp_path, monk
 def test_auto_takes_what_is_faster_and_agrees(monkeypatch):
     model, (x, _) = tiny_net(), tiny_batch()
     times = {None: 3.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr("hauberk.fastpath.autotune._seconds", lambda forms, x: [times[form.lower] for form in forms])
+    monkeypatch.setattr("hauberk.fastpath.precision._seconds", lambda forms, x: [times[form.lower] for form in forms])
     assert autotune_precision(model, x, "auto", "off") == ("bf16", False)
     times[torch.bfloat16] = 2.9
     assert autotune_precision(model, x, "auto", "off") == ("fp32", False)
@@ -145,16 +144,16 @@ def test_training_with_compilation_learns_the_same_and_resumes(tmp_path):
 
 def test_compilation_is_taken_where_it_pays_and_never_needed(monkeypatch):
     model, (x, _) = tiny_net(), tiny_batch()
-    monkeypatch.setattr("hauberk.fastpath.autotune.Compiled", lambda twin: twin)
-    monkeypatch.setattr("hauberk.fastpath.autotune._seconds", lambda forms, x: [3.0, 2.0])
+    monkeypatch.setattr("hauberk.fastpath.precision.Compiled", lambda twin: twin)
+    monkeypatch.setattr("hauberk.fastpath.precision._seconds", lambda forms, x: [3.0, 2.0])
     assert autotune_precision(model, x, "fp32", "auto") == ("fp32", True)
-    monkeypatch.setattr("hauberk.fastpath.autotune._seconds", lambda forms, x: [3.0, 2.9])
+    monkeypatch.setattr("hauberk.fastpath.precision._seconds", lambda forms, x: [3.0, 2.9])
     assert autotune_precision(model, x, "fp32", "auto") == ("fp32", False)
 
     def broken(twin):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr("hauberk.fastpath.autotune.Compiled", broken)
+    monkeypatch.setattr("hauberk.fastpath.precision.Compiled", broken)
     assert autotune_precision(model, x, "fp32", "auto") == ("fp32", False)
     with pytest.raises(UserError, match="no compiler"):
         autotune_precision(model, x, "fp32", "on")

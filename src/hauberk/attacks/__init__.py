@@ -5,11 +5,10 @@ from hauberk.attacks.base import Attack, run_attack
 from hauberk.attacks.fab import FAB, fab
 from hauberk.attacks.frozen_model import ModelQueries, frozen_model
 from hauberk.attacks.pgd import PGD, RelativeStep, cw, fgsm, friendly_pgd, lm_pgd, pgd
-from hauberk.attacks.presets import PRESETS, AttackPreset, autoattack, find_attack
+from hauberk.attacks.presets import PRESETS, SUITES, AttackPreset, Suite, autoattack, find_attack, find_suite
 from hauberk.attacks.random_search import RandomSearch, random_search
 from hauberk.attacks.square import Square, square
 from hauberk.attacks.state import AttackInputs, AttackResult, AttackState, initial_state
-from hauberk.attacks.suites import SUITES, Suite, find_suite
 from hauberk.attacks.transfer import CallableAttack, Transfer, transfer
 from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, logit_margin
 

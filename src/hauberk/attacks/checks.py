@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hauberk.attacks.frozen_model import ModelQueries, frozen_model
 from hauberk.core.errors import UserError, first_line
 from hauberk.threat import ThreatModel
-from hauberk.threat.checks import check_inputs, check_labels
+from hauberk.threat.model import check_inputs, check_labels
 
 
 def check_logits(logits: Tensor, y: Tensor, classes: int | None = None, probabilities: bool = False) -> None:

@@ -7,15 +7,18 @@ import json
 import math
 import os
 import pickle
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
 
+from hauberk import __version__
 from hauberk.core.errors import UserError
 
 _MAGIC = b"HAUBERK-STATE-1\n"
@@ -278,3 +281,19 @@ def read_tensors(raw: bytes, path: Path) -> dict[str, Any]:
 def previous(path: Path) -> Path:
     """Return where the checkpoint before is kept."""
     return path.with_name(path.name + ".previous")
+
+
+def versions() -> dict[str, str]:
+    """Return versions and date, for cards and results."""
+    return {
+        "hauberk": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """Return the device and the number of CPU threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": str(device), "name": name, "threads": torch.get_num_threads()}

@@ -1,9 +1,14 @@
-"""What a long command shows: one bar with rate and time remaining on a terminal, plain lines everywhere."""
+"""Long work: how far it is, and the signals that ask it to stop."""
 
+import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
-from typing import Self
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -68,3 +73,37 @@ class ProgressBar:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
+
+
+_ECHO = 3.0  # seconds within which torchrun repeats a signal
+
+
+class Stop:
+    """Whether somebody asked the run to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._first = 0.0  # when
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal: note it. A second Ctrl-C stops at once; torchrun, though, passes on the one we have had."""
+        once = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._first < _ECHO
+        if self.asked and number == signal.SIGINT and not once:
+            raise KeyboardInterrupt
+        self._first = self._first if self.asked else time.monotonic()
+        self.asked = True
+
+
+@contextmanager
+def watch_signals() -> Iterator[Stop]:
+    """Watch for SIGINT and SIGTERM while the block runs; the old handlers are put back. Does nothing in other threads."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[signal.Signals, Any] = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,14 +1,15 @@
-"""What the parts of a method may see of a training step."""
+"""What the parts of a method are handed, and what an objective is and returns."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from hauberk.core.distributed import SINGLE_PROCESS, World
+from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
 
 
@@ -96,3 +97,64 @@ class StepContext:
     def mean(self, terms: Tensor) -> Tensor:
         """Return what averaged over the processes, as DDP does with gradients, is the mean over the whole batch."""
         return terms.mean() if self.world.size == 1 else terms.sum() * (self.world.size / sum(self.sizes))
+
+
+PresetName: TypeAlias = Literal["paper", "official"]
+
+CLEAN, ADVERSARIAL = frozenset({"clean"}), frozenset({"adversarial"})
+
+
+class LossTerms(NamedTuple):
+    """Per-example terms of an objective; the loss is ``mean(weights * robust + regularizer)``.
+
+    Attributes:
+        robust: ℓ, (B,), what instance reweighting multiplies.
+        regularizer: r, (B,), what it leaves alone.
+    """
+
+    robust: Tensor
+    regularizer: Tensor
+
+
+class Objective:
+    """A loss of logits and labels with its hyperparameters, which are the fields of its dataclass.
+
+    Anything callable with a :class:`~hauberk.core.step_context.StepContext` that returns the two terms is as good, a module
+    too; what it ``needs`` says which logits are computed.
+
+    Attributes:
+        needs: "clean", "adversarial" or both.
+        equation: what it computes, in one line.
+        extra_outputs: outputs the model needs besides the classes of the data.
+    """
+
+    needs: ClassVar[frozenset[str]] = CLEAN | ADVERSARIAL
+    equation: str
+    extra_outputs: ClassVar[int] = 0
+    function: ClassVar[Callable[..., LossTerms]]
+
+    def __call__(self, context: StepContext) -> LossTerms:
+        """Return the terms of a batch whose logits have been computed."""
+        return type(self).function(context.logits, context.logits_adv, context.y, **vars(self))
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return them by name."""
+        return dict(vars(self))
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise UserError(f"{name} must be a number that is not negative, got {value!r}")
+
+
+def is_official(preset: PresetName) -> bool:
+    """Read a preset's name.
+
+    Raises:
+        UserError: if it is neither ``"paper"`` nor ``"official"``.
+    """
+    if preset not in ("paper", "official"):
+        raise UserError(f"preset is 'paper' or 'official', not {preset!r}")
+    return preset == "official"

@@ -10,7 +10,7 @@ from torch import Tensor
 from hauberk.core.errors import UserError
 from hauberk.data.dataset import ConcatDataset, IndexedDataset, Subset, TensorDataset, in_memory
 from hauberk.threat import ThreatModel
-from hauberk.threat.checks import check_inputs
+from hauberk.threat.model import check_inputs
 
 _CHUNK_NUMBERS = 2**20  # numbers looked at together
 _CHUNK_BYTES = 2**25  # bytes hashed together

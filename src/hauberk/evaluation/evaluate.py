@@ -14,24 +14,22 @@ from hauberk.attacks import ModelQueries, Suite, find_suite, frozen_model
 from hauberk.attacks.checks import check_model
 from hauberk.attacks.presets import AttackLike
 from hauberk.core.distributed import World, get_world
-from hauberk.core.environment import machine, versions
 from hauberk.core.errors import UserError
-from hauberk.core.io import read_json
+from hauberk.core.io import machine, read_json, versions
 from hauberk.core.progress import ProgressBar
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
 from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run_diagnostics
 from hauberk.evaluation.diagnostics.gradients import SAMPLE, Sample
-from hauberk.evaluation.diagnostics.model import CleanInputs
-from hauberk.evaluation.diagnostics.results import Verdicts
+from hauberk.evaluation.diagnostics.results import CleanInputs, Verdicts
 from hauberk.evaluation.records import CLEAN, DETECTION, PLAN, Records, RecordStore, difference
 from hauberk.evaluation.result import Evaluation, shuffled_order
 from hauberk.evaluation.runner import EvaluationRunner
-from hauberk.fastpath.autotune import autotune_precision
 from hauberk.fastpath.frozen_copy import make_inference_copy
+from hauberk.fastpath.precision import autotune_precision
 from hauberk.models import model_code
 from hauberk.threat import ThreatModel
-from hauberk.threat.checks import check_inputs
+from hauberk.threat.model import check_inputs
 
 Precision: TypeAlias = Literal["model", "fp32", "bf16", "auto"]
 

@@ -24,7 +24,7 @@ from hauberk.evaluation.result import wilson_interval
 from hauberk.evaluation.verify import finite_margin, smaller_batch_sizes, verify_adversarial
 from hauberk.objectives.functional import logit_margin
 from hauberk.threat import ThreatModel
-from hauberk.threat.checks import check_inputs
+from hauberk.threat.model import check_inputs
 
 SAVE_EVERY = 20.0  # seconds between two states of an attack under way
 SHOW_EVERY = 1.0

@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from hauberk.experiments.comparison import Comparison as Comparison
     from hauberk.experiments.comparison import collect as collect
     from hauberk.experiments.comparison import column_title as column_title
-    from hauberk.experiments.estimate import Estimate as Estimate
-    from hauberk.experiments.estimate import estimate as estimate
     from hauberk.experiments.experiment import Experiment as Experiment
     from hauberk.experiments.experiment import run_experiment as run_experiment
     from hauberk.experiments.experiment import train_experiment as train_experiment
+    from hauberk.experiments.runner import Estimate as Estimate
+    from hauberk.experiments.runner import estimate as estimate
     from hauberk.experiments.runner import run_cells as run_cells
     from hauberk.experiments.runner import run_on_slurm as run_on_slurm
 

@@ -1,17 +1,63 @@
 """How a method looks at the model it trains: as it is, or by a faster twin, and in which precision."""
 
+import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from statistics import median
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.frozen_model import frozen_model
-from hauberk.core.errors import UserError
-from hauberk.fastpath.compile import Compiled
-from hauberk.fastpath.frozen_copy import InferenceCopy, make_inference_copy
+from hauberk.core.errors import UserError, first_line
+from hauberk.fastpath.frozen_copy import InferenceCopy, make_inference_copy, outputs_match
+
+_SHAPES = 2  # a full batch, and the last one of an epoch
+_COMPILATIONS = 200
+
+
+class Compiled(nn.Module):
+    """A twin that is compiled for the first shapes it sees; inputs of any other shape take the twin as it is.
+
+    A compilation costs seconds to minutes, so attacks that shrink their batches as examples fall out must not start one for
+    each size. On CUDA the passes are captured as graphs.
+
+    Args:
+        twin: to compile; it can be refreshed at any time.
+        shapes: of inputs that it is compiled for; grows as they come. A run saves them, because compiled passes round
+            differently.
+    """
+
+    def __init__(self, twin: InferenceCopy, shapes: list[list[int]] | None = None):
+        super().__init__()
+        self.twin = twin
+        self.shapes = [] if shapes is None else shapes
+        self._graphs = next(twin.parameters()).is_cuda
+        self._compiled = torch.compile(twin, dynamic=False, mode="reduce-overhead" if self._graphs else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, C) of inputs (B, ...)."""
+        shape = list(x.shape)
+        if shape not in self.shapes:
+            if len(self.shapes) >= _SHAPES:
+                return self.twin(x)  # type: ignore[no-any-return]
+            self.shapes.append(shape)
+        x = x.contiguous()  # another layout would be compiled for anew
+        if not self._graphs:
+            return self._run(x)
+        # The memory of a captured graph is written over by its next run: what leaves it is copied.
+        x = x.view_as(x)
+        if x.requires_grad:
+            x.register_hook(torch.clone)
+        return self._run(x).clone()
+
+    def _run(self, x: Tensor) -> Tensor:
+        # torch counts compilations by the code of forward, which all twins of a process share.
+        with torch._dynamo.config.patch(recompile_limit=_COMPILATIONS):
+            return self._compiled(x)  # type: ignore[no-any-return]
+
 
 Precision: TypeAlias = Literal["model", "fp32", "bf16"]
 
@@ -92,3 +138,70 @@ class PrecisionPolicy:
         if self._twin is not None and self.compiled:
             self._form = Compiled(self._twin, self.shapes)
         return self._form
+
+
+_TRIALS = 5
+# Times faster, below which it is not worth it: lower precision, and compiling.
+_WORTH_ROUNDING, _WORTH_COMPILING = 1.2, 1.05
+
+
+def autotune_precision(model: nn.Module, x: Tensor, precision: str, compiling: str) -> tuple[Precision, bool]:
+    """Return the fastest precision whose twin agrees with the model, and whether compiling that twin is worth it.
+
+    Args:
+        model: classifier.
+        x: inputs (B, ...) of the batch size that counts.
+        precision: "fp32" or "bf16" where that is settled, "auto" to measure.
+        compiling: "on" or "off" where that is settled, "auto" to measure.
+
+    Raises:
+        UserError: if it is "on", and the model or the machine cannot.
+    """
+    with frozen_model(model) as view:
+        if precision == "auto":
+            precision = _pick_precision(view, x)
+        chosen: Precision = "bf16" if precision == "bf16" else "fp32"
+        return chosen, compiling != "off" and _compiles(
+            make_inference_copy(view, x, DTYPES[chosen]), x, needed=compiling == "on"
+        )
+
+
+def _pick_precision(view: nn.Module, x: Tensor) -> Precision:
+    full, low = make_inference_copy(view, x), make_inference_copy(view, x, torch.bfloat16)
+    if not isinstance(low, InferenceCopy):
+        return "fp32"
+    before, after = _seconds((full, low), x)
+    return "bf16" if before > _WORTH_ROUNDING * after else "fp32"
+
+
+def _compiles(form: nn.Module, x: Tensor, needed: bool) -> bool:
+    """Whether the twin can be compiled, agrees with itself then, and is faster, if that is asked."""
+    problem = "it has no twin that agrees with it (a random model, or one that cannot be traced)"
+    if isinstance(form, InferenceCopy):
+        try:
+            compiled = Compiled(form)
+            if outputs_match(form, compiled, x, form.lower):
+                if needed:
+                    return True
+                before, after = _seconds((form, compiled), x)
+                return before > _WORTH_COMPILING * after
+            problem = "compiled, it computes something else"
+        except Exception as error:  # whatever a compiler may say, on any machine
+            problem = first_line(error)[:200]
+    if needed:
+        raise UserError(f"this model cannot be compiled here: {problem}. Use --compile off (compile='off')")
+    return False
+
+
+def _seconds(forms: Sequence[nn.Module], x: Tensor) -> list[float]:
+    """Medians of one forward and backward to the input, taken in turns."""
+    spent: list[list[float]] = [[] for _ in forms]
+    for _ in range(_TRIALS + 1):
+        for form, seconds in zip(forms, spent, strict=True):
+            begun = time.perf_counter()
+            point = x.detach().clone().requires_grad_()
+            torch.autograd.grad(form(point).float().logsumexp(1).sum(), point)
+            if x.device.type == "cuda":
+                torch.cuda.synchronize(x.device)
+            seconds.append(time.perf_counter() - begun)
+    return [median(seconds[1:]) for seconds in spent]

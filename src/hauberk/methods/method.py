@@ -17,15 +17,14 @@ from hauberk.attacks.frozen_model import kept_buffers
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
-from hauberk.core.step_context import Schedule, StepContext
+from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext
 from hauberk.fastpath.precision import Precision, PrecisionPolicy
 from hauberk.methods.awp import AWP, applied, gradient_surrogate
 from hauberk.methods.inner import as_inner_attack, fresh, taken
-from hauberk.objectives.base import ADVERSARIAL, CLEAN
 from hauberk.objectives.cross_entropy import AT
 from hauberk.objectives.functional import at_least_float32, fooled
 from hauberk.threat import ThreatModel
-from hauberk.threat.checks import check_batch, check_inputs
+from hauberk.threat.model import check_batch, check_inputs
 from hauberk.weighting.base import summary
 
 FROM_PYTHON = "python:"  # in front of what stands for an object that has no import path

@@ -1,8 +1,7 @@
 """Objectives: pure functions of logits and labels that return per-example terms, and the objects that methods are made of."""
 
-from hauberk.objectives.adversarial_class import AdversarialClass, adversarial_class
-from hauberk.objectives.base import LossTerms, Objective, PresetName
-from hauberk.objectives.cross_entropy import AT, Standard, at, standard
+from hauberk.core.step_context import LossTerms, Objective, PresetName
+from hauberk.objectives.cross_entropy import AT, AdversarialClass, Standard, adversarial_class, at, standard
 from hauberk.objectives.functional import kl_divergence
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
 from hauberk.objectives.mart import Mart, mart

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from hauberk.core.errors import UserError
-from hauberk.objectives.base import LossTerms, Objective, PresetName, is_official
+from hauberk.core.step_context import LossTerms, Objective, PresetName, is_official
 from hauberk.objectives.functional import at_least_float32, cross_entropy
 
 Pairing: TypeAlias = Literal["probabilities", "logits"]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.objectives.base import LossTerms, Objective, PresetName, is_official
+from hauberk.core.step_context import LossTerms, Objective, PresetName, is_official
 from hauberk.objectives.functional import kl_divergence, log_softmax
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.core.step_context import StepContext
-from hauberk.objectives.base import LossTerms, Objective, PresetName, is_official
+from hauberk.core.step_context import LossTerms, Objective, PresetName, StepContext, is_official
 from hauberk.objectives.functional import cross_entropy
 
 CLEAN_SHARE = 1 / 3  # of the public code's gradient

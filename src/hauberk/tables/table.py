@@ -13,8 +13,18 @@ from torch import Tensor, nn
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.data import IndexedDataset, channel_statistics
 from hauberk.models import ModelSpec, Normalize, StraightThroughRound
-from hauberk.tables.encode import EncodedColumn, TableDataset, column_of, columns_of, encode, reach_of, values_of
-from hauberk.tables.schema import TableSchema, parse_schema, read_schema
+from hauberk.tables.schema import (
+    EncodedColumn,
+    TableDataset,
+    TableSchema,
+    column_of,
+    columns_of,
+    encode,
+    parse_schema,
+    reach_of,
+    read_schema,
+    values_of,
+)
 from hauberk.threat import ThreatModel, make_threat, parse_eps
 
 if TYPE_CHECKING:

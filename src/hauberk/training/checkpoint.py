@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from hauberk.core.distributed import World
-from hauberk.core.environment import versions
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.io import LOCKFILE, as_json, previous, read_json, read_state, write_json, write_state
+from hauberk.core.io import LOCKFILE, as_json, previous, read_json, read_state, versions, write_json, write_state
 
 RUN_FORMAT = "hauberk-run/2"
 _RECORD, _STATE = "run.json", "state.ckpt"

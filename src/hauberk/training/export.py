@@ -12,9 +12,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from hauberk.core.environment import versions
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.io import json_file, make_folder, read_json, read_tensors, write_atomically, write_together
+from hauberk.core.io import json_file, make_folder, read_json, read_tensors, versions, write_atomically, write_together
 from hauberk.models import ModelSpec
 
 FORMAT = "hauberk-card/1"

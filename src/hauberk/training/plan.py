@@ -15,8 +15,8 @@ from hauberk.data import AUGMENTATIONS, DATASETS, ConcatDataset, IndexedDataset,
 from hauberk.data.augment import Augmentation
 from hauberk.methods import Method
 from hauberk.models import ModelSpec
-from hauberk.training.callbacks import find_callback
 from hauberk.training.config import TrainConfig, first_drop
+from hauberk.training.metrics import find_callback
 from hauberk.training.optimizer import MakeOptimizer, MakeScheduler
 
 _FROM_PYTHON = "python:"  # in front of the name of an object that was passed in without an import path

@@ -15,8 +15,7 @@ from hauberk.core.distributed import get_world, local_rank, translate_lost_proce
 from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
 from hauberk.core.imports import trusted_name
 from hauberk.core.io import SCHEMA_ERRORS, exclusive_lock
-from hauberk.core.progress import ProgressBar
-from hauberk.core.signals import watch_signals
+from hauberk.core.progress import ProgressBar, watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
@@ -24,8 +23,8 @@ from hauberk.methods.method import FROM_PYTHON
 from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
-from hauberk.training.callbacks import MetricsLog, TensorBoardLog
 from hauberk.training.config import TrainConfig
+from hauberk.training.metrics import MetricsLog, TensorBoardLog
 from hauberk.training.optimizer import MakeOptimizer, MakeScheduler
 from hauberk.training.plan import PassedObjects, Plan, find_passed, make_plan, require_named
 from hauberk.training.published import resolve

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hauberk.core.distributed import SyncThrottle, World, data_parallel, running_statistics
-from hauberk.core.environment import machine
+from hauberk.core.io import machine
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng
 from hauberk.data import fetch_for, to_device
-from hauberk.fastpath.autotune import autotune_precision
-from hauberk.fastpath.precision import Precision, PrecisionPolicy
+from hauberk.fastpath.precision import Precision, PrecisionPolicy, autotune_precision
 from hauberk.methods import Step
-from hauberk.training.callbacks import CallbackList, epoch_line
 from hauberk.training.checkpoint import get_rng_state, save, set_rng_state
 from hauberk.training.config import eps_scale
 from hauberk.training.export import save_model
 from hauberk.training.metrics import (
+    CallbackList,
     EpochMetrics,
     TrainingDiverged,
     check_catastrophic_overfitting,
+    epoch_line,
     require_finite,
     score,
     validate,

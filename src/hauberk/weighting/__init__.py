@@ -2,8 +2,7 @@
 
 from hauberk.weighting.base import MeasuredWeighting, effective_size, mean_one, summary
 from hauberk.weighting.gairat import Gairat, gairat
-from hauberk.weighting.mail import Mail, mail
-from hauberk.weighting.margins import margin_difference, probabilistic_margin
+from hauberk.weighting.mail import Mail, mail, margin_difference, probabilistic_margin
 
 __all__ = [
     "Gairat",

@@ -6,7 +6,7 @@ from math import inf
 from typing import Any, Literal, TypeAlias
 
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.evaluation.diagnostics import gradients, model, results
+from hauberk.evaluation.diagnostics import gradients, results
 from hauberk.evaluation.result import Diagnostic, Finding, Verdict
 
 Evidence: TypeAlias = Literal["model", "sample", "verdicts"]
@@ -77,21 +77,21 @@ def find_diagnostics(diagnostics: str | Sequence[str | DiagnosticSpec]) -> list[
 # By the evidence: name, function, "warning" above, "invalid" above, advice.
 _TABLE: dict[Evidence, tuple[tuple[str, Callable[[Any], list[Finding]], float, float, str], ...]] = {
     "model": (
-        ("logits", model.probabilities, inf, 0,
+        ("logits", results.probabilities, inf, 0,
          "return logits (remove the softmax): gradients vanish where probabilities saturate"),
-        ("deterministic", model.randomness, inf, model.SPREAD,
+        ("deterministic", results.randomness, inf, results.SPREAD,
          "the model is random: this number is too high; evaluate with suite='rand', which averages over passes"),
-        ("averaging-is-needed", model.needless_averaging, 0, inf,
+        ("averaging-is-needed", results.needless_averaging, 0, inf,
          "the model is deterministic: suite 'standard' is stronger, at a fraction of the cost"),
-        ("evaluation-mode", model.training_modules, 0, inf,
+        ("evaluation-mode", results.training_modules, 0, inf,
          "a module ignores eval(): its batch statistics or dropout make the number depend on chance"),
-        ("side-effects", model.side_effects, inf, 0,
+        ("side-effects", results.side_effects, inf, 0,
          "the model changes while it is looked at, so later answers depend on earlier questions"),
-        ("no-optimisation-in-forward", model.gradients_in_forward, 0, inf,
+        ("no-optimisation-in-forward", results.gradients_in_forward, 0, inf,
          "the model optimises while it predicts: gradients through that are unreliable; attack it with one made for it"),
-        ("independent-of-the-batch", model.batch_dependence, inf, 0.01,  # rounding stays well below, statistics above
+        ("independent-of-the-batch", results.batch_dependence, inf, 0.01,  # rounding stays well below, statistics above
          "predictions depend on what else is in the batch: use running statistics"),
-        ("columns-can-change", model.changeable_columns, 0, 1,
+        ("columns-can-change", results.changeable_columns, 0, 1,
          "the number says nothing about changes of columns that cannot change: give those that should an eps of their own, "
          'the others change = "none"'),
     ),
