@@ -35,7 +35,7 @@ from hauberk.experiments.experiment import train_experiment
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ModelOptions, PresetOptions, SubsetOptions
 from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, scale_budget, table_settings
 from hauberk.experiments.studies import StudyContext
-from hauberk.training.config import first_drop
+from hauberk.training.optimizer import first_drop
 from hauberk.training.published import resolve
 
 QUICK = {

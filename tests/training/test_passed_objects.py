@@ -159,7 +159,8 @@ def test_what_is_passed_changes_the_weights_and_its_default_does_not():
 
 
 def one_cycle_by_hand(optimizer):
-    from hauberk.training.config import TrainConfig, learning_rate
+    from hauberk.training.config import TrainConfig
+    from hauberk.training.optimizer import learning_rate
 
     config = TrainConfig(epochs=1, lr=1.0)
     return LambdaLR(optimizer, lambda step: learning_rate(config, step, 3))

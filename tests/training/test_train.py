@@ -17,8 +17,9 @@ from hauberk.attacks.pgd import parse_step_size
 from hauberk.core.io import read_state, write_json, write_state
 from hauberk.data import TensorDataset, as_dataset, labels
 from hauberk.models import ModelSpec
-from hauberk.training.config import TrainConfig, eps_scale, first_drop, learning_rate
+from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import TrainingDiverged, check_catastrophic_overfitting
+from hauberk.training.optimizer import eps_scale, first_drop, learning_rate
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
 from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, settings, tiny_batch, tiny_net

@@ -1,7 +1,7 @@
 """What the parts of a method are handed, and what an objective is and returns."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -41,6 +41,7 @@ class StepContext:
         epoch: 0-based.
         index: which examples these are, (b,) int64, or None.
         schedule: of the training.
+        burn_in: number of epochs with weights 1.
         attack: the :class:`~hauberk.attacks.AttackResult` of the attack; None before it, and where it is a function that
             returns inputs only.
         x_adv: adversarial inputs, (b, ...); None before the attack, and for methods without one.
@@ -50,8 +51,7 @@ class StepContext:
         all_weights: weights of the whole batch, (B,); None without.
         world: the processes that share the batch.
         sizes: b of each.
-        attack_model: ``attack_model(mode)`` lends, as a context manager, what an attack in that mode should look at: the model,
-            or a faster copy of it.
+        precision: the :class:`~hauberk.fastpath.precision.PrecisionPolicy` of the passes, None where all go through the model.
         return_clean_logits: whether the attack should look at the clean inputs too, for the weighting.
     """
 
@@ -63,6 +63,7 @@ class StepContext:
     epoch: int = 0
     index: Tensor | None = None
     schedule: Schedule = field(default_factory=Schedule)
+    burn_in: int = 0
     attack: Any = None
     x_adv: Tensor | None = None
     logits: Tensor | None = None
@@ -71,13 +72,21 @@ class StepContext:
     all_weights: Tensor | None = None
     world: World = SINGLE_PROCESS
     sizes: Sequence[int] = ()
-    attack_model: Callable[[Any], AbstractContextManager[nn.Module]] | None = None
+    precision: Any = None
     return_clean_logits: bool = False
 
     @property
     def progress(self) -> float:
         """Part of the training that is done at the end of this epoch, in (0, 1]."""
         return (self.epoch + 1) / self.schedule.epochs
+
+    def attack_model(self, mode: str) -> AbstractContextManager[nn.Module]:
+        """Lend what an attack in a mode should look at: the model, or a faster copy of it."""
+        return nullcontext(self.model) if self.precision is None else self.precision.attack_model(self.model, self.x, mode)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Run the passes inside the block in lower precision, where that is wanted."""
+        return nullcontext() if self.precision is None else self.precision.autocast(self.x)
 
     def all_gather(self, values: Tensor) -> Tensor:
         """Put the rows of all processes, (b, ...) each, one behind the other: (B, ...)."""
@@ -89,16 +98,14 @@ class StepContext:
 
     def mean_one(self, weights: Tensor) -> Tensor:
         """Scale weights (b,) so that their mean over the whole batch of all processes is 1; ones where all are 0."""
-        whole = self.all_gather(weights)
-        mean = whole.mean()
-        scaled = weights / mean.clamp_min(torch.finfo(weights.dtype).tiny)
-        return torch.where(mean > 0, scaled, torch.ones_like(weights))
+        return self.take_local(mean_one(self.all_gather(weights)))
 
     def mean(self, terms: Tensor) -> Tensor:
         """Return what averaged over the processes, as DDP does with gradients, is the mean over the whole batch."""
         return terms.mean() if self.world.size == 1 else terms.sum() * (self.world.size / sum(self.sizes))
 
 
+_QUANTILES = (0.1, 0.5, 0.9)
 PresetName: TypeAlias = Literal["paper", "official"]
 
 CLEAN, ADVERSARIAL = frozenset({"clean"}), frozenset({"adversarial"})
@@ -158,3 +165,75 @@ def is_official(preset: PresetName) -> bool:
     if preset not in ("paper", "official"):
         raise UserError(f"preset is 'paper' or 'official', not {preset!r}")
     return preset == "official"
+
+
+class MeasuredWeighting:
+    """A weighting that measures each example and makes the weights from the measures of the whole batch.
+
+    Attributes:
+        burn_in: number of epochs with weights 1, so the 0-based first reweighted epoch; or "first-drop": until the
+            learning rate first drops.
+    """
+
+    burn_in: int | Literal["first-drop"]
+
+    def check_burn_in(self) -> None:
+        """Refuse what is no number of epochs."""
+        if self.burn_in != "first-drop" and not (isinstance(self.burn_in, int) and self.burn_in >= 0):
+            raise UserError(f"burn_in is a number of epochs or 'first-drop', not {self.burn_in!r}")
+
+    def in_attack(self, needs: frozenset[str]) -> bool:
+        """Whether it wants the attack to look at the clean inputs, given which logits the loss computes."""
+        return False
+
+    def measured(self, context: StepContext) -> Tensor:
+        """Measure this process's part of the batch, (b,)."""
+        raise NotImplementedError
+
+    def weights(self, measure: Tensor, context: StepContext) -> Tensor:
+        """Turn the measures of the whole batch (B,) into weights (B,)."""
+        raise NotImplementedError
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return weights (b,); their mean over the whole batch of all processes is 1, unless the preset says otherwise."""
+        context.measure = context.all_gather(self.measured(context))
+        context.all_weights = self.weights(context.measure, context)
+        return context.take_local(context.all_weights)
+
+
+def mean_one(weights: Tensor) -> Tensor:
+    """Scale weights to mean 1: ``ω_i = M · w_i / Σ_j w_j`` (MAIL paper, Algorithm 1, line 11).
+
+    Args:
+        weights: (B,), not negative.
+
+    Returns:
+        (B,). All ones where every weight is 0.
+    """
+    mean = weights.mean()
+    return torch.where(mean > 0, weights / mean.clamp_min(torch.finfo(weights.dtype).tiny), torch.ones_like(weights))
+
+
+@torch.no_grad()
+def effective_size(weights: Tensor) -> Tensor:
+    """Kish's effective sample size as a fraction of the batch: ``(Σω)² / (B·Σω²)``; 1 for equal weights. (B,) -> scalar."""
+    return weights.sum().square() / (len(weights) * weights.square().sum()).clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+@torch.no_grad()
+def summary(weights: Tensor, measure: Tensor | None) -> dict[str, Tensor]:
+    """Summarise the weights of a batch, and the measure they were made from, without host synchronisation.
+
+    Args:
+        weights: ω, (B,).
+        measure: margins or step counts, (B,), or None for equal weights.
+
+    Returns:
+        Scalars: effective size, 10 %, 50 % and 90 % quantiles of weights and measure.
+    """
+    found = {"effective_size": effective_size(weights)}
+    for name, values in (("weight", weights), ("measure", measure)):
+        if values is not None:
+            marks = torch.quantile(values.float(), torch.tensor(_QUANTILES, dtype=torch.float32, device=values.device))
+            found |= {f"{name}_q{int(100 * q)}": mark for q, mark in zip(_QUANTILES, marks, strict=True)}
+    return found

@@ -39,15 +39,15 @@ def random_crop(x: Tensor, rng: ExampleRng, *, flip: bool = False) -> Tensor:
     return padded[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": lambda x, rng: x,
+AUGMENTATIONS: dict[str, Augmentation | None] = {
+    "none": None,
     "crop": random_crop,
     "crop-flip": partial(random_crop, flip=True),
 }
 
 
-def find_augmentation(augmentation: str | Callable[..., Tensor]) -> Augmentation:
-    """Return an augmentation as a function of a batch and its random draws.
+def find_augmentation(augmentation: str | Callable[..., Tensor]) -> Augmentation | None:
+    """Return an augmentation as a function of a batch and its random draws, None for "none".
 
     Args:
         augmentation: a name in ``AUGMENTATIONS``; ``"package.module:attribute"``, which is imported; or a callable ``f(x)`` or

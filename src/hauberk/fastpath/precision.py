@@ -70,17 +70,12 @@ class PrecisionPolicy:
     """What the passes of a method run on.
 
     Args:
-        precision: "model": all passes through the caller's model. "fp32": an attack in evaluation mode looks at a twin with
-            BatchNorm folded, the same up to rounding. "bf16": at a twin in bfloat16, and the passes of the loss run under
-            autocast; losses are in float32.
+        precision: "fp32": an attack in evaluation mode looks at a twin with BatchNorm folded, the same up to rounding. "bf16":
+            at a twin in bfloat16, and the passes of the loss run under autocast; losses are in float32.
         compiled: run the twin by ``torch.compile``.
     """
 
     def __init__(self, precision: Precision, compiled: bool = False):
-        if precision not in get_args(Precision):
-            raise UserError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}")
-        if compiled and precision == "model":
-            raise UserError("what is compiled is the twin of a model; choose precision fp32 or bf16")
         self.precision = precision
         self.compiled = compiled
         # Saved with a run, because another answer when it goes on would round differently: whether the model has a twin that
@@ -100,7 +95,7 @@ class PrecisionPolicy:
             x: inputs (B, ...) to try a new twin on.
             mode: of the attack; there are twins for "eval" only.
         """
-        twin = None if self.precision == "model" or mode != "eval" else self._fresh(model, x)
+        twin = None if mode != "eval" else self._fresh(model, x)
         if twin is not None:
             yield twin
             return
@@ -143,6 +138,19 @@ class PrecisionPolicy:
 _TRIALS = 5
 # Times faster, below which it is not worth it: lower precision, and compiling.
 _WORTH_ROUNDING, _WORTH_COMPILING = 1.2, 1.05
+
+
+def make_policy(precision: Precision, compiled: bool) -> PrecisionPolicy | None:
+    """Return what the passes of a method run on, None for "model": all through the caller's model.
+
+    Raises:
+        UserError: for another precision, and where the model itself should be compiled.
+    """
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}")
+    if compiled and precision == "model":
+        raise UserError("what is compiled is the twin of a model; choose precision fp32 or bf16")
+    return None if precision == "model" else PrecisionPolicy(precision, compiled)
 
 
 def autotune_precision(model: nn.Module, x: Tensor, precision: str, compiling: str) -> tuple[Precision, bool]:

@@ -39,7 +39,6 @@ class BatchAttack:
         attack = self.attack
         if self.taus and isinstance(attack, PGD):
             attack = replace(attack, tau=self.tau_at(context.progress))
-        assert context.attack_model is not None  # given by the method
         with context.attack_model(attack.mode) as model:
             return run_attack(
                 attack,
@@ -72,7 +71,6 @@ class MinimumMargin(nn.Module):
     def __call__(self, context: StepContext) -> AttackResult:
         """Search, and remember the radii that were found."""
         fraction = self.radius_fractions(context.index, context.y)
-        assert context.attack_model is not None  # given by the method
         with context.attack_model("eval") as model:
             found, distance = minimum_margin_pgd(
                 model,

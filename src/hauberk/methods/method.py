@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,15 +16,14 @@ from hauberk.attacks.frozen_model import kept_buffers
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
-from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext
-from hauberk.fastpath.precision import Precision, PrecisionPolicy
+from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext, summary
+from hauberk.fastpath.precision import Precision, PrecisionPolicy, make_policy
 from hauberk.methods.awp import AWP, applied, gradient_surrogate
 from hauberk.methods.inner import as_inner_attack, fresh, taken
 from hauberk.objectives.cross_entropy import AT
 from hauberk.objectives.functional import at_least_float32, fooled
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_batch, check_inputs
-from hauberk.weighting.base import summary
 
 FROM_PYTHON = "python:"  # in front of what stands for an object that has no import path
 
@@ -109,7 +107,7 @@ class Method(nn.Module):
         self.objective = AT() if objective is None else objective
         self.weighting = weighting
         self.weight_perturbation = weight_perturbation
-        self.precision = PrecisionPolicy(precision, compiled)
+        self.precision = make_policy(precision, compiled)  # None: all passes go through the model
         self.schedule = Schedule()
         own = getattr(weighting, "burn_in", 0)
         self.burn_in: int | Literal["first-drop"] = own if burn_in is None else burn_in
@@ -156,7 +154,7 @@ class Method(nn.Module):
         fitted._modules = dict(self._modules)
         fitted.inner = fresh(self.inner)
         fitted.schedule = Schedule(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
-        fitted.precision = PrecisionPolicy(self.precision.precision, self.precision.compiled)
+        fitted.precision = self.precision and PrecisionPolicy(self.precision.precision, self.precision.compiled)
         if self.weighting is not None and fitted._burn_in >= epochs:
             raise UserError(
                 f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with {epochs}: nothing would "
@@ -228,8 +226,8 @@ class Method(nn.Module):
             sizes = [size for (size,) in world.all_gather_ints(len(x))]
         threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
         context = StepContext(
-            model, x, y, threat, rng, epoch or 0, index, self.schedule, world=world, sizes=sizes,
-            attack_model=partial(self.precision.attack_model, model, x),
+            model, x, y, threat, rng, epoch or 0, index, self.schedule, self._burn_in, world=world, sizes=sizes,
+            precision=self.precision,
             return_clean_logits=bool(self.weighting and getattr(self.weighting, "in_attack", _no)(self.needs)),
         )  # fmt: skip
         checked: AbstractContextManager[None] = nullcontext()
@@ -289,13 +287,13 @@ class Method(nn.Module):
             report=report,
             forwards=(0 if attack is None else attack.forwards) + passes,
             backwards=0 if attack is None else attack.backwards,
-            burning_in=self.weighting is not None and context.epoch < self._burn_in,
+            burning_in=self.weighting is not None and context.epoch < context.burn_in,
         )
 
     def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Make the passes of the loss; return it, and the weights (b,) that are given or those of the method."""
         model = context.model
-        with self.precision.autocast(context.x):
+        with context.autocast():
             logits = model(context.x) if "clean" in self.needs else None
             logits_adv = model(context.x_adv) if "adversarial" in self.needs else None
         context.logits, context.logits_adv = (None if z is None else at_least_float32(z) for z in (logits, logits_adv))
@@ -313,7 +311,7 @@ class Method(nn.Module):
         if self.weighting is None:
             return torch.ones_like(robust)
         weights = self.weighting(context)  # in the burn-in, too, for what it measures
-        if context.epoch < self._burn_in:
+        if context.epoch < context.burn_in:
             context.all_weights = None
             return torch.ones_like(robust)
         if not isinstance(weights, Tensor) or weights.shape != robust.shape:
@@ -334,12 +332,13 @@ class Method(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what goes into ``state_dict`` besides the submodules."""
-        return {"calls": self._calls, "precision": self.precision.state_dict()}
+        return {"calls": self._calls, "precision": self.precision and self.precision.state_dict()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self._calls = state["calls"]
-        self.precision.load_state_dict(state["precision"])
+        if self.precision is not None and state["precision"] is not None:
+            self.precision.load_state_dict(state["precision"])
 
     def local_state(self) -> dict[str, Any]:
         """Return what each of several processes has of its own (free training's carried perturbation)."""

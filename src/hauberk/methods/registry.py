@@ -8,13 +8,13 @@ from typing import Any
 from hauberk.attacks import PGD
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.imports import import_object, is_import_path
+from hauberk.core.step_context import MeasuredWeighting
 from hauberk.fastpath.precision import Precision
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
 from hauberk.methods.method import Method
 from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, Objective, PresetName, Standard, Trades
 from hauberk.threat import ThreatModel
-from hauberk.weighting.base import MeasuredWeighting
 from hauberk.weighting.gairat import COUNTS, Gairat
 from hauberk.weighting.mail import MARGINS, Mail
 

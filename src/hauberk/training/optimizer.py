@@ -1,5 +1,6 @@
-"""The optimizer of a training and its learning rate: SGD by the settings, or an optimizer and a scheduler passed in."""
+"""The optimizer, and what changes with the step: the learning rate, by schedule or by a scheduler passed in, and ε."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -11,7 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hauberk.core.errors import UserError
-from hauberk.training.config import TrainConfig, learning_rate
+from hauberk.training.config import TrainConfig
+
+_RISE = 0.3  # part of a one-cycle schedule that goes up
+_START, _END = 1 / 25, 1e-4  # of the peak, as in torch's OneCycleLR and its paper (Smith and Topin 2018)
 
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
 MakeScheduler: TypeAlias = Callable[[Optimizer], LRScheduler]
@@ -119,3 +123,47 @@ class Optimization:
 
 def _sgd(config: TrainConfig, parameters: list[nn.Parameter]) -> Optimizer:
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Learning rate of a step by the schedule of the settings: a pure function, so nothing is saved or restored.
+
+    Args:
+        config: schedule, peak and milestones.
+        step: 0-based, over the whole training.
+        total: number of steps of the whole training.
+    """
+    done = step / total
+    if config.schedule == "cosine":
+        return config.lr * _half_cosine(1.0, 0.0, done)
+    if config.schedule == "one-cycle":
+        if done < _RISE:
+            return config.lr * _half_cosine(_START, 1.0, done / _RISE)
+        return config.lr * _half_cosine(1.0, _END, (done - _RISE) / (1 - _RISE))
+    epoch = math.floor(done * config.epochs + 1e-9)
+    return config.lr * 0.1 ** sum(epoch >= first for first in _drops(config))
+
+
+def first_drop(config: TrainConfig) -> int:
+    """0-based epoch of the first learning-rate drop; three quarters of the training where there is none."""
+    if config.schedule == "steps" and config.milestones:
+        drop = math.ceil(_drops(config)[0])
+        if drop < config.epochs:
+            return drop
+    return int(0.75 * config.epochs)
+
+
+def eps_scale(config: TrainConfig, step: int, total: int) -> float:
+    """Factor of ε at a step: rises from near 0 to 1 during the warm-up, then 1."""
+    if config.eps_warmup == 0:
+        return 1.0
+    return min(1.0, (step + 1) / (config.eps_warmup * total))
+
+
+def _drops(config: TrainConfig) -> list[float]:
+    """0-based epochs that start with a lower rate; the papers count epochs from 1 ("at the 75-th epoch")."""
+    return [m * config.epochs if m < 1 else m - 1 for m in config.milestones]
+
+
+def _half_cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))

@@ -15,9 +15,9 @@ from hauberk.data import AUGMENTATIONS, DATASETS, ConcatDataset, IndexedDataset,
 from hauberk.data.augment import Augmentation
 from hauberk.methods import Method
 from hauberk.models import ModelSpec
-from hauberk.training.config import TrainConfig, first_drop
+from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import find_callback
-from hauberk.training.optimizer import MakeOptimizer, MakeScheduler
+from hauberk.training.optimizer import MakeOptimizer, MakeScheduler, first_drop
 
 _FROM_PYTHON = "python:"  # in front of the name of an object that was passed in without an import path
 
@@ -32,7 +32,7 @@ class Plan:
         config: settings of the loop.
         train: the training part.
         val: the part held out of it for validation, perhaps empty.
-        augmentation: applied to each batch before the attack.
+        augmentation: applied to each batch before the attack; None for none.
         class_weights: (C,) or None.
         unlabelled: further examples with pseudo-labels, or None.
         processes: that share each batch.
@@ -44,7 +44,7 @@ class Plan:
     config: TrainConfig
     train: IndexedDataset
     val: IndexedDataset
-    augmentation: Augmentation
+    augmentation: Augmentation | None
     class_weights: Tensor | None
     unlabelled: IndexedDataset | None = None
     processes: int = 1

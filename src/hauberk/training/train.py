@@ -247,8 +247,8 @@ def _configure(method: Method, published: dict[str, Any], given: dict[str, Any],
             raise unknown_name("training setting", name, known)
     if clash := given.keys() & names.keys():
         raise UserError(f"{clash.pop()} is given twice; leave out one of them")
-    asked: dict[str, Any] = {} if method.precision.precision == "model" else {"precision": method.precision.precision}
-    asked |= {"compile": "on"} if method.precision.compiled else {}
+    own = method.precision
+    asked: dict[str, Any] = {} if own is None else {"precision": own.precision} | ({"compile": "on"} if own.compiled else {})
     try:
         config = TrainConfig(**{**published, **asked, **given, **names})
     except TypeError as error:

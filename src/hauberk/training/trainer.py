@@ -13,11 +13,10 @@ from hauberk.core.distributed import SyncThrottle, World, data_parallel, running
 from hauberk.core.io import machine
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng
-from hauberk.data import fetch_for, to_device
+from hauberk.data import augment, fetch_for, to_device
 from hauberk.fastpath.precision import Precision, PrecisionPolicy, autotune_precision
 from hauberk.methods import Step
 from hauberk.training.checkpoint import get_rng_state, save, set_rng_state
-from hauberk.training.config import eps_scale
 from hauberk.training.export import save_model
 from hauberk.training.metrics import (
     CallbackList,
@@ -29,7 +28,7 @@ from hauberk.training.metrics import (
     score,
     validate,
 )
-from hauberk.training.optimizer import MakeOptimizer, MakeScheduler, Optimization
+from hauberk.training.optimizer import MakeOptimizer, MakeScheduler, Optimization, eps_scale
 from hauberk.training.plan import Plan
 
 _AVERAGED = 10  # the moving average that is not specified spans a tenth of the training
@@ -76,13 +75,14 @@ class Trainer:
             world.broadcast_module(module.to(device))
         self._stop_asked = stop_asked
         self._examples = to_device(plan.examples, device)
+        self._steps_per_epoch, self._total_steps = plan.steps_per_epoch, plan.total_steps
         config = plan.config
         parameters = list(model.parameters())
-        self.optimization = Optimization(parameters, config, plan.total_steps, make_optimizer, make_scheduler)
+        self.optimization = Optimization(parameters, config, self._total_steps, make_optimizer, make_scheduler)
         self.optimizer, self.scheduler = self.optimization.optimizer, self.optimization.scheduler
         self.ema = None
         if config.ema:
-            decay = config.ema if config.ema > 0 else max(0.0, 1 - _AVERAGED / plan.total_steps)
+            decay = config.ema if config.ema > 0 else max(0.0, 1 - _AVERAGED / self._total_steps)
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
         self.callbacks = CallbackList(callbacks, world)
         self.metrics = EpochMetrics(device)
@@ -163,14 +163,15 @@ class Trainer:
 
     def _train_step(self, step: nn.Module, batch: Tensor, look: bool) -> None:
         plan, config = self.plan, self.plan.config
-        at = self.epoch * plan.steps_per_epoch + self.step
+        at = self.epoch * self._steps_per_epoch + self.step
         index = self.world.local_shard(batch)
         x, y = fetch_for(self.model, self._examples, index)
         rng = ExampleRng(config.seed, index.to(self.device), stage=at)
-        x = plan.augmentation(x, rng)
+        if plan.augmentation is not None:
+            x = augment(x, plan.augmentation, rng)
         self.model.train()
         self.optimization.begin_step(at)  # before the passes, so that old gradients do not add to their memory
-        scale, sizes = eps_scale(config, at, plan.total_steps), self.world.shard_sizes(len(batch))
+        scale, sizes = eps_scale(config, at, self._total_steps), self.world.shard_sizes(len(batch))
         out = step(x, y, self.epoch, index=index, class_weights=plan.class_weights, rng=rng, eps_scale=scale, sizes=sizes)
         if look:
             require_finite(self.world.sum(out.loss).item() / self.world.size, self.position)
@@ -194,8 +195,8 @@ class Trainer:
             model, weights = self.eval_model, plan.class_weights
             row |= validate(model, plan.val, method, config.val_steps, config.seed, at_once, self.world, weights)
             # While ε still grows, training sees a weaker attack than validation.
-            last = (self.epoch + 1) * plan.steps_per_epoch - 1
-            if config.on_divergence != "ignore" and eps_scale(config, last, plan.total_steps) == 1.0:
+            last = (self.epoch + 1) * self._steps_per_epoch - 1
+            if config.on_divergence != "ignore" and eps_scale(config, last, self._total_steps) == 1.0:
                 classes = plan.train.classes or plan.spec.classes
                 check_catastrophic_overfitting(row, self.best.get("metrics", {}), len(plan.val), classes)
         row |= {"lr": float(self.optimization.lr), "seconds": self.seconds, "examples_per_second": rate}

@@ -1,6 +1,6 @@
 """Instance weights (MAIL, GAIRAT): pure functions without a gradient, and the objects that methods are made of."""
 
-from hauberk.weighting.base import MeasuredWeighting, effective_size, mean_one, summary
+from hauberk.core.step_context import MeasuredWeighting, effective_size, mean_one, summary
 from hauberk.weighting.gairat import Gairat, gairat
 from hauberk.weighting.mail import Mail, mail, margin_difference, probabilistic_margin
 

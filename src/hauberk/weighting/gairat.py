@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from hauberk.core.errors import UserError
-from hauberk.core.step_context import StepContext
-from hauberk.weighting.base import MeasuredWeighting, first_reweighted_epoch, mean_one
+from hauberk.core.step_context import MeasuredWeighting, StepContext, mean_one
 
 Kind: TypeAlias = Literal["tanh", "sigmoid", "discrete"]
 Count: TypeAlias = Literal["kappa", "lps"]
@@ -76,7 +75,7 @@ class Gairat(MeasuredWeighting):
 
     def lam_at(self, context: StepContext) -> float:
         """Return λ of an epoch: of the burn-in's end, of the training's, or in between."""
-        begin, epochs = first_reweighted_epoch(self, context.schedule), context.schedule.epochs
+        begin, epochs = context.burn_in, context.schedule.epochs
         if self.lam_end is None or epochs <= begin + 1:
             return self.lam
         done = min(max((context.epoch - begin) / (epochs - 1 - begin), 0.0), 1.0)

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.core.errors import UserError
-from hauberk.core.step_context import StepContext
-from hauberk.weighting.base import MeasuredWeighting, mean_one
+from hauberk.core.step_context import MeasuredWeighting, StepContext, mean_one
 
 
 @torch.no_grad()
