@@ -2,7 +2,8 @@
 """Sets everything up by itself, then runs the demo or the tests. Needs Python 3.11 or newer and nothing else.
 
     python3 start.py demo    train three robust classifiers on real data, attack them, compare them
-    python3 start.py test    everything that checks the project: tests, lint, format, types, docs
+    python3 start.py test    everything that checks the project: lint, format, types, imports, docs, tests
+    python3 start.py test --long    the same with each test in its long form
 
 What it installs goes into .venv beside this file, once, and again when the requirements change.
 """
@@ -25,9 +26,10 @@ CHECKS = {
     "lint": ["-m", "ruff", "check", "."],
     "format": ["-m", "ruff", "format", "--check", "."],
     "types": ["-m", "mypy"],
+    "imports": ["-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"],
     "docs": ["-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "docs", "build/docs"],
-    "tests": ["-m", "pytest", "-n", "auto"],
 }
+TESTS = ["-m", "pytest", "-n", "auto"]
 
 
 def install(extra: str, constraints: Path) -> None:
@@ -56,15 +58,25 @@ def demo() -> int:
     return subprocess.run([PYTHON, "-m", "hauberk", "demo", *sys.argv[2:]], check=False).returncode
 
 
-def test() -> int:
+def test(*options: str) -> int:
     """Install and run every check; the last line says how it went."""
     install("test", FROZEN)
     failed = []
-    for name, command in CHECKS.items():
-        print(f"== {name}", flush=True)
-        if subprocess.run([PYTHON, *command], cwd=HERE, check=False).returncode:
+    # Side by side, since each takes one core only; the tests then take all cores.
+    started = {
+        name: subprocess.Popen([PYTHON, *command], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for name, command in CHECKS.items()
+    }
+    for name, process in started.items():
+        said, _ = process.communicate()
+        print(f"== {name}", said, sep="\n", end="", flush=True)
+        if process.returncode:
             failed.append(name)
-    print(f"start.py: {', '.join(failed)} failed" if failed else f"start.py: all checks passed ({', '.join(CHECKS)})")
+    print("== tests", flush=True)
+    if subprocess.run([PYTHON, *TESTS, *options], cwd=HERE, check=False).returncode:
+        failed.append("tests")
+    done = f"all checks passed ({', '.join([*CHECKS, 'tests'])})"
+    print(f"start.py: {', '.join(failed)} failed" if failed else f"start.py: {done}")
     return 1 if failed else 0
 
 
@@ -72,13 +84,13 @@ def main() -> int:
     """Run what was asked for."""
     if sys.version_info < (3, 11):  # noqa: UP036 (pip has not checked it yet)
         sys.exit(f"start.py: Hauberk needs Python 3.11 or newer, this is {sys.version.split()[0]}")
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    if wanted == "demo":
+    wanted = sys.argv[1:]
+    if wanted[:1] == ["demo"]:
         return demo()
-    if wanted == "test":
-        return test()
+    if wanted in (["test"], ["test", "--long"]):
+        return test(*wanted[1:])
     print(__doc__)
-    return 0 if wanted in ("", "-h", "--help") else 2
+    return 0 if wanted in ([], ["-h"], ["--help"]) else 2
 
 
 if __name__ == "__main__":
