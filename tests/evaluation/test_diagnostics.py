@@ -22,7 +22,20 @@ from hauberk.evaluation import Diagnostic, partial_result, table
 from hauberk.evaluation.diagnostics import gradients
 from hauberk.evaluation.records import CLEAN, Records, RecordStore
 from hauberk.report.report import evaluation_page
-from helpers import ROOT, TESTS, TORCHRUN, Defended, Noisy, kill_again_and_again, long_or, ranks_of, sound, tiny_batch, tiny_net
+from helpers import (
+    ROOT,
+    TESTS,
+    TORCHRUN,
+    Defended,
+    Noisy,
+    kill_again_and_again,
+    long_or,
+    ranks_of,
+    require_success,
+    sound,
+    tiny_batch,
+    tiny_net,
+)
 
 
 def verdicts(ev):
@@ -101,9 +114,7 @@ def size_of(folder):
 
 def finish(process):
     _, errors = process.communicate(timeout=300)
-    # gloo sometimes aborts while the interpreter ends, though all work is done; what was written is judged besides.
-    aborted = b"terminate called without an active exception" in errors and b"[rank" not in errors
-    assert process.returncode == 0 or aborted, errors.decode()[-2000:]
+    require_success(process.returncode, errors.decode())
 
 
 def result(folder):

@@ -22,7 +22,19 @@ from torch.nn.parallel import DistributedDataParallel
 import hauberk as hb
 import helpers
 from hauberk.core.random import ExampleRng
-from helpers import ROOT, TESTS, TORCHRUN, kill_again_and_again, long_or, made_once, ranks_of, saved_at, tiny_net, weights
+from helpers import (
+    ROOT,
+    TESTS,
+    TORCHRUN,
+    kill_again_and_again,
+    long_or,
+    made_once,
+    ranks_of,
+    require_success,
+    saved_at,
+    tiny_net,
+    weights,
+)
 
 KILLS = long_or(1, 20)
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
@@ -99,9 +111,7 @@ def launch(words, processes=2):
 
 def finish(process):
     said, _ = process.communicate(timeout=500)
-    # gloo sometimes aborts while the interpreter ends, though all work is done; what was written is judged besides.
-    aborted = "terminate called without an active exception" in said and "[rank" not in said
-    assert process.returncode == 0 or aborted, said[-3000:]
+    require_success(process.returncode, said)
     return said
 
 

@@ -16,7 +16,7 @@ from hauberk.cli import main
 from hauberk.core.io import read_state
 from hauberk.report import make_report
 from hauberk.training import MetricsLog, resume
-from helpers import TESTS, THREAT, TORCHRUN, OnceNaN, Signalling, easy_data, settings, tiny_net, weights
+from helpers import TESTS, THREAT, TORCHRUN, OnceNaN, Signalling, easy_data, require_success, settings, tiny_net, weights
 
 PLAIN = {key: value for key, value in settings().items() if key != "lr"}  # which an own optimizer has itself
 
@@ -381,5 +381,5 @@ def test_two_processes_share_what_is_passed(tmp_path):
     done = subprocess.run(
         [sys.executable, *TORCHRUN, "2", str(script)], capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    require_success(done.returncode, done.stderr)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3

@@ -21,8 +21,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
         "comparison": ["Comparison", "collect", "column_title"],
-        "estimate": ["Estimate", "estimate"],
         "experiment": ["Experiment", "run_experiment", "train_experiment"],
-        "runner": ["run_cells", "run_on_slurm"],
+        "runner": ["Estimate", "estimate", "run_cells", "run_on_slurm"],
     },
 )

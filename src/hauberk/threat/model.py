@@ -197,7 +197,7 @@ def make_threat(
     Raises:
         UserError: as :func:`Linf`, and if the norm is unknown.
     """
-    if isinstance(norm, str):
+    if not isinstance(norm, Norm):
         if norm not in NORMS:
             raise unknown_name("norm", norm, NORMS)
         norm = NORMS[norm]

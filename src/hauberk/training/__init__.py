@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
-        "callbacks": ["MetricsLog", "TensorBoardLog"],
+        "metrics": ["MetricsLog", "TensorBoardLog"],
         "export": ["export_model", "load", "read_card"],
         "train": ["Run", "pick_device", "resume"],
         "trainer": ["Trainer"],
