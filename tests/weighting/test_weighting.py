@@ -102,7 +102,7 @@ def test_burn_in_lam_and_tau_follow_the_plan():
     assert torch.equal(gairat_(model, x, y, epoch=4).weights, torch.ones(16))
 
     def at_epoch(epoch):
-        return StepContext(model, x, y, THREAT, ExampleRng(0, y), epoch, schedule=gairat_.schedule)
+        return StepContext(model, x, y, THREAT, ExampleRng(0, y), epoch, schedule=gairat_.schedule, burn_in=5)
 
     assert [gairat_.weighting.lam_at(at_epoch(e)) for e in (5, 10)] == [0.0, -2.0]
     assert gairat_.weighting.lam_at(at_epoch(7)) == pytest.approx(-0.8)
