@@ -372,7 +372,7 @@ def test_cells_use_what_is_published_and_write_it_down():
 )
 def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
     planned = []
-    monkeypatch.setattr("hauberk.experiments.runner", lambda cells, *_, **__: planned.extend(cells))
+    monkeypatch.setattr("hauberk.experiments.estimate", lambda cells, *_, **__: planned.extend(cells))
     assert main(["compare", "mart-white-box", "--model", "wrn-34-10", *words, "--dry-run"]) == 0
     assert {cell.make_method().objective.beta for cell in planned if cell.method == "mart"} == {beta}
 
