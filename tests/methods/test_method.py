@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hauberk as hb
-from hauberk.methods import equation, get_method_spec
+from hauberk.methods import get_method_spec
 from helpers import count_passes, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
@@ -148,6 +148,7 @@ def test_weights_that_are_1_by_choice_are_not_warned_of():
     assert quietly(planned, model, *batch, epoch=5).burning_in
     assert not quietly(planned, model, *batch, epoch=6).burning_in
     assert quietly(hb.method("gairat", THREAT, burn_in=2), model, *batch, epoch=1).burning_in
+    assert quietly(hb.method("at", THREAT, weighting=lambda context: context.y, burn_in=2), model, *batch, epoch=1).burning_in
     assert not quietly(hb.method("gairat", THREAT, burn_in=0), model, *batch).burning_in
     assert repr(hb.method("mart", THREAT)) == "method('mart', Linf(8/255))"
     assert not quietly(hb.method("mart", THREAT), model, *batch).burning_in
@@ -204,8 +205,8 @@ def test_a_step_where_float64_is_the_default(name):
 
 
 def test_the_equation_that_is_shown_is_the_one_that_is_computed():
-    assert "KL(p(x)‖p(x'))" in equation(get_method_spec("trades"))
-    assert equation(get_method_spec("mail-trades+awp")) == "mean of ω·β·KL(p(x')‖p(x)) + CE(f(x), y)"
+    assert "KL(p(x)‖p(x'))" in get_method_spec("trades").objective.equation
+    assert get_method_spec("mail-trades+awp").objective.equation == "ω·β·KL(p(x')‖p(x)) + CE(f(x), y)"
     model, (x, y) = tiny_net().eval(), tiny_batch()
     out = hb.method("mail-trades", THREAT, burn_in=1)(model, x, y, epoch=0)
     p, p_adv = out.logits.log_softmax(1), out.logits_adv.log_softmax(1)

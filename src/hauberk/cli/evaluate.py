@@ -88,7 +88,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from hauberk.core.distributed import init_distributed
-    from hauberk.core.imports import trusted_name
+    from hauberk.core.errors import trusted_name
     from hauberk.core.io import as_json, write_json
     from hauberk.data import find_dataset, labels
     from hauberk.evaluation import evaluate as evaluate_model
@@ -102,7 +102,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     foreign = options.target.suffix in (".pt", ".pth")
     card: dict[str, Any] = {} if foreign else read_card(options.target, options.which)[0]
     trained_on = card.get("data", {})
-    name = options.data.name or trusted_name(str(trained_on.get("name", "")), "", "--data")
+    name = options.data.name or trusted_name(str(trained_on.get("name", "")), "", "--data ")
     if not name:
         raise UserError("the card does not say which data set to use; give --data")
     folder = options.data.data_dir or str(trained_on.get("folder") or "data")

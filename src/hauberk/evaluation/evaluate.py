@@ -122,7 +122,7 @@ def evaluate(
     }  # fmt: skip
     store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
     hidden = quiet or not world.is_main
-    with closing(store), ProgressBar("evaluate", 1000, quiet=hidden, unit="") as display, frozen_model(model) as view:
+    with closing(store), ProgressBar("evaluate", 1000, quiet=hidden) as display, frozen_model(model) as view:
         torch.manual_seed(seed)  # for random models; frozen_model puts the caller's generator back
         if store.warning:
             display.line(store.warning)

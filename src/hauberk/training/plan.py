@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hauberk.core.errors import UserError
-from hauberk.core.imports import import_object, is_import_path
+from hauberk.core.errors import UserError, import_object, is_import_path
 from hauberk.core.io import json_roundtrip
 from hauberk.data import AUGMENTATIONS, DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
 from hauberk.data.augment import Augmentation

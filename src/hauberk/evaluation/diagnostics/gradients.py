@@ -61,7 +61,7 @@ class Sample:
 
     def margin(self, logits: Tensor) -> Tensor:
         """The margin that attacks maximise, (b, C) -> (b,)."""
-        return self._margin.function(logits, self.y, None)
+        return self._margin(logits, self.y)
 
     @cached_property
     def margin_gradient(self) -> tuple[Tensor, Tensor]:
