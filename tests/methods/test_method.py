@@ -28,7 +28,7 @@ def test_a_step_makes_no_pass_too_many(name, forwards, backwards):
 
 @pytest.mark.parametrize("name", list(hb.list_methods()))
 def test_one_line_in_anybodys_loop(name, device):
-    method = hb.method(name, THREAT).planned(epochs=100)
+    method = hb.method(name, THREAT).with_schedule(epochs=100)
     model = tiny_net(classes=5 + method.extra_outputs).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = (t.to(device) for t in tiny_batch(32))
@@ -126,7 +126,8 @@ def test_weights_that_are_1_by_default_are_said_once():
     model, batch = tiny_net().train(), tiny_batch(8)
     method = hb.method("mail-trades", THREAT)
     assert repr(method) == "method('mail-trades', Linf(8/255), burn_in=74)"
-    with pytest.warns(UserWarning, match=r"mail-trades are 1 until epoch 74 \(counted from 0\): set burn_in=, or call planned"):
+    says = r"mail-trades are 1 until epoch 74 \(counted from 0\): set burn_in=, or call with_schedule"
+    with pytest.warns(UserWarning, match=says):
         out = method(model, *batch, epoch=3)
     assert out.burning_in
     assert torch.equal(out.weights, torch.ones(8))
@@ -138,15 +139,15 @@ def test_weights_that_are_1_by_default_are_said_once():
         with pytest.warns(UserWarning, match="are 1 until epoch 59|are 1 until epoch 76"):
             hb.method(name, THREAT, preset="official")(model, *batch, epoch=0)
     with pytest.warns(UserWarning, match="no epoch= is given"):  # chosen, and yet for ever
-        hb.method("mail-trades", THREAT).planned(epochs=8)(model, *batch)
+        hb.method("mail-trades", THREAT).with_schedule(epochs=8)(model, *batch)
 
 
 def test_weights_that_are_1_by_choice_are_not_warned_of():
     model, batch = tiny_net().train(), tiny_batch(8)
-    planned = hb.method("mail-trades", THREAT).planned(epochs=8)
-    assert repr(planned) == "method('mail-trades', Linf(8/255), burn_in=6)"
-    assert quietly(planned, model, *batch, epoch=5).burning_in
-    assert not quietly(planned, model, *batch, epoch=6).burning_in
+    fitted = hb.method("mail-trades", THREAT).with_schedule(epochs=8)
+    assert repr(fitted) == "method('mail-trades', Linf(8/255), burn_in=6)"
+    assert quietly(fitted, model, *batch, epoch=5).burning_in
+    assert not quietly(fitted, model, *batch, epoch=6).burning_in
     assert quietly(hb.method("gairat", THREAT, burn_in=2), model, *batch, epoch=1).burning_in
     assert quietly(hb.method("at", THREAT, weighting=lambda context: context.y, burn_in=2), model, *batch, epoch=1).burning_in
     assert not quietly(hb.method("gairat", THREAT, burn_in=0), model, *batch).burning_in
@@ -164,9 +165,9 @@ def test_training_that_plans_the_burn_in_does_not_warn(digits):
 def test_a_warm_up_as_long_as_the_training_is_refused():
     method = hb.method("trades+awp", THREAT, awp_warmup=3)
     with pytest.raises(hb.UserError, match=r"warm-up of trades\+awp ends with epoch 3, the training with 3.*set awp_warmup"):
-        method.planned(epochs=3)
-    assert method.planned(epochs=4).begins == 3
-    assert hb.method("trades+awp", THREAT, awp_warmup=3, gamma=0.0).planned(epochs=3).begins == 0
+        method.with_schedule(epochs=3)
+    assert method.with_schedule(epochs=4).first_full_epoch == 3
+    assert hb.method("trades+awp", THREAT, awp_warmup=3, gamma=0.0).with_schedule(epochs=3).first_full_epoch == 0
 
 
 def test_free_training_forgets_a_batch_that_was_not_finite():

@@ -131,7 +131,7 @@ class Method(nn.Module):
         return int(getattr(self.objective, "extra_outputs", 0))
 
     @property
-    def replays(self) -> int:
+    def n_replays(self) -> int:
         """Times each batch is to be used in a row."""
         return int(getattr(self.inner, "n_replays", 1))
 
@@ -139,7 +139,7 @@ class Method(nn.Module):
         """Leave the mode of the parts (a teacher in evaluation mode) as it is."""
         return self
 
-    def planned(self, epochs: int, first_drop: int | None = None) -> "Method":
+    def with_schedule(self, epochs: int, first_drop: int | None = None) -> "Method":
         """Return the method with its schedules fitted to a training of so many epochs, and nothing remembered.
 
         Args:
@@ -169,7 +169,7 @@ class Method(nn.Module):
         return fitted
 
     @property
-    def begins(self) -> int:
+    def first_full_epoch(self) -> int:
         """First epoch, from 0, in which the method is itself: weights and perturbations of the weights are all on."""
         awp = self.weight_perturbation
         return max(self._burn_in if self.weighting is not None else 0, awp.warmup if awp is not None else 0)
@@ -259,7 +259,7 @@ class Method(nn.Module):
         if epoch is None:
             warnings.warn(f"{until}, and no epoch= is given, so this is epoch 0: give epoch=, or set burn_in=0", stacklevel=5)
         elif not (self.schedule.known or self.burn_in_is_chosen):
-            warnings.warn(f"{until}: set burn_in=, or call planned(epochs=...)", stacklevel=5)
+            warnings.warn(f"{until}: set burn_in=, or call with_schedule(epochs=...)", stacklevel=5)
 
     def _step(self, context: StepContext, class_weights: Tensor | None) -> Output:
         model, world, awp = context.model, context.world, self.weight_perturbation

@@ -319,7 +319,7 @@ def method(
         burn_in=chosen.get("burn_in"),
     )
     made.burn_in_is_chosen = "burn_in" in overrides or ("weighting" in parts and made.burn_in != "first-drop")
-    if made.weight_perturbation is not None and made.replays > 1:
+    if made.weight_perturbation is not None and made.n_replays > 1:
         raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
     return made
 
