@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from hauberk.models import ModelSpec, StraightThroughRound
 from hauberk.report.reproduce import train_command
 from hauberk.tables import infer_schema, make_table, measure_risk, reach_of, read_frame, read_schema, read_table
 from hauberk.threat import threat_from_dict
+from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import validate
+from hauberk.training.plan import make_plan
 from helpers import ROOT
 
 pd = pytest.importorskip("pandas")
@@ -335,8 +338,10 @@ def test_class_weights_count_in_validation_too():
 
     source = hb.data.TensorDataset(torch.rand(100, 3), (torch.arange(100) >= 80).long(), 2)
     method = hb.method("at", hb.Linf(0.1))
-    plain = validate(Always(), source, method, 2, 0, 32, SINGLE_PROCESS)
-    weighed = validate(Always(), source, method, 2, 0, 32, SINGLE_PROCESS, torch.tensor([0.625, 2.5]))
+    config = TrainConfig(batch_size=32, val_steps=2, val_size=0)
+    plan = replace(make_plan(ModelSpec("mlp", (3,), 2), method, config, source), val=source)
+    plain = validate(Always(), plan, SINGLE_PROCESS)
+    weighed = validate(Always(), replace(plan, class_weights=torch.tensor([0.625, 2.5])), SINGLE_PROCESS)
     assert plain == {"val_clean_accuracy": 0.8, "val_robust_accuracy": 0.8}
     assert weighed == {"val_clean_accuracy": 0.5, "val_robust_accuracy": 0.5}
 
