@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, AttackInputs, AttackState, ModelQueries, Suite, run_attack
-from hauberk.attacks.checks import check_logits
+from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.errors import UserError
 from hauberk.core.io import SCHEMA_ERRORS, read_state, write_state
@@ -92,7 +92,7 @@ class EvaluationRunner:
 
     def __post_init__(self) -> None:
         self.records = self.store.records
-        self.init_batch_size = max(1, self.batch_size // 8)
+        self.init_batch_size, self.verify_batch_size = max(1, self.batch_size // 2), max(1, self.batch_size // 8)
         costs = {name: preset.attack.cost(self.outputs) for name, preset in self.suite.attacks.items()}
         self._progress = AttackProgress(self.display, costs, len(self.shard))
         self._shown = self._saved = time.monotonic()
@@ -184,7 +184,7 @@ class EvaluationRunner:
     def _verify(self, attack: str, states: AttackState, places: Tensor, examples: list[int], runs: list[int]) -> np.ndarray:
         """Check claimed successes again, and keep those that hold."""
         points, sets, index = states.best[places], states.feasible.index_select(places), np.array(examples)
-        size = self.init_batch_size
+        size = self.verify_batch_size
         found = verify_adversarial(self.reference_model, sets, points, states.y[places], size, self.has_reject_class)
         self.records[attack]["unverified"][index[~found.holds]] = True
         first = found.holds & ~self.records.broken(self.suite.stages, index)
