@@ -84,7 +84,7 @@ class APGD(MaximizingAttack["APGDState"]):
         host_steps = np.minimum(host_steps, self.steps)
         if bool((host_steps == self.steps).all()):  # nobody steps any more
             logits, grad = queries.logits(moved), torch.zeros_like(moved)
-            loss = self.attack_loss.function(logits, state.y, state.target)
+            loss = self.attack_loss(logits, state.y, state.target)
         else:
             logits, loss, grad = queries.value_and_grad(moved, self.attack_loss, state.y, state.target)
         loss = loss.to(moved.dtype)

@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from hauberk.attacks import pgd
-from hauberk.core.errors import UserError
-from hauberk.core.imports import is_import_path
+from hauberk.core.errors import UserError, is_import_path
 from hauberk.data import fetch_for, load_data
 from hauberk.experiments.figures import COLOURS, FAINT, INK  # the page shows ink and faint in its own colours
 from hauberk.threat import threat_from_dict
