@@ -13,8 +13,7 @@ from hauberk.attacks.base import Attack, MaximizingAttack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, replace_rows, where_rows
 from hauberk.objectives.functional import LossLike
-from hauberk.threat import expand_to
-from hauberk.threat.norms import Norm
+from hauberk.threat import ThreatModel, expand_to
 
 RHO = 0.75  # fraction of rising steps below which a step size is halved
 MOMENTUM = 0.75
@@ -45,9 +44,9 @@ class APGD(MaximizingAttack["APGDState"]):
     targets: int = 9
     restarts: int = 1
 
-    def for_norm(self, norm: Norm) -> Attack[Any]:
+    def for_threat(self, threat: ThreatModel) -> Attack[Any]:
         """In L1 the sparse form."""
-        return APGDL1(self.steps, self.loss, self.targets, self.restarts) if norm.p == 1 else self
+        return APGDL1(self.steps, self.loss, self.targets, self.restarts) if threat.norm.p == 1 else self
 
     @property
     def max_steps(self) -> int:

@@ -12,22 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.frozen_model import Mode, ModelQueries, checked_first_pass, frozen_model
-from hauberk.attacks.state import AttackInputs, AttackResult, Outcome, State, count_targets, select
+from hauberk.attacks.state import (
+    AttackInputs,
+    AttackResult,
+    AttackState,
+    Outcome,
+    State,
+    count_targets,
+    initial_state,
+    select,
+)
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import AttackLoss, LossLike, find_attack_loss, fooled
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
-from hauberk.threat.norms import Norm
 
 
 class Attack(Generic[State]):
-    """An iterative attack. Attacks are frozen dataclasses of their settings; to add one, write ``init`` and ``step``.
+    """An iterative attack. Attacks are frozen dataclasses of their settings; to add one, write ``step``.
 
     A run is one search from a start, towards a target; where ``stops_at_success``, an example takes its runs one after the
     other until one succeeds. Called as a function, an attack runs on one batch: ``PGD(steps=10)(model, x, y, threat)``.
 
     Attributes:
+        steps: iterations of a run.
         restarts: independent runs of each example (for each target).
         check_every: how many steps to take between looks at which examples have finished.
         passes_per_step: passes of one example in a step, a backward counted as one.
@@ -42,6 +51,7 @@ class Attack(Generic[State]):
         has_reject_class: whether the model's last output is a class of adversarial inputs, which is to be avoided too.
     """
 
+    steps: int
     restarts: int = 1
     check_every: int = 4
     passes_per_step: int = 2
@@ -61,16 +71,16 @@ class Attack(Generic[State]):
 
     @property
     def max_steps(self) -> int:
-        """How many looks a run takes at most."""
-        raise NotImplementedError
+        """How many looks a run takes at most; as many as steps, unless an attack says otherwise."""
+        return self.steps
 
     def n_runs(self, n_classes: int) -> int:
         """How many runs an example takes against a model of so many outputs."""
         return self.restarts
 
     def init(self, inputs: AttackInputs) -> State:
-        """Set up the state, without looking at the model."""
-        raise NotImplementedError
+        """Set up the state, without looking at the model; by default nothing but what every attack keeps."""
+        return AttackState(**initial_state(inputs))  # type: ignore[return-value]
 
     def step(self, state: State, queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Take one step: at least one look at the model, noted by ``state.observe`` or ``state.offer``.
@@ -94,8 +104,8 @@ class Attack(Generic[State]):
         """
         raise UserError(f"{self} takes no target")
 
-    def for_norm(self, norm: Norm) -> "Attack[Any]":
-        """The form of the attack for a norm."""
+    def for_threat(self, threat: ThreatModel) -> "Attack[Any]":
+        """The form of the attack for a threat model."""
         return self
 
     def adapted(
@@ -117,7 +127,7 @@ class Attack(Generic[State]):
             attack = replace(self, has_reject_class=has_reject_class)  # type: ignore[type-var]
         elif has_reject_class and not self.has_reject_class:
             raise UserError(f"{self} does not know of a class of adversarial inputs; leave out has_reject_class")
-        return attack.for_norm(threat.norm), ""
+        return attack.for_threat(threat), ""
 
     def cost(self, n_classes: int = 10) -> int:
         """Passes of an example that stands."""
@@ -146,13 +156,11 @@ class MaximizingAttack(Attack[State]):
     """An attack that maximises a loss, from several starts and towards several targets.
 
     Attributes:
-        steps: iterations of each start.
         loss: what to maximise, see :func:`hauberk.objectives.functional.find_attack_loss`.
         targets: for a loss with a target, how many of the most likely wrong classes are targets in turn.
         confidence: κ of the "cw" loss.
     """
 
-    steps: int
     loss: LossLike
     targets: int
     confidence: float = 0.0
@@ -190,7 +198,7 @@ class MaximizingAttack(Attack[State]):
         elif not has_reject_class and n_classes < needed:
             loss = loss.replace("dlr", "cw")
             note = f"the loss {loss!r} in place of {self.loss!r}, which needs {needed} classes"
-        return replace(self, loss=loss).for_norm(threat.norm), note  # type: ignore[type-var]
+        return replace(self, loss=loss).for_threat(threat), note  # type: ignore[type-var]
 
 
 def run_attack(
@@ -233,7 +241,7 @@ def run_attack(
     Raises:
         UserError: if settings, threat model, inputs, labels and model do not fit together.
     """
-    attack = attack.for_norm(threat.norm)
+    attack = attack.for_threat(threat)
     attack = attack if target is None else attack.aimed()
     y = y if trusted else check_inputs(x, y, threat)
     checked = nullcontext() if trusted else checked_first_pass(model, x, y, int(attack.has_reject_class), clean=False)
@@ -293,7 +301,7 @@ def as_function(attack: type[Attack[Any]], name: str, summary: str, **defaults: 
         summary: what its description begins with.
         **defaults: settings that have other defaults than in the class.
     """
-    settings = {f.name: defaults.get(f.name, f.default) for f in fields(attack)}  # type: ignore[arg-type]
+    settings = {f.name: defaults.get(f.name, f.default) for f in fields(attack) if not f.kw_only}  # type: ignore[arg-type]
 
     def function(
         model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0, **more: Any

@@ -51,11 +51,6 @@ class FAB(Attack["FABState"]):
             raise UserError("untargeted FAB is not defined for a model with a class of adversarial inputs; use FAB-T")
 
     @property
-    def max_steps(self) -> int:
-        """Looks in a run that count."""
-        return self.steps
-
-    @property
     def passes_per_step(self) -> int:  # type: ignore[override]
         """Two forwards and one backward, or one for each class (of ten)."""
         return 3 if self.targeted else 12

@@ -7,7 +7,7 @@ import torch
 
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
-from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
+from hauberk.attacks.state import AttackState, where_rows
 from hauberk.objectives.functional import ATTACK_LOSSES
 
 
@@ -27,15 +27,6 @@ class RandomSearch(Attack[AttackState]):
     check_every = 10
     passes_per_step = 1
     uses_gradients = False
-
-    @property
-    def max_steps(self) -> int:
-        """Looks."""
-        return self.steps
-
-    def init(self, inputs: AttackInputs) -> AttackState:
-        """Set up."""
-        return AttackState(**initial_state(inputs))
 
     def step(self, state: AttackState, queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look at one more point."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
-from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
+from hauberk.attacks.state import AttackState, where_rows
 from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import ATTACK_LOSSES, fooled
 from hauberk.threat import FeasibleSet, expand_to
@@ -185,10 +185,6 @@ class Square(Attack[AttackState]):
     def max_steps(self) -> int:
         """Looks in a run: the start and the queries."""
         return self.steps + 1
-
-    def init(self, inputs: AttackInputs) -> AttackState:
-        """Set up; the first look is at a pattern of stripes or tiles."""
-        return AttackState(**initial_state(inputs))
 
     def step(self, state: AttackState, queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Ask the model about one change of each row; in L∞ the next proposal takes the place of one that changes nothing."""
