@@ -112,12 +112,12 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
     Raises:
         UserError: if it is none of these; for an unknown name, with the nearest one.
     """
-    if isinstance(attack, str) and is_import_path(attack):
-        return attack, replace(find_attack(import_object(attack, "attack"))[1], source=f"imported from {attack}")
     if isinstance(attack, str):
-        if attack not in PRESETS:
-            raise unknown_name("attack", attack, PRESETS)
-        return attack, PRESETS[attack]
+        if attack in PRESETS:
+            return attack, PRESETS[attack]
+        if is_import_path(attack):
+            return attack, replace(find_attack(import_object(attack, "attack"))[1], source=f"imported from {attack}")
+        raise unknown_name("attack", attack, PRESETS)
     if isinstance(attack, Attack):
         return str(attack), AttackPreset(attack, "given by the caller")
     if callable(attack):
