@@ -14,7 +14,7 @@ from hauberk.attacks.pgd import PGD
 from hauberk.attacks.state import AttackInputs, AttackResult, AttackState, initial_state
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
-from hauberk.objectives.functional import fooled, logit_margin
+from hauberk.objectives.functional import logit_margin
 from hauberk.threat import ThreatModel
 
 
@@ -22,6 +22,8 @@ from hauberk.threat import ThreatModel
 class _Tried(Attack[AttackState]):
     """An attack that looks once at points which it has from elsewhere."""
 
+    threat: ThreatModel | None = field(default=None, kw_only=True)
+    has_reject_class: bool = field(default=False, kw_only=True)
     check_every = 1
     passes_per_step = 1
     uses_gradients = False
@@ -30,6 +32,12 @@ class _Tried(Attack[AttackState]):
     def max_steps(self) -> int:
         """One."""
         return 1
+
+    def adapted(
+        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+    ) -> tuple[Attack[Any], str]:
+        """Return the attack with the threat model, for what makes the points."""
+        return replace(self, threat=threat, has_reject_class=has_reject_class), ""
 
     def init(self, inputs: AttackInputs) -> AttackState:
         """Set up."""
@@ -43,7 +51,7 @@ class _Tried(Attack[AttackState]):
         """Make the points, look at the model."""
         point = self.made(state, queries)
         logits = queries.logits(point)
-        state.offer(point, logits, -logit_margin(logits, state.y), fooled(logits, state.y, self.has_reject_class))
+        state.observe(point, logits, -logit_margin(logits, state.y), self.has_reject_class)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +67,14 @@ class Transfer(_Tried):
 
     attack: PGD = field(default_factory=lambda: PGD(20, "eps/10"))
     surrogate: nn.Module | None = None
-    threat: ThreatModel | None = None
-    has_reject_class: bool = False
 
     def adapted(
         self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
     ) -> tuple[Attack[Any], str]:
-        """Return the attack with what it is crafted on.
-
-        Raises:
-            UserError: without a surrogate.
-        """
-        if surrogate is None and self.surrogate is None:
-            raise UserError("a transfer attack is crafted on another model; give surrogate=")
+        """Return the attack with the surrogate that it is crafted on; a UserError without one."""
         surrogate = self.surrogate if surrogate is None else surrogate
+        if surrogate is None:
+            raise UserError("a transfer attack is crafted on another model; give surrogate=")
         return replace(self, surrogate=surrogate, threat=threat, has_reject_class=has_reject_class), ""
 
     def cost(self, n_classes: int = 10) -> int:
@@ -98,33 +100,22 @@ class CallableAttack(_Tried):
     """
 
     function: Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor] | None = None
-    threat: ThreatModel | None = None
-    has_reject_class: bool = False
     uses_gradients = True
     sees_original = True
 
-    def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
-    ) -> tuple[Attack[Any], str]:
-        """Return the attack with the threat model that the function is told."""
-        return replace(self, threat=threat, has_reject_class=has_reject_class), ""
-
     def made(self, state: AttackState, queries: ModelQueries) -> Tensor:
-        """Call the function.
-
-        Raises:
-            UserError: for an answer that is no batch of inputs, or a model that is not as it was.
-        """
+        """Call the function; what it returns must be a batch of inputs, and the model must be as it was."""
         assert self.function is not None
         assert self.threat is not None
         model, x = queries.model, state.feasible.x
-        before = _contents(model)
+        before = [value.clone() for value in (*model.parameters(), *model.buffers())]
+        modes = [module.training for module in model.modules()]
         point = self.function(model, x.clone(), state.y.clone(), self.threat)
         point = getattr(point, "x_adv", point)
         if not isinstance(point, Tensor) or point.shape != x.shape:
             got = tuple(point.shape) if isinstance(point, Tensor) else type(point).__name__
             raise UserError(f"{self} must return inputs of shape {tuple(x.shape)}, it returned {got}")
-        if _put_back(model, before):
+        if _put_back(model, before, modes):
             raise UserError(f"{self} changes the model that it attacks (weights, buffers or training mode); that is no attack")
         return point.detach().to(x)
 
@@ -133,20 +124,15 @@ class CallableAttack(_Tried):
         return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"
 
 
-def _contents(model: nn.Module) -> tuple[list[Tensor], list[bool]]:
-    """Copies of weights and buffers, and the mode of each module."""
-    return [value.clone() for value in (*model.parameters(), *model.buffers())], [m.training for m in model.modules()]
-
-
 @torch.no_grad()
-def _put_back(model: nn.Module, before: tuple[list[Tensor], list[bool]]) -> bool:
-    """Put back what has been changed since; returns whether there was anything."""
+def _put_back(model: nn.Module, before: list[Tensor], modes: list[bool]) -> bool:
+    """Put back weights, buffers and modes that have been changed since; returns whether there were any."""
     changed = False
-    for value, old in zip((*model.parameters(), *model.buffers()), before[0], strict=True):
+    for value, old in zip((*model.parameters(), *model.buffers()), before, strict=True):
         if not torch.equal(value, old):
             changed = True
             value.copy_(old)
-    for module, mode in zip(model.modules(), before[1], strict=True):
+    for module, mode in zip(model.modules(), modes, strict=True):
         changed |= module.training != mode
         module.training = mode
     return changed
@@ -176,5 +162,6 @@ def transfer(
     Returns:
         AttackResult of the model under test; its passes are those of the model under test.
     """
-    crafted = Transfer(surrogate=surrogate, threat=threat) if attack is None else Transfer(attack, surrogate, threat)
-    return run_attack(crafted, model, x, y, threat, seed=seed)
+    crafting = Transfer(surrogate=surrogate, threat=threat)
+    crafting = crafting if attack is None else replace(crafting, attack=attack)
+    return run_attack(crafting, model, x, y, threat, seed=seed)

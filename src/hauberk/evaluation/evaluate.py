@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import ModelQueries, Suite, find_suite, frozen_model
-from hauberk.attacks.checks import check_model
+from hauberk.attacks.frozen_model import check_model
 from hauberk.attacks.presets import AttackLike
 from hauberk.core.distributed import World, get_world
 from hauberk.core.errors import UserError

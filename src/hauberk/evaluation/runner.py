@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, AttackInputs, AttackState, ModelQueries, run_attack
-from hauberk.attacks.checks import check_logits
+from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.errors import UserError
 from hauberk.core.io import SCHEMA_ERRORS, read_state, write_state
@@ -69,7 +69,7 @@ class EvaluationRunner:
 
     def __post_init__(self) -> None:
         self.records = self.store.records
-        self.init_batch_size = max(1, self.batch_size // 8)
+        self.init_batch_size, self.verify_batch_size = max(1, self.batch_size // 2), max(1, self.batch_size // 8)
         self._shown = self._saved = time.monotonic()
         # Logits of the clean inputs, a row for each of ``shard``; and which row an example has.
         self._logits = torch.zeros(0)
@@ -156,8 +156,8 @@ class EvaluationRunner:
     def _verify(self, attack: str, states: AttackState, places: Tensor, examples: list[int], runs: list[int]) -> np.ndarray:
         """Check claimed successes again, and keep those that hold."""
         points, sets, index = states.best[places], states.feasible.index_select(places), np.array(examples)
-        size = max(1, self.batch_size // 8)
-        found = verify_adversarial(self.reference_model, sets, points, states.y[places], size, self.has_reject_class)
+        y, size = states.y[places], self.verify_batch_size
+        found = verify_adversarial(self.reference_model, sets, points, y, size, self.has_reject_class)
         holds = found.pop("holds")
         self.records[attack]["unverified"][index[~holds]] = True
         first = holds & ~self.records.broken(self.stages, index)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, Suite
-from hauberk.attacks.checks import are_probabilities
-from hauberk.attacks.frozen_model import ModelQueries
+from hauberk.attacks.frozen_model import ModelQueries, are_probabilities
 from hauberk.attacks.presets import AUTOATTACK
 from hauberk.data import IndexedDataset, Subset
 from hauberk.evaluation.records import Records
