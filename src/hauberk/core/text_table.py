@@ -80,12 +80,12 @@ class TextTable:
 
     def to_csv(self) -> str:
         """Return headings and rows; numbers are not rounded, and one that cannot be told is an empty cell."""
-        judged = any(_plain(name) in self._by_name for name, *_ in self.rows)
+        judged = any(plain_text(name) in self._by_name for name, *_ in self.rows)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*(_plain(self._marked(name)) for name in self.columns), *(["doubts"] if judged else [])])
+        writer.writerow([*(plain_text(self._marked(name)) for name in self.columns), *(["doubts"] if judged else [])])
         for row in self.rows:
-            reason = [self._by_name.get(_plain(row[0]), "")] if judged else []
+            reason = [self._by_name.get(plain_text(row[0]), "")] if judged else []
             writer.writerow([*(_csv_cell(cell) for cell in row), *reason])
         return text.getvalue()
 
@@ -94,26 +94,26 @@ class TextTable:
         from rich.table import Table
         from rich.text import Text
 
-        title = "\n".join(_plain(one) for one in [self.title, *self._reasons()] if one)
+        title = "\n".join(plain_text(one) for one in [self.title, *self._reasons()] if one)
         shown = Table(title=Text(title), caption=Text(" ".join(self.notes)))
-        words = (word for name, *_ in self.rows for word in _plain(name).split())
+        words = (word for name, *_ in self.rows for word in plain_text(name).split())
         shown.add_column(Text(self.columns[0]), min_width=max(map(len, words), default=0))
         for name in self.columns[1:]:
-            shown.add_column(Text(_plain(self._marked(name))), justify="right")
+            shown.add_column(Text(plain_text(self._marked(name))), justify="right")
         for name, *cells in self.rows:
-            first = Text(_plain(self._marked(cell_text(name))))
+            first = Text(plain_text(self._marked(cell_text(name))))
             ranks = (_STYLES.get(cell.rank, "") if isinstance(cell, Ranked) else "" for cell in cells)
-            texts = [Text(_plain(cell), style) for cell, style in zip(cells, ranks, strict=True)]
+            texts = [Text(plain_text(cell), style) for cell, style in zip(cells, ranks, strict=True)]
             shown.add_row(first, *texts, style="dim" if str(name).startswith("  ") else None)
         return shown
 
     @property
     def _by_name(self) -> dict[str, str]:
-        return {_plain(name): reason for name, reason in self.doubts.items()}
+        return {plain_text(name): reason for name, reason in self.doubts.items()}
 
     def _marked(self, name: str) -> str:
         """Return the name of a row or column with what says that its numbers are doubted."""
-        return name + doubt_mark(self._by_name.get(_plain(name), ""))
+        return name + doubt_mark(self._by_name.get(plain_text(name), ""))
 
     def _reasons(self) -> list[str]:
         return [f"{doubt_mark(reason).strip()} {name}: {reason}" for name, reason in self.doubts.items() if reason]
@@ -137,14 +137,15 @@ def _styled(cell: Any, styles: Mapping[int, str], escape: Any) -> str:
     return str(escape(cell_text(cell)))
 
 
-def _plain(cell: Any) -> str:
+def plain_text(cell: Any) -> str:
+    """Return what stands in a cell or heading, without marks."""
     return (cell.text if isinstance(cell, Ranked) else cell_text(cell)).replace("`", "")
 
 
 def _csv_cell(cell: Any) -> Any:
     if isinstance(cell, float):
         return cell if math.isfinite(cell) else ""
-    return "" if cell is None else cell if isinstance(cell, int) else _plain(cell)
+    return "" if cell is None else cell if isinstance(cell, int) else plain_text(cell)
 
 
 def _in_latex(text: str) -> str:
