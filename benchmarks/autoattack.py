@@ -77,7 +77,7 @@ def ours(options: argparse.Namespace, precision: str, processes: int, seed: int)
 def one_of_ours(options: argparse.Namespace, model: nn.Module, x: Tensor, y: Tensor) -> None:
     """What each process of Hauberk's does."""
     with init_distributed() as world:
-        world.barrier()
+        world.all_gather_object(None)  # all begin at once
         begun = time.perf_counter()
         threat, seed, precision = hb.Linf(options.eps), options.seeds[0], options.precision
         result = hb.evaluate(model, (x, y), threat=threat, suite="standard", seed=seed, precision=precision, quiet=True)

@@ -41,7 +41,7 @@ def main() -> None:
     rows = []
     for name in METHODS:
         folder = options.out / name
-        epochs = max(1, options.epochs // hb.method(name, threat).replays)
+        epochs = max(1, options.epochs // hb.method(name, threat).n_replays)
         card = trained(
             folder,
             options.model,

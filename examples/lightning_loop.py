@@ -20,7 +20,7 @@ class Robust(lightning.LightningModule):
     def __init__(self, net: nn.Module, threat: hb.ThreatModel, epochs: int):
         super().__init__()
         self.net, self.threat = net, threat
-        self.method = hb.method("mail-trades", threat, burn_in=1).planned(epochs, first_drop=1)
+        self.method = hb.method("mail-trades", threat, burn_in=1).with_schedule(epochs, first_drop=1)
 
     def training_step(self, batch: Any, place: int) -> Tensor:
         """Attack, objective and weights are one call; ``out.loss`` has the graph."""

@@ -25,7 +25,7 @@ from hauberk.attacks.apgd_l1 import APGDL1
 from hauberk.attacks.pgd import RelativeStep, parse_step_size
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.random import ExampleRng
-from hauberk.methods.inner import minimum_margin_pgd
+from hauberk.methods.inner import MinimumMargin
 from hauberk.objectives.functional import ATTACK_LOSSES, cw_loss, dlr_loss, logit_margin
 from helpers import count_passes, fingerprint, same, tiny_batch, tiny_net
 
@@ -341,7 +341,7 @@ def test_settings_of_training_are_refused_in_an_evaluation(settings):
 
 def test_with_a_class_of_adversarial_inputs_a_target_must_beat_both():
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.5], [0.0, 1.0, -1.0, 4.0]])
-    loss = ATTACK_LOSSES["evade-targeted"].function(logits, torch.tensor([0, 1]), torch.tensor([1, 2]))
+    loss = ATTACK_LOSSES["evade-targeted"](logits, torch.tensor([0, 1]), torch.tensor([1, 2]))
     assert torch.equal(loss, torch.tensor([3.0 - 1.0, -1.0 - 4.0]))
 
 
@@ -375,7 +375,7 @@ EVERY_ATTACK = {
     "cw": lambda *batch: A.cw(*batch, steps=2),
     "friendly_pgd": lambda *batch: A.friendly_pgd(*batch, steps=2),
     "lm_pgd": lambda *batch: A.lm_pgd(*batch, steps=2),
-    "margin_pgd": lambda *batch: minimum_margin_pgd(*batch, radius_fraction=torch.ones(6), steps=2)[0],
+    "margin_pgd": lambda *batch: MinimumMargin(A.PGD(2)).search(*batch, radius_fraction=torch.ones(6))[0],
     "apgd": lambda *batch: A.apgd(*batch, steps=2),
     "fab": lambda *batch: A.fab(*batch, steps=2),
     "square": lambda *batch: A.square(*batch, steps=2),

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from hauberk.methods.inner import minimum_margin_pgd
+from hauberk.methods.inner import MinimumMargin
 from hauberk.objectives.functional import evade_loss, soft_logit_margin
 from helpers import tiny_batch, tiny_net
 
@@ -24,15 +24,15 @@ def linear(margin=0.03):
 def test_mma_finds_the_distance_to_the_boundary(margin):
     x = torch.full((1, 4), 0.5, dtype=torch.float64)
     fraction = torch.full((1,), 0.5)
-    found, distance = minimum_margin_pgd(linear(margin), x, torch.tensor([0]), THREAT, radius_fraction=fraction, bisections=20)
+    found, distance = MinimumMargin(hb.attacks.PGD(10), 20).search(linear(margin), x, torch.tensor([0]), THREAT, fraction)
     assert found.success.all()
     assert float(distance) * 0.05 == pytest.approx(margin, rel=1e-3)
     assert float((found.x_adv - x).abs().max()) == pytest.approx(margin, rel=1e-3)
 
 
 def test_mma_leaves_out_what_lies_beyond():
-    x = torch.full((1, 4), 0.5, dtype=torch.float64)
-    found, distance = minimum_margin_pgd(linear(0.06), x, torch.tensor([0]), THREAT, radius_fraction=torch.full((1,), 0.5))
+    x, fraction = torch.full((1, 4), 0.5, dtype=torch.float64), torch.full((1,), 0.5)
+    found, distance = MinimumMargin(hb.attacks.PGD(10)).search(linear(0.06), x, torch.tensor([0]), THREAT, fraction)
     assert not found.success.any()
     assert float(distance) == 1.0
     assert torch.equal(found.x_adv, x)

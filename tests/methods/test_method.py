@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hauberk as hb
-from hauberk.methods import equation, get_method_spec
+from hauberk.methods import get_method_spec
 from helpers import count_passes, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
@@ -28,7 +28,7 @@ def test_a_step_makes_no_pass_too_many(name, forwards, backwards):
 
 @pytest.mark.parametrize("name", list(hb.list_methods()))
 def test_one_line_in_anybodys_loop(name, device):
-    method = hb.method(name, THREAT).planned(epochs=100)
+    method = hb.method(name, THREAT).with_schedule(epochs=100)
     model = tiny_net(classes=5 + method.extra_outputs).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = (t.to(device) for t in tiny_batch(32))
@@ -126,7 +126,8 @@ def test_weights_that_are_1_by_default_are_said_once():
     model, batch = tiny_net().train(), tiny_batch(8)
     method = hb.method("mail-trades", THREAT)
     assert repr(method) == "method('mail-trades', Linf(8/255), burn_in=74)"
-    with pytest.warns(UserWarning, match=r"mail-trades are 1 until epoch 74 \(counted from 0\): set burn_in=, or call planned"):
+    says = r"mail-trades are 1 until epoch 74 \(counted from 0\): set burn_in=, or call with_schedule"
+    with pytest.warns(UserWarning, match=says):
         out = method(model, *batch, epoch=3)
     assert out.burning_in
     assert torch.equal(out.weights, torch.ones(8))
@@ -138,16 +139,17 @@ def test_weights_that_are_1_by_default_are_said_once():
         with pytest.warns(UserWarning, match="are 1 until epoch 59|are 1 until epoch 76"):
             hb.method(name, THREAT, preset="official")(model, *batch, epoch=0)
     with pytest.warns(UserWarning, match="no epoch= is given"):  # chosen, and yet for ever
-        hb.method("mail-trades", THREAT).planned(epochs=8)(model, *batch)
+        hb.method("mail-trades", THREAT).with_schedule(epochs=8)(model, *batch)
 
 
 def test_weights_that_are_1_by_choice_are_not_warned_of():
     model, batch = tiny_net().train(), tiny_batch(8)
-    planned = hb.method("mail-trades", THREAT).planned(epochs=8)
-    assert repr(planned) == "method('mail-trades', Linf(8/255), burn_in=6)"
-    assert quietly(planned, model, *batch, epoch=5).burning_in
-    assert not quietly(planned, model, *batch, epoch=6).burning_in
+    fitted = hb.method("mail-trades", THREAT).with_schedule(epochs=8)
+    assert repr(fitted) == "method('mail-trades', Linf(8/255), burn_in=6)"
+    assert quietly(fitted, model, *batch, epoch=5).burning_in
+    assert not quietly(fitted, model, *batch, epoch=6).burning_in
     assert quietly(hb.method("gairat", THREAT, burn_in=2), model, *batch, epoch=1).burning_in
+    assert quietly(hb.method("at", THREAT, weighting=lambda context: context.y, burn_in=2), model, *batch, epoch=1).burning_in
     assert not quietly(hb.method("gairat", THREAT, burn_in=0), model, *batch).burning_in
     assert repr(hb.method("mart", THREAT)) == "method('mart', Linf(8/255))"
     assert not quietly(hb.method("mart", THREAT), model, *batch).burning_in
@@ -163,9 +165,9 @@ def test_training_that_plans_the_burn_in_does_not_warn(digits):
 def test_a_warm_up_as_long_as_the_training_is_refused():
     method = hb.method("trades+awp", THREAT, awp_warmup=3)
     with pytest.raises(hb.UserError, match=r"warm-up of trades\+awp ends with epoch 3, the training with 3.*set awp_warmup"):
-        method.planned(epochs=3)
-    assert method.planned(epochs=4).begins == 3
-    assert hb.method("trades+awp", THREAT, awp_warmup=3, gamma=0.0).planned(epochs=3).begins == 0
+        method.with_schedule(epochs=3)
+    assert method.with_schedule(epochs=4).first_full_epoch == 3
+    assert hb.method("trades+awp", THREAT, awp_warmup=3, gamma=0.0).with_schedule(epochs=3).first_full_epoch == 0
 
 
 def test_free_training_forgets_a_batch_that_was_not_finite():
@@ -204,8 +206,8 @@ def test_a_step_where_float64_is_the_default(name):
 
 
 def test_the_equation_that_is_shown_is_the_one_that_is_computed():
-    assert "KL(p(x)‖p(x'))" in equation(get_method_spec("trades"))
-    assert equation(get_method_spec("mail-trades+awp")) == "mean of ω·β·KL(p(x')‖p(x)) + CE(f(x), y)"
+    assert "KL(p(x)‖p(x'))" in get_method_spec("trades").objective.equation
+    assert get_method_spec("mail-trades+awp").objective.equation == "ω·β·KL(p(x')‖p(x)) + CE(f(x), y)"
     model, (x, y) = tiny_net().eval(), tiny_batch()
     out = hb.method("mail-trades", THREAT, burn_in=1)(model, x, y, epoch=0)
     p, p_adv = out.logits.log_softmax(1), out.logits_adv.log_softmax(1)

@@ -215,7 +215,7 @@ def test_the_best_epoch_is_one_of_the_method_itself(monkeypatch, tmp_path, metho
     )
     how = {"epochs": 6, "patience": 2, "batch_size": 20, "val_size": 20, "quiet": True, "threads": 1, "on_divergence": "ignore"}
     bound = hb.method(method, hb.Linf("8/255"), steps=1, **settings)
-    assert bound.begins == begins
+    assert bound.first_full_epoch == begins
     run = hb.train("small-cnn", tiny_batch(80), method=bound, out=tmp_path / "run", **how)
     assert run.best["epoch"] == begins
     assert json.loads((tmp_path / "run" / "best.json").read_text())["epoch"] == begins + 1
@@ -538,7 +538,7 @@ def test_official_schedules_are_the_scripts_epoch_by_epoch(method, model):
 
 def test_gairat_reweights_from_the_epoch_of_its_first_drop():
     chosen = resolve("cifar10", "wrn-32-10", "gairat", preset="official").config
-    assert hb.method("gairat", THREAT, preset="official").begins == first_drop(chosen) == 59
+    assert hb.method("gairat", THREAT, preset="official").first_full_epoch == first_drop(chosen) == 59
 
 
 def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_it_is(tmp_path):

@@ -96,7 +96,7 @@ def test_uniform_weights_give_the_plain_method_bit_for_bit(name, measure):
 
 
 def test_burn_in_lam_and_tau_follow_the_plan():
-    gairat_ = hb.method("gairat", THREAT, lam=0.0, lam_end=-2.0).planned(epochs=11, first_drop=5)
+    gairat_ = hb.method("gairat", THREAT, lam=0.0, lam_end=-2.0).with_schedule(epochs=11, first_drop=5)
     x, y = tiny_batch(16)
     model = tiny_net().eval()
     assert torch.equal(gairat_(model, x, y, epoch=4).weights, torch.ones(16))
@@ -108,7 +108,7 @@ def test_burn_in_lam_and_tau_follow_the_plan():
     assert gairat_.weighting.lam_at(at_epoch(7)) == pytest.approx(-0.8)
     assert hb.method("mail-at", THREAT).schedule.first_drop == 74  # the paper's burn-in, in anybody's loop
     assert hb.method("mail-at", THREAT, preset="official").burn_in == 76
-    fat = hb.method("fat", THREAT).planned(epochs=120, first_drop=60)
+    fat = hb.method("fat", THREAT).with_schedule(epochs=120, first_drop=60)
     taus = [fat.inner.tau_at((epoch + 1) / fat.schedule.epochs) for epoch in (0, 49, 50, 89, 90, 119)]
     assert taus == [0, 0, 1, 1, 2, 2]
 
@@ -210,7 +210,7 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
         (lambda: hb.method("at+awp", THREAT, gamma=2.0), "gamma"),
         (lambda: hb.method("at+sam", THREAT), "the only addition"),
         (lambda: hb.method("free-at+awp", THREAT), "free training"),
-        (lambda: hb.method("mail-at", THREAT).planned(epochs=30, first_drop=74), "nothing would be reweighted"),
+        (lambda: hb.method("mail-at", THREAT).with_schedule(epochs=30, first_drop=74), "nothing would be reweighted"),
         (
             lambda: hb.method("free-at", THREAT, measure="kappa", burn_in=0)(tiny_net(), *tiny_batch()),
             "whose attack counts its steps",

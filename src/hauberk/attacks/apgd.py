@@ -99,7 +99,7 @@ class APGD(MaximizingAttack["APGDState"]):
     def _look(self, state: "APGDState", point: Tensor, queries: ModelQueries, last: bool) -> tuple[Tensor, Tensor]:
         if last:
             logits = queries.logits(point)
-            loss, grad = self.attack_loss.function(logits, state.y, state.target), torch.zeros_like(point)
+            loss, grad = self.attack_loss(logits, state.y, state.target), torch.zeros_like(point)
         else:
             logits, loss, grad = queries.value_and_grad(point, self.attack_loss, state.y, state.target)
         loss = loss.to(point.dtype)

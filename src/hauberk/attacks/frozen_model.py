@@ -207,7 +207,7 @@ class ModelQueries:
         seen, values, grads = [], [], []
         for _ in range(self.eot_iter):
             logits = self.forward(point)
-            value = loss.function(logits, y, reference)
+            value = loss(logits, y, reference)
             seen.append(logits.detach())
             values.append(value.detach())
             grads.append(self._backward(value, point))

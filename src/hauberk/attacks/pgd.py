@@ -274,7 +274,7 @@ class PGD(MaximizingAttack["PGDState"]):
         point = state.point
         if self.evaluate_last and bool((host_steps >= self.steps).all()):
             logits = queries.logits(point)
-            self._observe(state, point, logits, loss.function(logits, state.y, state.reference))
+            self._observe(state, point, logits, loss(logits, state.y, state.reference))
             return
         if state.previous is not None:
             point = feasible.project(point + self.nesterov * (point - state.previous))
@@ -329,7 +329,7 @@ class PGD(MaximizingAttack["PGDState"]):
         for factor in self.step_size_factors:
             candidate = state.feasible.step(point, grad, size * factor)
             logits = queries.logits(candidate)
-            value = self.attack_loss.function(logits, state.y, state.reference).to(highest.dtype)
+            value = self.attack_loss(logits, state.y, state.reference).to(highest.dtype)
             better = value > highest
             best = where_rows(better, candidate, best)
             highest = torch.where(better, value, highest)

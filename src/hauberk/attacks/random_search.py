@@ -59,7 +59,7 @@ class RandomSearch(Attack[AttackState]):
             corner = torch.where(state.rng.uniform(feasible.x, tag + 3) < 0.5, feasible.upper, feasible.lower)
             point = where_rows(state.step % 2 == 1, corner, point)
         logits = queries.logits(point)
-        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"].function(logits, state.y, None)
+        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"](logits, state.y)
         state.offer(point, logits, loss, fooled(logits, state.y, self.has_reject_class))
 
 

@@ -233,7 +233,7 @@ class Square(Attack[AttackState]):
         if bool((host_steps == 0).any()):
             asked = where_rows(fresh_rows, _first(state), asked)
         logits = queries.logits(asked)
-        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"].function(logits, state.y, None).to(asked.dtype)
+        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"](logits, state.y).to(asked.dtype)
         counts = state.step <= self.steps
         wrong = fooled(logits, state.y, self.has_reject_class) & counts
         state.offer(asked, logits, torch.where(counts, loss, -torch.inf), wrong)

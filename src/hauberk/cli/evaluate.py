@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -14,11 +14,6 @@ from hauberk.cli.options import parse, program
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ThreatOptions, digest
 
-if TYPE_CHECKING:
-    from hauberk.data import NamedDataset
-    from hauberk.threat import ThreatModel
-
-_TIMEOUT = timedelta(days=1)  # the parts of the processes may take times that differ by hours
 _CHANGES_NO_NUMBER = ("threads", "device", "out", "diagnostics", "card", "status", "json", "quiet")
 _PASSED_ON = ("n", "batch_size", "seed", "precision", "save_adversarials", "diagnostics")
 
@@ -79,7 +74,7 @@ class Evaluate:
 def evaluate(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(Evaluate, "evaluate", arguments)
-    from hauberk.evaluation import partial_result
+    from hauberk.evaluation import partial_result, table
 
     if options.status:
         print(f"{partial_result(options.target)}\nNext: the command that began it, given again, goes on with it")
@@ -88,13 +83,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from hauberk.core.distributed import init_distributed
-    from hauberk.core.imports import trusted_name
+    from hauberk.core.errors import trusted_name
     from hauberk.core.io import as_json, write_json
     from hauberk.data import find_dataset, labels
     from hauberk.evaluation import evaluate as evaluate_model
-    from hauberk.evaluation import table
     from hauberk.models import ModelSpec
     from hauberk.tables import Table, measure_risk
+    from hauberk.threat import threat_from_dict
     from hauberk.training import load, pick_device, read_card
 
     if options.threads:
@@ -102,16 +97,19 @@ def evaluate(arguments: Sequence[str]) -> int:
     foreign = options.target.suffix in (".pt", ".pth")
     card: dict[str, Any] = {} if foreign else read_card(options.target, options.which)[0]
     trained_on = card.get("data", {})
-    name = options.data.name or trusted_name(str(trained_on.get("name", "")), "", "--data")
+    name = options.data.name or trusted_name(str(trained_on.get("name", "")), "", "--data ")
     if not name:
         raise UserError("the card does not say which data set to use; give --data")
     folder = options.data.data_dir or str(trained_on.get("folder") or "data")
     named = find_dataset(name)
     test = named.load("test", folder, verify=options.data.verify)
-    threat = _threat(options.threat, card, named)
+    if "threat" in card and not options.threat.eps:
+        threat = threat_from_dict(card["threat"])
+    else:
+        threat = named.default_threat(options.threat.norm, options.threat.eps)
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    with init_distributed(timeout=_TIMEOUT) as world:
+    with init_distributed(timeout=timedelta(days=1)) as world:  # their parts may take times that differ by hours
         device = pick_device(options.device)
         # A model that the user has named is built; any other is left to the card.
         classes = test.classes or int(labels(test).max()) + 1
@@ -165,11 +163,3 @@ def _folder(options: Evaluate) -> Path:
     told |= {"target": options.target.name, "data": options.data.name}
     kind = "custom" if options.evaluation.attacks else options.evaluation.suite
     return beside / "evaluations" / f"{kind}-{digest(told)}"
-
-
-def _threat(options: ThreatOptions, card: dict[str, Any], named: "NamedDataset") -> "ThreatModel":
-    from hauberk.threat import threat_from_dict
-
-    if "threat" in card and not options.eps:
-        return threat_from_dict(card["threat"])
-    return named.default_threat(options.norm, options.eps)

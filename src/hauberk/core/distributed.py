@@ -43,13 +43,8 @@ class World:
         return items[self.rank :: self.size]
 
     def shard_sizes(self, total: int) -> list[int]:
-        """How many of so many items each process has by ``local_shard``."""
+        """How many of ``total`` items each process has by ``local_shard``."""
         return [len(range(rank, total, self.size)) for rank in range(self.size)]
-
-    def barrier(self) -> None:
-        """Wait for the others."""
-        if self.size > 1:
-            dist.barrier()
 
     def all_gather_object(self, mine: Any) -> list[Any]:
         """Collect what each process has, everywhere, through the host."""
@@ -114,12 +109,7 @@ class World:
                 value.copy_(mean.view_as(value))
 
     def all_gather_rows(self, mine: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Put the rows of all processes one behind the other.
-
-        Args:
-            mine: (b, ...), this process's.
-            sizes: b of each process.
-        """
+        """Put the rows of all processes, (b, ...) each, one behind the other; ``sizes`` are the b of each."""
         if self.size == 1:
             return mine
         padded = mine.new_zeros(max(sizes), *mine.shape[1:])
@@ -130,8 +120,10 @@ class World:
 
     def take_local(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         """Take this process's rows out of those of all."""
-        parts: tuple[Tensor, ...] = rows.split(list(sizes))
-        return parts[self.rank]
+        if self.size == 1:
+            return rows
+        begin = sum(sizes[: self.rank])
+        return rows[begin : begin + sizes[self.rank]]
 
     def broadcast_module(self, module: nn.Module) -> None:
         """Give every process the parameters and buffers of the first."""
@@ -185,14 +177,7 @@ def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Wor
 
 @contextmanager
 def translate_lost_process(advice: str) -> Iterator[None]:
-    """Say in one line that another process was lost, where a collective inside the block fails for that.
-
-    Args:
-        advice: what to do then.
-
-    Raises:
-        UserError: then.
-    """
+    """Raise a UserError, with advice on what to do, where a collective inside the block fails as another process is lost."""
     try:
         yield
     except RuntimeError as error:
@@ -224,9 +209,7 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
 class SyncThrottle:
     """Says before which steps to synchronise: all of them where that costs nothing, otherwise about one in a second.
 
-    Args:
-        world: processes that must synchronise before the same steps.
-        device: where training runs.
+    The processes of ``world`` synchronise before the same steps.
     """
 
     def __init__(self, world: World, device: torch.device):

@@ -26,14 +26,8 @@ LOCKFILE = ".lock"
 _NOT_PLAIN = re.compile(r"[^\w .,=+()-]")  # letters and digits of any script are plain
 _IN_ONE_LINE = json.JSONEncoder(allow_nan=False).encode  # made once: records are written by the million
 _LONGEST = 100  # bytes of a plain name; file systems allow 255, of which endings take some
-SCHEMA_ERRORS = (
-    KeyError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AttributeError,
-    IndexError,
-)  # from using a state of another version
+# What using a state of another version may raise.
+SCHEMA_ERRORS = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
 
 @contextmanager
@@ -50,25 +44,18 @@ def exclusive_lock(folder: Path | None, name: str = LOCKFILE) -> Iterator[None]:
     if folder is None:
         yield
         return
-    lock = FileLock(folder / name, blocking=False)
     try:
-        lock.acquire()
+        held = FileLock(folder / name, blocking=False).acquire()
     except Timeout as error:
         raise UserError(f"another process is at work in {folder}; wait for it, or choose another folder") from error
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing.
-
-    Raises:
-        UserError: if it cannot be made.
-    """
+    """Make a folder and those above it, where they are missing. Raises UserError if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,7 +76,7 @@ def write_atomically(path: Path, content: bytes, keep_previous: bool = False) ->
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
 
     Args:
-        path: where.
+        path: of the file.
         content: all of it.
         keep_previous: keep the old content beside the new one, as ``*.previous``.
 
@@ -119,8 +106,7 @@ def write_zeros(path: Path, head: bytes, size: int) -> None:
     A file with holes finds its place only as it is written to; if that is done through a memory map and the disk is full, the
     system kills the process.
 
-    Raises:
-        UserError: as :func:`write_atomically`.
+    Raises UserError as :func:`write_atomically`.
     """
     with _whole(path) as file:
         file.write(head)
@@ -161,30 +147,24 @@ def _sync(file: BinaryIO) -> None:
 
 
 def as_json(content: Any, indent: int | None = None) -> str:
-    """Return JSON text. Numbers that are not finite become ``null``: JSON has neither NaN nor infinity.
-
-    Args:
-        content: plain types.
-        indent: spaces of each level; None for one line.
-    """
+    """Return JSON, in one line unless ``indent`` is given. JSON has neither NaN nor infinity: they become ``null``."""
     encode = _IN_ONE_LINE if indent is None else json.JSONEncoder(indent=indent, allow_nan=False).encode
     try:
         return encode(content)
     except ValueError:  # there are some
-        return encode(finite(content))
+        return encode(_finite(content))
 
 
-def finite(content: Any) -> Any:
-    """Return plain types with None for every number that is not finite, as they come back from JSON."""
+def _finite(content: Any) -> Any:
     if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
+        return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
+        return [_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically. Raises UserError as :func:`write_atomically`."""
+    """Write JSON as :func:`write_atomically`."""
     write_atomically(path, json_file(content))
 
 
@@ -194,11 +174,7 @@ def json_file(content: Any) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: if the file is missing or is not a JSON object.
-    """
+    """Read a JSON object. Raises UserError if the file is missing or holds anything else."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -216,11 +192,7 @@ def json_roundtrip(content: Any) -> Any:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain types; the one before is kept beside it as ``*.previous``.
-
-    Raises:
-        UserError: as :func:`write_atomically`.
-    """
+    """Write, as :func:`write_atomically`, a checkpoint of tensors and plain types; keep the one before as ``*.previous``."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
@@ -260,12 +232,8 @@ def _read_one(path: Path) -> dict[str, Any]:
 def read_tensors(raw: bytes, path: Path) -> dict[str, Any]:
     """Read a dictionary that ``torch.save`` wrote, without unpickling code.
 
-    Args:
-        raw: the bytes.
-        path: where they are from, for the message.
-
     Raises:
-        UserError: if they are damaged, or hold anything but tensors and plain types.
+        UserError: naming ``path``, if the bytes are damaged, or hold anything but tensors and plain types.
     """
     try:
         content = torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")

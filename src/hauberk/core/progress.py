@@ -7,27 +7,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 class ProgressBar:
-    """The bar and the lines; a context manager.
+    """A bar, with lines above it; a context manager.
 
     Args:
         title: in front of the bar.
         total: number of steps.
         done: steps made before, by the run that is resumed.
         quiet: show nothing.
-        unit: what one unit of the rate is.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0, quiet: bool = False, unit: str = "examples"):
+    def __init__(self, title: str, total: int, done: int = 0, quiet: bool = False):
         self.console = Console(quiet=quiet, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -41,27 +40,25 @@ class ProgressBar:
             transient=True,
             disable=quiet or not self.console.is_terminal,
         )
-        self._unit = unit
         self._begun = self._printed = time.monotonic()
-        self._seen = 0
-        self._task: TaskID = self._progress.add_task(title, total=total, completed=done, rate="")
+        self._seen, self._total = 0, total
+        self._task = self._progress.add_task(title, total=total, completed=done, rate="")
 
-    def advance(self, examples: int, title: str | None = None, steps: int = 1) -> None:
-        """Count ``steps`` steps, together of so many examples."""
+    def advance(self, examples: int, title: str) -> None:
+        """Count one step of so many examples."""
         self._seen += examples
-        task = self._progress.tasks[0]
-        rate = f"{self._seen / task.elapsed:,.0f} {self._unit}/s" if task.elapsed else ""
-        self._progress.update(self._task, advance=steps, rate=rate, description=title or task.description)
+        elapsed = self._progress.tasks[0].elapsed
+        rate = f"{self._seen / elapsed:,.0f} examples/s" if elapsed else ""
+        self._progress.update(self._task, advance=1, rate=rate, description=title)
 
-    def reach(self, share: float, title: str | None = None) -> None:
+    def reach(self, fraction: float, title: str | None = None) -> None:
         """Say how much is done in all, from 0 to 1; off a terminal, print the title once in a while."""
-        task = self._progress.tasks[0]
-        self._progress.update(self._task, completed=share * (task.total or 1), description=title or task.description)
+        self._progress.update(self._task, completed=fraction * self._total, description=title)
         now = time.monotonic()
         if title and not self.console.is_terminal and now - self._printed > PLAIN_EVERY:
             self._printed = now
-            gone = now - self._begun
-            self.line(f"{share:.0%} {title}, about {timedelta(seconds=round(gone / max(share, 1e-9) * (1 - share)))} to go")
+            left = timedelta(seconds=round((now - self._begun) / max(fraction, 1e-9) * (1 - fraction)))
+            self.line(f"{fraction:.0%} {title}, about {left} to go")
 
     def line(self, text: str) -> None:
         """Print one plain line above the bar."""
@@ -71,7 +68,7 @@ class ProgressBar:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
 

@@ -4,8 +4,6 @@ Every number is a hash of (seed, stage, example, tag, position), so an example g
 batch, on any device and in any process, no generator has a state to save, and nobody's global generator is touched.
 """
 
-from copy import copy
-
 import torch
 from torch import Tensor
 
@@ -33,21 +31,17 @@ class ExampleRng:
     @classmethod
     def of_keys(cls, keys: Tensor) -> "ExampleRng":
         """Return the draws whose ``keys`` were saved."""
-        rng = cls(0, keys)
+        rng = cls.__new__(cls)
         rng.keys = keys
         return rng
 
     def index_select(self, index: Tensor) -> "ExampleRng":
         """Return the draws of some of the examples. index: (b,) int64."""
-        part = copy(self)
-        part.keys = self.keys[index]
-        return part
+        return self.of_keys(self.keys[index])
 
     def index_copy(self, places: Tensor, new: "ExampleRng") -> "ExampleRng":
         """Return these draws with those of some examples replaced. places: (b,) int64, new: draws of b examples."""
-        whole = copy(self)
-        whole.keys = self.keys.index_copy(0, places, new.keys)
-        return whole
+        return self.of_keys(self.keys.index_copy(0, places, new.keys))
 
     def uniform(self, like: Tensor, tag: int | Tensor) -> Tensor:
         """Uniform draws in [0, 1) of the shape, dtype and device of ``like`` (B, ...); each tag is independent.
@@ -69,20 +63,13 @@ class ExampleRng:
 
 
 def content_ids(x: Tensor) -> Tensor:
-    """Identify examples by what is in them, so that they keep their draws wherever they stand in a data set.
-
-    Args:
-        x: inputs, (B, ...), floating; compared in float32.
-
-    Returns:
-        (B,) int64.
-    """
+    """Identify inputs (B, ...) by their content in float32, (B,) int64: they keep their draws anywhere in a data set."""
     bits = x.detach().float().cpu().contiguous().view(torch.int32).flatten(1).long()
     places = torch.arange(1, bits.shape[1] + 1) * _GOLDEN
     return _mix(bits + places).sum(1)
 
 
-def batch_rng(seed: "int | ExampleRng", x: Tensor) -> ExampleRng:
+def batch_rng(seed: int | ExampleRng, x: Tensor) -> ExampleRng:
     """Take a seed, or draws already keyed by example. A bare seed keys each example by its place in the batch ``x``."""
     return seed if isinstance(seed, ExampleRng) else ExampleRng(seed, torch.arange(len(x), device=x.device))
 

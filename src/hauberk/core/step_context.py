@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -62,7 +62,7 @@ class StepContext:
     rng: ExampleRng
     epoch: int = 0
     index: Tensor | None = None
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: Schedule = Schedule()
     burn_in: int = 0
     attack: Any = None
     x_adv: Tensor | None = None
@@ -90,11 +90,11 @@ class StepContext:
 
     def all_gather(self, values: Tensor) -> Tensor:
         """Put the rows of all processes, (b, ...) each, one behind the other: (B, ...)."""
-        return values if self.world.size == 1 else self.world.all_gather_rows(values, self.sizes)
+        return self.world.all_gather_rows(values, self.sizes)
 
     def take_local(self, values: Tensor) -> Tensor:
         """Take this process's rows, (b, ...), out of those of all, (B, ...)."""
-        return values if self.world.size == 1 else self.world.take_local(values, self.sizes)
+        return self.world.take_local(values, self.sizes)
 
     def mean_one(self, weights: Tensor) -> Tensor:
         """Scale weights (b,) so that their mean over the whole batch of all processes is 1; ones where all are 0."""
@@ -105,7 +105,6 @@ class StepContext:
         return terms.mean() if self.world.size == 1 else terms.sum() * (self.world.size / sum(self.sizes))
 
 
-_QUANTILES = (0.1, 0.5, 0.9)
 PresetName: TypeAlias = Literal["paper", "official"]
 
 CLEAN, ADVERSARIAL = frozenset({"clean"}), frozenset({"adversarial"})
@@ -124,15 +123,16 @@ class LossTerms(NamedTuple):
 
 
 class Objective:
-    """A loss of logits and labels with its hyperparameters, which are the fields of its dataclass.
+    """A loss of logits and labels; its hyperparameters are the fields of its dataclass.
 
     Anything callable with a :class:`~hauberk.core.step_context.StepContext` that returns the two terms is as good, a module
-    too; what it ``needs`` says which logits are computed.
+    too.
 
     Attributes:
-        needs: "clean", "adversarial" or both.
+        needs: which logits are to be computed: "clean", "adversarial" or both.
         equation: what it computes, in one line.
         extra_outputs: outputs the model needs besides the classes of the data.
+        function: of logits, logits_adv, labels and the hyperparameters.
     """
 
     needs: ClassVar[frozenset[str]] = CLEAN | ADVERSARIAL
@@ -144,24 +144,15 @@ class Objective:
         """Return the terms of a batch whose logits have been computed."""
         return type(self).function(context.logits, context.logits_adv, context.y, **vars(self))
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """Return them by name."""
-        return dict(vars(self))
-
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, str):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not isinstance(value, str) and not (number and 0 <= value < float("inf")):
                 raise UserError(f"{name} must be a number that is not negative, got {value!r}")
 
 
 def is_official(preset: PresetName) -> bool:
-    """Read a preset's name.
-
-    Raises:
-        UserError: if it is neither ``"paper"`` nor ``"official"``.
-    """
+    """Whether a preset is ``"official"``; raises UserError if it is not ``"paper"`` either."""
     if preset not in ("paper", "official"):
         raise UserError(f"preset is 'paper' or 'official', not {preset!r}")
     return preset == "official"
@@ -177,13 +168,12 @@ class MeasuredWeighting:
 
     burn_in: int | Literal["first-drop"]
 
-    def check_burn_in(self) -> None:
-        """Refuse what is no number of epochs."""
+    def __post_init__(self) -> None:
         if self.burn_in != "first-drop" and not (isinstance(self.burn_in, int) and self.burn_in >= 0):
             raise UserError(f"burn_in is a number of epochs or 'first-drop', not {self.burn_in!r}")
 
     def in_attack(self, needs: frozenset[str]) -> bool:
-        """Whether it wants the attack to look at the clean inputs, given which logits the loss computes."""
+        """Whether the attack should look at the clean inputs, given which logits the loss computes."""
         return False
 
     def measured(self, context: StepContext) -> Tensor:
@@ -204,11 +194,7 @@ class MeasuredWeighting:
 def mean_one(weights: Tensor) -> Tensor:
     """Scale weights to mean 1: ``ω_i = M · w_i / Σ_j w_j`` (MAIL paper, Algorithm 1, line 11).
 
-    Args:
-        weights: (B,), not negative.
-
-    Returns:
-        (B,). All ones where every weight is 0.
+    ``weights`` (B,), not negative, give (B,): ones where all are 0.
     """
     mean = weights.mean()
     return torch.where(mean > 0, weights / mean.clamp_min(torch.finfo(weights.dtype).tiny), torch.ones_like(weights))
@@ -234,6 +220,7 @@ def summary(weights: Tensor, measure: Tensor | None) -> dict[str, Tensor]:
     found = {"effective_size": effective_size(weights)}
     for name, values in (("weight", weights), ("measure", measure)):
         if values is not None:
-            marks = torch.quantile(values.float(), torch.tensor(_QUANTILES, dtype=torch.float32, device=values.device))
-            found |= {f"{name}_q{int(100 * q)}": mark for q, mark in zip(_QUANTILES, marks, strict=True)}
+            tenths = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float32, device=values.device)
+            quantiles = torch.quantile(values.float(), tenths)
+            found |= dict(zip((f"{name}_q10", f"{name}_q50", f"{name}_q90"), quantiles, strict=True))
     return found

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _MARKDOWN = {0: "**{}**", 1: "_{}_"}
 _LATEX = {0: r"\textbf{{{}}}", 1: r"\underline{{{}}}"}
-_STYLES = {0: "bold green", 1: "green"}
+_TERMINAL = {0: "bold green", 1: "green"}
 _IN_LATEX = str.maketrans(
     {c: rf"\{c}" for c in "&%$#_{}"}
     | {c: f"${name}$" for c, name in {"±": r"\pm", "×": r"\times", "∞": r"\infty", "→": r"\to", "<": "<", ">": ">"}.items()}
@@ -56,24 +56,22 @@ class TextTable:
 
     def to_markdown(self) -> str:
         """Return the table in Markdown, below its title and notes and above the doubts."""
-        lines = [f"{' '.join([self.title and f'{self.title}.', *self.notes]).strip()}\n"] if self.title or self.notes else []
-        lines += [_markdown_row([self._marked(name) for name in self.columns]), "|" + "---|" * len(self.columns)]
+        above = " ".join([f"{self.title}.", *self.notes] if self.title else self.notes)
+        lines = [_markdown_row(map(self._marked, self.columns)), "|" + "---|" * len(self.columns)]
         for name, *cells in self.rows:
-            first = f"&nbsp; {name.strip()}" if str(name).startswith("  ") else self._marked(cell_text(name))
-            lines.append(_markdown_row([first, *(_styled(cell, _MARKDOWN, str) for cell in cells)]))
-        reasons = self._reasons()
-        return "\n".join([*lines, *(["", *reasons] if reasons else [])]) + "\n"
+            first = f"&nbsp; {name.strip()}" if str(name).startswith("  ") else self._marked(name)
+            lines.append(_markdown_row([first, *(_style(cell, _MARKDOWN).format(cell_text(cell)) for cell in cells)]))
+        parts = [above, "\n".join(lines), "\n".join(self._reasons())]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def to_latex(self) -> str:
         """Return a ``tabular`` for a paper (needs booktabs); title, notes and doubts are comments around it."""
-        comments = [self.title, *self.notes], self._reasons()
-        above, below = ([f"% {_one_line(one)}" for one in some if one] for some in comments)
-        body = []
+        above, below = ([f"% {_one_line(one)}" for one in some if one] for some in ([self.title, *self.notes], self._reasons()))
+        rows = []
         for name, *cells in self.rows:
-            indent = r"\quad " if str(name).startswith("  ") else ""
-            first = indent + _in_latex(self._marked(cell_text(name)).strip())
-            body.append(" & ".join([first, *(_styled(cell, _LATEX, _in_latex) for cell in cells)]) + r" \\")
-        head = " & ".join(_in_latex(self._marked(name)) for name in self.columns) + r" \\"
+            first = (r"\quad " if str(name).startswith("  ") else "") + _in_latex(self._marked(name))
+            rows.append([first, *(_style(cell, _LATEX).format(_in_latex(cell_text(cell))) for cell in cells)])
+        head, *body = (" & ".join(row) + r" \\" for row in ([_in_latex(self._marked(name)) for name in self.columns], *rows))
         begin = rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}"
         lines = [*above, begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *below]
         return "\n".join(lines) + "\n"
@@ -101,45 +99,42 @@ class TextTable:
         for name in self.columns[1:]:
             shown.add_column(Text(plain_text(self._marked(name))), justify="right")
         for name, *cells in self.rows:
-            first = Text(plain_text(self._marked(cell_text(name))))
-            ranks = (_STYLES.get(cell.rank, "") if isinstance(cell, Ranked) else "" for cell in cells)
-            texts = [Text(plain_text(cell), style) for cell, style in zip(cells, ranks, strict=True)]
-            shown.add_row(first, *texts, style="dim" if str(name).startswith("  ") else None)
+            texts = [Text(plain_text(cell), _style(cell, _TERMINAL, usual="")) for cell in cells]
+            shown.add_row(Text(plain_text(self._marked(name))), *texts, style="dim" if str(name).startswith("  ") else None)
         return shown
 
     @property
     def _by_name(self) -> dict[str, str]:
         return {plain_text(name): reason for name, reason in self.doubts.items()}
 
-    def _marked(self, name: str) -> str:
+    def _marked(self, name: Any) -> str:
         """Return the name of a row or column with what says that its numbers are doubted."""
-        return name + doubt_mark(self._by_name.get(plain_text(name), ""))
+        return cell_text(name) + _mark(self._by_name.get(plain_text(name), ""))
 
     def _reasons(self) -> list[str]:
-        return [f"{doubt_mark(reason).strip()} {name}: {reason}" for name, reason in self.doubts.items() if reason]
+        return [f"{_mark(reason).strip()} {name}: {reason}" for name, reason in self.doubts.items() if reason]
 
 
 def cell_text(value: Any) -> str:
     """Return what stands in a cell: a float with four digits, "-" where a number cannot be told, anything else as it is."""
+    if isinstance(value, Ranked):
+        return value.text
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def doubt_mark(reason: str) -> str:
-    """Return what stands behind a name: " (INVALID)" where the reason begins so, " (!)" for another, nothing for none."""
+def _mark(reason: str) -> str:
     return " (INVALID)" if reason.startswith("INVALID") else " (!)" if reason else ""
 
 
-def _styled(cell: Any, styles: Mapping[int, str], escape: Any) -> str:
-    if isinstance(cell, Ranked):
-        return styles.get(cell.rank, "{}").format(escape(cell.text))
-    return str(escape(cell_text(cell)))
+def _style(cell: Any, styles: Mapping[int, str], usual: str = "{}") -> str:
+    return styles.get(cell.rank, usual) if isinstance(cell, Ranked) else usual
 
 
 def plain_text(cell: Any) -> str:
-    """Return what stands in a cell or heading, without marks."""
-    return (cell.text if isinstance(cell, Ranked) else cell_text(cell)).replace("`", "")
+    """Return what stands in a cell or heading, without the backticks."""
+    return cell_text(cell).replace("`", "")
 
 
 def _csv_cell(cell: Any) -> Any:
@@ -152,7 +147,7 @@ def _in_latex(text: str) -> str:
     return _one_line(text).translate(_IN_LATEX)
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
+def _markdown_row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(_one_line(cell).replace("|", "&#124;") for cell in cells) + " |"
 
 

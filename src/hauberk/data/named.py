@@ -11,8 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from hauberk.core.errors import UserError, first_line, unknown_name
-from hauberk.core.imports import import_object, is_import_path
+from hauberk.core.errors import UserError, first_line, import_object, is_import_path, unknown_name
 from hauberk.data.dataset import IndexedDataset, as_dataset, in_memory, labels
 from hauberk.data.readers import ImagesAndLabels, read_cifar, read_mnist, read_svhn
 from hauberk.data.statistics import channel_statistics

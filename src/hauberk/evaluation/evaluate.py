@@ -107,9 +107,7 @@ def evaluate(
     check_inputs(first_x, first_y, threat, source.classes)
     classes = None if source.classes is None else source.classes + has_reject_class
     outputs = check_model(model, first_x, first_y, classes, probabilities=True)
-    # Refuses now what it would refuse later.
-    presets = chosen.attacks
-    notes = {name: one.adapted(threat, outputs, has_reject_class, surrogate)[1] for name, one in presets.items()}
+    adapted = {name: one.adapted(threat, outputs, has_reject_class, surrogate) for name, one in chosen.attacks.items()}
     width = min(batch_size, count)
     used = world.on_main_process(lambda: _pick_precision(precision, model, source, width, folder))
     plan = {
@@ -117,12 +115,13 @@ def evaluate(
         "threat": threat.to_dict(), "n": count, "seed": seed, "batch_size": width, "precision": precision,
         "attack_precision": used, "has_reject_class": has_reject_class,
         "save_adversarials": save_adversarials,  # stored with the verdicts: those of an earlier session could not be made up
-        "threads": torch.get_num_threads(), "device": first_x.device.type,
-        **_identity(model, surrogate, source, count, shared=folder is not None or world.size > 1),
+        "threads": torch.get_num_threads(), "device": first_x.device.type, "model_id": model_id(model),
     }  # fmt: skip
+    if folder is not None or world.size > 1:  # there are others to compare with
+        plan |= _identity(model, surrogate, source, count)
     store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
     hidden = quiet or not world.is_main
-    with closing(store), ProgressBar("evaluate", 1000, quiet=hidden, unit="") as display, frozen_model(model) as view:
+    with closing(store), ProgressBar("evaluate", 1000, quiet=hidden) as display, frozen_model(model) as view:
         torch.manual_seed(seed)  # for random models; frozen_model puts the caller's generator back
         if store.warning:
             display.line(store.warning)
@@ -130,9 +129,10 @@ def evaluate(
         lowest = make_inference_copy(view, first_x, torch.bfloat16) if used == "bf16" else fp32
         reference_model, fp32_model, attack_model = (ModelQueries(form, chosen.eot_iter) for form in (view, fp32, lowest))
         runner = EvaluationRunner(
-            reference_model, fp32_model, attack_model, source=source, threat=threat, suite=chosen, store=store,
+            reference_model, fp32_model, attack_model, source=source, threat=threat,
+            attacks={name: attack for name, (attack, _) in adapted.items()}, stages=chosen.stages, store=store,
             shard=world.local_shard(shuffled_order(seed, count)).numpy(), seed=seed, batch_size=width, outputs=outputs,
-            has_reject_class=has_reject_class, surrogate=surrogate, display=display,
+            has_reject_class=has_reject_class, display=display,
             state_path=None if folder is None else folder / f"state-{world.rank}.pt",
         )  # fmt: skip
         try:
@@ -150,8 +150,8 @@ def evaluate(
     provenance = {
         "seed": seed, "batch_size": batch_size, "precision": used, "draws": chosen.eot_iter, "data": source.name,
         "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
-        "attacks": {name: preset.source for name, preset in presets.items()},
-        "substitutes": {name: note for name, note in notes.items() if note},
+        "attacks": {name: preset.source for name, preset in chosen.attacks.items()},
+        "substitutes": {name: note for name, (_, note) in adapted.items() if note},
         **records.cost(),
         "processes": world.size, "dtype": str(first_x.dtype), "model_id": plan["model_id"], "versions": versions(),
         "machine": machine(first_x.device),
@@ -191,18 +191,15 @@ def _pick_precision(
     return autotune_precision(model, x, "auto", "off")[0]
 
 
-def _identity(
-    model: nn.Module, surrogate: nn.Module | None, source: IndexedDataset, count: int, shared: bool
-) -> dict[str, Any]:
-    """Return what data, models and versions are, to be compared when the evaluation goes on or is ``shared``.
+def _identity(model: nn.Module, surrogate: nn.Module | None, source: IndexedDataset, count: int) -> dict[str, Any]:
+    """Return what data, models and versions are.
 
     Each example is compared again in the clean pass, so data that are not in memory are not read twice for that.
     """
-    known = count if shared and in_memory(source) else min(count, _FIRST)
+    known = count if in_memory(source) else min(count, _FIRST)
     return {
         "data": source.name,
         "data_digest": data_digest(Subset(source, torch.arange(known))),
-        "model_id": model_id(model),
         "model_code": model_code(model),
         "surrogate_id": None if surrogate is None else model_id(surrogate),
         "surrogate_code": None if surrogate is None else model_code(surrogate),
@@ -229,9 +226,9 @@ def _open_store(folder: Path | None, plan: dict[str, Any], world: World, point: 
     differs = difference(world.on_main_process(lambda: plan), plan, harmless=())
     world.raise_if_any(f"process {world.rank} is not like the first one: other {differs}" if differs else "")
     with ExitStack() as undo:
-        for others in (False, True):
+        for first in (True, False):
             problem = ""
-            if (world.rank > 0) == others:
+            if world.is_main == first:
                 try:
                     store = undo.enter_context(closing(RecordStore(folder, plan, world.rank)))
                     if point is not None:

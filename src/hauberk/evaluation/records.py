@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -16,7 +17,6 @@ from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import as_json, exclusive_lock, json_roundtrip, make_folder, read_json, write_json, write_zeros
 
 PLAN = "plan.json"
-ADVERSARIALS = "adversarials.npy"
 CLEAN = "clean"  # "attack" of what was seen without one
 DETECTION = "detection"  # "attack" that only tries to be misclassified, for models with a class of adversarial inputs
 COST = "cost"  # "attack" of what a session has cost
@@ -29,11 +29,10 @@ _VERDICT = np.dtype(
     [("known", "?"), ("broken", "?"), ("margin", "f8"), ("run", "i4"), ("step", "i4"), ("predicted", "i4"), ("norm", "f8"),
      ("finite", "?"), ("unverified", "?")]
 )  # fmt: skip
-_ABSENT = object()
 # What a verdict has where nothing is said, and what is then left out on disk.
 _DEFAULTS: dict[str, Any] = {"run": -1, "step": -1, "predicted": -1, "norm": -1.0, "finite": True, "unverified": False}
 _JSON_TYPES: dict[str, tuple[type, ...]] = {"i": (int,), "f": (int, float), "b": (bool,)}  # by the kind of a NumPy dtype
-_COST = {"rank": "i", "seconds": "f", "forwards": "f", "backwards": "f"}
+_COST = {"i": "i", "rank": "i", "seconds": "f", "forwards": "f", "backwards": "f"}
 _HARMLESS = ("threads", "python")  # which change rounding at most
 
 
@@ -43,8 +42,9 @@ class Records:
     ``records["clean"]`` and ``records[attack]`` are structured NumPy arrays (n,), of at most 32 bytes an example; "known" says
     which rows are filled. Without an attack: "id" (a digest of the input), "label", "predicted", "right", and "margin"
     (``z_y - max_{k≠y} z_k``, NaN where it is not finite). Of an attack: "broken" and "margin"; where broken, the "run" and
-    "step" that did it, "predicted", "norm" of the change, and "finite" (whether the logits were); "unverified" is whether a
-    claimed success did not hold. ``records["detection"]`` has "recognised".
+    "step" that did it, "predicted", "norm" of the change in units of the input, and "finite" (whether the logits were; where
+    they were not, the example counts as misclassified, with a margin of 0); "unverified" is whether a claimed success did not
+    hold. ``records["detection"]`` has "recognised".
 
     Args:
         n: how many examples there are.
@@ -70,8 +70,10 @@ class Records:
 
     def broken(self, attacks: Iterable[str], examples: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Which examples (all, or those given) any of these attacks breaks, (b,) bool."""
-        masks = [self._tables[name]["broken"][examples] for name in attacks if name in self._tables]
-        return np.logical_or.reduce(masks) if masks else np.zeros(self.n, bool)[examples]
+        found = np.zeros(self.n, bool)[examples]
+        for name in attacks:
+            found |= self[name]["broken"][examples]
+        return found
 
     @property
     def right(self) -> np.ndarray:
@@ -122,7 +124,7 @@ class Records:
     def _take(self, record: dict[str, Any]) -> bool:
         """Fill a row from a line on disk; returns whether it is one."""
         name, i = record.get("attack"), record.get("i")
-        if name == COST and all(type(record.get(key)) in _JSON_TYPES[kind] for key, kind in {"i": "i", **_COST}.items()):
+        if name == COST and all(type(record.get(key)) in _JSON_TYPES[kind] for key, kind in _COST.items()):
             self.costs[record["rank"], record["i"]] = record
             return True
         if type(i) is not int or name not in (CLEAN, DETECTION, *self.attacks) or not 0 <= i < self.n:
@@ -140,10 +142,10 @@ class Records:
 
     def lines(self, name: str, examples: np.ndarray) -> str:
         """Return rows as they are kept on disk, one line of JSON each, without what goes without saying."""
-        rows, usual = self[name][examples], {} if name in _COLUMNS else _DEFAULTS
+        rows, usual = self[name][examples], {"known": True} if name in _COLUMNS else {"known": True, **_DEFAULTS}
         lines = []
-        for i, (_, *row) in zip(examples.tolist(), rows.tolist(), strict=True):
-            said = {key: v for key, v in zip(rows.dtype.names[1:], row, strict=True) if usual.get(key, _ABSENT) != v}
+        for i, row in zip(examples.tolist(), rows.tolist(), strict=True):
+            said = {key: value for key, value in zip(rows.dtype.names, row, strict=True) if usual.get(key) != value}
             lines.append(as_json({"i": i, "attack": name, **said}) + "\n")
         return "".join(lines)
 
@@ -169,7 +171,7 @@ class RecordStore:
         self.records = Records(plan["n"], plan["stages"])
         self.warning = ""
         self._session, self._begun = time.time_ns(), time.monotonic()
-        self._points: np.ndarray | None = None
+        self._points: np.memmap[Any, Any] | None = None
         self._lock = ExitStack()
         if folder is None:
             return
@@ -216,9 +218,9 @@ class RecordStore:
                 else.
         """
         assert self.folder is not None  # checked before the evaluation
-        path, point = self.folder / ADVERSARIALS, like.cpu().numpy()
+        path, point = self.folder / "adversarials.npy", like.cpu().numpy()
         if not path.exists():
-            if self.records.known()["tables"] or self.records.costs:  # whose points would be zeros
+            if self.records[CLEAN]["known"].any():  # whose points would be zeros
                 raise UserError(f"{path} is gone, and with it what earlier attacks found; choose another folder")
             _make_points(path, point.dtype, (self.records.n, *point.shape))
         try:
@@ -236,7 +238,7 @@ class RecordStore:
         if self.folder is not None:
             with suppress(OSError):  # of a write that has failed already, and said so
                 self._file.close()
-        if isinstance(self._points, np.memmap):
+        if self._points is not None:
             self._points.flush()
         self._lock.close()
 
@@ -255,8 +257,7 @@ def _mend(path: Path) -> None:
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
-            with path.open("r+b") as file:
-                file.truncate(whole)
+            os.truncate(path, whole)
 
 
 def difference(there: dict[str, Any], plan: dict[str, Any], harmless: Sequence[str] = _HARMLESS) -> str:

@@ -22,7 +22,6 @@ FORMAT = "hauberk-evaluation/3"
 Interval: TypeAlias = tuple[float, float]
 Verdict: TypeAlias = Literal["ok", "warning", "invalid"]
 
-_Z95 = 1.959963984540054
 _MOST = 10**8  # examples times attacks: more would not fit into memory
 
 
@@ -76,18 +75,17 @@ def warning_mark(diagnostics: Sequence[Diagnostic]) -> str:
     return " (INVALID)" if "invalid" in verdicts else " (!)" if "warning" in verdicts else ""
 
 
-def wilson_interval(successes: int, n: int, z: float = _Z95) -> Interval:
-    """Wilson's score interval (1927) for a proportion p: ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``.
+def wilson_interval(successes: int, n: int) -> Interval:
+    """Wilson's score interval (1927), 95 %, for a proportion p: ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``.
 
     Args:
         successes: how many.
         n: out of how many, at least 1.
-        z: quantile of the normal distribution; 1.96 for 95 %.
 
     Returns:
         Lower and upper end, in [0, 1].
     """
-    p = successes / n
+    p, z = successes / n, 1.959963984540054
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -143,17 +141,16 @@ class Evaluation:
         "step" and "norm" (of the change, in units of the input) of that success; the least "margin" that was seen; and
         "unverified", the attacks whose claimed success did not hold.
         """
-        clean, tables = self.records[CLEAN], {name: self.records[name] for name in self.records.attacks}
-        margin, seen = clean["margin"], {"run": np.full(self.n, -1), "step": np.full(self.n, -1), "norm": np.full(self.n, -1.0)}
+        clean, margin, broken_by = self.records[CLEAN], self.records[CLEAN]["margin"], np.array(self.broken_by)
+        seen = {"run": np.full(self.n, -1), "step": np.full(self.n, -1), "norm": np.full(self.n, -1.0)}
         unverified: list[list[str]] = [[] for _ in range(self.n)]
-        for name, table in tables.items():
+        for name in self.records.attacks:
+            table = self.records[name]
+            margin = np.fmin(margin, np.where(table["known"], table["margin"], np.nan))
+            for key, column in seen.items():
+                column[broken_by == name] = table[key][broken_by == name]
             for i in np.flatnonzero(table["known"] & table["unverified"]).tolist():
                 unverified[i].append(name)
-        for name, mask in self._first_broken().items():
-            for key, column in seen.items():
-                column[mask] = tables[name][key][mask]
-        for table in tables.values():
-            margin = np.fmin(margin, np.where(table["known"], table["margin"], np.nan))
         columns = {
             "i": range(self.n), "label": clean["label"].tolist(), "predicted": clean["predicted"].tolist(),
             "clean_margin": _or_none(clean["margin"], np.isfinite(clean["margin"])), "broken_by": self.broken_by,
@@ -166,19 +163,11 @@ class Evaluation:
     def broken_by(self) -> list[str | None]:
         """For each example, "clean" if wrong without an attack, the first attack that broke it, or None if it is robust."""
         found = np.full(self.n, None, dtype=object)
-        for name, mask in self._first_broken().items():
-            found[mask] = name
+        for name in reversed(self.records.attacks):
+            found[self.records[name]["broken"]] = name
         found[~self.records.right] = CLEAN
         names: list[str | None] = found.tolist()
         return names
-
-    def _first_broken(self) -> dict[str, np.ndarray]:
-        """For each attack, which of the right examples it was the first to break, (n,) bool."""
-        left, first = self.records.right.copy(), {}
-        for name in self.records.attacks:
-            first[name] = left & self.records[name]["broken"]
-            left &= ~first[name]
-        return first
 
     @property
     def interval(self) -> Interval:
@@ -256,7 +245,7 @@ class Evaluation:
 
 def _or_none(column: np.ndarray, there: np.ndarray) -> list[Any]:
     """Return a column as plain types, with None where there is nothing."""
-    return [value if known else None for value, known in zip(column.tolist(), there.tolist(), strict=True)]
+    return np.where(there, column.astype(object), None).tolist()
 
 
 def table(results: Mapping[str, Evaluation]) -> Table:

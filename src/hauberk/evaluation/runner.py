@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hauberk.attacks import PGD, AttackInputs, AttackState, ModelQueries, Suite, run_attack
+from hauberk.attacks import PGD, Attack, AttackInputs, AttackState, ModelQueries, run_attack
 from hauberk.attacks.checks import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.errors import UserError
@@ -30,32 +31,6 @@ SAVE_EVERY = 20.0  # seconds between two states of an attack under way
 SHOW_EVERY = 1.0
 
 
-class AttackProgress:
-    """How far the attacks of one process are, for a progress bar.
-
-    Args:
-        display: the bar.
-        costs: of each attack, for one example.
-        n: how many examples there are.
-    """
-
-    def __init__(self, display: ProgressBar, costs: dict[str, int], n: int):
-        self._display, self._costs, self._n = display, costs, n
-        self._total, self._done = max(sum(costs.values()) * n, 1), 0
-
-    def count(self, attack: str, examples: int) -> None:
-        """Add examples that an attack has done with."""
-        self._done += self._costs[attack] * examples
-        self._display.reach(self._done / self._total)
-
-    def show(self, attack: str, queue: ContinuousBatcher[Any], left: np.ndarray, robust: np.ndarray) -> None:
-        """Say, once in a while, how many examples are left of an attack, and how many are robust so far (bool arrays)."""
-        low, high = wilson_interval(int(robust.sum()), self._n)
-        done = self._done + self._costs[attack] * queue.part_done()
-        bound = f"robust ≤ {robust.mean():.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-        self._display.reach(done / self._total, f"{attack}: {left.sum()} left, {bound}")
-
-
 @dataclass
 class EvaluationRunner:
     """An evaluation under way, as one process sees it. What is not described here is as in ``evaluate``.
@@ -65,7 +40,8 @@ class EvaluationRunner:
         fp32_model: the fastest form of it in its own precision, for attacks without gradients.
         attack_model: the form of it that attacks with gradients see.
         source: the examples.
-        suite: what to run.
+        attacks: what runs, by name, adapted to model and threat model.
+        stages: for each of them, in order, those whose victims it leaves alone.
         store: where verdicts go.
         shard: this process's examples, in the order they are attacked, (m,) int64.
         batch_size: how many examples are attacked at a time, in passes of that one shape.
@@ -79,22 +55,22 @@ class EvaluationRunner:
     attack_model: ModelQueries
     source: IndexedDataset
     threat: ThreatModel
-    suite: Suite
+    attacks: Mapping[str, Attack[Any]]
+    stages: Mapping[str, tuple[str, ...]]
     store: RecordStore
     shard: np.ndarray
     seed: int
     batch_size: int
     outputs: int
     has_reject_class: bool
-    surrogate: nn.Module | None
     display: ProgressBar
     state_path: Path | None = None
 
     def __post_init__(self) -> None:
         self.records = self.store.records
         self.init_batch_size = max(1, self.batch_size // 8)
-        costs = {name: preset.attack.cost(self.outputs) for name, preset in self.suite.attacks.items()}
-        self._progress = AttackProgress(self.display, costs, len(self.shard))
+        self._costs = {name: attack.cost(self.outputs) for name, attack in self.attacks.items()}  # of one example
+        self._done = 0  # in passes
         self._shown = self._saved = time.monotonic()
         # Logits of the clean inputs, a row for each of ``shard``; and which row an example has.
         self._logits = torch.zeros(0)
@@ -149,21 +125,20 @@ class EvaluationRunner:
 
     def run_attacks(self) -> None:
         """Run all attacks, after the clean pass, as far as the records do not know them yet."""
-        for attack, earlier in self.suite.stages.items():
+        for name, earlier in self.stages.items():
             right = self.right()
-            todo = right[~self.records.broken(earlier, right) & ~self.records[attack]["known"][right]]
-            self._progress.count(attack, len(self.shard) - len(todo))
+            todo = right[~self.records.broken(earlier, right) & ~self.records[name]["known"][right]]
+            self._count(name, len(self.shard) - len(todo))
             if len(todo):
-                self._run_attack(attack, todo)
+                self._run_attack(name, todo)
 
-    def _run_attack(self, attack: str, todo: np.ndarray) -> None:
-        preset = self.suite.attacks[attack]
-        program, _ = preset.adapted(self.threat, self.outputs, self.has_reject_class, self.surrogate)
+    def _run_attack(self, name: str, todo: np.ndarray) -> None:
+        attack = self.attacks[name]
         # Attacks without gradients live on small differences of the margin, which bfloat16 does not resolve.
-        model = self.attack_model if program.uses_gradients else self.fp32_model
-        model = self.reference_model if program.sees_original else model
+        model = self.attack_model if attack.uses_gradients else self.fp32_model
+        model = self.reference_model if attack.sees_original else model
         ids = torch.from_numpy(self.records[CLEAN]["id"][self.shard]).to(self._logits.device)
-        draws = ExampleRng(self.seed, ids, _stage(attack))
+        draws = ExampleRng(self.seed, ids, _stage(name))
 
         def fetch(examples: list[int], runs: list[int]) -> AttackInputs:
             x, y = fetch_for(self.reference_model.model, self.source, torch.tensor(examples))
@@ -171,13 +146,13 @@ class EvaluationRunner:
             run = torch.tensor(runs, device=x.device)
             return AttackInputs(self.threat.around(x), y, self._logits[row], run, draws.index_select(row))
 
-        verify, leave = partial(self._verify, attack), partial(self._leave, attack)
+        verify, leave = partial(self._verify, name), partial(self._leave, name)
         sizes = self.batch_size, self.init_batch_size, self._smaller_batch_sizes
-        queue = ContinuousBatcher(program, model, fetch, verify, leave, program.n_runs(self.outputs), *sizes)
-        known = self._resume(attack, queue, todo)
+        queue = ContinuousBatcher(attack, model, fetch, verify, leave, attack.n_runs(self.outputs), *sizes)
+        known = self._resume(name, queue, todo)
         queue.add(i for i in todo.tolist() if i not in known)
         self._saved = time.monotonic()
-        queue.run(lambda: self._pause(attack, queue, todo))
+        queue.run(lambda: self._pause(name, queue, todo))
         if self.state_path is not None:
             self.state_path.unlink(missing_ok=True)
 
@@ -186,21 +161,21 @@ class EvaluationRunner:
         points, sets, index = states.best[places], states.feasible.index_select(places), np.array(examples)
         size = self.init_batch_size
         found = verify_adversarial(self.reference_model, sets, points, states.y[places], size, self.has_reject_class)
-        self.records[attack]["unverified"][index[~found.holds]] = True
-        first = found.holds & ~self.records.broken(self.suite.stages, index)
+        holds = found.pop("holds")
+        self.records[attack]["unverified"][index[~holds]] = True
+        first = holds & ~self.records.broken(self.stages, index)
         self.store.keep_points(index[first], points[torch.from_numpy(first).to(points.device)])
-        columns = {**vars(found), "run": np.array(runs), "step": states.found_at[places].cpu().numpy()}
-        holds = columns.pop("holds")
+        columns = {**found, "run": np.array(runs), "step": states.found_at[places].cpu().numpy()}
         self.store.write(attack, index[holds], broken=True, **{key: column[holds] for key, column in columns.items()})
-        self._progress.count(attack, int(holds.sum()))
-        return found.holds
+        self._count(attack, int(holds.sum()))
+        return holds
 
     def _leave(self, attack: str, states: AttackState, places: Tensor, examples: list[int]) -> None:
         """Keep that an attack has not broken some examples."""
         assert states.best_logits is not None  # there were looks
         margin = finite_margin(states.best_logits[places], states.y[places]).cpu().numpy()
         self.store.write(attack, np.array(examples), broken=False, margin=margin)
-        self._progress.count(attack, len(examples))
+        self._count(attack, len(examples))
 
     def _fetch_batch(self, examples: np.ndarray) -> tuple[Tensor, Tensor]:
         """Fetch examples and check them; copies of the first fill the batch."""
@@ -215,13 +190,24 @@ class EvaluationRunner:
         x = self.threat.around(x).random(ExampleRng(self.seed, torch.arange(len(x), device=x.device)))
         return smaller_batch_sizes({self.fp32_model.model, self.attack_model.model}, x, y)
 
+    def _count(self, attack: str, examples: int) -> None:
+        """Add examples that an attack has done with to the progress."""
+        self._done += self._costs[attack] * examples
+        self._show(self._done)
+
+    def _show(self, passes: float, title: str | None = None) -> None:
+        self.display.reach(passes / max(sum(self._costs.values()) * len(self.shard), 1), title)
+
     def _pause(self, attack: str, queue: ContinuousBatcher[Any], todo: np.ndarray) -> None:
         """Show the progress, and save the state of the attack under way, once in a while."""
-        table = self.records[attack]
-        if time.monotonic() - self._shown > SHOW_EVERY:
-            self._progress.show(attack, queue, ~table["known"][todo], self.records.robust[self.shard])
-            self._shown = time.monotonic()
-        if self.state_path is not None and time.monotonic() - self._saved > SAVE_EVERY:
+        table, now = self.records[attack], time.monotonic()
+        if now - self._shown > SHOW_EVERY:
+            left, robust = ~table["known"][todo], self.records.robust[self.shard]
+            low, high = wilson_interval(int(robust.sum()), len(robust))
+            bound = f"robust ≤ {robust.mean():.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+            self._show(self._done + self._costs[attack] * queue.part_done(), f"{attack}: {left.sum()} left, {bound}")
+            self._shown = now
+        if self.state_path is not None and now - self._saved > SAVE_EVERY:
             unverified = np.flatnonzero(table["unverified"] & ~table["known"]).tolist()
             write_state(self.state_path, {"attack": attack, "unverified": unverified, **queue.state_dict()})
             self.store.write_cost(self.passes)

@@ -36,27 +36,23 @@ class BatchAttack:
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
-        attack = self.attack
+        attack, x, y, threat = self.attack, context.x, context.y, context.threat
         if self.taus and isinstance(attack, PGD):
             attack = replace(attack, tau=self.tau_at(context.progress))
+        clean = context.return_clean_logits
         with context.attack_model(attack.mode) as model:
-            return run_attack(
-                attack,
-                model,
-                context.x,
-                context.y,
-                context.threat,
-                seed=context.rng,
-                return_clean_logits=context.return_clean_logits,
-                trusted=True,
-            )
+            return run_attack(attack, model, x, y, threat, seed=context.rng, return_clean_logits=clean, trusted=True)
 
 
 class MinimumMargin(nn.Module):
     """MMA's search for the nearest adversarial example (Ding et al. 2020, AN-PGD), each with a radius that is remembered.
 
+    PGD on the soft logit margin with each example's own radius finds a direction; bisection along it, up to the threat
+    model's ε (the paper's d_max), finds where the prediction flips. The public code searches to 1.05·d_max and then leaves out
+    what lies beyond d_max; ours never leaves the threat model.
+
     Args:
-        attack: PGD whose number of steps counts; its loss is the soft logit margin and its step 2.5 ε / K.
+        attack: PGD whose number of steps K counts; its loss is the soft logit margin and its step 2.5 times the radius / K.
         bisections: passes of the bisection.
 
     Attributes:
@@ -69,36 +65,61 @@ class MinimumMargin(nn.Module):
         self.fractions = torch.ones(0)  # no buffer, because it grows, and is the same in all processes anyway
 
     def __call__(self, context: StepContext) -> AttackResult:
-        """Search, and remember the radii that were found."""
-        fraction = self.radius_fractions(context.index, context.y)
+        """Search, and remember the radii found, at least 0.1, of the examples that have an index."""
+        index, world = context.index, context.world
+        fraction = self.radius_fractions(index, context.y)
         with context.attack_model("eval") as model:
-            found, distance = minimum_margin_pgd(
-                model,
-                context.x,
-                context.y,
-                context.threat,
-                radius_fraction=fraction,
-                steps=self.attack.steps,
-                bisections=self.bisections,
-                seed=context.rng,
-                trusted=True,
-            )
-        if context.index is not None:
-            index = (
-                context.index if context.world.size == 1 else torch.cat(context.world.all_gather_object(context.index.cpu()))
-            )
-            self.remember(index, context.all_gather(distance))
+            found, distance = self.search(model, context.x, context.y, context.threat, fraction, seed=context.rng, trusted=True)
+        if index is not None:
+            index = index if world.size == 1 else torch.cat(world.all_gather_object(index.cpu()))
+            distance = context.all_gather(distance)
+            self._with_room(index, distance.device)[index.to(distance.device)] = distance.clamp(LEAST_FRACTION, 1.0).float()
         return found
+
+    def search(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        radius_fraction: Tensor,
+        *,
+        seed: Any = 0,
+        trusted: bool = False,
+    ) -> tuple[AttackResult, Tensor]:
+        """Search within the threat model; arguments as in :func:`hauberk.attacks.run_attack`.
+
+        Returns:
+            AttackResult, ``x_adv`` the nearest adversarial example found, or x, and ``success`` whether one was found; and (B,)
+            the distance to it as a part of ε, 1 where there is none.
+        """
+        steps = self.attack.steps
+        attack = PGD(steps, f"2.5*eps/{steps}", loss="slm", return_last=True, evaluate_last=False)
+        found = run_attack(attack, model, x, y, threat, seed=seed, radius_fraction=radius_fraction, trusted=trusted)
+        feasible = threat.around(x)
+        change = (found.x_adv - x) / expand_to(radius_fraction.to(x.dtype), x)  # scaled so that length 1 is about ε
+
+        def at(length: Tensor) -> Tensor:
+            return feasible.project(x + change * expand_to(length.to(x.dtype), x))
+
+        low, high = torch.zeros_like(radius_fraction), torch.ones_like(radius_fraction)
+        with frozen_model(model) as view, torch.no_grad():
+            success = fooled(view(at(high)), y)
+            probe = radius_fraction.clone()
+            for _ in range(self.bisections):
+                wrong = fooled(view(at(probe)), y)
+                low, high = torch.where(wrong, low, probe), torch.where(wrong, probe, high)
+                probe = (low + high) / 2
+        high = torch.where(success, high, torch.ones_like(high))
+        x_adv = torch.where(expand_to(success, x), at(high), x)
+        passes = found.forwards + 1 + self.bisections
+        return replace(found, x_adv=x_adv.detach(), success=success, logits=None, forwards=passes), high
 
     def radius_fractions(self, index: Tensor | None, y: Tensor) -> Tensor:
         """Return each example's radius as a part of ε, (B,): 0.1 at first, and always where ``index`` is None."""
         if index is None:
             return torch.full(y.shape, LEAST_FRACTION, device=y.device)
-        return self._room(index, y.device)[index.to(y.device)]
-
-    def remember(self, index: Tensor, fractions: Tensor) -> None:
-        """Keep the radii found, (B,), at least 0.1, of the examples ``index``, (B,)."""
-        self._room(index, fractions.device)[index.to(fractions.device)] = fractions.clamp(LEAST_FRACTION, 1.0).float()
+        return self._with_room(index, y.device)[index.to(y.device)]
 
     def fresh(self) -> "MinimumMargin":
         """Return the same search with nothing remembered."""
@@ -112,7 +133,7 @@ class MinimumMargin(nn.Module):
         """Go on from a state."""
         self.fractions = state
 
-    def _room(self, index: Tensor, device: torch.device) -> Tensor:
+    def _with_room(self, index: Tensor, device: torch.device) -> Tensor:
         """Return all radii, with room for ``index``; the host does not wait if that is on the CPU."""
         needed = int(index.max()) + 1 - len(self.fractions)
         self.fractions = self.fractions.to(device)
@@ -145,8 +166,7 @@ class FreeReplay(nn.Module):
         x, threat = context.x, context.threat
         point = x
         if self._point is not None and self._clean is not None and self._point.shape == x.shape:
-            grad = self._point.grad
-            last = self._point.detach()
+            grad, last = self._point.grad, self._point.detach()
             if grad is not None:
                 last = threat.around(self._clean).step(last, grad.nan_to_num(0.0, 0.0, 0.0), threat.eps)
             point = threat.around(x).project(x + (last - self._clean).nan_to_num(0.0, 0.0, 0.0))
@@ -159,20 +179,16 @@ class FreeReplay(nn.Module):
 
     def local_state(self) -> dict[str, Any]:
         """Return what each of several processes has of its own: the carried perturbation."""
-        point = self._point
-        return {
-            "point": None if point is None else point.detach(),
-            "clean": self._clean,
-            "grad": None if point is None else point.grad,
-        }
+        if self._point is None:
+            return {}
+        return {"point": self._point.detach(), "clean": self._clean, "grad": self._point.grad}
 
     get_extra_state = local_state
 
     def load_local_state(self, state: dict[str, Any]) -> None:
         """Go on from a state; {} for a beginning."""
-        self._clean = state.get("clean")
-        self._point = None
-        if state.get("point") is not None:
+        self._point, self._clean = None, state.get("clean")
+        if state:
             self._point = state["point"].clone().requires_grad_()
             self._point.grad = state["grad"]
 
@@ -192,85 +208,3 @@ def as_inner_attack(attack: Any) -> InnerAttack | None:
     if callable(attack):
         return attack  # type: ignore[no-any-return]
     raise UserError(f"attack is an attack, a function of the context, or None, not {attack!r:.60}")
-
-
-def taken(found: AttackResult | Tensor, context: StepContext, check: bool) -> Tensor:
-    """Put what an inner attack returned into the context, and return the adversarial inputs.
-
-    Args:
-        found: its result, or adversarial inputs (B, ...) alone.
-        context: of the step.
-        check: look whether the inputs are what they should be, which waits for the device.
-
-    Raises:
-        UserError: for inputs of another shape, or outside the threat model.
-    """
-    context.attack = found if isinstance(found, AttackResult) else None
-    x_adv = found.x_adv if isinstance(found, AttackResult) else found
-    if not isinstance(x_adv, Tensor) or x_adv.shape != context.x.shape:
-        got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
-        raise UserError(f"the attack must return inputs of shape {tuple(context.x.shape)}, it returned {got}")
-    if check and not bool(context.threat.contains(x_adv, context.x).all()):
-        raise UserError("the attack left the threat model; context.threat.project(x_adv, context.x) brings its points back")
-    context.x_adv = x_adv
-    return x_adv
-
-
-def minimum_margin_pgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    radius_fraction: Tensor,
-    steps: int = 10,
-    bisections: int = 10,
-    seed: Any = 0,
-    trusted: bool = False,
-) -> tuple[AttackResult, Tensor]:
-    """MMA's search for the nearest adversarial example (Ding et al. 2020, AN-PGD), within the threat model.
-
-    PGD on the soft logit margin with each example's own radius finds a direction; bisection along it, up to the threat
-    model's ε (the paper's d_max), finds where the prediction flips. The public code searches to 1.05·d_max and then leaves out
-    what lies beyond d_max; ours never leaves the threat model.
-
-    Args:
-        model: classifier from inputs (B, ...) in the box to logits (B, C); unchanged afterwards.
-        x: clean inputs, (B, ...), inside the box.
-        y: labels, (B,) int64.
-        threat: ball and box.
-        radius_fraction: (B,) in (0, 1], the radius of each example's search as a part of ε.
-        steps: K; steps are 2.5 times the radius / K.
-        bisections: passes of the bisection.
-        seed: of the random starts.
-        trusted: the inputs, the labels (int64) and the model are known to fit together, so nothing of them is checked.
-
-    Returns:
-        AttackResult, ``x_adv`` the nearest adversarial example found, or x, and ``success`` whether one was found; and (B,) the
-        distance to it as a part of ε, 1 where there is none.
-    """
-    attack = PGD(steps, f"2.5*eps/{steps}", loss="slm", return_last=True, evaluate_last=False)
-    found = run_attack(attack, model, x, y, threat, seed=seed, radius_fraction=radius_fraction, trusted=trusted)
-    feasible = threat.around(x)
-    change = (found.x_adv - x) / expand_to(radius_fraction.to(x.dtype), x)  # scaled so that length 1 is about ε
-
-    def at(length: Tensor) -> Tensor:
-        return feasible.project(x + change * expand_to(length.to(x.dtype), x))
-
-    low, high = torch.zeros_like(radius_fraction), torch.ones_like(radius_fraction)
-    with frozen_model(model) as view, torch.no_grad():
-        success = fooled(view(at(high)), y)
-        probe = radius_fraction.clone()
-        for _ in range(bisections):
-            wrong = fooled(view(at(probe)), y)
-            low, high = torch.where(wrong, low, probe), torch.where(wrong, probe, high)
-            probe = (low + high) / 2
-    high = torch.where(success, high, torch.ones_like(high))
-    x_adv = torch.where(expand_to(success, x), at(high), x)
-    passes = found.forwards + 1 + bisections
-    return replace(found, x_adv=x_adv.detach(), success=success, logits=None, forwards=passes), high
-
-
-def fresh(inner: Any) -> Any:
-    """Return an inner attack with nothing remembered."""
-    return inner.fresh() if hasattr(inner, "fresh") else inner

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hauberk.attacks import AttackResult
 from hauberk.attacks.checks import checked_first_pass
 from hauberk.attacks.frozen_model import kept_buffers
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world
@@ -19,7 +20,7 @@ from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext, summary
 from hauberk.fastpath.precision import Precision, PrecisionPolicy, make_policy
 from hauberk.methods.awp import AWP, applied, gradient_surrogate
-from hauberk.methods.inner import as_inner_attack, fresh, taken
+from hauberk.methods.inner import InnerAttack, as_inner_attack
 from hauberk.objectives.cross_entropy import AT
 from hauberk.objectives.functional import at_least_float32, fooled
 from hauberk.threat import ThreatModel
@@ -76,7 +77,7 @@ class Method(nn.Module):
         settings: what it was made from, as plain types.
         seed: of the random starts.
         precision: what the passes run on, see :func:`hauberk.method`.
-        compiled: run the copy that attacks look at by ``torch.compile``.
+        compiled: likewise.
         burn_in: number of epochs with weights 1, or "first-drop"; by default the weighting's own, 0 for a function.
 
     Raises:
@@ -130,7 +131,7 @@ class Method(nn.Module):
         return int(getattr(self.objective, "extra_outputs", 0))
 
     @property
-    def replays(self) -> int:
+    def n_replays(self) -> int:
         """Times each batch is to be used in a row."""
         return int(getattr(self.inner, "n_replays", 1))
 
@@ -138,7 +139,7 @@ class Method(nn.Module):
         """Leave the mode of the parts (a teacher in evaluation mode) as it is."""
         return self
 
-    def planned(self, epochs: int, first_drop: int | None = None) -> "Method":
+    def with_schedule(self, epochs: int, first_drop: int | None = None) -> "Method":
         """Return the method with its schedules fitted to a training of so many epochs, and nothing remembered.
 
         Args:
@@ -152,7 +153,7 @@ class Method(nn.Module):
         """
         fitted = copy(self)
         fitted._modules = dict(self._modules)
-        fitted.inner = fresh(self.inner)
+        fitted.inner = getattr(self.inner, "fresh", lambda: self.inner)()
         fitted.schedule = Schedule(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
         fitted.precision = self.precision and PrecisionPolicy(self.precision.precision, self.precision.compiled)
         if self.weighting is not None and fitted._burn_in >= epochs:
@@ -168,7 +169,7 @@ class Method(nn.Module):
         return fitted
 
     @property
-    def begins(self) -> int:
+    def first_full_epoch(self) -> int:
         """First epoch, from 0, in which the method is itself: weights and perturbations of the weights are all on."""
         awp = self.weight_perturbation
         return max(self._burn_in if self.weighting is not None else 0, awp.warmup if awp is not None else 0)
@@ -228,7 +229,7 @@ class Method(nn.Module):
         context = StepContext(
             model, x, y, threat, rng, epoch or 0, index, self.schedule, self._burn_in, world=world, sizes=sizes,
             precision=self.precision,
-            return_clean_logits=bool(self.weighting and getattr(self.weighting, "in_attack", _no)(self.needs)),
+            return_clean_logits=bool(self.weighting and getattr(self.weighting, "in_attack", _nothing)(self.needs)),
         )  # fmt: skip
         checked: AbstractContextManager[None] = nullcontext()
         if self._calls == 0:
@@ -258,12 +259,12 @@ class Method(nn.Module):
         if epoch is None:
             warnings.warn(f"{until}, and no epoch= is given, so this is epoch 0: give epoch=, or set burn_in=0", stacklevel=5)
         elif not (self.schedule.known or self.burn_in_is_chosen):
-            warnings.warn(f"{until}: set burn_in=, or call planned(epochs=...)", stacklevel=5)
+            warnings.warn(f"{until}: set burn_in=, or call with_schedule(epochs=...)", stacklevel=5)
 
     def _step(self, context: StepContext, class_weights: Tensor | None) -> Output:
         model, world, awp = context.model, context.world, self.weight_perturbation
         if self.inner is not None:
-            taken(self.inner(context), context, check=self._calls == 0)
+            self._attack(self.inner, context)
         passes = len(self.needs)
         if awp is not None and context.epoch >= awp.warmup:
             with kept_buffers(model):
@@ -289,6 +290,18 @@ class Method(nn.Module):
             backwards=0 if attack is None else attack.backwards,
             burning_in=self.weighting is not None and context.epoch < context.burn_in,
         )
+
+    def _attack(self, inner: InnerAttack, context: StepContext) -> None:
+        """Put adversarial inputs into the context; on the first call, which waits for the device, check where they are."""
+        found = inner(context)
+        context.attack = found if isinstance(found, AttackResult) else None
+        x, x_adv = context.x, found.x_adv if isinstance(found, AttackResult) else found
+        if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
+            got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
+            raise UserError(f"the attack must return inputs of shape {tuple(x.shape)}, it returned {got}")
+        if self._calls == 0 and not bool(context.threat.contains(x_adv, x).all()):
+            raise UserError("the attack left the threat model; context.threat.project(x_adv, context.x) brings its points back")
+        context.x_adv = x_adv
 
     def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Make the passes of the loss; return it, and the weights (b,) that are given or those of the method."""
@@ -357,12 +370,8 @@ class Method(nn.Module):
         return f"method({self.name!r}, {self.threat}{burn_in})"
 
 
-def _no(needs: frozenset[str]) -> bool:
-    return False
-
-
 def _nothing(argument: Any) -> None:
-    """What a part does that has no such function."""
+    """Stand in for a function that a part need not have."""
 
 
 def _plain(value: Any) -> Any:
@@ -388,7 +397,7 @@ class Step(nn.Module):
 
     Args:
         model: classifier to logits.
-        method: what :func:`hauberk.method` made.
+        method: to train it by.
 
     Example:
         >>> import torch, hauberk as hb
@@ -402,13 +411,6 @@ class Step(nn.Module):
         self.method = method
 
     def forward(self, x: Tensor, y: Tensor, epoch: int | None = None, **more: Any) -> Output:
-        """Return what the method returns for this process's part of a batch.
-
-        Args:
-            x: clean inputs, (b, ...).
-            y: labels, (b,).
-            epoch: 0-based; 0 where none is given.
-            **more: further arguments of :meth:`hauberk.Method.forward`.
-        """
+        """Return what the method returns for this process's part of a batch; arguments as in :meth:`hauberk.Method.forward`."""
         out: Output = self.method(self.model, x, y, epoch, world=get_world(), **more)
         return out

@@ -6,9 +6,8 @@ from functools import partial
 from typing import Any
 
 from hauberk.attacks import PGD
-from hauberk.core.errors import UserError, unknown_name
-from hauberk.core.imports import import_object, is_import_path
-from hauberk.core.step_context import MeasuredWeighting
+from hauberk.core.errors import UserError, import_object, is_import_path, unknown_name
+from hauberk.core.step_context import MeasuredWeighting, is_official
 from hauberk.fastpath.precision import Precision
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
@@ -44,9 +43,9 @@ class MethodSpec:
     inner: Callable[[PGD], InnerAttack] = BatchAttack
 
 
-def _free_replay(attack: PGD) -> FreeReplay:
-    """Free training has no attack of its own: its step is the last backward pass."""
-    return FreeReplay(8)
+def _friendly(*epochs: int) -> Callable[[PGD], InnerAttack]:
+    """Friendly training with τ 0, 1, 2, ... up to these epochs of the sources' training, in proportion in another."""
+    return partial(BatchAttack, taus=tuple((epoch / epochs[-1], tau) for tau, epoch in enumerate(epochs)))
 
 
 # ε/4 is the papers' 2/255 at 8/255. The public codes' 0.007 at ε = 0.031 is 7/31 ε.
@@ -60,9 +59,6 @@ _KL = PGD(10, "eps/4", "normal", loss="kl")
 _MAIL_AT = Mail(slope=10.0, bias=-0.5)
 _MAIL_OTHERS = Mail(slope=2.0, bias=0.0)
 _MAIL_CODE = {**_OFFICIAL, "start": "normal", "burn_in": 76}
-# GAIRAT paper; its public code gates reweighting by --begin_epoch 60, counted from 1.
-_GAIRAT = Gairat(lam=-1.0)
-_GAIRAT_CODE = {**_OFFICIAL, "burn_in": 59}
 
 METHODS: dict[str, MethodSpec] = {
     "standard": MethodSpec(Standard(), "standard training, no attack", "empirical risk minimisation"),
@@ -78,7 +74,7 @@ METHODS: dict[str, MethodSpec] = {
         "free adversarial training: each batch 8 times, input and weight gradients from the same pass",
         "Shafahi et al. 2019",
         PGD(1, "eps", "uniform"),
-        inner=_free_replay,
+        inner=lambda attack: FreeReplay(),  # whose step is the last backward pass
     ),
     "at": MethodSpec(
         AT(),
@@ -120,7 +116,7 @@ METHODS: dict[str, MethodSpec] = {
         "Zhang et al. 2020, FAT.py: τ 0, 1, 2 up to epochs 50, 90, 120",
         _UNIFORM,
         official={**_OFFICIAL, "step_noise": 0.001},
-        inner=partial(BatchAttack, taus=((50 / 120, 0), (90 / 120, 1), (1.0, 2))),
+        inner=_friendly(50, 90, 120),
     ),
     "fat-trades": MethodSpec(
         Trades(),
@@ -128,7 +124,7 @@ METHODS: dict[str, MethodSpec] = {
         "Zhang et al. 2020, FAT_for_TRADES.py: τ 0, 1, 2, 3 up to epochs 30, 50, 70, 85",
         _KL,
         official=_OFFICIAL,
-        inner=partial(BatchAttack, taus=((30 / 85, 0), (50 / 85, 1), (70 / 85, 2), (1.0, 3))),
+        inner=_friendly(30, 50, 70, 85),
     ),
     "fat-mart": MethodSpec(
         Mart(beta=6.0),
@@ -136,29 +132,29 @@ METHODS: dict[str, MethodSpec] = {
         "Zhang et al. 2020, FAT_for_MART.py: τ 0 to 4 up to epochs 20, 40, 60, 80, 90; β 6",
         PGD(10, "eps/4", "normal"),
         official=_OFFICIAL,
-        inner=partial(BatchAttack, taus=((20 / 90, 0), (40 / 90, 1), (60 / 90, 2), (80 / 90, 3), (1.0, 4))),
+        inner=_friendly(20, 40, 60, 80, 90),
     ),
     "gairat": MethodSpec(
         AT(),
         "geometry-aware reweighting by how many PGD iterates are classified right",
         "Zhang et al. 2021, GAIRAT.py",
         _UNIFORM,
-        weighting=_GAIRAT,
-        official=_GAIRAT_CODE,
+        weighting=Gairat(),
+        official={**_OFFICIAL, "burn_in": 59},  # --begin_epoch 60, counted from 1
     ),
     "gair-trades": MethodSpec(
         Trades(beta=5.0),
         "TRADES reweighted as GAIRAT does (TRADES-LPS of the MAIL paper's Table 1)",
         "Wang et al. 2021, Section 4.2; no public code",
         _KL,
-        weighting=_GAIRAT,
+        weighting=Gairat(),
     ),
     "gair-mart": MethodSpec(
         Mart(beta=6.0),
         "MART reweighted as GAIRAT does (MART-LPS of the MAIL paper's Table 1)",
         "Wang et al. 2021, Section 4.2; no public code",
         _UNIFORM,
-        weighting=_GAIRAT,
+        weighting=Gairat(),
     ),
     "mail-at": MethodSpec(
         AT(),
@@ -192,13 +188,6 @@ METHODS: dict[str, MethodSpec] = {
     ),
 }
 
-# Adversarial weight perturbation for "+awp": AT-AWP 0.01 from the start, TRADES-AWP 0.005 from its 10th epoch on (public code:
-# --awp-warmup 10, counted from 1). TRADES-AWP's own code steps by 2/255 at ε 8/255, not as TRADES' code does.
-_AWP = AWP(0.01)
-_AWP_TRADES = AWP(0.005)
-_AWP_TRADES_CODE = {"awp_warmup": 9}
-_AWP_STEPS = {"trades": {"step_size": "eps/4"}}
-
 _BUILDERS: dict[str, Callable[..., Method]] = {}  # methods of the caller's own
 
 
@@ -216,17 +205,20 @@ def get_method_spec(name: str) -> MethodSpec:
     spec = METHODS[base]
     if not plus:
         return spec
-    trades = isinstance(spec.objective, Trades)
-    official = spec.official | (_AWP_TRADES_CODE if trades else {}) | _AWP_STEPS.get(base, {})
     summary = spec.summary + ", at adversarially perturbed weights (Wu et al. 2020)"
-    return replace(spec, awp=_AWP_TRADES if trades else _AWP, official=official, summary=summary)
+    if not isinstance(spec.objective, Trades):
+        return replace(spec, awp=AWP(0.01), summary=summary)
+    official = spec.official | {"awp_warmup": 9}  # --awp-warmup 10, counted from 1
+    if base == "trades":
+        official["step_size"] = "eps/4"  # TRADES-AWP's own code steps by 2/255 at ε 8/255, not as TRADES' code does
+    return replace(spec, awp=AWP(0.005), official=official, summary=summary)
 
 
 def register_method(name: str, build: Callable[..., Method]) -> None:
     """Give a method of your own a name, for :func:`hauberk.method` and everything that takes one.
 
     Args:
-        name: which is free.
+        name: that no method has yet, without "+" and ":".
         build: ``build(threat, **settings) -> Method``; the first line of its description is what lists show.
 
     Raises:
@@ -256,11 +248,6 @@ def default_settings(name: str, preset: PresetName = "paper") -> dict[str, Any]:
         own |= {} if part is None else {f.name: getattr(part, f.name) for f in fields(part) if f.name != "preset"}  # type: ignore[arg-type]
     own |= {key: getattr(spec.awp, field) for key, field in _NAMES_OF_AWP.items()} if spec.awp else {}
     return own | (spec.official if preset == "official" else {})
-
-
-def equation(spec: MethodSpec) -> str:
-    """Return what a method minimises, in one line, with its own settings."""
-    return f"mean of {spec.objective.equation}"
 
 
 def method(
@@ -316,15 +303,13 @@ def method(
     if name in _BUILDERS:
         return _built(_BUILDERS[name], name, threat, {k: v for k, v in settings.items() if k != "preset" or v != "paper"})
     spec = get_method_spec(name)
-    if preset not in ("paper", "official"):
-        raise UserError(f"preset is 'paper' or 'official', not {preset!r}")
     _check_names(name, spec, parts, overrides)
-    chosen = (spec.official if preset == "official" else {}) | overrides
+    chosen = (spec.official if is_official(preset) else {}) | overrides
     made = Method(
         threat,
         parts.get("attack", _attack(spec, chosen)),
         parts.get("objective", _changed(spec.objective, chosen | {"preset": preset})),
-        parts.get("weighting", _weighting(name, spec, chosen, preset)),
+        parts["weighting"] if "weighting" in parts else _weighting(name, spec, chosen, preset),
         parts.get("weight_perturbation", _awp(spec, chosen)),
         name=name,
         settings=settings,
@@ -334,7 +319,7 @@ def method(
         burn_in=chosen.get("burn_in"),
     )
     made.burn_in_is_chosen = "burn_in" in overrides or ("weighting" in parts and made.burn_in != "first-drop")
-    if made.weight_perturbation is not None and made.replays > 1:
+    if made.weight_perturbation is not None and made.n_replays > 1:
         raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
     return made
 

@@ -1,4 +1,4 @@
-"""Cross-entropy: on clean inputs, on adversarial ones, or with a class of their own for these."""
+"""Cross-entropy: on adversarial inputs, on clean ones, or with a class of their own for the adversarial ones."""
 
 from dataclasses import dataclass
 
@@ -9,38 +9,56 @@ from hauberk.core.step_context import ADVERSARIAL, CLEAN, LossTerms, Objective, 
 from hauberk.objectives.functional import cross_entropy
 
 
-def standard(
-    logits: Tensor, logits_adv: Tensor | None, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper"
-) -> LossTerms:
-    """Standard training: ``ℓ = CE(f(x), y)``, ``r = 0``.
-
-    Args:
-        logits: of the clean inputs, (B, C).
-        logits_adv: not used; may be None.
-        y: labels, (B,) int64.
-        beta: not used; every objective is called alike.
-        preset: no field differs.
-    """
-    return _only(logits, y, preset)
-
-
 def at(logits: Tensor | None, logits_adv: Tensor, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper") -> LossTerms:
     """Adversarial training (Madry et al. 2018, Eq. 2.1): ``ℓ = CE(f(x'), y)``, ``r = 0``.
 
     Args:
-        logits: not used; may be None.
+        logits: of the clean inputs, (B, C); not used here, and may be None.
         logits_adv: of the adversarial inputs, (B, C).
         y: labels, (B,) int64.
-        beta: not used; every objective is called alike.
-        preset: no field of the loss differs.
+        beta: weight of one of the terms; not used here, but every objective is called alike.
+        preset: ``"paper"`` or ``"official"``, the authors' code; they differ in :func:`hauberk.objectives.mart` only.
+
+    Returns:
+        LossTerms, (B,) each.
     """
     return _only(logits_adv, y, preset)
+
+
+def standard(
+    logits: Tensor, logits_adv: Tensor | None, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper"
+) -> LossTerms:
+    """Standard training: ``ℓ = CE(f(x), y)``, ``r = 0``. Arguments as in :func:`hauberk.objectives.at`."""
+    return _only(logits, y, preset)
 
 
 def _only(logits: Tensor, y: Tensor, preset: PresetName) -> LossTerms:
     is_official(preset)
     loss = cross_entropy(logits, y)
     return LossTerms(loss, torch.zeros_like(loss))
+
+
+def adversarial_class(
+    logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 1.0, preset: PresetName = "paper"
+) -> LossTerms:
+    """Recognise adversarial inputs as a class of their own, the last output K.
+
+    ``ℓ = β·CE(f(x'), K)``, ``r = CE(f(x), y)``. The idea is in the lecture notes among the sources; the loss is ours.
+
+    Arguments as in :func:`hauberk.objectives.at`, with logits (B, K + 1) and labels 0 to K - 1; ``beta`` weighs recognising.
+    """
+    is_official(preset)
+    last = torch.full_like(y, logits.shape[1] - 1)
+    return LossTerms(beta * cross_entropy(logits_adv, last), cross_entropy(logits, y))
+
+
+@dataclass(frozen=True)
+class AT(Objective):
+    """Adversarial training, see :func:`hauberk.objectives.at`."""
+
+    needs = ADVERSARIAL
+    equation = "ω·CE(f(x'), y)"
+    function = staticmethod(at)
 
 
 @dataclass(frozen=True)
@@ -53,40 +71,8 @@ class Standard(Objective):
 
 
 @dataclass(frozen=True)
-class AT(Objective):
-    """Adversarial training, see :func:`hauberk.objectives.at`."""
-
-    needs = ADVERSARIAL
-    equation = "ω·CE(f(x'), y)"
-    function = staticmethod(at)
-
-
-def adversarial_class(
-    logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 1.0, preset: PresetName = "paper"
-) -> LossTerms:
-    """Recognise adversarial inputs as a class of their own, the last output K.
-
-    ``ℓ = β·CE(f(x'), K)``, ``r = CE(f(x), y)``. The idea is in the lecture notes among the sources; the loss is ours.
-
-    Args:
-        logits: of the clean inputs, (B, K + 1).
-        logits_adv: of the adversarial inputs, (B, K + 1).
-        y: labels, (B,) int64, 0 to K - 1.
-        beta: weight of recognising.
-        preset: no field differs.
-    """
-    is_official(preset)
-    last = torch.full_like(y, logits.shape[1] - 1)
-    return LossTerms(beta * cross_entropy(logits_adv, last), cross_entropy(logits, y))
-
-
-@dataclass(frozen=True)
 class AdversarialClass(Objective):
-    """A class for adversarial inputs, see :func:`hauberk.objectives.cross_entropy`.
-
-    Attributes:
-        beta: weight of recognising.
-    """
+    """A class for adversarial inputs, with ``beta`` as in :func:`hauberk.objectives.adversarial_class`."""
 
     beta: float = 1.0
     equation = "ω·β·CE(f(x'), K) + CE(f(x), y), K the class of adversarial inputs"

@@ -1,7 +1,7 @@
 """Functions of logits (B, C) and labels (B,): divergences, margins, and what attacks maximise.
 
-All but :func:`kl_divergence` and :func:`log_softmax` compute in the dtype they are given: models answer attacks and objectives
-through code that has widened half precision to float32 once.
+Those that take a logarithm widen half precision to float32, whatever the network runs in; the others compute in the dtype they
+are given, because models answer attacks and objectives through code that has widened it once.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """Log-probabilities in at least float32, whatever the network runs in. (B, C) -> (B, C)."""
+    """Log-probabilities in at least float32. (B, C) -> (B, C)."""
     return F.log_softmax(at_least_float32(logits), dim=1)
 
 
@@ -32,18 +32,10 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """KL(p‖q) of each example, in log space.
+    """``KL(p‖q) = Σ_k p_k (log p_k - log q_k)`` of each example, in log space and at least float32. (B, C), (B, C) -> (B,).
 
-    ``KL(p‖q) = Σ_k p_k (log p_k - log q_k)``
-
-    The gradient is finite even where a probability underflows, which ``F.kl_div`` with a probability target is not.
-
-    Args:
-        logits_p: logits of p, (B, C).
-        logits_q: logits of q, (B, C).
-
-    Returns:
-        (B,), in float32 or wider, with a gradient to both arguments.
+    The gradient, to both arguments, is finite even where a probability underflows, which that of ``F.kl_div`` with a
+    probability target is not.
     """
     log_p, log_q = log_softmax(logits_p), log_softmax(logits_q)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
@@ -60,11 +52,10 @@ def mask_class(values: Tensor, y: Tensor, fill: float = -torch.inf) -> Tensor:
 
 
 def fooled(logits: Tensor, y: Tensor, has_reject_class: bool = False) -> Tensor:
-    """Say which examples are misclassified; where the last output is a class of adversarial inputs, taking it is no mistake.
+    """Say which examples are misclassified. (B, C), (B,) -> (B,) bool.
 
-    Logits that are NaN or infinite are no answer, so they are a mistake, whatever class the largest stands for.
-
-    (B, C), (B,) -> (B,) bool.
+    Where the last output is a class of adversarial inputs, taking it is no mistake. Logits that are NaN or infinite are no
+    answer, so they are a mistake, whatever class the largest stands for.
     """
     predicted = logits.argmax(1)
     wrong = predicted != y
@@ -132,74 +123,56 @@ def evade_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttackLoss:
-    """What an attack maximises: larger is more adversarial.
+    """What an attack maximises: larger is more adversarial. Called with logits (B, C), labels (B,) and the reference: (B,).
 
     Attributes:
-        function: of logits (B, C), labels (B,) and the reference; returns (B,).
+        function: of logits, labels and, if there is one, the reference.
         reference: what it compares with besides the labels: nothing, the logits of the clean inputs (B, C), or a target class
             for each example (B,).
         has_reject_class: whether it takes the last output for a class of adversarial inputs.
         min_classes: with fewer classes it is not defined.
-        is_margin: whether it looks at a difference of logits, which does not saturate.
-        name: as it was asked for.
     """
 
-    function: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    function: Callable[..., Tensor]
     reference: Literal["none", "clean", "target"] = "none"
     has_reject_class: bool = False
     min_classes: int = 2
-    is_margin: bool = False
-    name: str = ""
+
+    def __call__(self, logits: Tensor, y: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Return the loss of each example, (B,)."""
+        return self.function(logits, y) if self.reference == "none" else self.function(logits, y, reference)
 
 
 LossLike: TypeAlias = str | AttackLoss | Callable[[Tensor, Tensor], Tensor]
 
 
-def _plain(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
-    return loss(logits, y)
+def _kl(logits: Tensor, y: Tensor, clean: Tensor) -> Tensor:
+    return kl_divergence(clean, logits)
 
 
-def _ce(logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
-    return F.cross_entropy(logits, y, reduction="none")
+def _targeted_ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return -cross_entropy(logits, target)
 
 
-def _kl(logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
-    assert clean is not None
-    log_p, log_q = F.log_softmax(clean, dim=1), F.log_softmax(logits, dim=1)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-
-
-def _ce_targeted(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    assert target is not None
-    return -F.cross_entropy(logits, target, reduction="none")
-
-
-def _cw_targeted(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    assert target is not None
+def _targeted_cw(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return gather_class(logits, target) - gather_class(logits, y)
 
 
-def _dlr_targeted(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    assert target is not None
-    return targeted_dlr_loss(logits, y, target)
-
-
-def _evade_targeted(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    assert target is not None
+def _targeted_evade(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return gather_class(logits, target) - torch.maximum(gather_class(logits, y), logits[:, -1])
 
 
 ATTACK_LOSSES: dict[str, AttackLoss] = {
-    "ce": AttackLoss(_ce),
+    "ce": AttackLoss(cross_entropy),
     "kl": AttackLoss(_kl, "clean"),
-    "cw": AttackLoss(partial(_plain, cw_loss), is_margin=True),
-    "dlr": AttackLoss(partial(_plain, dlr_loss), min_classes=3, is_margin=True),
-    "slm": AttackLoss(partial(_plain, soft_logit_margin)),
-    "evade": AttackLoss(partial(_plain, evade_loss), has_reject_class=True),
-    "ce-targeted": AttackLoss(_ce_targeted, "target"),
-    "cw-targeted": AttackLoss(_cw_targeted, "target", is_margin=True),
-    "dlr-targeted": AttackLoss(_dlr_targeted, "target", min_classes=4, is_margin=True),
-    "evade-targeted": AttackLoss(_evade_targeted, "target", has_reject_class=True),
+    "cw": AttackLoss(cw_loss),
+    "dlr": AttackLoss(dlr_loss, min_classes=3),
+    "slm": AttackLoss(soft_logit_margin),
+    "evade": AttackLoss(evade_loss, has_reject_class=True),
+    "ce-targeted": AttackLoss(_targeted_ce, "target"),
+    "cw-targeted": AttackLoss(_targeted_cw, "target"),
+    "dlr-targeted": AttackLoss(targeted_dlr_loss, "target", min_classes=4),
+    "evade-targeted": AttackLoss(_targeted_evade, "target", has_reject_class=True),
 }
 
 
@@ -220,9 +193,9 @@ def find_attack_loss(loss: LossLike, confidence: float = 0.0) -> AttackLoss:
     if isinstance(loss, AttackLoss):
         return loss
     if not isinstance(loss, str):
-        return AttackLoss(partial(_plain, loss), name=getattr(loss, "__qualname__", type(loss).__name__))
+        return AttackLoss(loss)
     if loss == "cw" and confidence:
-        return AttackLoss(partial(_plain, partial(cw_loss, confidence=confidence)), is_margin=True, name=loss)
+        return AttackLoss(partial(cw_loss, confidence=confidence))
     if loss not in ATTACK_LOSSES:
         raise unknown_name("attack loss", loss, ATTACK_LOSSES)
     return ATTACK_LOSSES[loss]

@@ -27,13 +27,8 @@ def alp(
     ``r = β·‖p(x') - p(x)‖²``. ``pairing="logits"``, as Kannan et al. have it: ``ℓ = CE(f(x'), y)``,
     ``r = CE(f(x), y) + β·mean_k (f_k(x') - f_k(x))²``.
 
-    Args:
-        logits: of the clean inputs, (B, C).
-        logits_adv: of the adversarial inputs, (B, C).
-        y: labels, (B,) int64.
-        beta: weight of the pairing. Public code uses 0.5 with logits; the MART paper states no value.
-        pairing: which reading.
-        preset: no field differs; no official code in PyTorch is known.
+    Arguments as in :func:`hauberk.objectives.at`; ``beta`` is the weight of the pairing. Public code uses 0.5 with logits; the
+    MART paper states no value, and no official code in PyTorch is known.
 
     Raises:
         UserError: for an unknown pairing.
@@ -59,13 +54,7 @@ def clp(
     ``r = CE(f(x), y)``. ``pairing="logits"``, as Kannan et al. (2018) have it, pairs random clean inputs and attacks nothing:
     ``r = CE(f(x), y) + β·mean_k (f_k(x_i) - f_k(x_{i+1}))²``, the next input of the shuffled batch; ``ℓ = 0``.
 
-    Args:
-        logits: of the clean inputs, (B, C).
-        logits_adv: of the adversarial inputs, (B, C); not used with ``pairing="logits"``.
-        y: labels, (B,) int64.
-        beta: weight of the pairing; no source states a value.
-        pairing: which reading.
-        preset: no field differs; no official code in PyTorch is known.
+    Arguments as in :func:`hauberk.objectives.alp`; no source states a value of ``beta``.
 
     Raises:
         UserError: for an unknown pairing.
@@ -89,12 +78,7 @@ def _distance(one: Tensor, other: Tensor, pairing: Pairing) -> Tensor:
 
 @dataclass(frozen=True)
 class ALP(Objective):
-    """Adversarial logit pairing, see :func:`hauberk.objectives.alp`.
-
-    Attributes:
-        beta: weight of the pairing.
-        pairing: which reading.
-    """
+    """Adversarial logit pairing, with ``beta`` and ``pairing`` as in :func:`hauberk.objectives.alp`."""
 
     beta: float = 1.0
     pairing: Pairing = "probabilities"
@@ -104,12 +88,7 @@ class ALP(Objective):
 
 @dataclass(frozen=True)
 class CLP(Objective):
-    """Clean logit pairing, see :func:`hauberk.objectives.clp`.
-
-    Attributes:
-        beta: weight of the pairing.
-        pairing: which reading.
-    """
+    """Clean logit pairing, with ``beta`` and ``pairing`` as in :func:`hauberk.objectives.clp`."""
 
     beta: float = 1.0
     pairing: Pairing = "probabilities"

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.core.step_context import LossTerms, Objective, PresetName, is_official
-from hauberk.objectives.functional import kl_divergence, log_softmax
+from hauberk.objectives.functional import gather_class, kl_divergence, log_softmax, mask_class
 
 
 def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, preset: PresetName = "paper") -> LossTerms:
@@ -15,46 +14,29 @@ def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, pr
 
     ``BCE(p, y) = -log p_y - log(1 - max_{k≠y} p_k)``. The gradient flows through p(x'), p(x) and the weight.
 
-    Args:
-        logits: of the clean inputs, (B, C).
-        logits_adv: of the adversarial inputs, (B, C).
-        y: labels, (B,) int64.
-        beta: λ of the paper; 5 for ResNet-18 and 6 for WRN-34-10 in the public code.
-        preset: ``"paper"`` is exact and in log space. ``"official"`` keeps the constants of the public code, which guard
-            against log 0 and flatten the loss: ``log(1.0001 - p_k + 1e-12)`` (the margin term then ends at 9.21 and gives a
-            confidently wrong example no gradient), ``log(p'_k + 1e-12)`` in the divergence, weight ``1.0000001 - p_y``.
+    Arguments as in :func:`hauberk.objectives.at`; ``beta`` is λ of the paper, 5 for ResNet-18 and 6 for WRN-34-10 in the public
+    code. The ``preset`` "paper" is exact and in log space. "official" keeps the constants of the public code, which guard
+    against log 0 and flatten the loss: ``log(1.0001 - p_k + 1e-12)`` (the margin term then ends at 9.21 and gives a confidently
+    wrong example no gradient), ``log(p'_k + 1e-12)`` in the divergence, weight ``1.0000001 - p_y``.
     """
-    official = is_official(preset)
     log_clean, log_adv = log_softmax(logits), log_softmax(logits_adv)
-    true = F.one_hot(y, logits.shape[1]).bool()
-    others = log_adv.masked_fill(true, -torch.inf)
-    p_true = log_clean.gather(1, y[:, None]).squeeze(1).exp()
-    if official:
+    others = mask_class(log_adv, y)
+    p_true = gather_class(log_clean, y).exp()
+    if is_official(preset):
         margin = -torch.log(1.0001 - others.exp().amax(1) + 1e-12)
         divergence = (log_clean.exp() * (log_clean - torch.log(log_adv.exp() + 1e-12))).sum(1)
         weight = 1.0000001 - p_true
     else:
-        margin = -_log_not_largest(log_adv, others)
+        # The log of the sum of all other probabilities than max_{k≠y} p_k, which loses no digits near 1.
+        margin = -mask_class(log_adv, others.argmax(1)).logsumexp(1)
         divergence = kl_divergence(logits, logits_adv)
         weight = 1 - p_true
-    boosted = margin - log_adv.gather(1, y[:, None]).squeeze(1)
-    return LossTerms(boosted, beta * divergence * weight)
-
-
-def _log_not_largest(log_p: Tensor, others: Tensor) -> Tensor:
-    """``log(1 - max_{k≠y} p_k)`` as the log of the sum of all other probabilities, which loses no digits near 1."""
-    rival = F.one_hot(others.argmax(1), log_p.shape[1]).bool()
-    return log_p.masked_fill(rival, -torch.inf).logsumexp(1)
+    return LossTerms(margin - gather_class(log_adv, y), beta * divergence * weight)
 
 
 @dataclass(frozen=True)
 class Mart(Objective):
-    """MART, see :func:`hauberk.objectives.mart`.
-
-    Attributes:
-        beta: λ of the paper.
-        preset: "paper" or "official".
-    """
+    """MART, with ``beta`` and ``preset`` as in :func:`hauberk.objectives.mart`."""
 
     beta: float = 5.0
     preset: PresetName = "paper"

@@ -26,14 +26,8 @@ def mma(
     ``ℓ = (1 - c)·(CE(f(x*), y) if x is right and x* lies within d_max; CE(f(x), y) if x is wrong; else 0)``,
     ``r = c·CE(f(x), y)``, with x* the nearest adversarial example and c = 1/3 (0 is the paper's OMMA).
 
-    Args:
-        logits: of the clean inputs, (B, C).
-        logits_adv: at the nearest adversarial examples x*, (B, C).
-        y: labels, (B,) int64.
-        beta: not used; every objective is called alike.
-        within: (B,) bool, whether x* was found within d_max; by default whether ``logits_adv`` is misclassified.
-        clean_share: c.
-        preset: no field differs.
+    Arguments as in :func:`hauberk.objectives.at`, with ``logits_adv`` at x*; ``clean_share`` is c, and ``within``, (B,) bool,
+    says whether x* was found within d_max; by default whether ``logits_adv`` is misclassified.
     """
     is_official(preset)
     clean, adv = (cross_entropy(z, y) for z in (logits, logits_adv))
@@ -46,11 +40,7 @@ def mma(
 
 @dataclass(frozen=True)
 class MMA(Objective):
-    """Max-margin adversarial training, see :func:`hauberk.objectives.mma`.
-
-    Attributes:
-        clean_share: c.
-    """
+    """Max-margin adversarial training, with ``clean_share`` as in :func:`hauberk.objectives.mma`."""
 
     clean_share: float = CLEAN_SHARE
     equation = "ω·⅔·CE(at the nearest adversarial example, if right and within ε; at x, if wrong) + ⅓·CE(f(x), y)"

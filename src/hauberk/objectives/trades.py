@@ -24,17 +24,12 @@ def trades(
 ) -> LossTerms:
     """TRADES (Zhang et al. 2019): ``ℓ = β·KL(p(x)‖p(x'))``, ``r = CE(f(x), y)``.
 
-    The gradient flows through both predictions, as in the public code.
+    The gradient flows through both predictions, as in the public code, whose divergence takes probabilities as the target, so
+    that gradients are NaN where one underflows; ours is in log space and equal to it everywhere else.
 
-    Args:
-        logits: of the clean inputs, (B, C).
-        logits_adv: of the adversarial inputs, (B, C).
-        y: labels, (B,) int64.
-        beta: trade-off β (1/λ in the paper); its CIFAR-10 experiments use 6.
-        direction: of the divergence: ``"clean-to-adv"`` is KL(p(x)‖p(x')), TRADES and every public code; ``"adv-to-clean"`` is
-            KL(p(x')‖p(x)), as the MAIL paper writes its Eq. 10.
-        preset: no field of the loss differs. The public code's divergence takes probabilities as the target, which gives
-            NaN gradients where one underflows; ours is in log space and equal to it everywhere else.
+    Arguments as in :func:`hauberk.objectives.at`; ``beta`` is the trade-off β (1/λ in the paper, whose CIFAR-10 experiments
+    use 6). The ``direction`` of the divergence is ``"clean-to-adv"``, KL(p(x)‖p(x')), in TRADES and every public code, or
+    ``"adv-to-clean"``, KL(p(x')‖p(x)), as the MAIL paper writes its Eq. 10.
 
     Raises:
         UserError: for an unknown direction or preset.
@@ -48,12 +43,7 @@ def trades(
 
 @dataclass(frozen=True)
 class Trades(Objective):
-    """TRADES, see :func:`hauberk.objectives.trades`.
-
-    Attributes:
-        beta: trade-off β.
-        direction: of the divergence.
-    """
+    """TRADES, with ``beta`` and ``direction`` as in :func:`hauberk.objectives.trades`."""
 
     beta: float = 6.0
     direction: Direction = "clean-to-adv"
@@ -66,5 +56,5 @@ class Trades(Objective):
 
     @property
     def equation(self) -> str:  # type: ignore[override]
-        """What it computes."""
+        """The loss with this direction."""
         return f"ω·β·{DIRECTIONS[self.direction]} + CE(f(x), y)"

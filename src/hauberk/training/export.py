@@ -92,7 +92,7 @@ def load(
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"the weights in {weights} do not fit this model: {in_one_line(error, 300)}") from error
+        raise UserError(f"the weights in {weights} do not fit this model: {in_one_line(error)}") from error
     return model.to(device).eval()
 
 

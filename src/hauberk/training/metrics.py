@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, frozen_model, run_attack
 from hauberk.core.distributed import World
-from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.imports import import_object
+from hauberk.core.errors import UserError, import_object, in_one_line
 from hauberk.core.io import as_json, write_atomically
 from hauberk.core.random import ExampleRng
 from hauberk.data import IndexedDataset, fetch_for

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hauberk.core.errors import UserError
-from hauberk.core.imports import import_object, is_import_path
+from hauberk.core.errors import UserError, import_object, is_import_path
 from hauberk.core.io import json_roundtrip
 from hauberk.data import AUGMENTATIONS, DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
 from hauberk.data.augment import Augmentation
@@ -68,7 +67,7 @@ class Plan:
         A last batch that leaves a process with less than two examples is dropped, because BatchNorm cannot use one.
         """
         whole, rest = divmod(len(self.train), self.labelled_batch)
-        return max(1, whole + (rest >= 2 * self.processes)) * self.method.replays
+        return max(1, whole + (rest >= 2 * self.processes)) * self.method.n_replays
 
     @property
     def total_steps(self) -> int:
@@ -82,14 +81,14 @@ class Plan:
         """
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.train), generator=generator)
-        batches = order.split(self.labelled_batch)[: self.steps_per_epoch // self.method.replays]
+        batches = order.split(self.labelled_batch)[: self.steps_per_epoch // self.method.n_replays]
         if self.unlabelled is not None:
             added = self.config.batch_size - self.labelled_batch
             rounds = -(-len(batches) * added // len(self.unlabelled))
             orders = [torch.randperm(len(self.unlabelled), generator=generator) for _ in range(rounds)]
             more = (torch.cat(orders) + len(self.train)).split(added) if added else ()
             batches = tuple(torch.cat(pair) for pair in zip(batches, more, strict=False)) if added else batches
-        return [batch for batch in batches for _ in range(self.method.replays)]
+        return [batch for batch in batches for _ in range(self.method.n_replays)]
 
     @cached_property
     def _digests(self) -> dict[str, str]:
@@ -140,7 +139,7 @@ def make_plan(
     if named in AUGMENTATIONS and named != "none" and len(spec.input_shape) != 3:
         raise UserError(f"augmentation {named!r} is for images, not inputs of shape {spec.input_shape}")
     found = find_augmentation(augmentation or named)
-    method = method.planned(config.epochs, first_drop(config))
+    method = method.with_schedule(config.epochs, first_drop(config))
     weights = _class_weights(config, train, spec.classes)
     plan = Plan(spec, method, config, train, val, found, weights, unlabelled, processes, code)
     smallest = min(plan.labelled_batch, len(train))

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks.checks import check_model
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process
-from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
-from hauberk.core.imports import trusted_name
+from hauberk.core.errors import UserError, first_line, in_one_line, trusted_name, unknown_name
 from hauberk.core.io import SCHEMA_ERRORS, exclusive_lock
 from hauberk.core.progress import ProgressBar, watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
@@ -202,13 +201,13 @@ def resume(
                 settings[name] = tuple(settings[name])
         named = {"optimizer": [optimizer], "scheduler": [scheduler], "augment": [augment], "callbacks": list(callbacks)}
         require_named(TrainConfig(**settings), named, again)
-        data_name = trusted_name(str(trained_on["name"]), data, "--data")
+        data_name = trusted_name(str(trained_on["name"]), data, "--data ")
         source = load_data(data_name, "train", trained_on["folder"], verify=verify)
-        name = trusted_name(str(made_of.pop("name")), method, "--method")
+        name = trusted_name(str(made_of.pop("name")), method, "--method ")
         for key, value in made_of.items():
             if str(value).startswith(FROM_PYTHON):
                 raise UserError(f"the {key} of the method was made in Python; {again}")
-            trusted_name(str(value), str(hyperparameters.get(key, "")), "--set", f"{key}=")
+            trusted_name(str(value), str(hyperparameters.get(key, "")), f"--set {key}=")
         made = make_method(name, threat_from_dict(stored["threat"]), **made_of)
     except UserError:
         raise

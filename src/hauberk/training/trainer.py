@@ -109,7 +109,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        patience, begins = self.plan.config.patience, self.method.begins
+        patience, begins = self.plan.config.patience, self.method.first_full_epoch
         stalled = patience > 0 and self.epoch > begins and self.epoch - 1 - self.best["epoch"] >= patience
         return self.epoch >= self.plan.config.epochs or (self.step == 0 and stalled)
 
@@ -202,7 +202,7 @@ class Trainer:
         row |= {"lr": float(self.optimization.lr), "seconds": self.seconds, "examples_per_second": rate}
         # What came before the method's weights were on is another method's network, however well it does.
         attacks = method.attack is not None
-        first = not self.best or self.best["epoch"] < method.begins <= self.epoch
+        first = not self.best or self.best["epoch"] < method.first_full_epoch <= self.epoch
         better = first or score(row, attacks) > score(self.best["metrics"], attacks)
         if better:
             self.best = {"epoch": self.epoch, "metrics": row}

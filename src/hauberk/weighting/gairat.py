@@ -1,7 +1,7 @@
 """GAIRAT: weights from the number of attack steps (Zhang et al. 2021)."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from hauberk.core.step_context import MeasuredWeighting, StepContext, mean_one
 
 Kind: TypeAlias = Literal["tanh", "sigmoid", "discrete"]
 Count: TypeAlias = Literal["kappa", "lps"]
-COUNTS: tuple[Count, ...] = ("kappa", "lps")
-KINDS: tuple[Kind, ...] = ("tanh", "sigmoid", "discrete")
+COUNTS: tuple[Count, ...] = get_args(Count)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @torch.no_grad()
@@ -35,7 +35,6 @@ def gairat(kappa: Tensor, steps: int, lam: float = -1.0, kind: Kind = "tanh") ->
     Raises:
         UserError: for an unknown kind.
     """
-    kappa = kappa if kappa.is_floating_point() else kappa.float()
     argument = lam + 5 * (1 - 2 * kappa / steps)
     if kind == "tanh":
         raw = (1 + argument.tanh()) / 2
@@ -50,11 +49,9 @@ def gairat(kappa: Tensor, steps: int, lam: float = -1.0, kind: Kind = "tanh") ->
 
 @dataclass(frozen=True)
 class Gairat(MeasuredWeighting):
-    """GAIRAT's weighting of a batch, see :func:`hauberk.weighting.gairat`.
+    """GAIRAT's weighting of a batch, with ``kind`` and ``lam`` as in :func:`hauberk.weighting.gairat`.
 
     Attributes:
-        kind: the function.
-        lam: λ.
         lam_end: λ at the end of the training, reached linearly from the end of the burn-in; None to keep it.
         measure: "kappa" (iterates classified right) or "lps" (least PGD steps that fool the model, K where none does).
         burn_in: number of epochs with weights 1, or "first-drop": until the learning rate first drops.
@@ -71,10 +68,10 @@ class Gairat(MeasuredWeighting):
             raise UserError(f"measure is one of {', '.join(COUNTS)}, not {self.measure!r}")
         if self.kind not in KINDS:
             raise UserError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
-        self.check_burn_in()
+        super().__post_init__()
 
     def lam_at(self, context: StepContext) -> float:
-        """Return λ of an epoch: of the burn-in's end, of the training's, or in between."""
+        """Return λ in an epoch: its value at the end of the burn-in, that at the end of the training, or one in between."""
         begin, epochs = context.burn_in, context.schedule.epochs
         if self.lam_end is None or epochs <= begin + 1:
             return self.lam

@@ -1,14 +1,17 @@
 """MAIL: weights from probabilistic margins (Wang et al. 2021)."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.core.errors import UserError
-from hauberk.core.step_context import MeasuredWeighting, StepContext, mean_one
+from hauberk.core.step_context import MeasuredWeighting, PresetName, StepContext, is_official, mean_one
+
+Margin: TypeAlias = Literal["pm-adv", "pm-nat", "pm-dif"]
+MARGINS: tuple[Margin, ...] = get_args(Margin)
 
 
 @torch.no_grad()
@@ -45,21 +48,15 @@ def margin_difference(logits: Tensor, logits_lps: Tensor, y: Tensor) -> Tensor:
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    return (logits.float() if logits.element_size() < 4 else logits).softmax(1)
+    return logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _of_label(values: Tensor, y: Tensor) -> Tensor:
     return values.gather(1, y[:, None]).squeeze(1)
 
 
-Margin: TypeAlias = Literal["pm-adv", "pm-nat", "pm-dif"]
-MARGINS: tuple[Margin, ...] = ("pm-adv", "pm-nat", "pm-dif")
-
-OFFICIAL_SCALE = 3.0  # of MAIL's public code, in place of the paper's normalisation
-
-
 @torch.no_grad()
-def mail(margin: Tensor, slope: float = 10.0, bias: float = -0.5, preset: Literal["paper", "official"] = "paper") -> Tensor:
+def mail(margin: Tensor, slope: float = 10.0, bias: float = -0.5, preset: PresetName = "paper") -> Tensor:
     """MAIL's weights: ``ω ∝ sigmoid(-slope · (PM - bias))`` (MAIL paper, Eq. 8).
 
     Args:
@@ -70,36 +67,36 @@ def mail(margin: Tensor, slope: float = 10.0, bias: float = -0.5, preset: Litera
 
     Returns:
         (B,), detached.
+
+    Raises:
+        UserError: for another preset.
     """
     raw = torch.sigmoid(-slope * (margin - bias))
-    return OFFICIAL_SCALE * raw if preset == "official" else mean_one(raw)
+    return 3.0 * raw if is_official(preset) else mean_one(raw)
 
 
 @dataclass(frozen=True)
 class Mail(MeasuredWeighting):
-    """MAIL's weighting of a batch, see :func:`hauberk.weighting.mail`.
+    """MAIL's weighting of a batch, with ``slope``, ``bias`` and ``preset`` as in :func:`hauberk.weighting.mail`.
 
     Attributes:
-        slope: γ of MAIL.
-        bias: β of MAIL.
         measure: which margin: "pm-adv" at the adversarial input (Eq. 5), "pm-nat" at the clean one (Eq. 6), "pm-dif" the
             difference on the way of the attack (Eq. 7).
         burn_in: number of epochs with weights 1, or "first-drop": until the learning rate first drops.
-        preset: "paper" or "official".
     """
 
     slope: float = 10.0
     bias: float = -0.5
     measure: Margin = "pm-adv"
     burn_in: int | Literal["first-drop"] = "first-drop"
-    preset: Literal["paper", "official"] = "paper"
+    preset: PresetName = "paper"
 
     def __post_init__(self) -> None:
         if self.measure not in MARGINS:
             raise UserError(f"measure is one of {', '.join(MARGINS)}, not {self.measure!r}")
         if self.slope < 0:
             raise UserError(f"slope must not be negative, got {self.slope}")
-        self.check_burn_in()
+        super().__post_init__()
 
     def in_attack(self, needs: frozenset[str]) -> bool:
         """PM^dif compares two passes in the same mode; PM^nat uses the loss's own clean pass where there is one."""

@@ -135,7 +135,7 @@ _TABLE: dict[Evidence, tuple[tuple[str, Callable[[Any], list[Finding]], float, f
          "the PGD number is an illusion; report AutoAttack"),
         ("square-beats-gradients", results.autoattack_without_gradients, 0.002, inf,  # AutoAttack's own flag
          "gradients are masked in part: an attack made for this model may break more"),
-        ("ATTACK-beats-gradients", results.without_gradients, 0.005, inf,
+        ("ATTACK-beats-gradients", results.others_without_gradients, 0.005, inf,
          "gradients are masked in part: an attack made for this model may break more"),
     ),
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class Sample:
 
     def margin(self, logits: Tensor) -> Tensor:
         """The margin that attacks maximise, (b, C) -> (b,)."""
-        return self._margin.function(logits, self.y, None)
+        return self._margin(logits, self.y)
 
     @cached_property
     def margin_gradient(self) -> tuple[Tensor, Tensor]:
@@ -171,9 +171,8 @@ def large_eps(sample: Sample) -> list[Finding]:
     if not sample.curve:
         return []
     left = sample.curve[-1]["robust"]
-    return [
-        Finding(left, f"with ε as large as the box, {left:.0%} of {len(sample.x)} inputs are robust to APGD-{_CURVE_STEPS}")
-    ]
+    measured = f"with ε as large as the box, {left:.0%} of {len(sample.x)} inputs are robust to APGD-{_CURVE_STEPS}"
+    return [Finding(left, measured)]
 
 
 def larger_eps(sample: Sample) -> list[Finding]:
@@ -196,24 +195,15 @@ def random_points(sample: Sample) -> list[Finding]:
     return [Finding(missed, measured)]
 
 
-def more_steps(sample: Sample) -> list[Finding]:
-    """Which fraction of the inputs twice the steps break besides."""
-    return _besides(sample, f"APGD-{2 * _STEPS}", steps=2 * _STEPS)
-
-
-def another_start(sample: Sample) -> list[Finding]:
-    """Which fraction of the inputs a second start breaks besides."""
-    return _besides(sample, "another start", stage=2)
-
-
-def another_loss(sample: Sample) -> list[Finding]:
-    """Which fraction of the inputs APGD on the margin breaks besides."""
-    return _besides(sample, "APGD on the margin", loss="cw")
-
-
-def _besides(sample: Sample, what: str, **how: Any) -> list[Finding]:
+def _broken_besides(sample: Sample, what: str, **how: Any) -> list[Finding]:
+    """Which fraction of the inputs another APGD breaks besides."""
     if sample.has_reject_class:
         return []
     new = int((sample.apgd(**how) & ~sample.broken).sum())
     measured = f"{what} breaks {new} of {len(sample.x)} inputs that APGD-{_STEPS} does not"
     return [Finding(new / len(sample.x) if new > _FEW else 0.0, measured)]
+
+
+more_steps = partial(_broken_besides, what=f"APGD-{2 * _STEPS}", steps=2 * _STEPS)
+another_start = partial(_broken_besides, what="another start", stage=2)
+another_loss = partial(_broken_besides, what="APGD on the margin", loss="cw")

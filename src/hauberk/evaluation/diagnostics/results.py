@@ -1,8 +1,8 @@
 """Diagnostics of clean inputs, which take little, and of the verdicts of an evaluation, which take no pass at all."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,6 @@ class Verdicts:
     suite: Suite
     outputs: int
 
-    def broken(self, attacks: Iterable[str]) -> np.ndarray:
-        """Which examples any of these attacks breaks, (n,) bool."""
-        return self.records.broken(attacks)
-
     def attack(self, name: str) -> Attack[Any]:
         """What ran under a name."""
         return self.suite.attacks[name].attack
@@ -60,10 +56,6 @@ class Verdicts:
     def pgd(self) -> list[str]:
         """Those of these that are PGD."""
         return [name for name in self.cross_entropy if isinstance(self.attack(name), PGD)]
-
-    def gain(self, attacks: Iterable[str], others: Iterable[str]) -> float:
-        """How much larger the fraction of examples is that the attacks break than what the others break."""
-        return float(self.broken(attacks).sum() - self.broken(others).sum()) / self.records.n
 
 
 def _loss(attack: Attack[Any]) -> str:
@@ -106,56 +98,52 @@ def single_step(found: Verdicts) -> list[Finding]:
     single = [name for name in found.apart if _single_step(found.attack(name))]
     if not single or not found.cross_entropy:
         return []
-    missed = int((found.broken(single) & ~found.broken(found.cross_entropy)).sum())
+    missed = int((found.records.broken(single) & ~found.records.broken(found.cross_entropy)).sum())
     return [Finding(missed / found.records.n, f"FGSM breaks {missed} examples that no PGD breaks")]
 
 
 def margin_gap(found: Verdicts) -> list[Finding]:
-    """How many more examples attacks on the margin break than those on cross-entropy."""
+    """Which larger fraction of the examples attacks on the margin break than those on cross-entropy."""
     margin = [name for name in found.apart if _loss(found.attack(name)) in _MARGIN_LOSSES]
-    if not margin or not found.cross_entropy:
-        return []
-    gap = found.gain(margin, found.cross_entropy)
-    return [Finding(gap, f"attacks on the margin break {100 * gap:+.1f} points more than those on cross-entropy")]
+    return _gap(found, margin, found.cross_entropy, "attacks on the margin break", "those on cross-entropy")
 
 
 def steps_gain(found: Verdicts) -> list[Finding]:
-    """How many more examples the PGD of most steps breaks than the one of fewest."""
+    """Which larger fraction of the examples the PGD of most steps breaks than the one of fewest."""
     if len(found.pgd) < 2:
         return []
     short, long = found.pgd[0], found.pgd[-1]
-    gain = found.gain([long], [short])
-    return [Finding(gain, f"{long} breaks {100 * gain:+.1f} points more than {short}")]
+    return _gap(found, [long], [short], f"{long} breaks", short)
 
 
 def autoattack_gap(found: Verdicts) -> list[Finding]:
-    """How many more examples AutoAttack breaks than PGD."""
-    if not found.pgd or "autoattack" not in found.suite.columns:
+    """Which larger fraction of the examples AutoAttack breaks than PGD."""
+    return _gap(found, found.suite.columns.get("autoattack", ()), found.pgd, "AutoAttack breaks", "PGD")
+
+
+def _gap(found: Verdicts, attacks: Sequence[str], others: Sequence[str], who: str, whom: str) -> list[Finding]:
+    """Compare what attacks break with what others do, if both have run; ``who`` and ``whom`` are words for them."""
+    if not attacks or not others:
         return []
-    gap = found.gain(found.suite.columns["autoattack"], found.pgd)
-    return [Finding(gap, f"AutoAttack breaks {100 * gap:+.1f} points more than PGD")]
+    gap = float(found.records.broken(attacks).sum() - found.records.broken(others).sum()) / found.records.n
+    return [Finding(gap, f"{who} {100 * gap:+.1f} points more than {whom}")]
 
 
-def autoattack_without_gradients(found: Verdicts) -> list[Finding]:
-    """Which fraction of the examples AutoAttack's attack without gradients alone breaks."""
-    return _without_gradients(found, [name for name in found.suite.stages if name in AUTOATTACK])
-
-
-def without_gradients(found: Verdicts) -> list[Finding]:
-    """Which fraction of the examples each of the other attacks without gradients alone breaks."""
-    return _without_gradients(found, [name for name in found.suite.stages if name not in AUTOATTACK])
-
-
-def _without_gradients(found: Verdicts, names: list[str]) -> list[Finding]:
+def _without_gradients(found: Verdicts, in_autoattack: bool) -> list[Finding]:
+    """Which fraction of the examples each attack without gradients alone breaks, of those in AutoAttack or the others."""
     white_box = [name for name in found.suite.stages if found.attack(name).uses_gradients]
     findings = []
-    for name in names if white_box else []:
-        if not found.attack(name).uses_gradients:
-            more = np.flatnonzero(found.broken([name]) & ~found.broken(white_box)).tolist()
+    for name in found.suite.stages if white_box else ():
+        if name not in white_box and (name in AUTOATTACK) == in_autoattack:
+            more = np.flatnonzero(found.records.broken([name]) & ~found.records.broken(white_box)).tolist()
             shown = f" ({', '.join(map(str, more[:10]))}{', ...' if len(more) > 10 else ''})" if more else ""
             measured = f"{name} breaks {len(more)} examples that no attack with gradients breaks{shown}"
             findings.append(Finding(_more_than_one(len(more), found), measured, f"{name}-beats-gradients"))
     return findings
+
+
+autoattack_without_gradients = partial(_without_gradients, in_autoattack=True)
+others_without_gradients = partial(_without_gradients, in_autoattack=False)
 
 
 def _more_than_one(count: int, found: Verdicts) -> float:
@@ -185,15 +173,19 @@ class CleanInputs:
     source: IndexedDataset
     threat: ThreatModel
 
+    def look(self, x: Tensor) -> Tensor:
+        """Logits of inputs, in one pass: (k, ...) -> (k, C)."""
+        return ModelQueries(self.model).logits(x)
+
     @cached_property
     def logits(self) -> Tensor:
         """Logits of the inputs, (b, C)."""
-        return ModelQueries(self.model).logits(self.x)
+        return self.look(self.x)
 
     @cached_property
     def spread(self) -> float:
         """How far the logits of further passes over the same inputs are from the first ones."""
-        return max(_distance(self.logits, ModelQueries(self.model).logits(self.x)) for _ in range(_REPEATS - 1))
+        return max(_distance(self.logits, self.look(self.x)) for _ in range(_REPEATS - 1))
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
@@ -231,7 +223,7 @@ def training_modules(clean: CleanInputs) -> list[Finding]:
 def side_effects(clean: CleanInputs) -> list[Finding]:
     """How many parameters and buffers a pass changes."""
     before = [value.clone() for value in (*clean.model.parameters(), *clean.model.buffers())]
-    ModelQueries(clean.model).logits(clean.x)
+    clean.look(clean.x)
     after = [*clean.model.parameters(), *clean.model.buffers()]
     changed = sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     return [Finding(changed, f"a forward pass in evaluation mode changes {changed} parameters or buffers")]
@@ -260,7 +252,7 @@ def batch_dependence(clean: CleanInputs) -> list[Finding]:
     """How far logits of inputs alone differ from those in a batch, for models that are not random."""
     if clean.spread > SPREAD:
         return []
-    alone = torch.cat([ModelQueries(clean.model).logits(one) for one in clean.x[:4].split(1)])
+    alone = torch.cat([clean.look(one) for one in clean.x[:4].split(1)])
     distance = _distance(alone, clean.logits[: len(alone)])
     return [Finding(distance, f"inputs alone and in a batch differ by up to {distance:.2g} (normalised logits)")]
 
