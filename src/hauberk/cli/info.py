@@ -14,7 +14,6 @@ from hauberk import __version__
 from hauberk.cli.options import parse, print_rows, program
 from hauberk.core.errors import first_line
 
-_WIDE_RESNET = "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4, or 6n + 2 as Madry's code counts the same network"
 _EXTRAS = {
     "pandas": "tables",
     "tensorboard": "training curves in TensorBoard",
@@ -164,10 +163,9 @@ def attacks(arguments: Sequence[str]) -> int:
 def models(arguments: Sequence[str]) -> int:
     """Run ``hauberk models``."""
     options = parse(Listing, "models", arguments, text="List networks.")
-    from hauberk.models import MODELS, WIDE_RESNETS
+    from hauberk.models import MODELS
 
     rows = {name: what for name, (_, what) in MODELS.items()}
-    rows |= dict.fromkeys(WIDE_RESNETS, _WIDE_RESNET)
     rows |= {"timm:NAME": "a network of timm, if installed", "torchvision:NAME": "of torchvision, likewise; 3 channels"}
     rows["package.module:factory"] = "your own, called with input_shape= and classes= if it takes them"
     return print_rows(rows, options.json, f"Next: {program()} train --model NAME")
