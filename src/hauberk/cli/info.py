@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,9 +70,8 @@ def data(arguments: Sequence[str]) -> int:
     """Run ``hauberk data``."""
     options = parse(Data, "data", arguments)
     from hauberk.core.io import as_json
-    from hauberk.data import DATASETS, find_dataset, labels
+    from hauberk.data import DATASETS, Table, find_dataset, infer_schema, labels, reach_of, read_frame
     from hauberk.data.named import download
-    from hauberk.tables import Table, infer_schema, reach_of, read_frame
 
     if not options.name:
         rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATASETS.items()}
@@ -91,7 +90,7 @@ def data(arguments: Sequence[str]) -> int:
         parts[split] = {"examples": len(source), "shape": list(source.input_shape), "per_class": counts}
     reach = reach_of(source, named.default_threat()) if isinstance(named, Table) else None
     if options.json:
-        print(as_json(parts | ({"reach": reach.to_dict()} if reach else {})))
+        print(as_json(parts | ({"reach": asdict(reach)} if reach else {})))
         return 0
     files = options.name in DATASETS and options.name != "digits"
     checked = "checksums right" if options.verify and files else "not compared with checksums"

@@ -13,11 +13,10 @@ from hauberk.attacks import PGD, Attack, Suite
 from hauberk.attacks.checks import are_probabilities
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.presets import AUTOATTACK
-from hauberk.data import IndexedDataset
+from hauberk.data import IndexedDataset, reach_of
 from hauberk.evaluation.records import Records
 from hauberk.evaluation.result import Finding
 from hauberk.objectives.functional import find_attack_loss
-from hauberk.tables import reach_of
 from hauberk.threat import ThreatModel
 
 _MARGIN_LOSSES = ("cw", "dlr", "dlr-targeted", "cw-targeted")
