@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hauberk.attacks import AttackResult
-from hauberk.attacks.checks import checked_first_pass
-from hauberk.attacks.frozen_model import kept_buffers
+from hauberk.attacks.frozen_model import checked_first_pass, kept_buffers
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
