@@ -144,8 +144,8 @@ def evaluate(arguments: Sequence[str]) -> int:
         print(as_json(result.to_dict() | ({"risk": risk.to_dict()} if risk else {})))
         return 0
     Console().print(table({options.target.name: result}))
-    for found in result.warnings:
-        print(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
+    for warning in result.warnings:
+        print(warning)
     for found in result.diagnostics:
         if found.name == "columns-can-change" and found.verdict == "ok":
             print(f"Of the table {found.measured}")
