@@ -1,4 +1,4 @@
-"""How an attack looks at a model: gradients for the input only, passes counted, and nothing of the model changed afterwards."""
+"""How an attack looks at a model: gradients for the input only, passes counted, answers checked, nothing changed afterwards."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext

@@ -214,11 +214,11 @@ def _first(state: AttackState) -> Tensor:
     return _place(feasible, pick_windows(shape, feasible.norm).tiles(state.rng, state.tag, feasible.x))
 
 
-def _draw(state: AttackState, ticks: Tensor) -> Tensor:
-    """Uniform draws for each row's queries at ticks (B, P): (B · P, 5 + C)."""
-    of = torch.arange(len(ticks), device=ticks.device).repeat_interleave(ticks.shape[1])
-    like = state.best.new_empty(ticks.numel(), 5 + image_shape(state.best)[0])
-    return state.rng.index_select(of).uniform(like, (state.tag[:, None] + ticks).flatten())
+def _draw(state: AttackState, steps: Tensor) -> Tensor:
+    """Uniform draws for each row's queries at steps (B, P): (B · P, 5 + C)."""
+    of = torch.arange(len(steps), device=steps.device).repeat_interleave(steps.shape[1])
+    like = state.best.new_empty(steps.numel(), 5 + image_shape(state.best)[0])
+    return state.rng.index_select(of).uniform(like, (state.tag[:, None] + steps).flatten())
 
 
 def _flip(state: AttackState, host_steps: np.ndarray, most: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,9 +229,9 @@ def _flip(state: AttackState, host_steps: np.ndarray, most: Tensor) -> tuple[Ten
     feasible, count = state.feasible, len(state.y)
     channels, *_ = shape = image_shape(state.best)
     windows = pick_windows(shape, feasible.norm, state.best.device)
-    ticks = state.step[:, None] + torch.arange(_PROPOSALS, device=state.step.device)
-    draws = _draw(state, ticks)
-    size = windows.size_at(ticks.flatten() - 1)
+    steps = state.step[:, None] + torch.arange(_PROPOSALS, device=state.step.device)
+    draws = _draw(state, steps)
+    size = windows.size_at(steps.flatten() - 1)
     cells = windows.cells(draws[:, 0], draws[:, 1], size, windows.largest_from(int(host_steps.min()) - 1))
     cells = cells.view(count, 1, -1).expand(-1, channels, -1)
     best, upper, lower = (value.reshape(count, channels, -1) for value in (state.best, feasible.upper, feasible.lower))

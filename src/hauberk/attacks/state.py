@@ -4,7 +4,7 @@ No row may see another: every operation is by row. So one attack runs on a batch
 (``scheduler.py``), and finds the same.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -194,17 +194,18 @@ def initial_state(inputs: AttackInputs, replaces_best: bool = True) -> dict[str,
 
 
 State = TypeVar("State", bound=AttackState)
+Rows = TypeVar("Rows", bound=AttackInputs | AttackState)
 
 
-def select(state: State, index: Tensor) -> State:
-    """Keep some rows. index: (b,) int64."""
+def select(rows: Rows, index: Tensor) -> Rows:
+    """Keep some rows of a state, or some of the inputs. index: (b,) int64."""
 
     def rows_of(value: Any) -> Any:
         if value is None:
             return None
         return value[index] if isinstance(value, Tensor) else value.index_select(index)
 
-    return type(state)(**{f.name: rows_of(getattr(state, f.name)) for f in fields(state)})
+    return type(rows)(**{f.name: rows_of(getattr(rows, f.name)) for f in fields(rows)})
 
 
 def scatter(state: State, places: Tensor, new: State) -> None:
@@ -280,15 +281,8 @@ class Outcome:
 
     def inputs_of(self, index: Tensor | None, run: int) -> AttackInputs:
         """The inputs of some of the examples for one run."""
-        all_of = self.inputs
-        if index is None:
-            all_of.run = torch.full_like(all_of.y, run)
-            return all_of
-        clean, target = (None if value is None else value[index] for value in (all_of.clean_logits, all_of.target))
-        runs = torch.full_like(index, run)
-        return AttackInputs(
-            all_of.feasible.index_select(index), all_of.y[index], clean, runs, all_of.rng.index_select(index), target
-        )
+        inputs = replace(self.inputs, run=torch.full_like(self.inputs.y, run))
+        return inputs if index is None else select(inputs, index)
 
     def take(self, state: AttackState, index: Tensor | None, run: int) -> None:
         """Note what a run has found for the examples at ``index`` (b,), or for all."""
