@@ -3,7 +3,7 @@
     python benchmarks/express.py --data cifar10 --data-dir FOLDER
     python benchmarks/express.py --data fashion-mnist --data-dir FOLDER
 
-Prints a table for docs/performance.md; finished cells are kept in --out. Seconds are of training, by each cell's own clock;
+Prints a table for docs/performance.md; finished experiments are kept in --out. Seconds are of training, by the clock of each;
 relative time is epochs times the seconds of a step, which are measured in turns, as the machine may be shared.
 """
 
@@ -24,7 +24,7 @@ BATCH, ROUNDS = 128, 12
 REFERENCE = "mail-trades, 100 epochs"
 PAPER = {"epochs": 100, "schedule": "steps", "milestones": (75.0, 90.0)}
 SHORT = {"schedule": "one-cycle"}
-CELLS: dict[str, dict[str, Any]] = {
+EXPERIMENTS: dict[str, dict[str, Any]] = {
     "mail-trades, 100 epochs": {"method": "mail-trades", **PAPER},
     "at, 20 epochs": {"method": "at", "epochs": 20, **SHORT},
     "trades, 20 epochs": {"method": "trades", "epochs": 20, **SHORT},
@@ -55,9 +55,9 @@ class Express(Options):
     test: int = 500
     """Test images."""
     only: tuple[str, ...] = ()
-    """Names of cells; all of them by default."""
+    """Names of experiments; all of them by default."""
     lr: float = 0.05
-    """Learning rate, at its peak, where a cell does not say its own."""
+    """Learning rate, at its peak, where an experiment does not say its own."""
     seed: int = 0
     """Seed of the trainings."""
 
@@ -70,10 +70,10 @@ def main() -> None:
     threat = hb.Linf(DATASETS[options.data].eps)
     print(f"{options}, {where()}")
     steps = step_seconds(options, train_set, threat)
-    whole = CELLS[REFERENCE]["epochs"] * steps[CELLS[REFERENCE]["method"]]
+    whole = EXPERIMENTS[REFERENCE]["epochs"] * steps[EXPERIMENTS[REFERENCE]["method"]]
     print_head("training", "NAT", "AutoAttack", "relative time", "s")
-    for name in options.only or CELLS:
-        how = {"lr": options.lr} | CELLS[name] | {"seed": options.seed, "threads": options.threads, "precision": "bf16"}
+    for name in options.only or EXPERIMENTS:
+        how = {"lr": options.lr} | EXPERIMENTS[name] | {"seed": options.seed, "threads": options.threads, "precision": "bf16"}
         if "mnist" in options.data:
             how["eps_warmup"] = 0.3  # as the published settings of these data sets
         folder = options.out / options.data / f"{name.replace(', ', '-').replace(' ', '-')}-{options.seed}"
@@ -87,7 +87,7 @@ def step_seconds(options: Express, train_set: IndexedDataset, threat: hb.ThreatM
     """Medians of a step of each method, taken in turns."""
     x, y = train_set.fetch(torch.arange(BATCH))
     model = ModelSpec(options.model, tuple(x.shape[1:]), 10).build().train()
-    bound = {how["method"]: method_at_once(how["method"], threat, precision="bf16") for how in CELLS.values()}
+    bound = {how["method"]: method_at_once(how["method"], threat, precision="bf16") for how in EXPERIMENTS.values()}
     spent: dict[str, list[float]] = {name: [] for name in bound}
     for _ in range(ROUNDS):
         for name, method in bound.items():

@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py --data-dir FOLDER
 
-Prints a table for docs/performance.md; finished cells are kept in --out.
+Prints a table for docs/performance.md; finished experiments are kept in --out.
 """
 
 from dataclasses import dataclass

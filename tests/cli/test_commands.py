@@ -16,7 +16,7 @@ from hauberk.core.errors import import_object, is_import_path
 from hauberk.experiments import Experiment
 from hauberk.experiments.options import SubsetOptions
 from hauberk.experiments.studies import StudyContext
-from hauberk.experiments.studies.custom_methods import with_loss
+from hauberk.experiments.studies.training import with_loss
 from helpers import few_images
 
 QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]

@@ -1,4 +1,4 @@
-"""Comparisons of methods over seeds: numbers against SciPy, cells that are never made twice, real processes."""
+"""Comparisons of methods over seeds: numbers against SciPy, experiments that are never made twice, real processes."""
 
 import contextlib
 import io
@@ -26,14 +26,14 @@ from hauberk.experiments import (
     Experiment,
     collect,
     estimate,
-    run_cells,
     run_experiment,
+    run_experiments,
     run_on_slurm,
 )
 from hauberk.experiments.comparison import holm
-from hauberk.experiments.experiment import train_experiment
+from hauberk.experiments.experiment import _lock_config, train_experiment
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ModelOptions, PresetOptions, SubsetOptions
-from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, scale_budget, table_settings
+from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, scale_budget
 from hauberk.experiments.studies import StudyContext
 from hauberk.training.published import resolve
 
@@ -46,7 +46,7 @@ QUICK = {
 }
 
 
-def cells(*methods, trials=2, **more):
+def experiments(*methods, trials=2, **more):
     return [Experiment(method=name, seed=seed, **{**QUICK, **more}) for seed in range(trials) for name in methods]
 
 
@@ -60,6 +60,7 @@ def made_up(values, seeds=5):
         values={name: dict.fromkeys(("clean", "autoattack"), tuple(v)) for name, v in values.items()},
         doubts={name: ["a doubt (1 of 5)"] if name == "b" else [] for name in values},
         published={"a": ((84.86, 0.17), (44.9, 0.53))},
+        baselines=dict.fromkeys([*values][1:], "a"),
     )
 
 
@@ -135,26 +136,28 @@ def test_published_numbers_are_the_papers():
     assert all(set(table) <= {*hb.list_methods(), "at+awp"} for table in MAIL.values())
 
 
-def test_finished_cells_are_never_made_again_and_a_folder_belongs_to_its_cells(tmp_path):
-    some, told = cells("at", "trades"), []
-    assert run_cells(some, tmp_path, on_progress=lambda cell, what: told.append(what))
+def test_finished_experiments_are_never_made_again_and_a_folder_belongs_to_its_experiments(tmp_path):
+    some, told = experiments("at", "trades"), []
+    assert run_experiments(some, tmp_path, on_progress=lambda one, what: told.append(what))
     assert told == ["done"] * 4
     found = collect(some, tmp_path)
     assert found.columns == ("clean", "fgsm", "pgd-20", "cw-30", "pgd-100", "worst case")
-    for cell in some:
-        one = read_json(cell.folder(tmp_path) / "evaluation.json")
-        place = found.seeds.index(cell.seed)
-        assert found.values[cell.method]["worst case"][place] == pytest.approx(100 * one["robust_accuracy"])
-        assert one["n"] == 40
+    for experiment in some:
+        stored = read_json(experiment.folder(tmp_path) / "evaluation.json")
+        place = found.seeds.index(experiment.seed)
+        assert found.values[experiment.method]["worst case"][place] == pytest.approx(100 * stored["robust_accuracy"])
+        assert stored["n"] == 40
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    more, told = cells("at", "trades", "mart"), []
-    assert run_cells(more, tmp_path, on_progress=lambda cell, what: told.append(what))
+    more, told = experiments("at", "trades", "mart"), []
+    assert run_experiments(more, tmp_path, on_progress=lambda one, what: told.append(what))
     assert sorted(told) == ["done"] * 2 + ["kept"] * 4
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     with pytest.raises(hb.UserError, match=r"was made with subset.test_size = 40, not 30"):
-        run_cells([replace(some[0], subset=SubsetOptions(128, 30))], tmp_path)
-    changed = [replace(cell, data=replace(cell.data, data_dir=str(tmp_path))) for cell in some]  # the same data elsewhere
-    assert run_cells(changed, tmp_path)
+        run_experiments([replace(some[0], subset=SubsetOptions(128, 30))], tmp_path)
+    changed = [
+        replace(experiment, data=replace(experiment.data, data_dir=str(tmp_path))) for experiment in some
+    ]  # the same data elsewhere
+    assert run_experiments(changed, tmp_path)
     again = run_experiment(replace(some[0], seed=7), tmp_path / "alone", threads=1)
     assert again
     assert collect([replace(some[0], seed=7)], tmp_path / "alone").values["at"]["clean"]
@@ -172,38 +175,40 @@ eps = 0.25
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_finished_cells_are_not_kept_where_their_data_have_changed(split, tmp_path):
+def test_finished_experiments_are_not_kept_where_their_data_have_changed(split, tmp_path):
     pytest.importorskip("pandas")
     (tmp_path / "rows.toml").write_text(TABLE)
     for part in ("train", "test"):
         lines = ["a,b,label", *(f"{i % 7},{i % 5},{i % 2}" for i in range(100))]
         (tmp_path / f"{part}.csv").write_text("\n".join(lines))
     small = {"settings": {"epochs": 1, "val_size": 20}, "subset": SubsetOptions()}
-    (cell,) = cells("at", trials=1, data=DataOptions(str(tmp_path / "rows.toml")), model=ModelOptions("mlp"), **small)
+    (experiment,) = experiments(
+        "at", trials=1, data=DataOptions(str(tmp_path / "rows.toml")), model=ModelOptions("mlp"), **small
+    )
     out, told = tmp_path / "out", []
-    assert run_cells([cell], out)
-    assert run_cells([cell], out, on_progress=lambda cell, what: told.append(what))
+    assert run_experiments([experiment], out)
+    assert run_experiments([experiment], out, on_progress=lambda one, what: told.append(what))
     assert told == ["kept"]
     (tmp_path / f"{split}.csv").write_text("\n".join([*lines[:-1], "6,4,0"]))
     with pytest.raises(hb.UserError, match=f"was made with other {split} data"):
-        run_cells([cell], out)
+        run_experiments([experiment], out)
     (tmp_path / f"{split}.csv").unlink()
-    assert run_cells([cell], out)  # there is nothing to compare with
+    assert run_experiments([experiment], out)  # there is nothing to compare with
 
 
-def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
+def test_an_experiment_that_fails_does_not_stop_the_others(tmp_path):
     told = {}
-    bad = replace(cells("at", trials=1)[0], method="trades", settings={"epochs": 1, "lr": 1e30, "val_size": 20})
-    good = cells("at", trials=1)
-    assert not run_cells([bad, *good], tmp_path, on_progress=lambda cell, what: told.__setitem__(cell.method, what))
+    bad = replace(experiments("at", trials=1)[0], method="trades", settings={"epochs": 1, "lr": 1e30, "val_size": 20})
+    good = experiments("at", trials=1)
+    assert not run_experiments([bad, *good], tmp_path, on_progress=lambda one, what: told.__setitem__(one.method, what))
     assert told["at"] == "done"
     assert "the loss became" in told["trades"]
 
 
 def test_the_estimate_counts_what_is_left(tmp_path):
-    some = cells("at", "trades")
+    some = experiments("at", "trades")
     before = estimate(some, tmp_path)
-    assert (before.cells, before.finished) == (4, 0)
+    assert (before.total, before.finished) == (4, 0)
     assert before.training > 0
     assert before.evaluation > 0
     assert before.disk > 1e6
@@ -211,10 +216,10 @@ def test_the_estimate_counts_what_is_left(tmp_path):
     assert estimate(some, tmp_path).finished == 1
 
 
-def test_cells_go_to_a_cluster(tmp_path):
-    jobs = run_on_slurm(cells("at", trials=1), tmp_path, settings={"timeout_min": 5}, cluster="local")
+def test_experiments_go_to_a_cluster(tmp_path):
+    jobs = run_on_slurm(experiments("at", trials=1), tmp_path, settings={"timeout_min": 5}, cluster="local")
     assert [job.result() for job in jobs] == [True]
-    assert collect(cells("at", trials=1), tmp_path).values["at"]["clean"]
+    assert collect(experiments("at", trials=1), tmp_path).values["at"]["clean"]
 
 
 WORDS = ["--methods", "at,standard", "--model", "mlp", "--trials", "1", "--suite", "quick", "--train-size", "128"]
@@ -323,13 +328,14 @@ def test_methods_by_name_and_by_import_path():
     assert [label for label, *_ in found][2:] == ["own.part:build", "own.part:build slope=2"]
 
 
-def test_an_experiment_is_known_by_what_it_does_not_by_how_it_was_asked_for():
+def test_an_experiment_is_known_by_what_it_does_not_by_how_it_was_asked_for(tmp_path):
     one = Experiment("mart", 0, data=DataOptions("cifar10"), model=ModelOptions("resnet18"))
     same = [
         replace(one, settings={"epochs": 100, "threads": 3}),
         replace(one, data=DataOptions("cifar10", "elsewhere", verify=False), label="another name", surrogate="runs/other"),
     ]
-    assert {other.digest for other in same} == {one.digest}
+    for other in (one, *same):
+        _lock_config(tmp_path, other)
     others = [
         replace(one, seed=1),
         replace(one, settings={"epochs": 99}),
@@ -338,13 +344,15 @@ def test_an_experiment_is_known_by_what_it_does_not_by_how_it_was_asked_for():
         replace(one, presets=PresetOptions("official")),
         replace(one, evaluation=EvaluationOptions("papers", sequential=True)),
     ]
-    assert len({one.digest, *(other.digest for other in others)}) == 7
+    for other in others:
+        with pytest.raises(hb.UserError, match="was made with"):
+            _lock_config(tmp_path, other)
 
 
 @pytest.mark.parametrize("name", PAPER_TABLES)
 def test_a_table_has_the_papers_settings(name):
     table = PAPER_TABLES[name]
-    settings = resolve(table.data, table.model, settings=table_settings(table, table.data, table.model)).config
+    settings = resolve(table.data, table.model, settings=table.published(table.data, table.model).settings).config
     assert settings.schedule == "steps"
     wide = table.model.startswith("wrn")
     assert (settings.lr, settings.weight_decay) == ((0.1, 7e-4) if wide else (0.01, 3.5e-3))
@@ -354,13 +362,13 @@ def test_a_table_has_the_papers_settings(name):
     assert len({label for label, _, _ in parse_methods(table.methods)}) == {"table1": 9, "table2": 8, "table3": 8}.get(name, 6)
 
 
-def test_cells_use_what_is_published_and_write_it_down():
+def test_experiments_use_what_is_published_and_write_it_down():
     wide, presets = ModelOptions("wrn-34-10"), PresetOptions("official")
-    cell = Experiment("mart", 0, data=DataOptions("cifar10"), model=wide, presets=presets)
-    assert cell.make_method().settings["beta"] == cell.to_dict()["hyperparameters"]["beta"] == 6.0
-    given = replace(cell, hyperparameters={"beta": 2.0})
+    experiment = Experiment("mart", 0, data=DataOptions("cifar10"), model=wide, presets=presets)
+    assert experiment.make_method().settings["beta"] == experiment.to_dict()["hyperparameters"]["beta"] == 6.0
+    given = replace(experiment, hyperparameters={"beta": 2.0})
     assert given.make_method().settings["beta"] == given.to_dict()["hyperparameters"]["beta"] == 2.0
-    assert "beta" not in replace(cell, model=ModelOptions("resnet18")).make_method().settings
+    assert "beta" not in replace(experiment, model=ModelOptions("resnet18")).make_method().settings
     context = StudyContext(Experiment("at", 0, data=DataOptions("svhn"), model=ModelOptions("preact-resnet18")), out=None)
     assert context.method("at").attack.step_size == "eps/8"
     assert context.method("at", step_size="eps").attack.step_size == "eps"
@@ -371,13 +379,13 @@ def test_cells_use_what_is_published_and_write_it_down():
 )
 def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
     planned = []
-    monkeypatch.setattr("hauberk.experiments.estimate", lambda cells, *_, **__: planned.extend(cells))
+    monkeypatch.setattr("hauberk.experiments.estimate", lambda some, *_, **__: planned.extend(some))
     assert main(["compare", "mart-white-box", "--model", "wrn-34-10", *words, "--dry-run"]) == 0
-    assert {cell.make_method().objective.beta for cell in planned if cell.method == "mart"} == {beta}
+    assert {experiment.make_method().objective.beta for experiment in planned if experiment.method == "mart"} == {beta}
 
 
 def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():
-    whole = resolve("cifar10", "resnet18", settings=table_settings(PAPER_TABLES["table2"], "cifar10", "resnet18")).config
+    whole = resolve("cifar10", "resnet18", settings=PAPER_TABLES["table2"].published("cifar10", "resnet18").settings).config
     small, train, test = scale_budget(whole, 0.01, 50_000, 10_000)
     assert (small.epochs, train, test) == (10, 5000, 1000)
     assert whole.first_drop == 74
@@ -445,7 +453,7 @@ def test_table_1_compares_margins_with_lps_within_each_objective(table_1, tmp_pa
     assert found.p_values("autoattack") == pytest.approx(holm(raw))
     for name, lps in pairs.items():
         assert found.difference(name, "autoattack") == pytest.approx(np.mean(values[name]) - np.mean(values[lps]))
-    assert found.against == pairs
+    assert found.baselines == pairs
     markdown = (tmp_path / "comparison.md").read_text()
     assert f"{found.difference('mail-mart', 'autoattack'):+.2f} to `gair-mart` (p" in markdown
     assert "difference in AA" in markdown
@@ -495,9 +503,9 @@ def test_a_table_on_digits(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("point", ["open", "fsync", "replace"])
 @pytest.mark.parametrize("file", ["experiment.json", "run.json"])
-def test_a_cell_killed_while_it_is_first_written_down_goes_on(point, file, tmp_path, monkeypatch):
+def test_an_experiment_killed_while_it_is_first_written_down_goes_on(point, file, tmp_path, monkeypatch):
     owner = Path if point == "replace" else os
-    act, (cell,) = getattr(owner, point), cells("at", trials=1)
+    act, (experiment,) = getattr(owner, point), experiments("at", trials=1)
 
     def killed(target, *rest, **more):
         name = Path(f"/proc/self/fd/{target}").readlink().name if point == "fsync" else Path(target).name
@@ -509,5 +517,5 @@ def test_a_cell_killed_while_it_is_first_written_down_goes_on(point, file, tmp_p
         patched.setattr(owner, point, killed)
         patched.setattr(Path, "unlink", lambda *words, **more: None)  # a process that is killed tidies nothing up
         with pytest.raises(KeyboardInterrupt):
-            train_experiment(cell, tmp_path, threads=1)
-    assert train_experiment(cell, tmp_path, threads=1)
+            train_experiment(experiment, tmp_path, threads=1)
+    assert train_experiment(experiment, tmp_path, threads=1)

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.experiments import Experiment
-from hauberk.experiments.figures import figure_files, new_figure
+from hauberk.experiments.figures import FIGURE_FORMATS, figure_file, new_figure
 from hauberk.experiments.options import ModelOptions, SubsetOptions
 from hauberk.experiments.studies import STUDIES, StudyContext, StudyResult, find_study
 from hauberk.experiments.studies.attacks import typical_ratio
 from hauberk.experiments.studies.base import all_better, paired_difference, without_chance_verdict
-from hauberk.experiments.studies.custom_methods import MART_LOSSES, split_method
-from hauberk.experiments.studies.training import split_by_correctness
+from hauberk.experiments.studies.training import MART_LOSSES, split_by_correctness, split_method
+from hauberk.training.plan import hold_out
 from helpers import tiny_batch, tiny_net
 
 MLP = ModelOptions("mlp")
@@ -66,7 +66,7 @@ def test_no_verdict_rests_on_networks_that_have_learnt_nothing(name, tmp_path_fa
 
 
 def test_a_verdict_stands_where_the_networks_that_it_rests_on_have_learnt():
-    found = StudyResult("x", "about", "claim", "1 of 2", True, [], {})
+    found = StudyResult("1 of 2", True, [])
     context = StudyContext(Experiment("at", 0, subset=SubsetOptions(test_size=50)), None)
     context.clean_accuracy.update({"at": 0.2, "mart": 0.9})
     assert without_chance_verdict(found, context) is found
@@ -84,7 +84,7 @@ def test_networks_that_are_only_shown_hold_no_verdict_back(tmp_path, monkeypatch
 
     monkeypatch.setattr(StudyContext, "trained", at_chance_but_for)
     context = StudyContext(replace(SMALL, subset=SubsetOptions(300, 8)), tmp_path, threads=1)
-    found = find_study("trade-off").measure(context)
+    found = find_study("trade-off").experiment(context)
     assert len(found.rows) > len(context.clean_accuracy)
     assert set(context.clean_accuracy) == {"standard", "at", "trades"}
     assert without_chance_verdict(found, context) is found
@@ -182,6 +182,12 @@ def test_subsets_are_what_the_first_network_has_wrong_and_as_many_others(shared)
     assert len(y) == 270
 
 
+def test_studies_look_at_what_networks_of_their_seed_are_trained_on():
+    context = StudyContext(replace(SMALL, seed=3), None)
+    trained_on = hold_out(context.base.load_data("train"), replace(context.base.resolved.config, seed=3))[0]
+    assert torch.equal(context.train_part.indices, trained_on.indices)
+
+
 def test_a_claim_is_judged_by_two_standard_errors():
     better, worse = torch.tensor([True] * 90 + [False] * 10), torch.tensor([True] * 70 + [False] * 30)
     points, error = paired_difference(better, worse)
@@ -202,7 +208,7 @@ def test_a_picture_is_the_same_whenever_it_is_drawn(monkeypatch):
         figure, (axes,) = new_figure()
         axes.plot([1, 2], [2, 1], label="a")
         axes.legend()
-        return figure_files(figure)
+        return {ending: figure_file(figure, ending) for ending in FIGURE_FORMATS}
 
     first = files()
     monkeypatch.setattr(time, "time", lambda: 1e9)
@@ -243,7 +249,7 @@ def test_a_network_without_any_loss_makes_no_number_of_nothing(tmp_path):
     examples = (torch.rand(4, 3), torch.zeros(4, dtype=torch.int64))
     context = SimpleNamespace(examples=lambda: examples, trained=lambda name: Sure(), threat=hb.Linf(0.1), seed=0)
     study = find_study("restarts")
-    found = study.measure(context)
+    found = replace(study.experiment(context), study="restarts")
     column = "largest over median loss of an example, median"
     assert [row["median loss"] for row in found.rows] == [0.0, 0.0]
     assert [row[column] for row in found.rows] == [None, None]
@@ -263,7 +269,8 @@ def test_the_largest_loss_over_the_median_one_leaves_out_examples_without_any_lo
 def test_a_finding_with_numbers_that_are_none_is_json_and_says_so_in_the_table(tmp_path):
     rows = [{"network": "at", "ratio": float("nan"), "other": float("inf"), "whole": 1.5}]
     study = find_study("restarts")
-    found = StudyResult("restarts", "about", "claim", "found", None, rows, {"standard": [[1.0]], "at": [[1.0]]})
+    series = {"standard": [[1.0]], "at": [[1.0]]}
+    found = StudyResult("found", None, rows, series, "about", "restarts", "claim")
     found.save(tmp_path, study.draw)
     assert strict((tmp_path / "restarts.json").read_text())["rows"] == [{**rows[0], "ratio": None, "other": None}]
     assert "| at | - | - | 1.5 |" in (tmp_path / "restarts.md").read_text()

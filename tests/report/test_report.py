@@ -40,16 +40,16 @@ def make_reports(folder, digits):
     for suite in ("quick", "papers"):
         where = folder / "run" / "evaluations" / suite
         hb.evaluate(run.model, small, threat=hb.Linf(0.1), suite=suite, out=where, quiet=True)
-    cells = [
+    experiments = [
         Experiment(
             m, s, model=MLP, subset=SubsetOptions(200, 20), evaluation=EvaluationOptions("quick"), settings={"epochs": 1}
         )
         for m in ("at", "trades")
         for s in (0, 1)
     ]
-    for cell in cells:
-        run_experiment(cell, folder / "compare", threads=1)
-    (folder / "compare" / "comparison.json").write_text(json.dumps(asdict(collect(cells, folder / "compare"))))
+    for experiment in experiments:
+        run_experiment(experiment, folder / "compare", threads=1)
+    (folder / "compare" / "comparison.json").write_text(json.dumps(asdict(collect(experiments, folder / "compare"))))
     study = find_study("saliency")
     base = Experiment("at", 0, model=MLP, subset=SubsetOptions(200, 30), settings={"epochs": 1})
     found = study.run(StudyContext(base, folder / "study", threads=1))

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hauberk.attacks.base import MaximizingAttack
 from hauberk.attacks.frozen_model import ModelQueries
-from hauberk.attacks.pgd import MaximizingAttack
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
 from hauberk.objectives.functional import LossLike, fooled
 from hauberk.threat import FeasibleSet
@@ -76,7 +76,11 @@ class APGDL1(MaximizingAttack["APGDL1State"]):
         ahead = _onto(state.offset + radius * state.step_size[:, None] * _sparse_direction(state), radius, low, high)
         moved = where_rows(first, begun, ahead)
         point = feasible.x + moved.view_as(feasible.x) * feasible.radius
-        loss, grad = self._look(state, point, queries, counts=radius[:, 0] <= 1)
+        logits, loss, grad = queries.value_and_grad(point, self.attack_loss, state.y, state.target)
+        loss, counts = loss.to(point.dtype), radius[:, 0] <= 1
+        inside = feasible.project(point)  # mends rounding only, where the point counts
+        wrong = fooled(logits, state.y, self.has_reject_class) & counts
+        state.offer(inside, logits, torch.where(counts, loss, -torch.inf), wrong)
         state.offset = moved
         state.grad = (grad * feasible.radius).flatten(1)
         higher = loss > state.high_loss
@@ -94,14 +98,6 @@ class APGDL1(MaximizingAttack["APGDL1State"]):
         state.support = torch.where(first, support, state.support)
         state.nonzero = torch.where(first, nonzero if self.wide else torch.full_like(nonzero, dims), state.nonzero)
         state.high_loss = torch.where(first, -torch.inf, state.high_loss)
-
-    def _look(self, state: "APGDL1State", point: Tensor, queries: ModelQueries, counts: Tensor) -> tuple[Tensor, Tensor]:
-        logits, loss, grad = queries.value_and_grad(point, self.attack_loss, state.y, state.target)
-        loss = loss.to(point.dtype)
-        inside = state.feasible.project(point)  # mends rounding only, where the point counts
-        wrong = fooled(logits, state.y, self.has_reject_class)
-        state.offer(inside, logits, torch.where(counts, loss, -torch.inf), wrong & counts)
-        return loss, grad
 
     @cached_property
     def _plan(self) -> np.ndarray:

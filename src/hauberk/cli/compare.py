@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from hauberk.cli.options import common_parts, key_values, parse, program, usual_folder
-from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.errors import UserError
 from hauberk.experiments.options import (
     DataOptions,
     EvaluationOptions,
@@ -19,13 +19,12 @@ from hauberk.experiments.options import (
     ThreatOptions,
     TrainSettings,
 )
-from hauberk.experiments.paper_tables import PAPER_TABLES, SURROGATE, parse_methods, scale_budget, table_choices, table_settings
+from hauberk.experiments.paper_tables import SURROGATE, find_table, parse_methods, scale_budget
 from hauberk.training.published import Resolved, resolve
 
 if TYPE_CHECKING:
     from hauberk.experiments import Experiment
 
-_METHODS = "at,trades,mart,fat,at+awp,gairat,mail-at,mail-trades"
 _MACHINE = ("seed", "threads", "device")  # training settings that an experiment has apart from the others
 
 
@@ -78,8 +77,8 @@ def compare(arguments: Sequence[str]) -> int:
     options = _with_table(parse(Compare, "compare", arguments, _with_published))
     from rich.console import Console
 
-    from hauberk.core.io import write_atomically, write_json
-    from hauberk.experiments import collect, estimate, run_cells, run_on_slurm
+    from hauberk.core.io import json_file, write_together
+    from hauberk.experiments import collect, estimate, run_experiments, run_on_slurm
     from hauberk.experiments.experiment import train_experiment
 
     out = options.out or usual_folder(options.table or "compare", options.data.name, options.model.name)
@@ -105,7 +104,7 @@ def compare(arguments: Sequence[str]) -> int:
         if not options.quiet:
             print(f"{done}/{len(experiments)} {experiment.name} seed {experiment.seed}: {what}", flush=True)
 
-    if not run_cells(experiments, out, jobs=jobs, threads=threads, device=device, on_progress=told):
+    if not run_experiments(experiments, out, jobs=jobs, threads=threads, device=device, on_progress=told):
         print("Not finished; the same command goes on")
         return 1
     found = collect(experiments, out, options.table)
@@ -113,25 +112,22 @@ def compare(arguments: Sequence[str]) -> int:
     Console().print(table.to_rich())
     if any(found.doubts.values()):
         print(f"(!) Numbers are doubted: see the evaluations of these methods in {out}")
-    write_json(out / "comparison.json", asdict(found))
-    for ending, text in {"md": table.to_markdown(), "tex": table.to_latex(), "csv": runs.to_csv()}.items():
-        write_atomically(out / f"comparison.{ending}", text.encode())
+    files = {"json": json_file(asdict(found))}
+    files |= {"md": table.to_markdown().encode(), "tex": table.to_latex().encode(), "csv": runs.to_csv().encode()}
+    write_together({out / f"comparison.{ending}": content for ending, content in files.items()})
     print(f"Also in {out} as comparison.json, .md, .tex and .csv. Next: {program()} report {out}")
     return 0
 
 
 def _with_table(options: Compare) -> Compare:
     """Fill in data, network, methods and attacks that are not given: the table's, or the usual ones."""
-    if options.table and options.table not in PAPER_TABLES:
-        raise unknown_name("table", options.table, PAPER_TABLES)
-    table = PAPER_TABLES.get(options.table)
-    attacks = options.evaluation.attacks or (table.attacks if table else ())
+    table = find_table(options.table)
     return replace(
         options,
-        methods=options.methods or (table.methods if table else _METHODS),
-        data=replace(options.data, name=options.data.name or (table.data if table else DataOptions.name)),
-        model=replace(options.model, name=options.model.name or (table.model if table else ModelOptions.name)),
-        evaluation=replace(options.evaluation, attacks=attacks),
+        methods=options.methods or table.methods,
+        data=replace(options.data, name=options.data.name or table.data),
+        model=replace(options.model, name=options.model.name or table.model),
+        evaluation=replace(options.evaluation, attacks=options.evaluation.attacks or table.attacks),
     )
 
 
@@ -144,9 +140,9 @@ def _with_published(options: Compare) -> Compare:
 
 
 def _resolved(options: Compare, method: str) -> Resolved:
-    table = PAPER_TABLES.get(options.table)
-    own = table_settings(table, options.data.name, options.model.name) if table else {}
-    return resolve(options.data.name, options.model.name, method, **asdict(options.presets), settings=own | options.settings)
+    data, model = options.data.name, options.model.name
+    settings = find_table(options.table).published(data, model).settings | options.settings
+    return resolve(data, model, method, **asdict(options.presets), settings=settings)
 
 
 def _experiments(options: Compare, out: Path) -> "list[Experiment]":
@@ -155,16 +151,16 @@ def _experiments(options: Compare, out: Path) -> "list[Experiment]":
 
     if options.trials < 1:
         raise UserError("--trials needs a positive number")
-    table, seed = PAPER_TABLES.get(options.table), options.settings.get("seed", 0)
+    table, where, seed = find_table(options.table), options.data, options.settings.get("seed", 0)
     base = Experiment("at", seed, **common_parts(options))
+    own = table.published(where.name, options.model.name).hyperparameters
     sizes = []
     if options.budget != 1:
-        where = options.data
         sizes = [len(load_data(where.name, split, where.data_dir, verify=False)) for split in ("train", "test")]
     found = []
     for label, name, pairs in parse_methods(options.methods):
-        chosen = table_choices(table, options.data.name, options.model.name, name) if table else {}
-        chosen |= key_values("--set", options.set) | key_values("--methods", [f"{k}={v}" for k, v in pairs.items()])
+        chosen = (own if name == "mart" else {}) | key_values("--set", options.set)
+        chosen |= key_values("--methods", [f"{key}={value}" for key, value in pairs.items()])
         config, subset = _resolved(options, name).config, options.subset
         if sizes:
             config, train, test = scale_budget(config, options.budget, *sizes)
@@ -172,7 +168,7 @@ def _experiments(options: Compare, out: Path) -> "list[Experiment]":
         published = replace(base, method=name).resolved.config
         settings = {k: v for k, v in vars(config).items() if v != getattr(published, k) and k not in _MACHINE}
         one = replace(base, method=name, label=label if pairs else "", hyperparameters=chosen, settings=settings, subset=subset)
-        if table and table.black_box:
+        if table.black_box:
             folder = _surrogate(one).folder(out / "surrogate")
             one = replace(one, surrogate=str((folder / "run").resolve()))
         one.make_method()  # refuses now what a run would refuse later
@@ -232,8 +228,7 @@ def study(arguments: Sequence[str]) -> int:
     from hauberk.experiments.studies import StudyContext
 
     out = options.out or usual_folder("study", options.data.name, options.model.name)
-    settings = {name: value for name, value in given.items() if name not in _MACHINE}
-    base = Experiment("at", given.get("seed", 0), settings=settings, **common_parts(options))
+    base = Experiment("at", given.get("seed", 0), settings=given, **common_parts(options))
     found = chosen.run(StudyContext(base, out, device=given.get("device", "auto"), threads=given.get("threads", 0)))
     found.save(out, chosen.draw)
     print(found.to_markdown())

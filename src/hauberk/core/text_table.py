@@ -78,12 +78,12 @@ class TextTable:
 
     def to_csv(self) -> str:
         """Return headings and rows; numbers are not rounded, and one that cannot be told is an empty cell."""
-        judged = any(_plain(name) in self._by_name for name, *_ in self.rows)
+        judged = any(plain_text(name) in self._by_name for name, *_ in self.rows)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*(_plain(self._marked(name)) for name in self.columns), *(["doubts"] if judged else [])])
+        writer.writerow([*(plain_text(self._marked(name)) for name in self.columns), *(["doubts"] if judged else [])])
         for row in self.rows:
-            reason = [self._by_name.get(_plain(row[0]), "")] if judged else []
+            reason = [self._by_name.get(plain_text(row[0]), "")] if judged else []
             writer.writerow([*(_csv_cell(cell) for cell in row), *reason])
         return text.getvalue()
 
@@ -92,24 +92,24 @@ class TextTable:
         from rich.table import Table
         from rich.text import Text
 
-        title = "\n".join(_plain(one) for one in [self.title, *self._reasons()] if one)
+        title = "\n".join(plain_text(one) for one in [self.title, *self._reasons()] if one)
         shown = Table(title=Text(title), caption=Text(" ".join(self.notes)))
-        words = (word for name, *_ in self.rows for word in _plain(name).split())
+        words = (word for name, *_ in self.rows for word in plain_text(name).split())
         shown.add_column(Text(self.columns[0]), min_width=max(map(len, words), default=0))
         for name in self.columns[1:]:
-            shown.add_column(Text(_plain(self._marked(name))), justify="right")
+            shown.add_column(Text(plain_text(self._marked(name))), justify="right")
         for name, *cells in self.rows:
-            texts = [Text(_plain(cell), _style(cell, _TERMINAL, usual="")) for cell in cells]
-            shown.add_row(Text(_plain(self._marked(name))), *texts, style="dim" if str(name).startswith("  ") else None)
+            texts = [Text(plain_text(cell), _style(cell, _TERMINAL, usual="")) for cell in cells]
+            shown.add_row(Text(plain_text(self._marked(name))), *texts, style="dim" if str(name).startswith("  ") else None)
         return shown
 
     @property
     def _by_name(self) -> dict[str, str]:
-        return {_plain(name): reason for name, reason in self.doubts.items()}
+        return {plain_text(name): reason for name, reason in self.doubts.items()}
 
     def _marked(self, name: Any) -> str:
         """Return the name of a row or column with what says that its numbers are doubted."""
-        return cell_text(name) + _mark(self._by_name.get(_plain(name), ""))
+        return cell_text(name) + _mark(self._by_name.get(plain_text(name), ""))
 
     def _reasons(self) -> list[str]:
         return [f"{_mark(reason).strip()} {name}: {reason}" for name, reason in self.doubts.items() if reason]
@@ -132,14 +132,15 @@ def _style(cell: Any, styles: Mapping[int, str], usual: str = "{}") -> str:
     return styles.get(cell.rank, usual) if isinstance(cell, Ranked) else usual
 
 
-def _plain(cell: Any) -> str:
+def plain_text(cell: Any) -> str:
+    """Return what stands in a cell or heading, without the backticks."""
     return cell_text(cell).replace("`", "")
 
 
 def _csv_cell(cell: Any) -> Any:
     if isinstance(cell, float):
         return cell if math.isfinite(cell) else ""
-    return "" if cell is None else cell if isinstance(cell, int) else _plain(cell)
+    return "" if cell is None else cell if isinstance(cell, int) else plain_text(cell)
 
 
 def _in_latex(text: str) -> str:

@@ -7,21 +7,20 @@ from lazy_loader import attach
 if TYPE_CHECKING:
     from hauberk.experiments.comparison import Comparison as Comparison
     from hauberk.experiments.comparison import collect as collect
-    from hauberk.experiments.comparison import column_title as column_title
     from hauberk.experiments.experiment import Experiment as Experiment
     from hauberk.experiments.experiment import run_experiment as run_experiment
     from hauberk.experiments.experiment import train_experiment as train_experiment
     from hauberk.experiments.runner import Estimate as Estimate
     from hauberk.experiments.runner import estimate as estimate
-    from hauberk.experiments.runner import run_cells as run_cells
+    from hauberk.experiments.runner import run_experiments as run_experiments
     from hauberk.experiments.runner import run_on_slurm as run_on_slurm
 
 # Loaded when first used: the command line reads ``paper_tables`` before there is any need of torch.
 __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
-        "comparison": ["Comparison", "collect", "column_title"],
+        "comparison": ["Comparison", "collect"],
         "experiment": ["Experiment", "run_experiment", "train_experiment"],
-        "runner": ["Estimate", "estimate", "run_cells", "run_on_slurm"],
+        "runner": ["Estimate", "estimate", "run_experiments", "run_on_slurm"],
     },
 )

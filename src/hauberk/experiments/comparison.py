@@ -1,7 +1,7 @@
 """What a comparison of methods found: means and deviations over seeds, and which differences chance would explain."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,7 +11,7 @@ from hauberk.core.errors import UserError
 from hauberk.core.io import read_json
 from hauberk.core.text_table import Ranked, TextTable
 from hauberk.experiments.experiment import EVALUATION, Experiment
-from hauberk.experiments.paper_tables import PAPER_TABLES, PRINTED, Printed
+from hauberk.experiments.paper_tables import Printed, find_table
 
 CLEAN, WORST = "clean", "worst case"
 # The columns of the MAIL paper's Table 2, by what the suite "papers" calls them.
@@ -31,7 +31,7 @@ class Comparison:
         doubts: what diagnostics say of each method's numbers; empty if nothing.
         published: by method, the paper's numbers in the same columns, where it has this data set and network; None in a
             column that it does not have.
-        baselines: by method, the one that its difference is to; empty where all are to the first.
+        baselines: by method, the one that its difference is to; a method without one is not in it.
     """
 
     about: str
@@ -41,12 +41,7 @@ class Comparison:
     values: Mapping[str, Mapping[str, Sequence[float]]]
     doubts: Mapping[str, Sequence[str]]
     published: Mapping[str, Printed]
-    baselines: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def against(self) -> Mapping[str, str]:
-        """By method, the one that its difference is to; a method without one is not in it."""
-        return self.baselines or dict.fromkeys(self.methods[1:], self.methods[0])
+    baselines: Mapping[str, str]
 
     def mean(self, method: str, column: str) -> float:
         """Mean over the seeds."""
@@ -63,7 +58,7 @@ class Comparison:
 
     def difference(self, method: str, column: str) -> float:
         """Mean difference to the method's baseline; 0 where it has none."""
-        return self.mean(method, column) - self.mean(self.against.get(method, method), column)
+        return self.mean(method, column) - self.mean(self.baselines.get(method, method), column)
 
     def p_values(self, column: str) -> dict[str, float]:
         """How probable such differences to each method's baseline are by chance.
@@ -74,7 +69,7 @@ class Comparison:
         from scipy.stats import ttest_rel  # half a second to import
 
         raw = {}
-        for method, baseline in self.against.items():
+        for method, baseline in self.baselines.items():
             ours, theirs = self.values[method][column], self.values[baseline][column]
             flat = len(ours) < 2 or len({round(a - b, 9) for a, b in zip(ours, theirs, strict=True)}) == 1
             raw[method] = nan if flat else float(ttest_rel(ours, theirs).pvalue)
@@ -89,17 +84,17 @@ class Comparison:
 
         The last column is the difference to the method's baseline, in the column before it.
         """
-        last, several = self.columns[-1], len({self.methods[0], *self.against.values()}) > 1
+        last, several = self.columns[-1], len({self.methods[0], *self.baselines.values()}) > 1
         compared = f"difference in {column_title(last)}" if several else f"{column_title(last)} against `{self.methods[0]}`"
         p_values, rows = self.p_values(last), []
         for method in self.methods:
-            cells = [Ranked(self.text(method, column), self.rank(method, column)) for column in self.columns]
+            means = [Ranked(self.text(method, column), self.rank(method, column)) for column in self.columns]
             difference = ""
             if method in p_values:
-                to, p = f" to `{self.against[method]}`" if several else "", p_values[method]
+                to, p = f" to `{self.baselines[method]}`" if several else "", p_values[method]
                 chance = "" if isnan(p) else f" (p {p:.3f})" if p >= 0.001 else " (p < 0.001)"
                 difference = f"{self.difference(method, last):+.2f}{to}{chance}"
-            rows.append([f"`{method}`", *cells, difference])
+            rows.append([f"`{method}`", *means, difference])
             if method in self.published:
                 printed = [_mean_and_deviation(*number) if number else "" for number in self.published[method]]
                 rows.append(["  paper", *printed, ""])
@@ -136,23 +131,24 @@ def holm(raw: dict[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def collect(cells: Sequence[Experiment], out: Path, table: str = "") -> Comparison:
-    """Read what finished cells found.
+def collect(experiments: Sequence[Experiment], out: Path, table: str = "") -> Comparison:
+    """Read what finished experiments found.
 
     Args:
-        cells: those of one comparison; every method has the same seeds.
+        experiments: those of one comparison; every method has the same seeds.
         out: folder of the comparison.
         table: name of the paper's table that they are, for its numbers and for what it compares with what; empty for none.
 
     Raises:
         UserError: if one is not finished, or cannot be read.
     """
-    methods, seeds = tuple(dict.fromkeys(c.name for c in cells)), tuple(dict.fromkeys(c.seed for c in cells))
-    found = {(cell.name, cell.seed): read_json(cell.folder(out) / EVALUATION) for cell in cells}
+    paper, one = find_table(table), experiments[0]
+    methods, seeds = (tuple(dict.fromkeys(key)) for key in zip(*((e.name, e.seed) for e in experiments), strict=True))
+    found = {(each.name, each.seed): read_json(each.folder(out) / EVALUATION) for each in experiments}
     first = next(iter(found.values()))
     try:
         names = (CLEAN, *first["by_attack"], *([] if "autoattack" in first["by_attack"] else [WORST]))
-        columns = tuple(_PAPER) if cells[0].evaluation.suite == "papers" and not cells[0].evaluation.attacks else names
+        columns = tuple(_PAPER) if one.evaluation.suite == "papers" and not one.evaluation.attacks else names
         values = {
             method: {column: tuple(100 * _accuracy(found[method, seed], column) for seed in seeds) for column in columns}
             for method in methods
@@ -160,14 +156,12 @@ def collect(cells: Sequence[Experiment], out: Path, table: str = "") -> Comparis
         doubts = {method: _doubts([found[method, seed] for seed in seeds]) for method in methods}
     except (KeyError, TypeError) as error:
         raise UserError(f"an evaluation in {out} is damaged or of another suite: {error}") from error
-    cell = cells[0]
-    size = f"{cell.subset.train_size:,} training examples, " if cell.subset.train_size else ""
-    size += f"{cell.settings['epochs']} epochs, " if "epochs" in cell.settings else ""
-    about = (
-        f"{cell.data.name}, {cell.model.name}, {cell.threat_model}, {size}{len(seeds)} seed(s), {first['n']:,} test examples"
-    )
-    baselines = _baselines(methods, PAPER_TABLES[table].baselines if table else {})
-    return Comparison(about, methods, seeds, columns, values, doubts, _published(cell, columns, table), baselines)
+    size = f"{one.subset.train_size:,} training examples, " if one.subset.train_size else ""
+    size += f"{one.settings['epochs']} epochs, " if "epochs" in one.settings else ""
+    about = f"{one.data.name}, {one.model.name}, {one.threat_model}, {size}{len(seeds)} seed(s), {first['n']:,} test examples"
+    whole = columns == tuple(_PAPER) and not size  # as the paper has it
+    printed = paper.printed.get((one.data.name, one.model.name), {}) if whole else {}
+    return Comparison(about, methods, seeds, columns, values, doubts, printed, _baselines(methods, paper.baselines))
 
 
 def column_title(column: str) -> str:
@@ -197,9 +191,3 @@ def _baselines(methods: Sequence[str], wanted: Mapping[str, str]) -> dict[str, s
     found = {method: wanted[method] for method in methods if wanted.get(method) in methods}
     others = (method for method in methods[1:] if method not in {*found, *found.values()})
     return found | dict.fromkeys(others, methods[0])
-
-
-def _published(cell: Experiment, columns: tuple[str, ...], table: str) -> dict[str, Printed]:
-    if columns != tuple(_PAPER) or cell.subset.train_size or "epochs" in cell.settings:
-        return {}
-    return PRINTED.get(table, {}).get((cell.data.name, cell.model.name), {})

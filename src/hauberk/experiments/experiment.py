@@ -18,10 +18,10 @@ from hauberk.experiments.options import (
     PresetOptions,
     SubsetOptions,
     ThreatOptions,
-    digest,
 )
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
+from hauberk.models import ModelSpec
 from hauberk.threat import ThreatModel
 from hauberk.training import Run, load, pick_device
 from hauberk.training.published import Resolved, resolve
@@ -29,7 +29,7 @@ from hauberk.training.train import train
 
 EVALUATION = "evaluation.json"
 _RECORD = "experiment.json"
-_PLACES = {"data.data_dir", "data.verify", "surrogate", "digest"}  # may differ where a folder was moved
+_PLACES = {"data.data_dir", "data.verify", "surrogate", "label"}  # may differ: they change no number
 _MACHINE = ("seed", "threads", "device", "save_minutes")  # training settings that are no part of what an experiment is
 
 
@@ -81,11 +81,6 @@ class Experiment:
         given = {**asdict(self.presets), "settings": self.settings, "hyperparameters": self.hyperparameters}
         return resolve(self.data.name, self.model.name, self.method, **given)
 
-    @property
-    def digest(self) -> str:
-        """Eight characters, the same for experiments that give the same numbers, however they were asked for."""
-        return digest({key: value for key, value in _flat(self.to_dict()).items() if key not in _PLACES and key != "label"})
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, with all settings of the training, and with the published hyperparameters."""
         config = {key: value for key, value in asdict(self.resolved.config).items() if key not in _MACHINE}
@@ -98,17 +93,21 @@ class Experiment:
 
     def load_data(self, split: str) -> IndexedDataset:
         """Load the examples of a split, "train" or "test"."""
-        data, train = self.data, split == "train"
+        data, subset, train = self.data, self.subset, split == "train"
         whole = load_data(data.name, "train" if train else "test", data.data_dir, verify=data.verify)
-        size = self.subset.train_size if train else self.subset.test_size
+        size, imbalance = (subset.train_size, subset.imbalance) if train else (subset.test_size, 1.0)
         part: IndexedDataset = whole if size == 0 else Subset(whole, torch.arange(min(size, len(whole))))
-        imbalance = self.subset.imbalance if train else 1
         return part if imbalance == 1 else Subset(part, long_tail(labels(part), imbalance))
+
+    def model_spec(self, source: IndexedDataset, method: Method) -> ModelSpec:
+        """Return the network for the training examples, with the outputs that the method needs."""
+        kind = find_dataset(self.data.name)
+        return kind.default_model(self.model.name, source, extra=method.extra_outputs, normalize=self.model.normalize)
 
     def train(
         self, source: IndexedDataset, method: Method, *, out: Path, resume: bool = False, quiet: bool = True, **more: Any
     ) -> Run:
-        """Train a network.
+        """Train a network as :func:`hauberk.train`.
 
         Args:
             source: the training examples, as :meth:`load_data` returns them.
@@ -117,21 +116,9 @@ class Experiment:
             resume: go on with the run in that folder.
             quiet: print nothing.
             **more: training settings that are not part of the experiment, such as ``device``.
-
-        Raises:
-            UserError: as :func:`hauberk.train`.
         """
-        extra, normalize = method.extra_outputs, self.model.normalize
-        return train(
-            find_dataset(self.data.name).default_model(self.model.name, source, extra=extra, normalize=normalize),
-            source,
-            method=method,
-            out=out,
-            resume=resume,
-            schedule_preset=self.presets.schedule_preset,
-            quiet=quiet,
-            **{"seed": self.seed, **more, **self.settings},
-        )
+        settings = {"seed": self.seed, "schedule_preset": self.presets.schedule_preset, **more, **self.settings}
+        return train(self.model_spec(source, method), source, method=method, out=out, resume=resume, quiet=quiet, **settings)
 
     def folder(self, out: Path) -> Path:
         """Return where it is kept, below the folder of a comparison or study."""
@@ -153,19 +140,19 @@ def run_experiment(experiment: Experiment, out: Path, device: str = "auto", thre
     Raises:
         UserError: if the folder holds another experiment, and as :func:`hauberk.train` and :func:`hauberk.evaluate`.
     """
-    folder = experiment.folder(out)
     if is_done(experiment, out):
         return True
     if threads:
         torch.set_num_threads(threads)
     if not train_experiment(experiment, out, device, threads):
         return False
+    folder, place = experiment.folder(out), pick_device(device)
     found = evaluate(
-        load(folder / "run", device=pick_device(device)),
+        load(folder / "run", device=place),
         experiment.load_data("test"),
         threat=experiment.threat_model,
         **asdict(experiment.evaluation),
-        surrogate=load(experiment.surrogate, device=pick_device(device)) if experiment.surrogate else None,
+        surrogate=load(experiment.surrogate, device=place) if experiment.surrogate else None,
         seed=experiment.seed,
         has_reject_class=experiment.make_method().extra_outputs > 0,
         out=folder / "evaluation",
@@ -185,14 +172,14 @@ def train_experiment(
     folder = experiment.folder(out)
     _lock_config(folder, experiment)
     run, done = folder / "run", folder / "trained.json"
-    if done.exists():
-        return True
-    method, source = method or experiment.make_method(), experiment.load_data("train")
-    resume = (run / "run.json").exists()
-    trained = experiment.train(source, method, out=run, resume=resume, device=device, threads=threads)
-    if not trained.interrupted:
+    if not done.exists():
+        method, source = method or experiment.make_method(), experiment.load_data("train")
+        resume = (run / "run.json").exists()
+        trained = experiment.train(source, method, out=run, resume=resume, device=device, threads=threads)
+        if trained.interrupted:
+            return False
         write_json(done, {"best_epoch": trained.best["epoch"] + 1})
-    return not trained.interrupted
+    return True
 
 
 def is_done(experiment: Experiment, out: Path) -> bool:
@@ -209,7 +196,7 @@ def is_done(experiment: Experiment, out: Path) -> bool:
 
 def _lock_config(folder: Path, experiment: Experiment) -> None:
     """Write down whose folder it is, or refuse one that is another's."""
-    path, record = folder / _RECORD, {"digest": experiment.digest, **experiment.to_dict()}
+    path, record = folder / _RECORD, experiment.to_dict()
     if not path.exists():
         make_folder(folder)
         write_json(path, record)

@@ -3,136 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import sqrt
-from typing import Any
 
-from hauberk.core.errors import UserError
+from hauberk.core.errors import UserError, unknown_name
+from hauberk.experiments.options import DataOptions, ModelOptions
 from hauberk.training.config import TrainConfig
 from hauberk.training.published import OFFICIAL, Published
 
 SURROGATE = "standard"  # what black-box attacks of the MART paper are crafted on, trained with another seed
 _LEAST_TEST_EXAMPLES = 100
 
-
-@dataclass(frozen=True)
-class PaperTable:
-    """A table of a paper.
-
-    Attributes:
-        summary: what it shows, in one line.
-        methods: its methods, as ``hauberk compare --methods`` takes them.
-        data: the paper's data set.
-        model: the paper's network.
-        attacks: the attacks that it has columns for; empty for the suite "papers".
-        as_mart: whether every method is trained as in the MART paper; otherwise as in the MAIL paper.
-        black_box: whether some attacks are crafted on another network.
-        baselines: by label of a method, the one that its difference is to; without one it is to the first method.
-    """
-
-    summary: str
-    methods: str
-    data: str = "cifar10"
-    model: str = "resnet18"
-    attacks: tuple[str, ...] = ()
-    as_mart: bool = False
-    black_box: bool = False
-    baselines: Mapping[str, str] = field(default_factory=dict)
-
-
-_LPS = {"mail-at": "gairat", "mail-mart": "gair-mart", "mail-trades": "gair-trades"}  # the same objective, weighted by LPS
-_TABLE1 = ",".join(f"{lps},{mail}:measure=pm-nat,{mail}" for mail, lps in _LPS.items())
-_TABLE2 = "at,trades,mart,fat,at+awp,gairat,mail-at,mail-trades"
-_MART = "at,alp,clp,trades,mma,mart"
-
-PAPER_TABLES: dict[str, PaperTable] = {
-    "table1": PaperTable(
-        "MAIL, Table 1: LPS against PM nat and PM adv, in AT, MART and TRADES",
-        _TABLE1,
-        baselines=_LPS | {f"{mail} measure=pm-nat": lps for mail, lps in _LPS.items()},
-    ),
-    "table2": PaperTable("MAIL, Table 2: eight methods, ResNet-18", _TABLE2),
-    "table3": PaperTable("MAIL, Table 3: eight methods, WRN-32-10", _TABLE2, model="wrn-32-10"),
-    "mart-white-box": PaperTable(
-        "MART, white box: FGSM, PGD-20, CW, and AutoAttack beside them",
-        _MART,
-        attacks=("fgsm", "pgd-20", "cw-20", "apgd-ce", "apgd-t", "fab-t", "square"),
-        as_mart=True,
-    ),
-    "mart-black-box": PaperTable(
-        "MART, black box: attacks crafted on a standard network of another seed, beside PGD-20 on the network itself",
-        _MART,
-        attacks=("transfer-fgsm", "transfer-pgd-20", "transfer-cw-20", "pgd-20"),
-        as_mart=True,
-        black_box=True,
-    ),
-}
-
-
-def table_settings(table: PaperTable, data: str, model: str) -> dict[str, Any]:
-    """Return the training settings of a table that are not those published for the data set and network.
-
-    The MART paper trains all methods alike; its public code has them for CIFAR-10, with ResNet-18 and WRN-34-10.
-    """
-    found = _mart_code(table, data, model)
-    return dict(found.settings) if found else {}
-
-
-def table_choices(table: PaperTable, data: str, model: str, method: str) -> dict[str, Any]:
-    """Return the settings of a method that come from the same source as the table's training settings, and are no default."""
-    found = _mart_code(table, data, model)
-    return dict(found.hyperparameters) if found and method == "mart" else {}
-
-
-def _mart_code(table: PaperTable, data: str, model: str) -> Published | None:
-    family = "wrn" if model.startswith("wrn-") else model
-    return OFFICIAL.get(("mart", family)) if table.as_mart and data in ("cifar10", "cifar100", "svhn") else None
-
-
-def scale_budget(settings: TrainConfig, budget: float, train: int, test: int) -> tuple[TrainConfig, int, int]:
-    """Shorten a training to a fraction of its passes: epochs and examples are each scaled by the root of the budget.
-
-    Milestones keep their place in the training, and with them burn-ins. Attacks stay as they are.
-
-    Args:
-        settings: those of the whole training.
-        budget: fraction of its passes, in (0, 1].
-        train: number of training examples.
-        test: number of test examples.
-
-    Returns:
-        Settings, number of training examples and number of test examples; 0 for all.
-
-    Raises:
-        UserError: if the budget is not in (0, 1].
-    """
-    if not 0 < budget <= 1:
-        raise UserError(f"a budget is a fraction of the whole, above 0 and at most 1, got {budget}")
-    if budget == 1:
-        return settings, 0, 0
-    scale = sqrt(budget)
-    places = tuple(m if m < 1 else (m - 1) / settings.epochs for m in settings.milestones)
-    small = replace(settings, epochs=max(2, round(scale * settings.epochs)), milestones=places)
-    return small, max(settings.batch_size, round(scale * train)), min(test, max(_LEAST_TEST_EXAMPLES, round(scale * test)))
-
-
-def parse_methods(text: str) -> list[tuple[str, str, Mapping[str, str]]]:
-    """Read ``at,trades:beta=1;steps=5``: label, name and settings of each method.
-
-    Raises:
-        UserError: if there is none.
-    """
-    found = []
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        parts = entry.split(":")
-        settings = parts.pop() if len(parts) > 1 and "=" in parts[-1] else ""
-        name = ":".join(parts)  # package.module:attribute has one of its own
-        pairs = dict(pair.partition("=")[::2] for pair in filter(None, settings.split(";")))
-        found.append((" ".join([name, *(f"{key}={value}" for key, value in pairs.items())]), name, pairs))
-    if not found:
-        raise UserError("--methods needs a name at least")
-    return list({label: (label, name, pairs) for label, name, pairs in found}.values())
-
-
-# The numbers that the papers print, to set beside ours.
 Number = tuple[float, float]  # mean and standard deviation over 5 trials, in %
 Printed = tuple[Number | None, ...]  # None for a column that the paper does not print
 PrintedTable = dict[tuple[str, str], dict[str, Printed]]  # by data set and network, then by method
@@ -181,5 +60,124 @@ MAIL: PrintedTable = {
     },
 }
 
-# By the name of the table; "" for a comparison that is none of them, which is Table 2's for any data.
-PRINTED: dict[str, PrintedTable] = {"": MAIL, "table1": MAIL_TABLE_1, "table2": MAIL, "table3": MAIL}
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of a paper.
+
+    Attributes:
+        methods: its methods, as ``hauberk compare --methods`` takes them.
+        data: the paper's data set.
+        model: the paper's network.
+        attacks: the attacks that it has columns for; empty for the suite "papers".
+        as_mart: whether every method is trained as in the MART paper; otherwise as in the MAIL paper.
+        black_box: whether some attacks are crafted on another network.
+        baselines: by label of a method, the one that its difference is to; without one it is to the first method.
+        printed: the numbers that the paper prints, to set beside ours.
+    """
+
+    methods: str
+    data: str = "cifar10"
+    model: str = "resnet18"
+    attacks: tuple[str, ...] = ()
+    as_mart: bool = False
+    black_box: bool = False
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    printed: PrintedTable = field(default_factory=dict)
+
+    def published(self, data: str, model: str) -> Published:
+        """Return the settings of training and of MART in the table that are not those published for data set and network.
+
+        The MART paper trains all methods alike; its public code has them for CIFAR-10, with ResNet-18 and WRN-34-10.
+        """
+        family = "wrn" if model.startswith("wrn-") else model
+        found = OFFICIAL.get(("mart", family)) if self.as_mart and data in ("cifar10", "cifar100", "svhn") else None
+        return found or Published({}, "")
+
+
+_LPS = {"mail-at": "gairat", "mail-mart": "gair-mart", "mail-trades": "gair-trades"}  # the same objective, weighted by LPS
+_TABLE1 = ",".join(f"{lps},{mail}:measure=pm-nat,{mail}" for mail, lps in _LPS.items())
+_TABLE2 = "at,trades,mart,fat,at+awp,gairat,mail-at,mail-trades"
+_MART = "at,alp,clp,trades,mma,mart"
+
+PAPER_TABLES: dict[str, PaperTable] = {
+    # MAIL, Table 1: LPS against PM nat and PM adv, in AT, MART and TRADES.
+    "table1": PaperTable(
+        _TABLE1,
+        baselines=_LPS | {f"{mail} measure=pm-nat": lps for mail, lps in _LPS.items()},
+        printed=MAIL_TABLE_1,
+    ),
+    # MAIL, Tables 2 and 3: eight methods, ResNet-18 and WRN-32-10.
+    "table2": PaperTable(_TABLE2, printed=MAIL),
+    "table3": PaperTable(_TABLE2, model="wrn-32-10", printed=MAIL),
+    # MART, white box: FGSM, PGD-20, CW, and AutoAttack beside them.
+    "mart-white-box": PaperTable(
+        _MART,
+        attacks=("fgsm", "pgd-20", "cw-20", "apgd-ce", "apgd-t", "fab-t", "square"),
+        as_mart=True,
+    ),
+    # MART, black box: attacks crafted on a standard network of another seed, beside PGD-20 on the network itself.
+    "mart-black-box": PaperTable(
+        _MART,
+        attacks=("transfer-fgsm", "transfer-pgd-20", "transfer-cw-20", "pgd-20"),
+        as_mart=True,
+        black_box=True,
+    ),
+}
+_USUAL = PaperTable(_TABLE2, DataOptions.name, ModelOptions.name, printed=MAIL)
+
+
+def find_table(name: str) -> PaperTable:
+    """Return a table; without a name, Table 2 of the MAIL paper for any data.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    if name and name not in PAPER_TABLES:
+        raise unknown_name("table", name, PAPER_TABLES)
+    return PAPER_TABLES.get(name, _USUAL)
+
+
+def scale_budget(settings: TrainConfig, budget: float, train: int, test: int) -> tuple[TrainConfig, int, int]:
+    """Shorten a training to a fraction of its passes: epochs and examples are each scaled by the root of the budget.
+
+    Milestones keep their place in the training, and with them burn-ins. Attacks stay as they are.
+
+    Args:
+        settings: those of the whole training.
+        budget: fraction of its passes, in (0, 1].
+        train: number of training examples.
+        test: number of test examples.
+
+    Returns:
+        Settings, number of training examples and number of test examples; 0 for all.
+
+    Raises:
+        UserError: if the budget is not in (0, 1].
+    """
+    if not 0 < budget <= 1:
+        raise UserError(f"a budget is a fraction of the whole, above 0 and at most 1, got {budget}")
+    if budget == 1:
+        return settings, 0, 0
+    scale = sqrt(budget)
+    places = tuple(m if m < 1 else (m - 1) / settings.epochs for m in settings.milestones)
+    small = replace(settings, epochs=max(2, round(scale * settings.epochs)), milestones=places)
+    return small, max(settings.batch_size, round(scale * train)), min(test, max(_LEAST_TEST_EXAMPLES, round(scale * test)))
+
+
+def parse_methods(text: str) -> list[tuple[str, str, Mapping[str, str]]]:
+    """Read ``at,trades:beta=1;steps=5``: label, name and settings of each method.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        parts = entry.split(":")
+        settings = parts.pop() if len(parts) > 1 and "=" in parts[-1] else ""
+        name = ":".join(parts)  # package.module:attribute has one of its own
+        pairs = dict(pair.partition("=")[::2] for pair in filter(None, settings.split(";")))
+        found.append((" ".join([name, *(f"{key}={value}" for key, value in pairs.items())]), name, pairs))
+    if not found:
+        raise UserError("--methods needs a name at least")
+    return list({label: (label, name, pairs) for label, name, pairs in found}.values())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hauberk.attacks import find_suite, frozen_model
 from hauberk.core.errors import UserError
 from hauberk.core.io import read_json
-from hauberk.data import Subset, data_digest, fetch_for, find_dataset
+from hauberk.data import Subset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
 from hauberk.experiments.experiment import Experiment, is_done, run_experiment
 from hauberk.fastpath.frozen_copy import make_inference_copy
@@ -39,7 +39,7 @@ class Estimate:
     """What is to be done, and what it will cost.
 
     Attributes:
-        cells: number of runs in all.
+        total: number of experiments.
         finished: number of those that are finished.
         jobs: number of processes side by side.
         training: seconds until all are trained.
@@ -47,7 +47,7 @@ class Estimate:
         disk: bytes of all runs.
     """
 
-    cells: int
+    total: int
     finished: int
     jobs: int
     training: float
@@ -59,45 +59,37 @@ class Estimate:
             return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
 
         return (
-            f"{self.cells - self.finished} of {self.cells} runs to make, {self.jobs} side by side here: training about "
+            f"{self.total - self.finished} of {self.total} runs to make, {self.jobs} side by side here: training about "
             f"{hours(self.training)}, evaluation at most {hours(self.evaluation)}; about {self.disk / 2**20:,.0f} MiB on disk"
         )
 
 
-def estimate(cells: Sequence[Experiment], out: Path, *, jobs: int = 1, threads: int = 1, device: str = "auto") -> Estimate:
-    """Measure one step of each method, and one pass, and count.
-
-    Args:
-        cells: what is to be trained and evaluated.
-        out: folder in which finished runs are looked for.
-        jobs: number of processes side by side.
-        threads: CPU threads of each process.
-        device: where it is measured, as everywhere.
+def estimate(
+    experiments: Sequence[Experiment], out: Path, *, jobs: int = 1, threads: int = 1, device: str = "auto"
+) -> Estimate:
+    """Measure one step of each method, and one pass, and count. Arguments as in :func:`run_experiments`.
 
     Raises:
-        UserError: as :func:`hauberk.experiments.run_experiment` for what does not fit together.
+        UserError: as :func:`run_experiment` for what does not fit together.
     """
-    todo = [cell for cell in cells if not is_done(cell, out)]
+    todo = [one for one in experiments if not is_done(one, out)]
     if not todo:
-        return Estimate(len(cells), len(cells), jobs, 0.0, 0.0, 0)
+        return Estimate(len(experiments), len(experiments), jobs, 0.0, 0.0, 0)
     place = pick_device(device)
     torch.set_num_threads(threads)
-    some = todo[0]
-    train_set, test_size = some.load_data("train"), len(some.load_data("test"))
+    train_set, test_size = todo[0].load_data("train"), len(todo[0].load_data("test"))
     training, disk = 0.0, 0
-    for cell in {cell.name: cell for cell in todo}.values():
-        method, trials = cell.make_method(), sum(other.name == cell.name for other in todo)
-        spec = find_dataset(cell.data.name).default_model(
-            cell.model.name, train_set, extra=method.extra_outputs, normalize=cell.model.normalize
-        )
-        plan = make_plan(spec, method, cell.resolved.config, train_set)
+    for one in {one.name: one for one in todo}.values():
+        method, trials = one.make_method(), sum(other.name == one.name for other in todo)
+        spec = one.model_spec(train_set, method)
+        plan = make_plan(spec, method, one.resolved.config, train_set)
         net = spec.build().to(place)
         x, y = fetch_for(net, plan.train, plan.batches(0)[0])
-        count = _batch_size(net, x, place)
-        step = _seconds(partial(_step, plan.method, net, x[:count], y[:count]), place) * len(x) / count
+        measured = _batch_size(net, x, place)
+        step = _seconds(partial(_step, plan.method, net, x[:measured], y[:measured]), place) * len(x) / measured
         training += trials * plan.total_steps * step * _VALIDATION
         disk += trials * _WEIGHT_COPIES * sum(p.nbytes for p in net.parameters())
-    x = x[:count]
+    x = x[:measured]
     with frozen_model(net) as view:
         copy = make_inference_copy(view, x)
 
@@ -105,10 +97,10 @@ def estimate(cells: Sequence[Experiment], out: Path, *, jobs: int = 1, threads: 
             point = x.detach().clone().requires_grad_()
             torch.autograd.grad(copy(point).logsumexp(1).sum(), point)
 
-        suite = find_suite(some.evaluation.suite, some.evaluation.attacks)
+        suite = find_suite(todo[0].evaluation.suite, todo[0].evaluation.attacks)
         passes = sum(preset.attack.cost() for preset in suite.attacks.values())
         evaluation = len(todo) * test_size * passes * _seconds(value_and_gradient, place) / (2 * len(x))
-    return Estimate(len(cells), len(cells) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
+    return Estimate(len(experiments), len(experiments) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
 
 
 def _step(method: Method, net: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -138,62 +130,62 @@ def _seconds(act: Callable[[], object], device: torch.device) -> float:
     return min(spent[1:])
 
 
-def run_cells(
-    cells: Sequence[Experiment],
+def run_experiments(
+    experiments: Sequence[Experiment],
     out: Path,
     *,
     jobs: int = 1,
     threads: int = 1,
     device: str = "auto",
-    on_progress: Callable[[Experiment, str], None] = lambda cell, what: None,
+    on_progress: Callable[[Experiment, str], None] = lambda one, what: None,
 ) -> bool:
     """Run what is not finished.
 
     Args:
-        cells: what to train and evaluate.
+        experiments: what to train and evaluate.
         out: folder of the comparison.
         jobs: number of processes side by side; they take the GPUs in turn where there are some.
         threads: CPU threads of each process.
         device: "auto", "cpu", "cuda", ...
-        on_progress: called for each cell with "kept", "done" or the reason why it failed.
+        on_progress: called for each experiment with "kept", "done" or the reason why it failed.
 
     Returns:
-        Whether all cells are finished; otherwise the same call goes on.
+        Whether all experiments are finished; otherwise the same call goes on.
 
     Raises:
-        UserError: if the folder holds other cells, or finished ones whose data have changed since.
+        UserError: if the folder holds other experiments, or finished ones whose data have changed since.
     """
-    todo = _unfinished(cells, out)
-    for cell in cells:
-        if cell not in todo:
-            on_progress(cell, "kept")
+    todo = _unfinished(experiments, out)
+    for kept in [one for one in experiments if one not in todo]:
+        on_progress(kept, "kept")
     finished, started = True, count()
     running: dict[Future[bool], Experiment] = {}
-    # Even a single job has a process of its own: cells then do not depend on what ran before in theirs.
+    # Even a single job has a process of its own: experiments then do not depend on what ran before in theirs.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             while todo or running:
                 while todo and len(running) < jobs:  # no more, or a stopped pool would still begin what waits in it
-                    cell = todo.pop(0)
-                    running[pool.submit(run_experiment, cell, out, _device(device, next(started)), threads)] = cell
+                    one = todo.pop(0)
+                    running[pool.submit(run_experiment, one, out, _device(device, next(started)), threads)] = one
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    cell = running.pop(future)
                     said = _outcome(future)
-                    on_progress(cell, said)
+                    on_progress(running.pop(future), said)
                     finished &= said == "done"
-        except KeyboardInterrupt:  # running cells have heard it, too: they save, and leaving the block waits for them
+        except KeyboardInterrupt:  # what runs has heard it, too: it saves, and leaving the block waits for it
             return False
         except BrokenProcessPool:  # said already
             return False
     return finished
 
 
-def run_on_slurm(cells: Sequence[Experiment], out: Path, *, settings: dict[str, Any], cluster: str = "slurm") -> list[Any]:
-    """Submit what is not finished, a job for each cell, through submitit.
+def run_on_slurm(
+    experiments: Sequence[Experiment], out: Path, *, settings: dict[str, Any], cluster: str = "slurm"
+) -> list[Any]:
+    """Submit what is not finished, a job for each experiment, through submitit.
 
     Args:
-        cells: what to train and evaluate.
+        experiments: what to train and evaluate.
         out: folder of the comparison, which all nodes must see.
         settings: those of submitit's executor, e.g. ``{"slurm_partition": "gpu", "timeout_min": 600, "gpus_per_node": 1}``.
         cluster: "slurm", or "local" to try it on this machine.
@@ -202,7 +194,7 @@ def run_on_slurm(cells: Sequence[Experiment], out: Path, *, settings: dict[str, 
         submitit's jobs.
 
     Raises:
-        UserError: if submitit is not installed, and as :func:`run_cells`.
+        UserError: if submitit is not installed, and as :func:`run_experiments`.
     """
     try:
         from submitit import AutoExecutor
@@ -210,37 +202,37 @@ def run_on_slurm(cells: Sequence[Experiment], out: Path, *, settings: dict[str, 
         raise UserError("a Slurm cluster needs submitit; pip install 'hauberk[slurm]'") from error
     executor = AutoExecutor(out / "slurm", cluster=cluster)
     executor.update_parameters(**settings)
-    todo = _unfinished(cells, out)
+    todo = _unfinished(experiments, out)
     if not todo:
         return []
     with executor.batch():
-        return [executor.submit(run_experiment, cell, out.resolve()) for cell in todo]
+        return [executor.submit(run_experiment, experiment, out.resolve()) for experiment in todo]
 
 
-def _unfinished(cells: Sequence[Experiment], out: Path) -> list[Experiment]:
-    """Return the cells that are not finished; refuse a finished one that was made with other data than there are now."""
+def _unfinished(experiments: Sequence[Experiment], out: Path) -> list[Experiment]:
+    """Return those that are not finished; refuse a finished one that was made with other data than there are now."""
     digests: dict[Any, set[str]] = {}
     todo = []
-    for cell in cells:
-        if not is_done(cell, out):
-            todo.append(cell)
+    for one in experiments:
+        if not is_done(one, out):
+            todo.append(one)
             continue
         for split, path in (("train", "run/run.json"), ("test", "evaluation/plan.json")):
-            if not (record := cell.folder(out) / path).exists():
+            if not (record := one.folder(out) / path).exists():
                 continue
-            which = (split, cell.data, cell.subset)
+            which = (split, one.data, one.subset)
             if which not in digests:
-                digests[which] = _data_digests(cell, split)
+                digests[which] = _data_digests(one, split)
             known = read_json(record)
             if digests[which] and (known.get("data_digest") or known["data"]["digest"]) not in digests[which]:
-                raise UserError(f"{cell.folder(out)} was made with other {split} data; choose another folder by --out")
+                raise UserError(f"{one.folder(out)} was made with other {split} data; choose another folder by --out")
     return todo
 
 
-def _data_digests(cell: Experiment, split: str) -> set[str]:
+def _data_digests(experiment: Experiment, split: str) -> set[str]:
     """Return what records may hold of the data there are now; nothing where they are gone, or not in memory."""
     try:
-        source = replace(cell, data=replace(cell.data, verify=False)).load_data(split)
+        source = replace(experiment, data=replace(experiment.data, verify=False)).load_data(split)
     except UserError:
         return set()
     # A training without validation examples writes down the whole of which its examples are a part.
@@ -266,7 +258,7 @@ def _device(device: str, index: int) -> str:
 
 
 def _outcome(future: "Future[bool]") -> str:
-    """Return what became of a cell: "done", "stopped" or the reason why it failed."""
+    """Return what became of an experiment: "done", "stopped" or the reason why it failed."""
     try:
         return "done" if future.result() else "stopped"
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Pictures of a report, drawn with matplotlib in colours that a page can turn light or dark, and examples of a run."""
+"""Pictures of a report, in colours that a page can turn light or dark, and examples of a run."""
 
 import io
 import re
@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from hauberk.attacks import pgd
 from hauberk.core.errors import UserError, is_import_path
 from hauberk.data import fetch_for, load_data
-from hauberk.experiments.figures import COLOURS, FAINT, INK  # the page shows ink and faint in its own colours
+from hauberk.experiments.figures import COLOURS, FAINT, INK, figure_file, image_grid, new_figure, plot_lines
 from hauberk.threat import threat_from_dict
 from hauberk.training import load
 
@@ -25,42 +24,45 @@ _N_EXAMPLES = 8
 
 def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], **labels: Any) -> Picture:
     """Draw a line for each series over x; ``labels`` of this and the other charts are those of ``Axes.set``."""
-    picture, axes = _axes()
-    for k, (name, values) in enumerate(series.items()):
-        axes.plot(x, values, color=COLOURS[k % len(COLOURS)], marker="o" if len(x) < 30 else "", markersize=4, label=name)
-    return _finished(picture, axes, legend=len(series) > 1, **labels)
+    picture, (axes,) = new_figure()
+    plot_lines(axes, x, series, **labels)
+    return picture
 
 
 def band(x: Sequence[float], series: Mapping[str, Sequence[float]], **labels: Any) -> Picture:
     """Draw the second of three series over x as a line, and a band from the first to the third."""
-    picture, axes = _axes()
+    picture, (axes,) = new_figure()
     (first, low), (_, middle), (last, high) = series.items()
-    axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.25, linewidth=0, label=f"{first} to {last}")
-    axes.plot(x, middle, color=COLOURS[0], label="median")
-    return _finished(picture, axes, legend=True, **labels)
+    axes.fill_between(x, low, high, alpha=0.25, linewidth=0, label=f"{first} to {last}")
+    axes.plot(x, middle, label="median")
+    axes.legend(frameon=False)
+    axes.set(**labels)
+    return picture
 
 
 def bars(
     values: Mapping[str, float], intervals: Sequence[tuple[float, float]] = (), points: bool = False, **labels: Any
 ) -> Picture:
     """Draw a horizontal bar, or a point, for each value, the first on top, perhaps with intervals (low, high)."""
-    picture, axes = _axes(0.9 + 0.32 * len(values))
+    picture, (axes,) = new_figure(height=0.9 + 0.32 * len(values))
     names, lengths = list(values), list(values.values())
     if not points:
-        axes.barh(names, lengths, color=COLOURS[0], alpha=0.85)
+        axes.barh(names, lengths, alpha=0.85)
     if intervals:
         reach = np.nan_to_num(np.abs(np.transpose(intervals) - lengths))
         axes.errorbar(lengths, names, xerr=reach, fmt="o" if points else "none", color=COLOURS[0], ecolor=INK, capsize=3)
     axes.invert_yaxis()
-    return _finished(picture, axes, **labels)
+    axes.set(**labels)
+    return picture
 
 
 def histogram(values: Sequence[float], **labels: Any) -> Picture:
     """Draw a histogram, with a vertical line at 0."""
-    picture, axes = _axes()
-    axes.hist(values, bins=40, color=COLOURS[0], alpha=0.85)
+    picture, (axes,) = new_figure()
+    axes.hist(values, bins=40, alpha=0.85)
     axes.axvline(0.0, color=INK, linestyle="--")
-    return _finished(picture, axes, **labels)
+    axes.set(**labels)
+    return picture
 
 
 def examples(folder: Path, card: dict[str, Any]) -> tuple[Picture, str]:
@@ -83,35 +85,25 @@ def examples(folder: Path, card: dict[str, Any]) -> tuple[Picture, str]:
         before, after = model(x).argmax(1), model(x_adv).argmax(1)
     broken = (before == y) & (after != y)
     shown = torch.cat([broken.nonzero(), (~broken).nonzero()]).squeeze(1)[:_N_EXAMPLES]
-    change = x_adv - x
+    change = (x_adv - x).cpu()
     largest = float(change.abs().amax()) or 1.0
-    signed = change.mean(1, keepdim=True) / largest
-    rows = {"clean": x.clamp(0, 1), "adversarial": x_adv.clamp(0, 1), f"change, ± {largest:.2g}": signed}
-    picture = Picture(figsize=(1.15 * len(shown) + 0.6, 1.25 * len(rows) + 0.3), layout="constrained")
-    grid = picture.subplots(len(rows), len(shown), squeeze=False)
-    for line, (name, images) in zip(grid, rows.items(), strict=True):
-        colours, least = ("RdBu", -1) if images is signed else ("gray", 0)
-        for axes, image in zip(line, images[shown].movedim(1, -1).squeeze(-1).cpu().numpy(), strict=True):
-            axes.imshow(image, cmap=colours, vmin=least, vmax=1, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name, color=INK)
-    for axes, k in zip(grid[0], shown.tolist(), strict=True):
-        axes.set_title(f"{y[k]}: {before[k]} → {after[k]}", fontsize=8, color=INK)
+    signed = f"change, ± {largest:.2g}"
+    rows = {"clean": x.clamp(0, 1).cpu(), "adversarial": x_adv.clamp(0, 1).cpu(), signed: change}
+    picture = image_grid(
+        {name: images[shown.cpu()] for name, images in rows.items()},
+        signed=[signed],
+        reach=largest,
+        titles=[f"{y[k]}: {before[k]} → {after[k]}" for k in shown.tolist()],
+        size=1.2,
+    )
     above = "Above each: label, prediction without and with the attack"
     return picture, f"The first test examples that PGD-20 breaks under {threat}, then others. {above}"
-
-
-def as_bytes(picture: Picture, ending: str, dpi: int = 200) -> bytes:
-    """Return a picture as a file of matplotlib's format ``ending``."""
-    file = io.BytesIO()
-    picture.savefig(file, format=ending, dpi=dpi, facecolor="white")
-    return file.getvalue()
 
 
 def as_markup(picture: Picture, name: str) -> str:
     """Return a picture for the inside of a page, as SVG in its colours, or as PNG of pixels; ``name`` begins its ids."""
     if any(axes.images for axes in picture.axes):
-        return f'<img alt="" src="data:image/png;base64,{b64encode(as_bytes(picture, "png", dpi=150)).decode()}">'
+        return f'<img alt="" src="data:image/png;base64,{b64encode(figure_file(picture, "png")).decode()}">'
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
         picture.savefig(text, format="svg", transparent=True, metadata={"Date": None})
@@ -121,23 +113,3 @@ def as_markup(picture: Picture, name: str) -> str:
     for drawn, shown in ((INK, "currentColor"), ("#000000", "currentColor"), ("#ffffff", "var(--bg)"), (FAINT, "var(--faint)")):
         svg = svg.replace(drawn, shown)
     return svg
-
-
-def _axes(height: float = 3.0) -> tuple[Picture, Axes]:
-    picture = Picture(figsize=(5.6, height), layout="constrained")
-    return picture, picture.subplots()
-
-
-def _finished(picture: Picture, axes: Axes, legend: bool = False, **labels: Any) -> Picture:
-    axes.set(**labels)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set_color(INK)
-    axes.tick_params(colors=INK)
-    axes.grid(color=FAINT, linewidth=0.5)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
-    if legend:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
-    return picture

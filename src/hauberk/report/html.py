@@ -11,8 +11,9 @@ from matplotlib.figure import Figure as Picture
 
 from hauberk import __version__
 from hauberk.core.io import make_folder, plain_name, write_atomically
-from hauberk.core.text_table import TextTable
-from hauberk.report.figures import as_bytes, as_markup
+from hauberk.core.text_table import TextTable, plain_text
+from hauberk.experiments.figures import FIGURE_FORMATS, figure_file
+from hauberk.report.figures import as_markup
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts or numbers; ``name`` is that of its files, and the first cell of each row names the row."""
+    """A table as :class:`TextTable` has it; ``name`` is that of its files."""
 
     name: str
     caption: str
@@ -49,14 +50,11 @@ class Figure(Table):
     picture: Picture | None = None
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(str):
     """Text to copy into a terminal."""
 
-    text: str
 
-
-Block: TypeAlias = Table | Code | str  # a plain text is a paragraph
+Block: TypeAlias = Table | str  # a plain text is a paragraph
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,9 @@ def write_page(page: Page, path: Path) -> None:
     """Write one HTML file that needs nothing beside it. Raises UserError if it cannot be written."""
     loader = PackageLoader("hauberk.report", ".")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"kind": lambda block: type(block).__name__, "markup": as_markup}
-    html = environment.get_template("page.html.j2").render(page=page, version=__version__)
-    _write(path, html.encode())
+    environment.filters |= {"kind": lambda block: type(block).__name__, "markup": as_markup, "text": plain_text}
+    make_folder(path.parent)
+    write_atomically(path, environment.get_template("page.html.j2").render(page=page, version=__version__).encode())
 
 
 def write_figures(page: Page, folder: Path) -> None:
@@ -93,23 +91,19 @@ def write_figures(page: Page, folder: Path) -> None:
     Their names may be other people's, such as the columns of a comparison: in the folder they are plain, and each its own.
     Raises UserError if they cannot be written.
     """
-    taken: set[str] = set()
+    contents: dict[str, bytes] = {}
     for block in (block for section in page.sections for block in section.blocks if isinstance(block, Table)):
         files: dict[str, bytes] = {}
         if isinstance(block, Figure) and block.picture is not None:
-            files = {ending: as_bytes(block.picture, ending) for ending in ("png", "svg", "pdf")}
+            files = {ending: figure_file(block.picture, ending) for ending in FIGURE_FORMATS}
         if block.rows:
             table = TextTable("", block.header, block.rows)
             texts = {"md": table.to_markdown(), "tex": table.to_latex(), "csv": table.to_csv()}
             files |= {ending: text.encode() for ending, text in texts.items()}
-        plain = plain_name(block.name)
+        plain, taken = plain_name(block.name), {name.lower() for name in contents}
         names = (plain if k == 1 else f"{plain}-{k}" for k in count(1))
         name = next(one for one in names if taken.isdisjoint(f"{one}.{ending}".lower() for ending in files))
-        taken.update(f"{name}.{ending}".lower() for ending in files)
-        for ending, content in files.items():
-            _write(folder / f"{name}.{ending}", content)
-
-
-def _write(path: Path, content: bytes) -> None:
-    make_folder(path.parent)
-    write_atomically(path, content)
+        contents |= {f"{name}.{ending}": content for ending, content in files.items()}
+    make_folder(folder)
+    for name, content in contents.items():
+        write_atomically(folder / name, content)

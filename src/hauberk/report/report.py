@@ -12,16 +12,14 @@ from matplotlib import rc_context
 
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import SCHEMA_ERRORS, read_json
-from hauberk.core.text_table import Ranked, cell_text
-from hauberk.data import find_dataset
+from hauberk.data import Table as DataTable
+from hauberk.data import find_dataset, reach_of
 from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, wilson_interval, worst_first
 from hauberk.experiments.comparison import Comparison, column_title
-from hauberk.experiments.studies import StudyResult, find_study
+from hauberk.experiments.studies import STUDIES, StudyResult, find_study
 from hauberk.report.figures import band, bars, examples, histogram, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
 from hauberk.report.reproduce import evaluate_command, reproduction_commands
-from hauberk.tables import Table as DataTable
-from hauberk.tables import reach_of
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.metrics import read_metrics
 
@@ -155,7 +153,7 @@ def _curve(
     if not series:
         return []
     epochs = [row["epoch"] for row in rows]
-    numbers = [[epoch, *(f"{values[k]:.4g}" for values in series.values())] for k, epoch in enumerate(epochs)]
+    numbers = list(zip(epochs, *series.values(), strict=True))
     draw = band if len(columns) == 3 else lines
     picture = draw(epochs, series, **{"xlabel": "epoch", "ylabel": next(iter(series)), **labels})
     return [Figure(name, caption, ["epoch", *series], numbers, picture)]
@@ -271,11 +269,10 @@ def _comparison_page(stored: dict[str, Any]) -> Page:
     said = {method: "; ".join(names) for method, names in found.doubts.items() if names}
     alerts = [Alert("warning", f"{name}: {doubt}. Look at its evaluations before its numbers.") for name, doubt in said.items()]
     table = found.table()
-    rows = [[cell.text if isinstance(cell, Ranked) else cell.replace("`", "") for cell in row] for row in table.rows]
     first, *columns, difference = table.columns
-    header = [first, *(f"{column}, %" for column in columns), difference.replace("`", "")]
+    header = [first, *(f"{column}, %" for column in columns), difference]
     caption = f"{found.about}. Under attack: upper bounds. p: paired t-test over seeds, adjusted by Holm's procedure"
-    blocks = [Table("comparison", caption, header, rows)]
+    blocks = [Table("comparison", caption, header, table.rows)]
     for column in found.columns:
         means = {method: found.mean(method, column) for method in found.methods}
         spread = {method: found.deviation(method, column) for method in found.methods}
@@ -293,11 +290,12 @@ def _study_page(found: Sequence[StudyResult]) -> Page:
     verdicts = Counter(one.verdict for one in found)
     sections = []
     for one in found:
-        header = list(one.rows[0])
-        rows = [[cell_text(row[name]) for name in header] for row in one.rows]
-        figure = Figure(one.study, f"{one.study}: {one.about}", picture=find_study(one.study).draw(one))
+        figures = []
+        if one.study in STUDIES:  # nothing else says how it is drawn
+            figures = [Figure(one.study, f"{one.study}: {one.about}", picture=find_study(one.study).draw(one))]
         texts = [f"Claim: {one.claim}", f"Found ({one.verdict}): {one.found}."]
-        sections.append(Section(one.study, [*texts, figure, Table(one.study, one.about, header, rows)]))
+        table = Table(one.study, one.about, one.table.columns, one.table.rows)
+        sections.append(Section(one.study, [*texts, *figures, table]))
     title = f"Study {found[0].study}" if len(found) == 1 else f"{len(found)} studies"
     metrics = [Metric(verdict, str(n), "of the studies") for verdict, n in sorted(verdicts.items())]
     return Page(title, found[0].about, metrics, [], sections)

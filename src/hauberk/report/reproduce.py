@@ -24,7 +24,6 @@ _SCALED = "If it was given --eps, a factor of the table's own ε, give that agai
 def reproduction_commands(folder: Path, plan: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> Section:
     """Return the commands that make the run in ``folder`` again, from its ``run.json``, and its evaluations, from theirs."""
     data, model = plan["data"]["name"], plan["model"]["name"]
-    versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
     again = f" --data {data}" if is_import_path(data) else ""
     commands = [evaluate_command(str(folder), found) + again for found in evaluations]
     table = data.endswith(TABLE_SUFFIX)

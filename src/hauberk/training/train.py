@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.checks import check_model
+from hauberk.attacks.frozen_model import check_model
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process
 from hauberk.core.errors import UserError, first_line, in_one_line, trusted_name, unknown_name
 from hauberk.core.io import SCHEMA_ERRORS, exclusive_lock

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 __getattr__, _, _lazy = attach(__name__, submod_attrs={"base": ["Study", "StudyContext", "StudyResult"]})
 __all__ = [*_lazy, "STUDIES", "find_study"]
 
-# By name: what it looks at, and what its source claims.
+# By name: what it looks at, and what its source claims. The study "a-b" is the function ``a_b`` of ``attacks`` or ``training``,
+# and ``draw_a_b`` beside it.
 STUDIES = {
     "path-dependence": (
         "PGD against LM-PGD: loss curves, and the least steps each needs (MAIL, Figure 1a)",
@@ -96,22 +97,8 @@ def find_study(name: str) -> "Study":
     """
     if name not in STUDIES:
         raise unknown_name("study", name, STUDIES)
-    from hauberk.experiments.studies import attacks, images, training
+    from hauberk.experiments.studies import attacks, training
     from hauberk.experiments.studies.base import Study
 
-    code = {
-        "path-dependence": (attacks.path_dependence, attacks.draw_path_dependence),
-        "lps-vs-pm": (attacks.lps_vs_pm, attacks.draw_lps_vs_pm),
-        "restarts": (attacks.restarts, attacks.draw_restarts),
-        "transfer": (attacks.transfer, attacks.draw_transfer),
-        "large-epsilon": (images.large_epsilon, images.draw_large_epsilon),
-        "saliency": (images.saliency, images.draw_saliency),
-        "ablation": (training.ablation, training.draw_ablation),
-        "subsets": (training.subsets, training.draw_subsets),
-        "beta-sensitivity": (training.beta_sensitivity, training.draw_beta_sensitivity),
-        "weights": (training.weights, training.draw_weights),
-        "burn-in": (training.burn_in, training.draw_burn_in),
-        "trade-off": (training.trade_off, training.draw_trade_off),
-        "imbalance": (training.imbalance, training.draw_imbalance),
-    }
-    return Study(name, STUDIES[name][1], *code[name])
+    code, function = vars(attacks) | vars(training), name.replace("-", "_")
+    return Study(name, STUDIES[name][1], code[function], code[f"draw_{function}"])

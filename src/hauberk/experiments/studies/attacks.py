@@ -1,30 +1,37 @@
-"""Studies of attacks: what PGD's path, its steps and its starts say of an example, and what transfers."""
+"""Studies of attacks: what PGD's path, steps and starts say of an example, what transfers, and how perturbations look."""
 
 from collections.abc import Callable
-from math import inf, isfinite
-from typing import TYPE_CHECKING, Any
+from math import isfinite, sqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from hauberk.attacks import AttackResult, apgd, lm_pgd, pgd
+from hauberk.attacks import AttackResult, apgd, frozen_model, lm_pgd, logit_margin, pgd
 from hauberk.core.random import ExampleRng
-from hauberk.experiments.figures import COLOURS, new_figure
-from hauberk.experiments.studies.base import Measured, StudyContext, StudyResult, all_better, percent
+from hauberk.experiments.figures import COLOURS, image_grid, new_figure, plot_lines
+from hauberk.experiments.studies.base import (
+    StudyContext,
+    StudyResult,
+    all_better,
+    larger_by_two_errors,
+    paired_difference,
+    percent,
+)
 from hauberk.weighting import probabilistic_margin
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PATH_STEPS = 50
 PATHS: dict[str, Callable[..., AttackResult]] = {"PGD": pgd, "LM-PGD": lm_pgd}
 LPS_STEPS = 10
 STARTS, START_STEPS = 20, 40
 NETWORKS = ("standard", "at", "trades", "mart", "mail-trades")  # of the matrix of transfers
+FACTORS = (1.0, 2.0, 4.0)  # of ε
+EXPLAINED = ("standard", "at", "trades", "mart")  # networks whose gradients are shown
 
 
-def path_dependence(context: StudyContext) -> Measured:
+def path_dependence(context: StudyContext) -> StudyResult:
     """Attack test examples by PGD and LM-PGD from the same starts, and compare the steps they need."""
     model, (x, y) = context.trained("at"), context.examples()
     with torch.no_grad():
@@ -38,7 +45,7 @@ def path_dependence(context: StudyContext) -> Measured:
     places = right.nonzero().squeeze(1)
     shown = int(next(iter([*places[stuck], *places, 0])))
     differ = 100 * float(((ours != others) & broken).double().sum() / max(int(broken.sum()), 1))
-    return Measured(
+    return StudyResult(
         f"of {int(right.sum())} examples that are right without an attack, PGD-{PATH_STEPS} takes {int(stuck.sum())} for "
         f"robust that LM-PGD breaks, and LM-PGD {int(other_way.sum())} that PGD breaks; for {differ:.0f} % of the "
         f"{int(broken.sum())} that either breaks, the least number of steps differs",
@@ -76,13 +83,11 @@ def _path_losses(name: str, model: nn.Module, x: Tensor, y: Tensor, shown: int, 
     return losses
 
 
-def draw_path_dependence(result: StudyResult) -> "Figure":
+def draw_path_dependence(result: StudyResult) -> Figure:
     """Loss over steps for one example, and LPS of one attack against that of the other."""
     figure, (curves, cloud) = new_figure(2, 9)
-    for name, losses in result.series["losses"].items():
-        curves.plot(range(len(losses)), losses, label=name)
-    curves.set(xlabel="step", ylabel="cross-entropy", title=f"test example {result.series['shown']}")
-    curves.legend()
+    title = f"test example {result.series['shown']}"
+    plot_lines(curves, range(PATH_STEPS), result.series["losses"], xlabel="step", ylabel="cross-entropy", title=title)
     lps = result.series["lps"]
     cloud.plot([0, PATH_STEPS], [0, PATH_STEPS], color="0.8", zorder=0)
     cloud.scatter(lps["PGD"], lps["LM-PGD"], s=12, alpha=0.4, linewidths=0)
@@ -90,7 +95,7 @@ def draw_path_dependence(result: StudyResult) -> "Figure":
     return figure
 
 
-def lps_vs_pm(context: StudyContext) -> Measured:
+def lps_vs_pm(context: StudyContext) -> StudyResult:
     """Measure LPS and margins of training examples, and see which of those with the largest LPS stronger attacks break."""
     model, (x, y) = context.trained("at"), context.examples("train")
     seen = pgd(model, x, y, context.threat, steps=LPS_STEPS, step_size="eps/4", seed=context.seed)
@@ -100,15 +105,17 @@ def lps_vs_pm(context: StudyContext) -> Measured:
     last = seen.lps == LPS_STEPS
     critical = last & torch.stack(stronger).any(0)
     missed = 100 * float(critical.sum() / last.sum()) if bool(last.any()) else 0.0
-    between, within = _variances(seen.lps, margins["PM nat"])
-    return Measured(
+    nat = margins["PM nat"].double()
+    means = torch.stack([nat[seen.lps == value].mean() for value in range(LPS_STEPS + 1)])  # NaN for an LPS that none has
+    explained = means[seen.lps].var(correction=0) / nat.var(correction=0).clamp_min(1e-12)
+    return StudyResult(
         f"{100 * float(last.double().mean()):.0f} % of {len(y):,} training examples have the largest LPS, {LPS_STEPS}; "
         f"stronger attacks (APGD on cross-entropy, and targeted) break {missed:.1f} % of these. LPS explains "
-        f"{100 * between / (between + within):.0f} % of the variance of PM nat",
+        f"{100 * float(explained):.0f} % of the variance of PM nat",
         None if not bool(last.any()) else bool(critical.any()),
         [_lps_row(int(value), seen.lps == value, critical, **margins) for value in seen.lps.unique()],
         {"lps": seen.lps.tolist(), "critical": critical.tolist(), **{name: some.tolist() for name, some in margins.items()}},
-        f"{len(y):,} of them looked at",
+        about=f"{len(y):,} of them looked at",
     )
 
 
@@ -125,17 +132,7 @@ def _lps_row(value: int, some: Tensor, critical: Tensor, **margins: Tensor) -> d
     }
 
 
-def _variances(groups: Tensor, values: Tensor) -> tuple[float, float]:
-    """Variance of the groups' means, and mean variance within the groups."""
-    between = within = 0.0
-    for value in groups.unique():
-        some = values[groups == value].double()
-        between += len(some) / len(values) * float((some.mean() - values.double().mean()) ** 2)
-        within += len(some) / len(values) * float(some.var(correction=0))
-    return between, max(within, 1e-12)
-
-
-def draw_lps_vs_pm(result: StudyResult) -> "Figure":
+def draw_lps_vs_pm(result: StudyResult) -> Figure:
     """How many examples have each LPS, the critical ones marked; and box plots of PM nat for each."""
     lps, margins = torch.tensor(result.series["lps"]), torch.tensor(result.series["PM nat"])
     figure, (bars, boxes) = new_figure(2, 9)
@@ -151,7 +148,7 @@ def draw_lps_vs_pm(result: StudyResult) -> "Figure":
     return figure
 
 
-def restarts(context: StudyContext) -> Measured:
+def restarts(context: StudyContext) -> StudyResult:
     """Attack test examples from many random starts, and compare the final losses."""
     (x, y), series, rows = context.examples(), {}, []
     for name in ("standard", "at"):
@@ -176,7 +173,7 @@ def restarts(context: StudyContext) -> Measured:
     standard, robust = rows
     calm, loss = robust["median deviation over starts"], robust["median loss"]
     more = [row[f"broken by any of {STARTS}, %"] - row["broken by one start, %"] for row in rows]
-    return Measured(
+    return StudyResult(
         f"median final loss {standard['median loss']:.3g} for the standard network and {loss:.3g} for the robust one, whose "
         f"deviation over {STARTS} starts is {calm:.2g}; {STARTS} starts instead of one break {more[0]:.1f} and {more[1]:.1f} "
         "points more",
@@ -192,12 +189,11 @@ def typical_ratio(losses: Tensor) -> float | None:
     Args:
         losses: (starts, examples); an example whose losses are all 0 has no such ratio.
     """
-    largest, middle = losses.amax(0), losses.median(0).values
-    ratio = float((largest / middle)[largest > 0].median()) if bool((largest > 0).any()) else inf
+    ratio = float((losses.amax(0) / losses.median(0).values).nanmedian())  # 0 / 0 is NaN
     return ratio if isfinite(ratio) else None
 
 
-def draw_restarts(result: StudyResult) -> "Figure":
+def draw_restarts(result: StudyResult) -> Figure:
     """Final losses of the first five examples, for both networks."""
     figure, plots = new_figure(2, 9)
     for axes, (name, losses) in zip(plots, result.series.items(), strict=True):
@@ -207,7 +203,7 @@ def draw_restarts(result: StudyResult) -> "Figure":
     return figure
 
 
-def transfer(context: StudyContext) -> Measured:
+def transfer(context: StudyContext) -> StudyResult:
     """Craft PGD-20 on each network, and try it on every one."""
     x, y = context.examples()
     models = {name: context.trained(name) for name in NETWORKS}
@@ -222,14 +218,14 @@ def transfer(context: StudyContext) -> Measured:
     worst = {b: min((accuracy[a, b], a) for a in NETWORKS if a != b) for b in trained}
     least = ", ".join(f"{b} {left:.1f} % (from {a}), white-box {accuracy[b, b]:.1f} %" for b, (left, a) in worst.items())
     kept = max(accuracy[a, "standard"] for a in trained)
-    return Measured(
+    return StudyResult(
         f"the worst transferred PGD-20 leaves {least}; the standard network keeps at most {kept:.1f} % of any robust one's",
         all_better([(robust[a, b], robust[b, b]) for a in NETWORKS for b in trained if a != b]),
         [{"crafted on": a, **{f"{b}, %": accuracy[a, b] for b in NETWORKS}} for a in NETWORKS],
     )
 
 
-def draw_transfer(result: StudyResult) -> "Figure":
+def draw_transfer(result: StudyResult) -> Figure:
     """The matrix of accuracies."""
     figure, (axes,) = new_figure(height=5)
     matrix = [[row[f"{target}, %"] for target in NETWORKS] for row in result.rows]
@@ -238,6 +234,109 @@ def draw_transfer(result: StudyResult) -> "Figure":
         for j, accuracy in enumerate(row):
             axes.text(j, i, f"{accuracy:.0f}", ha="center", va="center", color="white" if accuracy < 60 else "black")
     axes.set(xticks=range(len(NETWORKS)), xticklabels=NETWORKS, yticks=range(len(NETWORKS)), yticklabels=NETWORKS)
+    axes.grid(False)
     axes.set(xlabel="tried on", ylabel="crafted on", title="still right, %")
     axes.tick_params(axis="x", rotation=30)
     return figure
+
+
+def large_epsilon(context: StudyContext) -> StudyResult:
+    """Attack by PGD-40 at multiples of ε, and ask a judge without gradients which class the result looks like.
+
+    The judge is the vote of the five nearest training examples, in pixels: no network, so nothing transfers to it.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, y = context.examples()
+    source = context.base.load_data("train")
+    train_x, train_y = source.fetch(torch.arange(min(len(source), 10_000)))
+    judge = KNeighborsClassifier(5).fit(train_x.flatten(1).cpu().numpy(), train_y.cpu().numpy())
+    rows: list[dict[str, Any]] = []
+    images, seen_as = {"clean": x[:4].cpu().tolist()}, {}
+    for name in ("standard", "at"):
+        model = context.trained(name)
+        for factor in FACTORS:
+            threat = context.threat.scaled(factor)
+            x_adv = pgd(model, x, y, threat, steps=40, step_size="eps/10", return_last=True, seed=context.seed).x_adv
+            with torch.no_grad():
+                taken_for = model(x_adv).argmax(1)
+            looks = torch.as_tensor(judge.predict(x_adv.flatten(1).cpu().numpy()), device=y.device)
+            fooled = taken_for != y
+            seen_as[name] = looks[fooled] == taken_for[fooled]  # at the largest factor, in the end
+            rows.append(
+                {
+                    "network": name,
+                    "times ε": factor,
+                    "misclassified, %": percent(fooled),
+                    "looks like that class to the judge, %": percent(seen_as[name]) if bool(fooled.any()) else "",
+                    "still looks like its own, %": percent(looks == y),
+                }
+            )
+        images[name] = x_adv[:4].cpu().tolist()
+    robust, standard = (seen_as[name].double() for name in ("at", "standard"))
+    error = sqrt(sum(float(one.var(correction=0)) / max(len(one), 1) for one in (robust, standard)))
+    right = 100 * judge.score(x.flatten(1).cpu().numpy(), y.cpu().numpy())
+    return StudyResult(
+        f"at {FACTORS[-1]:g} ε, to a judge by nearest neighbours ({right:.0f} % right on clean examples), "
+        f"{percent(robust):.0f} % of the robust network's misclassified perturbations look like the class they are taken "
+        f"for, and {percent(standard):.0f} % of the standard one's",
+        larger_by_two_errors([(float(robust.mean() - standard.mean()), error)]),
+        rows,
+        {"images": images},
+    )
+
+
+def draw_large_epsilon(result: StudyResult) -> Figure:
+    """Some examples, and what the largest perturbation makes of them on both networks."""
+    return image_grid(result.series["images"])
+
+
+def saliency(context: StudyContext) -> StudyResult:
+    """Take the gradient of the logit margin to the input, and measure how much it resembles the input.
+
+    Alignment (after Etmann et al. 2019) is ``|⟨x - mean, g⟩| / (‖x - mean‖·‖g‖)``, in [0, 1]; roughness is the mean absolute
+    difference of neighbouring pixels of g over its mean absolute value.
+    """
+    x, y = context.examples()
+    aligned, rows, images = {}, [], {"input": x[:5].cpu().tolist()}
+    centred = (x - x.mean(0)).flatten(1)
+    for name in EXPLAINED:
+        grad = _input_gradient(context.trained(name, decides=name in ("standard", "at")), x, y)
+        flat = grad.flatten(1)
+        lengths = (centred.norm(dim=1) * flat.norm(dim=1)).clamp_min(1e-30)
+        aligned[name] = (centred * flat).sum(1).abs() / lengths
+        row: dict[str, Any] = {
+            "network": name,
+            "alignment, median": float(aligned[name].median()),
+            "roughness, median": float(_roughness(grad).median()),
+            "zero gradients": int((flat.abs().amax(1) == 0).sum()),
+        }
+        rows.append(row)
+        images[name] = grad[:5].cpu().tolist()
+    points, error = paired_difference(aligned["at"], aligned["standard"])
+    standard, robust = rows[:2]
+    return StudyResult(
+        f"the gradient's alignment with the input is {robust['alignment, median']:.3f} for adversarial and "
+        f"{standard['alignment, median']:.3f} for standard training (medians; mean difference {points / 100:+.3f} ± "
+        f"{error / 100:.3f}), its roughness {robust['roughness, median']:.2f} and {standard['roughness, median']:.2f}",
+        larger_by_two_errors([(points, error)]),
+        rows,
+        {"images": images},
+    )
+
+
+def _input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Gradient of ``z_y - max_{k≠y} z_k`` to the input, (N, C, H, W)."""
+    with frozen_model(model) as view:
+        point = x.clone().requires_grad_()
+        return torch.autograd.grad(logit_margin(view(point), y).sum(), point)[0]
+
+
+def _roughness(grad: Tensor) -> Tensor:
+    across, down = grad.diff(dim=-1).abs(), grad.diff(dim=-2).abs()
+    return (across.flatten(1).mean(1) + down.flatten(1).mean(1)) / 2 / grad.abs().flatten(1).mean(1).clamp_min(1e-30)
+
+
+def draw_saliency(result: StudyResult) -> Figure:
+    """Inputs and gradients side by side."""
+    return image_grid(result.series["images"], signed=EXPLAINED)

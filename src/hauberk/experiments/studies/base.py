@@ -5,26 +5,28 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from hauberk.attacks import apgd, pgd
 from hauberk.core.errors import UserError
-from hauberk.core.io import make_folder, write_atomically, write_json
+from hauberk.core.io import json_file, make_folder, write_together
 from hauberk.core.text_table import TextTable
 from hauberk.data import IndexedDataset, fetch_for
 from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.experiments.experiment import Experiment, train_experiment
-from hauberk.experiments.figures import figure_files
+from hauberk.experiments.figures import FIGURE_FORMATS, figure_file
 from hauberk.methods import Method
 from hauberk.threat import ThreatModel
 from hauberk.training import load, pick_device
 from hauberk.training.config import TrainConfig
 from hauberk.training.plan import hold_out
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+_BATCH = 250
+ACCURACIES = ("clean, %", "PGD-20, %", "strong, %")  # the columns of :class:`RobustMasks`
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class StudyContext:
     @property
     def config(self) -> TrainConfig:
         """How networks are trained."""
-        return replace(self.base, method="").resolved.config
+        return replace(self.base, method="", settings={**self.base.settings, "seed": self.seed}).resolved.config
 
     def method(self, name: str, **hyperparameters: Any) -> Method:
         """Return a method on this data and network, as :meth:`trained` makes it."""
@@ -101,10 +103,10 @@ class StudyContext:
             changed["imbalance"] = subset.imbalance
         kind = "-".join(f"{key}={value}" for key, value in changed.items()).replace("/", ":") or "plain"
         folder, all_settings = self.out / "networks" / kind, {**self.base.settings, **(settings or {})}
-        cell = replace(self.base, method=name, hyperparameters=hyperparameters, settings=all_settings, subset=subset)
-        if not train_experiment(cell, folder, self.device, self.threads, custom):
+        one = replace(self.base, method=name, hyperparameters=hyperparameters, settings=all_settings, subset=subset)
+        if not train_experiment(one, folder, self.device, self.threads, custom):
             raise UserError("stopped; the same command goes on")
-        model = load(cell.folder(folder) / "run", device=pick_device(self.device)).eval()
+        model = load(one.folder(folder) / "run", device=pick_device(self.device)).eval()
         if decides:
             x, y = self._test_examples
             with torch.no_grad():
@@ -131,27 +133,31 @@ class StudyResult:
     """What a study found, beside what its source claims.
 
     Attributes:
-        study: its name.
-        about: data, network, sizes.
-        claim: what the source says, and which it is.
         found: what was measured, in a sentence or two with its numbers.
         agrees: whether that agrees with the claim; None where it cannot be told.
         rows: the table; all rows have the same keys. None where a number cannot be told.
         series: numbers for the picture, in plain types.
+        about: on which examples, if not simply the test examples; :meth:`Study.run` puts data, network and sizes before it.
+        study: its name. This and the claim are given by :meth:`Study.run`.
+        claim: what the source says, and which it is.
     """
 
-    study: str
-    about: str
-    claim: str
     found: str
     agrees: bool | None
     rows: list[dict[str, Any]]
-    series: dict[str, Any]
+    series: dict[str, Any] = field(default_factory=dict)
+    about: str = ""
+    study: str = ""
+    claim: str = ""
 
     @property
     def verdict(self) -> str:
         """Agreement in a word."""
         return {True: "agrees", False: "does not agree", None: "cannot be told"}[self.agrees]
+
+    def column(self, name: str) -> list[Any]:
+        """Return a column of the rows."""
+        return [row[name] for row in self.rows]
 
     @property
     def table(self) -> TextTable:
@@ -170,21 +176,10 @@ class StudyResult:
             UserError: if it cannot be written.
         """
         make_folder(folder)
-        write_json(folder / f"{self.study}.json", asdict(self))
-        files = {"md": self.to_markdown().encode(), "csv": self.table.to_csv().encode(), **figure_files(draw(self))}
-        for ending, content in files.items():
-            write_atomically(folder / f"{self.study}.{ending}", content)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What an experiment measured, with the fields of :class:`StudyResult`, and on what if not simply on the test examples."""
-
-    found: str
-    agrees: bool | None
-    rows: list[dict[str, Any]]
-    series: dict[str, Any] = field(default_factory=dict)
-    looked_at: str = ""
+        figure = draw(self)
+        files = {"json": json_file(asdict(self)), "md": self.to_markdown().encode(), "csv": self.table.to_csv().encode()}
+        files |= {ending: figure_file(figure, ending) for ending in FIGURE_FORMATS}
+        write_together({folder / f"{self.study}.{ending}": content for ending, content in files.items()})
 
 
 @dataclass(frozen=True)
@@ -200,8 +195,8 @@ class Study:
 
     name: str
     claim: str
-    experiment: Callable[[StudyContext], Measured]
-    draw: "Callable[[StudyResult], Figure]"
+    experiment: Callable[[StudyContext], StudyResult]
+    draw: Callable[[StudyResult], Figure]
 
     def run(self, context: StudyContext) -> StudyResult:
         """Run it; the verdict is left open where it would rest on a network that is no better than chance.
@@ -213,13 +208,9 @@ class Study:
             UserError: as :func:`hauberk.train`, and if it is asked to stop.
         """
         watched = replace(context, clean_accuracy={})
-        return without_chance_verdict(self.measure(watched), watched)
-
-    def measure(self, context: StudyContext) -> StudyResult:
-        """Run it, with a verdict whatever that rests on."""
-        seen = self.experiment(context)
-        about = f"{context}, {seen.looked_at or f'{len(context.examples()[1]):,} test examples'}"
-        return StudyResult(self.name, about, self.claim, seen.found, seen.agrees, seen.rows, seen.series)
+        result = without_chance_verdict(self.experiment(watched), watched)
+        about = f"{context}, {result.about or f'{len(watched.examples()[1]):,} test examples'}"
+        return replace(result, about=about, study=self.name, claim=self.claim)
 
 
 def without_chance_verdict(result: StudyResult, context: StudyContext) -> StudyResult:
@@ -236,6 +227,44 @@ def without_chance_verdict(result: StudyResult, context: StudyContext) -> StudyR
         f"{100 * poor[least]:.0f} % of {classes} classes); train longer. Measured: "
     )
     return replace(result, agrees=None, found=reason + result.found)
+
+
+@dataclass(frozen=True, eq=False)
+class RobustMasks:
+    """Which examples a network has right, each (N,) bool.
+
+    Attributes:
+        clean: without an attack.
+        pgd: and under PGD-20 (steps of ε/4).
+        strong: and under APGD on cross-entropy, and on the targeted DLR loss towards the 3 most likely wrong classes: less than
+            AutoAttack, of which the first is one attack and the second a third of another.
+    """
+
+    clean: Tensor
+    pgd: Tensor
+    strong: Tensor
+
+    def row(self, **more: Any) -> dict[str, Any]:
+        """Return a row of a table: what it is, and accuracies in percent."""
+        return more | dict(zip(ACCURACIES, map(percent, (self.clean, self.pgd, self.strong)), strict=True))
+
+
+def robust_masks(context: StudyContext, model: nn.Module) -> RobustMasks:
+    """Attack the test examples on a network."""
+    x, y = context.examples()
+    parts = []
+    for seed, (some_x, some_y) in enumerate(zip(x.split(_BATCH), y.split(_BATCH), strict=True), context.seed):
+        with torch.no_grad():
+            clean = model(some_x).argmax(1) == some_y
+        left = clean & ~pgd(model, some_x, some_y, context.threat, steps=20, step_size="eps/4", seed=seed).success
+        strong = left.clone()
+        for loss in ("ce", "dlr-targeted"):
+            places = strong.nonzero().squeeze(1)
+            if len(places):
+                found = apgd(model, some_x[places], some_y[places], context.threat, loss=loss, targets=3, seed=seed)
+                strong[places] = ~found.success
+        parts.append((clean, left, strong))
+    return RobustMasks(*(torch.cat(masks) for masks in zip(*parts, strict=True)))
 
 
 def percent(right: Tensor) -> float:

@@ -1,78 +1,126 @@
 """Studies that train variants of a method and compare how many test examples each has right under attack."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from hauberk.attacks import apgd, pgd
+from hauberk.attacks import pgd
+from hauberk.core.errors import UserError
+from hauberk.core.step_context import StepContext
 from hauberk.data import fetch_for
-from hauberk.experiments.figures import COLOURS, new_figure
-from hauberk.experiments.studies.base import Measured, StudyContext, StudyResult, all_better, difference_text, percent
-from hauberk.experiments.studies.custom_methods import BETA, MART_LOSSES, at_with_kl, split_method, with_loss
-from hauberk.methods import method
-from hauberk.threat import ThreatModel
+from hauberk.experiments.figures import COLOURS, new_figure, plot_lines
+from hauberk.experiments.studies.base import (
+    ACCURACIES,
+    RobustMasks,
+    StudyContext,
+    StudyResult,
+    all_better,
+    difference_text,
+    percent,
+    robust_masks,
+)
+from hauberk.methods import Method, method
+from hauberk.objectives import LossTerms, at, kl_divergence, mart
 from hauberk.weighting import effective_size, mail, probabilistic_margin
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_BATCH = 250
-ACCURACIES = ("clean, %", "PGD-20, %", "strong, %")  # the columns of every table
 FRACTIONS = (0.25, 0.5, 0.75)  # of the training examples that are regularised; 0 is "without both", 1 is MART
 TREATMENTS = ("unperturbed", "FGSM", "regularised")
+BETA = 5.0  # of MART; with AT it is ours, as the sources give no value for the regulariser of that experiment
 BETAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 SLOPES_AND_BIASES = [(2.0, -0.5), (5.0, -0.5), (10.0, -0.5), (20.0, -0.5), (10.0, -1.0), (10.0, 0.0), (10.0, 0.5)]
 RATIO = 10.0  # of the number of examples of the first class to that of the last
-
-
-@dataclass(frozen=True, eq=False)
-class RobustMasks:
-    """Which examples a network has right, each (N,) bool.
-
-    Attributes:
-        clean: without an attack.
-        pgd: and under PGD-20 (steps of ε/4).
-        strong: and under APGD on cross-entropy, and on the targeted DLR loss towards the 3 most likely wrong classes: less than
-            AutoAttack, of which the first is one attack and the second a third of another.
-    """
-
-    clean: Tensor
-    pgd: Tensor
-    strong: Tensor
-
-    def row(self, **more: Any) -> dict[str, Any]:
-        """Return a row of a table: what it is, and accuracies in percent."""
-        masks = (self.clean, self.pgd, self.strong)
-        return {**more, **{column: percent(right) for column, right in zip(ACCURACIES, masks, strict=True)}}
-
-
-def robust_masks(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> RobustMasks:
-    """Attack a network; x (N, ...), y (N,)."""
-    parts = []
-    for k, (some_x, some_y) in enumerate(zip(x.split(_BATCH), y.split(_BATCH), strict=True)):
-        with torch.no_grad():
-            clean = model(some_x).argmax(1) == some_y
-        left = clean & ~pgd(model, some_x, some_y, threat, steps=20, step_size="eps/4", seed=seed + k).success
-        strong = left.clone()
-        for loss in ("ce", "dlr-targeted"):
-            places = strong.nonzero().squeeze(1)
-            if len(places):
-                found = apgd(model, some_x[places], some_y[places], threat, loss=loss, targets=3, seed=seed + k)
-                strong[places] = ~found.success
-        parts.append((clean, left, strong))
-    return RobustMasks(*(torch.cat(masks) for masks in zip(*parts, strict=True)))
+Loss = Callable[..., LossTerms]  # of logits, logits_adv and y
 
 
 def trained_masks(context: StudyContext, name: str, **options: Any) -> RobustMasks:
     """Train as :meth:`StudyContext.trained`, and attack the test examples."""
-    return robust_masks(context.trained(name, **options), *context.examples(), context.threat, context.seed)
+    return robust_masks(context, context.trained(name, **options))
 
 
-def ablation(context: StudyContext) -> Measured:
+def with_loss(name: str, base: Method, loss: Loss) -> Method:
+    """Return a method without weights under another name, with another loss."""
+
+    def objective(context: StepContext) -> LossTerms:
+        return loss(context.logits, context.logits_adv, context.y)
+
+    return Method(base.threat, base.inner, objective, name=name, settings=base.settings, seed=base.seed)
+
+
+def split_method(name: str, chosen: Method, others: Method, places: Tensor) -> Method:
+    """Return a method that treats some training examples as one method does, and all others as another.
+
+    ``loss = (1/B) Σ_i ℓ_{m(i)}(x_i, x'_i, y_i) + r_{m(i)}(x_i, x'_i, y_i)``, m(i) the method of example i. Every batch makes
+    one pass of clean and one of adversarial inputs in the caller's mode, so that BatchNorm sees whole batches. Weights, AWP
+    and schedules of the methods are not used.
+
+    Args:
+        name: of the new method.
+        chosen: how the chosen examples are treated.
+        others: how the rest is.
+        places: (N,), which are chosen, as places in the training part of the data.
+    """
+
+    def parts(context: StepContext) -> Iterator[tuple[Method, Tensor, StepContext]]:
+        """Give each method, the places of its examples in the batch, and these as a batch of their own."""
+        if context.index is None or context.world.size > 1:
+            raise UserError("this experiment needs the index of each example, and one process")
+        treated = torch.isin(context.index.cpu(), places.cpu()).to(context.x.device)
+        for part, mask in ((others, ~treated), (chosen, treated)):
+            some = mask.nonzero().squeeze(1)
+            rng = context.rng.index_select(some)
+            yield part, some, StepContext(context.model, context.x[some], context.y[some], context.threat, rng)
+
+    def attack(context: StepContext) -> Tensor:
+        x_adv = context.x.clone()
+        for part, some, batch in parts(context):
+            if part.inner is not None and len(some):
+                found = part.inner(batch)
+                x_adv[some] = found if isinstance(found, Tensor) else found.x_adv
+        return x_adv
+
+    def objective(context: StepContext) -> LossTerms:
+        assert context.logits is not None  # both are needed
+        assert context.logits_adv is not None
+        robust = context.logits.new_zeros(len(context.y))
+        regularizer = torch.zeros_like(robust)
+        for part, some, batch in parts(context):
+            batch.logits, batch.logits_adv = context.logits[some], context.logits_adv[some]
+            one, other = part.objective(batch)
+            robust, regularizer = robust.index_copy(0, some, one), regularizer.index_copy(0, some, other)
+        return LossTerms(robust, regularizer)
+
+    about = {"seed": others.seed, "chosen": len(places), "sum of places": int(places.sum())}
+    return Method(others.threat, attack, objective, name=name, settings=about, seed=others.seed)
+
+
+def _bce(logits: Tensor, y: Tensor) -> Tensor:
+    return mart(logits, logits, y).robust
+
+
+def _one_minus_p(logits: Tensor, y: Tensor) -> Tensor:
+    return 1 - logits.softmax(1).gather(1, y[:, None]).squeeze(1)
+
+
+def at_with_kl(logits: Tensor, logits_adv: Tensor, y: Tensor) -> LossTerms:
+    """``CE(f(x'), y) + β·KL(p(x)‖p(x'))``."""
+    return LossTerms(at(logits, logits_adv, y).robust, BETA * kl_divergence(logits, logits_adv))
+
+
+# MART's loss ``BCE(p(x'), y) + β·KL(p(x)‖p(x'))·(1 - p_y(x))`` with one part changed; z are logits.
+MART_LOSSES: dict[str, Loss] = {
+    "without 1-p": lambda z, z_adv, y: LossTerms(_bce(z_adv, y), BETA * kl_divergence(z, z_adv)),
+    "without KL": lambda z, z_adv, y: LossTerms(_bce(z_adv, y), BETA * _one_minus_p(z, y)),
+    "without both": lambda z, z_adv, y: mart(z, z_adv, y, beta=0.0),
+    "CE for BCE": lambda z, z_adv, y: mart(z, z_adv, y, beta=BETA)._replace(robust=at(z, z_adv, y).robust),
+    "BCE on clean inputs": lambda z, z_adv, y: mart(z, z_adv, y, beta=BETA)._replace(robust=_bce(z, y)),
+}
+
+
+def ablation(context: StudyContext) -> StudyResult:
     """Train MART, and what becomes of it when a part of its loss is changed or used on a part of the data."""
     whole = method("mart", context.threat, seed=context.seed, beta=BETA)
     losses = {name: with_loss(f"mart {name}", whole, loss) for name, loss in MART_LOSSES.items()}
@@ -91,7 +139,7 @@ def ablation(context: StudyContext) -> Measured:
     changes = "; ".join(f"{name} {difference_text(found[name].pgd, best)}" for name in (*losses, "KL inner loss"))
     robust = [percent(found[name].pgd) for name in ("without both", *parts, "whole")]
     rising = ", ".join(f"{one:.1f}" for one in robust)
-    return Measured(
+    return StudyResult(
         f"PGD-20 accuracy against MART's, in points: {changes}; with 0, 25, 50, 75, 100 % of the data regularised {rising} %",
         all_better([(best, found[name].pgd) for name in losses]),
         [one.row(loss=name) for name, one in found.items()],
@@ -99,12 +147,11 @@ def ablation(context: StudyContext) -> Measured:
     )
 
 
-def draw_ablation(result: StudyResult) -> "Figure":
+def draw_ablation(result: StudyResult) -> Figure:
     """PGD-20 accuracy of each loss, and over the part of the data that is regularised."""
     figure, (bars, line) = new_figure(2, 9)
-    rows = [row for row in result.rows if "%" not in row["loss"]]
-    colours = [COLOURS[0], *["0.7"] * (len(rows) - 1)]
-    bars.barh([row["loss"] for row in rows], [row["PGD-20, %"] for row in rows], color=colours)
+    robust = {row["loss"]: row["PGD-20, %"] for row in result.rows if "%" not in row["loss"]}
+    bars.barh(list(robust), list(robust.values()), color=[COLOURS[0], *["0.7"] * (len(robust) - 1)])
     bars.invert_yaxis()
     bars.set(xlabel="PGD-20 accuracy, %")
     line.plot([100 * share for share in result.series["share"]], result.series["robust"], marker="o")
@@ -123,7 +170,7 @@ def split_by_correctness(context: StudyContext, first: nn.Module) -> dict[str, T
     return {"S+": others[order[: len(wrong)]], "S-": wrong}
 
 
-def subsets(context: StudyContext) -> Measured:
+def subsets(context: StudyContext) -> StudyResult:
     """Train a first network, split the training examples by what it has right, and train again with either part treated."""
     parts, found = split_by_correctness(context, context.trained("at")), {"at": trained_masks(context, "at")}
     fgsm = context.method("at", steps=1, step_size="eps", start="clean")
@@ -134,70 +181,61 @@ def subsets(context: StudyContext) -> Measured:
             found[f"{part} {kind}"] = trained_masks(context, custom.name, custom=custom)
     robust = {name: one.pgd for name, one in found.items()}
     changes = "; ".join(f"{name} {difference_text(one, robust['at'])}" for name, one in robust.items() if name != "at")
-    claims = [
-        ("S+ unperturbed", "S- unperturbed"),
-        ("S- FGSM", "S- unperturbed"),
-        ("S- regularised", "S+ regularised"),
-        ("S- regularised", "at"),
-    ]
-    return Measured(
+    claims = {"S+ unperturbed": "S- unperturbed", "S- FGSM": "S- unperturbed", "S- regularised": "S+ regularised"}
+    return StudyResult(
         f"S- is {100 * len(parts['S-']) / len(context.train_part):.1f} % of the training examples. Change of PGD-20 accuracy "
         f"in points: {changes}",
-        all_better([(robust[better], robust[worse]) for better, worse in claims]),
+        all_better([(robust[better], robust[worse]) for better, worse in [*claims.items(), ("S- regularised", "at")]]),
         [one.row(training=name) for name, one in found.items()],
-        {"base": percent(robust["at"])},
     )
 
 
-def draw_subsets(result: StudyResult) -> "Figure":
+def draw_subsets(result: StudyResult) -> Figure:
     """PGD-20 accuracy for each treatment of each part, with that of plain adversarial training."""
     figure, (axes,) = new_figure()
     robust = {row["training"]: row["PGD-20, %"] for row in result.rows}
     for offset, part in ((-0.2, "S+"), (0.2, "S-")):
         places = [k + offset for k in range(len(TREATMENTS))]
         axes.bar(places, [robust[f"{part} {kind}"] for kind in TREATMENTS], width=0.36, label=part)
-    axes.axhline(result.series["base"], color="0.3", linestyle="--", label="adversarial training")
+    axes.axhline(robust["at"], color="0.3", linestyle="--", label="adversarial training")
     axes.set(xticks=range(len(TREATMENTS)), xticklabels=TREATMENTS, ylabel="PGD-20 accuracy, %")
     axes.set_ylim(max(0, min(robust.values()) - 5))
     axes.legend()
     return figure
 
 
-def beta_sensitivity(context: StudyContext) -> Measured:
+def beta_sensitivity(context: StudyContext) -> StudyResult:
     """Train MART and TRADES with each β."""
     found = {(name, beta): trained_masks(context, name, beta=beta) for name in ("mart", "trades") for beta in BETAS}
     pairs = [(found["mart", beta], found["trades", beta]) for beta in BETAS]
     robust = [[percent(one.pgd) for one in ways] for ways in zip(*pairs, strict=True)]
-    mart, trades = (max(values) - min(values) for values in robust)
+    of_mart, of_trades = (max(values) - min(values) for values in robust)
     ahead = sum(percent(ours.pgd) > percent(others.pgd) for ours, others in pairs)
     truly = sum(percent(ours.strong) > percent(others.strong) for ours, others in pairs)
-    return Measured(
+    return StudyResult(
         f"MART is ahead for {ahead} of {len(BETAS)} values of β under PGD-20, and for {truly} under the stronger attacks; "
-        f"over β PGD-20 accuracy varies by {mart:.1f} points for MART and {trades:.1f} for TRADES",
-        False if mart > trades else all_better([(ours.pgd, others.pgd) for ours, others in pairs]),
+        f"over β PGD-20 accuracy varies by {of_mart:.1f} points for MART and {of_trades:.1f} for TRADES",
+        False if of_mart > of_trades else all_better([(ours.pgd, others.pgd) for ours, others in pairs]),
         [one.row(method=name, β=beta) for (name, beta), one in found.items()],
     )
 
 
-def draw_beta_sensitivity(result: StudyResult) -> "Figure":
+def draw_beta_sensitivity(result: StudyResult) -> Figure:
     """Accuracies over β."""
     figure, plots = new_figure(3, 9, sharey=True)
     for axes, column in zip(plots, ACCURACIES, strict=True):
-        for name in ("mart", "trades"):
-            rows = [row for row in result.rows if row["method"] == name]
-            axes.semilogx([row["β"] for row in rows], [row[column] for row in rows], marker="o", label=name)
-        axes.set(xlabel="β", title=column)
-    plots[-1].legend()
+        series = {name: [row[column] for row in result.rows if row["method"] == name] for name in ("mart", "trades")}
+        plot_lines(axes, BETAS, series, xlabel="β", title=column, xscale="log")
     return figure
 
 
-def weights(context: StudyContext) -> Measured:
+def weights(context: StudyContext) -> StudyResult:
     """Train MAIL-AT with each slope and bias; attack it, and see on how many training examples the weights rest."""
     train_x, train_y = context.examples("train")
     plain, found, effective = trained_masks(context, "at"), {}, {}
     for slope, bias in SLOPES_AND_BIASES:
         model = context.trained("mail-at", slope=slope, bias=bias)
-        found[slope, bias] = robust_masks(model, *context.examples(), context.threat, context.seed)
+        found[slope, bias] = robust_masks(context, model)
         x_adv = pgd(model, train_x, train_y, context.threat, seed=context.seed).x_adv
         with torch.no_grad():
             margins = probabilistic_margin(model(x_adv), train_y)
@@ -208,17 +246,16 @@ def weights(context: StudyContext) -> Measured:
     usual = found[10.0, -0.5]
     rows = [plain.row(slope="", bias="", **{"effective examples, %": 100.0})]
     rows += [one.row(slope=s, bias=b, **{"effective examples, %": effective[s, b]}) for (s, b), one in found.items()]
-    return Measured(
+    return StudyResult(
         f"with slopes 2, 5, 10, 20 the weights rest on {slopes} % of the examples (effective size), with biases -1, "
         f"-0.5, 0, 0.5 on {biases} %; slope 10 and bias -0.5 against plain adversarial training, in points: PGD-20 "
         f"{difference_text(usual.pgd, plain.pgd)}, stronger attacks {difference_text(usual.strong, plain.strong)}",
         by_slope == sorted(by_slope, reverse=True) and by_bias == sorted(by_bias),
         rows,
-        {"gap": {f"{s:g}, {b:g}": percent(one.pgd) - percent(one.strong) for (s, b), one in found.items()}},
     )
 
 
-def draw_weights(result: StudyResult) -> "Figure":
+def draw_weights(result: StudyResult) -> Figure:
     """The weight functions, and accuracies of each."""
     figure, (curves, points) = new_figure(2, 9)
     margins = torch.linspace(-1, 1, 101)
@@ -227,18 +264,19 @@ def draw_weights(result: StudyResult) -> "Figure":
         curves.plot(margins.tolist(), unscaled.tolist(), label=f"slope {slope:g}, bias {bias:g}")
     curves.set(xlabel="probabilistic margin", ylabel="weight before normalisation")
     curves.legend(fontsize=7)
-    _plot_accuracies(points, ["at", *(f"{slope:g}, {bias:g}" for slope, bias in SLOPES_AND_BIASES)], result, "slope, bias")
+    pairs = ["at", *(f"{slope:g}, {bias:g}" for slope, bias in SLOPES_AND_BIASES)]
+    plot_lines(points, pairs, {name: result.column(name) for name in ACCURACIES}, xlabel="slope, bias")
     points.tick_params(axis="x", rotation=45)
     return figure
 
 
-def burn_in(context: StudyContext) -> Measured:
+def burn_in(context: StudyContext) -> StudyResult:
     """Train MAIL-AT with burn-ins of several lengths."""
     epochs = context.config.epochs
     lengths = dict.fromkeys(round(fraction * epochs) for fraction in (0.0, 0.25, 0.5, 0.75))
     found = {length: trained_masks(context, "mail-at", burn_in=length) for length in lengths}
     none, longest = found[0], found[max(found)]
-    return Measured(
+    return StudyResult(
         f"a burn-in of {max(found)} of {epochs} epochs against none, in points: clean "
         f"{difference_text(longest.clean, none.clean)}, PGD-20 {difference_text(longest.pgd, none.pgd)}, stronger attacks "
         f"{difference_text(longest.strong, none.strong)}",
@@ -247,38 +285,32 @@ def burn_in(context: StudyContext) -> Measured:
     )
 
 
-def draw_burn_in(result: StudyResult) -> "Figure":
+def draw_burn_in(result: StudyResult) -> Figure:
     """Accuracies over the length of the burn-in."""
     figure, (axes,) = new_figure()
-    _plot_accuracies(axes, [row["burn-in, epochs"] for row in result.rows], result, "burn-in, epochs")
+    lengths, accuracies = "burn-in, epochs", {name: result.column(name) for name in ACCURACIES}
+    plot_lines(axes, result.column(lengths), accuracies, xlabel=lengths)
     return figure
 
 
-def _plot_accuracies(axes: "Axes", x: Sequence[Any], result: StudyResult, xlabel: str) -> None:
-    for column in ACCURACIES:
-        axes.plot(x, [row[column] for row in result.rows], marker="o", label=column)
-    axes.set(xlabel=xlabel)
-    axes.legend()
-
-
-def trade_off(context: StudyContext) -> Measured:
+def trade_off(context: StudyContext) -> StudyResult:
     """Train several methods, and TRADES with each β."""
     names = ("standard", "at", "fat", "mart", "mail-at", "mail-trades")
     found = {name: trained_masks(context, name, decides=name in ("standard", "at")) for name in names}
     for beta in BETAS:
         found[f"trades, β {beta:g}"] = trained_masks(context, "trades", beta=beta, decides=beta in (BETAS[0], BETAS[-1]))
     low, high = (found[f"trades, β {beta:g}"] for beta in (BETAS[0], BETAS[-1]))
-    at, standard = found["at"], found["standard"]
-    return Measured(
-        f"adversarial against standard training, in points: clean {difference_text(at.clean, standard.clean)}, stronger "
-        f"attacks {difference_text(at.strong, standard.strong)}; TRADES with β {BETAS[-1]:g} against {BETAS[0]:g}: clean "
+    robust, standard = found["at"], found["standard"]
+    return StudyResult(
+        f"adversarial against standard training, in points: clean {difference_text(robust.clean, standard.clean)}, stronger "
+        f"attacks {difference_text(robust.strong, standard.strong)}; TRADES with β {BETAS[-1]:g} against {BETAS[0]:g}: clean "
         f"{difference_text(high.clean, low.clean)}, stronger attacks {difference_text(high.strong, low.strong)}",
-        all_better([(standard.clean, at.clean), (low.clean, high.clean), (high.strong, low.strong)]),
+        all_better([(standard.clean, robust.clean), (low.clean, high.clean), (high.strong, low.strong)]),
         [one.row(method=name) for name, one in found.items()],
     )
 
 
-def draw_trade_off(result: StudyResult) -> "Figure":
+def draw_trade_off(result: StudyResult) -> Figure:
     """Robust against clean accuracy."""
     figure, (axes,) = new_figure(height=5)
     trades = [row for row in result.rows if row["method"].startswith("trades")]
@@ -294,7 +326,7 @@ def draw_trade_off(result: StudyResult) -> "Figure":
     return figure
 
 
-def imbalance(context: StudyContext) -> Measured:
+def imbalance(context: StudyContext) -> StudyResult:
     """Thin the training set out so that classes become ever rarer, train, and attack each class of the whole test set."""
     thin = replace(context, base=replace(context.base, subset=replace(context.base.subset, imbalance=RATIO)))
     y = context.examples()[1]
@@ -309,22 +341,21 @@ def imbalance(context: StudyContext) -> Measured:
         extra = {"strong, rarest third, %": percent(one.strong[rare]), "strong, worst class, %": min(by_class[name])}
         rows.append(one.row(training=name, **extra))
     ours, others, weighed = (found[name].strong[rare] for name in ("mart", "at", "at, balanced"))
-    return Measured(
+    return StudyResult(
         f"the first class has {RATIO:g} times the examples of the last. In the rarest third, under the stronger attacks and in "
         f"points: MART against adversarial training {difference_text(ours, others)}; class weights in adversarial training "
         f"{difference_text(weighed, others)}",
         all_better([(ours, others)]),
         rows,
         {"by class": by_class},
-        f"thinned out, {len(y):,} test examples",
+        about=f"thinned out, {len(y):,} test examples",
     )
 
 
-def draw_imbalance(result: StudyResult) -> "Figure":
+def draw_imbalance(result: StudyResult) -> Figure:
     """Accuracy under the stronger attacks of each class, the rarest last."""
-    figure, (axes,) = new_figure(width=7)
-    for name, accuracies in result.series["by class"].items():
-        axes.plot(range(len(accuracies)), accuracies, marker="o", label=name)
-    axes.set(xlabel="class, from the most frequent to the rarest", ylabel="accuracy under stronger attacks, %")
-    axes.legend()
+    figure, (axes,) = new_figure()
+    series = result.series["by class"]
+    labels = {"xlabel": "class, from the most frequent to the rarest", "ylabel": "accuracy under stronger attacks, %"}
+    plot_lines(axes, range(len(series["at"])), series, **labels)
     return figure
