@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from hauberk.attacks import PGD, Attack, Suite
 from hauberk.attacks.frozen_model import ModelQueries, are_probabilities
 from hauberk.attacks.presets import AUTOATTACK
-from hauberk.data import IndexedDataset, Subset
+from hauberk.data import IndexedDataset, Subset, TableDataset, reach_of
 from hauberk.evaluation.records import Records
 from hauberk.evaluation.result import Finding
 from hauberk.objectives.functional import find_attack_loss
-from hauberk.tables import TableDataset, reach_of
 from hauberk.threat import ThreatModel
 
 _MARGIN_LOSSES = ("cw", "dlr", "dlr-targeted", "cw-targeted")
