@@ -97,12 +97,7 @@ def frozen_model(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     flags = [(module, module.training) for module in model.modules()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     buffers = nullcontext() if mode == "train" else kept_buffers(model)
-    refused = [
-        (module._parameters, name, parameter)
-        for module in model.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None and parameter.is_inference()
-    ]
+    refused = [entry for entry in _entries(model, "_parameters") if entry[2].is_inference()]
     with (
         torch.random.fork_rng(devices=devices),
         torch.inference_mode(False),
@@ -132,19 +127,21 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
     Copies, because a graph that the caller still holds forbids writing into what it has saved.
     """
-    buffers = [
-        (module._buffers, name, buffer)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    with _replaced(buffers, Tensor.clone):
+    with _replaced(_entries(model, "_buffers"), Tensor.clone):
         yield
 
 
+_Entry: TypeAlias = tuple[dict[str, Any], str, Tensor]  # a table of a module, and a name and a tensor in it
+
+
+def _entries(model: nn.Module, table: str) -> list[_Entry]:
+    tables: list[dict[str, Any]] = [getattr(module, table) for module in model.modules()]
+    return [(one, name, tensor) for one in tables for name, tensor in one.items() if tensor is not None]
+
+
 @contextmanager
-def _replaced(entries: Sequence[tuple[dict[str, Any], str, Any]], copy: Callable[[Any], Tensor]) -> Iterator[None]:
-    """Put copies of tensors in their places (table, name, tensor), one copy for tied ones, inside the block."""
+def _replaced(entries: Sequence[_Entry], copy: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put copies of the tensors in their places, one copy for tied ones, inside the block."""
     copies = {id(tensor): copy(tensor) for _, _, tensor in entries}
     try:
         for table, name, tensor in entries:
