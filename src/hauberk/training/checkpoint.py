@@ -58,17 +58,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 def begin(folder: Path, plan: Mapping[str, Any], resume: bool, processes: int) -> tuple[dict[str, Any], str]:
     """Write down what a run is; or check that the one in the folder is the same, and read its checkpoint.
 
-    Args:
-        folder: of the run.
-        plan: what the run is, in plain types.
-        resume: whether to go on with the run in the folder.
-        processes: number of processes that train together.
-
-    Returns:
-        The state to go on from, empty where there is none; and a warning to show, or "".
-
-    Raises:
-        UserError: for another run, a damaged or foreign checkpoint, and if nothing can be written.
+    Returns the state to go on from, empty where there is none, and a warning to show, or "". Raises UserError for another run,
+    a damaged or foreign checkpoint, and if nothing can be written.
     """
     here = {"versions": versions(), "threads": torch.get_num_threads()}
     if not resume:
@@ -93,8 +84,7 @@ def begin(folder: Path, plan: Mapping[str, Any], resume: bool, processes: int) -
 def save(folder: Path, plan: Mapping[str, Any], state: dict[str, Any]) -> None:
     """Write the state of a training; the checkpoint before is kept beside it.
 
-    Raises:
-        UserError: if it cannot be written, or, at the first time, what was passed in has a state that could not be read back.
+    Raises UserError if it cannot be written, or, at the first time, if what was passed in has a state that cannot be read back.
     """
     own = any(plan["settings"].get(name) for name in ("optimizer", "scheduler", "callbacks"))
     if own and not _has_checkpoint(folder):  # what is not ours is read back once

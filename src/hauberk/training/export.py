@@ -29,15 +29,9 @@ _CLOSE = 1e-4  # largest difference of logits, relative to their size
 
 
 def save_model(path: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write ``path``.safetensors and ``path``.json.
+    """Write a state dict to ``path``.safetensors, and a card of plain types, with format, versions and date, to ``path``.json.
 
-    Args:
-        path: without suffix.
-        weights: a state dict.
-        card: plain types; the format, versions and date are added.
-
-    Raises:
-        UserError: if they cannot be written; neither is then.
+    Raises UserError if one of them cannot be written; neither is then.
     """
     # safetensors refuses shared and non-contiguous memory.
     whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}

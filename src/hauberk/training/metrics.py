@@ -21,12 +21,7 @@ from hauberk.training.plan import Plan
 
 
 class EpochMetrics:
-    """Sums over an epoch of what training saw in passes it made anyway; exact sums on the device, never means of means.
-
-    Args:
-        device: where training runs.
-        world: the processes that train together, which all see the same quantities.
-    """
+    """Sums over an epoch of what training saw in passes it made anyway; exact sums on the device, never means of means."""
 
     def __init__(self, device: torch.device, world: World):
         self._device, self._world = device, world
@@ -34,13 +29,7 @@ class EpochMetrics:
         self._counts = Counter[str]()  # how many examples each was seen on
 
     def add(self, out: Output, y: Tensor, divisor: float) -> None:
-        """Add one step. No host synchronisation.
-
-        Args:
-            out: what the method returned.
-            y: labels, (b,).
-            divisor: what the sum of the examples' losses was divided by.
-        """
+        """Add a step with labels (b,), whose sum of losses was divided by ``divisor``. No host synchronisation."""
         totals = {"loss": out.loss.detach() * divisor}
         for name, logits in (("train_clean_accuracy", out.logits), ("train_robust_accuracy", out.logits_adv)):
             if logits is not None:
@@ -70,13 +59,10 @@ class EpochMetrics:
 
 
 def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
-    """Measure accuracy on the held-out part, clean and under PGD (ε/4, uniform start, cross-entropy, best point kept).
+    """Measure accuracy, in [0, 1], on the held-out part, clean and under PGD (ε/4, uniform start, cross-entropy, best point).
 
     Each process looks at its share of it. With class weights, an example counts as much as in the loss: otherwise a network
     that knows only the frequent class could be the best.
-
-    Returns:
-        ``val_clean_accuracy`` and ``val_robust_accuracy``, in [0, 1].
     """
     config, method = plan.config, plan.method
     # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
@@ -109,11 +95,8 @@ def check_catastrophic_overfitting(row: dict[str, Any], best: dict[str, Any], he
     four standard errors, while robust accuracy in training has reached that best one. A training that merely stumbles, at a
     high learning rate, loses both, and is left to recover; and one that was no better than chance has nothing to lose.
 
-    Args:
-        row: metrics of this epoch.
-        best: metrics of the best one before; empty if there is none.
-        held_out: examples that validation looks at.
-        classes: of the data.
+    ``row`` has the metrics of this epoch, ``best`` those of the best one before, or nothing; ``held_out`` is the number of
+    examples that validation looks at.
     """
     now, then = row.get("val_robust_accuracy"), best.get("val_robust_accuracy")
     seen = row.get("train_robust_accuracy")
@@ -131,9 +114,7 @@ def check_catastrophic_overfitting(row: dict[str, Any], best: dict[str, Any], he
 def score(row: dict[str, Any], attacks: bool) -> tuple[float, ...]:
     """Rank an epoch by its metrics; larger is better. With nothing held out, the last epoch is the best.
 
-    Args:
-        row: metrics of the epoch.
-        attacks: whether the method attacks; one that does not is judged by clean accuracy first.
+    A method that does not attack is judged by clean accuracy first.
     """
     if "val_clean_accuracy" not in row:
         return (row["epoch"],)
@@ -142,12 +123,7 @@ def score(row: dict[str, Any], attacks: bool) -> tuple[float, ...]:
 
 
 class CallbackList:
-    """The callbacks of a training. They run on rank 0, and those with a true attribute ``all_ranks`` on every rank.
-
-    Args:
-        callbacks: objects with hooks.
-        world: the processes that train together.
-    """
+    """The callbacks of a training. They run on rank 0, and those with a true attribute ``all_ranks`` on every rank."""
 
     def __init__(self, callbacks: Iterable[Any], world: World):
         self._world = world

@@ -221,10 +221,7 @@ def _find_callback(callback: Any) -> Any:
 def require_named(config: TrainConfig, given: Mapping[str, Iterable[str]], advice: str) -> None:
     """Refuse, by a UserError, to import what a record names and nobody has named again, or what no name brings back.
 
-    Args:
-        config: from the record of a run.
-        given: what was named, by field of ``config``.
-        advice: how to go on with objects that were made in Python.
+    ``given`` is what was named, by field of the recorded ``config``; ``advice``, how to go on with objects made in Python.
     """
     for name, trusted in given.items():
         stored = getattr(config, name)
