@@ -50,18 +50,18 @@ class Floor:
     def __init__(self, model: nn.Module, form: str):
         precision, _, compiled = form.partition("+")
         self.model, self.autocast = model, PrecisionPolicy(precision).autocast  # type: ignore[arg-type]
-        twin = InferenceCopy(model, torch.bfloat16 if precision == "bf16" else None)
-        self.twin = Compiled(twin) if compiled else twin
+        copy = InferenceCopy(model, torch.bfloat16 if precision == "bf16" else None)
+        self.copy = Compiled(copy) if compiled else copy
 
     def __call__(self, method: str, x: Tensor, y: Tensor) -> None:
         """K passes to the input, a clean one for KL, and the loss's; AWP goes twice through the weights."""
         for _ in range(STEPS):
             point = x.detach().requires_grad_()
-            torch.autograd.grad(F.cross_entropy(self.twin(point), y), point)
+            torch.autograd.grad(F.cross_entropy(self.copy(point), y), point)
         parts = hb.method(method, hb.Linf(EPS))
         if getattr(parts.attack, "loss", "") == "kl":
             with torch.no_grad():
-                self.twin(x)
+                self.copy(x)
         for _ in range(1 if parts.weight_perturbation is None else 2):
             with self.autocast(x):
                 logits = [self.model(x) for _ in parts.needs]

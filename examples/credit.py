@@ -19,7 +19,8 @@ from rich.table import Table
 from sklearn.model_selection import train_test_split
 
 import hauberk as hb
-from hauberk.tables import make_table, measure_risk, read_frame, read_schema
+from hauberk.data import make_table, read_frame, read_schema
+from hauberk.evaluation import measure_risk
 
 METHODS = ("standard", "at", "mart", "mail-at", "mail-trades")
 

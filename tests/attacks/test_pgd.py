@@ -287,6 +287,31 @@ def test_half_precision_models_get_float32_losses():
     assert hb.Linf(0.1).contains(found.x_adv, x.bfloat16()).all()
 
 
+class Stream:
+    """Twenty-four examples that go through an attack in five rows, set up three at a time."""
+
+    def __init__(self, attack):
+        self.net, (self.x, y), self.threat = tiny_net().double().eval(), tiny_batch(24, dtype=torch.float64), hb.Linf(0.03)
+        self.clean = self.net(self.x).detach()
+        self.y = torch.where(torch.arange(24) % 4 == 0, y, self.clean.argmax(1))  # three in four are right without an attack
+        self.right = [i for i in range(24) if self.clean[i].argmax() == self.y[i]]
+        self.rng, self.left, self.broken = ExampleRng(3, torch.arange(24)), {}, {}
+        calls = self.fetch, self.verify, self.leave
+        self.batcher = ContinuousBatcher(attack, ModelQueries(self.net), *calls, attack.n_runs(5), 5, 3)
+
+    def fetch(self, examples, runs):
+        index = torch.tensor(examples)
+        feasible, rng = self.threat.around(self.x[index]), self.rng.index_select(index)
+        return AttackInputs(feasible, self.y[index], self.clean[index], torch.tensor(runs), rng)
+
+    def verify(self, state, places, examples, runs):
+        self.broken.update(zip(examples, runs, strict=True))
+        return np.ones(len(examples), dtype=bool)
+
+    def leave(self, state, places, examples):
+        self.left.update(zip(examples, state.best[places], strict=True))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -300,33 +325,47 @@ def test_half_precision_models_get_float32_losses():
 )
 def test_a_stream_and_a_batch_are_the_same_attack(settings):
     """Rows at their own steps, and a batch in step: the same points for those that stand, the same verdicts for all."""
-    net, (x, y), threat = tiny_net().double().eval(), tiny_batch(24, dtype=torch.float64), hb.Linf(0.03)
-    y = torch.where(torch.arange(24) % 4 == 0, y, net(x).argmax(1))  # three in four are right without an attack
-    batch = settings(net, x, y, threat, seed=3)
-    clean, rng, left, broken = net(x).detach(), ExampleRng(3, torch.arange(24)), {}, {}
+    stream = Stream(settings)
+    batch = settings(stream.net, stream.x, stream.y, stream.threat, seed=3)
+    stream.batcher.add(stream.right)
+    stream.batcher.run()
+    assert set(stream.left) | set(stream.broken) == set(stream.right)
+    assert stream.left
+    assert stream.broken
+    for i in stream.right:
+        assert bool(batch.success[i]) == (i in stream.broken)
+        if i in stream.left and settings.n_runs(5) == 1:
+            assert torch.equal(stream.left[i], batch.x_adv[i])
 
-    def fetch(examples, runs):
-        index = torch.tensor(examples)
-        return AttackInputs(threat.around(x[index]), y[index], clean[index], torch.tensor(runs), rng.index_select(index))
 
-    def verify(state, places, examples, runs):
-        broken.update(zip(examples, runs, strict=True))
-        return np.ones(len(examples), dtype=bool)
+def test_a_stream_goes_on_from_its_state():
+    """Stopped at every rest in turn, with examples that are under way, set up, and waiting."""
+    attack = PGD(6, "eps/4", "uniform", "ce-targeted", targets=2)
+    whole = Stream(attack)
+    whole.batcher.add(whole.right)
+    whole.batcher.run()
 
-    def leave(state, places, examples):
-        left.update(zip(examples, state.best[places], strict=True))
+    def stop():
+        raise InterruptedError
 
-    stream = ContinuousBatcher(settings, ModelQueries(net), fetch, verify, leave, settings.n_runs(5), 5, 2)
-    right = [i for i in range(24) if clean[i].argmax() == y[i]]
-    stream.add(right)
-    stream.run()
-    assert set(left) | set(broken) == set(right)
-    assert left
-    assert broken
-    for i in right:
-        assert bool(batch.success[i]) == (i in broken)
-        if i in left and settings.n_runs(5) == 1:
-            assert torch.equal(left[i], batch.x_adv[i])
+    stream, todo = Stream(attack), set(whole.right)
+    stream.batcher.add(whole.right)
+    rests = 0
+    while todo:
+        try:
+            stream.batcher.run(stop)
+        except InterruptedError:
+            rests += 1
+        todo -= {*stream.left, *stream.broken}
+        again = Stream(attack)
+        again.left, again.broken = stream.left, stream.broken
+        if todo:
+            assert again.batcher.load_state_dict(stream.batcher.state_dict(), todo, stream.threat) == todo
+        stream = again
+    assert rests > 5
+    assert stream.broken == whole.broken
+    assert set(stream.left) == set(whole.left)
+    assert all(torch.equal(point, whole.left[i]) for i, point in stream.left.items())
 
 
 @pytest.mark.parametrize(

@@ -177,10 +177,10 @@ def test_targeted_pgd_is_not_undirected():
 
 
 def test_transfer_crafts_on_the_surrogate_and_looks_once():
-    model, twin = tiny_net(seed=4).eval(), tiny_net(seed=4).eval()
+    model, surrogate = tiny_net(seed=4).eval(), tiny_net(seed=4).eval()
     x, _ = tiny_batch(40)
     y = model(x).argmax(1)
-    same_model = hb.attacks.transfer(model, x, y, hb.Linf(0.03), surrogate=twin)
+    same_model = hb.attacks.transfer(model, x, y, hb.Linf(0.03), surrogate=surrogate)
     white_box = hb.attacks.pgd(model, x, y, hb.Linf(0.03), steps=20, step_size="eps/10", return_last=True)
     assert torch.equal(same_model.success, white_box.success)
     assert (same_model.forwards, same_model.backwards) == (2, 0)

@@ -294,7 +294,7 @@ def test_a_digest_is_of_every_byte_however_the_examples_are_held(tmp_path):
 def test_a_digest_of_many_pieces_is_that_of_one(monkeypatch):
     x, y = torch.rand(50, 4), torch.arange(50)
     there = data_digest(as_dataset((x, y)))
-    monkeypatch.setattr("hauberk.data.statistics._CHUNK_BYTES", 100)
+    monkeypatch.setattr("hauberk.data.dataset._CHUNK_BYTES", 100)
     assert data_digest(as_dataset((x, y))) == there
     pairs = list(zip(x, y, strict=True))
     assert data_digest(as_dataset(pairs)) == there

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import hauberk as hb
+from helpers import long_or
 
 HERE = Path(__file__).resolve().parent
 THREAT = hb.Linf("8/255")
@@ -174,40 +175,28 @@ def finished(process):
 
 
 PARTS = [
-    "--data", "mine:pairs", "--model", "mine:network", "--method", "mine:averaged", "--optimizer", "mine:adam",
+    "--data", "mine:pairs", "--model", "mine:network", "--optimizer", "mine:adam",
     "--scheduler", "mine:halved", "--augment", "mine:shifted", "--callbacks", "mine:Best",
 ]  # fmt: skip
+NUMBERS = ["--eps", "8/255", "--epochs", "12", "--batch-size", "16", "--val-size", "12", "--val-steps", "2", "--threads", "1"]
 
 
-def test_on_the_command_line_killed_resumed_and_evaluated(tmp_path):
-    settings = [
-        "--eps",
-        "8/255",
-        "--epochs",
-        "12",
-        "--batch-size",
-        "16",
-        "--val-size",
-        "12",
-        "--val-steps",
-        "2",
-        "--threads",
-        "1",
-    ]
-    finished(command("train", *PARTS, *settings, "--out", "whole", cwd=tmp_path))
-    process = command("train", *PARTS, *settings, "--out", "killed", cwd=tmp_path)
+@pytest.mark.parametrize("method", long_or(["averaged"], ["averaged", "distilled"]))
+def test_on_the_command_line_killed_resumed_and_evaluated(tmp_path, method):
+    parts = ["--method", f"mine:{method}", *PARTS]
+    finished(command("train", *parts, *NUMBERS, "--out", "whole", cwd=tmp_path))
+    process = command("train", *parts, *NUMBERS, "--out", "killed", cwd=tmp_path)
     begun = time.monotonic()
     while not (tmp_path / "killed" / "state.ckpt").exists() and time.monotonic() - begun < 200:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    for left_out in range(0, len(PARTS), 2):  # what the run would import has to be named again
-        named = [word for k, word in enumerate(PARTS) if k // 2 != left_out // 2]
-        if left_out in (0, 6):  # each costs the start of a process
-            process = command("train", "--resume", "killed", *named, cwd=tmp_path)
-            assert PARTS[left_out] in process.communicate()[1]
-            assert process.returncode == 2
-    finished(command("train", "--resume", "killed", *PARTS, cwd=tmp_path))
+    for left_out in ("--method", "--optimizer"):  # what the run would import has to be named again
+        place = parts.index(left_out)
+        process = command("train", "--resume", "killed", *parts[:place], *parts[place + 2 :], cwd=tmp_path)
+        assert parts[place + 1] in process.communicate()[1]
+        assert process.returncode == 2
+    finished(command("train", "--resume", "killed", *parts, cwd=tmp_path))
     assert weights_of(tmp_path / "whole") == weights_of(tmp_path / "killed")
     named = ["--model", "mine:network", "--data", "mine:pairs", "--attacks", "fgsm", "mine:straight", "mine:cheat"]
     said = json.loads(finished(command("evaluate", "killed", *named, "--json", "--threads", "1", cwd=tmp_path)))
@@ -225,7 +214,7 @@ with hb.init_distributed() as world:
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
     x, y = mine.pairs("train", "")
-    passed = dict(optimizer=mine.adam, scheduler=mine.halved, callbacks=[mine.Best()])
+    passed = dict(optimizer=mine.adam, scheduler=mine.halved, augmentation=mine.shifted, callbacks=[mine.Best()])
     config = dict(epochs=2, batch_size=16, val_size=12, val_steps=2, quiet=True, threads=1, device="cpu")
     method = mine.{method}(hb.Linf("8/255"))
     run = hb.train(net, (x, y), method=method, out={out!r}, **passed, **config)

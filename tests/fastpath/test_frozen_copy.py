@@ -29,31 +29,31 @@ def look(model, x):
     )[0]
 
 
-def operations(twin: nn.Module) -> list[str]:
-    return [type(m).__name__ for m in twin.modules()]
+def operations(copy: nn.Module) -> list[str]:
+    return [type(m).__name__ for m in copy.modules()]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact-resnet18", "wrn-10-1"])
-def test_a_twin_in_the_models_precision_computes_the_same(name):
+def test_a_copy_in_the_models_precision_computes_the_same(name):
     torch.manual_seed(0)
     x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     model = settled(ModelSpec(name, (3, 16, 16), 10).build().double())
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    twin = InferenceCopy(model)
-    for mine, theirs in zip(look(twin, x), look(model, x), strict=True):
+    copy = InferenceCopy(model)
+    for mine, theirs in zip(look(copy, x), look(model, x), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12)
     if name == "resnet18":
-        assert "BatchNorm2d" not in operations(twin)
+        assert "BatchNorm2d" not in operations(copy)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_a_twin_in_bfloat16_is_near_and_gives_float32():
+def test_a_copy_in_bfloat16_is_near_and_gives_float32():
     torch.manual_seed(0)
     x = torch.rand(4, 3, 16, 16)
     model = settled(ModelSpec("resnet18", (3, 16, 16), 10).build())
-    twin = make_inference_copy(model, x, torch.bfloat16)
-    assert isinstance(twin, InferenceCopy)
-    (logits, grad), (near, close) = look(model, x), look(twin, x)
+    copy = make_inference_copy(model, x, torch.bfloat16)
+    assert isinstance(copy, InferenceCopy)
+    (logits, grad), (near, close) = look(model, x), look(copy, x)
     assert near.dtype == close.dtype == torch.float32
     assert 0 < (near - logits).norm() < 0.05 * logits.norm()
     assert 0 < (close - grad).norm() < 0.3 * grad.norm()
@@ -64,16 +64,16 @@ def test_refreshing_takes_over_weights_and_statistics(dtype):
     torch.manual_seed(0)
     x = torch.rand(2, 3, 8, 8)
     model = settled(ModelSpec("resnet18", (3, 8, 8), 10).build())
-    twin = InferenceCopy(model, dtype)
+    copy = InferenceCopy(model, dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
         settled(model, seed=1)
-    twin.refresh(model)
-    assert torch.equal(look(twin, x)[0], look(InferenceCopy(model, dtype), x)[0])
+    copy.refresh(model)
+    assert torch.equal(look(copy, x)[0], look(InferenceCopy(model, dtype), x)[0])
     with frozen_model(model) as view:  # which keeps the buffers in copies
-        twin.refresh(view)
-    assert torch.equal(look(twin, x)[0], look(InferenceCopy(model, dtype), x)[0])
+        copy.refresh(view)
+    assert torch.equal(look(copy, x)[0], look(InferenceCopy(model, dtype), x)[0])
 
 
 class Hiding(nn.Module):

@@ -31,7 +31,7 @@ def test_fp32_is_the_model_up_to_rounding_and_bf16_near_it(method):
     folding, exact, same = step("fp32", method)
     lower, rough, near = step("bf16", method)
     for bound in (folding, lower):
-        assert isinstance(bound.precision._twin, InferenceCopy)
+        assert isinstance(bound.precision._copy, InferenceCopy)
     assert torch.allclose(exact.loss, plain.loss, rtol=1e-4)
     assert rough.loss.dtype == rough.logits_adv.dtype == torch.float32
     assert torch.allclose(rough.loss, plain.loss, rtol=0.05)
@@ -41,7 +41,7 @@ def test_fp32_is_the_model_up_to_rounding_and_bf16_near_it(method):
     assert all(near[name].isfinite().all() for name in grads)
 
 
-def test_the_twin_follows_the_weights():
+def test_the_copy_follows_the_weights():
     torch.manual_seed(0)
     model, (x, y) = tiny_net().train(), tiny_batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -65,7 +65,7 @@ def test_an_attack_in_training_mode_looks_at_the_model(precision):
     assert again.precision.agrees is None
 
 
-def test_a_model_without_a_twin_still_trains():
+def test_a_model_without_a_copy_still_trains():
     bound, out, _ = step("bf16", model=Noisy(), calls=2)
     assert bound.precision.agrees is False
     assert out.loss.isfinite()
@@ -116,15 +116,15 @@ def batches_of(*sizes):
 
 
 @needs_compiler
-def test_a_compiled_twin_computes_the_same_and_compiles_two_shapes_only(monkeypatch):
-    twin = InferenceCopy(tiny_net().eval())
+def test_a_compiled_copy_computes_the_same_and_compiles_two_shapes_only(monkeypatch):
+    copy = InferenceCopy(tiny_net().eval())
     asked = []
-    run = torch.compile(twin, dynamic=False)
+    run = torch.compile(copy, dynamic=False)
     monkeypatch.setattr(torch, "compile", lambda module, **how: lambda x: asked.append(len(x)) or run(x))
-    compiled = Compiled(twin)
+    compiled = Compiled(copy)
     for x in batches_of(6, 4, 6, 3, 4):
-        assert torch.allclose(compiled(x), twin(x), atol=1e-5)
-        grads = [torch.autograd.grad(form(x).logsumexp(1).sum(), x)[0] for form in (compiled, twin)]
+        assert torch.allclose(compiled(x), copy(x), atol=1e-5)
+        grads = [torch.autograd.grad(form(x).logsumexp(1).sum(), x)[0] for form in (compiled, copy)]
         assert torch.allclose(*grads, atol=1e-5)
     assert asked == [n for n in (6, 4, 6, 4) for _ in range(2)]
 
@@ -144,20 +144,20 @@ def test_training_with_compilation_learns_the_same_and_resumes(tmp_path):
 
 def test_compilation_is_taken_where_it_pays_and_never_needed(monkeypatch):
     model, (x, _) = tiny_net(), tiny_batch()
-    monkeypatch.setattr("hauberk.fastpath.precision.Compiled", lambda twin: twin)
+    monkeypatch.setattr("hauberk.fastpath.precision.Compiled", lambda copy: copy)
     monkeypatch.setattr("hauberk.fastpath.precision._seconds", lambda forms, x: [3.0, 2.0])
     assert autotune_precision(model, x, "fp32", "auto") == ("fp32", True)
     monkeypatch.setattr("hauberk.fastpath.precision._seconds", lambda forms, x: [3.0, 2.9])
     assert autotune_precision(model, x, "fp32", "auto") == ("fp32", False)
 
-    def broken(twin):
+    def broken(copy):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr("hauberk.fastpath.precision.Compiled", broken)
     assert autotune_precision(model, x, "fp32", "auto") == ("fp32", False)
     with pytest.raises(UserError, match="no compiler"):
         autotune_precision(model, x, "fp32", "on")
-    with pytest.raises(UserError, match="no twin"):
+    with pytest.raises(UserError, match="no inference copy"):
         autotune_precision(Noisy(), x, "fp32", "on")
 
 

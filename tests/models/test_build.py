@@ -10,7 +10,7 @@ from torch import nn
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.experiments.paper_tables import PAPER_TABLES
-from hauberk.models import MODELS, WIDE_RESNETS, ModelSpec
+from hauberk.models import MODELS, ModelSpec
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def on_meta(name, shape=(3, 32, 32)):
         return ModelSpec(name, shape, 10).build()
 
 
-@pytest.mark.parametrize("name", sorted({*MODELS, *WIDE_RESNETS, *(table.model for table in PAPER_TABLES.values())}))
+@pytest.mark.parametrize("name", sorted({*MODELS, *(table.model for table in PAPER_TABLES.values())}))
 def test_every_name_that_is_listed_or_used_by_a_table_is_built(name):
     net = on_meta(name)
     assert net(torch.rand(2, 3, 32, 32, device="meta")).shape == (2, 10)
@@ -55,7 +55,7 @@ def test_every_name_that_is_listed_or_used_by_a_table_is_built(name):
 def test_the_command_lists_no_other_networks(capsys):
     assert main(["models", "--json"]) == 0
     listed = [name for name in json.loads(capsys.readouterr().out) if ":" not in name]
-    assert listed == [*MODELS, *WIDE_RESNETS]
+    assert listed == [*MODELS]
 
 
 @pytest.mark.parametrize("stages", [1, 5])

@@ -21,7 +21,7 @@ import torch
 with atheris.instrument_imports(include=["hauberk"]):
     import hauberk as hb
     from hauberk.core.io import read_json, read_tensors, write_state
-    from hauberk.data.readers import read_cifar_batch, read_idx
+    from hauberk.data.readers import read_cifar_batch, read_files, read_idx
     from hauberk.evaluation import partial_result
     from hauberk.methods import get_method_spec
     from hauberk.models import ModelSpec
@@ -102,8 +102,8 @@ READERS = {
     "plain": plain,
     "state": lambda raw: read_tensors(raw, FOLDER / "state"),
     "cifar": lambda raw: read_cifar_batch(raw, "batch"),
-    "idx": lambda raw: read_idx(put("images", raw)),
-    "gzip": lambda raw: read_idx(put("images.gz", raw)),
+    "idx": lambda raw: read_idx(raw, "images"),
+    "gzip": lambda raw: [read_idx(content, path) for path, content in read_files([put("images.gz", raw)], None)],
     "eps": lambda raw: hb.Linf(raw.decode(errors="replace")),
     "verdicts": verdicts,
     "run": run,

@@ -266,8 +266,7 @@ def resumed(method, world, out):
 
     def counted(self, *inputs):
         train_step(self, *inputs)
-        asked = world.rank == 1 and next(steps) >= 6  # one process alone is asked to stop
-        self._stop_asked = lambda: asked
+        self._stop.asked = world.rank == 1 and next(steps) >= 6  # one process alone is asked to stop
 
     def net(seed):
         return tiny_net(dropout=0.3, seed=seed + world.rank)  # the ranks begin apart

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import hauberk as hb
 from hauberk.core.io import read_json, read_state, write_json, write_state
-from hauberk.data.readers import read_cifar_batch, read_idx
+from hauberk.data.readers import read_cifar_batch, read_files, read_idx
 from hauberk.evaluation import partial_result
 from hauberk.models import ModelSpec
 from hauberk.threat import threat_from_dict
@@ -150,21 +150,20 @@ def test_idx_files(tmp_path_factory, damage, packed):
     raw = b"\0\0\x08\x03" + struct.pack(">3I", 5, 4, 4) + bytes(80)
     path = tmp_path_factory.getbasetemp() / "images"
     path.write_bytes(mutated(gzip.compress(raw) if packed else raw, *damage))
-    or_refuse(read_idx, path)
+    or_refuse(lambda: [read_idx(content, path) for path, content in read_files([path], None)])
 
 
 def test_an_idx_file_cannot_unpack_without_bound(tmp_path, monkeypatch):
     monkeypatch.setattr("hauberk.data.readers._MAX_UNPACKED", 2**20)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(2**22)))
     with pytest.raises(hb.UserError, match="holds more than"):
-        read_idx(tmp_path / "bomb.gz")
+        next(read_files([tmp_path / "bomb.gz"], None))
 
 
 @pytest.mark.parametrize("shape", [(0, 2**31, 2**31, 2**31), (), (1,) * 200], ids=["empty", "no dimension", "too many"])
-def test_an_idx_header_that_numpy_could_not_follow(tmp_path, shape):
-    (tmp_path / "idx").write_bytes(b"\0\0\x08" + struct.pack(f">B{len(shape)}I", len(shape), *shape) + b"\0")
+def test_an_idx_header_that_numpy_could_not_follow(shape):
     with pytest.raises(hb.UserError, match="cut short or damaged"):
-        read_idx(tmp_path / "idx")
+        read_idx(b"\0\0\x08" + struct.pack(f">B{len(shape)}I", len(shape), *shape) + b"\0", "images")
 
 
 @fuzz

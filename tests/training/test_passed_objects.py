@@ -119,7 +119,7 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(name, tmp_path
         assert mine.seen == counts.seen
         assert weights(folder) == weights(tmp_path / "whole")
         state = read_state(folder / "state.ckpt")[0]
-        kept, wanted = (one["optimization"]["optimizer"]["state"] for one in (state, last))
+        kept, wanted = (one["optimizer"]["state"] for one in (state, last))
         assert kept.keys() == wanted.keys()
         for place, moments in wanted.items():
             assert all(torch.equal(torch.as_tensor(kept[place][key]), torch.as_tensor(moments[key])) for key in moments)
@@ -160,10 +160,9 @@ def test_what_is_passed_changes_the_weights_and_its_default_does_not():
 
 def one_cycle_by_hand(optimizer):
     from hauberk.training.config import TrainConfig
-    from hauberk.training.optimizer import learning_rate
 
-    config = TrainConfig(epochs=1, lr=1.0)
-    return LambdaLR(optimizer, lambda step: learning_rate(config, step, 3))
+    config = TrainConfig(epochs=1)
+    return LambdaLR(optimizer, lambda step: config.lr_factor(step, 3))
 
 
 @pytest.mark.parametrize("name", ["optimizer", "step", "epoch", "closed-form", "sequence"])
@@ -175,7 +174,7 @@ def test_a_rollback_begins_the_epoch_again_with_half_the_rate(name, tmp_path):
     assert [row["epoch"] for row in again] == [1, 2, 3]
     assert again[0]["lr"] == whole[0]["lr"]
     assert [row["lr"] for row in again[1:]] == pytest.approx([row["lr"] / 2 for row in whole[1:]], rel=1e-6)
-    assert read_state(tmp_path / "state.ckpt")[0]["optimization"]["n_rollbacks"] == 1
+    assert read_state(tmp_path / "state.ckpt")[0]["n_rollbacks"] == 1
 
 
 def test_a_run_says_what_was_passed_and_goes_on_with_nothing_else(tmp_path):
@@ -304,8 +303,7 @@ def test_what_an_import_path_names_trains_and_resumes_on_the_command_line(mine, 
 
         def stopping(self, *inputs):
             train_step(self, *inputs)
-            asked = next(steps) >= 8
-            self._stop_asked = lambda: asked
+            self._stop.asked = next(steps) >= 8
 
         patched.setattr(Trainer, "_train_step", stopping)
         assert main([*common, "--out", "stopped", *mine]) == 1

@@ -19,9 +19,9 @@ from hauberk.data import TensorDataset, as_dataset, labels
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import TrainingDiverged, check_catastrophic_overfitting
-from hauberk.training.optimizer import eps_scale, first_drop, learning_rate
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
+from hauberk.training.trainer import eps_scale
 from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, settings, tiny_batch, tiny_net
 
 
@@ -37,20 +37,9 @@ def train_tiny(data, out, resume=False, method="trades", **changes):
 def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(extra, tmp_path):
     data = easy_data()
     whole = train_tiny(Signalling(data, 0), tmp_path / "whole", **extra)
-    last = (
-        torch.load(tmp_path / "whole" / "state.ckpt", weights_only=False)
-        if False
-        else read_state(tmp_path / "whole" / "state.ckpt")[0]
-    )
+    last = read_state(tmp_path / "whole" / "state.ckpt")[0]
     stopped = 0
-    for at in (
-        122,
-        130,
-        169,
-        201,
-        242,
-        260,
-    ):  # fetches, after two looks at all: in several batches, epochs, in validation
+    for at in (122, 130, 169, 201, 242, 260):  # fetches, after two looks at all: in several batches, epochs, in validation
         folder = tmp_path / f"at{at}"
         run = train_tiny(Signalling(data, at), folder, **extra)
         stopped += run.interrupted
@@ -70,22 +59,14 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(extra, tmp_pat
 def test_what_a_run_leaves(tmp_path):
     run = hb.train("small-cnn", easy_data(), method="mart", threat=THREAT, out=tmp_path / "run", **settings(epochs=2))
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {
-        "run.json",
-        "metrics.jsonl",
-        "state.ckpt",
-        "best.safetensors",
-        "best.json",
-        "last.safetensors",
-        "last.json",
-    } <= names
+    assert {f"{which}.{ending}" for which in ("best", "last") for ending in ("safetensors", "json")} <= names
+    assert {"run.json", "metrics.jsonl", "state.ckpt"} <= names
     assert not any(name.endswith(".part") for name in names)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows == run.metrics
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert {"loss", "train_clean_accuracy", "train_robust_accuracy", "val_clean_accuracy", "val_robust_accuracy", "lr"} <= set(
-        rows[0]
-    )
+    accuracies = {f"{part}_{kind}_accuracy" for part in ("train", "val") for kind in ("clean", "robust")}
+    assert {"loss", "lr", *accuracies} <= set(rows[0])
     card = json.loads((tmp_path / "run" / "best.json").read_text())
     assert card["method"]["name"] == "mart"
     assert card["threat"]["eps"] == "8/255"
@@ -153,6 +134,10 @@ def test_balanced_class_weights():
     assert float(plan.class_weights[labels(plan.train)].mean()) == pytest.approx(1.0)
 
 
+def learning_rate(config, step, total):
+    return config.lr * config.lr_factor(step, total)
+
+
 def test_schedules():
     steps = TrainConfig(epochs=100, lr=0.1, schedule="steps")
     rates = [learning_rate(steps, epoch * 10, 1000) for epoch in (0, 73, 74, 88, 89, 99)]
@@ -169,14 +154,10 @@ def test_schedules():
         assert learning_rate(one, step, 1000) == pytest.approx(optimizer.param_groups[0]["lr"], rel=0.02, abs=2e-4)
         optimizer.step()
         theirs.step()
-    assert [first_drop(s) for s in (steps, shares, cosine)] == [74, 10, 22]
-    assert [first_drop(TrainConfig(epochs=e, schedule="steps")) for e in (1, 2, 40)] == [
-        0,
-        1,
-        30,
-    ]  # no drop within the training
-    warm = TrainConfig(eps_warmup=0.5)
-    assert [eps_scale(warm, s, 100) for s in (0, 24, 49, 99)] == pytest.approx([0.02, 0.5, 1.0, 1.0])
+    assert [config.first_drop for config in (steps, shares, cosine)] == [74, 10, 22]
+    without_drop = [TrainConfig(epochs=epochs, schedule="steps") for epochs in (1, 2, 40)]
+    assert [config.first_drop for config in without_drop] == [0, 1, 30]
+    assert [eps_scale(0.5, s, 100) for s in (0, 24, 49, 99)] == pytest.approx([0.02, 0.5, 1.0, 1.0])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -226,7 +207,7 @@ def test_a_run_goes_back_to_its_best_weights_if_asked(tmp_path):
     whole = hb.train(OnceNaN(after=6), easy_data(), threat=THREAT, out=tmp_path / "run", on_divergence="rollback", **settings())
     assert [row["epoch"] for row in whole.metrics] == [1, 2, 3]
     assert all(row["lr"] <= 0.025 for row in whole.metrics[1:])
-    assert read_state(tmp_path / "run" / "state.ckpt")[0]["optimization"]["n_rollbacks"] == 1
+    assert read_state(tmp_path / "run" / "state.ckpt")[0]["n_rollbacks"] == 1
     with pytest.raises(hb.UserError, match="became nan at epoch 2, step 1, after 3 returns to earlier weights; the last good"):
         hb.train(TurnsNaN(after=4), easy_data(), threat=THREAT, out=tmp_path / "lost", on_divergence="rollback", **settings())
     with pytest.raises(hb.UserError, match="became nan at epoch 2, step 2"):
@@ -259,9 +240,7 @@ def test_catastrophic_overfitting_is_told_from_noise_and_from_slow_learning():
     ):
         check_catastrophic_overfitting(row(now, seen), before, held_out, 10)
     check_catastrophic_overfitting({"epoch": 9, "val_robust_accuracy": 0.0}, best, 1000, 10)  # a method that does not attack
-    check_catastrophic_overfitting(
-        row(0.026, 0.144), {"val_robust_accuracy": 0.1}, 500, 10
-    )  # chance is nothing that could be lost
+    check_catastrophic_overfitting(row(0.026, 0.144), {"val_robust_accuracy": 0.1}, 500, 10)  # chance cannot be lost
     check_catastrophic_overfitting(row(0.153, 0.581), {"val_robust_accuracy": 0.499}, 1000, 2)
 
 
@@ -538,7 +517,7 @@ def test_official_schedules_are_the_scripts_epoch_by_epoch(method, model):
 
 def test_gairat_reweights_from_the_epoch_of_its_first_drop():
     chosen = resolve("cifar10", "wrn-32-10", "gairat", preset="official").config
-    assert hb.method("gairat", THREAT, preset="official").first_full_epoch == first_drop(chosen) == 59
+    assert hb.method("gairat", THREAT, preset="official").first_full_epoch == chosen.first_drop == 59
 
 
 def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_it_is(tmp_path):

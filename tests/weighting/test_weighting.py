@@ -221,6 +221,7 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
         (lambda: hb.method("fat", THREAT, tau=1), "unknown setting"),
         (lambda: hb.method("trades", THREAT, direction="both")(tiny_net(), *tiny_batch()), "direction is"),
         (lambda: hb.weighting.Gairat(kind="linear"), "kind is one of"),
+        (lambda: hb.weighting.mail(torch.zeros(3), preset="code"), "preset is"),
     ],
 )
 def test_illegal_combinations_say_why(make, says):

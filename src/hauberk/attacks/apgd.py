@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.apgd_l1 import APGDL1
-from hauberk.attacks.base import Attack, as_function
+from hauberk.attacks.base import Attack, MaximizingAttack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
-from hauberk.attacks.pgd import MaximizingAttack
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, replace_rows, where_rows
 from hauberk.objectives.functional import LossLike
-from hauberk.threat import expand_to
-from hauberk.threat.norms import Norm
+from hauberk.threat import ThreatModel, expand_to
 
 RHO = 0.75  # fraction of rising steps below which a step size is halved
 MOMENTUM = 0.75
@@ -46,9 +44,9 @@ class APGD(MaximizingAttack["APGDState"]):
     targets: int = 9
     restarts: int = 1
 
-    def for_norm(self, norm: Norm) -> Attack[Any]:
+    def for_threat(self, threat: ThreatModel) -> Attack[Any]:
         """In L1 the sparse form."""
-        return APGDL1(self.steps, self.loss, self.targets, self.restarts) if norm.p == 1 else self
+        return APGDL1(self.steps, self.loss, self.targets, self.restarts) if threat.norm.p == 1 else self
 
     @property
     def max_steps(self) -> int:
@@ -57,8 +55,7 @@ class APGD(MaximizingAttack["APGDState"]):
 
     def init(self, inputs: AttackInputs) -> "APGDState":
         """Draw the starts."""
-        feasible = inputs.feasible
-        x = feasible.x
+        feasible, x = inputs.feasible, inputs.feasible.x
         start = feasible.random_far(inputs.rng, inputs.tag)
         lowest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         return APGDState(
@@ -79,13 +76,18 @@ class APGD(MaximizingAttack["APGDState"]):
 
     def step(self, state: "APGDState", queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Step (the first look is at the start, where there is no gradient yet), look, and adapt the step sizes."""
-        feasible, point = state.feasible, state.point
-        sizes = state.step_size
+        feasible, point, sizes = state.feasible, state.point, state.step_size
         follow = where_rows(state.step > 1, torch.full_like(sizes, MOMENTUM), torch.ones_like(sizes))
         ahead = feasible.step(point, state.grad, sizes)
         moved = feasible.project(point + follow * (ahead - point) + (1 - follow) * (point - state.previous))
         host_steps = np.minimum(host_steps, self.steps)
-        loss, grad = self._look(state, moved, queries, last=bool((host_steps == self.steps).all()))
+        if bool((host_steps == self.steps).all()):  # nobody steps any more
+            logits, grad = queries.logits(moved), torch.zeros_like(moved)
+            loss = self.attack_loss(logits, state.y, state.target)
+        else:
+            logits, loss, grad = queries.value_and_grad(moved, self.attack_loss, state.y, state.target)
+        loss = loss.to(moved.dtype)
+        state.observe(moved, logits, loss, self.has_reject_class)
         state.rises = state.rises + (loss > state.loss)
         state.previous, state.point, state.grad, state.loss = point, moved, grad, loss
         higher = loss > state.high_loss
@@ -95,16 +97,6 @@ class APGD(MaximizingAttack["APGDState"]):
         interval = self._intervals[host_steps]
         if interval.any():
             _checkpoint(state, torch.from_numpy(interval).to(state.y.device))
-
-    def _look(self, state: "APGDState", point: Tensor, queries: ModelQueries, last: bool) -> tuple[Tensor, Tensor]:
-        if last:
-            logits = queries.logits(point)
-            loss, grad = self.attack_loss(logits, state.y, state.target), torch.zeros_like(point)
-        else:
-            logits, loss, grad = queries.value_and_grad(point, self.attack_loss, state.y, state.target)
-        loss = loss.to(point.dtype)
-        state.observe(point, logits, loss, self.has_reject_class)
-        return loss, grad
 
     @cached_property
     def _intervals(self) -> np.ndarray:

@@ -3,30 +3,41 @@
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import MISSING, fields
+from dataclasses import fields, replace
+from functools import cached_property
 from typing import Any, Generic
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.checks import checked_call
-from hauberk.attacks.frozen_model import Mode, ModelQueries, frozen_model
-from hauberk.attacks.state import AttackInputs, AttackResult, Outcome, State, select
+from hauberk.attacks.frozen_model import Mode, ModelQueries, checked_first_pass, frozen_model
+from hauberk.attacks.state import (
+    AttackInputs,
+    AttackResult,
+    AttackState,
+    Outcome,
+    State,
+    count_targets,
+    initial_state,
+    select,
+)
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng, batch_rng
-from hauberk.objectives.functional import fooled
+from hauberk.objectives.functional import AttackLoss, LossLike, find_attack_loss, fooled
 from hauberk.threat import ThreatModel
-from hauberk.threat.norms import Norm
+from hauberk.threat.model import check_inputs
 
 
 class Attack(Generic[State]):
-    """An iterative attack. Attacks are frozen dataclasses of their settings; to add one, write ``init`` and ``step``.
+    """An iterative attack. Attacks are frozen dataclasses of their settings; to add one, write ``step``.
 
     A run is one search from a start, towards a target; where ``stops_at_success``, an example takes its runs one after the
     other until one succeeds. Called as a function, an attack runs on one batch: ``PGD(steps=10)(model, x, y, threat)``.
 
     Attributes:
+        steps: iterations of a run.
+        restarts: independent runs of each example (for each target).
         check_every: how many steps to take between looks at which examples have finished.
         passes_per_step: passes of one example in a step, a backward counted as one.
         stops_at_success: whether an example that is misclassified takes no further part (and one that is so without an
@@ -40,6 +51,8 @@ class Attack(Generic[State]):
         has_reject_class: whether the model's last output is a class of adversarial inputs, which is to be avoided too.
     """
 
+    steps: int
+    restarts: int = 1
     check_every: int = 4
     passes_per_step: int = 2
     stops_at_success: bool = True
@@ -51,21 +64,26 @@ class Attack(Generic[State]):
     evaluate_last: bool = True
     has_reject_class: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts", "targets"):
+            if getattr(self, name, 1) < 1:
+                raise UserError(f"{type(self).__name__} needs at least 1 {name[:-1]}, got {getattr(self, name)}")
+
     @property
     def max_steps(self) -> int:
-        """How many looks a run takes at most."""
-        raise NotImplementedError
+        """How many looks a run takes at most; as many as steps, unless an attack says otherwise."""
+        return self.steps
 
     def n_runs(self, n_classes: int) -> int:
         """How many runs an example takes against a model of so many outputs."""
-        return 1
+        return self.restarts
 
     def init(self, inputs: AttackInputs) -> State:
-        """Set up the state, without looking at the model."""
-        raise NotImplementedError
+        """Set up the state, without looking at the model; by default nothing but what every attack keeps."""
+        return AttackState(**initial_state(inputs))  # type: ignore[return-value]
 
     def step(self, state: State, queries: ModelQueries, host_steps: np.ndarray) -> None:
-        """Take one step: at least one look at the model, noted by ``state.observe``.
+        """Take one step: at least one look at the model, noted by ``state.observe`` or ``state.offer``.
 
         Args:
             state: modified in place.
@@ -86,8 +104,8 @@ class Attack(Generic[State]):
         """
         raise UserError(f"{self} takes no target")
 
-    def for_norm(self, norm: Norm) -> "Attack[Any]":
-        """The form of the attack for a norm."""
+    def for_threat(self, threat: ThreatModel) -> "Attack[Any]":
+        """The form of the attack for a threat model."""
         return self
 
     def adapted(
@@ -104,9 +122,12 @@ class Attack(Generic[State]):
         Raises:
             UserError: where it does not know of a class of adversarial inputs and the model has one.
         """
-        if has_reject_class and not self.has_reject_class:
+        attack: Attack[Any] = self
+        if "has_reject_class" in getattr(self, "__dataclass_fields__", ()):
+            attack = replace(self, has_reject_class=has_reject_class)  # type: ignore[type-var]
+        elif has_reject_class and not self.has_reject_class:
             raise UserError(f"{self} does not know of a class of adversarial inputs; leave out has_reject_class")
-        return self.for_norm(threat.norm), ""
+        return attack.for_threat(threat), ""
 
     def cost(self, n_classes: int = 10) -> int:
         """Passes of an example that stands."""
@@ -119,9 +140,8 @@ class Attack(Generic[State]):
         return run_attack(self, model, x, y, threat, seed=seed, **more)
 
     def __str__(self) -> str:
-        shown: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        usual = {f.name: f.default for f in fields(self)}  # type: ignore[arg-type]
-        changed = [f"{k}={_shown(v)}" for k, v in shown.items() if isinstance(v, Tensor) or str(v) != str(usual[k])]
+        values = {f: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        changed = [f"{f.name}={_shown(v)}" for f, v in values.items() if isinstance(v, Tensor) or str(v) != str(f.default)]
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
@@ -130,6 +150,55 @@ def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
+
+
+class MaximizingAttack(Attack[State]):
+    """An attack that maximises a loss, from several starts and towards several targets.
+
+    Attributes:
+        loss: what to maximise, see :func:`hauberk.objectives.functional.find_attack_loss`.
+        targets: for a loss with a target, how many of the most likely wrong classes are targets in turn.
+        confidence: κ of the "cw" loss.
+    """
+
+    loss: LossLike
+    targets: int
+    confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        find_attack_loss(self.loss)
+
+    @cached_property
+    def attack_loss(self) -> AttackLoss:
+        """The loss as an object."""
+        return find_attack_loss(self.loss, self.confidence)
+
+    @property
+    def has_reject_class(self) -> bool:  # type: ignore[override]
+        """Whether the loss takes the model's last output for a class of adversarial inputs."""
+        return self.attack_loss.has_reject_class
+
+    def n_runs(self, n_classes: int) -> int:
+        """Restarts, times targets."""
+        return self.restarts * count_targets(self.attack_loss, self.targets, n_classes)
+
+    def adapted(
+        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+    ) -> tuple[Attack[Any], str]:
+        """Return the attack with a loss that is defined for such a model, and what was put in place of which."""
+        if not isinstance(self.loss, str):
+            return super().adapted(threat, n_classes, has_reject_class, surrogate)
+        needed = self.attack_loss.min_classes
+        loss, note = self.loss, ""
+        if has_reject_class and loss in ("ce", "cw", "dlr"):
+            loss = "evade"
+        elif has_reject_class and loss in ("ce-targeted", "cw-targeted", "dlr-targeted"):
+            loss = "evade-targeted"
+        elif not has_reject_class and n_classes < needed:
+            loss = loss.replace("dlr", "cw")
+            note = f"the loss {loss!r} in place of {self.loss!r}, which needs {needed} classes"
+        return replace(self, loss=loss).for_threat(threat), note  # type: ignore[type-var]
 
 
 def run_attack(
@@ -172,10 +241,11 @@ def run_attack(
     Raises:
         UserError: if settings, threat model, inputs, labels and model do not fit together.
     """
-    attack = attack.for_norm(threat.norm)
+    attack = attack.for_threat(threat)
     attack = attack if target is None else attack.aimed()
-    checked = nullcontext(y) if trusted else checked_call(model, x, y, threat, attack.has_reject_class)
-    with checked as y, frozen_model(model, attack.mode) as frozen:
+    y = y if trusted else check_inputs(x, y, threat)
+    checked = nullcontext() if trusted else checked_first_pass(model, x, y, int(attack.has_reject_class), clean=False)
+    with checked, frozen_model(model, attack.mode) as frozen:
         rng = batch_rng(seed, x)
         x, y = x.detach().clone(), y.clone()  # clones, in case they were made under inference_mode
         feasible = threat.around(x)
@@ -185,20 +255,16 @@ def run_attack(
         wants_clean = return_clean_logits or (attack.needs_clean_logits and target is None)
         clean = queries.logits(x) if wants_clean else None
         inputs = AttackInputs(feasible, y, clean, torch.zeros_like(y), rng, target)
-        outcome = Outcome(inputs, _wrong_as_it_is(attack, inputs), keeps_best=not attack.return_last)
+        wrong = None
+        if attack.stops_at_success:
+            if clean is None:
+                raise UserError(f"{attack} stops at a success, so it needs to look at the clean inputs")
+            wrong = fooled(clean, y, attack.has_reject_class)
+        outcome = Outcome(inputs, wrong, keeps_best=not attack.return_last)
         for run in range(attack.n_runs(2 if clean is None else clean.shape[1])):
             if not _run_once(attack, queries, outcome, run):
                 break
     return outcome.result(queries.forwards, queries.backwards, attack.evaluate_last, getattr(attack, "steps", attack.max_steps))
-
-
-def _wrong_as_it_is(attack: Attack[Any], inputs: AttackInputs) -> Tensor | None:
-    """Which examples are misclassified without an attack, if that ends it for them."""
-    if not attack.stops_at_success:
-        return None
-    if inputs.clean_logits is None:
-        raise UserError(f"{attack} stops at a success, so it needs to look at the clean inputs")
-    return fooled(inputs.clean_logits, inputs.y, attack.has_reject_class)
 
 
 def _run_once(attack: Attack[Any], queries: ModelQueries, outcome: Outcome, run: int) -> bool:
@@ -235,21 +301,17 @@ def as_function(attack: type[Attack[Any]], name: str, summary: str, **defaults: 
         summary: what its description begins with.
         **defaults: settings that have other defaults than in the class.
     """
-    settings = {f.name: defaults.get(f.name, f.default) for f in fields(attack)}  # type: ignore[arg-type]
+    settings = {f.name: defaults.get(f.name, f.default) for f in fields(attack) if not f.kw_only}  # type: ignore[arg-type]
 
     def function(
-        model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0, **given: Any
+        model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0, **more: Any
     ) -> AttackResult:
-        own = {key: given.pop(key) for key in list(given) if key in settings}
-        return attack(**{**defaults, **own})(model, x, y, threat, seed=seed, **given)
+        given = {key: more.pop(key) for key in settings if key in more}
+        return attack(**defaults | given)(model, x, y, threat, seed=seed, **more)
 
-    keywords = [
-        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=inspect.Parameter.empty if d is MISSING else d)
-        for key, d in settings.items()
-    ]
-    usual = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    more = inspect.Parameter("more", inspect.Parameter.VAR_KEYWORD)
-    function.__signature__ = inspect.Signature([*usual[:4], *keywords, *usual[4:], more])  # type: ignore[attr-defined]
+    *batch, seed, more = inspect.signature(function).parameters.values()
+    keywords = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value) for key, value in settings.items()]
+    function.__signature__ = inspect.Signature([*batch, *keywords, seed, more])  # type: ignore[attr-defined]
     function.__name__ = function.__qualname__ = name
     function.__module__ = attack.__module__
     described = inspect.cleandoc(attack.__doc__ or "").partition("Attributes:\n")[2]

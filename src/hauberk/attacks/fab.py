@@ -1,18 +1,16 @@
 """FAB: fast adaptive boundary attack (Croce and Hein 2020), which looks for the nearest adversarial example."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, count_targets, initial_state, where_rows
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, fooled
-from hauberk.threat import ThreatModel
 
 ALPHA_MAX = 0.1  # how far at most towards the projection of the clean input
 ETA = 1.05  # overshoot
@@ -48,16 +46,9 @@ class FAB(Attack["FABState"]):
     has_reject_class: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
-            numbers = f"{self.steps}, {self.restarts} and {self.targets}"
-            raise UserError(f"fab needs at least 1 step, restart and target, got {numbers}")
+        super().__post_init__()
         if self.has_reject_class and not self.targeted:
             raise UserError("untargeted FAB is not defined for a model with a class of adversarial inputs; use FAB-T")
-
-    @property
-    def max_steps(self) -> int:
-        """Looks in a run that count."""
-        return self.steps
 
     @property
     def passes_per_step(self) -> int:  # type: ignore[override]
@@ -67,12 +58,6 @@ class FAB(Attack["FABState"]):
     @property
     def _loss(self) -> AttackLoss:
         return ATTACK_LOSSES["evade-targeted" if self.has_reject_class else "cw-targeted"]
-
-    def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
-    ) -> tuple[Attack[Any], str]:
-        """Return the attack for a model with a class of adversarial inputs, or without."""
-        return replace(self, has_reject_class=has_reject_class), ""
 
     def n_runs(self, n_classes: int) -> int:
         """Restarts, times targets."""
@@ -97,21 +82,24 @@ class FAB(Attack["FABState"]):
 
     def step(self, state: "FABState", queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Step onto the linearised boundary, beyond it, and back from there if it was crossed."""
-        feasible, x = state.feasible, state.feasible.x
+        feasible, x, norm = state.feasible, state.feasible.x, state.feasible.norm
         above, below = state.above, state.below
         # Everything below is in units of ε, as offsets from the clean input.
         at = ((state.point - x) / feasible.radius.clamp_min(_TINY)).flatten(1)
-        gap, normal = self._boundary(
-            state, queries, feasible.radius.expand(x.shape).flatten(1) if feasible.radius.ndim else feasible.radius
-        )
-        norm = feasible.norm
+        radius = feasible.radius.expand(x.shape).flatten(1) if feasible.radius.ndim else feasible.radius
+        gap, normal = self._boundary(state, queries, radius)
         from_here = norm.onto_hyperplane(normal, gap, at + below, above - at)
         from_clean = norm.onto_hyperplane(normal, gap + (normal * at).sum(1), below, above)
         here, clean = (norm.length(d).clamp_min(1e-8) for d in (from_here, from_clean))
         alpha = (here / (here + clean)).clamp(0.0, ALPHA_MAX)[:, None]
         moved = (at * (1 - alpha)).addcmul_(from_here, ETA * (1 - alpha)).addcmul_(from_clean, ETA * alpha)
         point = feasible.clamp(x + moved.view_as(x) * feasible.radius)
-        wrong = self._judge(state, point, queries)
+        logits = queries.logits(point)
+        wrong = fooled(logits, state.y, self.has_reject_class)
+        length = norm.length(((point - x) / feasible.radius.clamp_min(_TINY)).flatten(1))
+        inside = wrong & (length <= (1 if norm.is_box else 1 - _ROUNDING))
+        offered = feasible.project(point) if norm.is_box else point  # what is not inside is never kept
+        state.offer(offered, logits, torch.where(inside, -length, -torch.inf), inside)
         state.point = where_rows(wrong, x + BETA * (point - x), point)
 
     def _boundary(self, state: "FABState", queries: ModelQueries, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,19 +115,6 @@ class FAB(Attack["FABState"]):
         nearest = distance.argmin(1, keepdim=True)
         normal = normals.gather(1, nearest[:, :, None].expand(-1, -1, normals.shape[2])).squeeze(1)
         return gaps.gather(1, nearest).squeeze(1).to(normal.dtype), normal
-
-    def _judge(self, state: "FABState", point: Tensor, queries: ModelQueries) -> Tensor:
-        """Look at where we are; what counts as found is inside the ball, and as found anyway may be outside."""
-        logits = queries.logits(point)
-        wrong = fooled(logits, state.y, self.has_reject_class)
-        feasible = state.feasible
-        length = feasible.norm.length(((point - feasible.x) / feasible.radius.clamp_min(_TINY)).flatten(1))
-        if feasible.norm.is_box:
-            offered, inside = feasible.project(point), wrong & (length <= 1)
-        else:
-            offered, inside = point, wrong & (length <= 1 - _ROUNDING)
-        state.offer(offered, logits, torch.where(inside, -length, -torch.inf), inside)
-        return wrong
 
 
 @dataclass

@@ -1,39 +1,34 @@
-"""How an attack looks at a model: gradients for the input only, passes counted, and nothing of the model changed afterwards."""
+"""How an attack looks at a model: gradients for the input only, passes counted, answers checked, nothing changed afterwards."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hauberk.core.errors import UserError, first_line
 from hauberk.objectives.functional import AttackLoss, at_least_float32
+from hauberk.threat.model import check_labels
 
 _FEW_CHANNELS = 4
 
 
-@contextmanager
-def patch_conv_backward(model: nn.Module) -> Iterator[None]:
-    """Let plain 2-d convolutions of a model on a CPU take their input gradients by the faster kernel, inside the block.
+def patch_conv_backward(model: nn.Module) -> list[nn.Conv2d]:
+    """Let plain 2-d convolutions of a model on a CPU take their input gradients by the faster kernel.
 
     Which one is a fixed rule, not a measurement, so that numbers repeat: for up to 4 input channels PyTorch's im2col kernel (2
     to 5 times faster than the default, with AVX-512 and torch 2.13), for strides oneDNN's in channels-last order (1.6 to 3.6).
     Values are the same up to rounding. Only while parameters need no gradients.
+
+    Returns:
+        The convolutions that it concerns; ``del module.__dict__["forward"]`` undoes it.
     """
-    changed = quicken(model)
-    try:
-        yield
-    finally:
-        for module in changed:
-            del module.__dict__["forward"]
-
-
-def quicken(model: nn.Module) -> list[nn.Conv2d]:
-    """Do so for good, and return which convolutions it concerns."""
     chosen = [module for module in model.modules() if type(module) is nn.Conv2d and _is_slow(module)]
     for module in chosen:
-        module.forward = _Forward(module)  # type: ignore[method-assign, assignment]
+        module.forward = partial(_convolve, module)  # type: ignore[method-assign]
     return chosen
 
 
@@ -43,19 +38,13 @@ def _is_slow(conv: nn.Conv2d) -> bool:
     return plain and here and (conv.in_channels <= _FEW_CHANNELS or max(conv.stride) > 1)
 
 
-class _Forward:
+def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """The convolution of a module, with our backward where only the input needs a gradient."""
-
-    def __init__(self, conv: nn.Conv2d):
-        self.conv = conv
-
-    def __call__(self, x: Tensor) -> Tensor:
-        conv = self.conv
-        usual = not x.requires_grad or conv.weight.requires_grad or x.ndim != 4 or x.dtype != torch.float32
-        if usual or torch.is_autocast_enabled("cpu"):
-            return nn.Conv2d.forward(conv, x)
-        out: Tensor = _Convolution.apply(x, conv.weight, conv.bias, conv.stride, conv.padding)  # type: ignore[no-untyped-call]
-        return out
+    usual = not x.requires_grad or conv.weight.requires_grad or x.ndim != 4 or x.dtype != torch.float32
+    if usual or torch.is_autocast_enabled("cpu"):
+        return nn.Conv2d.forward(conv, x)
+    out: Tensor = _Convolution.apply(x, conv.weight, conv.bias, conv.stride, conv.padding)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Convolution(torch.autograd.Function):
@@ -73,17 +62,15 @@ class _Convolution(torch.autograd.Function):
         """Convolve back."""
         (weight,) = ctx.saved_tensors
         x = grad.new_empty(1).expand(ctx.shape)  # only its shape is looked at
-        only = [True, False, False]
+        aten, size, wanted = torch.ops.aten, list(weight.shape[2:]), [True, False, False]
         if weight.shape[1] <= _FEW_CHANNELS:
-            size = list(weight.shape[2:])
-            back = torch.ops.aten._slow_conv2d_backward.output_mask(
-                grad.contiguous(), x, weight, size, ctx.stride, ctx.padding, only
-            )[0]
+            back, *_ = aten._slow_conv2d_backward.output_mask(
+                grad.contiguous(), x, weight, size, ctx.stride, ctx.padding, wanted
+            )
         else:
             grad, weight = (a.contiguous(memory_format=torch.channels_last) for a in (grad, weight))
-            back = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, only
-            )[0]
+            how = ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, wanted
+            back, *_ = aten.convolution_backward(grad, x, weight, None, *how)
         return back.contiguous(), None, None, None, None
 
 
@@ -110,44 +97,28 @@ def frozen_model(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     flags = [(module, module.training) for module in model.modules()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     buffers = nullcontext() if mode == "train" else kept_buffers(model)
+    refused = [entry for entry in _entries(model, "_parameters") if entry[2].is_inference()]
     with (
         torch.random.fork_rng(devices=devices),
         torch.inference_mode(False),
         torch.enable_grad(),
         buffers,
-        _plain_parameters(model),
-        patch_conv_backward(model),
+        _replaced(refused, lambda p: nn.Parameter(p.detach().clone(), requires_grad=False)),
     ):
         learnable = [p for p in model.parameters() if p.requires_grad]
+        patched = patch_conv_backward(model)
         try:
             for parameter in learnable:
                 parameter.requires_grad_(False)
             model.train(mode != "eval")
             yield model
         finally:
+            for conv in patched:
+                del conv.__dict__["forward"]
             for module, flag in flags:
                 module.training = flag
             for parameter in learnable:
                 parameter.requires_grad_(True)
-
-
-@contextmanager
-def _plain_parameters(model: nn.Module) -> Iterator[None]:
-    """Put copies in the place of parameters that were made under inference_mode, inside the block."""
-    made_there = [
-        (module, name, parameter)
-        for module in model.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None and parameter.is_inference()
-    ]
-    copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for _, _, p in made_there}  # one for tied ones
-    try:
-        for module, name, parameter in made_there:
-            module._parameters[name] = copies[id(parameter)]
-        yield
-    finally:
-        for module, name, parameter in made_there:
-            module._parameters[name] = parameter
 
 
 @contextmanager
@@ -156,16 +127,29 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
     Copies, because a graph that the caller still holds forbids writing into what it has saved.
     """
-    buffers = [
-        (module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items() if buffer is not None
-    ]
+    with _replaced(_entries(model, "_buffers"), Tensor.clone):
+        yield
+
+
+_Entry: TypeAlias = tuple[dict[str, Any], str, Tensor]  # a table of a module, and a name and a tensor in it
+
+
+def _entries(model: nn.Module, table: str) -> list[_Entry]:
+    tables: list[dict[str, Any]] = [getattr(module, table) for module in model.modules()]
+    return [(one, name, tensor) for one in tables for name, tensor in one.items() if tensor is not None]
+
+
+@contextmanager
+def _replaced(entries: Sequence[_Entry], copy: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put copies of the tensors in their places, one copy for tied ones, inside the block."""
+    copies = {id(tensor): copy(tensor) for _, _, tensor in entries}
     try:
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer.clone()
+        for table, name, tensor in entries:
+            table[name] = copies[id(tensor)]
         yield
     finally:
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
+        for table, name, tensor in entries:
+            table[name] = tensor
 
 
 class ModelQueries:
@@ -247,3 +231,92 @@ def _average(logits: list[Tensor]) -> Tensor:
     if len(logits) == 1:
         return logits[0]
     return torch.stack([z.softmax(1) for z in logits]).mean(0).clamp_min(1e-38).log()
+
+
+def check_logits(
+    logits: Tensor,
+    y: Tensor,
+    classes: int | None = None,
+    extra_outputs: int = 0,
+    *,
+    clean: bool = True,
+    probabilities: bool = False,
+) -> None:
+    """Check what a model returned for inputs with labels ``y`` (B,); so many ``extra_outputs`` are no class of a label.
+
+    Raises:
+        UserError: if it is not (B, C), C or a label does not fit; on ``clean`` inputs also if it is not finite or, unless they
+            are allowed, holds probabilities.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"the model must return logits of shape ({len(y)}, classes), it returned {got}")
+    if logits.shape[1] < 2:
+        raise UserError("the model returns one number per input; a classifier needs one logit for each of at least 2 classes")
+    if classes is not None and logits.shape[1] != classes:
+        raise UserError(f"the model has {logits.shape[1]} outputs, but the data has {classes} classes")
+    check_labels(y, logits.shape[1] - extra_outputs)
+    if clean and not bool(logits.isfinite().all()):
+        raise UserError("the model returns NaN or infinite logits on clean inputs")
+    if clean and not probabilities and are_probabilities(logits):
+        raise UserError("the model returns probabilities; return logits instead (remove the softmax), or attacks will fail")
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether what a model returned, (B, C), looks like the output of a softmax."""
+    sums = logits.detach().double().sum(1)
+    return bool((logits >= 0).all() & (logits <= 1).all() & ((sums - 1).abs() < 1e-3).all())
+
+
+@contextmanager
+def checked_first_pass(model: nn.Module, x: Tensor, y: Tensor, extra_outputs: int = 0, *, clean: bool = True) -> Iterator[None]:
+    """Check the logits of the first pass that the model makes inside the block, at no extra pass.
+
+    Args:
+        model: that is about to see inputs like ``x`` with labels ``y``.
+        x: inputs, (B, ...).
+        y: labels, (B,).
+        extra_outputs: outputs the model must have besides the classes of the labels.
+        clean: as in :func:`check_logits`; the inputs of an attack need not be.
+
+    Raises:
+        UserError: as :func:`check_logits`, and if the model cannot take inputs of this dtype.
+    """
+
+    def check(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and len(inputs[0]) != len(y):
+            return  # an attack of the caller's own may look at a part of the batch first
+        handle.remove()
+        check_logits(logits, y, extra_outputs=extra_outputs, clean=clean)
+
+    handle = model.register_forward_hook(check)
+    try:
+        yield
+    except RuntimeError as error:
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+        if own == x.dtype:
+            raise
+        raise UserError(
+            f"the model, of {own}, cannot take inputs of {x.dtype}: {first_line(error)}; convert them with x.to({own})"
+        ) from error
+    finally:
+        handle.remove()
+
+
+def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None, probabilities: bool = False) -> int:
+    """Run one batch through the model, in evaluation mode and leaving it as it was, and check the answer.
+
+    Returns:
+        The number of classes.
+
+    Raises:
+        UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
+    """
+    with frozen_model(model) as view, torch.no_grad():
+        try:
+            logits = ModelQueries(view).logits(x)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            what = f"inputs of shape {tuple(x.shape)} and dtype {x.dtype}"
+            raise UserError(f"the model cannot take {what}: {first_line(error)}") from error
+        check_logits(logits, y, classes, probabilities=probabilities)
+    return int(logits.shape[1])

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.base import Attack, as_function
+from hauberk.attacks.base import Attack, MaximizingAttack, as_function
 from hauberk.attacks.frozen_model import Mode, ModelQueries
-from hauberk.attacks.state import AttackInputs, AttackState, State, count_targets, initial_state, where_rows
+from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
 from hauberk.core.errors import UserError
-from hauberk.objectives.functional import AttackLoss, LossLike, find_attack_loss, fooled
+from hauberk.objectives.functional import LossLike, fooled
 from hauberk.threat import ThreatModel, expand_to, parse_fraction
 
 NORMAL_START = 0.001  # of TRADES' public code
@@ -24,9 +24,6 @@ NESTEROV = 0.75
 _IN_EPS = re.compile(r"(?:(?P<times>[\d./]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>[\d.]+))?")
 _NOISE_TAG = 100
 _STARTS = ("uniform", "normal", "clean")
-_SUBSTITUTES = {"dlr": "cw", "dlr-targeted": "cw-targeted"}  # where there are fewer classes
-_EVADING = {"ce": "evade", "cw": "evade", "dlr": "evade"}
-_EVADING |= {f"{name}-targeted": "evade-targeted" for name in ("ce", "cw", "dlr")}
 
 
 @dataclass(frozen=True)
@@ -60,73 +57,22 @@ def parse_step_size(step: StepSize) -> float | Tensor | RelativeStep:
         UserError: if it cannot be read or is not positive.
     """
     size: float | Tensor | RelativeStep
-    smallest: float | Tensor
     if isinstance(step, str):
         found = _IN_EPS.fullmatch(step.strip())
         try:
             if found:
-                size = RelativeStep(parse_fraction(found["times"] or "1"), float(found["over"] or 1))
+                size = RelativeStep(parse_fraction(found["times"] or "1") / float(found["over"] or 1))
             else:
                 size = parse_fraction(step)
-            smallest = size.times / size.over if isinstance(size, RelativeStep) else size
         except (ValueError, ZeroDivisionError) as error:
             raise UserError(f"step_size = {step!r} is not a number, '2/255' or 'eps/4'") from error
     else:
         size = step
-        smallest = size.times / size.over if isinstance(size, RelativeStep) else size
+    smallest = size.of(1.0) if isinstance(size, RelativeStep) else size
     least = float(smallest.min()) if isinstance(smallest, Tensor) else smallest
     if not (0 < least < math.inf or (isinstance(size, Tensor) and least == 0)):
         raise UserError(f"step_size must be positive, got {step}")
     return size
-
-
-class MaximizingAttack(Attack[State]):
-    """An attack that maximises a loss, from several starts and towards several targets."""
-
-    steps: int
-    loss: LossLike
-    targets: int
-    restarts: int
-    confidence: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
-            numbers = f"{self.steps}, {self.restarts} and {self.targets}"
-            raise UserError(f"an attack needs at least 1 step, 1 restart and 1 target, got {numbers}")
-        find_attack_loss(self.loss)
-
-    @cached_property
-    def attack_loss(self) -> AttackLoss:
-        """The loss as an object."""
-        return find_attack_loss(self.loss, self.confidence)
-
-    @property
-    def has_reject_class(self) -> bool:  # type: ignore[override]
-        """Whether the loss takes the model's last output for a class of adversarial inputs."""
-        return self.attack_loss.has_reject_class
-
-    def n_runs(self, n_classes: int) -> int:
-        """Restarts, times targets."""
-        return self.restarts * count_targets(self.attack_loss, self.targets, n_classes)
-
-    def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
-    ) -> tuple[Attack[Any], str]:
-        """Return the attack with a loss that is defined for such a model, and what was put in place of which."""
-        if not isinstance(self.loss, str):
-            return super().adapted(threat, n_classes, has_reject_class, surrogate)
-        needed = self.attack_loss.min_classes
-        if has_reject_class:
-            return self._with_loss(_EVADING.get(self.loss, self.loss)).for_norm(threat.norm), ""
-        if n_classes >= needed:
-            return self.for_norm(threat.norm), ""
-        other = _SUBSTITUTES[self.loss]
-        return self._with_loss(other).for_norm(
-            threat.norm
-        ), f"the loss {other!r} in place of {self.loss!r}, which needs {needed} classes"
-
-    def _with_loss(self, loss: str) -> Attack[Any]:
-        return replace(self, loss=loss)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,13 +163,7 @@ class PGD(MaximizingAttack["PGDState"]):
         return self.steps + self.evaluate_last
 
     def aimed(self) -> "PGD":
-        """Return the attack with a target: ``-CE(f(x), t)`` for cross-entropy.
-
-        Margins and DLR without a target ask for no more than that the label be lost.
-
-        Raises:
-            UserError: for losses without a target.
-        """
+        """Return the attack with a target, which is ``-CE(f(x), t)`` for cross-entropy; "cw" and "dlr" take none."""
         if self.loss != "ce" and self.attack_loss.reference != "target":
             raise UserError(f"the loss {self.loss!r} takes no target")
         return replace(self, loss="ce-targeted" if self.loss == "ce" else self.loss, targets=1)
@@ -231,11 +171,7 @@ class PGD(MaximizingAttack["PGDState"]):
     def adapted(
         self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
     ) -> tuple[Attack[Any], str]:
-        """Return the attack with a loss that is defined for such a model, and what was put in place of which.
-
-        Raises:
-            UserError: for settings that only training understands.
-        """
+        """Return the attack with a loss that is defined for such a model, unless its settings are for training only."""
         if self.mode != "eval" or self.tau is not None or self.step_noise or isinstance(self.start, Tensor):
             raise UserError("these settings are for training; evaluation attacks in mode 'eval', from a start by name")
         return super().adapted(threat, n_classes, has_reject_class, surrogate)
@@ -270,36 +206,34 @@ class PGD(MaximizingAttack["PGDState"]):
 
     def step(self, state: "PGDState", queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look, with the gradient unless this is the last look, and step."""
-        feasible, loss = state.feasible, self.attack_loss
-        point = state.point
+        feasible, loss, point = state.feasible, self.attack_loss, state.point
         if self.evaluate_last and bool((host_steps >= self.steps).all()):
             logits = queries.logits(point)
             self._observe(state, point, logits, loss(logits, state.y, state.reference))
             return
         if state.previous is not None:
             point = feasible.project(point + self.nesterov * (point - state.previous))
+            state.previous = state.point
         logits, value, grad = queries.value_and_grad(point, loss, state.y, state.reference)
         wrong = self._observe(state, point, logits, value)
         if state.velocity is not None:
             state.velocity = grad = self.momentum * state.velocity + _scaled(grad)
-        state.previous = None if state.previous is None else state.point
         size = self._step_size
         size = size.of(feasible.eps) if isinstance(size, RelativeStep) else size
-        if isinstance(size, Tensor):
-            size = size.to(point)
-        from_here = point
+        size = size.to(point) if isinstance(size, Tensor) else size
+        start = point
         if self.step_noise:
-            from_here = point + self.step_noise * state.rng.normal(point, state.tag + _NOISE_TAG + state.step - 1)
+            start = point + self.step_noise * state.rng.normal(point, state.tag + _NOISE_TAG + state.step - 1)
         if self.step_size_factors:
-            moved = self._line_search(state, queries, from_here, grad, size)
+            moved = self._line_search(state, queries, start, grad, size)
         else:
-            moved = feasible.step(from_here, grad, size)
+            moved = feasible.step(start, grad, size)
+        state.moves = state.moves + 1
         if state.chances is not None and state.stopped is not None:
             state.stopped = wrong & (state.chances == 0)
             state.chances = state.chances - wrong.long()
             moved = where_rows(state.stopped, point, moved)
             state.moves = state.moves - state.stopped.long()
-        state.moves = state.moves + 1
         state.point = moved
         if self.return_last and not self.evaluate_last:
             state.best = moved
@@ -309,15 +243,14 @@ class PGD(MaximizingAttack["PGDState"]):
         wrong = fooled(logits, state.y, self.attack_loss.has_reject_class)
         state.lps = logits if state.lps is None else torch.where((state.found_at < 0)[:, None], logits, state.lps)
         state.right = state.right + (~wrong & (state.step < self.steps))
+        first = torch.where(wrong & (state.found_at < 0), state.step, state.found_at)
         if self.return_last:
-            state.found_at = torch.where(wrong & (state.found_at < 0), state.step, state.found_at)
             state.best, state.best_logits, state.best_loss, state.found = point, logits, loss, wrong
             state.step = state.step + 1
-            return wrong
-        # A start as given may lie outside; it then serves the first gradient and nothing else.
-        allowed = state.feasible.contains(point) if isinstance(self.start, Tensor) else None
-        first = torch.where(wrong & (state.found_at < 0), state.step, state.found_at)
-        state.offer(point, logits, loss, wrong, allowed)
+        else:
+            # A start as given may lie outside; it then serves the first gradient and nothing else.
+            allowed = state.feasible.contains(point) if isinstance(self.start, Tensor) else None
+            state.offer(point, logits, loss, wrong, allowed)
         state.found_at = first
         return wrong
 
@@ -350,21 +283,10 @@ class PGDState(AttackState):
     moves: Tensor  # how many steps were taken
     lps: Tensor | None  # logits at the first misclassified iterate, or at the last one seen
 
-    @property
-    def kappa(self) -> Tensor:
-        """How many of the K iterates were classified right, (B,) int64."""
-        return self.right
-
-    @property
-    def steps_taken(self) -> Tensor:
-        """K, or fewer where friendly training has stopped, (B,) int64."""
-        return self.moves
-
-    @property
-    def logits_lps(self) -> Tensor:
-        """Logits at the least number of steps that fool the model, (B, C)."""
+    def report(self) -> dict[str, Tensor]:
+        """Return what an :class:`AttackResult` says of each example, where K iterates were looked at whatever was found."""
         assert self.lps is not None  # there was a look
-        return self.lps
+        return super().report() | {"logits_lps": self.lps, "kappa": self.right, "steps_taken": self.moves}
 
 
 def _scaled(grad: Tensor) -> Tensor:

@@ -23,9 +23,6 @@ AttackLike: TypeAlias = str | Attack[Any] | Callable[[nn.Module, Tensor, Tensor,
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # its standard version, in order
 
-_L1_RESTARTS = {"restarts": 5}  # of AutoAttack's APGD on cross-entropy and DLR in L1, in place of 1
-_L1_TARGETS = {"targets": 5}  # of its targeted APGD in L1, in place of 9
-
 
 @dataclass(frozen=True)
 class AttackPreset:
@@ -67,17 +64,17 @@ PRESETS: dict[str, AttackPreset] = {
         "PGD with line search and Nesterov's momentum; our construction, MAIL's Appendix A is not public",
     ),
     "apgd-ce": AttackPreset(
-        APGD(), "AutoAttack's first attack: APGD on cross-entropy, 100 steps (L1: 5 restarts)", in_l1=_L1_RESTARTS
+        APGD(), "AutoAttack's first attack: APGD on cross-entropy, 100 steps (L1: 5 restarts)", in_l1={"restarts": 5}
     ),
     "apgd-t": AttackPreset(
         APGD(loss="dlr-targeted"),
         "AutoAttack's second attack: APGD on targeted DLR, 9 classes (L1: 5) of 100 steps",
-        in_l1=_L1_TARGETS,
+        in_l1={"targets": 5},
     ),
     "fab-t": AttackPreset(FAB(), "AutoAttack's third attack: FAB-T, 9 classes of 100 steps"),
     "square": AttackPreset(Square(), "AutoAttack's fourth attack: Square, 5,000 queries"),
     "apgd-dlr": AttackPreset(
-        APGD(loss="dlr"), "APGD on the difference of logits ratio, 100 steps (L1: 5 restarts)", in_l1=_L1_RESTARTS
+        APGD(loss="dlr"), "APGD on the difference of logits ratio, 100 steps (L1: 5 restarts)", in_l1={"restarts": 5}
     ),
     "apgd-ce-5": AttackPreset(APGD(restarts=5), "AutoAttack plus: APGD on cross-entropy, 5 restarts"),
     "apgd-dlr-5": AttackPreset(APGD(loss="dlr", restarts=5), "AutoAttack plus: APGD on DLR, 5 restarts"),
@@ -112,12 +109,12 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
     Raises:
         UserError: if it is none of these; for an unknown name, with the nearest one.
     """
-    if isinstance(attack, str) and is_import_path(attack):
-        return attack, replace(find_attack(import_object(attack, "attack"))[1], source=f"imported from {attack}")
     if isinstance(attack, str):
-        if attack not in PRESETS:
-            raise unknown_name("attack", attack, PRESETS)
-        return attack, PRESETS[attack]
+        if attack in PRESETS:
+            return attack, PRESETS[attack]
+        if is_import_path(attack):
+            return attack, replace(find_attack(import_object(attack, "attack"))[1], source=f"imported from {attack}")
+        raise unknown_name("attack", attack, PRESETS)
     if isinstance(attack, Attack):
         return str(attack), AttackPreset(attack, "given by the caller")
     if callable(attack):
@@ -171,12 +168,8 @@ def _merge(found: AttackResult, more: AttackResult, rows: Tensor) -> AttackResul
     return replace(found, **values, **passes)
 
 
-_PLUS = ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t")
-_RAND = ("apgd-ce", "apgd-dlr")
 _QUICK = ("fgsm", "pgd-20", "cw-30", "pgd-100")
-_SINGLE = ("fgsm", "pgd-20", "cw-30", "pgd-100", "apgd-ce")
-
-RAND_EOT_ITER = 20  # AutoAttack's eot_iter for randomised defences
+_SINGLE = (*_QUICK, "apgd-ce")
 
 
 @dataclass(frozen=True)
@@ -204,28 +197,32 @@ class Suite:
         return len(names) > 1 and all(self.stages[name] == tuple(names[:k]) for k, name in enumerate(names))
 
 
-def _apart(names: Sequence[str], description: str) -> Suite:
-    """Every attack on every example that is classified right."""
-    return Suite(dict.fromkeys(names, ()), {name: (name,) for name in names}, 1, description)
-
-
-def _sequential(names: Sequence[str], description: str, eot_iter: int = 1) -> Suite:
-    """Every attack on those that still stand; each column counts the victims of all so far."""
-    before = {name: tuple(names[:k]) for k, name in enumerate(names)}
-    return Suite(before, {name: (*earlier, name) for name, earlier in before.items()}, eot_iter, description)
+def _suite(names: Sequence[str], description: str, *, sequential: bool, eot_iter: int = 1) -> Suite:
+    """Every attack on all examples that are classified right; sequential, on those that still stand after the earlier ones."""
+    stages = {name: tuple(names[:k]) if sequential else () for k, name in enumerate(names)}
+    return Suite(stages, {name: (*earlier, name) for name, earlier in stages.items()}, eot_iter, description)
 
 
 SUITES: dict[str, Suite] = {
-    "quick": _apart(_QUICK, "FGSM, PGD-20, CW-30, PGD-100: a cheap upper bound"),
+    "quick": _suite(_QUICK, "FGSM, PGD-20, CW-30, PGD-100: a cheap upper bound", sequential=False),
     "papers": Suite(
         {**dict.fromkeys(_SINGLE, ()), **{name: AUTOATTACK[:k] for k, name in enumerate(AUTOATTACK) if k}},
         {**{name: (name,) for name in _SINGLE}, "autoattack": AUTOATTACK},
         1,
         "the columns of the MAIL and MART tables: FGSM, PGD-20, CW-30, PGD-100, APGD-CE, AutoAttack",
     ),
-    "standard": _sequential(AUTOATTACK, "AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T, Square"),
-    "plus": _sequential(_PLUS, "AutoAttack plus: APGD-CE and -DLR and FAB with 5 restarts, Square, APGD-T, FAB-T"),
-    "rand": _sequential(_RAND, "AutoAttack for randomised defences: APGD-CE and -DLR, means over 20 passes", RAND_EOT_ITER),
+    "standard": _suite(AUTOATTACK, "AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T, Square", sequential=True),
+    "plus": _suite(
+        ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
+        "AutoAttack plus: APGD-CE and -DLR and FAB with 5 restarts, Square, APGD-T, FAB-T",
+        sequential=True,
+    ),
+    "rand": _suite(
+        ("apgd-ce", "apgd-dlr"),
+        "AutoAttack for randomised defences: APGD-CE and -DLR, means over 20 passes",
+        sequential=True,
+        eot_iter=20,
+    ),
 }
 
 
@@ -244,7 +241,7 @@ def find_suite(suite: str, attacks: Sequence[AttackLike] = (), sequential: bool 
     if attacks:
         found = dict(find_attack(attack) for attack in attacks)
         names = sorted(found, key=lambda name: found[name].attack.cost())
-        chosen = (_sequential if sequential else _apart)(names, ", ".join(names))
+        chosen = _suite(names, ", ".join(names), sequential=sequential)
     elif suite in SUITES:
         chosen, found = SUITES[suite], {}
     else:

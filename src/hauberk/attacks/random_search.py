@@ -1,18 +1,14 @@
 """Random points in the threat model: the weakest attack there is, and a check on all the others."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
-from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
-from hauberk.core.errors import UserError
-from hauberk.objectives.functional import ATTACK_LOSSES, fooled
-from hauberk.threat import ThreatModel
+from hauberk.attacks.state import AttackState, where_rows
+from hauberk.objectives.functional import ATTACK_LOSSES
 
 
 @dataclass(frozen=True)
@@ -32,25 +28,6 @@ class RandomSearch(Attack[AttackState]):
     passes_per_step = 1
     uses_gradients = False
 
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"random search needs at least 1 point, got {self.steps}")
-
-    @property
-    def max_steps(self) -> int:
-        """Looks."""
-        return self.steps
-
-    def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
-    ) -> tuple[Attack[Any], str]:
-        """Return the attack for a model with a class of adversarial inputs, or without."""
-        return replace(self, has_reject_class=has_reject_class), ""
-
-    def init(self, inputs: AttackInputs) -> AttackState:
-        """Set up."""
-        return AttackState(**initial_state(inputs))
-
     def step(self, state: AttackState, queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look at one more point."""
         feasible, tag = state.feasible, state.tag + 4 * state.step
@@ -60,7 +37,7 @@ class RandomSearch(Attack[AttackState]):
             point = where_rows(state.step % 2 == 1, corner, point)
         logits = queries.logits(point)
         loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"](logits, state.y)
-        state.offer(point, logits, loss, fooled(logits, state.y, self.has_reject_class))
+        state.observe(point, logits, loss, self.has_reject_class)
 
 
 random_search = as_function(RandomSearch, "random_search", "Look at random points: a check on all other attacks.")

@@ -36,9 +36,9 @@ class ContinuousBatcher(Generic[State]):
         fetch: gives the inputs of some examples.
         verify: is shown the examples that claim success, and says for which it holds; the others go on.
         leave: is told of the examples that have had all their runs.
-        n_runs: how many runs each example has.
+        n_runs: how many runs each example has at most.
         batch_size: number of rows.
-        init_batch_size: how many examples are set up at once, in a fixed shape likewise.
+        init_batch_size: how many examples are set up at once, in a fixed shape likewise; they wait until rows are free.
         smaller_batch_sizes: smaller numbers of rows, to fall back on when there are too few examples to fill them;
             only such for which the model computes the same bits for an example.
     """
@@ -55,6 +55,8 @@ class ContinuousBatcher(Generic[State]):
 
     def __post_init__(self) -> None:
         self.waiting: deque[tuple[int, int]] = deque()  # (example, run)
+        self.ready: deque[tuple[int, int]] = deque()  # those set up already, the last of ``ready_state``
+        self.ready_state: State | None = None
         self.owner = np.full(self.batch_size, _FREE)
         self.run_of = np.zeros(self.batch_size, dtype=np.int64)
         self.host_steps = np.full(self.batch_size, _IDLE)
@@ -79,21 +81,17 @@ class ContinuousBatcher(Generic[State]):
             self._settle(self.state)
             pause()
 
-    def left(self) -> int:
-        """How many examples have not left yet."""
-        return len({example for example, _ in self.waiting} | set(self.owner[self.owner != _FREE].tolist()))
-
     def part_done(self) -> float:
         """How much of those that have not left is done, in examples."""
         busy = self.owner != _FREE
         work = self.run_of[busy] + np.minimum(self.host_steps[busy] / self.attack.max_steps, 1.0)
-        return float(work.sum() + sum(run for _, run in self.waiting)) / self.n_runs
+        return float(work.sum() + sum(run for _, run in (*self.ready, *self.waiting))) / self.n_runs
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as tensors and plain types."""
         assert self.state is not None  # it has begun
         return {
-            "waiting": [list(pair) for pair in self.waiting],
+            "waiting": [list(pair) for pair in (*self.ready, *self.waiting)],
             "owner": self.owner.tolist(),
             "run": self.run_of.tolist(),
             "host_steps": self.host_steps.tolist(),
@@ -119,24 +117,33 @@ class ContinuousBatcher(Generic[State]):
 
     def _refill(self) -> None:
         free = np.flatnonzero(self.owner == _FREE)
-        if len(free) > len(self.waiting):
-            self._narrow(self.batch_size - len(free) + len(self.waiting))
-            free = np.flatnonzero(self.owner == _FREE)
-        free = free[: len(self.waiting)]
-        for start in range(0, len(free), self.init_batch_size):
-            places = free[start : start + self.init_batch_size]
-            picked = [self.waiting.popleft() for _ in places]
-            self._begin(places, picked)
+        coming = len(self.ready) + len(self.waiting)
+        if len(free) > coming:
+            self._narrow(self.batch_size - len(free) + coming)
+            free = np.flatnonzero(self.owner == _FREE)[:coming]
+        while len(free):
+            if not self.ready:
+                self._set_up()
+            places, free = free[: len(self.ready)], free[len(self.ready) :]
+            self._begin(places)
 
-    def _begin(self, places: np.ndarray, picked: list[tuple[int, int]]) -> None:
-        full = picked + [picked[0]] * (self.init_batch_size - len(picked))
-        begun = self.attack.init(self.fetch([e for e, _ in full], [run for _, run in full]))
-        device = begun.y.device
-        if self.state is None:  # all rows at first belong to copies of the first example
-            self.state = select(begun, torch.zeros(self.batch_size, dtype=torch.long, device=device))
-        scatter(self.state, torch.from_numpy(places).to(device), select(begun, torch.arange(len(picked), device=device)))
-        self.owner[places] = [e for e, _ in picked]
-        self.run_of[places] = [run for _, run in picked]
+    def _set_up(self) -> None:
+        """Set up the next examples that wait, padded to the fixed shape by copies of the first."""
+        self.ready.extend(self.waiting.popleft() for _ in range(min(self.init_batch_size, len(self.waiting))))
+        padding = [self.ready[0]] * (self.init_batch_size - len(self.ready))
+        examples, runs = zip(*padding, *self.ready, strict=True)
+        self.ready_state = self.attack.init(self.fetch(list(examples), list(runs)))
+
+    def _begin(self, places: np.ndarray) -> None:
+        """Let the next examples that are set up own some rows."""
+        assert self.ready_state is not None
+        device = self.ready_state.y.device
+        if self.state is None:  # all rows at first belong to copies of one example
+            self.state = select(self.ready_state, torch.zeros(self.batch_size, dtype=torch.long, device=device))
+        first = self.init_batch_size - len(self.ready)
+        new = select(self.ready_state, torch.arange(first, first + len(places), device=device))
+        scatter(self.state, torch.from_numpy(places).to(device), new)
+        self.owner[places], self.run_of[places] = zip(*(self.ready.popleft() for _ in places), strict=True)
         self.host_steps[places] = 0
 
     def _settle(self, state: State) -> None:

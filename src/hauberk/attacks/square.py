@@ -1,27 +1,26 @@
 """Square attack (Andriushchenko et al. 2020): random search by squares, without gradients."""
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod, sqrt
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
-from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
-from hauberk.core.errors import UserError
+from hauberk.attacks.state import AttackState, where_rows
 from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import ATTACK_LOSSES, fooled
-from hauberk.threat import FeasibleSet, ThreatModel
+from hauberk.threat import FeasibleSet, expand_to
 from hauberk.threat.norms import Norm
 
 P_INIT = 0.8  # fraction of the pixels in the first windows
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries; the paper's schedule for 10,000
 _TILES = 5
+_PROPOSALS = 2  # prepared for each pass in L∞: the first that changes anything is asked about
 
 
 def image_shape(x: Tensor) -> tuple[int, int, int]:
@@ -31,8 +30,8 @@ def image_shape(x: Tensor) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=8)
-def pick_windows(shape: tuple[int, int, int], norm: Norm) -> "Windows":
-    """Prepare the windows for images (C, H, W).
+def pick_windows(shape: tuple[int, int, int], norm: Norm, device: torch.device | None = None) -> "Windows":
+    """Prepare the windows for images (C, H, W) on a device.
 
     Each window has a fraction p of the pixels, p = 0.8, halved after so many queries; a square, unless one side of the image is
     too short. In L2 and L1 its sides are odd and at least 3, where the image allows.
@@ -53,7 +52,8 @@ def pick_windows(shape: tuple[int, int, int], norm: Norm) -> "Windows":
         for k, (high, wide) in enumerate(sizes):
             for turned in (0, 1):
                 patterns[k, turned, :high, :wide] = _pattern(high, wide, norm, bool(turned))
-    return Windows(shape, norm, torch.tensor(HALVED_AFTER), torch.tensor(sizes), patterns)
+    after, sides = torch.tensor(HALVED_AFTER), torch.tensor(sizes)
+    return Windows(shape, norm, after.to(device), sides.to(device), patterns.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +73,6 @@ class Windows:
     after: Tensor
     sizes: Tensor
     patterns: Tensor
-
-    def to(self, device: torch.device) -> "Windows":
-        """Move to a device."""
-        if self.after.device == device:
-            return self
-        return replace(self, after=self.after.to(device), sizes=self.sizes.to(device), patterns=self.patterns.to(device))
 
     def size_at(self, query: Tensor) -> Tensor:
         """Which size belongs to the queries (B,), counted from 0; (B,) int64."""
@@ -105,19 +99,14 @@ class Windows:
     def mask(self, down: Tensor, right: Tensor, size: Tensor) -> Tensor:
         """Windows of these sizes (B,) at random places, from uniform draws (B,): (B, H, W) bool."""
         rows, columns = self._inside(down, 1, size), self._inside(right, 2, size)
-        return ((rows >= 0) & (rows < self.sizes[size, 0, None]))[:, :, None] & (
-            (columns >= 0) & (columns < self.sizes[size, 1, None])
-        )[:, None, :]
+        high, wide = (rows >= 0) & (rows < self.sizes[size, 0, None]), (columns >= 0) & (columns < self.sizes[size, 1, None])
+        return high[:, :, None] & wide[:, None, :]
 
     def pattern(self, down: Tensor, right: Tensor, size: Tensor, turned: Tensor) -> Tensor:
         """The patterns in the same windows, 0 outside: (B, H, W)."""
         rows, columns = self._inside(down, 1, size), self._inside(right, 2, size)
-        values = self.patterns[
-            size[:, None, None],
-            turned.long()[:, None, None],
-            rows.clamp_min(0)[:, :, None],
-            columns.clamp_min(0)[:, None, :],
-        ]
+        which = size[:, None, None], turned.long()[:, None, None]
+        values = self.patterns[*which, rows.clamp_min(0)[:, :, None], columns.clamp_min(0)[:, None, :]]
         return values.to(down.dtype) * self.mask(down, right, size)
 
     def tiles(self, rng: ExampleRng, tag: Tensor, like: Tensor) -> Tensor:
@@ -170,9 +159,6 @@ def _hill(high: int, wide: int, norm: Norm) -> Tensor:
     return unit
 
 
-_PROPOSALS = 2  # prepared for each pass in L∞: the first that changes anything is asked about
-
-
 @dataclass(frozen=True)
 class Square(Attack[AttackState]):
     """Square attack (Andriushchenko et al. 2020), as in AutoAttack: random search on the margin, forward passes only.
@@ -195,35 +181,13 @@ class Square(Attack[AttackState]):
     passes_per_step = 1
     uses_gradients = False
 
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1:
-            raise UserError(f"square needs at least 1 query and restart, got {self.steps} and {self.restarts}")
-
     @property
     def max_steps(self) -> int:
         """Looks in a run: the start and the queries."""
         return self.steps + 1
 
-    def n_runs(self, n_classes: int) -> int:
-        """Restarts."""
-        return self.restarts
-
-    def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
-    ) -> tuple[Attack[Any], str]:
-        """Return the attack for a model with a class of adversarial inputs, or without."""
-        return replace(self, has_reject_class=has_reject_class), ""
-
-    def init(self, inputs: AttackInputs) -> AttackState:
-        """Set up; the first look is at a pattern of stripes or tiles."""
-        return AttackState(**initial_state(inputs))
-
     def step(self, state: AttackState, queries: ModelQueries, host_steps: np.ndarray) -> None:
-        """Ask the model about one change of each row.
-
-        In L∞ a proposal often changes nothing, because the square has that sign already. Its answer is known: it counts as a
-        query without a pass, and the next proposal takes its place.
-        """
+        """Ask the model about one change of each row; in L∞ the next proposal takes the place of one that changes nothing."""
         fresh_rows = state.step == 0
         if state.feasible.norm.is_box:
             asked, passed_over = _flip(state, host_steps, (self.steps - state.step).clamp_min(0) * ~fresh_rows)
@@ -245,16 +209,16 @@ def _first(state: AttackState) -> Tensor:
     shape = image_shape(feasible.x)
     if feasible.norm.is_box:
         columns = feasible.x.new_empty(len(feasible.x), shape[0], 1, shape[2])
-        up = state.rng.uniform(columns, state.tag) < 0.5
-        return _corner(feasible, up.expand(-1, *shape))
+        up = (state.rng.uniform(columns, state.tag) < 0.5).expand(-1, *shape)
+        return torch.where(up.reshape_as(feasible.x), feasible.upper, feasible.lower)
     return _place(feasible, pick_windows(shape, feasible.norm).tiles(state.rng, state.tag, feasible.x))
 
 
-def _draw(state: AttackState, ticks: Tensor) -> Tensor:
-    """Uniform draws for each row's queries at ticks (B, P): (B · P, 5 + C)."""
-    of = torch.arange(len(ticks), device=ticks.device).repeat_interleave(ticks.shape[1])
-    like = state.best.new_empty(ticks.numel(), 5 + image_shape(state.best)[0])
-    return state.rng.index_select(of).uniform(like, (state.tag[:, None] + ticks).flatten())
+def _draw(state: AttackState, steps: Tensor) -> Tensor:
+    """Uniform draws for each row's queries at steps (B, P): (B · P, 5 + C)."""
+    of = torch.arange(len(steps), device=steps.device).repeat_interleave(steps.shape[1])
+    like = state.best.new_empty(steps.numel(), 5 + image_shape(state.best)[0])
+    return state.rng.index_select(of).uniform(like, (state.tag[:, None] + steps).flatten())
 
 
 def _flip(state: AttackState, host_steps: np.ndarray, most: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,10 +228,10 @@ def _flip(state: AttackState, host_steps: np.ndarray, most: Tensor) -> tuple[Ten
     """
     feasible, count = state.feasible, len(state.y)
     channels, *_ = shape = image_shape(state.best)
-    windows = pick_windows(shape, state.feasible.norm).to(state.best.device)
-    ticks = state.step[:, None] + torch.arange(_PROPOSALS, device=state.step.device)
-    draws = _draw(state, ticks)
-    size = windows.size_at(ticks.flatten() - 1)
+    windows = pick_windows(shape, feasible.norm, state.best.device)
+    steps = state.step[:, None] + torch.arange(_PROPOSALS, device=state.step.device)
+    draws = _draw(state, steps)
+    size = windows.size_at(steps.flatten() - 1)
     cells = windows.cells(draws[:, 0], draws[:, 1], size, windows.largest_from(int(host_steps.min()) - 1))
     cells = cells.view(count, 1, -1).expand(-1, channels, -1)
     best, upper, lower = (value.reshape(count, channels, -1) for value in (state.best, feasible.upper, feasible.lower))
@@ -285,28 +249,27 @@ def _flip(state: AttackState, host_steps: np.ndarray, most: Tensor) -> tuple[Ten
 def _move(state: AttackState) -> Tensor:
     """L2, L1: mass moved from two windows into one of them, as a pattern."""
     feasible = state.feasible
-    windows = pick_windows(image_shape(state.best), feasible.norm).to(state.best.device)
+    windows = pick_windows(image_shape(state.best), feasible.norm, state.best.device)
     draws = _draw(state, state.step[:, None])
     size = windows.size_at(state.step - 1)
     here, there = windows.mask(draws[:, 0], draws[:, 1], size), windows.mask(draws[:, 2], draws[:, 3], size)
     sign = torch.where(draws[:, 5:] < 0.5, 1.0, -1.0).to(feasible.x.dtype)[..., None, None]
     pattern = windows.pattern(draws[:, 0], draws[:, 1], size, draws[:, 4] < 0.5)[:, None] * sign
-    return _place(feasible, _move_mass(_offsets(feasible, state.best), pattern, here[:, None], there[:, None], feasible))
+    offset = ((state.best - feasible.x) / feasible.scale).view(len(pattern), *windows.shape)
+    return _place(feasible, _move_mass(offset, pattern, here[:, None], there[:, None], feasible.norm.p))
 
 
-def _move_mass(offset: Tensor, pattern: Tensor, here: Tensor, there: Tensor, feasible: FeasibleSet) -> Tensor:
+def _move_mass(offset: Tensor, pattern: Tensor, here: Tensor, there: Tensor, p: float) -> Tensor:
     """Take what there is in two windows, and what is left of the budget, and lay it as the pattern into the first.
 
     offset: (B, C, H, W) in units of ε, pattern likewise, here and there: (B, 1, H, W) bool.
     """
-    p = feasible.norm.p
-    channels = offset.shape[1]
 
     def size(part: Tensor) -> Tensor:
         length: Tensor = part.flatten(2).norm(p=p, dim=2)
         return length[:, :, None, None]
 
-    old = offset * here
+    channels, old = offset.shape[1], offset * here
     mixed = pattern + old / (size(old) + 1e-12)
     mixed = mixed / (size(mixed) + 1e-12)
     spent = offset.flatten(1).norm(p=p, dim=1)[:, None, None, None]
@@ -318,26 +281,15 @@ def _move_mass(offset: Tensor, pattern: Tensor, here: Tensor, there: Tensor, fea
     return torch.where(here, mixed * budget, torch.where(there, 0.0, offset))
 
 
-def _offsets(feasible: FeasibleSet, point: Tensor) -> Tensor:
-    return ((point - feasible.x) / feasible.scale).view(-1, *image_shape(point))
-
-
 def _place(feasible: FeasibleSet, offset: Tensor) -> Tensor:
     """Bring offsets in units of ε, (B, C, H, W), to the length ε (L2) or into the ball (L1), and into the box."""
     offset = offset.view_as(feasible.x)
     if feasible.norm.p == 1:
         return feasible.project(feasible.x + feasible.radius * offset)
     free = torch.where(feasible.radius > 0, offset, torch.zeros_like(offset))
-    length = free.flatten(1).norm(dim=1).view(-1, *[1] * (offset.ndim - 1))
+    length = expand_to(free.flatten(1).norm(dim=1), offset)
     point = feasible.x + feasible.radius * free / length.clamp_min(1e-12)
     return torch.minimum(torch.maximum(point, feasible.lower), feasible.upper)
-
-
-def _corner(feasible: FeasibleSet, up: Tensor) -> Tensor:
-    """The corner of the L∞ set on the side that ``up`` (broadcastable to (B, C, H, W)) says."""
-    shape = image_shape(feasible.x)
-    corner = torch.where(up, feasible.upper.view(-1, *shape), feasible.lower.view(-1, *shape))
-    return corner.view_as(feasible.x)
 
 
 square = as_function(Square, "square", "Square attack (Andriushchenko et al. 2020), as in AutoAttack.")

@@ -4,7 +4,7 @@ No row may see another: every operation is by row. So one attack runs on a batch
 (``scheduler.py``), and finds the same.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -104,10 +104,10 @@ def count_targets(loss: AttackLoss, max_targets: int, n_classes: int) -> int:
 
 @dataclass
 class AttackState:
-    """What every attack keeps of each example; attacks add their own fields.
+    """What every attack keeps of each example; attacks add fields of their own.
 
     Attributes:
-        feasible, y, clean_logits, rng: as in :class:`AttackInputs`.
+        feasible, y, rng: as in :class:`AttackInputs`.
         tag: first tag of this run's random draws, (B,) int64.
         step: how many looks there have been, (B,) int64.
         best: best point so far, (B, ...): misclassified before not, then the larger loss, a loss that is NaN last.
@@ -119,7 +119,6 @@ class AttackState:
 
     feasible: FeasibleSet
     y: Tensor
-    clean_logits: Tensor | None
     rng: ExampleRng
     tag: Tensor
     step: Tensor
@@ -128,22 +127,6 @@ class AttackState:
     best_loss: Tensor
     found: Tensor
     found_at: Tensor
-
-    @property
-    def kappa(self) -> Tensor:
-        """How many iterates were classified right before the first that was not, (B,) int64."""
-        return torch.where(self.found_at < 0, self.steps_taken, self.found_at)
-
-    @property
-    def steps_taken(self) -> Tensor:
-        """Steps after the start, (B,) int64."""
-        return self.step - 1
-
-    @property
-    def logits_lps(self) -> Tensor:
-        """Logits at the first misclassified point, or at the best, (B, C)."""
-        assert self.best_logits is not None  # there was a look
-        return self.best_logits
 
     def offer(self, point: Tensor, logits: Tensor, loss: Tensor, wrong: Tensor, allowed: Tensor | None = None) -> None:
         """Keep what a look showed, where it is better than what is kept and ``allowed`` (B,); and count the look."""
@@ -170,6 +153,21 @@ class AttackState:
         self.found_at = self.found_at.index_fill(0, rows, -1)
         self.best_loss = self.best_loss.index_fill(0, rows, -torch.inf)
 
+    def report(self) -> dict[str, Tensor]:
+        """Return, after a look, what an :class:`AttackResult` says of each example, and the loss there."""
+        assert self.best_logits is not None
+        taken = self.step - 1
+        return {
+            "x_adv": self.best,
+            "success": self.found,
+            "loss": self.best_loss,
+            "logits": self.best_logits,
+            "logits_lps": self.best_logits,
+            "kappa": torch.where(self.found_at < 0, taken, self.found_at),
+            "first_success": self.found_at,
+            "steps_taken": taken,
+        }
+
 
 def is_better(wrong: Tensor, loss: Tensor, best_wrong: Tensor, best_loss: Tensor) -> Tensor:
     """The one rule for the best point: misclassified before not, then the larger loss. All (B,)."""
@@ -178,14 +176,12 @@ def is_better(wrong: Tensor, loss: Tensor, best_wrong: Tensor, best_loss: Tensor
 
 def initial_state(inputs: AttackInputs, replaces_best: bool = True) -> dict[str, Any]:
     """Return the fields of :class:`AttackState` before the first look; on a CPU the best point is replaced row by row."""
-    x, y = inputs.feasible.x, inputs.y
-    clean = inputs.clean_logits
+    x, y, clean = inputs.feasible.x, inputs.y, inputs.clean_logits
     dtype = x.dtype if x.dtype.itemsize >= 4 else torch.float32
     none = torch.zeros_like(y)
     return {
         "feasible": inputs.feasible,
         "y": y,
-        "clean_logits": clean,
         "rng": inputs.rng,
         "tag": inputs.tag,
         "step": none,
@@ -198,22 +194,28 @@ def initial_state(inputs: AttackInputs, replaces_best: bool = True) -> dict[str,
 
 
 State = TypeVar("State", bound=AttackState)
+Rows = TypeVar("Rows", bound=AttackInputs | AttackState)
 
 
-def select(state: State, index: Tensor) -> State:
-    """Keep some rows. index: (b,) int64."""
-    values: dict[str, Any] = {f.name: _rows_of(getattr(state, f.name), index) for f in fields(state)}
-    return type(state)(**values)
+def select(rows: Rows, index: Tensor) -> Rows:
+    """Keep some rows of a state, or some of the inputs. index: (b,) int64."""
+
+    def rows_of(value: Any) -> Any:
+        if value is None:
+            return None
+        return value[index] if isinstance(value, Tensor) else value.index_select(index)
+
+    return type(rows)(**{f.name: rows_of(getattr(rows, f.name)) for f in fields(rows)})
 
 
 def scatter(state: State, places: Tensor, new: State) -> None:
     """Replace the rows at ``places`` (b,) by ``new`` ones (b rows)."""
     for f in fields(state):
         old, value = getattr(state, f.name), getattr(new, f.name)
-        if old is not None:
-            setattr(
-                state, f.name, old.index_copy(0, places, value) if isinstance(old, Tensor) else old.index_copy(places, value)
-            )
+        if isinstance(old, Tensor):
+            setattr(state, f.name, old.index_copy(0, places, value))
+        elif old is not None:
+            setattr(state, f.name, old.index_copy(places, value))
 
 
 def state_dict(state: AttackState) -> dict[str, Tensor]:
@@ -229,12 +231,6 @@ def from_state_dict(like: State, saved: dict[str, Tensor], threat: ThreatModel) 
     feasible = threat.around(values.pop("x"))
     values = {f.name: None for f in fields(like) if getattr(like, f.name) is None} | values
     return type(like)(feasible=feasible, rng=ExampleRng.of_keys(values.pop("rng")), **values)
-
-
-def _rows_of(value: Any, index: Tensor) -> Any:
-    if value is None:
-        return None
-    return value[index] if isinstance(value, Tensor) else value.index_select(index)
 
 
 def where_rows(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
@@ -285,29 +281,12 @@ class Outcome:
 
     def inputs_of(self, index: Tensor | None, run: int) -> AttackInputs:
         """The inputs of some of the examples for one run."""
-        all_of = self.inputs
-        if index is None:
-            all_of.run = torch.full_like(all_of.y, run)
-            return all_of
-        clean, target = (None if value is None else value[index] for value in (all_of.clean_logits, all_of.target))
-        runs = torch.full_like(index, run)
-        return AttackInputs(
-            all_of.feasible.index_select(index), all_of.y[index], clean, runs, all_of.rng.index_select(index), target
-        )
+        inputs = replace(self.inputs, run=torch.full_like(self.inputs.y, run))
+        return inputs if index is None else select(inputs, index)
 
     def take(self, state: AttackState, index: Tensor | None, run: int) -> None:
         """Note what a run has found for the examples at ``index`` (b,), or for all."""
-        assert state.best_logits is not None  # there was a look
-        found = {
-            "x_adv": state.best,
-            "success": state.found,
-            "loss": state.best_loss,
-            "logits": state.best_logits,
-            "logits_lps": state.logits_lps,
-            "kappa": state.kappa,
-            "first_success": state.found_at,
-            "steps_taken": state.steps_taken,
-        }
+        found = state.report()
         if index is None and not self.values:
             self.values = found
             return

@@ -85,10 +85,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.core.distributed import init_distributed
     from hauberk.core.errors import trusted_name
     from hauberk.core.io import as_json, write_json
-    from hauberk.data import find_dataset, labels
+    from hauberk.data import Table, find_dataset, labels
     from hauberk.evaluation import evaluate as evaluate_model
+    from hauberk.evaluation import measure_risk
     from hauberk.models import ModelSpec
-    from hauberk.tables import Table, measure_risk
     from hauberk.threat import threat_from_dict
     from hauberk.training import load, pick_device, read_card
 
@@ -141,11 +141,11 @@ def evaluate(arguments: Sequence[str]) -> int:
         miss, false_alarm = named.schema.costs
         risk = measure_risk(model, test, threat=threat, miss=miss, false_alarm=false_alarm)
     if options.json:
-        print(as_json(result.to_dict() | ({"risk": risk.to_dict()} if risk else {})))
+        print(as_json(result.to_dict() | ({"risk": asdict(risk)} if risk else {})))
         return 0
     Console().print(table({options.target.name: result}))
-    for found in result.warnings:
-        print(f"{found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
+    for warning in result.warnings:
+        print(warning)
     for found in result.diagnostics:
         if found.name == "columns-can-change" and found.verdict == "ok":
             print(f"Of the table {found.measured}")

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +14,6 @@ from hauberk import __version__
 from hauberk.cli.options import parse, print_rows, program
 from hauberk.core.errors import first_line
 
-_WIDE_RESNET = "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4, or 6n + 2 as Madry's code counts the same network"
 _EXTRAS = {
     "pandas": "tables",
     "tensorboard": "training curves in TensorBoard",
@@ -71,9 +70,8 @@ def data(arguments: Sequence[str]) -> int:
     """Run ``hauberk data``."""
     options = parse(Data, "data", arguments)
     from hauberk.core.io import as_json
-    from hauberk.data import DATASETS, find_dataset, labels
+    from hauberk.data import DATASETS, Table, find_dataset, infer_schema, labels, reach_of, read_frame
     from hauberk.data.named import download
-    from hauberk.tables import Table, infer_schema, reach_of, read_frame
 
     if not options.name:
         rows = {name: f"{known.summary}; L∞ ε {known.eps}" for name, known in DATASETS.items()}
@@ -92,7 +90,7 @@ def data(arguments: Sequence[str]) -> int:
         parts[split] = {"examples": len(source), "shape": list(source.input_shape), "per_class": counts}
     reach = reach_of(source, named.default_threat()) if isinstance(named, Table) else None
     if options.json:
-        print(as_json(parts | ({"reach": reach.to_dict()} if reach else {})))
+        print(as_json(parts | ({"reach": asdict(reach)} if reach else {})))
         return 0
     files = options.name in DATASETS and options.name != "digits"
     checked = "checksums right" if options.verify and files else "not compared with checksums"
@@ -164,10 +162,9 @@ def attacks(arguments: Sequence[str]) -> int:
 def models(arguments: Sequence[str]) -> int:
     """Run ``hauberk models``."""
     options = parse(Listing, "models", arguments, text="List networks.")
-    from hauberk.models import MODELS, WIDE_RESNETS
+    from hauberk.models import MODELS
 
     rows = {name: what for name, (_, what) in MODELS.items()}
-    rows |= dict.fromkeys(WIDE_RESNETS, _WIDE_RESNET)
     rows |= {"timm:NAME": "a network of timm, if installed", "torchvision:NAME": "of torchvision, likewise; 3 channels"}
     rows["package.module:factory"] = "your own, called with input_shape= and classes= if it takes them"
     return print_rows(rows, options.json, f"Next: {program()} train --model NAME")

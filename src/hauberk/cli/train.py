@@ -94,8 +94,8 @@ def _with_published(options: Train) -> Train:
 
 def _start(options: Train) -> "Run":
     from hauberk.core.distributed import get_world
+    from hauberk.data import reach_of
     from hauberk.experiments.experiment import Experiment
-    from hauberk.tables import reach_of
 
     chosen: dict[str, Any] = {**options.hyperparameters, **key_values("--set", options.set)}
     given = {"settings": options.settings, "hyperparameters": chosen, **common_parts(options)}

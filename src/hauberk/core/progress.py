@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_EVERY = 30.0  # seconds between two lines where there is no terminal
 
@@ -28,18 +28,10 @@ class ProgressBar:
 
     def __init__(self, title: str, total: int, done: int = 0, quiet: bool = False):
         self.console = Console(quiet=quiet, highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %"),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=self.console,
-            transient=True,
-            disable=quiet or not self.console.is_terminal,
-        )
+        steps = "{task.description}", BarColumn(), "{task.percentage:3.0f} %", "{task.fields[rate]}"
+        times = TimeElapsedColumn(), "left", TimeRemainingColumn(elapsed_when_finished=False)
+        hidden = quiet or not self.console.is_terminal
+        self._progress = Progress(*steps, *times, console=self.console, transient=True, disable=hidden)
         self._begun = self._printed = time.monotonic()
         self._seen, self._total = 0, total
         self._task = self._progress.add_task(title, total=total, completed=done, rate="")

@@ -90,11 +90,11 @@ class StepContext:
 
     def all_gather(self, values: Tensor) -> Tensor:
         """Put the rows of all processes, (b, ...) each, one behind the other: (B, ...)."""
-        return self.world.all_gather_rows(values, self.sizes)
+        return values if self.world.size == 1 else self.world.all_gather_rows(values, self.sizes)
 
     def take_local(self, values: Tensor) -> Tensor:
         """Take this process's rows, (b, ...), out of those of all, (B, ...)."""
-        return self.world.take_local(values, self.sizes)
+        return values if self.world.size == 1 else self.world.take_local(values, self.sizes)
 
     def mean_one(self, weights: Tensor) -> Tensor:
         """Scale weights (b,) so that their mean over the whole batch of all processes is 1; ones where all are 0."""
@@ -171,10 +171,6 @@ class MeasuredWeighting:
     def __post_init__(self) -> None:
         if self.burn_in != "first-drop" and not (isinstance(self.burn_in, int) and self.burn_in >= 0):
             raise UserError(f"burn_in is a number of epochs or 'first-drop', not {self.burn_in!r}")
-
-    def in_attack(self, needs: frozenset[str]) -> bool:
-        """Whether the attack should look at the clean inputs, given which logits the loss computes."""
-        return False
 
     def measured(self, context: StepContext) -> Tensor:
         """Measure this process's part of the batch, (b,)."""

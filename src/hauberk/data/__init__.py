@@ -8,24 +8,34 @@ from hauberk.data.dataset import (
     Subset,
     TensorDataset,
     as_dataset,
+    channel_statistics,
+    check_dataset,
+    data_digest,
     fetch_for,
     labels,
+    long_tail,
     pseudo_label,
     to_device,
 )
-from hauberk.data.named import DATASETS, DatasetInfo, NamedDataset, find_dataset, load_data
-from hauberk.data.statistics import channel_statistics, check_dataset, data_digest, long_tail
+from hauberk.data.named import DATASETS, DatasetInfo, find_dataset, load_data
+from hauberk.data.table import Reach, Table, TableDataset, infer_schema, make_table, reach_of, read_frame, read_table
+from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Augmentation",
+    "ColumnSchema",
     "ConcatDataset",
     "DatasetInfo",
+    "EncodedColumn",
     "IndexedDataset",
     "MapDataset",
-    "NamedDataset",
+    "Reach",
     "Subset",
+    "Table",
+    "TableDataset",
+    "TableSchema",
     "TensorDataset",
     "as_dataset",
     "augment",
@@ -35,9 +45,15 @@ __all__ = [
     "fetch_for",
     "find_augmentation",
     "find_dataset",
+    "infer_schema",
     "labels",
     "load_data",
     "long_tail",
+    "make_table",
     "pseudo_label",
+    "reach_of",
+    "read_frame",
+    "read_schema",
+    "read_table",
     "to_device",
 ]

@@ -1,8 +1,10 @@
-"""Data sets whose examples are fetched by index, many at once: arrays, map-style data sets, parts and unions of them."""
+"""Data sets whose examples are fetched by index, many at once; their checks, digests and statistics."""
 
+import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +14,14 @@ import torch.utils.data as torch_data
 from torch import Tensor, nn
 
 from hauberk.core.errors import UserError
+from hauberk.threat import ThreatModel
+from hauberk.threat.model import check_inputs
 
 _MEMORY_FRACTION = 0.25  # of a device's free memory that a data set may take at most
-_PREDICTION_BATCH = 1000
+_CHUNK_NUMBERS = 2**20  # numbers looked at together
+_CHUNK_BYTES = 2**25  # bytes hashed together
+_MAX_ITEMS_HASHED = 10_000  # of a data set that is not in memory, whose every example costs a call
+_ITEMS_CHECKED = 256  # likewise
 
 
 class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
@@ -121,14 +128,13 @@ class ConcatDataset(IndexedDataset):
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,), in the order of ``index``."""
         which = torch.bucketize(index, self.ends, right=True)
-        places, inputs, targets = [], list[Tensor](), list[Tensor]()
+        places, parts = [], []
         for k in which.unique().tolist():
             places.append((which == k).nonzero().squeeze(1))
-            x, y = self.datasets[k].fetch(index[places[-1]] - (int(self.ends[k - 1]) if k else 0))
-            inputs.append(x.to(inputs[0]) if inputs else x)
-            targets.append(y.to(targets[0]) if targets else y)
+            parts.append(self.datasets[k].fetch(index[places[-1]] - (self.ends[k] - len(self.datasets[k]))))
         order = torch.cat(places).argsort()
-        return torch.cat(inputs)[order], torch.cat(targets)[order]
+        x, y = (torch.cat([part.to(column[0]) for part in column])[order] for column in zip(*parts, strict=True))
+        return x, y
 
 
 def as_dataset(data: Any) -> IndexedDataset:
@@ -152,10 +158,9 @@ def as_dataset(data: Any) -> IndexedDataset:
         dataset = _of_arrays(*data)
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         dataset = MapDataset(data)
-    elif isinstance(data, torch_data.Dataset):
-        raise UserError(f"{type(data).__name__} has no length; give a map-style data set or arrays")
     else:
-        raise UserError(f"data must be a pair (x, y) of arrays or a map-style Dataset, not {type(data).__name__}")
+        kind = type(data).__name__
+        raise UserError(f"data must be a pair (x, y) of arrays or a map-style Dataset, which has a length; not {kind}")
     if len(dataset) == 0:
         raise UserError("the data set is empty")
     return dataset
@@ -224,24 +229,113 @@ def pseudo_label(model: nn.Module, x: Any, *, least_confidence: float = 0.0) -> 
         UserError: if ``x`` cannot be read, or nothing is left.
     """
     inputs = torch.as_tensor(x)
-    dataset = as_dataset((inputs, torch.zeros(len(inputs), dtype=torch.int64)))
-    confidences, predictions = [], []
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}), torch.no_grad():
-            for index in torch.arange(len(dataset)).split(_PREDICTION_BATCH):
-                best = model(fetch_for(model, dataset, index)[0]).float().softmax(1).cpu().max(1)
-                confidences.append(best.values)
-                predictions.append(best.indices)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    keep = torch.cat(confidences) >= least_confidence
-    kept = _of_arrays(inputs[keep], torch.cat(predictions)[keep])
-    if len(kept) == 0:
+    dataset, net = as_dataset((inputs, torch.zeros(len(inputs), dtype=torch.int64))), deepcopy(model).eval()
+    best = []
+    with torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}), torch.no_grad():
+        for index in torch.arange(len(dataset)).split(1000):
+            best.append(net(fetch_for(net, dataset, index)[0]).float().softmax(1).cpu().max(1))
+    confidence, predicted = (torch.cat(column) for column in zip(*best, strict=True))
+    sure = confidence >= least_confidence
+    if not bool(sure.any()):
         raise UserError(f"the data set is empty: no prediction has a probability of {least_confidence}")
-    return kept
+    return _of_arrays(inputs[sure], predicted[sure])
+
+
+def check_dataset(dataset: IndexedDataset, threat: ThreatModel) -> None:
+    """Check all examples of arrays, or the first 256 of any other data set.
+
+    Raises:
+        UserError: for NaN, inputs outside the box of the threat model (normalised by mistake), and labels out of range.
+    """
+    for x, y in _chunks(dataset, len(dataset) if in_memory(dataset) else min(len(dataset), _ITEMS_CHECKED)):
+        check_inputs(x, y, threat, dataset.classes)
+
+
+def channel_statistics(dataset: IndexedDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel (first dimension of an example), for a normalisation layer."""
+    count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for x, _ in _chunks(dataset, len(dataset)):
+        values = x.double().transpose(0, 1).flatten(1)
+        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
+    mean = total / count
+    std = ((squares - count * mean.square()) / max(count - 1, 1)).clamp_min(0).sqrt()
+    return tuple(mean.tolist()), tuple(std.clamp_min(1e-8).tolist())
+
+
+def long_tail(y: Tensor, ratio: float) -> Tensor:
+    """Choose examples so that classes become ever rarer, exponentially (Cui et al. 2019).
+
+    Class k of C keeps the fraction ``ratio^(-k / (C - 1))`` of its examples, its first ones, and one at least.
+
+    Args:
+        y: labels, (N,).
+        ratio: how many times larger the fraction that the first class keeps is than that of the last one.
+
+    Returns:
+        Which examples, (M,) int64, in order.
+
+    Raises:
+        UserError: if the ratio is below 1.
+    """
+    if not ratio >= 1:
+        raise UserError(f"the ratio of the largest to the smallest class must be at least 1, got {ratio}")
+    kept, last = [], int(y.max())
+    for k in range(last + 1):
+        members = (y == k).nonzero().squeeze(1)
+        kept.append(members[: max(1, round(len(members) * ratio ** (-k / max(last, 1))))])
+    return torch.cat(kept).sort().values
+
+
+def data_digest(dataset: IndexedDataset) -> str:
+    """Return a digest of all inputs and labels, in order: what a result is bound to.
+
+    Arrays are read piece by piece as they are stored, also where they are mapped from a file: uint8 images and the same
+    numbers as floats differ. Of a data set that is not in memory, 10,000 examples spread over it are read, or all of fewer.
+    """
+    inputs, targets, kind = hashlib.sha256(), hashlib.sha256(), ""
+    for x, y in _pieces(dataset):
+        kind = kind or f"{x.dtype} {tuple(x.shape[1:])}"
+        inputs.update(_bytes(x))
+        targets.update(_bytes(y.long()))
+    return hashlib.sha256(f"{len(dataset)}{kind}".encode() + inputs.digest() + targets.digest()).hexdigest()[:16]
+
+
+def _pieces(dataset: IndexedDataset) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from _pieces(part)
+        return
+    if in_memory(dataset):
+        size = max(_stored(dataset, torch.arange(1))[0].nbytes, 1)
+        which = torch.arange(len(dataset))
+    else:
+        size = _CHUNK_BYTES // 64
+        which = torch.linspace(0, len(dataset) - 1, min(len(dataset), _MAX_ITEMS_HASHED), dtype=torch.float64).long()
+    for index in which.split(max(1, _CHUNK_BYTES // size)):
+        yield _stored(dataset, index)
+
+
+def _stored(dataset: IndexedDataset, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return inputs as they are stored; consecutive ones as a view, which copies nothing."""
+    if isinstance(dataset, Subset):
+        return _stored(dataset.dataset, dataset.indices[index])
+    if not isinstance(dataset, TensorDataset):
+        return dataset.fetch(index)
+    first, last = int(index[0]), int(index[-1]) + 1
+    if last - first == len(index) and bool((index == torch.arange(first, last)).all()):
+        return dataset.x[first:last], dataset.y[first:last]
+    return dataset.x[index], dataset.y[index]
+
+
+def _bytes(values: Tensor) -> Any:
+    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _chunks(dataset: IndexedDataset, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fetch the first ``count`` examples, in parts that are small however large an example is."""
+    size = max(dataset.fetch(torch.arange(1))[0].numel(), 1)
+    for index in torch.arange(count).split(max(1, _CHUNK_NUMBERS // size)):
+        yield dataset.fetch(index)
 
 
 def _as_floats(x: Tensor) -> Tensor:
@@ -255,12 +349,11 @@ def _of_arrays(x: Any, y: Any) -> TensorDataset:
             inputs, targets = torch.as_tensor(x), torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"data must be a pair (x, y) of arrays: {error}") from error
+    shape = tuple(inputs.shape)
     if inputs.ndim < 2:
-        raise UserError(f"inputs must have a batch dimension and features, got shape {tuple(inputs.shape)}")
+        raise UserError(f"inputs must have a batch dimension and features, got shape {shape}")
     if targets.ndim != 1 or len(targets) != len(inputs):
-        raise UserError(
-            f"inputs of shape {tuple(inputs.shape)} need labels of shape ({len(inputs)},), got {tuple(targets.shape)}"
-        )
+        raise UserError(f"inputs of shape {shape} need labels of shape ({len(inputs)},), got {tuple(targets.shape)}")
     if targets.is_floating_point() or targets.dtype == torch.bool:
         raise UserError(f"labels must be integers, got {targets.dtype}")
     if not inputs.is_floating_point() and inputs.dtype != torch.uint8:

@@ -5,38 +5,21 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from hauberk.core.errors import UserError, first_line, import_object, is_import_path, unknown_name
-from hauberk.data.dataset import IndexedDataset, as_dataset, in_memory, labels
-from hauberk.data.readers import ImagesAndLabels, read_cifar, read_mnist, read_svhn
-from hauberk.data.statistics import channel_statistics
+from hauberk.data.dataset import IndexedDataset, as_dataset, channel_statistics, in_memory, labels
+from hauberk.data.readers import ImagesAndLabels, read_cifar, read_files, read_mnist, read_svhn
+from hauberk.data.table import Table, read_table
 from hauberk.models import ModelSpec
 from hauberk.threat import ThreatModel, make_threat
 
 Split: TypeAlias = Literal["train", "test"]
 
 TABLE_SUFFIX = ".toml"  # a name that ends so is the file of a table's schema
-
-
-class NamedDataset(Protocol):
-    """What the name of a data set stands for: a :class:`DatasetInfo`, or a :class:`hauberk.tables.Table`."""
-
-    def load(self, split: Split, folder: str | Path = "data", *, verify: bool = True) -> IndexedDataset:
-        """Read the examples of a split, as :func:`load_data`."""
-        ...
-
-    def default_threat(self, norm: str = "Linf", eps: str = "") -> ThreatModel:
-        """Return the usual threat model, or the one with this norm and ε; of a table, ``eps`` is a factor of its own ε."""
-        ...
-
-    def default_model(self, model: str, dataset: IndexedDataset, *, extra: int = 0, normalize: bool = False) -> ModelSpec:
-        """Return how to build the network ``model`` for ``dataset``, with ``extra`` outputs besides the classes."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +30,7 @@ class DatasetInfo:
         name: name of the data set.
         summary: what it is, in one line.
         read: returns what :func:`as_dataset` takes, of ``(split, folder)``; or, where there are ``files``, of their paths and
-            their checksums by file name, or None.
+            contents.
         classes: number of classes, or None if it is not known.
         eps: ε of the L∞ threat model that the literature uses on it; empty for none.
         augmentation: name of the usual augmentation.
@@ -74,7 +57,7 @@ class DatasetInfo:
     def load(self, split: Split, folder: str | Path = "data", *, verify: bool = True) -> IndexedDataset:
         """Read the examples of a split, as :func:`load_data`."""
         if files := self.files(split):
-            found = self.read(find_files(self.name, split, Path(folder)), files if verify else None)
+            found = self.read(read_files(self._find_files([*files], Path(folder)), files if verify else None))
         else:
             found = self.read(split, Path(folder))
         dataset = copy(as_dataset(found))
@@ -97,20 +80,31 @@ class DatasetInfo:
         mean, std = channel_statistics(dataset) if normalize else ((), ())
         return ModelSpec(model, dataset.input_shape, classes + extra, mean, std)
 
+    def _find_files(self, names: list[str], folder: Path) -> list[Path]:
+        """Find the original files below a folder, each perhaps with ``.gz``."""
+        for place in (folder, *(folder / sub for sub in self.folders)):
+            found = [place / (name if (place / name).is_file() else f"{name}.gz") for name in names]
+            if all(path.is_file() for path in found):
+                return found
+        raise UserError(
+            f"{self.name}: {', '.join(names)} not found in {folder} or its subfolders {', '.join(self.folders)}. "
+            f"Get the original files from {self.home} or with 'hauberk data {self.name} --download'; "
+            "--data-dir names the folder"
+        )
 
-def find_dataset(name: str) -> NamedDataset:
+
+def find_dataset(name: str) -> DatasetInfo | Table:
     """Return what the ``name`` of a data set, as for :func:`load_data`, stands for.
 
     The module of an import path is imported when the data are loaded, and not before.
 
     Raises:
-        UserError: for an unknown name, and as :func:`hauberk.tables.read_table` for a table.
+        UserError: for an unknown name, and as :func:`read_table` for a table.
     """
     if name in DATASETS:
         return DATASETS[name]
     if name.endswith(TABLE_SUFFIX):
-        table: NamedDataset = import_module("hauberk.tables").read_table(name)  # by name, because tables build on this module
-        return table
+        return read_table(name)
     if is_import_path(name):
         return DatasetInfo(name, "a data set of your own", partial(_call, name))
     if set(name) & set("./:"):
@@ -125,7 +119,7 @@ def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: b
     """Load a data set.
 
     Args:
-        name: a name in ``DATASETS``; the schema of a table, ``FILE.toml`` (see :func:`hauberk.tables.read_table`); or
+        name: a name in ``DATASETS``; the schema of a table, ``FILE.toml`` (see :func:`read_table`); or
             ``"package.module:attribute"``, which imports your function ``f(split, folder)``: it returns whatever
             :func:`as_dataset` takes, such as a pair (x, y) of arrays or a map-style ``Dataset``.
         split: ``"train"`` or ``"test"``.
@@ -141,24 +135,6 @@ def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: b
     if split not in ("train", "test"):
         raise UserError(f"split is 'train' or 'test', not {split!r}")
     return find_dataset(name).load(split, folder, verify=verify)
-
-
-def find_files(name: str, split: str, folder: Path) -> list[Path]:
-    """Find the files of a ``split`` of the built-in data set ``name`` below a ``folder``, each perhaps with ``.gz``.
-
-    Raises:
-        UserError: if one is missing, with where to get it.
-    """
-    known = DATASETS[name]
-    names = list(known.files(split))
-    for place in (folder, *(folder / sub for sub in known.folders)):
-        found = [next((p for p in (place / n, place / f"{n}.gz") if p.is_file()), None) for n in names]
-        if all(found):
-            return [path for path in found if path is not None]
-    raise UserError(
-        f"{name}: {', '.join(names)} not found in {folder} or its subfolders {', '.join(known.folders)}. "
-        f"Get the original files from {known.home} or with 'hauberk data {name} --download'; --data-dir names the folder"
-    )
 
 
 def download(name: str, folder: Path) -> None:
@@ -231,7 +207,7 @@ _MNIST = "https://yann.lecun.com/exdb/mnist"
 _FASHION = "https://github.com/zalandoresearch/fashion-mnist (on Debian: the package dataset-fashion-mnist)"
 _CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _SVHN = "http://ufldl.stanford.edu/housenumbers"
-_KNOWN = (
+_BUILT_IN = (
     DatasetInfo("digits", "scikit-learn's 1,797 handwritten digits, 8×8; bundled", _digits, 10, "0.1"),
     DatasetInfo("mnist", "70,000 handwritten digits, 28×28", read_mnist, 10, "0.3", "none",
                 ("mnist", "MNIST/raw"), _MNIST, "MNIST"),
@@ -243,4 +219,4 @@ _KNOWN = (
                 ("cifar-100-python",), _CIFAR, "CIFAR100"),
     DatasetInfo("svhn", "99,289 house numbers, 32×32, 10 classes", read_svhn, 10, "8/255", "crop", ("svhn",), _SVHN, "SVHN"),
 )  # fmt: skip
-DATASETS: dict[str, DatasetInfo] = {known.name: known for known in _KNOWN}
+DATASETS: dict[str, DatasetInfo] = {known.name: known for known in _BUILT_IN}

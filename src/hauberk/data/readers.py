@@ -8,7 +8,7 @@ import pickle
 import pickletools
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,62 +16,71 @@ import numpy as np
 
 from hauberk.core.errors import UserError, in_one_line
 
+Files: TypeAlias = Iterable[tuple[Path, bytes]]  # each with its content
 ImagesAndLabels: TypeAlias = tuple[np.ndarray, np.ndarray]
-Checksums: TypeAlias = Mapping[str, str] | None  # MD5 by file name; None to compare nothing
 
 _MAX_UNPACKED = 2**30  # bytes; a small file may claim to unpack to any size
 _MAX_DIMENSIONS = 4  # examples, and up to three of an image
 
 
-def read_mnist(paths: Sequence[Path], checksums: Checksums) -> ImagesAndLabels:
+def read_files(paths: Sequence[Path], checksums: Mapping[str, str] | None) -> Iterator[tuple[Path, bytes]]:
+    """Read original files one after the other, unpacked where they are gzipped; ``checksums`` are MD5 of what they then hold.
+
+    Raises:
+        UserError: if a file is damaged, holds more than 1 GiB, or is not the original one.
+    """
+    for path in paths:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            try:
+                with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+                    raw = file.read(_MAX_UNPACKED + 1)
+            except (OSError, EOFError, zlib.error) as error:
+                raise UserError(f"{path} is damaged: {error}") from error
+        if len(raw) > _MAX_UNPACKED:
+            raise UserError(f"{path} holds more than {_MAX_UNPACKED / 2**30:.0f} GiB")
+        seen = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+        right = seen if checksums is None else checksums[path.name.removesuffix(".gz")]
+        if seen != right:
+            raise UserError(f"{path} is not the original file: MD5 {seen}, expected {right}. If that is meant, add --no-verify")
+        yield path, raw
+
+
+def read_mnist(files: Files) -> ImagesAndLabels:
     """Read a file of images and one of labels in the idx format. Returns images (N, 1, H, W) uint8 and labels (N,)."""
-    images, labels = (read_idx(path, checksums) for path in paths)
+    (images_path, images), (labels_path, labels) = ((path, read_idx(raw, path)) for path, raw in files)
     if images.ndim != 3 or labels.ndim != 1:
-        raise UserError(f"{paths[0]} must hold images and {paths[1]} labels")
+        raise UserError(f"{images_path} must hold images and {labels_path} labels")
     return images[:, None], labels
 
 
-def read_cifar(paths: Sequence[Path], checksums: Checksums) -> ImagesAndLabels:
+def read_cifar(files: Files) -> ImagesAndLabels:
     """Read batches in CIFAR's Python format. Returns images (N, 3, 32, 32) uint8 and labels (N,)."""
-    batches = []
-    for path in paths:
-        raw = path.read_bytes()
-        _check_md5(path, raw, checksums)
-        batches.append(read_cifar_batch(raw, path))
-    images, labels = zip(*batches, strict=True)
+    images, labels = zip(*(read_cifar_batch(raw, path) for path, raw in files), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
-def read_svhn(paths: Sequence[Path], checksums: Checksums) -> ImagesAndLabels:
+def read_svhn(files: Files) -> ImagesAndLabels:
     """Read SVHN's MATLAB file of cropped digits. Returns images (N, 3, 32, 32) uint8 and labels (N,)."""
     from scipy.io import loadmat  # slow to import, seldom needed
 
-    _check_md5(paths[0], paths[0].read_bytes(), checksums)
+    ((path, raw),) = files
     try:
-        content = loadmat(paths[0], variable_names=["X", "y"])
+        content = loadmat(io.BytesIO(raw), variable_names=["X", "y"])
         images, labels = content["X"], content["y"].ravel()
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError("X must be (H, W, 3, N) unsigned bytes")
     except Exception as error:  # SciPy's reader fails in many ways on a foreign file
-        raise UserError(f"{paths[0]} is not an SVHN file: {error}") from error
+        raise UserError(f"{path} is not an SVHN file: {error}") from error
     return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), labels % 10  # the files write the digit 0 as 10
 
 
-def read_idx(path: Path, checksums: Checksums = None) -> np.ndarray:
-    """Read an idx file of unsigned bytes, gzipped or not; the checksum is that of the uncompressed bytes.
+def read_idx(raw: bytes, path: object) -> np.ndarray:
+    """Read the content of an idx file of unsigned bytes; ``path`` is for the error message.
 
     Raises:
-        UserError: if the file is not idx, is cut short, or is not the original one.
+        UserError: if it is no such file, or cut short.
     """
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
-                raw = file.read(_MAX_UNPACKED + 1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} is damaged: {error}") from error
-    if len(raw) > _MAX_UNPACKED:
-        raise UserError(f"{path} holds more than {_MAX_UNPACKED / 2**30:.0f} GiB")
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise UserError(f"{path} is not an idx file of unsigned bytes")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
@@ -79,18 +88,14 @@ def read_idx(path: Path, checksums: Checksums = None) -> np.ndarray:
     # Python integers: a hostile header cannot overflow.
     if not 1 <= len(shape) <= _MAX_DIMENSIONS or 0 in shape or math.prod(shape) != len(body):
         raise UserError(f"{path} is cut short or damaged: {len(body)} bytes where its header says {str(shape)[:60]}")
-    _check_md5(path, raw, checksums)
     return body.reshape(shape)
 
 
 def read_cifar_batch(raw: bytes, path: object) -> ImagesAndLabels:
-    """Read the bytes of one batch file; ``path`` is its name for the error message.
-
-    Returns:
-        Images (N, 3, 32, 32) uint8 and labels (N,) int64; CIFAR-100's fine labels.
+    """Read the content of one batch of CIFAR-10, or of CIFAR-100 with its fine labels; ``path`` is for the error message.
 
     Raises:
-        UserError: if it is not such a file, or names anything but arrays.
+        UserError: if it is no such file, or names anything but arrays.
     """
     try:
         if any(op.name in ("PUT", "LONG_BINPUT") and int(arg or 0) > len(raw) for op, arg, _ in pickletools.genops(raw)):
@@ -150,11 +155,3 @@ def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
         ("numpy", "dtype"): Dtype,
         ("_codecs", "encode"): encode,
     }
-
-
-def _check_md5(path: Path, raw: bytes, checksums: Checksums) -> None:
-    if checksums is None:
-        return
-    seen, right = hashlib.md5(raw, usedforsecurity=False).hexdigest(), checksums[path.name.removesuffix(".gz")]
-    if seen != right:
-        raise UserError(f"{path} is not the original file: MD5 {seen}, expected {right}. If that is meant, add --no-verify")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import ModelQueries, Suite, find_suite, frozen_model
-from hauberk.attacks.checks import check_model
+from hauberk.attacks.frozen_model import check_model
 from hauberk.attacks.presets import AttackLike
 from hauberk.core.distributed import World, get_world
 from hauberk.core.errors import UserError
@@ -22,8 +22,8 @@ from hauberk.data.dataset import in_memory
 from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run_diagnostics
 from hauberk.evaluation.diagnostics.gradients import SAMPLE, Sample
 from hauberk.evaluation.diagnostics.results import CleanInputs, Verdicts
-from hauberk.evaluation.records import CLEAN, DETECTION, PLAN, Records, RecordStore, difference
-from hauberk.evaluation.result import Evaluation, shuffled_order
+from hauberk.evaluation.records import CLEAN, PLAN, Records, RecordStore, difference
+from hauberk.evaluation.result import Evaluation, shuffled_order, worst_first
 from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.fastpath.precision import autotune_precision
@@ -109,16 +109,18 @@ def evaluate(
     outputs = check_model(model, first_x, first_y, classes, probabilities=True)
     adapted = {name: one.adapted(threat, outputs, has_reject_class, surrogate) for name, one in chosen.attacks.items()}
     width = min(batch_size, count)
-    used = world.on_main_process(lambda: _pick_precision(precision, model, source, width, folder))
-    plan = {
+    used = precision
+    if precision == "auto":
+        used = world.on_main_process(lambda: _measured_precision(model, source, width, folder))
+    plan: dict[str, Any] = {
         "suite": "custom" if attacks else suite, "stages": {name: list(earlier) for name, earlier in chosen.stages.items()},
-        "threat": threat.to_dict(), "n": count, "seed": seed, "batch_size": width, "precision": precision,
-        "attack_precision": used, "has_reject_class": has_reject_class,
+        "n": count, "seed": seed, "batch_size": width, "precision": precision, "attack_precision": used,
+        "has_reject_class": has_reject_class,
         "save_adversarials": save_adversarials,  # stored with the verdicts: those of an earlier session could not be made up
         "threads": torch.get_num_threads(), "device": first_x.device.type, "model_id": model_id(model),
     }  # fmt: skip
     if folder is not None or world.size > 1:  # there are others to compare with
-        plan |= _identity(model, surrogate, source, count)
+        plan |= {"threat": threat.to_dict(), **_identity(model, surrogate, source, count)}
     store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
     hidden = quiet or not world.is_main
     with closing(store), ProgressBar("evaluate", 1000, quiet=hidden) as display, frozen_model(model) as view:
@@ -139,14 +141,16 @@ def evaluate(
             runner.clean_pass()
             found = run_diagnostics(specs, "model", CleanInputs(view, first_x, chosen.eot_iter, source, threat))
             more, curve = _run_on_sample(runner, specs)
-            for one in (d for d in found + more if d.verdict != "ok"):
-                display.line(f"{one.verdict.upper()} {one.name}: {one.measured}; {one.advice}")
+            for one in worst_first(found + more):
+                display.line(str(one))
             runner.run_attacks()
         finally:
             store.write_cost(runner.passes)
-    records, parts = store.records, world.all_gather_object((store.records.known(), found + more, curve))
-    for known, _, _ in parts:
-        records.add(known)
+    records = store.records
+    if world.size > 1:
+        for known in world.all_gather_object(records.known()):
+            records.add(known)
+    found, curve = world.on_main_process(lambda: (found + more, curve))
     provenance = {
         "seed": seed, "batch_size": batch_size, "precision": used, "draws": chosen.eot_iter, "data": source.name,
         "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
@@ -157,9 +161,9 @@ def evaluate(
         "machine": machine(first_x.device),
     }  # fmt: skip
     result = Evaluation(
-        str(threat), plan["suite"], chosen.sequential, **_accuracies(records, chosen),
-        detection=_detection(records, outputs) if has_reject_class else None, curve=parts[0][2],
-        diagnostics=parts[0][1] + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs)),
+        str(threat), plan["suite"], chosen.sequential,
+        **_fractions(records, chosen, outputs - 1 if has_reject_class else None), curve=curve,
+        diagnostics=found + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs)),
         provenance=provenance, records=records,
     )  # fmt: skip
     if folder is not None and world.is_main:
@@ -178,12 +182,8 @@ def _check_options(count: int, there: int, batch_size: int, precision: str, no_f
         raise UserError("adversarial examples are saved in the folder of the evaluation; give out=")
 
 
-def _pick_precision(
-    precision: Precision, model: nn.Module, source: IndexedDataset, batch_size: int, folder: Path | None
-) -> Precision:
-    """Settle "auto": as an evaluation that goes on was begun, otherwise by measuring."""
-    if precision != "auto":
-        return precision
+def _measured_precision(model: nn.Module, source: IndexedDataset, batch_size: int, folder: Path | None) -> Precision:
+    """Return the precision that an evaluation that goes on was begun with, otherwise what is faster here."""
     if folder is not None and (folder / PLAN).exists():
         begun = read_json(folder / PLAN).get("attack_precision")
         return "bf16" if begun == "bf16" else "fp32"
@@ -251,23 +251,20 @@ def _run_on_sample(runner: EvaluationRunner, specs: list[DiagnosticSpec]) -> tup
     return run_diagnostics(specs, "sample", sample), sample.curve
 
 
-def _accuracies(records: Records, suite: Suite) -> dict[str, Any]:
-    """Count accuracies, as fields of an :class:`Evaluation`."""
-    right, robust, labels = records.right, records.robust, records[CLEAN]["label"]
-    members = np.bincount(labels)
-    left = np.bincount(labels[robust], minlength=len(members))
+def _fractions(records: Records, suite: Suite, reject_class: int | None) -> dict[str, Any]:
+    """Count accuracies, and rates of detection, as fields of an :class:`Evaluation`."""
+    right, robust, clean = records.right, records.robust, records[CLEAN]
+    members = np.bincount(clean["label"])
+    left = np.bincount(clean["label"][robust], minlength=len(members))
+    standing = {name: right & ~records.broken(attacks) for name, attacks in suite.columns.items()}
+    rates = {
+        "detection_rate": int(clean["recognised"][right].sum()) / max(int(right.sum()), 1),
+        "false_alarms": int((clean["predicted"] == reject_class).sum()) / records.n,
+    }
     return {
         "clean_accuracy": int(right.sum()) / records.n,
         "robust_accuracy": int(robust.sum()) / records.n,
-        "by_attack": {
-            name: int((right & ~records.broken(attacks)).sum()) / records.n for name, attacks in suite.columns.items()
-        },
+        "by_attack": {name: int(mask.sum()) / records.n for name, mask in standing.items()},
         "by_class": {c: int(left[c]) / int(members[c]) for c in np.flatnonzero(members).tolist()},
+        "detection": None if reject_class is None else rates,
     }
-
-
-def _detection(records: Records, outputs: int) -> dict[str, float]:
-    """Count how many adversarial inputs are recognised, and how many clean ones are taken for adversarial."""
-    recognised = records[DETECTION]["recognised"][records.right & records[DETECTION]["known"]]
-    alarms = int((records[CLEAN]["predicted"] == outputs - 1).sum())
-    return {"detection_rate": int(recognised.sum()) / max(len(recognised), 1), "false_alarms": alarms / records.n}

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -18,18 +17,17 @@ from hauberk.core.io import as_json, exclusive_lock, json_roundtrip, make_folder
 
 PLAN = "plan.json"
 CLEAN = "clean"  # "attack" of what was seen without one
-DETECTION = "detection"  # "attack" that only tries to be misclassified, for models with a class of adversarial inputs
 COST = "cost"  # "attack" of what a session has cost
 
-_COLUMNS = {
-    CLEAN: np.dtype([("known", "?"), ("id", "i8"), ("label", "i4"), ("predicted", "i4"), ("margin", "f8"), ("right", "?")]),
-    DETECTION: np.dtype([("known", "?"), ("recognised", "?")]),
-}
-_VERDICT = np.dtype(
-    [("known", "?"), ("broken", "?"), ("margin", "f8"), ("run", "i4"), ("step", "i4"), ("predicted", "i4"), ("norm", "f8"),
-     ("finite", "?"), ("unverified", "?")]
-)  # fmt: skip
-# What a verdict has where nothing is said, and what is then left out on disk.
+_CLEAN = [
+    ("known", "?"), ("id", "i8"), ("label", "i4"), ("predicted", "i4"), ("margin", "f8"), ("right", "?"), ("recognised", "?"),
+]  # fmt: skip
+_VERDICT = [
+    ("known", "?"), ("broken", "?"), ("margin", "f8"), ("run", "i4"), ("step", "i4"), ("predicted", "i4"), ("norm", "f8"),
+    ("finite", "?"), ("unverified", "?"),
+]  # fmt: skip
+# What a row has where nothing is said, and what is then left out on disk.
+_CLEAN_DEFAULTS: dict[str, Any] = {"recognised": False}
 _DEFAULTS: dict[str, Any] = {"run": -1, "step": -1, "predicted": -1, "norm": -1.0, "finite": True, "unverified": False}
 _JSON_TYPES: dict[str, tuple[type, ...]] = {"i": (int,), "f": (int, float), "b": (bool,)}  # by the kind of a NumPy dtype
 _COST = {"i": "i", "rank": "i", "seconds": "f", "forwards": "f", "backwards": "f"}
@@ -40,11 +38,12 @@ class Records:
     """Columns of what was found, one row for each example of the data set.
 
     ``records["clean"]`` and ``records[attack]`` are structured NumPy arrays (n,), of at most 32 bytes an example; "known" says
-    which rows are filled. Without an attack: "id" (a digest of the input), "label", "predicted", "right", and "margin"
-    (``z_y - max_{k≠y} z_k``, NaN where it is not finite). Of an attack: "broken" and "margin"; where broken, the "run" and
+    which rows are filled. Without an attack: "id" (a digest of the input), "label", "predicted", "right", "margin"
+    (``z_y - max_{k≠y} z_k``, NaN where it is not finite), and "recognised": for a model with a class of adversarial inputs,
+    whether one that does not try to hide is taken for that. Of an attack: "broken" and "margin"; where broken, the "run" and
     "step" that did it, "predicted", "norm" of the change in units of the input, and "finite" (whether the logits were; where
     they were not, the example counts as misclassified, with a margin of 0); "unverified" is whether a claimed success did not
-    hold. ``records["detection"]`` has "recognised".
+    hold.
 
     Args:
         n: how many examples there are.
@@ -58,13 +57,13 @@ class Records:
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._tables:
-            self._tables[name] = np.zeros(self.n, _COLUMNS.get(name, _VERDICT))
+            self._tables[name] = np.zeros(self.n, _CLEAN if name == CLEAN else _VERDICT)
         return self._tables[name]
 
     def set(self, name: str, examples: np.ndarray, **columns: Any) -> None:
         """Fill rows. ``columns`` are arrays (b,) or single values; the others get their default, "unverified" stays."""
         table = self[name]
-        usual = {} if name in _COLUMNS else {**_DEFAULTS, "unverified": table["unverified"][examples]}
+        usual = {} if name == CLEAN else {**_DEFAULTS, "unverified": table["unverified"][examples]}
         for key, values in {**usual, **columns, "known": True}.items():
             table[key][examples] = np.where(np.isfinite(values), values, np.nan) if key == "margin" else values
 
@@ -127,9 +126,9 @@ class Records:
         if name == COST and all(type(record.get(key)) in _JSON_TYPES[kind] for key, kind in _COST.items()):
             self.costs[record["rank"], record["i"]] = record
             return True
-        if type(i) is not int or name not in (CLEAN, DETECTION, *self.attacks) or not 0 <= i < self.n:
+        if type(i) is not int or name not in (CLEAN, *self.attacks) or not 0 <= i < self.n:
             return False
-        table, usual = self[name], {} if name in _COLUMNS else _DEFAULTS
+        table, usual = self[name], _CLEAN_DEFAULTS if name == CLEAN else _DEFAULTS
         said = {**usual, **record, "known": True}
         row = [math.nan if key == "margin" and said.get(key, 0) is None else said.get(key) for key in table.dtype.names or ()]
         if not all(type(value) in _JSON_TYPES[table.dtype[k].kind] for k, value in enumerate(row)):
@@ -142,7 +141,7 @@ class Records:
 
     def lines(self, name: str, examples: np.ndarray) -> str:
         """Return rows as they are kept on disk, one line of JSON each, without what goes without saying."""
-        rows, usual = self[name][examples], {"known": True} if name in _COLUMNS else {"known": True, **_DEFAULTS}
+        rows, usual = self[name][examples], {"known": True, **(_CLEAN_DEFAULTS if name == CLEAN else _DEFAULTS)}
         lines = []
         for i, row in zip(examples.tolist(), rows.tolist(), strict=True):
             said = {key: value for key, value in zip(rows.dtype.names, row, strict=True) if usual.get(key) != value}
@@ -153,14 +152,8 @@ class Records:
 class RecordStore:
     """The records of one evaluation and, if there is a folder, a file of each process that they are appended to.
 
-    Args:
-        folder: where to keep them; None to keep them in memory only.
-        plan: what is evaluated and how ("n" and "stages" among it); must be the same when an evaluation goes on.
-        rank: number of this process.
-
-    Attributes:
-        records: what is known.
-        warning: in what the present session differs harmlessly from the one that began, to show; or "".
+    The ``plan`` is what is evaluated and how ("n" and "stages" among it), and must be the same when an evaluation goes on;
+    ``warning`` says in what the present session differs harmlessly from the one that began, or is "".
 
     Raises:
         UserError: if the folder holds another evaluation, cannot be written, or another process is at work there.
@@ -185,8 +178,10 @@ class RecordStore:
         elif rank == 0:
             write_json(folder / PLAN, plan)
         self._path = folder / f"verdicts-{rank}.jsonl"
-        _mend(self._path)
         self._file = self._path.open("a", encoding="utf-8")
+        written = self._path.read_bytes()
+        if not written.endswith(b"\n"):  # a crash left a line unfinished, which the next one must not continue
+            self._file.truncate(written.rfind(b"\n") + 1)
 
     def write(self, name: str, examples: np.ndarray, **columns: Any) -> None:
         """Keep rows, as :meth:`Records.set` takes them; they survive the process from now on."""
@@ -222,7 +217,10 @@ class RecordStore:
         if not path.exists():
             if self.records[CLEAN]["known"].any():  # whose points would be zeros
                 raise UserError(f"{path} is gone, and with it what earlier attacks found; choose another folder")
-            _make_points(path, point.dtype, (self.records.n, *point.shape))
+            shape, head = (self.records.n, *point.shape), io.BytesIO()
+            layout = {"descr": np.lib.format.dtype_to_descr(point.dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(head, layout)
+            write_zeros(path, head.getvalue(), head.tell() + math.prod(shape) * point.itemsize)
         try:
             self._points = np.lib.format.open_memmap(path, mode="r+")
         except (OSError, ValueError) as error:
@@ -241,23 +239,6 @@ class RecordStore:
         if self._points is not None:
             self._points.flush()
         self._lock.close()
-
-
-def _make_points(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Write an array of zeros that has its place on the disk."""
-    head = io.BytesIO()
-    layout = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(head, layout)
-    write_zeros(path, head.getvalue(), head.tell() + math.prod(shape) * dtype.itemsize)
-
-
-def _mend(path: Path) -> None:
-    """Cut off a last line that a crash left unfinished, so that the next one does not continue it."""
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
 
 
 def difference(there: dict[str, Any], plan: dict[str, Any], harmless: Sequence[str] = _HARMLESS) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hauberk.core.errors import UserError
 from hauberk.core.io import as_json, read_json, write_atomically
 from hauberk.core.random import ExampleRng
-from hauberk.evaluation.records import CLEAN, COST, DETECTION, PLAN, Records
+from hauberk.evaluation.records import CLEAN, COST, PLAN, Records
 
 FORMAT = "hauberk-evaluation/3"
 Interval: TypeAlias = tuple[float, float]
@@ -55,6 +55,9 @@ class Diagnostic:
     measured: str
     verdict: Verdict
     advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verdict.upper()} {self.name}: {self.measured}" + (f"; {self.advice}" if self.advice else "")
 
 
 def worst_first(diagnostics: Sequence[Diagnostic]) -> list[Diagnostic]:
@@ -245,7 +248,7 @@ class Evaluation:
 
 def _or_none(column: np.ndarray, there: np.ndarray) -> list[Any]:
     """Return a column as plain types, with None where there is nothing."""
-    return np.where(there, column.astype(object), None).tolist()
+    return [value if known else None for value, known in zip(column.tolist(), there.tolist(), strict=True)]
 
 
 def table(results: Mapping[str, Evaluation]) -> Table:
@@ -337,7 +340,7 @@ def _read_plan(path: Path) -> tuple[dict[str, list[str]], int, int]:
     plan = read_json(path)
     stages, seed, n = plan.get("stages"), plan.get("seed"), plan.get("n")
     if not isinstance(stages, dict) or not all(
-        isinstance(names, list) and all(isinstance(name, str) and name not in (CLEAN, DETECTION, COST) for name in names)
+        isinstance(names, list) and all(isinstance(name, str) and name not in (CLEAN, COST) for name in names)
         for names in (list(stages), *stages.values())
     ):
         raise UserError(f"{path} is not the plan of an evaluation: its stages are {stages!r:.40}")

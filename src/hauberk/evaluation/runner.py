@@ -10,25 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, AttackInputs, AttackState, ModelQueries, run_attack
-from hauberk.attacks.checks import check_logits
+from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.errors import UserError
 from hauberk.core.io import SCHEMA_ERRORS, read_state, write_state
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import IndexedDataset, fetch_for
-from hauberk.evaluation.records import CLEAN, DETECTION, RecordStore
+from hauberk.evaluation.records import CLEAN, RecordStore
 from hauberk.evaluation.result import wilson_interval
-from hauberk.evaluation.verify import finite_margin, smaller_batch_sizes, verify_adversarial
-from hauberk.objectives.functional import logit_margin
+from hauberk.evaluation.verify import finite_margin, verify_adversarial
+from hauberk.objectives.functional import ATTACK_LOSSES, logit_margin
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
 
 SAVE_EVERY = 20.0  # seconds between two states of an attack under way
 SHOW_EVERY = 1.0
+_SMALLEST_BATCH = 16
 
 
 @dataclass
@@ -68,9 +69,7 @@ class EvaluationRunner:
 
     def __post_init__(self) -> None:
         self.records = self.store.records
-        self.init_batch_size = max(1, self.batch_size // 8)
-        self._costs = {name: attack.cost(self.outputs) for name, attack in self.attacks.items()}  # of one example
-        self._done = 0  # in passes
+        self.init_batch_size, self.verify_batch_size = max(1, self.batch_size // 2), max(1, self.batch_size // 8)
         self._shown = self._saved = time.monotonic()
         # Logits of the clean inputs, a row for each of ``shard``; and which row an example has.
         self._logits = torch.zeros(0)
@@ -103,32 +102,30 @@ class EvaluationRunner:
             self._logits[start : start + len(mine)] = logits[: len(mine)]
             predicted = logits.argmax(1)
             seen = {"id": ids, "label": y, "predicted": predicted, "margin": logit_margin(logits, y), "right": predicted == y}
+            if self.has_reject_class and not self.records[CLEAN]["known"][mine].all():
+                seen["recognised"] = self._recognised(x, y, ExampleRng(self.seed, ids.to(x.device), _stage("detection")))
             found = {key: column[: len(mine)].cpu().numpy() for key, column in seen.items()}
             before = self.records[CLEAN][mine]
             other = before["known"] & ((before["id"] != found["id"]) | (before["label"] != found["label"]))
             if other.any():
                 what = f"example {mine[other][0]} is another one than when this evaluation was begun"
                 raise UserError(f"{what} (its input or label differs); choose another folder")
-            if self.has_reject_class and not self.records[DETECTION]["known"][mine].all():
-                self._detect(mine, x, y, ExampleRng(self.seed, ids.to(x.device), _stage(DETECTION)))
             new = ~before["known"]
             self.store.keep_points(mine[new], x[: len(mine)][torch.from_numpy(new).to(x.device)])
             self.store.write(CLEAN, mine[new], **{key: column[new] for key, column in found.items()})
 
-    def _detect(self, mine: np.ndarray, x: Tensor, y: Tensor, rng: ExampleRng) -> None:
-        """Note which adversarial inputs are recognised when they only try to be misclassified."""
+    def _recognised(self, x: Tensor, y: Tensor, rng: ExampleRng) -> Tensor:
+        """Which adversarial inputs are recognised when they only try to be misclassified, (b,) bool."""
         attack = PGD(20, loss="cw")
-        found = run_attack(attack, self.reference_model.model, x, y, self.threat, seed=rng, trusted=True)
-        assert found.logits is not None  # the best point was looked at
-        recognised = found.logits.isfinite().all(1) & (found.logits.argmax(1) == found.logits.shape[1] - 1)
-        self.store.write(DETECTION, mine, recognised=recognised[: len(mine)].cpu().numpy())
+        logits = run_attack(attack, self.reference_model.model, x, y, self.threat, seed=rng, trusted=True).logits
+        assert logits is not None  # the best point was looked at
+        return logits.isfinite().all(1) & (logits.argmax(1) == logits.shape[1] - 1)
 
     def run_attacks(self) -> None:
         """Run all attacks, after the clean pass, as far as the records do not know them yet."""
         for name, earlier in self.stages.items():
             right = self.right()
             todo = right[~self.records.broken(earlier, right) & ~self.records[name]["known"][right]]
-            self._count(name, len(self.shard) - len(todo))
             if len(todo):
                 self._run_attack(name, todo)
 
@@ -159,15 +156,14 @@ class EvaluationRunner:
     def _verify(self, attack: str, states: AttackState, places: Tensor, examples: list[int], runs: list[int]) -> np.ndarray:
         """Check claimed successes again, and keep those that hold."""
         points, sets, index = states.best[places], states.feasible.index_select(places), np.array(examples)
-        size = self.init_batch_size
-        found = verify_adversarial(self.reference_model, sets, points, states.y[places], size, self.has_reject_class)
+        y, size = states.y[places], self.verify_batch_size
+        found = verify_adversarial(self.reference_model, sets, points, y, size, self.has_reject_class)
         holds = found.pop("holds")
         self.records[attack]["unverified"][index[~holds]] = True
         first = holds & ~self.records.broken(self.stages, index)
         self.store.keep_points(index[first], points[torch.from_numpy(first).to(points.device)])
         columns = {**found, "run": np.array(runs), "step": states.found_at[places].cpu().numpy()}
         self.store.write(attack, index[holds], broken=True, **{key: column[holds] for key, column in columns.items()})
-        self._count(attack, int(holds.sum()))
         return holds
 
     def _leave(self, attack: str, states: AttackState, places: Tensor, examples: list[int]) -> None:
@@ -175,7 +171,6 @@ class EvaluationRunner:
         assert states.best_logits is not None  # there were looks
         margin = finite_margin(states.best_logits[places], states.y[places]).cpu().numpy()
         self.store.write(attack, np.array(examples), broken=False, margin=margin)
-        self._count(attack, len(examples))
 
     def _fetch_batch(self, examples: np.ndarray) -> tuple[Tensor, Tensor]:
         """Fetch examples and check them; copies of the first fill the batch."""
@@ -186,32 +181,42 @@ class EvaluationRunner:
 
     @cached_property
     def _smaller_batch_sizes(self) -> list[int]:
+        """Eighths of the batch size at which the model's forms compute the same bits as with the whole batch."""
         x, y = self._fetch_batch(self.shard[:1])
         x = self.threat.around(x).random(ExampleRng(self.seed, torch.arange(len(x), device=x.device)))
-        return smaller_batch_sizes({self.fp32_model.model, self.attack_model.model}, x, y)
 
-    def _count(self, attack: str, examples: int) -> None:
-        """Add examples that an attack has done with to the progress."""
-        self._done += self._costs[attack] * examples
-        self._show(self._done)
+        def bits(form: nn.Module, size: int) -> tuple[Tensor, Tensor]:
+            logits, _, grad = ModelQueries(form).value_and_grad(x[:size], ATTACK_LOSSES["cw"], y[:size])
+            return logits, grad
 
-    def _show(self, passes: float, title: str | None = None) -> None:
-        self.display.reach(passes / max(sum(self._costs.values()) * len(self.shard), 1), title)
+        sizes = [len(y) * k // 8 for k in range(7, 0, -1) if len(y) * k // 8 >= _SMALLEST_BATCH]
+        for form in {self.fp32_model.model, self.attack_model.model}:
+            whole = bits(form, len(y))
+            sizes = [n for n in sizes if all(torch.equal(a, b[:n]) for a, b in zip(bits(form, n), whole, strict=True))]
+        return sizes
 
     def _pause(self, attack: str, queue: ContinuousBatcher[Any], todo: np.ndarray) -> None:
         """Show the progress, and save the state of the attack under way, once in a while."""
         table, now = self.records[attack], time.monotonic()
         if now - self._shown > SHOW_EVERY:
-            left, robust = ~table["known"][todo], self.records.robust[self.shard]
-            low, high = wilson_interval(int(robust.sum()), len(robust))
-            bound = f"robust ≤ {robust.mean():.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-            self._show(self._done + self._costs[attack] * queue.part_done(), f"{attack}: {left.sum()} left, {bound}")
+            self._show(attack, int((~table["known"][todo]).sum()), queue.part_done())
             self._shown = now
         if self.state_path is not None and now - self._saved > SAVE_EVERY:
             unverified = np.flatnonzero(table["unverified"] & ~table["known"]).tolist()
             write_state(self.state_path, {"attack": attack, "unverified": unverified, **queue.state_dict()})
             self.store.write_cost(self.passes)
             self._saved = time.monotonic()
+
+    def _show(self, attack: str, left: int, part_done: float) -> None:
+        """Show the progress: how many examples are left of an attack, and how much of them is done, in examples."""
+        names, n = list(self.stages), len(self.shard)
+        costs = [self.attacks[name].cost(self.outputs) for name in names]  # passes of an example
+        k = names.index(attack)
+        done = n * sum(costs[:k]) + (n - left + part_done) * costs[k]
+        robust = self.records.robust[self.shard]
+        low, high = wilson_interval(int(robust.sum()), n)
+        bound = f"robust ≤ {robust.mean():.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+        self.display.reach(done / (n * sum(costs)), f"{attack}: {left} left, {bound}")
 
     def _resume(self, attack: str, queue: ContinuousBatcher[Any], todo: np.ndarray) -> set[int]:
         """Go on with the saved state of this attack, if there is one; return the examples that it knows."""

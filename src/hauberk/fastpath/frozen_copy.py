@@ -1,6 +1,7 @@
 """A faster copy of a model for attacks to look at: BatchNorm folded, fewer copies in memory, lower precision if wanted."""
 
 import operator
+from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from itertools import chain
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from hauberk.attacks.frozen_model import quicken
+from hauberk.attacks.frozen_model import patch_conv_backward
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import at_least_float32
 
@@ -22,12 +23,12 @@ _RELUS = (F.relu, torch.relu)
 _SUMS = (operator.add, operator.iadd, torch.add)
 
 
-def fold(net: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+def fuse_conv_bn(net: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     """Leave out each BatchNorm that follows a convolution directly, and let ReLU work in place where nobody else looks.
 
     Args:
-        net: in evaluation mode; used up. A network that cannot be traced, because its control flow depends on the input, stays
-            as it is.
+        net: in evaluation mode; modified in place. A network that cannot be traced, because its control flow depends on the
+            input, stays as it is.
 
     Returns:
         The network without these BatchNorms, whose convolutions have a bias now, with the weights still as they were; and which
@@ -37,55 +38,40 @@ def fold(net: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         traced = fx.symbolic_trace(net)
     except Exception:  # whatever the code of a network may raise when it sees no numbers
         return net, {}
-    calls = _Calls(traced)
-    pairs = calls.without_norms()
-    calls.relu_in_place()
+    modules: dict[str, Any] = dict(traced.named_modules())
+    calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
+
+    def kind(node: Any) -> type | None:
+        """Type of the module that an operation calls, None for other operations."""
+        return type(modules[str(node.target)]) if isinstance(node, fx.Node) and node.op == "call_module" else None
+
+    folded = {}
+    for node in list(traced.graph.nodes):
+        source: Any = node.args[0] if node.args else None
+        if kind(node) not in NORMS or kind(source) not in CONVOLUTIONS or len(source.users) > 1:
+            continue
+        name, norm = str(source.target), str(node.target)
+        if calls[name] > 1 or modules[norm].running_mean is None:
+            continue
+        layer = modules[name]
+        if layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_channels), requires_grad=False)
+        folded[name] = norm
+        node.replace_all_uses_with(source)
+        traced.graph.erase_node(node)
+    for node in traced.graph.nodes:
+        source = node.args[0] if node.args else None
+        # The output of these is not needed to go backward.
+        layer_or_sum = kind(source) in (*CONVOLUTIONS, *NORMS, nn.Linear) or getattr(source, "target", None) in _SUMS
+        relu = kind(node) is nn.ReLU or (node.op == "call_function" and node.target in _RELUS)
+        if layer_or_sum and relu and len(source.users) == 1:
+            node.op, node.target, node.args, node.kwargs = "call_function", torch.relu_, (source,), {}
     traced.delete_all_unused_submodules()
     traced.recompile()
-    return traced, pairs
+    return traced, folded
 
 
-class _Calls:
-    """The operations of a traced network, and the modules they call."""
-
-    def __init__(self, traced: fx.GraphModule):
-        self.graph = traced.graph
-        self.modules = dict(traced.named_modules())
-        self.names = [str(node.target) for node in self.graph.nodes if node.op == "call_module"]
-
-    def kind(self, node: Any) -> type | None:
-        """Type of the module that an operation calls, None for other operations."""
-        return type(self.modules[str(node.target)]) if isinstance(node, fx.Node) and node.op == "call_module" else None
-
-    def without_norms(self) -> dict[str, str]:
-        """Take BatchNorms after convolutions out of the graph, and return them by the convolution's name."""
-        pairs = {}
-        for node in list(self.graph.nodes):
-            source: Any = node.args[0] if node.args else None
-            if self.kind(node) not in NORMS or self.kind(source) not in CONVOLUTIONS or len(source.users) > 1:
-                continue
-            name, norm = str(source.target), str(node.target)
-            layer: Any = self.modules[name]
-            if self.names.count(name) > 1 or self.modules[norm].running_mean is None:
-                continue
-            if layer.bias is None:
-                layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_channels), requires_grad=False)
-            pairs[name] = norm
-            node.replace_all_uses_with(source)
-            self.graph.erase_node(node)
-        return pairs
-
-    def relu_in_place(self) -> None:
-        """Let ReLU overwrite the output of a layer or a sum that goes nowhere else and is not needed to go backward."""
-        for node in self.graph.nodes:
-            source: Any = node.args[0] if node.args else None
-            layer = self.kind(source) in (*CONVOLUTIONS, *NORMS, nn.Linear) or getattr(source, "target", None) in _SUMS
-            relu = self.kind(node) is nn.ReLU or (node.op == "call_function" and node.target in _RELUS)
-            if layer and relu and len(source.users) == 1:
-                node.op, node.target, node.args, node.kwargs = "call_function", torch.relu_, (source,), {}
-
-
-# How far a twin's logits and input gradients may be from the model's, relative to their size.
+# How far a copy's logits and input gradients may be from the model's, relative to their size.
 CLOSE = {torch.bfloat16: (0.05, 0.3, 0.05), None: (1e-4, 1e-2, 1e-4)}
 
 
@@ -98,7 +84,7 @@ def make_inference_copy(model: nn.Module, like: Tensor, dtype: torch.dtype | Non
         dtype: bfloat16 for its lower precision; None for the model's own.
 
     Returns:
-        A :class:`InferenceCopy` if one can be made and agrees with the model; otherwise (a random model, too) the model
+        An :class:`InferenceCopy` if one can be made and agrees with the model; otherwise (a random model, too) the model
         itself, under autocast where the precision is lower.
 
     Raises:
@@ -110,8 +96,8 @@ def make_inference_copy(model: nn.Module, like: Tensor, dtype: torch.dtype | Non
         with torch.no_grad():
             if not torch.equal(model(like).float(), seen[2]):
                 return fallback  # tracing a random model could freeze its noise
-        twin = InferenceCopy(model, dtype)
-        return twin if _near(seen, _look(twin, like), dtype) else fallback
+        copy = InferenceCopy(model, dtype)
+        return copy if _near(seen, _look(copy, like), dtype) else fallback
     except UserError:
         raise
     except Exception:  # other people's modules may refuse in any way to be copied, traced or cast
@@ -119,7 +105,7 @@ def make_inference_copy(model: nn.Module, like: Tensor, dtype: torch.dtype | Non
 
 
 def outputs_match(model: nn.Module, other: nn.Module, like: Tensor, dtype: torch.dtype | None) -> bool:
-    """Whether two forms of a model have the same logits and input gradients at inputs (B, ...), up to what ``dtype`` rounds."""
+    """Whether two forms of a model have the same logits and gradients at inputs (B, ...), up to what ``dtype`` rounds."""
     return _near(_look(model, like), _look(other, like), dtype)
 
 
@@ -137,7 +123,7 @@ class InferenceCopy(nn.Module):
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
         super().__init__()
-        self.net, self._folded = fold(deepcopy(model).eval().requires_grad_(False))
+        self.net, self._folded = fuse_conv_bn(deepcopy(model).eval().requires_grad_(False))
         self.lower = dtype
         if dtype is not None:
             for module in self.net.modules():
@@ -147,7 +133,7 @@ class InferenceCopy(nn.Module):
                     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 if type(module) not in NORMS and next(module.parameters(recurse=False), None) is not None:
                     module.register_forward_pre_hook(_cast)
-        quicken(self.net)
+        patch_conv_backward(self.net)
         self.refresh(model)
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
-"""How a method looks at the model it trains: as it is, or by a faster twin, and in which precision."""
+"""How a method looks at the model it trains: as it is, or by a faster inference copy, and in which precision."""
 
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import median
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -14,35 +14,43 @@ from hauberk.attacks.frozen_model import frozen_model
 from hauberk.core.errors import UserError, first_line
 from hauberk.fastpath.frozen_copy import InferenceCopy, make_inference_copy, outputs_match
 
+Precision: TypeAlias = Literal["model", "fp32", "bf16"]
+
+DTYPES: dict[Precision, torch.dtype | None] = {"model": None, "fp32": None, "bf16": torch.bfloat16}
+
+_SAMPLE = 8  # examples that a copy is tried on
 _SHAPES = 2  # a full batch, and the last one of an epoch
 _COMPILATIONS = 200
+_TRIALS = 5
+# Times faster, below which it is not worth it: lower precision, and compiling.
+_WORTH_ROUNDING, _WORTH_COMPILING = 1.2, 1.05
 
 
 class Compiled(nn.Module):
-    """A twin that is compiled for the first shapes it sees; inputs of any other shape take the twin as it is.
+    """An inference copy that is compiled for the first shapes it sees; inputs of any other shape take the copy as it is.
 
     A compilation costs seconds to minutes, so attacks that shrink their batches as examples fall out must not start one for
     each size. On CUDA the passes are captured as graphs.
 
     Args:
-        twin: to compile; it can be refreshed at any time.
+        copy: what to compile; it can be refreshed at any time.
         shapes: of inputs that it is compiled for; grows as they come. A run saves them, because compiled passes round
             differently.
     """
 
-    def __init__(self, twin: InferenceCopy, shapes: list[list[int]] | None = None):
+    def __init__(self, copy: InferenceCopy, shapes: list[list[int]] | None = None):
         super().__init__()
-        self.twin = twin
+        self.copy = copy
         self.shapes = [] if shapes is None else shapes
-        self._graphs = next(twin.parameters()).is_cuda
-        self._compiled = torch.compile(twin, dynamic=False, mode="reduce-overhead" if self._graphs else None)
+        self._graphs = next(copy.parameters()).is_cuda
+        self._compiled = torch.compile(copy, dynamic=False, mode="reduce-overhead" if self._graphs else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, C) of inputs (B, ...)."""
         shape = list(x.shape)
         if shape not in self.shapes:
             if len(self.shapes) >= _SHAPES:
-                return self.twin(x)  # type: ignore[no-any-return]
+                return self.copy(x)  # type: ignore[no-any-return]
             self.shapes.append(shape)
         x = x.contiguous()  # another layout would be compiled for anew
         if not self._graphs:
@@ -54,37 +62,30 @@ class Compiled(nn.Module):
         return self._run(x).clone()
 
     def _run(self, x: Tensor) -> Tensor:
-        # torch counts compilations by the code of forward, which all twins of a process share.
+        # torch counts compilations by the code of forward, which all copies in a process share.
         with torch._dynamo.config.patch(recompile_limit=_COMPILATIONS):
             return self._compiled(x)  # type: ignore[no-any-return]
-
-
-Precision: TypeAlias = Literal["model", "fp32", "bf16"]
-
-DTYPES: dict[Precision, torch.dtype | None] = {"model": None, "fp32": None, "bf16": torch.bfloat16}
-
-_SAMPLE = 8  # examples that a twin is tried on
 
 
 class PrecisionPolicy:
     """What the passes of a method run on.
 
     Args:
-        precision: "fp32": an attack in evaluation mode looks at a twin with BatchNorm folded, the same up to rounding. "bf16":
-            at a twin in bfloat16, and the passes of the loss run under autocast; losses are in float32.
-        compiled: run the twin by ``torch.compile``.
+        precision: "fp32": an attack in evaluation mode looks at an inference copy with BatchNorm folded, the same up to
+            rounding. "bf16": at a copy in bfloat16, and the passes of the loss run under autocast; losses are in float32.
+        compiled: run the copy by ``torch.compile``.
     """
 
     def __init__(self, precision: Precision, compiled: bool = False):
         self.precision = precision
         self.compiled = compiled
-        # Saved with a run, because another answer when it goes on would round differently: whether the model has a twin that
+        # Saved with a run, because another answer when it goes on would round differently: whether the model has a copy that
         # agrees with it (None before the first look), and the shapes it is compiled for.
         self.agrees: bool | None = None
         self.shapes: list[list[int]] = []
-        self._twin: InferenceCopy | None = None
-        self._form: nn.Module | None = None  # the twin, compiled or not
-        self._of: Callable[[], nn.Module | None] = lambda: None
+        self._copy: InferenceCopy | None = None
+        self._form: nn.Module | None = None  # the copy, compiled or not
+        self._of: Callable[[], nn.Module | None] = lambda: None  # the model that it is a copy of
 
     @contextmanager
     def attack_model(self, model: nn.Module, x: Tensor, mode: str) -> Iterator[nn.Module]:
@@ -92,15 +93,12 @@ class PrecisionPolicy:
 
         Args:
             model: being trained.
-            x: inputs (B, ...) to try a new twin on.
-            mode: of the attack; there are twins for "eval" only.
+            x: inputs (B, ...) to try a new copy on.
+            mode: of the attack; there are copies for "eval" only.
         """
-        twin = None if mode != "eval" else self._fresh(model, x)
-        if twin is not None:
-            yield twin
-            return
-        with self.autocast(x):
-            yield model
+        form = self._refreshed(model, x) if mode == "eval" else None
+        with self.autocast(x) if form is None else nullcontext():
+            yield model if form is None else form
 
     def autocast(self, x: Tensor) -> AbstractContextManager[object]:
         """Run passes inside the block in lower precision, if that is wanted."""
@@ -114,30 +112,25 @@ class PrecisionPolicy:
         """Go on from a state."""
         self.agrees, self.shapes = state["agrees"], state["shapes"]
 
-    def _fresh(self, model: nn.Module, x: Tensor) -> nn.Module | None:
+    def _refreshed(self, model: nn.Module, x: Tensor) -> nn.Module | None:
         if self._of() is model:
-            if self._twin is not None:
-                self._twin.refresh(model)
+            if self._copy is not None:
+                self._copy.refresh(model)
             return self._form
         dtype = DTYPES[self.precision]
         with frozen_model(model) as view:
             if self.agrees is None:
                 with torch.no_grad():
-                    view(x)  # checks of a first pass want the whole batch; a twin is tried on few examples, for memory's sake
+                    view(x)  # checks of a first pass want the whole batch; a copy is tried on few examples, for memory's sake
                 form = make_inference_copy(view, x[:_SAMPLE].detach(), dtype)
                 self.agrees = isinstance(form, InferenceCopy)
             else:
                 form = InferenceCopy(view, dtype) if self.agrees else view
         self._of = weakref.ref(model)
-        self._twin = self._form = form if isinstance(form, InferenceCopy) else None
-        if self._twin is not None and self.compiled:
-            self._form = Compiled(self._twin, self.shapes)
+        self._copy = self._form = form if isinstance(form, InferenceCopy) else None
+        if self._copy is not None and self.compiled:
+            self._form = Compiled(self._copy, self.shapes)
         return self._form
-
-
-_TRIALS = 5
-# Times faster, below which it is not worth it: lower precision, and compiling.
-_WORTH_ROUNDING, _WORTH_COMPILING = 1.2, 1.05
 
 
 def make_policy(precision: Precision, compiled: bool) -> PrecisionPolicy | None:
@@ -149,12 +142,12 @@ def make_policy(precision: Precision, compiled: bool) -> PrecisionPolicy | None:
     if precision not in get_args(Precision):
         raise UserError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}")
     if compiled and precision == "model":
-        raise UserError("what is compiled is the twin of a model; choose precision fp32 or bf16")
+        raise UserError("what is compiled is an inference copy of the model; choose precision fp32 or bf16")
     return None if precision == "model" else PrecisionPolicy(precision, compiled)
 
 
 def autotune_precision(model: nn.Module, x: Tensor, precision: str, compiling: str) -> tuple[Precision, bool]:
-    """Return the fastest precision whose twin agrees with the model, and whether compiling that twin is worth it.
+    """Return the fastest precision whose inference copy agrees with the model, and whether compiling that copy is worth it.
 
     Args:
         model: classifier.
@@ -165,26 +158,21 @@ def autotune_precision(model: nn.Module, x: Tensor, precision: str, compiling: s
     Raises:
         UserError: if it is "on", and the model or the machine cannot.
     """
+    chosen: Precision = "bf16" if precision == "bf16" else "fp32"
     with frozen_model(model) as view:
         if precision == "auto":
-            precision = _pick_precision(view, x)
-        chosen: Precision = "bf16" if precision == "bf16" else "fp32"
-        return chosen, compiling != "off" and _compiles(
-            make_inference_copy(view, x, DTYPES[chosen]), x, needed=compiling == "on"
-        )
-
-
-def _pick_precision(view: nn.Module, x: Tensor) -> Precision:
-    full, low = make_inference_copy(view, x), make_inference_copy(view, x, torch.bfloat16)
-    if not isinstance(low, InferenceCopy):
-        return "fp32"
-    before, after = _seconds((full, low), x)
-    return "bf16" if before > _WORTH_ROUNDING * after else "fp32"
+            full, low = make_inference_copy(view, x), make_inference_copy(view, x, torch.bfloat16)
+            if isinstance(low, InferenceCopy):
+                before, after = _seconds((full, low), x)
+                chosen = "bf16" if before > _WORTH_ROUNDING * after else "fp32"
+        if compiling == "off":
+            return chosen, False
+        return chosen, _compiles(make_inference_copy(view, x, DTYPES[chosen]), x, needed=compiling == "on")
 
 
 def _compiles(form: nn.Module, x: Tensor, needed: bool) -> bool:
-    """Whether the twin can be compiled, agrees with itself then, and is faster, if that is asked."""
-    problem = "it has no twin that agrees with it (a random model, or one that cannot be traced)"
+    """Whether the copy can be compiled, agrees with itself then, and is faster, unless it is ``needed`` anyway."""
+    problem = "it has no inference copy that agrees with it (a random model, or one that cannot be traced)"
     if isinstance(form, InferenceCopy):
         try:
             compiled = Compiled(form)

@@ -28,18 +28,11 @@ class AWP:
             raise UserError(f"gamma must be at least 0 and below 1, warmup not negative, got {self.gamma} and {self.warmup}")
 
     def direction(self, model: nn.Module, loss: Tensor, world: World = SINGLE_PROCESS) -> dict[str, Tensor]:
-        """``v_l = γ · ‖w_l‖ / ‖g_l‖ · g_l``, with g the gradient of the loss: a relative step of ascent in each weight tensor.
+        """Return a relative step of ascent, ``v_l = γ · ‖w_l‖ / ‖g_l‖ · g_l``, by the names of the parameters w_l.
 
-        Only convolutions and linear layers are perturbed (parameters named ``weight`` with more than one dimension), as in the
+        g is the gradient of ``loss``, a scalar with a graph to the weights, averaged over the processes of ``world``. Only
+        convolutions and linear layers are perturbed (parameters named ``weight`` with more than one dimension), as in the
         public code.
-
-        Args:
-            model: whose weights they are.
-            loss: scalar, with a graph to the weights.
-            world: processes over which to average the gradient.
-
-        Returns:
-            v by the name of the parameter.
         """
         chosen = {
             name: parameter

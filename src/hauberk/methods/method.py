@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hauberk.attacks import AttackResult
-from hauberk.attacks.checks import checked_first_pass
-from hauberk.attacks.frozen_model import kept_buffers
+from hauberk.attacks.frozen_model import checked_first_pass, kept_buffers
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
@@ -74,7 +73,7 @@ class Method(nn.Module):
             scales them); None for weights 1.
         weight_perturbation: :class:`hauberk.AWP`, or anything with its ``warmup`` and ``direction``; None for none.
         name: of the method.
-        settings: what it was made from, as plain types.
+        settings: what it was made from, as plain types; by default the parts that are given.
         seed: of the random starts.
         precision: what the passes run on, see :func:`hauberk.method`.
         compiled: likewise.
@@ -111,7 +110,7 @@ class Method(nn.Module):
         self.precision = make_policy(precision, compiled)  # None: all passes go through the model
         self.schedule = Schedule()
         own = getattr(weighting, "burn_in", 0)
-        self.burn_in: int | Literal["first-drop"] = own if burn_in is None else burn_in
+        self.burn_in: int | Literal["first-drop"] = own if burn_in is None or weighting is None else burn_in
         self.burn_in_is_chosen = self.burn_in != "first-drop"
         self.needs = frozenset(getattr(self.objective, "needs", CLEAN | ADVERSARIAL)) | getattr(weighting, "needs", frozenset())
         self._calls = 0
@@ -119,6 +118,8 @@ class Method(nn.Module):
             raise UserError(f"{name} needs logits of adversarial inputs, but has no attack")
         if self.inner is None and weighting is not None:
             raise UserError(f"{name} does not attack, so there is nothing to weigh by")
+        if weight_perturbation is not None and self.n_replays > 1:
+            raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
 
     @property
     def attack(self) -> Any:
@@ -156,7 +157,7 @@ class Method(nn.Module):
         fitted.inner = getattr(self.inner, "fresh", lambda: self.inner)()
         fitted.schedule = Schedule(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
         fitted.precision = self.precision and PrecisionPolicy(self.precision.precision, self.precision.compiled)
-        if self.weighting is not None and fitted._burn_in >= epochs:
+        if fitted._burn_in >= epochs:
             raise UserError(
                 f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with {epochs}: nothing would "
                 "be reweighted; set burn_in, or milestones within the training"
@@ -171,12 +172,11 @@ class Method(nn.Module):
     @property
     def first_full_epoch(self) -> int:
         """First epoch, from 0, in which the method is itself: weights and perturbations of the weights are all on."""
-        awp = self.weight_perturbation
-        return max(self._burn_in if self.weighting is not None else 0, awp.warmup if awp is not None else 0)
+        return max(self._burn_in, getattr(self.weight_perturbation, "warmup", 0))
 
     @property
     def _burn_in(self) -> int:
-        """Epochs with weights 1."""
+        """Number of epochs with weights 1; 0 without a weighting."""
         return self.schedule.first_drop if self.burn_in == "first-drop" else int(self.burn_in)
 
     def forward(
@@ -229,7 +229,7 @@ class Method(nn.Module):
         context = StepContext(
             model, x, y, threat, rng, epoch or 0, index, self.schedule, self._burn_in, world=world, sizes=sizes,
             precision=self.precision,
-            return_clean_logits=bool(self.weighting and getattr(self.weighting, "in_attack", _nothing)(self.needs)),
+            return_clean_logits=bool(getattr(self.weighting, "needs_clean_logits", _nothing)(self.needs)),
         )  # fmt: skip
         checked: AbstractContextManager[None] = nullcontext()
         if self._calls == 0:
@@ -253,7 +253,7 @@ class Method(nn.Module):
         if any(p.is_inference() for p in model.parameters()):
             raise UserError("a model made under torch.inference_mode cannot be trained; make it, or load it, outside")
         check_inputs(x, y, self.threat)
-        if self.weighting is None or (epoch or 0) >= self._burn_in:
+        if (epoch or 0) >= self._burn_in:
             return
         until = f"all weights of {self.name} are 1 until epoch {self._burn_in} (counted from 0)"
         if epoch is None:
@@ -262,14 +262,14 @@ class Method(nn.Module):
             warnings.warn(f"{until}: set burn_in=, or call with_schedule(epochs=...)", stacklevel=5)
 
     def _step(self, context: StepContext, class_weights: Tensor | None) -> Output:
-        model, world, awp = context.model, context.world, self.weight_perturbation
+        model, awp = context.model, self.weight_perturbation
         if self.inner is not None:
             self._attack(self.inner, context)
         passes = len(self.needs)
         if awp is not None and context.epoch >= awp.warmup:
             with kept_buffers(model):
                 proxy, weights = self._loss(context, class_weights)
-                change = awp.direction(model, proxy, world)
+                change = awp.direction(model, proxy, context.world)
             report = self._report(context, weights)
             with applied(model, change):
                 at, _ = self._loss(context, class_weights, weights)
@@ -288,7 +288,7 @@ class Method(nn.Module):
             report=report,
             forwards=(0 if attack is None else attack.forwards) + passes,
             backwards=0 if attack is None else attack.backwards,
-            burning_in=self.weighting is not None and context.epoch < context.burn_in,
+            burning_in=context.epoch < context.burn_in,
         )
 
     def _attack(self, inner: InnerAttack, context: StepContext) -> None:

@@ -48,145 +48,82 @@ def _friendly(*epochs: int) -> Callable[[PGD], InnerAttack]:
     return partial(BatchAttack, taus=tuple((epoch / epochs[-1], tau) for tau, epoch in enumerate(epochs)))
 
 
-# ε/4 is the papers' 2/255 at 8/255. The public codes' 0.007 at ε = 0.031 is 7/31 ε.
+# At ε = 8/255, ε/4 is the papers' 2/255 and 1.25 ε is 10/255. The public codes' 0.007 at ε = 0.031 is 7/31 ε.
 _OFFICIAL = {"step_size": "7*eps/31"}
 # cifar10_challenge, robust_overfitting, AT-AWP and fast_adversarial attack in training mode, the others in evaluation mode.
 _TRAIN_MODE = {"mode": "train"}
 _UNIFORM = PGD(10, "eps/4", "uniform")
 _KL = PGD(10, "eps/4", "normal", loss="kl")
 
-# MAIL paper, Section 4.1; its public code reweights from 0-based epoch 76 on and starts every attack at x + 0.001·N(0, 1).
-_MAIL_AT = Mail(slope=10.0, bias=-0.5)
-_MAIL_OTHERS = Mail(slope=2.0, bias=0.0)
+# MAIL's public code reweights from 0-based epoch 76 on and starts every attack at x + 0.001·N(0, 1).
 _MAIL_CODE = {**_OFFICIAL, "start": "normal", "burn_in": 76}
 
 METHODS: dict[str, MethodSpec] = {
     "standard": MethodSpec(Standard(), "standard training, no attack", "empirical risk minimisation"),
     "fgsm-at": MethodSpec(
-        AT(),
-        "single-step adversarial training from a random start; watch for catastrophic overfitting",
-        "Wong et al. 2020, fast_adversarial: α = 1.25 ε (10/255 at 8/255)",
-        PGD(1, "1.25*eps", "uniform"),
-        official=_TRAIN_MODE,
-    ),
+        AT(), "single-step adversarial training from a random start; watch for catastrophic overfitting",
+        "Wong et al. 2020, fast_adversarial",
+        PGD(1, "1.25*eps", "uniform"), official=_TRAIN_MODE),
     "free-at": MethodSpec(
-        AT(),
-        "free adversarial training: each batch 8 times, input and weight gradients from the same pass",
+        AT(), "free adversarial training: each batch 8 times, input and weight gradients from the same pass",
         "Shafahi et al. 2019",
-        PGD(1, "eps", "uniform"),
-        inner=lambda attack: FreeReplay(),  # whose step is the last backward pass
-    ),
+        PGD(1, "eps", "uniform"), inner=lambda attack: FreeReplay()),  # whose step is the last backward pass
     "at": MethodSpec(
-        AT(),
-        "adversarial training: cross-entropy at the worst input",
-        "Madry et al. 2018, cifar10_challenge",
-        _UNIFORM,
-        official=_TRAIN_MODE,
-    ),
+        AT(), "adversarial training: cross-entropy at the worst input", "Madry et al. 2018, cifar10_challenge",
+        _UNIFORM, official=_TRAIN_MODE),
     "trades": MethodSpec(
-        Trades(),
-        "clean cross-entropy, and KL between clean and adversarial predictions",
-        "Zhang et al. 2019, trades.py",
-        _KL,
-        official=_OFFICIAL,
-    ),
+        Trades(), "clean cross-entropy, and KL between clean and adversarial predictions", "Zhang et al. 2019, trades.py",
+        _KL, official=_OFFICIAL),
     "mart": MethodSpec(
-        Mart(),
-        "boosted cross-entropy, and KL weighted by 1 - p_y of the clean input",
-        "Wang et al. 2020, mart.py",
-        _UNIFORM,
-        official={**_OFFICIAL, "start": "normal"},
-    ),
+        Mart(), "boosted cross-entropy, and KL weighted by 1 - p_y of the clean input", "Wang et al. 2020, mart.py",
+        _UNIFORM, official={**_OFFICIAL, "start": "normal"}),
     "alp": MethodSpec(
-        ALP(), "adversarial pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM
-    ),
+        ALP(), "adversarial pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM),
     "clp": MethodSpec(
-        CLP(), "clean loss and pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM
-    ),
+        CLP(), "clean loss and pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM),
     "mma": MethodSpec(
-        MMA(),
-        "margin maximisation: train at the nearest adversarial example within ε = d_max",
+        MMA(), "margin maximisation: train at the nearest adversarial example within ε = d_max",
         "Ding et al. 2020, mma_training: d_max 12/255 on CIFAR-10",
-        PGD(10, "eps/4", "uniform", loss="slm"),
-        inner=MinimumMargin,
-    ),
+        PGD(10, "eps/4", "uniform", loss="slm"), inner=MinimumMargin),
     "fat": MethodSpec(
-        AT(),
-        "friendly adversarial training: early-stopped PGD",
+        AT(), "friendly adversarial training: early-stopped PGD",
         "Zhang et al. 2020, FAT.py: τ 0, 1, 2 up to epochs 50, 90, 120",
-        _UNIFORM,
-        official={**_OFFICIAL, "step_noise": 0.001},
-        inner=_friendly(50, 90, 120),
-    ),
+        _UNIFORM, official={**_OFFICIAL, "step_noise": 0.001}, inner=_friendly(50, 90, 120)),
     "fat-trades": MethodSpec(
-        Trades(),
-        "TRADES with friendly adversarial inputs",
+        Trades(), "TRADES with friendly adversarial inputs",
         "Zhang et al. 2020, FAT_for_TRADES.py: τ 0, 1, 2, 3 up to epochs 30, 50, 70, 85",
-        _KL,
-        official=_OFFICIAL,
-        inner=_friendly(30, 50, 70, 85),
-    ),
+        _KL, official=_OFFICIAL, inner=_friendly(30, 50, 70, 85)),
     "fat-mart": MethodSpec(
-        Mart(beta=6.0),
-        "MART with friendly adversarial inputs",
-        "Zhang et al. 2020, FAT_for_MART.py: τ 0 to 4 up to epochs 20, 40, 60, 80, 90; β 6",
-        PGD(10, "eps/4", "normal"),
-        official=_OFFICIAL,
-        inner=_friendly(20, 40, 60, 80, 90),
-    ),
+        Mart(beta=6.0), "MART with friendly adversarial inputs",
+        "Zhang et al. 2020, FAT_for_MART.py: τ 0 to 4 up to epochs 20, 40, 60, 80, 90",
+        PGD(10, "eps/4", "normal"), official=_OFFICIAL, inner=_friendly(20, 40, 60, 80, 90)),
     "gairat": MethodSpec(
-        AT(),
-        "geometry-aware reweighting by how many PGD iterates are classified right",
-        "Zhang et al. 2021, GAIRAT.py",
-        _UNIFORM,
-        weighting=Gairat(),
-        official={**_OFFICIAL, "burn_in": 59},  # --begin_epoch 60, counted from 1
-    ),
+        AT(), "geometry-aware reweighting by how many PGD iterates are classified right", "Zhang et al. 2021, GAIRAT.py",
+        _UNIFORM, weighting=Gairat(), official={**_OFFICIAL, "burn_in": 59}),  # --begin_epoch 60, counted from 1
     "gair-trades": MethodSpec(
-        Trades(beta=5.0),
-        "TRADES reweighted as GAIRAT does (TRADES-LPS of the MAIL paper's Table 1)",
+        Trades(beta=5.0), "TRADES reweighted as GAIRAT does (TRADES-LPS of the MAIL paper's Table 1)",
         "Wang et al. 2021, Section 4.2; no public code",
-        _KL,
-        weighting=Gairat(),
-    ),
+        _KL, weighting=Gairat()),
     "gair-mart": MethodSpec(
-        Mart(beta=6.0),
-        "MART reweighted as GAIRAT does (MART-LPS of the MAIL paper's Table 1)",
+        Mart(beta=6.0), "MART reweighted as GAIRAT does (MART-LPS of the MAIL paper's Table 1)",
         "Wang et al. 2021, Section 4.2; no public code",
-        _UNIFORM,
-        weighting=Gairat(),
-    ),
+        _UNIFORM, weighting=Gairat()),
     "mail-at": MethodSpec(
-        AT(),
-        "adversarial training reweighted by probabilistic margins",
-        "Wang et al. 2021 (MAIL), Eq. 9: slope 10, bias -0.5",
-        _UNIFORM,
-        weighting=_MAIL_AT,
-        official=_MAIL_CODE,
-    ),
+        AT(), "adversarial training reweighted by probabilistic margins", "Wang et al. 2021 (MAIL), Eq. 9",
+        _UNIFORM, weighting=Mail(slope=10.0, bias=-0.5), official=_MAIL_CODE),
     "mail-trades": MethodSpec(
-        Trades(beta=5.0, direction="adv-to-clean"),
-        "TRADES reweighted by probabilistic margins",
-        "Wang et al. 2021 (MAIL), Eq. 10: slope 2, bias 0, β 5",
-        _KL,
-        weighting=_MAIL_OTHERS,
-        official={**_MAIL_CODE, "direction": "clean-to-adv"},
-    ),
+        Trades(beta=5.0, direction="adv-to-clean"), "TRADES reweighted by probabilistic margins",
+        "Wang et al. 2021 (MAIL), Eq. 10",
+        _KL, weighting=Mail(slope=2.0, bias=0.0), official={**_MAIL_CODE, "direction": "clean-to-adv"}),
     "mail-mart": MethodSpec(
-        Mart(beta=6.0),
-        "MART with its boosted cross-entropy reweighted by probabilistic margins",
-        "Wang et al. 2021 (MAIL): slope 2, bias 0, β 6; the paper's Appendix C is not public, this is its code's form",
-        _UNIFORM,
-        weighting=_MAIL_OTHERS,
-        official=_MAIL_CODE,
-    ),
+        Mart(beta=6.0), "MART with its boosted cross-entropy reweighted by probabilistic margins",
+        "Wang et al. 2021 (MAIL); the paper's Appendix C is not public, this is its code's form",
+        _UNIFORM, weighting=Mail(slope=2.0, bias=0.0), official=_MAIL_CODE),
     "adversarial-class": MethodSpec(
-        AdversarialClass(),
-        "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
+        AdversarialClass(), "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
         "the idea is in the lecture notes among the sources; the construction is ours",
-        PGD(10, "eps/4", "uniform", loss="evade"),
-    ),
-}
+        PGD(10, "eps/4", "uniform", loss="evade")),
+}  # fmt: skip
 
 _BUILDERS: dict[str, Callable[..., Method]] = {}  # methods of the caller's own
 
@@ -245,9 +182,9 @@ def default_settings(name: str, preset: PresetName = "paper") -> dict[str, Any]:
     spec = get_method_spec(name)
     own = {key: getattr(spec.attack, key) for key in _NAMES_OF_ATTACK} if spec.attack else {}
     for part in (spec.objective, spec.weighting):
-        own |= {} if part is None else {f.name: getattr(part, f.name) for f in fields(part) if f.name != "preset"}  # type: ignore[arg-type]
+        own |= {key: getattr(part, key) for key in _names(part)} if part else {}
     own |= {key: getattr(spec.awp, field) for key, field in _NAMES_OF_AWP.items()} if spec.awp else {}
-    return own | (spec.official if preset == "official" else {})
+    return own | (spec.official if is_official(preset) else {})
 
 
 def method(
@@ -304,12 +241,12 @@ def method(
         return _built(_BUILDERS[name], name, threat, {k: v for k, v in settings.items() if k != "preset" or v != "paper"})
     spec = get_method_spec(name)
     _check_names(name, spec, parts, overrides)
-    chosen = (spec.official if is_official(preset) else {}) | overrides
+    chosen = {"preset": preset} | (spec.official if is_official(preset) else {}) | overrides
     made = Method(
         threat,
-        parts.get("attack", _attack(spec, chosen)),
-        parts.get("objective", _changed(spec.objective, chosen | {"preset": preset})),
-        parts["weighting"] if "weighting" in parts else _weighting(name, spec, chosen, preset),
+        parts.get("attack", spec.attack and spec.inner(_changed(spec.attack, chosen))),
+        parts.get("objective", _changed(spec.objective, chosen)),
+        parts["weighting"] if "weighting" in parts else _weighting(name, spec, chosen),
         parts.get("weight_perturbation", _awp(spec, chosen)),
         name=name,
         settings=settings,
@@ -319,8 +256,6 @@ def method(
         burn_in=chosen.get("burn_in"),
     )
     made.burn_in_is_chosen = "burn_in" in overrides or ("weighting" in parts and made.burn_in != "first-drop")
-    if made.weight_perturbation is not None and made.n_replays > 1:
-        raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
     return made
 
 
@@ -330,11 +265,7 @@ def _imported(key: str, value: Any) -> Any:
 
 
 def _built(build: Callable[..., Method], name: str, threat: ThreatModel, settings: dict[str, Any]) -> Method:
-    """Build a method of the caller's own.
-
-    Raises:
-        UserError: if it is none.
-    """
+    """Build a method of the caller's own, or raise UserError if it is none."""
     seed = settings.pop("seed")
     made = build(threat, **settings)
     if not isinstance(made, Method):
@@ -343,8 +274,13 @@ def _built(build: Callable[..., Method], name: str, threat: ThreatModel, setting
     return made
 
 
-_NAMES_OF_ATTACK = tuple(f.name for f in fields(PGD) if f.name not in ("tau", "return_last", "evaluate_last", "targets"))
-_NAMES_OF_WEIGHTING = tuple(dict.fromkeys(f.name for kind in (Mail, Gairat) for f in fields(kind) if f.name != "preset"))
+def _names(part: Any) -> list[str]:
+    """Settings of a part, which is a dataclass."""
+    return [field.name for field in fields(part) if field.name != "preset"]
+
+
+_NAMES_OF_ATTACK = [name for name in _names(PGD) if name not in ("tau", "return_last", "evaluate_last", "targets")]
+_NAMES_OF_WEIGHTING = list(dict.fromkeys([*_names(Mail), *_names(Gairat)]))
 _NAMES_OF_AWP = {"gamma": "gamma", "awp_warmup": "warmup"}
 
 
@@ -352,7 +288,7 @@ def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: 
     """Refuse settings of parts that the method does not have, or that were given whole."""
     known = [
         *(_NAMES_OF_ATTACK if spec.attack and "attack" not in parts else ()),
-        *(f.name for f in fields(spec.objective) if f.name != "preset" and "objective" not in parts),  # type: ignore[arg-type]
+        *(_names(spec.objective) if "objective" not in parts else ()),
         *(_NAMES_OF_WEIGHTING if "weighting" not in parts else ("burn_in",)),
         *(_NAMES_OF_AWP if "weight_perturbation" not in parts else ()),
     ]
@@ -366,31 +302,22 @@ def _changed(part: Any, chosen: dict[str, Any]) -> Any:
     return replace(part, **{f.name: chosen[f.name] for f in fields(part) if f.name in chosen})
 
 
-def _attack(spec: MethodSpec, chosen: dict[str, Any]) -> InnerAttack | None:
-    if spec.attack is None:
-        return None
-    settings = {key: value for key, value in chosen.items() if key in _NAMES_OF_ATTACK}
-    return spec.inner(replace(spec.attack, **settings))
-
-
-def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any], preset: PresetName) -> MeasuredWeighting | None:
+def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredWeighting | None:
     """The weighting, of the kind that its measure asks for: MAIL's of margins, GAIRAT's of counts."""
-    own = {key: value for key, value in chosen.items() if key in _NAMES_OF_WEIGHTING}
-    weighting = spec.weighting
-    measure = own.get("measure", getattr(weighting, "measure", None))
+    own = [key for key in chosen if key in _NAMES_OF_WEIGHTING]
+    measure = chosen.get("measure", getattr(spec.weighting, "measure", None))
     if measure is None:
         if own:
-            raise UserError(f"{name} has no weighting for {next(iter(own))!r} to set; give measure=, too")
+            raise UserError(f"{name} has no weighting for {own[0]!r} to set; give measure=, too")
         return None
     if measure not in (*MARGINS, *COUNTS):
         raise UserError(f"measure is one of {', '.join((*MARGINS, *COUNTS))}, not {measure!r}")
     kind: type[Mail] | type[Gairat] = Mail if measure in MARGINS else Gairat
-    known = {f.name for f in fields(kind)}
     for key in own:
-        if key not in known:
-            raise UserError(f"a weighting by {measure!r} has no {key!r}; it has {', '.join(sorted(known - {'preset'}))}")
-    base = weighting if isinstance(weighting, kind) else kind()
-    return _changed(base, {"preset": preset, **own})  # type: ignore[no-any-return]
+        if key not in _names(kind):
+            raise UserError(f"a weighting by {measure!r} has no {key!r}; it has {', '.join(sorted(_names(kind)))}")
+    made: MeasuredWeighting = _changed(spec.weighting if isinstance(spec.weighting, kind) else kind(), chosen)
+    return made
 
 
 def _awp(spec: MethodSpec, chosen: dict[str, Any]) -> AWP | None:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,16 +17,11 @@ from torch import nn
 from hauberk.core.errors import UserError, first_line, import_object, in_one_line, unknown_name
 from hauberk.core.io import json_roundtrip
 from hauberk.models.layers import Normalize, StraightThroughRound
-from hauberk.models.resnet import WideResNet, preact_resnet18, resnet18
+from hauberk.models.resnet import BasicBlock, PreActBlock, ResNet, WideResNet
 
 
 def small_cnn(input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Two strided convolutions and two linear layers; no BatchNorm. For images of 4×4 and up.
-
-    Args:
-        input_shape: (channels, height, width).
-        classes: number of logits.
-    """
+    """Two strided convolutions and two linear layers, no BatchNorm; for images (channels, height, width) of 4×4 and up."""
     channels, height, width = input_shape
     return nn.Sequential(
         nn.Conv2d(channels, 32, 4, stride=2, padding=1),
@@ -39,65 +35,36 @@ def small_cnn(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     )
 
 
-def mlp(input_shape: tuple[int, ...], classes: int, width: int = 128) -> nn.Module:
+def mlp(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """Two hidden layers on the flattened input, for vectors and small images."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(math.prod(input_shape), width),
+        nn.Linear(math.prod(input_shape), 128),
         nn.ReLU(),
-        nn.Linear(width, width),
+        nn.Linear(128, 128),
         nn.ReLU(),
-        nn.Linear(width, classes),
+        nn.Linear(128, classes),
     )
-
-
-LIBRARIES = ("timm:", "torchvision:")  # what their names begin with
-_PLAIN = re.compile(r"\w+(\.\w+)*")  # a name, and not an address to load from
-_MAX_CLASSES, _MAX_CHANNELS = 100_000, 1_000
-
-
-def create_from_library(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Build the network ``"timm:NAME"`` or ``"torchvision:NAME"`` for images (channels, height, width), with fresh weights.
-
-    Raises:
-        UserError: if the library cannot be imported, has no network of that name, or that does not fit.
-    """
-    library, _, which = name.partition(":")
-    if not _PLAIN.fullmatch(which):
-        raise UserError(f"{name!r} is not a name of {library}")
-    if len(input_shape) != 3 or not 1 <= input_shape[0] <= _MAX_CHANNELS or not 2 <= classes <= _MAX_CLASSES:
-        raise UserError(f"{name} is for images, and at most {_MAX_CLASSES:,} classes; not for {input_shape}, {classes} classes")
-    if library == "torchvision" and input_shape[0] != 3:
-        raise UserError(f"{name} takes images of 3 channels, not {input_shape[0]}; timm's networks take any number")
-    try:
-        module: Any = importlib.import_module("timm" if library == "timm" else "torchvision.models")
-    except (ImportError, RuntimeError) as error:  # torchvision beside a torch that it was not made for
-        said = first_line(error)
-        raise UserError(f"{name} needs {library}, which cannot be imported here ({said}); pip install {library}") from error
-    try:
-        if library == "timm":
-            net = module.create_model(which, pretrained=False, num_classes=classes, in_chans=input_shape[0])
-        else:
-            net = module.get_model(which, weights=None, num_classes=classes)
-    except Exception as error:  # what their networks raise for arguments that do not fit is up to each
-        raise UserError(f"cannot build {name}: {in_one_line(error)}") from error
-    assert isinstance(net, nn.Module)
-    return net
 
 
 Builder = Callable[[tuple[int, ...], int], nn.Module]
 
+_WIDE_RESNET = "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4, or 6n + 2 as Madry's code counts the same network"
 MODELS: dict[str, tuple[Builder, str]] = {
     "small-cnn": (small_cnn, "two strided convolutions, two linear layers; minutes on a CPU"),
     "mlp": (mlp, "two hidden layers of 128; vectors and small images"),
-    "resnet18": (resnet18, "ResNet-18 for 32×32 images (AT, MART, MAIL)"),
-    "preact-resnet18": (preact_resnet18, "PreAct-ResNet-18 for 32×32 images (robust overfitting, AWP)"),
+    "resnet18": (partial(ResNet, BasicBlock), "ResNet-18 for 32×32 images (AT, MART, MAIL)"),
+    "preact-resnet18": (partial(ResNet, PreActBlock), "PreAct-ResNet-18 for 32×32 images (robust overfitting, AWP)"),
+    "wrn-34-10": (partial(WideResNet, 34, 10), _WIDE_RESNET),
+    "wrn-32-10": (partial(WideResNet, 32, 10), _WIDE_RESNET),
+    "wrn-28-10": (partial(WideResNet, 28, 10), _WIDE_RESNET),
 }
-WIDE_RESNETS = ("wrn-34-10", "wrn-32-10", "wrn-28-10")
-_MAX_PARAMETERS = 2e9
+LIBRARIES = ("timm:", "torchvision:")  # what their names begin with
+_PLAIN = re.compile(r"\w+(\.\w+)*")  # a name, and not an address to load from
 _WIDE = re.compile(r"wrn-(\d+)-(\d+)")
-_NOT_YOURS = ("torch", "builtins", "typing")  # modules whose code is not part of a model's digest
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_MAX_PARAMETERS, _MAX_CLASSES, _MAX_CHANNELS = 2e9, 100_000, 1_000
+_NOT_YOURS = ("torch", "builtins", "typing")  # modules whose code is not part of a model's digest
 
 
 @dataclass(frozen=True)
@@ -142,9 +109,9 @@ class ModelSpec:
         if self.is_from_python:
             raise UserError(f"this model was made in Python ({self.name[7:]}); pass model= with the same architecture")
         if self.name.startswith(LIBRARIES):
-            net = create_from_library(self.name, self.input_shape, self.classes)
+            net = _from_library(self)
         else:
-            net = _from_factory(self) if self.imports else _checked_built_in(self)
+            net = _from_factory(self) if self.imports else _built_in(self)
         before: list[nn.Module] = [StraightThroughRound(self.integers, self.groups)] if self.integers or self.groups else []
         before += [Normalize(self.mean, self.std)] if self.mean else []
         return nn.Sequential(*before, net) if before else net
@@ -169,36 +136,58 @@ class ModelSpec:
             raise UserError(f"this card has no readable model ({error})") from error
 
 
-def _checked_built_in(spec: ModelSpec) -> nn.Module:
-    """Build a built-in model, after a look at its size: a card may come from anywhere."""
-    what = f"{spec.name} for inputs {spec.input_shape} and {spec.classes} classes"
-    try:
-        with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in _built_in(spec).parameters())
-    except (RuntimeError, TypeError) as error:  # sizes beyond what a tensor can have
-        raise UserError(f"cannot build {what}") from error
-    if size > _MAX_PARAMETERS:
-        raise UserError(f"{what} would have {size:.1e} parameters")
-    return _built_in(spec)
-
-
 def _built_in(spec: ModelSpec) -> nn.Module:
-    if spec.classes < 2 or not spec.input_shape or min(spec.input_shape) < 1:
-        raise UserError(f"cannot build a model for inputs {spec.input_shape} and {spec.classes} classes")
-    wide = _WIDE.fullmatch(spec.name)
-    if not wide and spec.name not in MODELS:
-        raise unknown_name("model", spec.name, [*MODELS, *WIDE_RESNETS])
-    if spec.name != "mlp" and (len(spec.input_shape) != 3 or min(spec.input_shape[1:]) < 4):
-        raise UserError(f"{spec.name} takes images of at least 4×4, not inputs of shape {spec.input_shape}; try 'mlp'")
+    """Build a built-in model, after a look at its size: a card may come from anywhere."""
+    name, shape, classes = spec.name, spec.input_shape, spec.classes
+    what = f"{name} for inputs {shape} and {classes} classes"
+    if classes < 2 or not shape or min(shape) < 1:
+        raise UserError(f"cannot build {what}")
+    wide = _WIDE.fullmatch(name)
+    if not wide and name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    if name != "mlp" and (len(shape) != 3 or min(shape[1:]) < 4):
+        raise UserError(f"{name} takes images of at least 4×4, not inputs of shape {shape}; try 'mlp'")
     if wide:
         depth, width = int(wide[1]), int(wide[2])
         if not 8 <= depth <= 1000 or depth % 6 not in (2, 4) or not 1 <= width <= 100:
             raise UserError(
-                f"{spec.name}: the depth must be 6n + 4 (10, 16, 22, 28, 34, ...), or 6n + 2 as Madry's code counts "
+                f"{name}: the depth must be 6n + 4 (10, 16, 22, 28, 34, ...), or 6n + 2 as Madry's code counts "
                 "(8, 14, 20, 26, 32, ...), and the width 1 to 100"
             )
-        return WideResNet(depth, width, spec.input_shape[0], spec.classes)
-    return MODELS[spec.name][0](spec.input_shape, spec.classes)
+    build = partial(WideResNet, depth, width) if wide else MODELS[name][0]
+    try:
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in build(shape, classes).parameters())
+    except (RuntimeError, TypeError) as error:  # sizes beyond what a tensor can have
+        raise UserError(f"cannot build {what}") from error
+    if size > _MAX_PARAMETERS:
+        raise UserError(f"{what} would have {size:.1e} parameters")
+    return build(shape, classes)
+
+
+def _from_library(spec: ModelSpec) -> nn.Module:
+    """Build a network of timm or torchvision."""
+    name, shape, classes = spec.name, spec.input_shape, spec.classes
+    library, _, which = name.partition(":")
+    if not _PLAIN.fullmatch(which):
+        raise UserError(f"{name!r} is not a name of {library}")
+    if len(shape) != 3 or not 1 <= shape[0] <= _MAX_CHANNELS or not 2 <= classes <= _MAX_CLASSES:
+        raise UserError(f"{name} is for images, and at most {_MAX_CLASSES:,} classes; not for {shape}, {classes} classes")
+    if library == "torchvision" and shape[0] != 3:
+        raise UserError(f"{name} takes images of 3 channels, not {shape[0]}; timm's networks take any number")
+    try:
+        module: Any = importlib.import_module("timm" if library == "timm" else "torchvision.models")
+    except (ImportError, RuntimeError) as error:  # torchvision beside a torch that it was not made for
+        said = first_line(error)
+        raise UserError(f"{name} needs {library}, which cannot be imported here ({said}); pip install {library}") from error
+    try:
+        if library == "timm":
+            net: nn.Module = module.create_model(which, pretrained=False, num_classes=classes, in_chans=shape[0])
+        else:
+            net = module.get_model(which, weights=None, num_classes=classes)
+    except Exception as error:  # what their networks raise for arguments that do not fit is up to each
+        raise UserError(f"cannot build {name}: {in_one_line(error)}") from error
+    return net
 
 
 def _from_factory(spec: ModelSpec) -> nn.Module:
@@ -225,22 +214,15 @@ def model_code(model: nn.Module) -> str:
     classes: set[type] = set()
     for name, module in model.named_modules():
         classes.update(type(module).__mro__)
-        parts += [f"{name}.{key} = {value}" for key, value in sorted(_plain(vars(module)).items())]
+        for key, value in sorted(vars(module).items()):
+            if inspect.isroutine(value):
+                parts.append(f"{name}.{key} = {_source(value)}")
+            elif not key.startswith("_") and isinstance(value, float | str | tuple):  # what is torch's has an underscore
+                parts.append(f"{name}.{key} = {_ADDRESS.sub('', repr(value))}")
         if isinstance(module, torch.jit.ScriptModule):
             parts.append(str(getattr(module, "inlined_graph", "")))
     parts += sorted(_source(kind) for kind in classes if kind.__module__.partition(".")[0] not in _NOT_YOURS)
     return f"{type(model).__qualname__}, code {hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
-
-
-def _plain(attributes: dict[str, Any]) -> dict[str, str]:
-    """Settings and functions that somebody has put into a module; what torch keeps there begins with an underscore."""
-    found = {}
-    for key, value in attributes.items():
-        if inspect.isroutine(value):
-            found[key] = _source(value)
-        elif not key.startswith("_") and isinstance(value, float | str | tuple):
-            found[key] = _ADDRESS.sub("", repr(value))
-    return found
 
 
 def _source(thing: Any) -> str:
@@ -248,10 +230,9 @@ def _source(thing: Any) -> str:
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError):
-        pass
-    own = vars(thing).values() if inspect.isclass(thing) else (thing,)
-    codes = [code for code in (getattr(one, "__code__", None) for one in own) if code is not None]
-    return getattr(thing, "__qualname__", "") + "".join(map(_bytecode, codes))
+        own = vars(thing).values() if inspect.isclass(thing) else (thing,)
+        code = "".join(_bytecode(one.__code__) for one in own if hasattr(one, "__code__"))
+        return f"{getattr(thing, '__qualname__', '')}{code}"
 
 
 def _bytecode(code: Any) -> str:

@@ -56,25 +56,19 @@ class StraightThroughRound(nn.Module):
         """(B, D) -> (B, D)."""
         if not self.rounds_on_purpose:
             return x
-        with torch.no_grad():
-            row = x.detach().clone()
-            row[:, self.integers] = row[:, self.integers].round()
-            for group in self.groups:
-                row[:, group] = F.one_hot(row[:, group].argmax(1), len(group)).to(row.dtype)
-        if not (torch.is_grad_enabled() and x.requires_grad):
-            return row
-        through: Any = _StraightThrough.apply
-        found: Tensor = through(x, row)
-        return found
+        row: Tensor = _NearestRow.apply(x, self.integers, self.groups)  # type: ignore[no-untyped-call]
+        return row
 
 
-class _StraightThrough(torch.autograd.Function):
-    """The value of one tensor with the gradient to another."""
-
+class _NearestRow(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, row: Tensor) -> Tensor:
-        return row.clone()
+    def forward(ctx: Any, x: Tensor, integers: list[int], groups: list[list[int]]) -> Tensor:
+        row = x.clone()
+        row[:, integers] = row[:, integers].round()
+        for group in groups:
+            row[:, group] = F.one_hot(row[:, group].argmax(1), len(group)).to(row.dtype)
+        return row
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0], None
+        return grads[0], None, None

@@ -49,20 +49,20 @@ class PreActBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Four stages of two blocks, 64 to 512 channels, global average pooling.
+    """ResNet-18: four stages of two blocks, 64 to 512 channels, global average pooling; 11.2 M parameters.
 
     Args:
-        block: ``BasicBlock`` or ``PreActBlock``.
-        channels: channels of the input.
+        block: ``BasicBlock``; or ``PreActBlock``, to which the stem leaves BatchNorm and ReLU, with a last pair of them before
+            pooling, as in robust_overfitting.
+        input_shape: (channels, height, width).
         classes: number of logits.
-        preact: whether the stem leaves BatchNorm and ReLU to the first block, with a last pair before pooling.
     """
 
-    def __init__(self, block: Block, channels: int, classes: int, preact: bool):
+    def __init__(self, block: Block, input_shape: tuple[int, ...], classes: int):
         super().__init__()
-        self.preact = preact
-        self.conv1 = _conv3(channels, 64)
-        self.bn1 = nn.BatchNorm2d(512 if preact else 64)
+        self.preact = block is PreActBlock
+        self.conv1 = _conv3(input_shape[0], 64)
+        self.bn1 = nn.BatchNorm2d(512 if self.preact else 64)
         self.layer1 = _stage(block, 64, 64, 2, 1)
         self.layer2 = _stage(block, 64, 128, 2, 2)
         self.layer3 = _stage(block, 128, 256, 2, 2)
@@ -90,15 +90,15 @@ class WideResNet(nn.Module):
         depth: d: 6n + 4, the number of convolutions, the three in shortcuts among them (the paper, TRADES); or 6n + 2, without
             those three and with the linear layer (Madry, FAT, GAIRAT).
         width: k, how many times wider than a plain ResNet.
-        channels: channels of the input.
+        input_shape: (channels, height, width).
         classes: number of logits.
     """
 
-    def __init__(self, depth: int, width: int, channels: int, classes: int):
+    def __init__(self, depth: int, width: int, input_shape: tuple[int, ...], classes: int):
         super().__init__()
         blocks = (depth - 2) // 6  # n by either count
         sizes = [16, 16 * width, 32 * width, 64 * width]
-        self.conv1 = _conv3(channels, 16)
+        self.conv1 = _conv3(input_shape[0], 16)
         self.block1 = _stage(PreActBlock, sizes[0], sizes[1], blocks, 1)
         self.block2 = _stage(PreActBlock, sizes[1], sizes[2], blocks, 2)
         self.block3 = _stage(PreActBlock, sizes[2], sizes[3], blocks, 2)
@@ -115,16 +115,6 @@ class WideResNet(nn.Module):
         out = self.block3(self.block2(self.block1(self.conv1(x))))
         logits: Tensor = self.fc(F.relu(self.bn1(out)).mean((2, 3)))
         return logits
-
-
-def resnet18(input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """ResNet-18 for 32×32 images; 11.2 M parameters."""
-    return ResNet(BasicBlock, input_shape[0], classes, preact=False)
-
-
-def preact_resnet18(input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """PreAct-ResNet-18 for 32×32 images, with a last BatchNorm as in robust_overfitting; 11.2 M parameters."""
-    return ResNet(PreActBlock, input_shape[0], classes, preact=True)
 
 
 def _conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

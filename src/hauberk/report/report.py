@@ -12,15 +12,14 @@ from matplotlib import rc_context
 
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import SCHEMA_ERRORS, read_json
-from hauberk.data import find_dataset
+from hauberk.data import Table as DataTable
+from hauberk.data import find_dataset, reach_of
 from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, wilson_interval, worst_first
 from hauberk.experiments.comparison import Comparison, column_title
 from hauberk.experiments.studies import STUDIES, StudyResult, find_study
 from hauberk.report.figures import band, bars, examples, histogram, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
 from hauberk.report.reproduce import evaluate_command, reproduction_commands
-from hauberk.tables import Table as DataTable
-from hauberk.tables import reach_of
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.metrics import read_metrics
 

@@ -1,5 +1,6 @@
 """FeasibleSet: the sets of a threat model laid around one batch, and how to move in them."""
 
+from collections.abc import Iterator
 from copy import copy
 
 import torch
@@ -19,25 +20,19 @@ class FeasibleSet:
 
     Args:
         x: clean inputs, (B, ...).
-        norm: of the ball.
+        norm: the norm of the ball.
         radius: ε, a float or a tensor that broadcasts to one example, or one for each, (B, ...); 0 where a feature is frozen.
         low: lower bound of the box, likewise.
         high: upper bound of the box, likewise.
-        eps: ε as step sizes refer to it, frozen features or not; by default the radius.
+        eps: ε as step sizes refer to it, frozen features or not.
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        norm: Norm,
-        radius: float | Tensor,
-        low: float | Tensor,
-        high: float | Tensor,
-        eps: float | Tensor | None = None,
+        self, x: Tensor, norm: Norm, radius: float | Tensor, low: float | Tensor, high: float | Tensor, eps: float | Tensor
     ):
         self.x = x
         self.norm = norm
-        self.eps = radius if eps is None else eps
+        self.eps = eps
         self.radius = torch.as_tensor(radius, dtype=x.dtype, device=x.device)
         self.low = torch.as_tensor(low, dtype=x.dtype, device=x.device)
         self.high = torch.as_tensor(high, dtype=x.dtype, device=x.device)
@@ -48,26 +43,21 @@ class FeasibleSet:
     def index_select(self, index: Tensor) -> "FeasibleSet":
         """Return the sets of some of the examples. index: (b,) int64."""
         part = copy(self)
-        part.x, part.lower, part.upper = self.x[index], self.lower[index], self.upper[index]
-        part.radius, part.low, part.high = (
-            value[index] if value.ndim == self.x.ndim else value for value in (self.radius, self.low, self.high)
-        )
-        if isinstance(self.eps, Tensor) and self.eps.ndim == self.x.ndim:
-            part.eps = self.eps[index]
+        for name, value in self._per_example():
+            setattr(part, name, value[index])
         return part
 
     def index_copy(self, places: Tensor, new: "FeasibleSet") -> "FeasibleSet":
         """Return these sets with those of some examples replaced. places: (b,) int64, new: sets of b examples."""
         whole = copy(self)
-        whole.x, whole.lower, whole.upper = (
-            old.index_copy(0, places, value)
-            for old, value in ((self.x, new.x), (self.lower, new.lower), (self.upper, new.upper))
-        )
-        whole.radius, whole.low, whole.high = (
-            old.index_copy(0, places, value) if old.ndim == self.x.ndim else old
-            for old, value in ((self.radius, new.radius), (self.low, new.low), (self.high, new.high))
-        )
+        for name, value in self._per_example():
+            setattr(whole, name, value.index_copy(0, places, getattr(new, name)))
         return whole
+
+    def _per_example(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors (B, ...) by name; others, of one example or none, serve the whole batch."""
+        dims = self.x.ndim
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Tensor) and value.ndim == dims)
 
     def with_radius_scaled(self, fraction: Tensor) -> "FeasibleSet":
         """Return the sets with ε of each example, and the steps that refer to it, times its fraction. (B,) in [0, 1]."""
@@ -128,8 +118,7 @@ class FeasibleSet:
             ball = (change - radius).amax(1)
         else:
             frozen = torch.where(radius > 0, 0.0, change).amax(1)
-            scaled = torch.where(radius > 0, change / radius.clamp_min(1e-300), 0.0)
-            ball = torch.maximum((self.norm.length(scaled) - 1) * radius.amax(1), frozen)
+            ball = torch.maximum((self._length(change, radius) - 1) * radius.amax(1), frozen)
         below, above = self._flat(self.low).double() - point, point - self._flat(self.high).double()
         excess = torch.maximum(ball, torch.maximum(below, above).amax(1))
         return torch.where(excess > 0, excess, excess * 0)  # keeps NaN
@@ -140,9 +129,8 @@ class FeasibleSet:
         if self.norm.is_box:
             return self.constraint_violation(point) <= 2 * rounding.amax(1)
         radius = self._flat(self.radius).double()
-        scaled = self.norm.length(torch.where(radius > 0, rounding / radius.clamp_min(1e-300), 0.0))
-        relative = 8 * torch.finfo(self.x.dtype).eps  # of computing the norm itself
-        return self.constraint_violation(point) <= (scaled + relative) * radius.amax(1) + 2 * rounding.amax(1)
+        relative = self._length(rounding, radius) + 8 * torch.finfo(self.x.dtype).eps  # the last of computing the norm itself
+        return self.constraint_violation(point) <= relative * radius.amax(1) + 2 * rounding.amax(1)
 
     def clamp(self, point: Tensor) -> Tensor:
         """Bring points (B, ...) into the box, not into the ball."""
@@ -156,10 +144,14 @@ class FeasibleSet:
     @property
     def free(self) -> Tensor:
         """Which coordinates can change at all, (B, D) bool."""
-        return (self.radius > 0).expand_as(self.x).flatten(1)
+        return self._flat(self.radius > 0)
 
     def _flat(self, value: Tensor) -> Tensor:
         return value.expand_as(self.x).flatten(1)
+
+    def _length(self, change: Tensor, radius: Tensor) -> Tensor:
+        """Lengths (B,) of changes in units of ε, both (B, D) in float64; frozen features left out."""
+        return self.norm.length(torch.where(radius > 0, change / radius.clamp_min(1e-300), 0.0))
 
     def _scaled(self, point: Tensor) -> Tensor:
         """Return (B, D) offsets from x in units of ε; 0 where frozen."""

@@ -1,8 +1,11 @@
-"""ThreatModel: what the adversary may do."""
+"""Threat models: what the adversary may do, how users write it down, and what data must be like under one."""
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from fractions import Fraction
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +13,14 @@ from torch import Tensor
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.norms import NORMS, Norm
-from hauberk.threat.parse import Bound, Epsilon, features_tensor, from_plain, number_or_tensor, parse_eps, to_plain
+
+Bound: TypeAlias = float | Sequence[float] | Tensor
+Epsilon: TypeAlias = float | str | Sequence[float] | Tensor
+Features: TypeAlias = Sequence[int] | Tensor | None
+
+_LONGEST_FRACTION = 60
+_HUGE_EXPONENT = re.compile(r"[eE][+-]?(\d_?){4}")
+_BOX_SLACK = 1e-6  # float rounding of the box's own bounds
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -18,13 +28,11 @@ class ThreatModel:
     """The set an adversarial example must stay in: a ball around the clean input, cut with a box.
 
     ``S(x) = {x' : ‖(x' - x) / ε‖_p ≤ 1,  low ≤ x' ≤ high,  x'_j = x_j for frozen j}``, and ``x'_j ≥ x_j`` or ``x'_j ≤ x_j`` for
-    features that can only rise or fall.
-
-    With a scalar ε this is the usual ball ``‖x' - x‖_p ≤ ε``. With one ε per feature it is the scaled ball, and
-    a feature with ε 0 cannot be changed. Make one with :func:`Linf`, :func:`L2` or :func:`L1`.
+    features that can only rise or fall. A feature with ε 0 cannot be changed. Make one with :func:`Linf`, :func:`L2` or
+    :func:`L1`.
 
     Attributes:
-        norm: of the ball; one of ``hauberk.threat.NORMS``, or your own :class:`~hauberk.threat.Norm`.
+        norm: the norm of the ball, one of ``hauberk.threat.NORMS``, or your own :class:`~hauberk.threat.Norm`.
         eps: ε in the units of the input: a float, or a tensor that broadcasts to one example.
         low: lower bound of every valid input: a float, or a tensor that broadcasts to one example.
         high: upper bound, likewise.
@@ -52,7 +60,7 @@ class ThreatModel:
             The sets ``S(x_i)`` of the whole batch, on the device and in the dtype of ``x``.
 
         Raises:
-            UserError: if per-feature ε, bounds or frozen features do not fit the shape of one example.
+            UserError: if what is given per feature does not fit the shape of one example.
         """
         low, high = self._fit(self.low, x, "low"), self._fit(self.high, x, "high")
         if self.monotone is not None:
@@ -82,17 +90,19 @@ class ThreatModel:
         """Return plain types for a JSON card; :func:`threat_from_dict` reads them back."""
         return {
             "norm": self.norm.name,
-            "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else to_plain(self.eps),
-            "low": to_plain(self.low),
-            "high": to_plain(self.high),
-            "frozen": None if self.frozen is None else to_plain(self.frozen),
-            "monotone": None if self.monotone is None else to_plain(self.monotone),
+            "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else _to_plain(self.eps),
+            "low": _to_plain(self.low),
+            "high": _to_plain(self.high),
+            "frozen": _to_plain(self.frozen),
+            "monotone": _to_plain(self.monotone),
         }
 
     def __repr__(self) -> str:
         notes = [self.eps_text]
-        if self._bounds_text() != "[0, 1]":
-            notes.append(f"box {self._bounds_text()}")
+        if isinstance(self.low, Tensor) or isinstance(self.high, Tensor):
+            notes.append("box per feature")
+        elif (self.low, self.high) != (0.0, 1.0):
+            notes.append(f"box [{self.low:g}, {self.high:g}]")
         if self.frozen is not None:
             count = int(self.frozen.sum()) if self.frozen.dtype == torch.bool else self.frozen.numel()
             notes.append(f"{count} frozen")
@@ -100,45 +110,35 @@ class ThreatModel:
             notes.append(f"{int((self.monotone != 0).sum())} one-way")
         return f"{self.norm}({', '.join(notes)})"
 
-    def _bounds_text(self) -> str:
-        if isinstance(self.low, Tensor) or isinstance(self.high, Tensor):
-            return "per feature"
-        return f"[{self.low:g}, {self.high:g}]"
-
     def _radius(self, x: Tensor, eps: float | Tensor) -> float | Tensor:
         """ε, and 0 where a feature is frozen."""
-        if self.frozen is None:
-            return eps
         frozen = self.frozen
+        if frozen is None:
+            return eps
         if frozen.dtype != torch.bool:  # indices into the flattened example
-            if int(frozen.max()) >= x[0].numel() or int(frozen.min()) < 0:
-                raise UserError(f"frozen features go up to index {int(frozen.max())}, but an example has {x[0].numel()}")
-            mask = torch.zeros(x[0].numel(), dtype=torch.bool)
+            size = x[0].numel()
+            if int(frozen.max()) >= size or int(frozen.min()) < 0:
+                raise UserError(f"frozen features go up to index {int(frozen.max())}, but an example has {size}")
+            mask = torch.zeros(size, dtype=torch.bool)
             mask[frozen] = True
             frozen = mask.view(x.shape[1:])
         free = ~cast(Tensor, self._fit(frozen, x, "frozen"))
         return free.to(x.dtype) * eps
 
     def _fit(self, value: float | Tensor, x: Tensor, name: str) -> float | Tensor:
+        """Bring a setting to the device and dtype of the inputs, if it fits the shape of one example."""
         if not isinstance(value, Tensor):
             return value
         shape = x.shape[1:]
         try:
-            fits = torch.broadcast_to(value, shape).shape == shape
-        except RuntimeError:
-            fits = False
-        if not fits:
-            raise UserError(f"{name} has shape {tuple(value.shape)}, which does not fit one example of {tuple(shape)}")
+            torch.broadcast_to(value, shape)
+        except RuntimeError as error:
+            what = f"{name} has shape {tuple(value.shape)}"
+            raise UserError(f"{what}, which does not fit one example of {tuple(shape)}") from error
         return value.to(device=x.device, dtype=value.dtype if value.dtype == torch.bool else x.dtype)
 
 
-def Linf(
-    eps: Epsilon,
-    low: Bound = 0.0,
-    high: Bound = 1.0,
-    frozen: Sequence[int] | Tensor | None = None,
-    monotone: Sequence[int] | Tensor | None = None,
-) -> ThreatModel:
+def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
     """L∞ threat model: every feature may move by at most ε.
 
     Args:
@@ -162,35 +162,18 @@ def Linf(
     return make_threat("Linf", eps, low, high, frozen, monotone)
 
 
-def L2(
-    eps: Epsilon,
-    low: Bound = 0.0,
-    high: Bound = 1.0,
-    frozen: Sequence[int] | Tensor | None = None,
-    monotone: Sequence[int] | Tensor | None = None,
-) -> ThreatModel:
+def L2(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
     """L2 threat model: the Euclidean length of the change is at most ε. Arguments as in :func:`Linf`."""
     return make_threat("L2", eps, low, high, frozen, monotone)
 
 
-def L1(
-    eps: Epsilon,
-    low: Bound = 0.0,
-    high: Bound = 1.0,
-    frozen: Sequence[int] | Tensor | None = None,
-    monotone: Sequence[int] | Tensor | None = None,
-) -> ThreatModel:
+def L1(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
     """L1 threat model: the absolute changes add up to at most ε. Arguments as in :func:`Linf`."""
     return make_threat("L1", eps, low, high, frozen, monotone)
 
 
 def make_threat(
-    norm: str | Norm,
-    eps: Epsilon,
-    low: Bound = 0.0,
-    high: Bound = 1.0,
-    frozen: Sequence[int] | Tensor | None = None,
-    monotone: Sequence[int] | Tensor | None = None,
+    norm: str | Norm, eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None
 ) -> ThreatModel:
     """Make a threat model from a norm or its name. Other arguments as in :func:`Linf`.
 
@@ -202,14 +185,15 @@ def make_threat(
             raise unknown_name("norm", norm, NORMS)
         norm = NORMS[norm]
     radius, text = parse_eps(eps)
-    lower, upper = number_or_tensor(low, "low"), number_or_tensor(high, "high")
+    lower, upper = _number_or_tensor(low, "low"), _number_or_tensor(high, "high")
     width = torch.as_tensor(upper) - torch.as_tensor(lower)
     if not bool((width > 0).all()):  # also catches NaN
         raise UserError(f"the box is empty: low = {low} is not below high = {high}")
     if norm.is_box and bool((torch.as_tensor(radius) > width).any()):
         hint = f"; did you mean '{text}/255'?" if isinstance(radius, float) and 1 < radius < 255 else ""
         raise UserError(f"eps = {text} is wider than the box [{low}, {high}]{hint}")
-    mask, ways = features_tensor(frozen, "frozen"), features_tensor(monotone, "monotone")
+    mask = None if frozen is None else _as_tensor(frozen, "frozen", "no mask or list of numbers")
+    ways = None if monotone is None else _as_tensor(monotone, "monotone", "no mask or list of numbers")
     if mask is not None and mask.dtype != torch.bool:
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
@@ -226,13 +210,76 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
         UserError: if a field is missing or makes no sense.
     """
     try:
-        low, high = (from_plain(card[side]) for side in ("low", "high"))
-        return make_threat(card["norm"], from_plain(card["eps"]), low, high, card["frozen"], card.get("monotone"))
+        low, high = (_from_plain(card[side]) for side in ("low", "high"))
+        return make_threat(card["norm"], _from_plain(card["eps"]), low, high, card["frozen"], card.get("monotone"))
     except (KeyError, TypeError) as error:
         raise UserError(f"this card has no readable threat model ({error})") from error
 
 
-_BOX_SLACK = 1e-6  # float rounding of the box's own bounds
+def parse_fraction(text: str) -> float:
+    """Read a number or a fraction such as "8/255", correctly rounded.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    text = "".join(text.split())
+    if len(text) > _LONGEST_FRACTION or _HUGE_EXPONENT.search(text):  # exact arithmetic would take for ever
+        raise ValueError("too long")
+    try:
+        return float(Fraction(text))
+    except (ZeroDivisionError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def parse_eps(eps: Epsilon) -> tuple[float | Tensor, str]:
+    """Read ε from a float, a fraction string or per-feature values of any shape; return it and how to print it.
+
+    Raises:
+        UserError: if it cannot be read, is negative or not finite.
+    """
+    if isinstance(eps, str):
+        try:
+            value: float | Tensor = parse_fraction(eps)
+        except ValueError as error:
+            raise UserError(f"eps = {eps!r} is not a number or a fraction such as '8/255'") from error
+        text = "".join(eps.split())
+    else:
+        value = _number_or_tensor(eps, "eps")
+        text = f"{value:.6g}" if isinstance(value, float) else f"per feature, {value.min():.4g} to {value.max():.4g}"
+    values = torch.as_tensor(value)
+    if not bool((values.isfinite() & (values >= 0)).all()):
+        raise UserError(f"eps must be finite and not negative, got {text}")
+    return value, text
+
+
+def _as_tensor(value: Any, name: str, problem: str, dtype: torch.dtype | None = None) -> Tensor:
+    try:
+        return torch.as_tensor(value, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} = {value!r:.60} is {problem}") from error
+
+
+def _number_or_tensor(value: Bound, name: str) -> float | Tensor:
+    tensor = _as_tensor(value, name, "not a number or one number per feature", torch.float64)
+    if not tensor.numel():
+        raise UserError(f"{name} is empty")
+    return tensor.detach() if tensor.ndim and tensor.numel() > 1 else float(tensor)
+
+
+def _to_plain(value: Any) -> Any:
+    """Return numbers and lists for JSON, which has no infinity."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_to_plain(one) for one in value]
+    return value if value is None or math.isfinite(value) else str(value)
+
+
+def _from_plain(value: Any) -> Any:
+    """Return what :func:`_to_plain` was given, with lists for tensors."""
+    if isinstance(value, list):
+        return [_from_plain(one) for one in value]
+    return float(value) if value in ("inf", "-inf") else value
 
 
 def check_batch(x: Tensor, y: Tensor) -> Tensor:

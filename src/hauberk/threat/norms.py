@@ -6,6 +6,7 @@ Changes are rows, (B, D), in units of ε where it says so. Another norm is anoth
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.core.random import ExampleRng
@@ -22,7 +23,8 @@ class Norm:
     Attributes:
         name: as it is written in cards and on the command line.
         p: its order.
-        is_box: whether the ball is a box, so that bounds of single coordinates describe it (L∞ only).
+        is_box: whether the ball is a box, so that bounds of single coordinates describe it (L∞ only); then nobody asks for
+            ``project`` and ``steepest``.
     """
 
     name: str
@@ -32,13 +34,14 @@ class Norm:
     @property
     def dual(self) -> "Norm":
         """The norm with ``1/p + 1/q = 1``."""
-        raise NotImplementedError
+        return next(norm for norm in NORMS.values() if 1 / self.p + 1 / norm.p == 1)
 
     def length(self, change: Tensor) -> Tensor:
         """Length along the last dimension. (..., D) -> (...)."""
-        raise NotImplementedError
+        length: Tensor = change.norm(p=self.p, dim=-1)
+        return length
 
-    def project(self, change: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def project(self, change: Tensor, low: Tensor, high: Tensor, /) -> Tensor:
         """Nearest points (in L2 distance) of the unit ball cut with the box ``low ≤ 0 ≤ high``. All (B, D)."""
         raise NotImplementedError
 
@@ -54,7 +57,7 @@ class Norm:
         """Draw changes as AutoAttack starts: one coordinate at 1 (L∞), otherwise on the unit sphere of L2."""
         raise NotImplementedError
 
-    def onto_hyperplane(self, normal: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
+    def onto_hyperplane(self, normal: Tensor, gap: Tensor, below: Tensor, above: Tensor, /) -> Tensor:
         """Shortest d with ``normal·d = gap`` and ``-below ≤ d ≤ above``; the nearest corner where there is none. (B, D)."""
         raise NotImplementedError
 
@@ -64,19 +67,10 @@ class Norm:
 
 class _Linf(Norm):
     name, p, is_box = "Linf", math.inf, True
-
-    @property
-    def dual(self) -> Norm:
-        return NORMS["L1"]
+    onto_hyperplane = staticmethod(hyperplane_linf)
 
     def length(self, change: Tensor) -> Tensor:
         return change.abs().amax(-1)
-
-    def project(self, change: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(change, low.clamp_min(-1)), high.clamp_max(1))
-
-    def steepest(self, slope: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return slope.sign()
 
     def sample(self, rng: ExampleRng, like: Tensor, free: Tensor, tag: int | Tensor) -> Tensor:
         return 2 * rng.uniform(like, tag) - 1
@@ -85,16 +79,9 @@ class _Linf(Norm):
         draws = (2 * rng.uniform(like, tag) - 1).flatten(1)
         return (draws / self.length(draws)[:, None].clamp_min(1e-12)).view_as(like)
 
-    def onto_hyperplane(self, normal: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
-        return hyperplane_linf(normal, gap, below, above)
-
 
 class _Smooth(Norm):
     """L2 and L1: a point of the ball is a direction and a length."""
-
-    def length(self, change: Tensor) -> Tensor:
-        length: Tensor = change.norm(p=self.p, dim=-1)
-        return length
 
     def _direction(self, rng: ExampleRng, like: Tensor, tag: int | Tensor) -> Tensor:
         """Draws whose direction is uniform on the sphere of the norm, (B, D)."""
@@ -108,44 +95,28 @@ class _Smooth(Norm):
         return (direction * length).to(like.dtype).view_as(like)
 
     def sample_far(self, rng: ExampleRng, like: Tensor, free: Tensor, tag: int | Tensor) -> Tensor:
-        draws = rng.normal(like, tag).flatten(1) * free
-        unit: Tensor = (draws / draws.norm(dim=1, keepdim=True).clamp_min(1e-12)).view_as(like)
-        return unit
+        return F.normalize(rng.normal(like, tag).flatten(1) * free, dim=1).view_as(like)
 
 
 class _L2(_Smooth):
     name, p = "L2", 2.0
-
-    @property
-    def dual(self) -> Norm:
-        return self
-
-    def project(self, change: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return project_l2_box(change, low, high)
+    project = staticmethod(project_l2_box)
+    onto_hyperplane = staticmethod(hyperplane_l2)
 
     def steepest(self, slope: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        unit: Tensor = slope / slope.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        return unit
+        return F.normalize(slope, dim=1)
 
     def _direction(self, rng: ExampleRng, like: Tensor, tag: int | Tensor) -> Tensor:
         return rng.normal(like, tag).flatten(1)
 
-    def onto_hyperplane(self, normal: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
-        return hyperplane_l2(normal, gap, below, above)
-
 
 class _L1(_Smooth):
     name, p = "L1", 1.0
+    project = staticmethod(project_l1_box)
+    onto_hyperplane = staticmethod(hyperplane_l1)
 
     def length(self, change: Tensor) -> Tensor:
         return change.abs().sum(-1)
-
-    @property
-    def dual(self) -> Norm:
-        return NORMS["Linf"]
-
-    def project(self, change: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return project_l1_box(change, low, high)
 
     def steepest(self, slope: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Spread a unit step over the steepest coordinates that the bounds still let move."""
@@ -158,9 +129,6 @@ class _L1(_Smooth):
     def _direction(self, rng: ExampleRng, like: Tensor, tag: int | Tensor) -> Tensor:
         sign = torch.where(rng.uniform(like, tag) < 0.5, -1.0, 1.0).to(like.dtype).flatten(1)
         return -(1 - rng.uniform(like, tag + 1)).log().flatten(1) * sign
-
-    def onto_hyperplane(self, normal: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
-        return hyperplane_l1(normal, gap, below, above)
 
 
 NORMS: dict[str, Norm] = {norm.name: norm for norm in (_Linf(), _L2(), _L1())}

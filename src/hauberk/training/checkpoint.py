@@ -42,10 +42,11 @@ def open_folder(out: str | Path | None, resume: bool) -> Path | None:
 def read_record(folder: Path) -> dict[str, Any]:
     """Read what the run in a folder is. Raises UserError if there is none, or one of another version of Hauberk."""
     path = folder / _RECORD
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist")
     if not path.is_file():
-        if not folder.exists():
-            raise UserError(f"{folder} does not exist")
-        killed = folder.is_dir() and any(folder.iterdir()) and all(entry.name in _BEFORE for entry in folder.iterdir())
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        killed = names and all(name in _BEFORE for name in names)
         again = "; it was killed before anything was saved: begin it again, without --resume" if killed else ""
         raise UserError(f"{folder} holds no run to resume{again}")
     stored = read_json(path)
@@ -54,8 +55,14 @@ def read_record(folder: Path) -> dict[str, Any]:
     return stored
 
 
-def begin(folder: Path, plan: Mapping[str, Any], resume: bool) -> tuple[dict[str, Any], str]:
+def begin(folder: Path, plan: Mapping[str, Any], resume: bool, processes: int) -> tuple[dict[str, Any], str]:
     """Write down what a run is; or check that the one in the folder is the same, and read its checkpoint.
+
+    Args:
+        folder: of the run.
+        plan: what the run is, in plain types.
+        resume: whether to go on with the run in the folder.
+        processes: number of processes that train together.
 
     Returns:
         The state to go on from, empty where there is none; and a warning to show, or "".
@@ -69,13 +76,18 @@ def begin(folder: Path, plan: Mapping[str, Any], resume: bool) -> tuple[dict[str
         return {}, ""
     stored, path = read_record(folder), folder / _STATE
     compare_plans(stored, plan)
-    state, warnings = dict[str, Any](), [_changes(stored, here)]
+    before, now = _listed(stored), _listed(here)
+    changed = ", ".join(then for then, present in zip(before, now, strict=True) if then != present)
+    warnings = [f"begun with {changed}, going on with {', '.join(now)}: not the same bit for bit"] if changed else []
+    state = dict[str, Any]()
     if _has_checkpoint(folder):
         state, warning = read_state(path)
-        warnings.append(warning)
+        warnings += [warning] if warning else []
         if state.get("run") != _run_id(plan):
             raise UserError(f"{path} is the checkpoint of another run, or of another version of Hauberk; it was not taken")
-    return state, "; ".join(filter(None, warnings))
+        if (saved := state.get("processes")) != processes:
+            warnings.append(f"saved by {saved} processes, going on with {processes}: not the same bit for bit")
+    return state, "; ".join(warnings)
 
 
 def save(folder: Path, plan: Mapping[str, Any], state: dict[str, Any]) -> None:
@@ -84,10 +96,11 @@ def save(folder: Path, plan: Mapping[str, Any], state: dict[str, Any]) -> None:
     Raises:
         UserError: if it cannot be written, or, at the first time, what was passed in has a state that could not be read back.
     """
-    if any(plan["settings"].get(name) for name in _OBJECTS if name != "augment") and not _has_checkpoint(folder):
+    own = any(plan["settings"].get(name) for name in ("optimizer", "scheduler", "callbacks"))
+    if own and not _has_checkpoint(folder):  # what is not ours is read back once
         content = io.BytesIO()
         try:
-            torch.save([state["optimization"], state["local"]], content)
+            torch.save([state["optimizer"], state.get("scheduler"), state["local"]], content)
             content.seek(0)
             torch.load(content, weights_only=True)
         except Exception as error:  # pickling fails in many ways
@@ -117,6 +130,8 @@ def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def require_same_plan(plan: Mapping[str, Any], world: World) -> None:
     """Refuse, by a UserError, to train together where processes were started differently, or see different data."""
+    if world.size == 1:
+        return
     problem = ""
     try:
         compare_plans(world.on_main_process(lambda: plan), plan)
@@ -135,28 +150,8 @@ def _has_checkpoint(folder: Path) -> bool:
     return (folder / _STATE).exists() or previous(folder / _STATE).exists()
 
 
-def _changes(stored: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Say under which other versions, or with how many other threads, a run was begun; "" for none."""
-
-    def listed(record: Mapping[str, Any]) -> list[str]:
-        then = record.get("versions")
-        then = then if isinstance(then, dict) else {}
-        known = [f"{name} {then.get(name)}" for name in here["versions"] if name != "date"]
-        return [*known, f"{record.get('threads')} threads"]
-
-    before, now = listed(stored), listed(here)
-    changed = ", ".join(then for then, present in zip(before, now, strict=True) if then != present)
-    return f"begun with {changed}, going on with {', '.join(now)}: not the same bit for bit" if changed else ""
-
-
-def get_rng_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of torch's generators that a training on a device draws from."""
-    on_gpu = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-    return {"cpu": torch.get_rng_state(), **on_gpu}
-
-
-def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore those generators; that of a GPU where there was one."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+def _listed(record: Mapping[str, Any]) -> list[str]:
+    """The versions and the number of threads that a record names."""
+    stored = record.get("versions")
+    known = stored if isinstance(stored, dict) else {}
+    return [f"{name} {known.get(name)}" for name in versions() if name != "date"] + [f"{record.get('threads')} threads"]

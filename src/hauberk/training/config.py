@@ -1,10 +1,13 @@
-"""How to train: every setting with its default. Free of torch, so that the command line shows it at once."""
+"""How to train: every setting with its default, and the schedules. Free of torch, so that the command line shows it at once."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 from hauberk.core.errors import UserError
+
+_RISE = 0.3  # part of a one-cycle schedule that goes up
+_START, _END = 1 / 25, 1e-4  # of the peak, as in torch's OneCycleLR and its paper (Smith and Topin 2018)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class TrainConfig:
     scheduler_interval: Literal["epoch", "step"] = "epoch"
     """Step your own scheduler after each epoch or after each step."""
     eps_warmup: float = 0.0
-    """Subset of the training during which ε grows from 0. MNIST at 0.3 does not start to learn without it."""
+    """Part of the training during which ε grows from 0. MNIST at 0.3 does not start to learn without it."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights, e.g. 0.999; 0 for none; -1 for 1 - 10 / steps, which
     averages over a tenth of the training. If on, the average is what is validated."""
@@ -52,7 +55,7 @@ class TrainConfig:
     val_steps: int = 10
     """Number of steps of the PGD (ε/4, cross-entropy) that validation measures robust accuracy with."""
     unlabelled_share: float = 0.7
-    """Subset of each batch taken from unlabelled examples, where there are some (RST's and MART's practice: 0.7)."""
+    """Part of each batch taken from unlabelled examples, where there are some (RST's and MART's practice: 0.7)."""
     patience: int = 0
     """Stop after this many epochs without a better validation result; 0 to never stop early."""
     seed: int = 0
@@ -76,33 +79,26 @@ class TrainConfig:
     """Minutes between checkpoints within an epoch; one is always saved at its end."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "val_size", "val_steps", "patience", "seed", "threads"):
-            if not isinstance(getattr(self, name), int):
-                raise UserError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and not isinstance(value, int):
+                raise UserError(f"{field.name} must be a whole number, got {value!r}")
+            if get_origin(field.type) is Literal and value not in get_args(field.type):
+                raise UserError(f"{field.name} is one of {', '.join(get_args(field.type))}, not {value!r}")
         for name in ("optimizer", "scheduler", "augment"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name} must be a name, got {getattr(self, name)!r:.60}")
         for name in ("epochs", "batch_size", "lr", "val_steps"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("momentum", "ema", "eps_warmup", "unlabelled_share"):
             if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("ema", -1):
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         for name in ("weight_decay", "patience", "threads"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         if any(not m > 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise UserError(f"milestones must be positive and rising, got {self.milestones}")
-        choices = {
-            "schedule": ("steps", "cosine", "one-cycle"),
-            "scheduler_interval": ("epoch", "step"),
-            "precision": ("auto", "fp32", "bf16"),
-            "compile": ("auto", "on", "off"),
-            "on_divergence": ("stop", "rollback", "ignore"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
 
     @property
     def replaced(self) -> dict[str, str]:
@@ -110,3 +106,30 @@ class TrainConfig:
         by_optimizer = dict.fromkeys(("lr", "momentum", "weight_decay") if self.optimizer else (), "optimizer")
         own = "scheduler" if self.scheduler else "optimizer"
         return by_optimizer | dict.fromkeys(("schedule", "milestones") if self.scheduler or self.optimizer else (), own)
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """Learning rate by the schedule, as a part of the peak rate ``lr``, at a step (0-based) of so many in the training."""
+        done = step / total
+        if self.schedule == "cosine":
+            return _half_cosine(1.0, 0.0, done)
+        if self.schedule == "one-cycle":
+            if done < _RISE:
+                return _half_cosine(_START, 1.0, done / _RISE)
+            return _half_cosine(1.0, _END, (done - _RISE) / (1 - _RISE))
+        epoch = math.floor(done * self.epochs + 1e-9)
+        return 0.1 ** sum(epoch >= drop for drop in self._drops)
+
+    @property
+    def first_drop(self) -> int:
+        """0-based epoch of the first learning-rate drop; three quarters of the training where there is none."""
+        drop = math.ceil(self._drops[0]) if self.schedule == "steps" and self.milestones else self.epochs
+        return drop if drop < self.epochs else int(0.75 * self.epochs)
+
+    @property
+    def _drops(self) -> list[float]:
+        """0-based epochs that start with a lower rate; the papers count epochs from 1 ("at the 75-th epoch")."""
+        return [m * self.epochs if m < 1 else m - 1 for m in self.milestones]
+
+
+def _half_cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))

@@ -76,12 +76,10 @@ def load(
         UserError: if files are missing, damaged, foreign, do not fit the model, or would need code.
     """
     path = Path(path)
-    if path.suffix in _TORCH_FILES:
-        card, weights = dict[str, Any](), path
-    else:
-        card, weights = read_card(path, which)
+    is_plain = path.suffix in _TORCH_FILES
+    card, weights = ({}, path) if is_plain else read_card(path, which)
     if model is None:
-        if path.suffix in _TORCH_FILES:
+        if is_plain:
             raise UserError(f"{path} does not say which network it belongs to; pass model=")
         spec = ModelSpec.from_dict(card.get("model", {}))
         if spec.imports and not allow_code:
@@ -172,8 +170,9 @@ def export_model(
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "folder"}  # nobody else's business
         save_model(path.with_suffix(""), net.state_dict(), kept)
     else:
+        x = torch.rand(3, *card["model"]["input_shape"], generator=torch.Generator().manual_seed(0))
         # Made and checked in memory: exporters that write to a full disk leave parts of files, or end the process.
-        write_atomically(path, _PROGRAMS[path.suffix](net, _inputs(card)))
+        write_atomically(path, _PROGRAMS[path.suffix](net, x))
     return path
 
 
@@ -187,12 +186,6 @@ def _require_replaceable(card: Path) -> None:
         raise UserError(f"cannot write {card}: {error.strerror or error}") from error
     if not replaceable:
         raise UserError(f"the card would replace {card}, which is none; choose another name")
-
-
-def _inputs(card: dict[str, Any]) -> Tensor:
-    """Three random inputs of the right shape."""
-    shape = tuple(card["model"]["input_shape"])
-    return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def _state_dict(net: nn.Module, x: Tensor) -> bytes:

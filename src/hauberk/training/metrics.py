@@ -1,9 +1,9 @@
 """What an epoch showed: sums of training metrics, validation, and signs that a training has gone wrong."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
-from inspect import isclass
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,26 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, frozen_model, run_attack
 from hauberk.core.distributed import World
-from hauberk.core.errors import UserError, import_object, in_one_line
+from hauberk.core.errors import UserError
 from hauberk.core.io import as_json, write_atomically
 from hauberk.core.random import ExampleRng
-from hauberk.data import IndexedDataset, fetch_for
-from hauberk.methods import Method, Output
+from hauberk.data import fetch_for
+from hauberk.methods import Output
+from hauberk.training.plan import Plan
 
 
 class EpochMetrics:
-    """Sums over an epoch of what training saw in passes it made anyway; exact sums on the device, never means of means."""
+    """Sums over an epoch of what training saw in passes it made anyway; exact sums on the device, never means of means.
 
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._sums: dict[str, Tensor] = {}  # of each quantity over examples
-        self._counts: dict[str, int] = {}  # how many examples each was seen on
+    Args:
+        device: where training runs.
+        world: the processes that train together, which all see the same quantities.
+    """
+
+    def __init__(self, device: torch.device, world: World):
+        self._device, self._world = device, world
+        self._sums: dict[str, Tensor] = {}  # of each quantity over examples, float64
+        self._counts = Counter[str]()  # how many examples each was seen on
 
     def add(self, out: Output, y: Tensor, divisor: float) -> None:
         """Add one step. No host synchronisation.
@@ -35,73 +41,57 @@ class EpochMetrics:
             y: labels, (b,).
             divisor: what the sum of the examples' losses was divided by.
         """
-        self._add("loss", out.loss.detach() * divisor, len(y))
+        totals = {"loss": out.loss.detach() * divisor}
         for name, logits in (("train_clean_accuracy", out.logits), ("train_robust_accuracy", out.logits_adv)):
             if logits is not None:
-                self._add(name, (logits.argmax(1) == y).sum(), len(y))
-        for name, value in out.report.items():
-            self._add(name, value * len(y), len(y))
-
-    def total(self, world: World) -> "EpochMetrics":
-        """Return the sums over all processes, which all have seen the same quantities."""
-        if world.size == 1 or not self._sums:
-            return self
-        counts = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=self._device)
-        sums, counts = world.sum(torch.stack([torch.stack(list(self._sums.values())), counts]))
-        whole = EpochMetrics(self._device)
-        whole._sums = dict(zip(self._sums, sums, strict=True))
-        whole._counts = {name: int(count) for name, count in zip(self._sums, counts, strict=True)}
-        return whole
+                totals[name] = (logits.argmax(1) == y).sum()
+        totals |= {name: value * len(y) for name, value in out.report.items()}
+        for name, total in totals.items():
+            self._sums[name] = total.double() + self._sums.get(name, 0.0)
+            self._counts[name] += len(y)
 
     def means(self) -> dict[str, float]:
-        """Return means over the epoch so far; accuracies only of what the method looked at. Synchronises."""
-        return {"loss": 0.0} | {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        """Return means over the epoch so far; accuracies only of what the method looked at. By all processes together."""
+        return {"loss": 0.0} | {name: total / count for name, (total, count) in self.state_dict().items()}
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Return sums and counts, for a checkpoint."""
-        return {name: [float(total), self._counts[name]] for name, total in self._sums.items()}
+        """Return the sum of each quantity over all processes, and its number of examples; by all processes together."""
+        if not self._sums:
+            return {}
+        counts = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=self._device)
+        totals = self._world.sum(torch.stack([torch.stack(list(self._sums.values())), counts]))
+        return dict(zip(self._sums, totals.T.tolist(), strict=True))
 
-    def load_state_dict(self, state: dict[str, list[float]], factor: int = 1) -> None:
-        """Go on from the sums of a checkpoint, times 1 or, where another process has them, 0."""
-        self._sums = {k: torch.tensor(factor * s, dtype=torch.float64, device=self._device) for k, (s, _) in state.items()}
-        self._counts = {name: factor * int(count) for name, (_, count) in state.items()}
-
-    def _add(self, name: str, total: Tensor, count: int) -> None:
-        zero = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._sums[name] = self._sums.get(name, zero) + total.double()
-        self._counts[name] = self._counts.get(name, 0) + count
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Go on from the sums of all processes, which are rank 0's from now on."""
+        part = int(self._world.is_main)
+        self._sums = {k: torch.tensor(part * s, dtype=torch.float64, device=self._device) for k, (s, _) in state.items()}
+        self._counts = Counter({name: part * int(count) for name, (_, count) in state.items()})
 
 
-def validate(
-    model: nn.Module,
-    source: IndexedDataset,
-    method: Method,
-    steps: int,
-    seed: int,
-    batch_size: int,
-    world: World,
-    class_weights: Tensor | None = None,
-) -> dict[str, float]:
-    """Measure clean accuracy, and accuracy under PGD (ε/4, uniform start, cross-entropy, best point kept).
+def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
+    """Measure accuracy on the held-out part, clean and under PGD (ε/4, uniform start, cross-entropy, best point kept).
 
-    Each process looks at its part, ``batch_size`` examples at a time. With class weights (C,), an example counts as much as in
-    the loss: otherwise a network that knows only the frequent class could be the best.
+    Each process looks at its share of it. With class weights, an example counts as much as in the loss: otherwise a network
+    that knows only the frequent class could be the best.
 
     Returns:
         ``val_clean_accuracy`` and ``val_robust_accuracy``, in [0, 1].
     """
+    config, method = plan.config, plan.method
     # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
-    attack = PGD(steps, loss="evade" if method.extra_outputs else "ce")
+    attack = PGD(config.val_steps, loss="evade" if method.extra_outputs else "ce")
     sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
-    for index in world.local_shard(torch.arange(len(source))).split(batch_size):
+    at_once = -(-config.batch_size // world.size)
+    for index in world.local_shard(torch.arange(len(plan.val))).split(at_once):
         if not len(index):
             break
-        x, y = fetch_for(model, source, index)
+        x, y = fetch_for(model, plan.val, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
-        found = run_attack(attack, model, x, y, method.threat, seed=ExampleRng(seed, index.to(x.device), stage=-2))
+        found = run_attack(attack, model, x, y, method.threat, seed=ExampleRng(config.seed, index.to(x.device), stage=-2))
         with frozen_model(model) as view, torch.no_grad():
             right = view(x).argmax(1) == y
-        weight = torch.ones(len(y), device=y.device) if class_weights is None else class_weights.to(y.device)[y]
+        weight = torch.ones(len(y), device=y.device) if plan.class_weights is None else plan.class_weights.to(y.device)[y]
         sums += torch.stack([(weight * right).sum(), (weight * (right & ~found.success)).sum(), weight.sum()])
     clean, robust, total = world.sum(sums).tolist()
     total = total or 1.0  # all weights may be 0
@@ -109,13 +99,7 @@ def validate(
 
 
 class TrainingDiverged(Exception):
-    """What went wrong, for the user."""
-
-
-def require_finite(loss: float, where: str) -> None:
-    """Raise TrainingDiverged if the loss is not finite."""
-    if not isfinite(loss):
-        raise TrainingDiverged(f"the loss became {loss} at {where}")
+    """The loss is not finite, or robust accuracy has collapsed; the message says which, for the user."""
 
 
 def check_catastrophic_overfitting(row: dict[str, Any], best: dict[str, Any], held_out: int, classes: int) -> None:
@@ -157,20 +141,19 @@ def score(row: dict[str, Any], attacks: bool) -> tuple[float, ...]:
     return tuple(row[name] for name in (names if attacks else names[::-1]))
 
 
-_HOOKS = ("on_train_begin", "on_step_end", "on_epoch_end", "on_train_end")
-
-
 class CallbackList:
     """The callbacks of a training. They run on rank 0, and those with a true attribute ``all_ranks`` on every rank.
 
     Args:
-        callbacks: each as :func:`find_callback` returns it.
+        callbacks: objects with hooks.
         world: the processes that train together.
     """
 
     def __init__(self, callbacks: Iterable[Any], world: World):
-        self._callbacks, self._world = list(callbacks), world
-        self.step_hooks = list(self._find("on_step_end").values())
+        self._world = world
+        # By their places in the list, those that run here.
+        self._here = {place: one for place, one in enumerate(callbacks) if world.is_main or _on_all_ranks(one)}
+        self.step_hooks = [one.on_step_end for one in self._here.values() if hasattr(one, "on_step_end")]
 
     def call(self, hook: str, *inputs: Any) -> None:
         """Call a hook of each; by all processes together. A UserError on rank 0 is raised on every rank."""
@@ -178,7 +161,7 @@ class CallbackList:
 
     def state_dict(self) -> dict[int, Any]:
         """Return the state of each callback that runs here and has one, by its place in the list."""
-        return {place: read() for place, read in self._find("state_dict").items()}
+        return {place: one.state_dict() for place, one in self._here.items() if hasattr(one, "state_dict")}
 
     def load_state_dict(self, states: dict[int, Any]) -> None:
         """Restore each callback that had a state; by all processes together."""
@@ -186,48 +169,16 @@ class CallbackList:
 
     def _each(self, name: str, inputs: Callable[[int], tuple[Any, ...]]) -> None:
         def run(all_ranks: bool) -> None:
-            for place, act in self._find(name, all_ranks).items():
-                act(*inputs(place))
+            for place, one in self._here.items():
+                if hasattr(one, name) and _on_all_ranks(one) == all_ranks:
+                    getattr(one, name)(*inputs(place))
 
         self._world.on_main_process(lambda: run(all_ranks=False))
         run(all_ranks=True)
 
-    def _find(self, name: str, all_ranks: bool | None = None) -> dict[int, Callable[..., Any]]:
-        """The methods of a name of callbacks that run here: of those on all ranks, of those on rank 0, or (None) of both."""
-        found = {}
-        for place, one in enumerate(self._callbacks):
-            everywhere = bool(getattr(one, "all_ranks", False))
-            if hasattr(one, name) and (everywhere or self._world.is_main) and all_ranks in (None, everywhere):
-                found[place] = getattr(one, name)
-        return found
 
-
-def find_callback(callback: Any) -> Any:
-    """Return an object with hooks: the one given or named by ``package.module:attribute``, or one that calls a function.
-
-    Raises:
-        UserError: if it cannot be imported or made, or could never be called.
-    """
-    found = import_object(callback, "callback") if isinstance(callback, str) else callback
-    try:
-        found = found() if isclass(found) else found
-    except TypeError as error:
-        raise UserError(f"pass an instance of the callback {found.__qualname__}: {in_one_line(error)}") from error
-    if any(hasattr(found, hook) for hook in _HOOKS):
-        return found
-    if not callable(found):
-        raise UserError(f"a callback is a function of metrics or has one of {', '.join(_HOOKS)}; {found!r:.60} has none")
-    return _EachEpoch(found)
-
-
-class _EachEpoch:
-    """Calls a function of the metrics at the end of each epoch."""
-
-    def __init__(self, function: Callable[[dict[str, Any]], Any]):
-        self._function = function
-
-    def on_epoch_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
-        self._function(metrics)
+def _on_all_ranks(callback: Any) -> bool:
+    return bool(getattr(callback, "all_ranks", False))
 
 
 class MetricsLog:

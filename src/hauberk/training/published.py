@@ -133,19 +133,15 @@ def resolve(
     Raises:
         UserError: for an unknown schedule preset.
     """
-    family = "wrn" if model.startswith("wrn-") else model
-    found = _published(data, family, method, preset)
     if schedule_preset not in ("published", "express"):
         raise UserError(f"schedule_preset is 'published' or 'express', not {schedule_preset!r}")
+    family = "wrn" if model.startswith("wrn-") else model
+    nothing = Published({}, "the defaults of TrainConfig")
+    found = BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing
     if schedule_preset == "express":
-        found = Published(_published(data, family, "", "paper").settings | EXPRESS.settings, EXPRESS.source)
+        found = Published(found.settings | EXPRESS.settings, EXPRESS.source)
+    elif preset == "official" and data == "cifar10":
+        found = OFFICIAL.get((method, family), found)
     own = {} if found.methods and method not in found.methods else found.hyperparameters
     added = {key: value for key, value in own.items() if key not in hyperparameters}
     return Resolved({**found.settings, **settings}, {**added, **hyperparameters}, found.source, added)
-
-
-def _published(data: str, family: str, method: str, preset: str) -> Published:
-    if preset == "official" and data == "cifar10" and (method, family) in OFFICIAL:
-        return OFFICIAL[method, family]
-    nothing = Published({}, "the defaults of TrainConfig")
-    return BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing

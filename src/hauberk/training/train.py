@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.checks import check_model
+from hauberk.attacks.frozen_model import check_model
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process
 from hauberk.core.errors import UserError, first_line, in_one_line, trusted_name, unknown_name
 from hauberk.core.io import SCHEMA_ERRORS, exclusive_lock
@@ -24,8 +24,7 @@ from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
 from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import MetricsLog, TensorBoardLog
-from hauberk.training.optimizer import MakeOptimizer, MakeScheduler
-from hauberk.training.plan import PassedObjects, Plan, find_passed, make_plan, require_named
+from hauberk.training.plan import MakeOptimizer, MakeScheduler, make_plan, recorded_name, require_named
 from hauberk.training.published import resolve
 from hauberk.training.trainer import Trainer
 
@@ -124,22 +123,23 @@ def train(
     for data in (source, more):
         if data is not None:
             check_dataset(data, method.threat)
-    passed = find_passed(optimizer, scheduler, augmentation, callbacks)
-    config = _configure(method, published.settings, settings, passed.names)
+    objects = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation, "callbacks": tuple(callbacks)}
+    passed = {name: one for name, one in objects.items() if one not in (None, "", ())}
+    config = _configure(method, published.settings, settings, passed)
     device, world = pick_device(config.device), get_world()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.threads or torch.get_num_threads())
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stop = stack.enter_context(watch_signals())
-        network, plan = _prepare(model, method, config, source, more, passed, device)
+        network, spec, code = _build_network(model, method, config, source, device)
+        plan = make_plan(spec, method, config, source, more, world.size, code, passed)
+        checkpoint.require_same_plan(plan.to_dict(), world)
         folder = world.on_main_process(lambda: checkpoint.open_folder(out, resume))
         world.on_main_process(lambda: stack.enter_context(exclusive_lock(folder)))
         log = MetricsLog(folder if world.is_main else None)
         logs = [log, TensorBoardLog(folder / "tensorboard")] if folder else [log]
-        every = [*logs, *passed.callbacks]
-        made = passed.optimizer, passed.scheduler
-        trainer = Trainer(network, plan, folder, device, world, lambda: stop.asked, *made, every, report_every)
+        trainer = Trainer(network, plan, folder, device, stop, logs, report_every)
         warning = _begin(trainer, resume)
         done = trainer.epoch * plan.steps_per_epoch + trainer.step
         display = stack.enter_context(ProgressBar(method.name, plan.total_steps, done, quiet or not world.is_main))
@@ -176,9 +176,9 @@ def resume(
         hyperparameters: those of the method that are import paths, likewise.
         data: ``module:attribute``, where the data set was named so, likewise.
         optimizer: its import path, likewise.
-        scheduler: likewise.
-        augment: likewise.
-        callbacks: those of all, likewise.
+        scheduler: its import path, likewise.
+        augment: its import path, likewise.
+        callbacks: the import paths of all, likewise.
         verify: compare checksums of the data files with the original ones.
         quiet: print nothing.
         on_divergence: as in ``TrainConfig``, where it should be another than the run was started with.
@@ -238,8 +238,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _configure(method: Method, published: dict[str, Any], given: dict[str, Any], names: dict[str, Any]) -> TrainConfig:
+def _configure(method: Method, published: dict[str, Any], given: dict[str, Any], passed: dict[str, Any]) -> TrainConfig:
     """Settings of the training: given ones, those the method was made for, published ones, and the names of passed objects."""
+    names = {name: recorded_name(one) for name, one in passed.items()}
     known = [field.name for field in fields(TrainConfig)]
     for name in given:
         if name not in known:
@@ -259,29 +260,19 @@ def _configure(method: Method, published: dict[str, Any], given: dict[str, Any],
     return replace(config, **{name: getattr(usual, name) for name in config.replaced})
 
 
-def _prepare(
-    model: nn.Module | str | ModelSpec,
-    method: Method,
-    config: TrainConfig,
-    source: IndexedDataset,
-    unlabelled: IndexedDataset | None,
-    passed: PassedObjects,
-    device: torch.device,
-) -> tuple[nn.Module, Plan]:
-    """Build the network or take the caller's, check that it fits the data, and make the plan that all processes share."""
+def _build_network(
+    model: nn.Module | str | ModelSpec, method: Method, config: TrainConfig, source: IndexedDataset, device: torch.device
+) -> tuple[nn.Module, ModelSpec, str]:
+    """Build the network or take the caller's, and check that it fits the data. Returns it, what it is, and its code."""
     world = get_world()
     torch.manual_seed(config.seed)
     needed = None if source.classes is None else source.classes + method.extra_outputs
-    some = torch.arange(min(len(source), 16))
-    shape = tuple(source.fetch(some[:1])[0].shape[1:])
-    if isinstance(model, nn.Module):
-        network = model.to(device)
-        spec = ModelSpec(f"python:{type(model).__name__}", shape, check_model(model, *fetch_for(model, source, some), needed))
-    else:
-        classes = needed or int(labels(source).max()) + 1 + method.extra_outputs
-        spec = ModelSpec(model, shape, classes) if isinstance(model, str) else model
-        network = spec.build().to(device)
-        check_model(network, *fetch_for(network, source, some), needed)
+    some, shape = torch.arange(min(len(source), 16)), source.input_shape
+    if isinstance(model, str):
+        model = ModelSpec(model, shape, needed or int(labels(source).max()) + 1 + method.extra_outputs)
+    network = (model.build() if isinstance(model, ModelSpec) else model).to(device)
+    outputs = check_model(network, *fetch_for(network, source, some), needed)
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(f"python:{type(model).__name__}", shape, outputs)
     code = model_code(network) if spec.imports or spec.is_from_python else ""
     if config.sync_batchnorm and world.size > 1:
         if device.type != "cuda":
@@ -291,10 +282,7 @@ def _prepare(
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     if not world.is_main:  # whose dropout should not be that of rank 0
         torch.manual_seed(config.seed + world.rank * 1_000_003)
-    plan = make_plan(spec, method, config, source, unlabelled, world.size, code, passed.augmentation)
-    if world.size > 1:
-        checkpoint.require_same_plan(plan.to_dict(), world)
-    return network, plan
+    return network, spec, code
 
 
 def _begin(trainer: Trainer, resume: bool) -> str:
@@ -302,16 +290,12 @@ def _begin(trainer: Trainer, resume: bool) -> str:
     folder, world = trainer.folder, trainer.world
     if folder is None:
         return ""
-    state, warning = world.on_main_process(lambda: checkpoint.begin(folder, trainer.plan.to_dict(), resume))
-    if not state:
-        return warning
+    state, warning = world.on_main_process(lambda: checkpoint.begin(folder, trainer.plan.to_dict(), resume, world.size))
     try:
-        trainer.load_state_dict(state)
+        if state:
+            trainer.load_state_dict(state)
     except UserError:
         raise
     except SCHEMA_ERRORS as error:
         raise UserError(f"the checkpoint in {folder} is of another model or version: {in_one_line(error)}") from error
-    if state["processes"] == world.size:
-        return warning
-    changed = f"saved by {state['processes']} processes, going on with {world.size}: not the same bit for bit"
-    return f"{warning}; {changed}" if warning else changed
+    return warning

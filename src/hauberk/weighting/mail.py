@@ -98,22 +98,23 @@ class Mail(MeasuredWeighting):
             raise UserError(f"slope must not be negative, got {self.slope}")
         super().__post_init__()
 
-    def in_attack(self, needs: frozenset[str]) -> bool:
-        """PM^dif compares two passes in the same mode; PM^nat uses the loss's own clean pass where there is one."""
+    def needs_clean_logits(self, needs: frozenset[str]) -> bool:
+        """Whether the attack should look at the clean inputs, given which logits the loss computes.
+
+        PM^dif compares two passes in the same mode; PM^nat uses the loss's own clean pass where there is one.
+        """
         return self.measure == "pm-dif" or (self.measure == "pm-nat" and "clean" not in needs)
 
     def measured(self, context: StepContext) -> Tensor:
         """Probabilistic margins, (b,)."""
-        seen = context.attack
-        if self.measure == "pm-adv" and context.logits_adv is not None:
-            return probabilistic_margin(context.logits_adv, context.y)
-        if self.measure == "pm-nat":
-            clean = context.logits if context.logits is not None else getattr(seen, "clean_logits", None)
-            if clean is not None:
-                return probabilistic_margin(clean, context.y)
-        if self.measure == "pm-dif" and getattr(seen, "clean_logits", None) is not None:
-            return margin_difference(seen.clean_logits, seen.logits_lps, context.y)
-        raise UserError(f"measure {self.measure!r} needs logits that this method does not compute")
+        seen = getattr(context.attack, "clean_logits", None)
+        if self.measure == "pm-dif" and seen is not None:
+            return margin_difference(seen, context.attack.logits_lps, context.y)
+        looked_at = {"pm-adv": context.logits_adv, "pm-nat": seen if context.logits is None else context.logits}
+        logits = looked_at.get(self.measure)
+        if logits is None:
+            raise UserError(f"measure {self.measure!r} needs logits that this method does not compute")
+        return probabilistic_margin(logits, context.y)
 
     def weights(self, measure: Tensor, context: StepContext) -> Tensor:
         """Sigmoid of the margins, (B,)."""

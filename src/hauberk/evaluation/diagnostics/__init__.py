@@ -48,13 +48,7 @@ class DiagnosticSpec:
 
 
 def run_diagnostics(specs: Iterable[DiagnosticSpec], kind: Evidence, evidence: Any) -> list[Diagnostic]:
-    """Run those that need this kind of evidence.
-
-    Args:
-        specs: which diagnostics.
-        kind: of evidence.
-        evidence: a ``CleanInputs``, ``Sample`` or ``Verdicts``.
-    """
+    """Run those that need this kind of evidence, which is a ``CleanInputs``, ``Sample`` or ``Verdicts``."""
     return [found for spec in specs if spec.evidence == kind for found in spec.run(evidence)]
 
 

@@ -56,17 +56,14 @@ class Sample:
         return ExampleRng(self.seed, content_ids(self.x).to(self.x.device), stage=stage)
 
     @property
-    def _margin(self) -> AttackLoss:
+    def margin(self) -> AttackLoss:
+        """The margin that attacks maximise, of logits (b, C) and labels (b,)."""
         return ATTACK_LOSSES["evade" if self.has_reject_class else "cw"]
-
-    def margin(self, logits: Tensor) -> Tensor:
-        """The margin that attacks maximise, (b, C) -> (b,)."""
-        return self._margin(logits, self.y)
 
     @cached_property
     def margin_gradient(self) -> tuple[Tensor, Tensor]:
         """The margin at the inputs, (b,), and its gradient, (b, ...)."""
-        _, value, slope = self.queries.value_and_grad(self.x, self._margin, self.y)
+        _, value, slope = self.queries.value_and_grad(self.x, self.margin, self.y)
         return value, slope
 
     def apgd(self, factor: float = 1.0, steps: int = _STEPS, loss: str = "ce", stage: int = 1) -> Tensor:
@@ -81,8 +78,11 @@ class Sample:
 
     @cached_property
     def factors(self) -> tuple[float, ...]:
-        """Times ε, up to the whole box."""
-        return (*CURVE, _factor_of_box(self.threat, self.x))
+        """Times ε; the last one, at least that of the curve, reaches from one end of the box to the other."""
+        region = self.threat.around(self.x)
+        width = ((region.high - region.low) / region.radius.clamp_min(1e-30)).expand(self.x.shape)[0].double()
+        width = torch.where((region.radius > 0).expand(self.x.shape)[0] & width.isfinite(), width, 2 * CURVE[-1])
+        return (*CURVE, max(float(self.threat.norm.length(width.flatten())), CURVE[-1]))
 
     @cached_property
     def broken_at(self) -> Tensor:
@@ -98,14 +98,6 @@ class Sample:
         robust = 1 - (self.broken_at.cumsum(0) > 0).float().mean(1)
         points = zip(self.factors, robust.tolist(), strict=True)
         return [{"factor": factor, "eps": eps * factor, "robust": rest, "n": len(self.x)} for factor, rest in points]
-
-
-def _factor_of_box(threat: ThreatModel, x: Tensor) -> float:
-    """How many times ε reaches from one end of the box to the other, at least the last factor of the curve."""
-    region = threat.around(x)
-    width = ((region.high - region.low) / region.radius.clamp_min(1e-30)).expand(x.shape)[0].double()
-    width = torch.where((region.radius > 0).expand(x.shape)[0] & width.isfinite(), width, 2 * CURVE[-1])
-    return max(float(threat.norm.length(width.flatten())), CURVE[-1])
 
 
 def zero_gradients(sample: Sample) -> list[Finding]:
@@ -136,11 +128,11 @@ def false_gradients(sample: Sample) -> list[Finding]:
         for k in range(_DIRECTIONS):
             sign = torch.where(rng.uniform(x, k) < 0.5, -1.0, 1.0).to(x.dtype)
             point = torch.minimum(torch.maximum(x + size * sign, region.lower), region.upper)
-            change = sample.margin(queries.logits(point)) - value
+            change = sample.margin(queries.logits(point), sample.y) - value
             foretold = (slope * (point - x)).flatten(1).sum(1)
             missed, moved = missed + (change - foretold).abs(), moved + change.abs()
             logits = queries.logits(x)
-            still = still + (sample.margin(logits) - value).abs()
+            still = still + (sample.margin(logits, sample.y) - value).abs()
     # What chance in the model and the rounding of inputs and logits do to these sums without any step.
     precision = torch.finfo(queries.precision or x.dtype).eps
     floor = still + _DIRECTIONS * precision * ((slope * x).flatten(1).abs().sum(1) + logits.abs().amax(1))

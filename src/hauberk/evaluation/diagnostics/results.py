@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, Suite
-from hauberk.attacks.checks import are_probabilities
-from hauberk.attacks.frozen_model import ModelQueries
+from hauberk.attacks.frozen_model import ModelQueries, are_probabilities
 from hauberk.attacks.presets import AUTOATTACK
-from hauberk.data import IndexedDataset
+from hauberk.data import IndexedDataset, Subset, TableDataset, reach_of
 from hauberk.evaluation.records import Records
 from hauberk.evaluation.result import Finding
 from hauberk.objectives.functional import find_attack_loss
-from hauberk.tables import reach_of
 from hauberk.threat import ThreatModel
 
 _MARGIN_LOSSES = ("cw", "dlr", "dlr-targeted", "cw-targeted")
@@ -259,5 +257,8 @@ def batch_dependence(clean: CleanInputs) -> list[Finding]:
 
 def changeable_columns(clean: CleanInputs) -> list[Finding]:
     """Which columns of a table can change: 0 if all that may, 1 if not all of them, 2 if none."""
-    reach = reach_of(clean.source, clean.threat)
+    rows = clean.source
+    while isinstance(rows, Subset):
+        rows = rows.dataset
+    reach = reach_of(rows, clean.threat) if isinstance(rows, TableDataset) else None
     return [] if reach is None else [Finding(2 if not reach.moving else 1 if reach.stuck else 0, str(reach))]

@@ -6,22 +6,23 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import recall_score, roc_auc_score
 
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.distributed import SINGLE_PROCESS
 from hauberk.core.random import ExampleRng
-from hauberk.data import find_dataset
+from hauberk.data import find_dataset, infer_schema, make_table, reach_of, read_frame, read_schema, read_table
 from hauberk.models import ModelSpec, StraightThroughRound
 from hauberk.report.reproduce import train_command
-from hauberk.tables import infer_schema, make_table, measure_risk, reach_of, read_frame, read_schema, read_table
 from hauberk.threat import threat_from_dict
+from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import validate
+from hauberk.training.plan import make_plan
 from helpers import ROOT
 
 pd = pytest.importorskip("pandas")
@@ -297,33 +298,6 @@ def test_rows_that_do_not_fit_are_refused(folder):
         read_frame(folder / "nothing.csv")
 
 
-def test_risk_of_a_linear_model_is_what_the_formula_says():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(500, 4, generator=generator)
-    w = torch.tensor([3.0, -2.0, 1.0, 0.5])
-    y = (x @ w - 1.2 + 0.6 * torch.randn(500, generator=generator) > 0).long()
-    net = torch.nn.Linear(4, 2)
-    with torch.no_grad():
-        net.weight.copy_(torch.stack([-w / 2, w / 2]))
-        net.bias.copy_(torch.tensor([0.6, -0.6]))
-    eps = torch.tensor([0.1, 0.05, 0.0, 0.2])
-    threat = hb.Linf(eps, low=-10.0, high=10.0)
-    risk = measure_risk(net, (x, y), threat=threat, miss=5.0, false_alarm=2.0)
-    score = x.double() @ w.double() - 1.2
-    worst = score - (2 * y - 1) * float((eps * w.abs()).sum())
-    for values, auc, recall, cost in (
-        (score, risk.auc, risk.recall, risk.cost),
-        (worst, risk.auc_attacked, risk.recall_attacked, risk.cost_attacked),
-    ):
-        said = (values > 0).long()
-        assert auc == pytest.approx(roc_auc_score(y, values), abs=1e-3)
-        assert recall == pytest.approx(recall_score(y, said), abs=3e-3)
-        wrong = 5.0 * ((y == 1) & (said == 0)).sum() + 2.0 * ((y == 0) & (said == 1)).sum()
-        assert cost == pytest.approx(float(wrong) / 500, abs=0.01)
-    with pytest.raises(hb.UserError, match="two classes"):
-        measure_risk(torch.nn.Linear(4, 3), (x, y), threat=threat)
-
-
 def test_class_weights_count_in_validation_too():
     class Always(torch.nn.Module):
         def __init__(self):
@@ -335,8 +309,10 @@ def test_class_weights_count_in_validation_too():
 
     source = hb.data.TensorDataset(torch.rand(100, 3), (torch.arange(100) >= 80).long(), 2)
     method = hb.method("at", hb.Linf(0.1))
-    plain = validate(Always(), source, method, 2, 0, 32, SINGLE_PROCESS)
-    weighed = validate(Always(), source, method, 2, 0, 32, SINGLE_PROCESS, torch.tensor([0.625, 2.5]))
+    config = TrainConfig(batch_size=32, val_steps=2, val_size=0)
+    plan = replace(make_plan(ModelSpec("mlp", (3,), 2), method, config, source), val=source)
+    plain = validate(Always(), plan, SINGLE_PROCESS)
+    weighed = validate(Always(), replace(plan, class_weights=torch.tensor([0.625, 2.5])), SINGLE_PROCESS)
     assert plain == {"val_clean_accuracy": 0.8, "val_robust_accuracy": 0.8}
     assert weighed == {"val_clean_accuracy": 0.5, "val_robust_accuracy": 0.5}
 

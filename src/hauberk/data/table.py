@@ -1,8 +1,9 @@
-"""Table: rows as inputs of a network, the threat model that fits them, and the way back to rows."""
+"""Tables: rows as inputs of a network, the threat model that fits them, and the way back to rows."""
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -10,28 +11,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.core.errors import UserError, in_one_line
-from hauberk.data import IndexedDataset, channel_statistics
+from hauberk.core.errors import UserError, in_one_line, unknown_name
+from hauberk.data.dataset import IndexedDataset, Subset, TensorDataset, channel_statistics
+from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, parse_schema, read_schema
 from hauberk.models import ModelSpec, Normalize, StraightThroughRound
-from hauberk.tables.schema import (
-    EncodedColumn,
-    TableDataset,
-    TableSchema,
-    column_of,
-    columns_of,
-    encode,
-    parse_schema,
-    reach_of,
-    read_schema,
-    values_of,
-)
 from hauberk.threat import ThreatModel, make_threat, parse_eps
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 _SEED = 0  # of the split into training and test rows
 _INFERRED_EPS = 0.1
+_MAX_NAMED = 8  # columns that are named in a line
+
+
+@dataclass(eq=False)
+class TableDataset(TensorDataset):
+    """Rows of a table, ``x`` (N, D) in the units of the file.
+
+    ``y``, ``classes``, ``name`` and ``folder`` are as in :class:`TensorDataset`.
+
+    Attributes:
+        features: schema of each column that is used, by name.
+        columns: what the D inputs are.
+    """
+
+    features: Mapping[str, ColumnSchema] = field(default_factory=dict)
+    columns: tuple[EncodedColumn, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +50,6 @@ class Table:
         classes: values of the label, by class.
         train: training rows.
         test: test rows.
-        std: standard deviation of each input over the training rows, (D,).
     """
 
     schema: TableSchema
@@ -52,7 +57,6 @@ class Table:
     classes: tuple[str, ...]
     train: TableDataset
     test: TableDataset
-    std: Tensor
 
     @property
     def threat(self) -> ThreatModel:
@@ -60,7 +64,7 @@ class Table:
         return self.default_threat()
 
     def load(self, split: str, folder: str | Path = "", *, verify: bool = True) -> IndexedDataset:
-        """Return the training or the test rows; ``folder`` and ``verify`` are not used."""
+        """Return the training or the test rows; ``folder`` and ``verify`` mean nothing here."""
         return self.train if split == "train" else self.test
 
     def default_threat(self, norm: str = "Linf", eps: str | float = 1.0) -> ThreatModel:
@@ -74,7 +78,7 @@ class Table:
         """
         factor = 1.0 if eps == "" else float(torch.as_tensor(parse_eps(eps)[0]))
         radius, low, high, monotone = [], [], [], []
-        for column, std in zip(self.columns, self.std.tolist(), strict=True):
+        for column, std in zip(self.columns, self.train.x.double().std(0, correction=0).tolist(), strict=True):
             feature = self.schema.features[column.feature]
             category = feature.kind == "category"
             reach = 1.0 if category else (self.schema.eps if math.isnan(feature.eps) else feature.eps) * factor * std
@@ -129,7 +133,7 @@ class Table:
 
 
 def read_table(path: str | Path) -> Table:
-    """Read a table by its schema, a TOML file (see :func:`hauberk.tables.read_schema`).
+    """Read a table by its schema, a TOML file (see :func:`read_schema`).
 
     Raises:
         UserError: if pandas is not installed, or a file is missing, damaged or does not fit the schema.
@@ -143,7 +147,7 @@ def read_table(path: str | Path) -> Table:
         return make_table(schema, frame, read_frame(folder / schema.test), str(path))
     from sklearn.model_selection import train_test_split
 
-    labels = column_of(frame, schema.label)
+    labels = _column(frame, schema.label)
     try:
         train, test = train_test_split(frame, test_size=schema.test_fraction, random_state=_SEED, stratify=labels)
     except ValueError as error:
@@ -163,12 +167,68 @@ def make_table(schema: TableSchema, train: "DataFrame", test: "DataFrame", name:
     Raises:
         UserError: if they do not fit the schema: a column is missing, or a value is not a number, out of bounds or unknown.
     """
-    classes = schema.classes or values_of(train, schema.label)
+    classes = schema.classes or _values_of(train, schema.label)
     if len(classes) < 2:
         raise UserError(f"the label {schema.label!r} has only the value {classes[0]!r}")
-    columns = columns_of(train, schema)
-    train_rows, test_rows = (encode(frame, schema, columns, classes, name) for frame in (train, test))
-    return Table(schema, columns, classes, train_rows, test_rows, train_rows.x.double().std(0, correction=0))
+    columns: list[EncodedColumn] = []
+    for feature_name, feature in schema.features.items():
+        values = (feature.values or _values_of(train, feature_name)) if feature.kind == "category" else ("",)
+        columns += [EncodedColumn(feature_name, value) for value in values]
+    train_rows, test_rows = (_encode(frame, schema, tuple(columns), classes, name) for frame in (train, test))
+    return Table(schema, tuple(columns), classes, train_rows, test_rows)
+
+
+def _encode(
+    frame: "DataFrame", schema: TableSchema, columns: tuple[EncodedColumn, ...], classes: Sequence[str], name: str
+) -> TableDataset:
+    encoded = []
+    for feature_name, feature in schema.features.items():
+        values = _column(frame, feature_name)
+        if feature.kind == "category":
+            words, known = values.astype(str), [column.value for column in columns if column.feature == feature_name]
+            _check_known(feature_name, words, known)
+            encoded += [torch.tensor((words == value).to_numpy(dtype="float64", copy=True)) for value in known]
+        else:
+            encoded.append(_numbers(values, feature_name, feature))
+    label = _column(frame, schema.label).astype(str)
+    _check_known(f"the label {schema.label!r}", label, classes)
+    index = {value: k for k, value in enumerate(classes)}
+    x, y = torch.stack(encoded, 1).float(), torch.tensor([index[value] for value in label])
+    return TableDataset(x, y, len(classes), name, features=schema.features, columns=columns)
+
+
+def _column(frame: "DataFrame", name: str) -> "Series[Any]":
+    if name not in frame.columns:
+        raise unknown_name("column", name, map(str, frame.columns))
+    return frame[name]
+
+
+def _values_of(frame: "DataFrame", name: str) -> tuple[str, ...]:
+    """Return the values of a column as text, in order."""
+    return tuple(sorted(map(str, _column(frame, name).unique())))
+
+
+def _numbers(values: "Series[Any]", name: str, feature: ColumnSchema) -> Tensor:
+    try:
+        numbers = torch.tensor(values.to_numpy(dtype="float64", copy=True))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: {error}; a column of words is a category") from error
+    problems = {
+        "not finite or missing": ~numbers.isfinite(),
+        f"outside [{feature.low:g}, {feature.high:g}]": (numbers < feature.low) | (numbers > feature.high),
+        "not whole": (numbers != numbers.round()) & (feature.kind == "integer"),
+        "beyond what float32 counts exactly": (numbers.abs() > 2**24) & (feature.kind == "integer"),
+    }
+    for problem, where in problems.items():
+        if bool(where.any()):
+            row = int(where.nonzero()[0])
+            raise UserError(f"{name}: {int(where.sum())} values are {problem}, the first in row {row}: {numbers[row].item():g}")
+    return numbers
+
+
+def _check_known(name: str, found: "Series[Any]", known: Sequence[str]) -> None:
+    if unknown := sorted(set(found) - set(known)):
+        raise UserError(f"{name} has values that are not described: {', '.join(unknown[:5])}")
 
 
 def read_frame(path: Path) -> "DataFrame":
@@ -200,7 +260,7 @@ def infer_schema(frame: "DataFrame", label: str, train: str) -> str:
     Raises:
         UserError: if there is no such column.
     """
-    column_of(frame, label)
+    _column(frame, label)
     head = [f"train = {_quoted(train)}", f"label = {_quoted(label)}", f"eps = {_INFERRED_EPS:g}  # standard deviations"]
     features = [line for name in frame.columns if name != label for line in _inferred_feature(str(name), frame[name])]
     try:
@@ -228,3 +288,57 @@ def _inferred_feature(name: str, column: Any) -> list[str]:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What an adversary can change.
+
+    Attributes:
+        columns: number of columns that are used.
+        moving: those that can change.
+        stuck: those that may change by the schema but cannot, by the reason.
+    """
+
+    columns: int
+    moving: tuple[str, ...]
+    stuck: Mapping[str, tuple[str, ...]]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.moving)} of {self.columns} columns can change"]
+        for why, names in self.stuck.items():
+            more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+            parts.append(f"{', '.join(names[:_MAX_NAMED])}{more} may change but cannot: {why}")
+        return "; ".join(parts)
+
+
+def reach_of(dataset: IndexedDataset, threat: ThreatModel) -> Reach | None:
+    """Say which columns of ``dataset`` the ``threat`` model can change; None for a data set that is no rows of a table.
+
+    Raises:
+        UserError: if the threat model does not fit the rows.
+    """
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    if not isinstance(dataset, TableDataset):
+        return None
+    x = dataset.x[:1]
+    radius = torch.as_tensor(threat.around(x).radius).expand(x.shape[1:]).tolist()
+    moving, stuck = [], dict[str, tuple[str, ...]]()
+    for name, feature in dataset.features.items():
+        eps = [one for one, column in zip(radius, dataset.columns, strict=True) if column.feature == name]
+        why = _hindrance(feature.kind, eps)
+        if not why:
+            moving.append(name)
+        elif feature.change != "none":
+            stuck[why] = (*stuck.get(why, ()), name)
+    return Reach(len(dataset.features), tuple(moving), stuck)
+
+
+def _hindrance(kind: str, eps: list[float]) -> str:
+    """Say why a column cannot change; empty if it can. The nearest row is another one beyond half a unit."""
+    if kind == "category" and len(eps) < 2:
+        return "it has only one value"
+    if max(eps) == 0 and kind != "integer":
+        return "ε is 0"
+    return "ε is below 1 unit" if kind != "number" and max(eps) <= 0.5 else ""

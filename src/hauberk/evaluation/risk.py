@@ -1,6 +1,6 @@
 """What errors on two classes cost, with and without an attack: recall, AUC, cost."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,17 +41,12 @@ class Risk:
     cost: float
     cost_attacked: float
 
-    def to_dict(self) -> dict[str, float]:
-        """Return plain types."""
-        return asdict(self)
-
     def __str__(self) -> str:
-        def pair(name: str, scale: float = 1.0) -> str:
-            return f"{scale * getattr(self, name):.3g} -> {scale * getattr(self, f'{name}_attacked'):.3g}"
-
         return (
-            f"recall {pair('recall', 100)} %, precision {pair('precision', 100)} %, AUC {pair('auc')}, "
-            f"cost {pair('cost')} an example (clean -> attacked, {self.n:,} examples, {100 * self.positives:.1f} % positive)"
+            f"recall {100 * self.recall:.3g} -> {100 * self.recall_attacked:.3g} %, "
+            f"precision {100 * self.precision:.3g} -> {100 * self.precision_attacked:.3g} %, "
+            f"AUC {self.auc:.3g} -> {self.auc_attacked:.3g}, cost {self.cost:.3g} -> {self.cost_attacked:.3g} an example "
+            f"(clean -> attacked, {self.n:,} examples, {100 * self.positives:.1f} % positive)"
         )
 
 
