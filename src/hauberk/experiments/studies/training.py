@@ -115,8 +115,8 @@ MART_LOSSES: dict[str, Loss] = {
     "without 1-p": lambda z, z_adv, y: LossTerms(_bce(z_adv, y), BETA * kl_divergence(z, z_adv)),
     "without KL": lambda z, z_adv, y: LossTerms(_bce(z_adv, y), BETA * _one_minus_p(z, y)),
     "without both": lambda z, z_adv, y: mart(z, z_adv, y, beta=0.0),
-    "CE for BCE": lambda z, z_adv, y: mart(z, z_adv, y, beta=BETA)._replace(robust=at(z, z_adv, y).robust),
-    "BCE on clean inputs": lambda z, z_adv, y: mart(z, z_adv, y, beta=BETA)._replace(robust=_bce(z, y)),
+    "CE for BCE": lambda z, z_adv, y: LossTerms(at(z, z_adv, y).robust, mart(z, z_adv, y, beta=BETA).regularizer),
+    "BCE on clean inputs": lambda z, z_adv, y: LossTerms(_bce(z, y), mart(z, z_adv, y, beta=BETA).regularizer),
 }
 
 
