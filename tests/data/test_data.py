@@ -91,6 +91,14 @@ def test_missing_and_damaged_files_say_what_to_do(name, tmp_path):
             load_data(name, split, tmp_path, verify=False)
 
 
+def test_any_original_file_may_be_gzipped(tmp_path):
+    write(tmp_path, "cifar100")
+    plain = tmp_path / "test"
+    (tmp_path / "test.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert np.array_equal(load_data("cifar100", "test", tmp_path, verify=False).x.numpy(), IMAGES)
+
+
 def test_a_batch_that_carries_code_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
