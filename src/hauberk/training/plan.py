@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hauberk.core.errors import UserError, import_object, in_one_line, trusted_name
+from hauberk.core.errors import UserError, in_one_line
+from hauberk.core.imports import import_object, trusted_name
 from hauberk.core.io import json_roundtrip
 from hauberk.data import AUGMENTATIONS, DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
 from hauberk.data.augment import Augmentation
