@@ -276,3 +276,12 @@ def test_a_finding_with_numbers_that_are_none_is_json_and_says_so_in_the_table(t
     assert "| at | - | - | 1.5 |" in (tmp_path / "restarts.md").read_text()
     assert (tmp_path / "restarts.csv").read_text().splitlines()[1] == "at,,,1.5"
     assert main(["report", str(tmp_path / "restarts.json")]) == 0
+
+
+def test_a_study_of_ones_own_is_reported_without_its_picture(tmp_path):
+    StudyResult("found", None, [{"a": 1.5}], {}, "about", "mine", "claim").save(tmp_path, lambda result: new_figure()[0])
+    assert main(["report", str(tmp_path / "mine.json")]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "Claim: claim" in html
+    assert "<td>1.5</td>" in html or ">1.5</th>" in html
+    assert "<figure" not in html

@@ -19,26 +19,25 @@ SHRINK = 1.5  # of step size and support
 LEAST_STEP = 0.1  # of the present radius
 STILL_SPARSER = 0.95
 _WIDEST = 3.0  # radius in ε that a search begins with
-FIRST_SUPPORT = 0.2  # fraction of the coordinates in the first step, where there is no schedule of radii
 
 
 @dataclass(frozen=True)
 class APGDL1(MaximizingAttack["APGDL1State"]):
     """APGD in L1, with AutoAttack's numbers; see :func:`hauberk.attacks.apgd`.
 
+    It begins with 3ε and 2ε for 30 % of the steps each; only points within ε count.
+
     Attributes:
         steps: iterations of each start, over all radii.
         loss: as in :class:`hauberk.attacks.APGD`.
         targets: how many classes to aim at, for a loss with a target.
         restarts: independent starts, for each target.
-        wide: begin with 3ε and 2ε for 30 % of the steps each, as AutoAttack does in L1; only points within ε count.
     """
 
     steps: int = 100
     loss: LossLike = "ce"
     targets: int = 9
     restarts: int = 1
-    wide: bool = True
 
     @property
     def max_steps(self) -> int:
@@ -72,7 +71,7 @@ class APGDL1(MaximizingAttack["APGDL1State"]):
         plan = torch.from_numpy(self._plan[np.minimum(host_steps, self.max_steps - 1)]).to(state.y.device)
         radius, first, check = plan[:, 0].to(low.dtype)[:, None], plan[:, 1] > 0, plan[:, 2] > 0
         begun = _onto(state.high_offset, radius, low, high)
-        self._begin_radius(state, first, begun)
+        _begin_radius(state, first, begun)
         ahead = _onto(state.offset + radius * state.step_size[:, None] * _sparse_direction(state), radius, low, high)
         moved = where_rows(first, begun, ahead)
         point = feasible.x + moved.view_as(feasible.x) * feasible.radius
@@ -89,23 +88,12 @@ class APGDL1(MaximizingAttack["APGDL1State"]):
         state.high_loss = torch.where(higher, loss, state.high_loss)
         _check(state, check)
 
-    def _begin_radius(self, state: "APGDL1State", first: Tensor, begun: Tensor) -> None:
-        dims = begun.shape[1]
-        nonzero = (begun != 0).sum(1).to(begun.dtype)
-        support = nonzero / dims / SHRINK if self.wide else torch.full_like(nonzero, FIRST_SUPPORT)
-        state.offset = where_rows(first, begun, state.offset)
-        state.step_size = torch.where(first, 1.0, state.step_size)
-        state.support = torch.where(first, support, state.support)
-        state.nonzero = torch.where(first, nonzero if self.wide else torch.full_like(nonzero, dims), state.nonzero)
-        state.high_loss = torch.where(first, -torch.inf, state.high_loss)
-
     @cached_property
     def _plan(self) -> np.ndarray:
         """For each step: radius in ε, is it the first look of its radius, is it a checkpoint."""
         part = math.ceil(0.3 * self.steps)
-        stages = [(_WIDEST, part), (2.0, part), (1.0, self.steps - 2 * part)] if self.wide else [(1.0, self.steps)]
         plan = []
-        for radius, steps in stages:
+        for radius, steps in ((_WIDEST, part), (2.0, part), (1.0, self.steps - 2 * part)):
             interval = max(int(0.04 * steps), 1)
             for i in range(steps + 1):
                 plan.append((radius, i == 0, i > 0 and i % interval == 0))
@@ -134,6 +122,16 @@ def _in_eps(feasible: FeasibleSet, side: Tensor) -> Tensor:
 
 def _onto(offset: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return radius * project_l1_box(offset / radius, low / radius, high / radius)
+
+
+def _begin_radius(state: APGDL1State, first: Tensor, begun: Tensor) -> None:
+    """Where the radius is new, (B,), start from the best point, with steps as long as the radius and sparse as that point."""
+    nonzero = (begun != 0).sum(1).to(begun.dtype)
+    state.offset = where_rows(first, begun, state.offset)
+    state.step_size = torch.where(first, 1.0, state.step_size)
+    state.support = torch.where(first, nonzero / begun.shape[1] / SHRINK, state.support)
+    state.nonzero = torch.where(first, nonzero, state.nonzero)
+    state.high_loss = torch.where(first, -torch.inf, state.high_loss)
 
 
 def _sparse_direction(state: APGDL1State) -> Tensor:

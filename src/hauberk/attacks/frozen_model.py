@@ -97,12 +97,7 @@ def frozen_model(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
     flags = [(module, module.training) for module in model.modules()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     buffers = nullcontext() if mode == "train" else kept_buffers(model)
-    refused = [
-        (module._parameters, name, parameter)
-        for module in model.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None and parameter.is_inference()
-    ]
+    refused = [entry for entry in _entries(model, "_parameters") if entry[2].is_inference()]
     with (
         torch.random.fork_rng(devices=devices),
         torch.inference_mode(False),
@@ -132,19 +127,21 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
     Copies, because a graph that the caller still holds forbids writing into what it has saved.
     """
-    buffers = [
-        (module._buffers, name, buffer)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    with _replaced(buffers, Tensor.clone):
+    with _replaced(_entries(model, "_buffers"), Tensor.clone):
         yield
 
 
+_Entry: TypeAlias = tuple[dict[str, Any], str, Tensor]  # a table of a module, and a name and a tensor in it
+
+
+def _entries(model: nn.Module, table: str) -> list[_Entry]:
+    tables: list[dict[str, Any]] = [getattr(module, table) for module in model.modules()]
+    return [(one, name, tensor) for one in tables for name, tensor in one.items() if tensor is not None]
+
+
 @contextmanager
-def _replaced(entries: Sequence[tuple[dict[str, Any], str, Any]], copy: Callable[[Any], Tensor]) -> Iterator[None]:
-    """Put copies of tensors in their places (table, name, tensor), one copy for tied ones, inside the block."""
+def _replaced(entries: Sequence[_Entry], copy: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put copies of the tensors in their places, one copy for tied ones, inside the block."""
     copies = {id(tensor): copy(tensor) for _, _, tensor in entries}
     try:
         for table, name, tensor in entries:
@@ -236,24 +233,20 @@ def _average(logits: list[Tensor]) -> Tensor:
     return torch.stack([z.softmax(1) for z in logits]).mean(0).clamp_min(1e-38).log()
 
 
-def check_logits(logits: Tensor, y: Tensor, classes: int | None = None, probabilities: bool = False) -> None:
-    """Check what a model returned for clean inputs with labels ``y`` (B,); ``probabilities`` lets them pass.
+def check_logits(
+    logits: Tensor,
+    y: Tensor,
+    classes: int | None = None,
+    extra_outputs: int = 0,
+    *,
+    clean: bool = True,
+    probabilities: bool = False,
+) -> None:
+    """Check what a model returned for inputs with labels ``y`` (B,); so many ``extra_outputs`` are no class of a label.
 
     Raises:
-        UserError: if it is not (B, C), not finite, has the wrong number of classes, or holds probabilities.
-    """
-    check_outputs(logits, y, classes)
-    if not bool(logits.isfinite().all()):
-        raise UserError("the model returns NaN or infinite logits on clean inputs")
-    if not probabilities and are_probabilities(logits):
-        raise UserError("the model returns probabilities; return logits instead (remove the softmax), or attacks will fail")
-
-
-def check_outputs(logits: Tensor, y: Tensor, classes: int | None = None, extra_outputs: int = 0) -> None:
-    """Check the shape of what a model returned for any inputs with labels ``y`` (B,), and the range of the labels.
-
-    Raises:
-        UserError: if it is not (B, C), or C does not fit the labels or the ``classes`` and ``extra_outputs`` asked for.
+        UserError: if it is not (B, C), C or a label does not fit; on ``clean`` inputs also if it is not finite or, unless they
+            are allowed, holds probabilities.
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -263,6 +256,10 @@ def check_outputs(logits: Tensor, y: Tensor, classes: int | None = None, extra_o
     if classes is not None and logits.shape[1] != classes:
         raise UserError(f"the model has {logits.shape[1]} outputs, but the data has {classes} classes")
     check_labels(y, logits.shape[1] - extra_outputs)
+    if clean and not bool(logits.isfinite().all()):
+        raise UserError("the model returns NaN or infinite logits on clean inputs")
+    if clean and not probabilities and are_probabilities(logits):
+        raise UserError("the model returns probabilities; return logits instead (remove the softmax), or attacks will fail")
 
 
 def are_probabilities(logits: Tensor) -> bool:
@@ -280,7 +277,7 @@ def checked_first_pass(model: nn.Module, x: Tensor, y: Tensor, extra_outputs: in
         x: inputs, (B, ...).
         y: labels, (B,).
         extra_outputs: outputs the model must have besides the classes of the labels.
-        clean: the model is trained on these inputs, so logits that are not finite, and probabilities, are refused, too.
+        clean: as in :func:`check_logits`; the inputs of an attack need not be.
 
     Raises:
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this dtype.
@@ -290,9 +287,7 @@ def checked_first_pass(model: nn.Module, x: Tensor, y: Tensor, extra_outputs: in
         if inputs and isinstance(inputs[0], Tensor) and len(inputs[0]) != len(y):
             return  # an attack of the caller's own may look at a part of the batch first
         handle.remove()
-        if clean:
-            check_logits(logits, y)
-        check_outputs(logits, y, extra_outputs=extra_outputs)
+        check_logits(logits, y, extra_outputs=extra_outputs, clean=clean)
 
     handle = model.register_forward_hook(check)
     try:
@@ -323,5 +318,5 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             what = f"inputs of shape {tuple(x.shape)} and dtype {x.dtype}"
             raise UserError(f"the model cannot take {what}: {first_line(error)}") from error
-        check_logits(logits, y, classes, probabilities)
+        check_logits(logits, y, classes, probabilities=probabilities)
     return int(logits.shape[1])

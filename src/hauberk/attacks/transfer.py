@@ -34,14 +34,14 @@ class _Tried(Attack[AttackState]):
         """The attack that tells the threat model to what makes the points."""
         return replace(self, threat=threat)
 
-    def made(self, state: AttackState, queries: ModelQueries, threat: ThreatModel) -> Tensor:
+    def craft(self, state: AttackState, queries: ModelQueries, threat: ThreatModel) -> Tensor:
         """Make the points, (B, ...)."""
         raise NotImplementedError
 
     def step(self, state: AttackState, queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Make the points, look at the model."""
         assert self.threat is not None  # given by ``for_threat``
-        point = self.made(state, queries, self.threat)
+        point = self.craft(state, queries, self.threat)
         logits = queries.logits(point)
         state.observe(point, logits, -logit_margin(logits, state.y), self.has_reject_class)
 
@@ -77,7 +77,7 @@ class Transfer(_Tried):
         """Passes of an example, those of the surrogate among them."""
         return 1 + self.attack.cost(n_classes)
 
-    def made(self, state: AttackState, queries: ModelQueries, threat: ThreatModel) -> Tensor:
+    def craft(self, state: AttackState, queries: ModelQueries, threat: ThreatModel) -> Tensor:
         """Craft on the surrogate."""
         assert self.surrogate is not None  # see ``for_threat``
         crafting = replace(self.attack, return_last=True, evaluate_last=False)
@@ -98,7 +98,7 @@ class CallableAttack(_Tried):
     uses_gradients = True
     sees_original = True
 
-    def made(self, state: AttackState, queries: ModelQueries, threat: ThreatModel) -> Tensor:
+    def craft(self, state: AttackState, queries: ModelQueries, threat: ThreatModel) -> Tensor:
         """Call the function; what it returns must be a batch of inputs, and the model must be as it was."""
         assert self.function is not None
         model, x = queries.model, state.feasible.x

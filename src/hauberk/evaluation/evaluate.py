@@ -146,9 +146,11 @@ def evaluate(
             runner.run_attacks()
         finally:
             store.write_cost(runner.passes)
-    records, parts = store.records, world.all_gather_object((store.records.known(), found + more, curve))
-    for known, _, _ in parts:
-        records.add(known)
+    records = store.records
+    if world.size > 1:
+        for known in world.all_gather_object(records.known()):
+            records.add(known)
+    found, curve = world.on_main_process(lambda: (found + more, curve))
     provenance = {
         "seed": seed, "batch_size": batch_size, "precision": used, "draws": chosen.eot_iter, "data": source.name,
         "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
@@ -160,8 +162,8 @@ def evaluate(
     }  # fmt: skip
     result = Evaluation(
         str(threat), plan["suite"], chosen.sequential,
-        **_fractions(records, chosen, outputs - 1 if has_reject_class else None), curve=parts[0][2],
-        diagnostics=parts[0][1] + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs)),
+        **_fractions(records, chosen, outputs - 1 if has_reject_class else None), curve=curve,
+        diagnostics=found + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs)),
         provenance=provenance, records=records,
     )  # fmt: skip
     if folder is not None and world.is_main:

@@ -40,7 +40,7 @@ class Records:
     ``records["clean"]`` and ``records[attack]`` are structured NumPy arrays (n,), of at most 32 bytes an example; "known" says
     which rows are filled. Without an attack: "id" (a digest of the input), "label", "predicted", "right", "margin"
     (``z_y - max_{k≠y} z_k``, NaN where it is not finite), and "recognised": for a model with a class of adversarial inputs,
-    whether one that does not try to hide is taken for that. Of an attack: "broken" and "margin"; where broken, the "run" and
+    whether it recognises one that does not try to hide. Of an attack: "broken" and "margin"; where broken, the "run" and
     "step" that did it, "predicted", "norm" of the change in units of the input, and "finite" (whether the logits were; where
     they were not, the example counts as misclassified, with a margin of 0); "unverified" is whether a claimed success did not
     hold.

@@ -182,16 +182,13 @@ def run_experiments(
 def run_on_slurm(
     experiments: Sequence[Experiment], out: Path, *, settings: dict[str, Any], cluster: str = "slurm"
 ) -> list[Any]:
-    """Submit what is not finished, a job for each experiment, through submitit.
+    """Submit what is not finished, a job for each experiment, through submitit, and return its jobs.
 
     Args:
         experiments: what to train and evaluate.
         out: folder of the comparison, which all nodes must see.
         settings: those of submitit's executor, e.g. ``{"slurm_partition": "gpu", "timeout_min": 600, "gpus_per_node": 1}``.
         cluster: "slurm", or "local" to try it on this machine.
-
-    Returns:
-        submitit's jobs.
 
     Raises:
         UserError: if submitit is not installed, and as :func:`run_experiments`.

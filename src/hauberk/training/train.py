@@ -24,8 +24,9 @@ from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
 from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import MetricsLog, TensorBoardLog
-from hauberk.training.plan import MakeOptimizer, MakeScheduler, make_plan, recorded_name, require_named
+from hauberk.training.plan import make_plan, recorded_name, require_named
 from hauberk.training.published import resolve
+from hauberk.training.schedule import MakeOptimizer, MakeScheduler
 from hauberk.training.trainer import Trainer
 
 

@@ -184,12 +184,8 @@ def restarts(context: StudyContext) -> StudyResult:
 
 
 def typical_ratio(losses: Tensor) -> float | None:
-    """Return the median over examples of the largest loss over the median one; None where it cannot be told.
-
-    Args:
-        losses: (starts, examples); an example whose losses are all 0 has no such ratio.
-    """
-    ratio = float((losses.amax(0) / losses.median(0).values).nanmedian())  # 0 / 0 is NaN
+    """Median over examples of the largest over the median loss, of losses (starts, examples); None where it cannot be told."""
+    ratio = float((losses.amax(0) / losses.median(0).values).nanmedian())  # an example without any loss has 0 / 0
     return ratio if isfinite(ratio) else None
 
 
@@ -292,7 +288,7 @@ def draw_large_epsilon(result: StudyResult) -> Figure:
 
 
 def saliency(context: StudyContext) -> StudyResult:
-    """Take the gradient of the logit margin to the input, and measure how much it resembles the input.
+    """Take the gradient of the logit margin ``z_y - max_{k≠y} z_k`` to the input, and measure how much it resembles the input.
 
     Alignment (after Etmann et al. 2019) is ``|⟨x - mean, g⟩| / (‖x - mean‖·‖g‖)``, in [0, 1]; roughness is the mean absolute
     difference of neighbouring pixels of g over its mean absolute value.
@@ -301,7 +297,9 @@ def saliency(context: StudyContext) -> StudyResult:
     aligned, rows, images = {}, [], {"input": x[:5].cpu().tolist()}
     centred = (x - x.mean(0)).flatten(1)
     for name in EXPLAINED:
-        grad = _input_gradient(context.trained(name, decides=name in ("standard", "at")), x, y)
+        with frozen_model(context.trained(name, decides=name in ("standard", "at"))) as view:
+            point = x.clone().requires_grad_()
+            (grad,) = torch.autograd.grad(logit_margin(view(point), y).sum(), point)
         flat = grad.flatten(1)
         lengths = (centred.norm(dim=1) * flat.norm(dim=1)).clamp_min(1e-30)
         aligned[name] = (centred * flat).sum(1).abs() / lengths
@@ -323,13 +321,6 @@ def saliency(context: StudyContext) -> StudyResult:
         rows,
         {"images": images},
     )
-
-
-def _input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient of ``z_y - max_{k≠y} z_k`` to the input, (N, C, H, W)."""
-    with frozen_model(model) as view:
-        point = x.clone().requires_grad_()
-        return torch.autograd.grad(logit_margin(view(point), y).sum(), point)[0]
 
 
 def _roughness(grad: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from hauberk.experiments.studies.base import (
     percent,
     robust_masks,
 )
-from hauberk.methods import Method, method
+from hauberk.methods import Method
 from hauberk.objectives import LossTerms, at, kl_divergence, mart
 from hauberk.weighting import effective_size, mail, probabilistic_margin
 
@@ -115,16 +115,16 @@ MART_LOSSES: dict[str, Loss] = {
     "without 1-p": lambda z, z_adv, y: LossTerms(_bce(z_adv, y), BETA * kl_divergence(z, z_adv)),
     "without KL": lambda z, z_adv, y: LossTerms(_bce(z_adv, y), BETA * _one_minus_p(z, y)),
     "without both": lambda z, z_adv, y: mart(z, z_adv, y, beta=0.0),
-    "CE for BCE": lambda z, z_adv, y: mart(z, z_adv, y, beta=BETA)._replace(robust=at(z, z_adv, y).robust),
-    "BCE on clean inputs": lambda z, z_adv, y: mart(z, z_adv, y, beta=BETA)._replace(robust=_bce(z, y)),
+    "CE for BCE": lambda z, z_adv, y: LossTerms(at(z, z_adv, y).robust, mart(z, z_adv, y, beta=BETA).regularizer),
+    "BCE on clean inputs": lambda z, z_adv, y: LossTerms(_bce(z, y), mart(z, z_adv, y, beta=BETA).regularizer),
 }
 
 
 def ablation(context: StudyContext) -> StudyResult:
     """Train MART, and what becomes of it when a part of its loss is changed or used on a part of the data."""
-    whole = method("mart", context.threat, seed=context.seed, beta=BETA)
+    whole = context.method("mart", beta=BETA)
     losses = {name: with_loss(f"mart {name}", whole, loss) for name, loss in MART_LOSSES.items()}
-    by_kl = method("mart", context.threat, seed=context.seed, beta=BETA, loss="kl", start="normal")
+    by_kl = context.method("mart", beta=BETA, loss="kl", start="normal")
     order = torch.randperm(len(context.train_part), generator=torch.Generator().manual_seed(context.seed))
     bare, parts = losses["without both"], {}
     for fraction in FRACTIONS:
