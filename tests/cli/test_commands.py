@@ -12,7 +12,7 @@ import torch
 import hauberk as hb
 from hauberk.cli import COMMANDS, main
 from hauberk.cli.options import usual_folder
-from hauberk.core.errors import import_object, is_import_path
+from hauberk.core.imports import import_object, is_import_path
 from hauberk.experiments import Experiment
 from hauberk.experiments.options import SubsetOptions
 from hauberk.experiments.studies import StudyContext

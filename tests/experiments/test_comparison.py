@@ -36,6 +36,7 @@ from hauberk.experiments.options import DataOptions, EvaluationOptions, ModelOpt
 from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, scale_budget
 from hauberk.experiments.studies import StudyContext
 from hauberk.training.published import resolve
+from hauberk.training.schedule import first_drop
 
 QUICK = {
     "model": ModelOptions("mlp"),
@@ -388,8 +389,8 @@ def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_
     whole = resolve("cifar10", "resnet18", settings=PAPER_TABLES["table2"].published("cifar10", "resnet18").settings).config
     small, train, test = scale_budget(whole, 0.01, 50_000, 10_000)
     assert (small.epochs, train, test) == (10, 5000, 1000)
-    assert whole.first_drop == 74
-    assert small.first_drop == pytest.approx(7.4, abs=0.7)
+    assert first_drop(whole) == 74
+    assert first_drop(small) == pytest.approx(7.4, abs=0.7)
     assert scale_budget(whole, 1.0, 50_000, 10_000) == (whole, 0, 0)
     for wrong in (0.0, 1.5):
         with pytest.raises(hb.UserError, match="fraction"):

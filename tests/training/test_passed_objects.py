@@ -160,9 +160,10 @@ def test_what_is_passed_changes_the_weights_and_its_default_does_not():
 
 def one_cycle_by_hand(optimizer):
     from hauberk.training.config import TrainConfig
+    from hauberk.training.schedule import lr_factor
 
     config = TrainConfig(epochs=1)
-    return LambdaLR(optimizer, lambda step: config.lr_factor(step, 3))
+    return LambdaLR(optimizer, lambda step: lr_factor(config, step, 3))
 
 
 @pytest.mark.parametrize("name", ["optimizer", "step", "epoch", "closed-form", "sequence"])

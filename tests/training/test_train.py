@@ -21,7 +21,7 @@ from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
-from hauberk.training.trainer import eps_scale
+from hauberk.training.schedule import eps_scale, first_drop, lr_factor
 from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, settings, tiny_batch, tiny_net
 
 
@@ -135,7 +135,7 @@ def test_balanced_class_weights():
 
 
 def learning_rate(config, step, total):
-    return config.lr * config.lr_factor(step, total)
+    return config.lr * lr_factor(config, step, total)
 
 
 def test_schedules():
@@ -154,9 +154,9 @@ def test_schedules():
         assert learning_rate(one, step, 1000) == pytest.approx(optimizer.param_groups[0]["lr"], rel=0.02, abs=2e-4)
         optimizer.step()
         theirs.step()
-    assert [config.first_drop for config in (steps, shares, cosine)] == [74, 10, 22]
+    assert [first_drop(config) for config in (steps, shares, cosine)] == [74, 10, 22]
     without_drop = [TrainConfig(epochs=epochs, schedule="steps") for epochs in (1, 2, 40)]
-    assert [config.first_drop for config in without_drop] == [0, 1, 30]
+    assert [first_drop(config) for config in without_drop] == [0, 1, 30]
     assert [eps_scale(0.5, s, 100) for s in (0, 24, 49, 99)] == pytest.approx([0.02, 0.5, 1.0, 1.0])
 
 
@@ -517,7 +517,7 @@ def test_official_schedules_are_the_scripts_epoch_by_epoch(method, model):
 
 def test_gairat_reweights_from_the_epoch_of_its_first_drop():
     chosen = resolve("cifar10", "wrn-32-10", "gairat", preset="official").config
-    assert hb.method("gairat", THREAT, preset="official").first_full_epoch == chosen.first_drop == 59
+    assert hb.method("gairat", THREAT, preset="official").first_full_epoch == first_drop(chosen) == 59
 
 
 def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_it_is(tmp_path):

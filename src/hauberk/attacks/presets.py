@@ -14,7 +14,8 @@ from hauberk.attacks.random_search import RandomSearch
 from hauberk.attacks.square import Square
 from hauberk.attacks.state import AttackResult
 from hauberk.attacks.transfer import CallableAttack, Transfer
-from hauberk.core.errors import UserError, import_object, is_import_path, unknown_name
+from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_batch

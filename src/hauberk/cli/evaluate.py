@@ -83,7 +83,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from hauberk.core.distributed import init_distributed
-    from hauberk.core.errors import trusted_name
+    from hauberk.core.imports import trusted_name
     from hauberk.core.io import as_json, write_json
     from hauberk.data import Table, find_dataset, labels
     from hauberk.evaluation import evaluate as evaluate_model

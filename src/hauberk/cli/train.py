@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 from tyro.conf import arg
 
 from hauberk.cli.options import common_parts, free_folder, key_values, parse, program, usual_folder
-from hauberk.core.errors import UserError, is_import_path
+from hauberk.core.errors import UserError
+from hauberk.core.imports import is_import_path
 from hauberk.experiments.options import DataOptions, ModelOptions, PresetOptions, ThreatOptions, TrainSettings
 from hauberk.training.published import resolve
 

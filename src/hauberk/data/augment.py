@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.core.errors import UserError, import_object, is_import_path, unknown_name
+from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.random import ExampleRng
 
 Augmentation: TypeAlias = Callable[[Tensor, ExampleRng], Tensor]

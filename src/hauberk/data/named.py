@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from hauberk.core.errors import UserError, first_line, import_object, is_import_path, unknown_name
+from hauberk.core.errors import UserError, first_line, unknown_name
+from hauberk.core.imports import import_object, is_import_path
 from hauberk.data.dataset import IndexedDataset, as_dataset, channel_statistics, in_memory, labels
 from hauberk.data.readers import ImagesAndLabels, read_cifar, read_files, read_mnist, read_svhn
 from hauberk.data.table import Table, read_table

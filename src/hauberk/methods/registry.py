@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from hauberk.attacks import PGD
-from hauberk.core.errors import UserError, import_object, is_import_path, unknown_name
+from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.step_context import MeasuredWeighting, is_official
 from hauberk.fastpath.precision import Precision
 from hauberk.methods.awp import AWP

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hauberk.core.errors import UserError, first_line, import_object, in_one_line, unknown_name
+from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
+from hauberk.core.imports import import_object
 from hauberk.core.io import json_roundtrip
 from hauberk.models.layers import Normalize, StraightThroughRound
 from hauberk.models.resnet import BasicBlock, PreActBlock, ResNet, WideResNet

@@ -13,7 +13,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
 
 from hauberk.attacks import pgd
-from hauberk.core.errors import UserError, is_import_path
+from hauberk.core.errors import UserError
+from hauberk.core.imports import is_import_path
 from hauberk.data import fetch_for, load_data
 from hauberk.experiments.figures import COLOURS, FAINT, INK, figure_file, image_grid, new_figure, plot_lines
 from hauberk.threat import threat_from_dict

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hauberk.core.errors import is_import_path
+from hauberk.core.imports import is_import_path
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS
 from hauberk.data.named import TABLE_SUFFIX

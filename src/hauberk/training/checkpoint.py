@@ -74,9 +74,10 @@ def begin(folder: Path, plan: Mapping[str, Any], resume: bool, processes: int) -
     if _has_checkpoint(folder):
         state, warning = read_state(path)
         warnings += [warning] if warning else []
-        if state.get("run") != _run_id(plan):
+        saved = state.get("processes")
+        if state.get("run") != _run_id(plan) or not isinstance(saved, int):
             raise UserError(f"{path} is the checkpoint of another run, or of another version of Hauberk; it was not taken")
-        if (saved := state.get("processes")) != processes:
+        if saved != processes:
             warnings.append(f"saved by {saved} processes, going on with {processes}: not the same bit for bit")
     return state, "; ".join(warnings)
 

@@ -1,13 +1,10 @@
-"""How to train: every setting with its default, and the schedules. Free of torch, so that the command line shows it at once."""
+"""How to train: every setting with its default. Free of torch, so that the command line shows it at once."""
 
 import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
 from hauberk.core.errors import UserError
-
-_RISE = 0.3  # part of a one-cycle schedule that goes up
-_START, _END = 1 / 25, 1e-4  # of the peak, as in torch's OneCycleLR and its paper (Smith and Topin 2018)
 
 
 @dataclass(frozen=True)
@@ -106,30 +103,3 @@ class TrainConfig:
         by_optimizer = dict.fromkeys(("lr", "momentum", "weight_decay") if self.optimizer else (), "optimizer")
         own = "scheduler" if self.scheduler else "optimizer"
         return by_optimizer | dict.fromkeys(("schedule", "milestones") if self.scheduler or self.optimizer else (), own)
-
-    def lr_factor(self, step: int, total: int) -> float:
-        """Learning rate by the schedule, as a part of the peak rate ``lr``, at a step (0-based) of so many in the training."""
-        done = step / total
-        if self.schedule == "cosine":
-            return _half_cosine(1.0, 0.0, done)
-        if self.schedule == "one-cycle":
-            if done < _RISE:
-                return _half_cosine(_START, 1.0, done / _RISE)
-            return _half_cosine(1.0, _END, (done - _RISE) / (1 - _RISE))
-        epoch = math.floor(done * self.epochs + 1e-9)
-        return 0.1 ** sum(epoch >= drop for drop in self._drops)
-
-    @property
-    def first_drop(self) -> int:
-        """0-based epoch of the first learning-rate drop; three quarters of the training where there is none."""
-        drop = math.ceil(self._drops[0]) if self.schedule == "steps" and self.milestones else self.epochs
-        return drop if drop < self.epochs else int(0.75 * self.epochs)
-
-    @property
-    def _drops(self) -> list[float]:
-        """0-based epochs that start with a lower rate; the papers count epochs from 1 ("at the 75-th epoch")."""
-        return [m * self.epochs if m < 1 else m - 1 for m in self.milestones]
-
-
-def _half_cosine(start: float, end: float, done: float) -> float:
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))

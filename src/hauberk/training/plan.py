@@ -1,18 +1,17 @@
 """What a run is, settled before it starts: parts of the data, settings, objects that are passed in, and what names them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from inspect import isclass
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 
-from hauberk.core.errors import UserError, import_object, in_one_line, trusted_name
+from hauberk.core.errors import UserError, in_one_line
+from hauberk.core.imports import import_object, trusted_name
 from hauberk.core.io import json_roundtrip
 from hauberk.data import AUGMENTATIONS, DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
 from hauberk.data.augment import Augmentation
@@ -20,9 +19,8 @@ from hauberk.methods import Method
 from hauberk.methods.method import FROM_PYTHON
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
+from hauberk.training.schedule import MakeOptimizer, MakeScheduler, first_drop
 
-MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
-MakeScheduler: TypeAlias = Callable[[Optimizer], LRScheduler]
 _HOOKS = ("on_train_begin", "on_step_end", "on_epoch_end", "on_train_end")
 
 
@@ -153,7 +151,7 @@ def make_plan(
     own = passed.get("augment", named)
     plan = Plan(
         spec=spec,
-        method=method.with_schedule(config.epochs, config.first_drop),
+        method=method.with_schedule(config.epochs, first_drop(config)),
         config=config,
         train=train,
         val=val,

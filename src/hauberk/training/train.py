@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hauberk.attacks.frozen_model import check_model
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process
-from hauberk.core.errors import UserError, first_line, in_one_line, trusted_name, unknown_name
+from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
+from hauberk.core.imports import trusted_name
 from hauberk.core.io import SCHEMA_ERRORS, exclusive_lock
 from hauberk.core.progress import ProgressBar, watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
@@ -24,8 +25,9 @@ from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
 from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import MetricsLog, TensorBoardLog
-from hauberk.training.plan import MakeOptimizer, MakeScheduler, make_plan, recorded_name, require_named
+from hauberk.training.plan import make_plan, recorded_name, require_named
 from hauberk.training.published import resolve
+from hauberk.training.schedule import MakeOptimizer, MakeScheduler
 from hauberk.training.trainer import Trainer
 
 

@@ -9,12 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hauberk.core.distributed import SyncThrottle, data_parallel, get_world, running_statistics
-from hauberk.core.errors import UserError
 from hauberk.core.io import machine
 from hauberk.core.progress import ProgressBar, Stop
 from hauberk.core.random import ExampleRng
@@ -33,11 +30,11 @@ from hauberk.training.metrics import (
     validate,
 )
 from hauberk.training.plan import Plan
+from hauberk.training.schedule import eps_scale, halve_rates, make_optimizer
 
 _AVERAGED = 10  # the moving average that is not specified spans a tenth of the training
 _PLAIN = ("epoch", "step", "seconds", "best", "best_weights", "n_rollbacks", "epoch_start")  # of a checkpoint
 _MOST_ROLLBACKS = 3  # to earlier weights in one run, each with half the learning rate
-_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # in the parameter groups of an optimizer with a scheduler
 
 
 class Trainer:
@@ -78,7 +75,9 @@ class Trainer:
         for module in (model, plan.method):
             self.world.broadcast_module(module.to(device))
         self._examples = to_device(plan.examples, device)
-        self.optimizer, self.scheduler, self._scheduler_interval = _make_optimizer(list(model.parameters()), plan)
+        self.optimizer, self.scheduler, self._scheduler_interval = make_optimizer(
+            list(model.parameters()), plan.config, plan.total_steps, plan.make_optimizer, plan.make_scheduler
+        )
         config = plan.config
         self.ema = None
         if config.ema:
@@ -259,7 +258,7 @@ class Trainer:
         self.optimizer.load_state_dict(start["optimizer"])  # forgets momentum and the like
         if self.scheduler is not None:
             self.scheduler.load_state_dict(start["scheduler"])
-        _halve_rates(self.optimizer, self.scheduler)
+        halve_rates(self.optimizer, self.scheduler)
         self.n_rollbacks += 1
         self.metrics, self.step = EpochMetrics(self.device, self.world), 0
         return f"{problem}; going on from the weights of epoch {self.best['epoch'] + 1} with half the learning rate"
@@ -318,46 +317,3 @@ class Trainer:
 
     def _moved(self, state: dict[str, Any]) -> dict[str, Any]:
         return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in state.items()}
-
-
-def eps_scale(warmup: float, step: int, total: int) -> float:
-    """Return the factor of ε at a step (0-based) of so many: rises to 1 during the part ``warmup`` of the training, then 1."""
-    return min(1.0, (step + 1) / (warmup * total)) if warmup else 1.0
-
-
-def _make_optimizer(parameters: list[nn.Parameter], plan: Plan) -> tuple[Optimizer, LRScheduler | None, str]:
-    """Make the optimizer and its learning-rate scheduler: SGD with the schedule of the settings, or what was passed in.
-
-    Returns:
-        Both, no scheduler for an optimizer that was passed in without one; and after what to step it, "epoch" or "step".
-
-    Raises:
-        UserError: if what was passed in makes something else.
-    """
-    config = plan.config
-    optimizer: Any
-    if plan.make_optimizer is not None:
-        optimizer = plan.make_optimizer(parameters)
-    else:
-        optimizer = torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-        )
-    if not isinstance(optimizer, Optimizer):
-        raise UserError(f"optimizer must return a torch.optim.Optimizer, not {type(optimizer).__name__}")
-    if plan.make_scheduler is not None:
-        scheduler: Any = plan.make_scheduler(optimizer)
-        if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
-            wanted = "a torch.optim.lr_scheduler.LRScheduler (one that needs a metric is stepped by a callback)"
-            raise UserError(f"scheduler must return {wanted}, not {type(scheduler).__name__}")
-        return optimizer, scheduler, config.scheduler_interval
-    if plan.make_optimizer is not None:
-        return optimizer, None, ""
-    return optimizer, LambdaLR(optimizer, lambda step: config.lr_factor(step, plan.total_steps)), "step"
-
-
-def _halve_rates(optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
-    for group in optimizer.param_groups:
-        group.update({name: group[name] * 0.5 for name in _RATES if name in group})
-    for one in (scheduler, *getattr(scheduler, "_schedulers", ())):  # those that run one after another
-        if hasattr(one, "base_lrs"):
-            one.base_lrs = [lr * 0.5 for lr in one.base_lrs]

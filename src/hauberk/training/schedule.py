@@ -1,0 +1,104 @@
+"""The optimizer and its learning-rate schedule, and the warm-up of ε."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from hauberk.core.errors import UserError
+from hauberk.training.config import TrainConfig
+
+MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
+MakeScheduler: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+_RISE = 0.3  # part of a one-cycle schedule that goes up
+_START, _END = 1 / 25, 1e-4  # of the peak, as in torch's OneCycleLR and its paper (Smith and Topin 2018)
+_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # in the parameter groups of an optimizer with a scheduler
+
+
+def lr_factor(config: TrainConfig, step: int, total: int) -> float:
+    """Return the learning rate as a part of the peak rate ``config.lr``, at a step (0-based) of so many in the training."""
+    done = step / total
+    if config.schedule == "cosine":
+        return _half_cosine(1.0, 0.0, done)
+    if config.schedule == "one-cycle":
+        if done < _RISE:
+            return _half_cosine(_START, 1.0, done / _RISE)
+        return _half_cosine(1.0, _END, (done - _RISE) / (1 - _RISE))
+    epoch = math.floor(done * config.epochs + 1e-9)
+    return 0.1 ** sum(epoch >= drop for drop in _drops(config))
+
+
+def first_drop(config: TrainConfig) -> int:
+    """Return the 0-based epoch of the first learning-rate drop; three quarters of the training where there is none."""
+    drop = math.ceil(_drops(config)[0]) if config.schedule == "steps" and config.milestones else config.epochs
+    return drop if drop < config.epochs else int(0.75 * config.epochs)
+
+
+def _drops(config: TrainConfig) -> list[float]:
+    """Return the 0-based epochs that start with a lower rate; the papers count from 1 ("at the 75-th epoch")."""
+    return [m * config.epochs if m < 1 else m - 1 for m in config.milestones]
+
+
+def _half_cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def eps_scale(warmup: float, step: int, total: int) -> float:
+    """Return the factor of ε at a step (0-based) of so many: rises to 1 during the part ``warmup`` of the training, then 1."""
+    return min(1.0, (step + 1) / (warmup * total)) if warmup else 1.0
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter],
+    config: TrainConfig,
+    total: int,
+    own_optimizer: MakeOptimizer | None = None,
+    own_scheduler: MakeScheduler | None = None,
+) -> tuple[Optimizer, LRScheduler | None, str]:
+    """Make the optimizer and its learning-rate scheduler: SGD with the schedule of the settings, or what was passed in.
+
+    Args:
+        parameters: to train.
+        config: settings of the training.
+        total: number of steps in the training.
+        own_optimizer: what was passed in to make the optimizer, or None.
+        own_scheduler: what was passed in to make the scheduler, or None.
+
+    Returns:
+        Both, no scheduler for an optimizer that was passed in without one; and after what to step it, "epoch" or "step".
+
+    Raises:
+        UserError: if what was passed in makes something else.
+    """
+    optimizer: Any
+    if own_optimizer is not None:
+        optimizer = own_optimizer(parameters)
+    else:
+        optimizer = torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optimizer must return a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    if own_scheduler is not None:
+        scheduler: Any = own_scheduler(optimizer)
+        if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+            wanted = "a torch.optim.lr_scheduler.LRScheduler (one that needs a metric is stepped by a callback)"
+            raise UserError(f"scheduler must return {wanted}, not {type(scheduler).__name__}")
+        return optimizer, scheduler, config.scheduler_interval
+    if own_optimizer is not None:
+        return optimizer, None, ""
+    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(config, step, total)), "step"
+
+
+def halve_rates(optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
+    """Halve the learning rates, now and in what is left of the schedule."""
+    for group in optimizer.param_groups:
+        group.update({name: group[name] * 0.5 for name in _RATES if name in group})
+    for one in (scheduler, *getattr(scheduler, "_schedulers", ())):  # those that run one after another
+        if hasattr(one, "base_lrs"):
+            one.base_lrs = [lr * 0.5 for lr in one.base_lrs]
