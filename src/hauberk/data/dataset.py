@@ -4,7 +4,6 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -229,16 +228,24 @@ def pseudo_label(model: nn.Module, x: Any, *, least_confidence: float = 0.0) -> 
         UserError: if ``x`` cannot be read, or nothing is left.
     """
     inputs = torch.as_tensor(x)
-    dataset, net = as_dataset((inputs, torch.zeros(len(inputs), dtype=torch.int64))), deepcopy(model).eval()
-    best = []
-    with torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}), torch.no_grad():
-        for index in torch.arange(len(dataset)).split(1000):
-            best.append(net(fetch_for(net, dataset, index)[0]).float().softmax(1).cpu().max(1))
-    confidence, predicted = (torch.cat(column) for column in zip(*best, strict=True))
-    sure = confidence >= least_confidence
-    if not bool(sure.any()):
+    dataset = as_dataset((inputs, torch.zeros(len(inputs), dtype=torch.int64)))
+    confidences, predictions = [], []
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}), torch.no_grad():
+            for index in torch.arange(len(dataset)).split(1000):
+                best = model(fetch_for(model, dataset, index)[0]).float().softmax(1).cpu().max(1)
+                confidences.append(best.values)
+                predictions.append(best.indices)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    keep = torch.cat(confidences) >= least_confidence
+    kept = _of_arrays(inputs[keep], torch.cat(predictions)[keep])
+    if len(kept) == 0:
         raise UserError(f"the data set is empty: no prediction has a probability of {least_confidence}")
-    return _of_arrays(inputs[sure], predicted[sure])
+    return kept
 
 
 def check_dataset(dataset: IndexedDataset, threat: ThreatModel) -> None:
