@@ -15,28 +15,29 @@ THREAT = hb.Linf(0.05)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 
 
-def step(precision, method="mart", model=None, calls=1):
+def step(precision, method="mart", model=None, calls=1, dtype=torch.float32):
     torch.manual_seed(0)
-    model, (x, y) = (model or tiny_net()).train(), tiny_batch()
+    model, (x, y) = (model or tiny_net()).to(dtype).train(), tiny_batch()
     bound = hb.method(method, THREAT, steps=3, precision=precision)
     for _ in range(calls):
-        out = bound(model, x, y)
+        out = bound(model, x.to(dtype), y)
     out.loss.backward()
     return bound, out, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("method", ["at", "trades", "mart", "mail-trades", "gairat", "fat", "mma", "at+awp"])
 def test_fp32_is_the_model_up_to_rounding_and_bf16_near_it(method):
-    _, plain, grads = step("model", method)
-    folding, exact, same = step("fp32", method)
+    # In float64: where rounding in float32 turns the sign of one pixel's gradient, that pixel moves by two steps.
+    _, plain, grads = step("model", method, dtype=torch.float64)
+    folding, exact, same = step("fp32", method, dtype=torch.float64)
     lower, rough, near = step("bf16", method)
     for bound in (folding, lower):
         assert isinstance(bound.precision._copy, InferenceCopy)
-    assert torch.allclose(exact.loss, plain.loss, rtol=1e-4)
+    assert torch.allclose(exact.loss, plain.loss, rtol=1e-9)
     assert rough.loss.dtype == rough.logits_adv.dtype == torch.float32
-    assert torch.allclose(rough.loss, plain.loss, rtol=0.05)
+    assert torch.allclose(rough.loss.double(), plain.loss, rtol=0.05)
     for name, grad in grads.items():
-        assert (same[name] - grad).norm() <= 1e-2 * grad.norm() + 1e-6
+        assert (same[name] - grad).norm() <= 1e-9 * grad.norm() + 1e-12
         assert near[name].dtype == torch.float32
     assert all(near[name].isfinite().all() for name in grads)
 
