@@ -140,11 +140,15 @@ class ContinuousBatcher(Generic[State]):
         device = self.ready_state.y.device
         if self.state is None:  # all rows at first belong to copies of one example
             self.state = select(self.ready_state, torch.zeros(self.batch_size, dtype=torch.long, device=device))
-        first = self.init_batch_size - len(self.ready)
-        new = select(self.ready_state, torch.arange(first, first + len(places), device=device))
+        new = self.ready_state
+        if len(places) < self.init_batch_size:
+            first = self.init_batch_size - len(self.ready)
+            new = select(new, torch.arange(first, first + len(places), device=device))
         scatter(self.state, torch.from_numpy(places).to(device), new)
         self.owner[places], self.run_of[places] = zip(*(self.ready.popleft() for _ in places), strict=True)
         self.host_steps[places] = 0
+        if not self.ready:
+            self.ready_state = None  # its memory is free for the steps
 
     def _settle(self, state: State) -> None:
         """Let those who are broken leave, and those whose run has ended."""
