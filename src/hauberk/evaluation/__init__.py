@@ -3,7 +3,7 @@
 from hauberk.evaluation.diagnostics import DIAGNOSTICS, DiagnosticSpec
 from hauberk.evaluation.evaluate import evaluate
 from hauberk.evaluation.result import Diagnostic, Evaluation, Finding, PartialResult, partial_result, table, wilson_interval
-from hauberk.evaluation.risk import Risk, measure_risk
+from hauberk.evaluation.tabular_risk import Risk, measure_risk
 
 __all__ = [
     "DIAGNOSTICS",
