@@ -508,6 +508,19 @@ RATES = {  # of an epoch counted from 1, as the scripts compute them; without th
 }
 
 
+def test_data_are_hashed_only_where_a_run_is_kept(tmp_path, monkeypatch):
+    class Hashed(Exception):
+        pass
+
+    def refuse(dataset):
+        raise Hashed
+
+    monkeypatch.setattr("hauberk.training.plan.data_digest", refuse)
+    train_tiny(easy_data(40), None, epochs=1)
+    with pytest.raises(Hashed):
+        train_tiny(easy_data(40), tmp_path / "run", epochs=1)
+
+
 @pytest.mark.parametrize(("method", "model"), RATES)
 def test_official_schedules_are_the_scripts_epoch_by_epoch(method, model):
     chosen = resolve("cifar10", model, method, preset="official").config

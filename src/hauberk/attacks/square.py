@@ -211,7 +211,7 @@ def _first(state: AttackState) -> Tensor:
         columns = feasible.x.new_empty(len(feasible.x), shape[0], 1, shape[2])
         up = (state.rng.uniform(columns, state.tag) < 0.5).expand(-1, *shape)
         return torch.where(up.reshape_as(feasible.x), feasible.upper, feasible.lower)
-    return _place(feasible, pick_windows(shape, feasible.norm).tiles(state.rng, state.tag, feasible.x))
+    return _place(feasible, pick_windows(shape, feasible.norm, feasible.x.device).tiles(state.rng, state.tag, feasible.x))
 
 
 def _draw(state: AttackState, steps: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure as Picture
 
 from hauberk import __version__
-from hauberk.core.io import make_folder, plain_name, write_atomically
+from hauberk.core.io import make_folder, plain_name, write_atomically, write_together
 from hauberk.core.text_table import TextTable, plain_text
 from hauberk.experiments.figures import FIGURE_FORMATS, figure_file
 from hauberk.report.figures import as_markup
@@ -105,5 +105,4 @@ def write_figures(page: Page, folder: Path) -> None:
         name = next(one for one in names if taken.isdisjoint(f"{one}.{ending}".lower() for ending in files))
         contents |= {f"{name}.{ending}": content for ending, content in files.items()}
     make_folder(folder)
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
+    write_together({folder / name: content for name, content in contents.items()})

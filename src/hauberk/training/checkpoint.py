@@ -121,8 +121,6 @@ def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def require_same_plan(plan: Mapping[str, Any], world: World) -> None:
     """Refuse, by a UserError, to train together where processes were started differently, or see different data."""
-    if world.size == 1:
-        return
     problem = ""
     try:
         compare_plans(world.on_main_process(lambda: plan), plan)

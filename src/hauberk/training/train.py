@@ -136,7 +136,8 @@ def train(
         stop = stack.enter_context(watch_signals())
         network, spec, code = _build_network(model, method, config, source, device)
         plan = make_plan(spec, method, config, source, more, world.size, code, passed)
-        checkpoint.require_same_plan(plan.to_dict(), world)
+        if world.size > 1:  # a plan names its data by a digest, for which they are read once
+            checkpoint.require_same_plan(plan.to_dict(), world)
         folder = world.on_main_process(lambda: checkpoint.open_folder(out, resume))
         world.on_main_process(lambda: stack.enter_context(exclusive_lock(folder)))
         log = MetricsLog(folder if world.is_main else None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hauberk.attacks import PGD, Attack, Suite
 from hauberk.attacks.frozen_model import ModelQueries, are_probabilities
 from hauberk.attacks.presets import AUTOATTACK
-from hauberk.data import IndexedDataset, Subset, TableDataset, reach_of
+from hauberk.data import IndexedDataset, reach_of
 from hauberk.evaluation.records import Records
 from hauberk.evaluation.result import Finding
 from hauberk.objectives.functional import find_attack_loss
@@ -257,8 +257,5 @@ def batch_dependence(clean: CleanInputs) -> list[Finding]:
 
 def changeable_columns(clean: CleanInputs) -> list[Finding]:
     """Which columns of a table can change: 0 if all that may, 1 if not all of them, 2 if none."""
-    rows = clean.source
-    while isinstance(rows, Subset):
-        rows = rows.dataset
-    reach = reach_of(rows, clean.threat) if isinstance(rows, TableDataset) else None
+    reach = reach_of(clean.source, clean.threat)
     return [] if reach is None else [Finding(2 if not reach.moving else 1 if reach.stuck else 0, str(reach))]
