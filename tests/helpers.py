@@ -143,6 +143,13 @@ def small_mnist_net(features=1568):
     )
 
 
+class Forgetful(nn.Module):
+    """A network whose author has forgotten a line."""
+
+    def __init__(self):
+        self.inner = nn.Linear(4, 3)
+
+
 class Defended(nn.Module):
     def __init__(self, net=None):
         super().__init__()

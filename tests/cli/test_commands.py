@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import hauberk as hb
-from hauberk.cli import COMMANDS, main
+from hauberk.cli import COMMANDS, main, options
 from hauberk.cli.options import usual_folder
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.experiments import Experiment
@@ -204,6 +205,39 @@ def test_mistakes_get_one_line_and_code_2(arguments, says, workplace, capsys):
     assert len(shown.err.strip().splitlines()) == 1
     assert re.search(says, shown.err)
     assert not (workplace / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "typed"),
+    [
+        ("$(touch PWN)", "'$(touch PWN)'"),
+        ("it's here", "'it'\"'\"'s here'"),
+        ("two\nlines", r"$'two\nlines'"),
+        ("it's\x1b[31m", r"$'it\'s\x1b[31m'"),
+    ],
+)
+def test_a_command_to_type_next_is_quoted_for_the_shell(path, typed, tmp_path):
+    said = options.command("evaluate", path)
+    assert said.endswith(f" evaluate {typed}")
+    found = subprocess.run(["bash", "-c", f"printf %s {typed}"], capture_output=True, text=True, cwd=tmp_path)
+    assert found.stdout == path
+    assert not any(tmp_path.iterdir())
+
+
+def test_whatever_is_in_a_name_a_mistake_is_one_line_that_moves_no_cursor(capsys):
+    assert main(["report", "two\nlines\x1b[31m\udcff"]) == 2
+    assert capsys.readouterr().err == (
+        r"hauberk: two\nlines\x1b[31m\udcff holds no run, evaluation, comparison or study to report on" + "\n"
+    )
+
+
+def test_output_that_cannot_be_written_is_one_line(capsys, monkeypatch):
+    def full(*words, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys.stdout, "write", full)
+    assert main(["--help"]) == 1
+    assert capsys.readouterr().err == "hauberk: cannot write: [Errno 28] No space left on device\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Comparisons of methods over seeds: numbers against SciPy, experiments that are never made twice, real processes."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -118,7 +119,7 @@ def test_a_table_is_safe_for_each_form_whatever_stands_in_it():
     assert markdown[:3] == ["| name | x | ε, % | n (INVALID) |", "|---|---|---|---|", "| [red]a&#124;b_1 | - | 0.1235 | 3 |"]
     assert markdown[3:] == ["| `c` (!) | - | **50 %** | 4 |", "", "(INVALID) n: INVALID (chance)", "(!) c: weak"]
     assert r"name & x & $\epsilon$, \% & n (INVALID) \\" in latex
-    assert r"[red]a|b\_1 & - & 0.1235 & 3 \\" in latex
+    assert r"{[}red{]}a|b\_1 & - & 0.1235 & 3 \\" in latex
     assert r"c (!) & - & \textbf{50 \%} & 4 \\" in latex
     assert table.to_csv().splitlines() == [
         'name,x,"ε, %",n (INVALID),doubts',
@@ -128,6 +129,22 @@ def test_a_table_is_safe_for_each_form_whatever_stands_in_it():
     console = Console(width=100, file=io.StringIO(), color_system=None)
     console.print(table.to_rich())
     assert "[red]a|b_1" in console.file.getvalue()  # read as it stands, not as rich's markup
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+cmd|'/C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\n=1", "\r=1"])
+def test_a_name_is_no_formula_in_a_spreadsheet_and_moves_no_cursor_on_a_terminal(text):
+    table = TextTable("a\nb", ["x", text], [[text, text], ["\x1b[31mred\nb", "-1.5"]], doubts={text: text})
+    rows = list(csv.reader(io.StringIO(table.to_csv())))
+    cell = r"\r=1" if text == "\r=1" else f"'{text}"
+    assert rows[0][1].startswith(cell)
+    assert rows[1] == [cell] * 3
+    assert rows[2][1] == "-1.5"  # a number
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    console.print(table.to_rich())
+    for shown in (table.to_markdown(), table.to_latex(), console.file.getvalue()):
+        assert "\x1b" not in shown
+        assert r"red" in shown
+    assert len(table.to_markdown().splitlines()) == 8
 
 
 def test_published_numbers_are_the_papers():

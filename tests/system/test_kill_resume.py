@@ -1,5 +1,10 @@
 """Real processes, killed and interrupted."""
 
+import contextlib
+import errno
+import fcntl
+import os
+import platform
 import signal
 import subprocess
 import sys
@@ -8,7 +13,7 @@ import time
 import pytest
 
 import hauberk as hb
-from hauberk.core.io import exclusive_lock
+from hauberk.core.lock import exclusive_lock
 from helpers import kill_again_and_again, long_or, saved_at, tiny_batch, tiny_net, weights
 
 KILLS = long_or(2, 20)
@@ -62,6 +67,33 @@ def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_holds_nothing(tm
         assert again.poll() is None, again.communicate()[0]
     again.send_signal(signal.SIGTERM)
     finish(again)
+
+
+@pytest.mark.parametrize(
+    ("holder", "age", "free"),
+    [
+        (f"{2**22} 0 {platform.node()}", 0, True),  # no process has this number
+        (f"{os.getpid()} 0 {platform.node()}", 0, False),
+        ("1 0 elsewhere", 0, False),
+        ("1 0 elsewhere", 1000, True),
+    ],
+)
+def test_where_there_are_no_locks_a_dead_holder_is_noticed(holder, age, free, tmp_path, monkeypatch):
+    def missing(*words):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with exclusive_lock(tmp_path), pytest.raises(hb.UserError, match="another process is at work"), exclusive_lock(tmp_path):
+        pass
+    marker = tmp_path / ".lock.held"
+    assert not marker.exists()
+    marker.write_text(holder)
+    os.utime(marker, (time.time() - age,) * 2)
+    with contextlib.nullcontext() if free else pytest.raises(hb.UserError, match="at work"), exclusive_lock(tmp_path):
+        assert free
+        assert marker.read_text() != holder
+    assert marker.exists() != free
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock", ".lock.held"}
 
 
 def test_two_evaluations_in_one_folder_are_refused(tmp_path):

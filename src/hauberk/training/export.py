@@ -80,7 +80,12 @@ def load(
             raise UserError(f"this card would import {spec.name!r}; pass model=, or allow_code=True if you trust it")
         with torch.random.fork_rng(devices=[]):
             model = spec.build()
-    tensors = _read_weights(weights)
+    tensors, own = _read_weights(weights), model.state_dict()
+    for name, value in tensors.items():
+        if name in own and value.is_floating_point() != own[name].is_floating_point():
+            raise UserError(f"the weights in {weights} do not fit this model: {name} is {value.dtype}, not {own[name].dtype}")
+        if value.is_floating_point() and bool(value.isnan().any()):
+            raise UserError(f"the weights in {weights} are damaged: {name} has NaN")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -179,10 +179,8 @@ class MetricsLog:
 
     def load_state_dict(self, state: dict[str, list[dict[str, Any]]]) -> None:
         """Write the rows of a checkpoint again; the file may have one more, of an epoch that will run again, or be lost."""
-        self.rows = [
-            {str(key): value if value is None else float(value) for key, value in row.items()} for row in state["rows"]
-        ]
-        self.rows = [row | {"epoch": int(row["epoch"])} for row in self.rows]
+        rows = [{str(name): float(value) for name, value in row.items()} for row in state["rows"]]
+        self.rows = [row | {"epoch": int(row["epoch"])} for row in rows]
         self._write()
 
     def _write(self) -> None:

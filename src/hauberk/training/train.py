@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hauberk.attacks.frozen_model import check_model
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process
-from hauberk.core.errors import SCHEMA_ERRORS, UserError, first_line, in_one_line, unknown_name
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, first_line, in_one_line, shell_quoted, unknown_name
 from hauberk.core.imports import trusted_name
-from hauberk.core.io import exclusive_lock
+from hauberk.core.lock import exclusive_lock
 from hauberk.core.progress import ProgressBar, watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
@@ -148,7 +148,7 @@ def train(
         display = stack.enter_context(ProgressBar(method.name, plan.total_steps, done, quiet or not world.is_main))
         if warning and world.is_main:
             display.warn(warning)
-        with translate_lost_process(f"--resume {folder} (resume=True) goes on from there"):
+        with translate_lost_process(f"--resume {shell_quoted(folder)} (resume=True) goes on from there"):
             trainer.run(display)
         if trainer.finished:
             network.load_state_dict(trainer.best_weights)
