@@ -18,7 +18,7 @@ from hauberk.experiments import Experiment
 from hauberk.experiments.options import SubsetOptions
 from hauberk.experiments.studies import StudyContext
 from hauberk.experiments.studies.training import with_loss
-from helpers import few_images
+from helpers import end_with_parent, few_images
 
 QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]
 
@@ -269,7 +269,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_ends_the_same(number, work
     assert "epoch 12/12" in capsys.readouterr().out
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "hauberk", *words, "--out", "cut"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent)
     metrics = workplace / "cut" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:

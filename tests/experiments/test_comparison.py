@@ -38,6 +38,7 @@ from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, 
 from hauberk.experiments.studies import StudyContext
 from hauberk.training.published import resolve
 from hauberk.training.schedule import first_drop
+from helpers import end_with_parent
 
 QUICK = {
     "model": ModelOptions("mlp"),
@@ -281,7 +282,10 @@ def test_an_interrupted_comparison_goes_on(tmp_path, capsys):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a run in the background of a shell ignores it
+        preexec_fn=lambda: (
+            end_with_parent(),
+            signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ),  # a run in the background of a shell ignores it
     )
     state = tmp_path / "out" / "at" / "seed-0" / "run" / "state.ckpt"
     while not state.exists():
@@ -299,7 +303,8 @@ def test_an_interrupted_comparison_goes_on(tmp_path, capsys):
 
 def test_a_killed_comparison_leaves_no_process_behind(tmp_path):
     words = [sys.executable, "-m", "hauberk", "compare", *WORDS, "--out", str(tmp_path / "out"), "--epochs", "200"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen(words, preexec_fn=end_with_parent, **how)
     while not (tmp_path / "out" / "at" / "seed-0" / "run" / "state.ckpt").exists():
         time.sleep(0.05)
         assert process.poll() is None

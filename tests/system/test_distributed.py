@@ -26,6 +26,7 @@ from helpers import (
     ROOT,
     TESTS,
     TORCHRUN,
+    end_with_parent,
     kill_again_and_again,
     long_or,
     made_once,
@@ -106,6 +107,7 @@ def launch(words, processes=2):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=end_with_parent,
     )
 
 
