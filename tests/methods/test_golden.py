@@ -328,7 +328,7 @@ def note_step(model, x, y, start, eps, alpha):
 
 
 def test_the_note_preset_is_the_notes_trainer():
-    """A note on MART among the sources detaches weight and clean logits; the attack is in training mode, the clean pass first."""
+    """A note on MART among the sources: weight and clean logits detached, clean pass first, attack in training mode."""
     ours, theirs = tiny_net().double(), tiny_net().double()
     threat, method = hb.Linf("8/255"), hb.method("mart", hb.Linf("8/255"), preset="note")
     x, y = tiny_batch(12, dtype=torch.float64)

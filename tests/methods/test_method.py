@@ -161,6 +161,24 @@ def test_weights_that_are_1_by_choice_are_not_warned_of():
     assert not quietly(hb.method("mart", THREAT), model, *batch).burning_in
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "epoch", "says"),
+    [
+        ("fat", {}, 0, r"fat changes in the course of 100 epochs: call with_schedule\(epochs=...\)"),
+        ("fat-trades", {}, None, "fat-trades changes in the course of the training, and no epoch= is given"),
+        ("gairat", {"lam_end": 1.0, "burn_in": 0}, 3, "gairat changes in the course of 100 epochs"),
+        ("trades+awp", {"awp_warmup": 2}, None, r"trades\+awp perturbs no weights until epoch 2 .* no epoch= is given"),
+    ],
+)
+def test_what_waits_for_the_epoch_says_so_once(name, settings, epoch, says):
+    model, batch = tiny_net().train(), tiny_batch(8)
+    method = hb.method(name, THREAT, **settings)
+    with pytest.warns(UserWarning, match=says):
+        method(model, *batch, epoch=epoch)
+    quietly(method, model, *batch, epoch=epoch)
+    quietly(hb.method(name, THREAT, **settings).with_schedule(epochs=8), model, *batch, epoch=1)
+
+
 def test_training_that_plans_the_burn_in_does_not_warn(digits):
     few = digits["train"].fetch(torch.arange(80))
     with warnings.catch_warnings():
@@ -200,7 +218,7 @@ def test_a_step_where_float64_is_the_default(name):
             name + ("+awp" if name != "free-at" else ""),
             THREAT,
             **({"burn_in": 0} if name.startswith(("mail", "gair")) else {}),
-        )
+        ).with_schedule(epochs=100)
         model = tiny_net(classes=5 + method.extra_outputs).train()
         out = method(model, *tiny_batch(8, dtype=torch.float64), epoch=1)
         out.loss.backward()

@@ -34,6 +34,11 @@ class BatchAttack:
         self.taus = taus
         self.attack_at(0.0)  # refuses now what does not go with τ
 
+    @property
+    def follows_progress(self) -> bool:
+        """Whether it is another attack at another part of the training."""
+        return bool(self.taus)
+
     def attack_at(self, progress: float) -> Attack[Any]:
         """Return the attack with the τ of a point of the training, where it has one."""
         if not self.taus or not isinstance(self.attack, PGD):

@@ -1,7 +1,7 @@
 """A method bound to a threat model: what runs in the training loop."""
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
@@ -223,7 +223,8 @@ class Method(nn.Module):
                 threat model do not fit together, or the model is wrapped for several processes.
 
         Warns:
-            UserWarning: on the first call, if weights are 1 until an epoch that nobody has chosen, or no epoch is given.
+            UserWarning: on the first call, if weights are 1 until an epoch that nobody has chosen, if something follows the
+                length of a training that nobody has told, or waits for an epoch and none is given.
         """
         y = check_batch(x, y)
         if rng is None:
@@ -268,13 +269,28 @@ class Method(nn.Module):
         if any(p.is_inference() for p in model.parameters()):
             raise UserError("a model made under torch.inference_mode cannot be trained; make it, or load it, outside")
         check_inputs(x, y, self.threat)
-        if (epoch or 0) >= self._burn_in:
+        for problem in self._unsaid(epoch):
+            warnings.warn(problem, stacklevel=5)
+
+    def _unsaid(self, epoch: int | None) -> Iterator[str]:
+        """Say what is not as it may seem, because the caller did not tell the epoch, or how long the training is."""
+        missing = "and no epoch= is given, so this is epoch 0: give epoch="
+        if (epoch or 0) < self._burn_in:
+            until = f"all weights of {self.name} are 1 until epoch {self._burn_in} (counted from 0)"
+            if epoch is None:
+                yield f"{until}, {missing}, or set burn_in=0"
+            elif not (self.schedule.known or self.burn_in_is_chosen):
+                yield f"{until}: set burn_in=, or call with_schedule(epochs=...)"
+        warmup = getattr(self.weight_perturbation, "warmup", 0)
+        if epoch is None and warmup:
+            yield f"{self.name} perturbs no weights until epoch {warmup} (counted from 0), {missing}, or set awp_warmup=0"
+        if not any(getattr(part, "follows_progress", False) for part in (self.inner, self.weighting)):
             return
-        until = f"all weights of {self.name} are 1 until epoch {self._burn_in} (counted from 0)"
         if epoch is None:
-            warnings.warn(f"{until}, and no epoch= is given, so this is epoch 0: give epoch=, or set burn_in=0", stacklevel=5)
-        elif not (self.schedule.known or self.burn_in_is_chosen):
-            warnings.warn(f"{until}: set burn_in=, or call with_schedule(epochs=...)", stacklevel=5)
+            yield f"{self.name} changes in the course of the training, {missing}"
+        elif not self.schedule.known:
+            length = self.schedule.epochs
+            yield f"{self.name} changes in the course of {length} epochs: call with_schedule(epochs=...) if yours has others"
 
     def _step(self, context: StepContext, class_weights: Tensor | None) -> Output:
         model, awp, passes = context.model, self.weight_perturbation, self.passes_of_loss

@@ -73,6 +73,11 @@ class Gairat(MeasuredWeighting):
             raise UserError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
         super().__post_init__()
 
+    @property
+    def follows_progress(self) -> bool:
+        """Whether λ depends on the part of the training that is done."""
+        return self.lam_end is not None
+
     def lam_at(self, context: StepContext) -> float:
         """Return λ in an epoch: its value at the end of the burn-in, that at the end of the training, or one in between."""
         begin, epochs = context.burn_in, context.schedule.epochs
