@@ -119,7 +119,7 @@ METHODS: dict[str, MethodSpec] = {
         _UNIFORM, weighting=Gairat(), official={**_OFFICIAL, "burn_in": 59}),  # --begin_epoch 60, counted from 1
     "gair-trades": MethodSpec(
         Trades(beta=5.0), "TRADES reweighted as GAIRAT does (TRADES-LPS of the MAIL paper's Table 1)",
-        "Wang et al. 2021, Section 4.2; no public code",
+        "Wang et al. 2021, Section 4.2; no public code (GAIR-RST's loss of this name mixes two attacks by the weights)",
         _KL, weighting=Gairat()),
     "gair-mart": MethodSpec(
         Mart(beta=6.0), "MART reweighted as GAIRAT does (MART-LPS of the MAIL paper's Table 1)",
