@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,9 +27,9 @@ from hauberk.training import Run, load, pick_device
 from hauberk.training.published import Resolved, resolve
 from hauberk.training.train import train
 
-EVALUATION = "evaluation.json"
+EVALUATION, LAST_EVALUATION = "evaluation.json", "evaluation-last.json"  # of the best and of the last checkpoint
 _RECORD = "experiment.json"
-_PLACES = {"data.data_dir", "data.verify", "surrogate", "label"}  # may differ: they change no number
+_PLACES = {"data.data_dir", "data.verify", "surrogate", "label", "last"}  # may differ: they change no number
 _MACHINE = ("seed", "threads", "device", "save_minutes")  # training settings that are no part of what an experiment is
 
 
@@ -50,6 +50,7 @@ class Experiment:
         hyperparameters: of the method, those that are given.
         surrogate: folder of the run that transfer attacks are crafted on; empty for none.
         label: what it is called in a table and in the folder; empty for the method.
+        last: whether the last checkpoint is evaluated, too.
     """
 
     method: str
@@ -64,6 +65,7 @@ class Experiment:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     surrogate: str = ""
     label: str = ""
+    last: bool = False
 
     @property
     def name(self) -> str:
@@ -120,6 +122,12 @@ class Experiment:
         settings = {"seed": self.seed, "schedule_preset": self.presets.schedule_preset, **more, **self.settings}
         return train(self.model_spec(source, method), source, method=method, out=out, resume=resume, quiet=quiet, **settings)
 
+    @property
+    def evaluations(self) -> dict[Literal["best", "last"], str]:
+        """The checkpoints that are evaluated, each with the file of what was found."""
+        found: dict[Literal["best", "last"], str] = {"best": EVALUATION}
+        return found | {"last": LAST_EVALUATION} if self.last else found
+
     def folder(self, out: Path) -> Path:
         """Return where it is kept, below the folder of a comparison or study."""
         return out / self.name.replace("/", ":") / f"seed-{self.seed}"
@@ -147,18 +155,21 @@ def run_experiment(experiment: Experiment, out: Path, device: str = "auto", thre
     if not train_experiment(experiment, out, device, threads):
         return False
     folder, place = experiment.folder(out), pick_device(device)
-    found = evaluate(
-        load(folder / "run", device=place),
-        experiment.load_data("test"),
-        threat=experiment.threat_model,
-        **asdict(experiment.evaluation),
-        surrogate=load(experiment.surrogate, device=place) if experiment.surrogate else None,
-        seed=experiment.seed,
-        has_reject_class=experiment.make_method().extra_outputs > 0,
-        out=folder / "evaluation",
-        quiet=True,
-    )
-    found.save(folder / EVALUATION)
+    for which, file in experiment.evaluations.items():
+        if (folder / file).exists():
+            continue
+        found = evaluate(
+            load(folder / "run", which=which, device=place),
+            experiment.load_data("test"),
+            threat=experiment.threat_model,
+            **asdict(experiment.evaluation),
+            surrogate=load(experiment.surrogate, device=place) if experiment.surrogate else None,
+            seed=experiment.seed,
+            has_reject_class=experiment.make_method().extra_outputs > 0,
+            out=folder / file.removesuffix(".json"),
+            quiet=True,
+        )
+        found.save(folder / file)
     return True
 
 
@@ -191,7 +202,7 @@ def is_done(experiment: Experiment, out: Path) -> bool:
     folder = experiment.folder(out)
     if (folder / _RECORD).exists():
         _lock_config(folder, experiment)
-    return (folder / EVALUATION).exists()
+    return all((folder / file).exists() for file in experiment.evaluations.values())
 
 
 def _lock_config(folder: Path, experiment: Experiment) -> None:
