@@ -266,6 +266,27 @@ def test_suites_name_whole_attacks_in_order_of_cost():
     assert PRESETS["pgd-plus-rst"].attack.restarts == 5
 
 
+def test_attacks_with_the_name_of_a_code_judge_what_it_judges():
+    """The codes of TRADES, MART, MAIL, FAT and Madry judge where an attack ends; RST's counts every point."""
+    last = {name for name, preset in PRESETS.items() if preset.attack.return_last}
+    assert last == {name for name in PRESETS if name.endswith("-last")} | {
+        *("pgd20-trades", "pgd100-mail", "cw20-mail", "cw30-fat", "pgd10-madry-cifar", "pgd40-madry-mnist")
+    }
+
+    class Band(torch.nn.Module):
+        """Right at 0.35, wrong within 0.1 of 0.5: steps of 0.2 go there and back."""
+
+        def forward(self, x):
+            margin = (x - 0.5).abs() - 0.1
+            return torch.cat([-margin, margin], 1)
+
+    data, threat = (torch.full((4, 1), 0.35), torch.ones(4, dtype=torch.long)), hb.Linf(0.3)
+    for steps, last, stands in ((7, False, 0.0), (7, True, 0.0), (8, False, 0.0), (8, True, 1.0)):
+        attack = hb.attacks.PGD(steps, 0.2, "clean", return_last=last)
+        ev = hb.evaluate(Band(), data, threat=threat, attacks=[attack], quiet=True, diagnostics="cheap")
+        assert ev.by_attack[str(attack)] == stands, attack
+
+
 @pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="reference networks are not at hand (../shared/checkpoints)")
 @pytest.mark.parametrize(
     ("file", "eps", "clean", "attacks", "low", "high"),

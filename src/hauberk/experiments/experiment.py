@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -30,9 +30,9 @@ from hauberk.training.checkpoint import other_versions
 from hauberk.training.published import Resolved, resolve
 from hauberk.training.train import train
 
-EVALUATION = "evaluation.json"
+EVALUATION, LAST_EVALUATION = "evaluation.json", "evaluation-last.json"  # of the best and of the last checkpoint
 _RECORD = "experiment.json"
-_PLACES = {"data.data_dir", "data.verify", "surrogate", "label"}  # may differ: they change no number
+_PLACES = {"data.data_dir", "data.verify", "surrogate", "label", "last"}  # may differ: they change no number
 _MACHINE = ("seed", "threads", "device", "save_minutes")  # training settings that are no part of what an experiment is
 
 
@@ -53,6 +53,7 @@ class Experiment:
         hyperparameters: of the method, those that are given.
         surrogate: folder of the run that transfer attacks are crafted on; empty for none.
         label: what it is called in a table and in the folder; empty for the method.
+        last: whether the last checkpoint is evaluated, too.
     """
 
     method: str
@@ -67,6 +68,7 @@ class Experiment:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     surrogate: str = ""
     label: str = ""
+    last: bool = False
 
     @property
     def name(self) -> str:
@@ -123,6 +125,12 @@ class Experiment:
         settings = {"seed": self.seed, "schedule_preset": self.presets.schedule_preset, **more, **self.settings}
         return train(self.model_spec(source, method), source, method=method, out=out, resume=resume, quiet=quiet, **settings)
 
+    @property
+    def evaluations(self) -> dict[Literal["best", "last"], str]:
+        """The checkpoints that are evaluated, each with the file of what was found."""
+        found: dict[Literal["best", "last"], str] = {"best": EVALUATION}
+        return found | {"last": LAST_EVALUATION} if self.last else found
+
     def folder(self, out: Path) -> Path:
         """Return where it is kept, below the folder of a comparison or study."""
         return out / self.name.replace("/", ":") / f"seed-{self.seed}"
@@ -150,18 +158,21 @@ def run_experiment(experiment: Experiment, out: Path, device: str = "auto", thre
     if not train_experiment(experiment, out, device, threads):
         return False
     folder, place = experiment.folder(out), pick_device(device)
-    found = evaluate(
-        load(folder / "run", device=place),
-        experiment.load_data("test"),
-        threat=experiment.threat_model,
-        **asdict(experiment.evaluation),
-        surrogate=load(experiment.surrogate, device=place) if experiment.surrogate else None,
-        seed=experiment.seed,
-        has_reject_class=experiment.make_method().extra_outputs > 0,
-        out=folder / "evaluation",
-        quiet=True,
-    )
-    found.save(folder / EVALUATION)
+    for which, file in experiment.evaluations.items():
+        if (folder / file).exists():
+            continue
+        found = evaluate(
+            load(folder / "run", which=which, device=place),
+            experiment.load_data("test"),
+            threat=experiment.threat_model,
+            **asdict(experiment.evaluation),
+            surrogate=load(experiment.surrogate, device=place) if experiment.surrogate else None,
+            seed=experiment.seed,
+            has_reject_class=experiment.make_method().extra_outputs > 0,
+            out=folder / file.removesuffix(".json"),
+            quiet=True,
+        )
+        found.save(folder / file)
     return True
 
 
@@ -197,7 +208,7 @@ def is_done(experiment: Experiment, out: Path) -> bool:
     folder = experiment.folder(out)
     if (folder / _RECORD).exists():
         _lock_config(folder, experiment)
-    return (folder / EVALUATION).exists()
+    return all((folder / file).exists() for file in experiment.evaluations.values())
 
 
 def require_same_inputs(experiment: Experiment, out: Path, known: dict[Any, str], threads: int = 0) -> str:
@@ -216,7 +227,8 @@ def require_same_inputs(experiment: Experiment, out: Path, known: dict[Any, str]
         UserError: for other data or code. Data that are not there any more cannot be compared.
     """
     folder, was = experiment.folder(out), ""
-    for split, path in (("train", "run/run.json"), ("test", "evaluation/plan.json")):
+    evaluations = [("test", f"{file.removesuffix('.json')}/plan.json") for file in experiment.evaluations.values()]
+    for split, path in (("train", "run/run.json"), *evaluations):
         if not (folder / path).exists():
             continue
         record, which = read_json(folder / path), (split, experiment.data, experiment.subset)
@@ -228,8 +240,9 @@ def require_same_inputs(experiment: Experiment, out: Path, known: dict[Any, str]
         if split == "train":
             was = other_versions(record, threads)
             spec = ModelSpec.from_dict(record.get("model", {}))
-            if spec.imports and model_code(spec.build()) != record["model"].get("code"):
-                raise UserError(f"{folder} was made with other code of {spec.name}; choose another folder by --out")
+            with torch.random.fork_rng(devices=[]):
+                if spec.imports and model_code(spec.build()) != record["model"].get("code"):
+                    raise UserError(f"{folder} was made with other code of {spec.name}; choose another folder by --out")
     return was
 
 

@@ -97,7 +97,8 @@ def estimate(
 
         suite = find_suite(todo[0].evaluation.suite, todo[0].evaluation.attacks)
         passes = sum(preset.attack.cost() for preset in suite.attacks.values())
-        evaluation = len(todo) * test_size * passes * _seconds(value_and_gradient, place) / (2 * len(x))
+        count = sum(len(one.evaluations) for one in todo)
+        evaluation = count * test_size * passes * _seconds(value_and_gradient, place) / (2 * len(x))
     return Estimate(len(experiments), len(experiments) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
 
 

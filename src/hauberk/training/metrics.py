@@ -18,6 +18,27 @@ from hauberk.core.random import ExampleRng
 from hauberk.data import fetch_for
 from hauberk.methods import Output
 from hauberk.training.plan import Plan
+from hauberk.weighting import probabilistic_margin
+
+BOUNDARY = 0.1  # margins from 0 up to here are near the class boundary; the MAIL paper, Section 4.1, draws no line
+
+
+def count_areas(logits: Tensor | None, logits_adv: Tensor | None, y: Tensor) -> dict[str, Tensor]:
+    """Count the examples of a batch in the parts that the papers draw, as far as there are logits, (B, C); scalars.
+
+    MART's S⁺ and S⁻ (``n_clean_right``, ``n_clean_wrong``); by the probabilistic margin of x', as in the MAIL paper's Figure
+    3, the wrong-prediction area (``n_wrong``, PM < 0), the class boundary (``n_boundary``, PM < 0.1) and the safe area
+    (``n_safe``).
+    """
+    counts = {}
+    if logits is not None:
+        counts["n_clean_right"] = (logits.argmax(1) == y).sum()
+        counts["n_clean_wrong"] = len(y) - counts["n_clean_right"]
+    if logits_adv is not None:
+        margin = probabilistic_margin(logits_adv, y)
+        counts["n_wrong"], counts["n_safe"] = (margin < 0).sum(), (margin >= BOUNDARY).sum()
+        counts["n_boundary"] = len(y) - counts["n_wrong"] - counts["n_safe"]
+    return counts
 
 
 class EpochMetrics:
@@ -34,14 +55,20 @@ class EpochMetrics:
         for name, logits in (("train_clean_accuracy", out.logits), ("train_robust_accuracy", out.logits_adv)):
             if logits is not None:
                 totals[name] = (logits.argmax(1) == y).sum()
-        totals |= {name: value * len(y) for name, value in out.report.items()}
+        if out.logits is not None:
+            totals["misclassification_weight"] = (1 - out.logits.softmax(1).gather(1, y[:, None])).sum()
+        totals |= {name: value * len(y) for name, value in out.report.items()} | count_areas(out.logits, out.logits_adv, y)
         for name, total in totals.items():
             self._sums[name] = total.double() + self._sums.get(name, 0.0)
             self._counts[name] += len(y)
 
     def means(self) -> dict[str, float]:
-        """Return means over the epoch so far; accuracies only of what the method looked at. By all processes together."""
-        return {"loss": 0.0} | {name: total / count for name, (total, count) in self.state_dict().items()}
+        """Return means over the epoch so far, and counts; only of what the method looked at. By all processes together.
+
+        ``misclassification_weight`` is MART's ``1 - p_y(x)``; for the counts see :func:`count_areas`.
+        """
+        sums = self.state_dict().items()
+        return {"loss": 0.0} | {k: int(total) if k.startswith("n_") else total / count for k, (total, count) in sums}
 
     def state_dict(self) -> dict[str, list[float]]:
         """Return the sum of each quantity over all processes, and its number of examples; by all processes together."""
