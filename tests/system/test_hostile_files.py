@@ -133,7 +133,7 @@ def test_weights(run, damage):
         (run / f"changed{name[4:]}").write_bytes((run / name).read_bytes())
     path = run / "changed.safetensors"
     path.write_bytes(mutated(path.read_bytes(), *damage))
-    write_json(run / "changed.json", read_json(run / "best.json") | {"weights": path.name})
+    write_json(run / "changed.json", read_json(run / "best.json") | {"weights": path.name, "weights_digest": None})
     or_refuse(hb.load, run / "changed.json")
 
 

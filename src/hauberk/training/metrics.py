@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -235,25 +236,35 @@ class TensorBoardLog:
         self._writer: Any = None
 
     def on_train_begin(self, trainer: Any) -> None:
-        """Open the file."""
+        """Open the file. Raises UserError if it cannot be written, as the next one does."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self._writer = SummaryWriter(str(self._folder))
+        with self._as_user_error():
+            self._writer = SummaryWriter(str(self._folder))
 
     def on_epoch_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Write a point of each metric."""
         if self._writer is not None:
-            for name, value in metrics.items():
-                if name != "epoch":
-                    self._writer.add_scalar(name, value, metrics["epoch"])
-            self._writer.flush()
+            with self._as_user_error():
+                for name, value in metrics.items():
+                    if name != "epoch":
+                        self._writer.add_scalar(name, value, metrics["epoch"])
+                self._writer.flush()
 
     def on_train_end(self, trainer: Any) -> None:
         """Close the file."""
         if self._writer is not None:
-            self._writer.close()
+            with self._as_user_error():
+                self._writer.close()
+
+    @contextmanager
+    def _as_user_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # what its thread met
+            raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
 
 
 def epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:
