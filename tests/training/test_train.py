@@ -21,7 +21,7 @@ from hauberk.data import TensorDataset, as_dataset, labels
 from hauberk.methods import Output
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
-from hauberk.training.metrics import EpochMetrics, TrainingDiverged, check_catastrophic_overfitting
+from hauberk.training.metrics import EpochMetrics, TensorBoardLog, TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
 from hauberk.training.schedule import eps_scale, first_drop, lr_factor
@@ -392,6 +392,13 @@ def test_metrics_that_are_lost_or_damaged_are_written_again_from_the_checkpoint(
     run = train_tiny(easy_data(), folder, resume=True, epochs=2, callbacks=[Stopping()])
     assert [row["epoch"] for row in run.metrics] == [1, 2]
     assert (folder / "metrics.jsonl").read_bytes().startswith(before)
+
+
+def test_a_file_of_tensorboard_that_cannot_be_written_is_one_line(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("in the way")
+    with pytest.raises(hb.UserError, match="cannot write .*tensorboard"):
+        TensorBoardLog(tmp_path / "tensorboard").on_train_begin(None)
 
 
 def test_resuming_as_something_else_is_refused(tmp_path):
