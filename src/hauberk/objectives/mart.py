@@ -7,8 +7,10 @@ from torch import Tensor
 
 from hauberk.core.step_context import LossTerms, Objective, PresetName, is_official
 from hauberk.objectives.functional import gather_class, kl_divergence, log_softmax, mask_class
+from hauberk.threat.model import checked_batch
 
 
+@checked_batch
 def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, preset: PresetName = "paper") -> LossTerms:
     """MART (Wang et al. 2020): ``ℓ = BCE(p(x'), y)``, ``r = β·KL(p(x)‖p(x'))·(1 - p_y(x))``.
 

@@ -6,15 +6,16 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from hauberk.core.arguments import checked, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting, StepContext, mean_one
 
 Kind: TypeAlias = Literal["tanh", "sigmoid", "discrete"]
 Count: TypeAlias = Literal["kappa", "lps"]
 COUNTS: tuple[Count, ...] = get_args(Count)
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
+@checked
 @torch.no_grad()
 def gairat(kappa: Tensor, steps: int, lam: float = -1.0, kind: Kind = "tanh") -> Tensor:
     """GAIRAT's weights of geometry values κ (Zhang et al. 2021), scaled to mean 1.
@@ -35,15 +36,15 @@ def gairat(kappa: Tensor, steps: int, lam: float = -1.0, kind: Kind = "tanh") ->
     Raises:
         UserError: for an unknown kind.
     """
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, got {steps}")
     argument = lam + 5 * (1 - 2 * kappa / steps)
     if kind == "tanh":
         raw = (1 + argument.tanh()) / 2
     elif kind == "sigmoid":
         raw = argument.sigmoid()
-    elif kind == "discrete":
-        raw = (steps + 1 - kappa) / (steps + 1)
     else:
-        raise UserError(f"kind is 'tanh', 'sigmoid' or 'discrete', not {kind!r}")
+        raw = (steps + 1 - kappa) / (steps + 1)
     return mean_one(raw)
 
 
@@ -63,13 +64,6 @@ class Gairat(MeasuredWeighting):
     measure: Count = "kappa"
     burn_in: int | Literal["first-drop"] = "first-drop"
 
-    def __post_init__(self) -> None:
-        if self.measure not in COUNTS:
-            raise UserError(f"measure is one of {', '.join(COUNTS)}, not {self.measure!r}")
-        if self.kind not in KINDS:
-            raise UserError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
-        super().__post_init__()
-
     def lam_at(self, context: StepContext) -> float:
         """Return λ in an epoch: its value at the end of the burn-in, that at the end of the training, or one in between."""
         begin, epochs = context.burn_in, context.schedule.epochs
@@ -87,4 +81,4 @@ class Gairat(MeasuredWeighting):
 
     def weights(self, measure: Tensor, context: StepContext) -> Tensor:
         """GAIRAT's function of the counts, (B,)."""
-        return gairat(measure, context.attack.steps, self.lam_at(context), self.kind)
+        return unchecked(gairat)(measure, context.attack.steps, self.lam_at(context), self.kind)
