@@ -397,7 +397,7 @@ def test_metrics_that_are_lost_or_damaged_are_written_again_from_the_checkpoint(
 def test_a_file_of_tensorboard_that_cannot_be_written_is_one_line(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "tensorboard").write_text("in the way")
-    with pytest.raises(hb.UserError, match="cannot write .*tensorboard"):
+    with pytest.raises(hb.UserError, match=r"cannot write .*tensorboard"):
         TensorBoardLog(tmp_path / "tensorboard").on_train_begin(None)
 
 
