@@ -76,7 +76,7 @@ def train(arguments: Sequence[str]) -> int:
     if run.interrupted:
         print(f"Stopped and saved. Go on with: {program()} train --resume {again}")
         return 1
-    print(f"Done: best epoch {run.best['epoch'] + 1}. Next: {program()} evaluate {again}")
+    print(f"Done: best epoch {run.best['epoch']}. Next: {program()} evaluate {again}")
     return 0
 
 

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from hauberk.core.arguments import checked, unchecked
+from hauberk.core.arguments import checked, shown, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting, StepContext, mean_one
 
@@ -36,6 +36,8 @@ def gairat(kappa: Tensor, steps: int, lam: float = -1.0, kind: Kind = "tanh") ->
     Raises:
         UserError: for an unknown kind.
     """
+    if kappa.ndim != 1 or kappa.dtype == torch.bool:
+        raise UserError(f"kappa must be counts of shape (B,), got {shown(kappa)}")
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}")
     argument = lam + 5 * (1 - 2 * kappa / steps)
