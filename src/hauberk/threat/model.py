@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hauberk.core.arguments import check_argument, checked, shown
-from hauberk.core.errors import UserError, in_one_line, unknown_name
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.norms import NORMS, Norm
 
@@ -219,8 +219,10 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
     try:
         low, high = (_from_plain(card[side]) for side in ("low", "high"))
         return make_threat(card["norm"], _from_plain(card["eps"]), low, high, card["frozen"], card.get("monotone"))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"this card has no readable threat model ({error})") from error
+    except UserError:
+        raise
+    except SCHEMA_ERRORS as error:
+        raise UserError(f"this card has no readable threat model ({in_one_line(error)})") from error
 
 
 def parse_fraction(text: str) -> float:
@@ -264,7 +266,7 @@ def _as_tensor(value: Any, name: str, problem: str, dtype: torch.dtype | None = 
         tensor = torch.as_tensor(value)
         check_argument(name, tensor, Tensor)
         return tensor.to(dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"{name} = {shown(value)} is {problem}") from error
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from hauberk.attacks.frozen_model import check_model, check_module
 from hauberk.core.arguments import checked
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process, usable_device
-from hauberk.core.errors import UserError, in_one_line, unknown_name
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
 from hauberk.core.imports import trusted_name
-from hauberk.core.io import SCHEMA_ERRORS, exclusive_lock
+from hauberk.core.io import exclusive_lock
 from hauberk.core.progress import ProgressBar, watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
@@ -55,8 +55,9 @@ class Run:
         shown = {name: value for name, value in self.best.get("metrics", {}).items() if name.startswith("val_")}
         scores = "".join(f", {name} {value:.3f}" for name, value in shown.items())
         best = f"best epoch {self.best['epoch']}{scores}" if self.best else "none has ended"
+        where = f"in {str(self.folder)!r}" if self.folder else "not kept"
         state = ", interrupted" if self.interrupted else ""
-        return f"Run({type(self.model).__name__}, {len(self.metrics)} epochs, {best}, folder={str(self.folder)!r}{state})"
+        return f"Run({type(self.model).__name__}, {len(self.metrics)} epochs, {best}, {where}{state})"
 
 
 @checked
@@ -107,7 +108,7 @@ def train(
             training.
         unlabelled: further training data with pseudo-labels, as ``hauberk.data.pseudo_label`` makes them; each batch takes
             ``unlabelled_share`` of its examples from there.
-        quiet: print nothing.
+        quiet: print nothing but warnings, on stderr.
         report_every: print the line of every so many epochs, and of the last.
         **settings: fields of ``TrainConfig`` (``epochs``, ``lr``, ``batch_size``, ...). What is not given takes the value
             published for the data set, network and method, see ``hauberk.training.published``.
@@ -143,7 +144,7 @@ def train(
     if more is not None and more.input_shape != source.input_shape:
         raise UserError(f"unlabelled inputs have shape {more.input_shape}, the labelled ones {source.input_shape}")
     objects = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation, "callbacks": tuple(callbacks)}
-    passed = {name: one for name, one in objects.items() if one not in (None, "", ())}
+    passed = {name: one for name, one in objects.items() if not (one is None or (isinstance(one, str | tuple) and not one))}
     config = _configure(method, published.settings, settings, passed)
     device, world = pick_device(config.device), get_world()
     with ExitStack() as stack:
@@ -165,8 +166,8 @@ def train(
         warning = _begin(trainer, resume)
         done = trainer.epoch * plan.steps_per_epoch + trainer.step
         display = stack.enter_context(ProgressBar(method.name, plan.total_steps, done, quiet or not world.is_main))
-        if warning:
-            display.line(warning)
+        if warning and world.is_main:
+            display.warn(warning)
         with translate_lost_process(f"--resume {folder} (resume=True) goes on from there"):
             trainer.run(display)
         if trainer.finished:
@@ -203,7 +204,7 @@ def resume(
         augment: its import path, likewise.
         callbacks: the import paths of all, likewise.
         verify: compare checksums of the data files with the original ones.
-        quiet: print nothing.
+        quiet: print nothing but warnings, on stderr.
         on_divergence: as in ``TrainConfig``, where it should be another than the run was started with.
 
     Raises:
