@@ -76,7 +76,7 @@ def train(arguments: Sequence[str]) -> int:
     if run.interrupted:
         say(f"Stopped and saved. Go on with: {command('train', '--resume', *again)}")
         return 1
-    say(f"Done: best epoch {run.best['epoch'] + 1}. Next: {command('evaluate', *again)}")
+    say(f"Done: best epoch {run.best['epoch']}. Next: {command('evaluate', *again)}")
     return 0
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import PGD, frozen_model, run_attack
+from hauberk.attacks import PGD, frozen_model
+from hauberk.attacks.base import attack_batch
 from hauberk.core.distributed import World
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import as_json, write_atomically
@@ -102,7 +103,7 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
             break
         x, y = fetch_for(model, plan.val, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
-        found = run_attack(attack, model, x, y, method.threat, seed=ExampleRng(config.seed, index.to(x.device), stage=-2))
+        found = attack_batch(attack, model, x, y, method.threat, seed=ExampleRng(config.seed, index.to(x.device), stage=-2))
         with frozen_model(model) as view, torch.no_grad():
             right = view(x).argmax(1) == y
         weight = torch.ones(len(y), device=y.device) if plan.class_weights is None else plan.class_weights.to(y.device)[y]
