@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -344,6 +345,55 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.part"))
 
 
+class Stopping:
+    """Asks the run to stop after its first epoch."""
+
+    def on_epoch_end(self, trainer, metrics):
+        if metrics["epoch"] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+DAMAGES = {
+    "rates": lambda state: state["scheduler"].update(base_lrs=["x"]),
+    "step": lambda state: state["scheduler"].update(last_epoch=10**400),
+    "method": lambda state: state["scheduler"].update(step=1),
+    "momentum": lambda state: state["optimizer"]["param_groups"][0].update(momentum="x"),
+    "shape": lambda state: state["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(7)),
+    "number": lambda state: state["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(())),
+    "rows": lambda state: state["local"][0]["callbacks"][0].update(rows=[{"epoch": 10**400}]),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run stopped after an epoch of two, and its checkpoint."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    assert train_tiny(easy_data(), folder, epochs=2, callbacks=[Stopping()]).interrupted
+    return folder, (folder / "state.ckpt").read_bytes()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_its_optimizer_or_scheduler_cannot_use_is_refused_in_one_line(damage, stopped):
+    folder, whole = stopped
+    (folder / "state.ckpt").write_bytes(whole)
+    state = read_state(folder / "state.ckpt")[0]
+    DAMAGES[damage](state)
+    write_state(folder / "state.ckpt", state)
+    with pytest.raises(hb.UserError, match=r"the checkpoint in .* (cannot be gone on with|is of another model)"):
+        train_tiny(easy_data(), folder, resume=True, epochs=2, callbacks=[Stopping()])
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"epoch": 1, "lo', b"[" * 100_000])
+def test_metrics_that_are_lost_or_damaged_are_written_again_from_the_checkpoint(content, stopped, tmp_path):
+    folder = shutil.copytree(stopped[0], tmp_path / "run")
+    (folder / "state.ckpt").write_bytes(stopped[1])
+    before = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").unlink() if content is None else (folder / "metrics.jsonl").write_bytes(content)
+    run = train_tiny(easy_data(), folder, resume=True, epochs=2, callbacks=[Stopping()])
+    assert [row["epoch"] for row in run.metrics] == [1, 2]
+    assert (folder / "metrics.jsonl").read_bytes().startswith(before)
+
+
 def test_resuming_as_something_else_is_refused(tmp_path):
     train_tiny(easy_data(), tmp_path / "run", epochs=1)
     for changes, says in (
@@ -408,6 +458,8 @@ def test_resuming_under_other_versions_or_threads_is_said(changes, says, tmp_pat
     record.write_text(json.dumps(json.loads(record.read_text()) | changes))
     train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1, quiet=False)
     said = capsys.readouterr().out.replace("\n", " ")
+    train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1)
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'run'} was begun with {says}")  # quiet or not
     assert f"begun with {says}, going on with hauberk {hb.__version__}" in said
     assert "not the same bit for bit" in said
 

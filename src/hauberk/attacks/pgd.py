@@ -249,7 +249,9 @@ class PGD(MaximizingAttack["PGDState"]):
         state.right = state.right + (~wrong & (state.step < self.steps))
         first = torch.where(wrong & (state.found_at < 0), state.step, state.found_at)
         if self.return_last:
-            state.best, state.best_logits, state.best_loss, state.found = point, logits, loss, wrong
+            # Only the point where it ends is judged; whoever looks in between must not take an earlier one for a success.
+            ended = wrong if self.tau is not None else wrong & (state.step + 1 >= self.max_steps)
+            state.best, state.best_logits, state.best_loss, state.found = point, logits, loss, ended
             state.step = state.step + 1
         else:
             may_be_outside = isinstance(self.start, Tensor) or self.start == "normal-unprojected"

@@ -77,7 +77,7 @@ class EvaluationOptions:
     """The attacks of an evaluation: suite, attacks, sequential."""
 
     suite: str = "quick"
-    """Attacks to run: quick (FGSM, PGD-20, CW-30, PGD-100), papers (those, APGD-CE and AutoAttack), standard (AutoAttack),
+    """Attacks to run: quick (FGSM, PGD-20, CW-30, PGD-100), papers (the columns of the papers' tables), standard (AutoAttack),
     plus, or rand (for random models); see 'hauberk attacks'."""
     attacks: tuple[str, ...] = ()
     """Attacks to run instead of a suite, such as pgd-40 cw-100, or package.module:attribute for your own."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, frozen_model, run_attack
 from hauberk.core.distributed import World
-from hauberk.core.errors import UserError
+from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import as_json, write_atomically
 from hauberk.core.random import ExampleRng
 from hauberk.data import fetch_for
@@ -198,25 +198,31 @@ class MetricsLog:
     def on_epoch_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Append the row of an epoch. Raises UserError if it cannot be written."""
         self.rows.append(metrics)
+        self._write()
+
+    def state_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows: a checkpoint that is whole does not depend on another file."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, list[dict[str, Any]]]) -> None:
+        """Write the rows of a checkpoint again; the file may have one more, of an epoch that will run again, or be lost."""
+        self.rows = [
+            {str(key): value if value is None else float(value) for key, value in row.items()} for row in state["rows"]
+        ]
+        self.rows = [row | {"epoch": int(row["epoch"])} for row in self.rows]
+        self._write()
+
+    def _write(self) -> None:
         if self._path is not None:
             write_atomically(self._path, "".join(as_json(row) + "\n" for row in self.rows).encode())
-
-    def state_dict(self) -> dict[str, int]:
-        """Return how many rows there are."""
-        return {"epochs": len(self.rows)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Read the rows of a checkpoint back; later ones, of an epoch that will run again, are dropped."""
-        if self._path is not None and self._path.exists():
-            self.rows = read_metrics(self._path)[: state["epochs"]]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the metrics of a run, a row per epoch. Raises UserError if they cannot be read."""
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {in_one_line(error)}") from error
 
 
 class TensorBoardLog:
