@@ -28,14 +28,18 @@ from hauberk.training.schedule import eps_scale, first_drop, lr_factor
 from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, settings, tiny_batch, tiny_net
 
 
-def train_tiny(data, out, resume=False, method="trades", **changes):
-    return hb.train(
-        tiny_net(dropout=0.2), data, method=hb.method(method, THREAT, steps=2), out=out, resume=resume, **settings(**changes)
-    )
+def train_tiny(data, out, resume=False, method="trades", preset="paper", **changes):
+    how = hb.method(method, THREAT, steps=2, preset=preset)
+    return hb.train(tiny_net(dropout=0.2), data, method=how, out=out, resume=resume, **settings(**changes))
 
 
 @pytest.mark.parametrize(
-    "extra", [{"ema": 0.9, "augment": "crop-flip"}, {"schedule": "cosine", "class_weights": "balanced", "eps_warmup": 0.5}]
+    "extra",
+    [
+        {"ema": 0.9, "augment": "crop-flip"},
+        {"schedule": "cosine", "class_weights": "balanced", "eps_warmup": 0.5},
+        {"method": "at", "preset": "official"},  # which makes a pass after the optimiser's step
+    ],
 )
 def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(extra, tmp_path):
     data = easy_data()
