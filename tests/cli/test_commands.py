@@ -309,7 +309,7 @@ def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workpla
 
 def test_a_network_of_a_study_is_evaluated(workplace, capsys):
     base = Experiment("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, subset=SubsetOptions(100, 20))
-    context = StudyContext(base, workplace / "study", threads=1)
+    context = StudyContext(base, workplace / "study", threads=1, trials=1)
     context.trained("at with nothing else", custom=with_loss("at with nothing else", base.make_method(), hb.objectives.at))
     (run,) = (workplace / "study").glob("networks/*/*/*/run")
     assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--diagnostics", "cheap", "--json"]) == 0

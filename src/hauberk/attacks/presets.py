@@ -235,7 +235,7 @@ SUITES: dict[str, Suite] = {
         {**dict.fromkeys(_PAPERS, ()), **{name: AUTOATTACK[:k] for k, name in enumerate(AUTOATTACK) if k}},
         {**{name: (name,) for name in _PAPERS}, "autoattack": AUTOATTACK},
         1,
-        "the columns of the MAIL and MART tables, as their codes judge: FGSM, the last points of PGD-20, CW-20 and PGD-100 (ε/10), "
+        "the columns of the MAIL and MART tables, as their codes judge: FGSM, the last points of PGD-20, CW-20 and PGD-100, "
         "APGD-CE, AutoAttack",
     ),
     "standard": _suite(AUTOATTACK, "AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T, Square", sequential=True),

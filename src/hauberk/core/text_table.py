@@ -127,7 +127,7 @@ class TextTable:
 
 
 def _widths(headings: Sequence[str], columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Return how wide columns are: as the longest word of their cells, and wider in turn, up to what they hold, while there is room."""
+    """Return how wide columns are: as the longest word of their cells, and wider in turn while there is room and need."""
     words = [[len(word) + 2 * text.startswith("  ") for text in column for word in text.split()] for column in columns]
     widths = [max(some, default=1) for some in words]
     wanted = [max(map(len, (heading, *column))) for heading, column in zip(headings, columns, strict=True)]
