@@ -2,7 +2,8 @@
 
     python benchmarks/studies.py --data fashion-mnist --data-dir FOLDER
 
-One seed took about an hour and a half on one CPU core. Studies whose results are in --out are not run again; networks are kept there, too.
+One seed took about an hour and a half on one CPU core.
+Studies whose results are in --out are not run again; networks are kept there, too.
 """
 
 from dataclasses import dataclass
@@ -56,9 +57,9 @@ def write_results(options: Studies, context: StudyContext, results: list[StudyRe
     lines = [
         "# Studies: claims and findings",
         "",
-        f"`python benchmarks/studies.py --data {options.data} --data-dir FOLDER`: {context}, {options.test:,} test images. Each "
-        'sentence of a claim is tested by two standard errors over seeds and test images together; a claim "agrees" if all its '
-        'sentences do, and "does not agree" if one does not.',
+        f"`python benchmarks/studies.py --data {options.data} --data-dir FOLDER`: {context}, {options.test:,} test images. "
+        "Each sentence of a claim is tested by two standard errors over seeds and test images together; a claim "
+        '"agrees" if all its sentences do, and "does not agree" if one does not.',
         "",
         f"{when(options.threads)}.",
         "",

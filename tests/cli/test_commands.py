@@ -292,6 +292,16 @@ def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
     assert main(["train", "--resume", "own", "--model", "ownnets:net", "--quiet"]) == 0
 
 
+@pytest.mark.parametrize("command", ["train", "compare", "study"])
+def test_no_command_has_an_option_for_what_it_cannot_be_given(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--unlabelled-share", "0.5"])
+    assert "Unrecognized options: --unlabelled-share" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "unlabelled" not in capsys.readouterr().out
+
+
 def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main(["train", "--method", "adversarial-class", "--epochs", "1", "--threads", "1", "--quiet", "--out", out]) == 0

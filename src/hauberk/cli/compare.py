@@ -19,6 +19,7 @@ from hauberk.experiments.options import (
     SubsetOptions,
     ThreatOptions,
     TrainSettings,
+    as_options,
 )
 from hauberk.experiments.paper_tables import SURROGATE, find_table, parse_methods, scale_budget
 from hauberk.training.published import Resolved, resolve
@@ -138,7 +139,7 @@ def _with_table(options: Compare) -> Compare:
 def _with_published(options: Compare) -> Compare:
     """Fill in, for help, what is not given: of the training settings those that all methods share."""
     full = _with_table(options)
-    configs = [vars(_resolved(full, name).config) for _, name, _ in parse_methods(full.methods)]
+    configs = [as_options(_resolved(full, name).config) for _, name, _ in parse_methods(full.methods)]
     shared = {key: value for key, value in configs[0].items() if all(other[key] == value for other in configs)}
     return replace(full, settings=shared)
 
@@ -225,7 +226,7 @@ def study(arguments: Sequence[str]) -> int:
 
     def with_published(options: Study) -> Study:
         found = resolve(options.data.name, options.model.name, settings=options.settings)
-        return replace(options, settings=vars(found.config))
+        return replace(options, settings=as_options(found.config))
 
     options = parse(Study, "study", arguments, with_published)
     from hauberk.experiments.studies import STUDIES, find_study

@@ -24,7 +24,7 @@ from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
 from hauberk.training.config import TrainConfig
-from hauberk.training.metrics import MetricsLog, TensorBoardLog
+from hauberk.training.metrics import MetricsLog, TensorBoardLog, chance_line
 from hauberk.training.plan import make_plan, recorded_name, require_named
 from hauberk.training.published import resolve
 from hauberk.training.schedule import MakeOptimizer, MakeScheduler
@@ -128,6 +128,8 @@ def train(
     objects = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation, "callbacks": tuple(callbacks)}
     passed = {name: one for name, one in objects.items() if one not in (None, "", ())}
     config = _configure(method, published.settings, settings, passed)
+    if unlabelled is None and "unlabelled_share" in settings:
+        raise UserError("unlabelled_share is the share of unlabelled examples; pass some as unlabelled=, or leave it out")
     device, world = pick_device(config.device), get_world()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -152,6 +154,8 @@ def train(
             trainer.run(display)
         if trainer.finished:
             network.load_state_dict(trainer.best_weights)
+            if doubt := chance_line(trainer.best["metrics"], spec.classes - method.extra_outputs):
+                display.line(doubt)
     return Run(network.eval(), folder, log.rows, trainer.best, not trainer.finished)
 
 
