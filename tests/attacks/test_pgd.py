@@ -170,7 +170,7 @@ def test_a_given_start_outside_is_used_but_never_returned():
 @given(
     threat=st.sampled_from([*THREATS, hb.Linf(torch.rand(3, 8, 8) * 0.1), hb.L2(0.3, frozen=list(range(50))), hb.L1(1.0)]),
     loss=st.sampled_from(["ce", "kl", "cw", "dlr"]),
-    start=st.sampled_from(["uniform", "normal", "clean"]),
+    start=st.sampled_from(["uniform", "normal", "normal-unprojected", "clean"]),
     steps=st.integers(1, 5),
     size=st.sampled_from(["eps/4", "eps", "10*eps"]),
     returned=st.sampled_from([{}, {"return_last": True}, {"return_last": True, "evaluate_last": False}]),

@@ -54,12 +54,54 @@ def test_an_evaluation_of_another_model_with_the_same_weights_is_refused(tmp_pat
         evaluated(other, (x, torch.zeros(10, dtype=torch.int64)), tmp_path)
 
 
+class Kept(nn.Module):
+    """A network whose answers depend on more than its weights."""
+
+    def __init__(self, kind, value):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        with torch.no_grad():
+            self.inner.weight.copy_(torch.arange(12.0).view(3, 4))
+        if kind == "buffer":
+            self.register_buffer("scale", torch.tensor(value), persistent=False)
+        else:
+            self.scale = torch.tensor(value) if kind == "tensor" else value > 0
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+def pushing(far):
+    def attack(model, x, y, threat):
+        return (x + far).clamp(0, 1)
+
+    return attack
+
+
+@pytest.mark.parametrize("kind", ["buffer", "tensor", "flag", "attack"])
+def test_an_evaluation_is_bound_to_all_that_computes(kind, tmp_path):
+    data, says = (torch.rand(10, 4), torch.zeros(10, dtype=torch.int64)), "model: its weights, buffers"
+    if kind == "attack":
+        first, other = ({"attacks": [pushing(far)]} for far in (0.0, 0.01))
+        nets, says = (Kept("tensor", 1.0), Kept("tensor", 1.0)), r"code or settings of .*attack"
+    else:
+        first = other = {}
+        nets = Kept(kind, 1.0), Kept(kind, -1.0)
+        says = "model_code" if kind == "flag" else says
+    evaluated(nets[0], data, tmp_path, **first)
+    evaluated(nets[0], data, tmp_path, **first)
+    with pytest.raises(hb.UserError, match=says):
+        evaluated(nets[1], data, tmp_path, **other)
+
+
 def test_an_evaluation_goes_on_under_the_same_version_only_and_says_other_threads(tmp_path, capsys):
     evaluated(tiny_net(), tiny_batch(10), tmp_path)
     plan = json.loads((tmp_path / "plan.json").read_text())
     (tmp_path / "plan.json").write_text(json.dumps(plan | {"threads": 7}))
     evaluated(tiny_net(), tiny_batch(10), tmp_path, quiet=False)
     assert "begun with 7 threads: verdicts may differ by rounding" in capsys.readouterr().out
+    evaluated(tiny_net(), tiny_batch(10), tmp_path, quiet=True)  # which hides progress, not this
+    assert capsys.readouterr().err == f"{tmp_path} was begun with 7 threads: verdicts may differ by rounding\n"
     (tmp_path / "plan.json").write_text(json.dumps(plan | {"hauberk": "0.0.1"}))
     with pytest.raises(hb.UserError, match=r"hauberk: '0\.0\.1' there"):
         evaluated(tiny_net(), tiny_batch(10), tmp_path)

@@ -231,9 +231,17 @@ def test_finished_experiments_are_not_kept_where_their_data_have_changed(split, 
     assert run_experiments([experiment], out)
     assert run_experiments([experiment], out, on_progress=lambda one, what: told.append(what))
     assert told == ["kept"]
+    record = experiment.folder(out) / "run" / "run.json"
+    record.write_text(json.dumps(json.loads(whole := record.read_text()) | {"threads": 7}))
+    assert run_experiments([experiment], out, on_progress=lambda one, what: told.append(what))
+    assert told[1:] == ["kept, made with 7 threads"]
+    record.write_text(whole)
     (tmp_path / f"{split}.csv").write_text("\n".join([*lines[:-1], "6,4,0"]))
     with pytest.raises(hb.UserError, match=f"was made with other {split} data"):
         run_experiments([experiment], out)
+    if split == "train":  # also where only the network is wanted, as in a study
+        with pytest.raises(hb.UserError, match="was made with other train data"):
+            train_experiment(experiment, out, threads=1)
     (tmp_path / f"{split}.csv").unlink()
     assert run_experiments([experiment], out)  # there is nothing to compare with
 

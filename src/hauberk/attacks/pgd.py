@@ -23,7 +23,7 @@ NESTEROV = 0.75
 
 _IN_EPS = re.compile(r"(?:(?P<times>[\d./]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>[\d.]+))?")
 _NOISE_TAG = 100
-_STARTS = ("uniform", "normal", "clean")
+_STARTS = ("uniform", "normal", "normal-unprojected", "clean")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RelativeStep:
 
 
 StepSize: TypeAlias = float | str | Tensor | RelativeStep
-Start: TypeAlias = Literal["uniform", "normal", "clean"] | Tensor
+Start: TypeAlias = Literal["uniform", "normal", "normal-unprojected", "clean"] | Tensor
 
 
 def parse_step_size(step: StepSize) -> float | Tensor | RelativeStep:
@@ -85,8 +85,9 @@ class PGD(MaximizingAttack["PGDState"]):
         steps: K, number of gradient steps.
         step_size: α in the units of the input: a number, a fraction string ("2/255"), a part of ε ("eps/4", "2*eps",
             ``RelativeStep(1, 4)``), or one value per feature.
-        start: where to begin: "uniform" in the ball, "normal" (x + 0.001·N(0, 1)), "clean" (x itself), or a tensor
-            (B, ...), used exactly as given for the first gradient.
+        start: where to begin: "uniform" in the ball, "normal" (x + 0.001·N(0, 1), projected), "normal-unprojected" (the same,
+            which may leave the box: TRADES', MART's and MAIL's public code), "clean" (x itself), or a tensor (B, ...), used
+            exactly as given. A start outside serves for the first gradient and nothing else.
         loss: what to maximise: "ce", "kl" (from the clean prediction), "cw" (margin), "dlr", "slm" (soft logit margin),
             "evade" (label and class of adversarial inputs together), "...-targeted" of the most likely wrong classes in turn,
             or a function of logits (B, C) and labels (B,) that returns (B,).
@@ -127,13 +128,15 @@ class PGD(MaximizingAttack["PGDState"]):
         if self.restarts > 1 and not isinstance(self.start, str):
             raise UserError("restarts from a given start would all be the same; use a random start")
         if isinstance(self.start, str) and self.start not in _STARTS:
-            raise UserError(f"start is 'uniform', 'normal', 'clean' or a tensor, not {self.start!r}")
+            raise UserError(f"start is {', '.join(map(repr, _STARTS))} or a tensor, not {self.start!r}")
         if self.mode not in ("eval", "train-frozen", "train"):
             raise UserError(f"mode is 'eval', 'train-frozen' or 'train', not {self.mode!r}")
         if self.tau is not None and (self.tau < 0 or self.restarts > 1):
             raise UserError(f"tau must be 0 or more, with one start, got {self.tau} and {self.restarts}")
         if self.tau is not None and (self.momentum or self.nesterov or self.step_size_factors):
             raise UserError("tau goes with plain steps only, not with momentum, nesterov or a line search")
+        if self.tau is not None and self.start == "normal-unprojected":
+            raise UserError("a friendly attack may stop at its start, which must be inside: use the start 'normal'")
         if (self.tau is not None or not self.evaluate_last) and not self.return_last:
             raise UserError("a friendly attack, and one that does not look at its last point, needs return_last=True")
         _ = self._step_size
@@ -183,10 +186,11 @@ class PGD(MaximizingAttack["PGDState"]):
             start = self.start.detach().clone().to(feasible.x)
         elif self.start == "uniform":
             start = feasible.random(inputs.rng, inputs.tag)
-        elif self.start == "normal":
-            start = feasible.project(feasible.x + NORMAL_START * inputs.rng.normal(feasible.x, inputs.tag))
-        else:
+        elif self.start == "clean":
             start = feasible.x
+        else:
+            start = feasible.x + NORMAL_START * inputs.rng.normal(feasible.x, inputs.tag)
+            start = feasible.project(start) if self.start == "normal" else start
         return PGDState(
             **initial_state(inputs, replaces_best=not self.return_last),
             reference=inputs.reference(self.attack_loss, self.targets),
@@ -250,8 +254,8 @@ class PGD(MaximizingAttack["PGDState"]):
             state.best, state.best_logits, state.best_loss, state.found = point, logits, loss, ended
             state.step = state.step + 1
         else:
-            # A start as given may lie outside; it then serves the first gradient and nothing else.
-            allowed = state.feasible.contains(point) if isinstance(self.start, Tensor) else None
+            may_be_outside = isinstance(self.start, Tensor) or self.start == "normal-unprojected"
+            allowed = state.feasible.contains(point) if may_be_outside else None
             state.offer(point, logits, loss, wrong, allowed)
         state.found_at = first
         return wrong

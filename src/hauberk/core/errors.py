@@ -3,13 +3,27 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# What using a file of another version, or of somebody else, may raise. A UserError is a ValueError, too: catch that before.
+SCHEMA_ERRORS = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, ArithmeticError)
+
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done; the message says what, and what to do instead."""
+    """Something the user asked for cannot be done; the message says what, and what to do instead, in one printable line."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class RemoteUserError(UserError):
     """A UserError of another process, which prints it."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return text that does nothing to a terminal: what does not print, such as line breaks and escapes, is written out.
+
+    Characters in ``keep`` stay.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: Exception) -> str:

@@ -130,7 +130,7 @@ class Objective:
 
     Attributes:
         needs: which logits are to be computed: "clean", "adversarial" or both.
-        equation: what it computes, in one line.
+        equation: what it computes of an example, in one line; behind a semicolon, what its names mean.
         extra_outputs: outputs the model needs besides the classes of the data.
         function: of logits, logits_adv, labels and the hyperparameters.
     """

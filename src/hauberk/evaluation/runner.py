@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from hauberk.attacks import PGD, Attack, AttackInputs, AttackState, ModelQueries, run_attack
 from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
-from hauberk.core.errors import UserError
-from hauberk.core.io import SCHEMA_ERRORS, read_state, write_state
+from hauberk.core.errors import SCHEMA_ERRORS, UserError
+from hauberk.core.io import read_state, write_state
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import IndexedDataset, fetch_for

@@ -66,7 +66,7 @@ class ModelOptions:
 class PresetOptions:
     """Where settings come from that are not given: preset, schedule_preset."""
 
-    preset: Literal["paper", "official"] = "paper"
+    preset: Literal["paper", "official", "note"] = "paper"
     """Follow the paper of a method, or the code of its authors where that differs."""
     schedule_preset: Literal["published", "express"] = "published"
     """Take training settings that are not given from the literature, or from a short training that reaches about as much."""

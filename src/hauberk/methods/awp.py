@@ -30,14 +30,14 @@ class AWP:
     def direction(self, model: nn.Module, loss: Tensor, world: World = SINGLE_PROCESS) -> dict[str, Tensor]:
         """Return a relative step of ascent, ``v_l = γ · ‖w_l‖ / ‖g_l‖ · g_l``, by the names of the parameters w_l.
 
-        g is the gradient of ``loss``, a scalar with a graph to the weights, averaged over the processes of ``world``. Only
-        convolutions and linear layers are perturbed (parameters named ``weight`` with more than one dimension), as in the
-        public code.
+        g is the gradient of ``loss``, a scalar with a graph to the weights, averaged over the processes of ``world``. As in
+        the public code, parameters with "weight" in their names and more than one dimension are perturbed: convolutions,
+        linear, attention and recurrent layers, neither biases nor normalisation.
         """
         chosen = {
             name: parameter
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and parameter.ndim > 1 and name.rsplit(".", 1)[-1] == "weight"
+            if parameter.requires_grad and parameter.ndim > 1 and "weight" in name
         }
         grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
         world.average([grad for grad in grads if grad is not None])

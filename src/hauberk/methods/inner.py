@@ -24,21 +24,30 @@ class BatchAttack:
     Args:
         attack: what to run.
         taus: τ of friendly training by the progress of the training: (part of the training up to which, τ), rising.
+        evaluate_last: let PGD look at its last point all the same, which moves BatchNorm's statistics in mode "train".
     """
 
-    def __init__(self, attack: Attack[Any], taus: tuple[tuple[float, int], ...] = ()):
-        self.attack: Attack[Any] = replace(attack, return_last=True, evaluate_last=False) if isinstance(attack, PGD) else attack
+    def __init__(self, attack: Attack[Any], taus: tuple[tuple[float, int], ...] = (), evaluate_last: bool = False):
+        self.attack: Attack[Any] = attack
+        if isinstance(attack, PGD):
+            self.attack = replace(attack, return_last=True, evaluate_last=evaluate_last)
         self.taus = taus
+        self.attack_at(0.0)  # refuses now what does not go with τ
 
-    def tau_at(self, progress: float) -> int | None:
-        """Return τ at a point of the training, None without."""
-        return next((tau for part, tau in self.taus if progress <= part), self.taus[-1][1]) if self.taus else None
+    @property
+    def follows_progress(self) -> bool:
+        """Whether it is another attack at another part of the training."""
+        return bool(self.taus)
+
+    def attack_at(self, progress: float) -> Attack[Any]:
+        """Return the attack with the τ of a point of the training, where it has one."""
+        if not self.taus or not isinstance(self.attack, PGD):
+            return self.attack
+        return replace(self.attack, tau=next((tau for part, tau in self.taus if progress <= part), self.taus[-1][1]))
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
-        attack, x, y, threat = self.attack, context.x, context.y, context.threat
-        if self.taus and isinstance(attack, PGD):
-            attack = replace(attack, tau=self.tau_at(context.progress))
+        attack, x, y, threat = self.attack_at(context.progress), context.x, context.y, context.threat
         clean = context.return_clean_logits
         with context.attack_model(attack.mode) as model:
             return run_attack(attack, model, x, y, threat, seed=context.rng, return_clean_logits=clean, trusted=True)

@@ -1,10 +1,10 @@
 """A method bound to a threat model: what runs in the training loop."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hauberk.attacks import AttackResult
 from hauberk.attacks.frozen_model import checked_first_pass, kept_buffers
-from hauberk.core.distributed import SINGLE_PROCESS, World, get_world
+from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext, summary
@@ -39,7 +39,7 @@ class Output:
         logits: of the clean inputs, (B, C), detached, or None where nothing needs them.
         logits_adv: of the adversarial inputs, likewise.
         report: scalars that say what the weighting did; empty without one.
-        forwards: forward passes of this step, attack included; a fraction where finished examples were left out.
+        forwards: forward passes of this step so far, attack included; a fraction where finished examples were left out.
         backwards: backward passes to the input; those to the weights are not counted.
         burning_in: whether all weights are 1 because the epoch is before the end of the burn-in.
     """
@@ -78,6 +78,10 @@ class Method(nn.Module):
         precision: what the passes run on, see :func:`hauberk.method`.
         compiled: likewise.
         burn_in: number of epochs with weights 1, or "first-drop"; by default the weighting's own, 0 for a function.
+        passes: order of a step: "attack"; "clean" and "adversarial", the passes in training mode; and "step", where the
+            optimiser moves the weights. What is needed and not named comes right after the attack. A pass that is repeated,
+            not needed, or behind "step" (then made by :meth:`after_step`) has no gradient: it moves BatchNorm's statistics, as
+            some public code does. By default the attack, then one pass of each kind that is needed.
 
     Raises:
         UserError: if the parts do not fit together.
@@ -97,6 +101,7 @@ class Method(nn.Module):
         precision: Precision = "model",
         compiled: bool = False,
         burn_in: int | Literal["first-drop"] | None = None,
+        passes: Sequence[str] = ("attack",),
     ):
         super().__init__()
         self.threat, self.name, self.seed = threat, name, seed
@@ -113,7 +118,9 @@ class Method(nn.Module):
         self.burn_in: int | Literal["first-drop"] = own if burn_in is None or weighting is None else burn_in
         self.burn_in_is_chosen = self.burn_in != "first-drop"
         self.needs = frozenset(getattr(self.objective, "needs", CLEAN | ADVERSARIAL)) | getattr(weighting, "needs", frozenset())
+        self.passes_before, self.passes_of_loss, self.passes_after = _split_passes(passes, self.needs, self.inner is not None)
         self._calls = 0
+        self._last: StepContext | None = None  # the batch that the passes after the optimiser's step will see
         if self.inner is None and self.needs >= ADVERSARIAL:
             raise UserError(f"{name} needs logits of adversarial inputs, but has no attack")
         if self.inner is None and weighting is not None:
@@ -155,6 +162,7 @@ class Method(nn.Module):
         fitted = copy(self)
         fitted._modules = dict(self._modules)
         fitted.inner = getattr(self.inner, "fresh", lambda: self.inner)()
+        fitted._last = None
         fitted.schedule = Schedule(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
         fitted.precision = self.precision and PrecisionPolicy(self.precision.precision, self.precision.compiled)
         if fitted._burn_in >= epochs:
@@ -215,7 +223,8 @@ class Method(nn.Module):
                 threat model do not fit together, or the model is wrapped for several processes.
 
         Warns:
-            UserWarning: on the first call, if weights are 1 until an epoch that nobody has chosen, or no epoch is given.
+            UserWarning: on the first call, if weights are 1 until an epoch that nobody has chosen, if something follows the
+                length of a training that nobody has told, or waits for an epoch and none is given.
         """
         y = check_batch(x, y)
         if rng is None:
@@ -241,7 +250,14 @@ class Method(nn.Module):
         return out
 
     def after_step(self, model: nn.Module) -> None:
-        """Tell the parts that the optimiser has moved the weights of the model: those that have an ``after_step(model)``."""
+        """Make the passes that come after the optimiser's step, and tell the parts that have an ``after_step(model)`` of it.
+
+        By all processes together: the statistics of such passes are averaged over them.
+        """
+        if self._last is not None:
+            self._look(self._last, self.passes_after, frozenset())
+            self._last.world.average(running_statistics(model))
+            self._last = None
         for part in (self.inner, self.objective, self.weighting, self.weight_perturbation):
             getattr(part, "after_step", _nothing)(model)
 
@@ -253,32 +269,55 @@ class Method(nn.Module):
         if any(p.is_inference() for p in model.parameters()):
             raise UserError("a model made under torch.inference_mode cannot be trained; make it, or load it, outside")
         check_inputs(x, y, self.threat)
-        if (epoch or 0) >= self._burn_in:
+        for problem in self._unsaid(epoch):
+            warnings.warn(problem, stacklevel=5)
+
+    def _unsaid(self, epoch: int | None) -> Iterator[str]:
+        """Say what is not as it may seem, because the caller did not tell the epoch, or how long the training is."""
+        missing = "and no epoch= is given, so this is epoch 0: give epoch="
+        if (epoch or 0) < self._burn_in:
+            until = f"all weights of {self.name} are 1 until epoch {self._burn_in} (counted from 0)"
+            if epoch is None:
+                yield f"{until}, {missing}, or set burn_in=0"
+            elif not (self.schedule.known or self.burn_in_is_chosen):
+                yield f"{until}: set burn_in=, or call with_schedule(epochs=...)"
+        warmup = getattr(self.weight_perturbation, "warmup", 0)
+        if epoch is None and warmup:
+            yield f"{self.name} perturbs no weights until epoch {warmup} (counted from 0), {missing}, or set awp_warmup=0"
+        if not any(getattr(part, "follows_progress", False) for part in (self.inner, self.weighting)):
             return
-        until = f"all weights of {self.name} are 1 until epoch {self._burn_in} (counted from 0)"
         if epoch is None:
-            warnings.warn(f"{until}, and no epoch= is given, so this is epoch 0: give epoch=, or set burn_in=0", stacklevel=5)
-        elif not (self.schedule.known or self.burn_in_is_chosen):
-            warnings.warn(f"{until}: set burn_in=, or call with_schedule(epochs=...)", stacklevel=5)
+            yield f"{self.name} changes in the course of the training, {missing}"
+        elif not self.schedule.known:
+            length = self.schedule.epochs
+            yield f"{self.name} changes in the course of {length} epochs: call with_schedule(epochs=...) if yours has others"
 
     def _step(self, context: StepContext, class_weights: Tensor | None) -> Output:
-        model, awp = context.model, self.weight_perturbation
+        model, awp, passes = context.model, self.weight_perturbation, self.passes_of_loss
+        self._look(context, self.passes_before, self.needs)
         if self.inner is not None:
             self._attack(self.inner, context)
-        passes = len(self.needs)
         if awp is not None and context.epoch >= awp.warmup:
             with kept_buffers(model):
+                context.logits = context.logits_adv = None
+                self._look(context, _in_order(self.needs), self.needs)
                 proxy, weights = self._loss(context, class_weights)
                 change = awp.direction(model, proxy, context.world)
             report = self._report(context, weights)
             with applied(model, change):
+                context.logits = context.logits_adv = None
+                self._look(context, (*self.passes_before, *passes), self.needs)
                 at, _ = self._loss(context, class_weights, weights)
                 loss = gradient_surrogate(model, at)
-            passes *= 2
+            made = len(self.needs) + 2 * len(self.passes_before) + len(passes)
         else:
+            self._look(context, passes, self.needs)
             loss, weights = self._loss(context, class_weights)
             report = self._report(context, weights)
+            made = len(self.passes_before) + len(passes)
         attack = context.attack
+        if self.passes_after:
+            self._last = replace(context, attack=None, logits=None, logits_adv=None)
         return Output(
             loss=loss,
             x_adv=context.x_adv,
@@ -286,7 +325,7 @@ class Method(nn.Module):
             logits=None if context.logits is None else context.logits.detach(),
             logits_adv=None if context.logits_adv is None else context.logits_adv.detach(),
             report=report,
-            forwards=(0 if attack is None else attack.forwards) + passes,
+            forwards=(0 if attack is None else attack.forwards) + made,
             backwards=0 if attack is None else attack.backwards,
             burning_in=context.epoch < context.burn_in,
         )
@@ -303,13 +342,20 @@ class Method(nn.Module):
             raise UserError("the attack left the threat model; context.threat.project(x_adv, context.x) brings its points back")
         context.x_adv = x_adv
 
-    def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Make the passes of the loss; return it, and the weights (b,) that are given or those of the method."""
-        model = context.model
+    def _look(self, context: StepContext, passes: Sequence[str], needs: frozenset[str]) -> None:
+        """Make passes in training mode; the first of each kind that is needed gives the loss its logits, with a graph."""
         with context.autocast():
-            logits = model(context.x) if "clean" in self.needs else None
-            logits_adv = model(context.x_adv) if "adversarial" in self.needs else None
-        context.logits, context.logits_adv = (None if z is None else at_least_float32(z) for z in (logits, logits_adv))
+            for name in passes:
+                field, x = ("logits", context.x) if name == "clean" else ("logits_adv", context.x_adv)
+                if name in needs and getattr(context, field) is None:
+                    setattr(context, field, at_least_float32(context.model(x)))
+                    continue
+                with torch.no_grad():
+                    context.model(x)
+                torch.clear_autocast_cache()  # of weights that were cast without a graph
+
+    def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the loss of the logits, and the weights (b,) that are given or those of the method."""
         robust, regularizer = self.objective(context)
         if weights is None:
             weights = self._weights(context, robust)
@@ -368,6 +414,23 @@ class Method(nn.Module):
     def __repr__(self) -> str:
         burn_in = f", burn_in={self._burn_in}" if self.weighting is not None else ""
         return f"method({self.name!r}, {self.threat}{burn_in})"
+
+
+def _in_order(kinds: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in ("clean", "adversarial") if name in kinds)
+
+
+def _split_passes(order: Sequence[str], needs: frozenset[str], attacks: bool) -> tuple[tuple[str, ...], ...]:
+    """Return the passes before the attack, those after it, with what is needed besides, and those after the step."""
+    events = tuple(order) if "attack" in order else ("attack", *order)
+    attack, step = events.index("attack"), events.index("step") if "step" in events else len(events)
+    before, loss, after = events[:attack], events[attack + 1 : step], events[step + 1 :]
+    kinds = CLEAN | ADVERSARIAL if attacks else CLEAN
+    if not (CLEAN.issuperset(before) and kinds.issuperset(loss + after)):
+        raise UserError(
+            f"passes are 'clean' and, after 'attack', 'adversarial', with one 'step' at most, not {', '.join(order)}"
+        )
+    return before, (*_in_order(needs - {*before, *loss}), *loss), after
 
 
 def _nothing(argument: Any) -> None:

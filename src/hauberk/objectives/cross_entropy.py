@@ -75,6 +75,6 @@ class AdversarialClass(Objective):
     """A class for adversarial inputs, with ``beta`` as in :func:`hauberk.objectives.adversarial_class`."""
 
     beta: float = 1.0
-    equation = "ω·β·CE(f(x'), K) + CE(f(x), y), K the class of adversarial inputs"
+    equation = "ω·β·CE(f(x'), K) + CE(f(x), y); K is the class of adversarial inputs"
     extra_outputs = 1
     function = staticmethod(adversarial_class)

@@ -82,8 +82,14 @@ class ALP(Objective):
 
     beta: float = 1.0
     pairing: Pairing = "probabilities"
-    equation = "ω·CE(f(x'), y) + β·‖p(x') - p(x)‖²"
     function = staticmethod(alp)
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """The loss with this pairing."""
+        if self.pairing == "probabilities":
+            return "ω·CE(f(x'), y) + β·‖p(x') - p(x)‖²"
+        return "ω·CE(f(x'), y) + CE(f(x), y) + β·mean_k (f(x') - f(x))²"
 
 
 @dataclass(frozen=True)
@@ -92,5 +98,11 @@ class CLP(Objective):
 
     beta: float = 1.0
     pairing: Pairing = "probabilities"
-    equation = "ω·β·‖p(x') - p(x)‖² + CE(f(x), y)"
     function = staticmethod(clp)
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """The loss with this pairing."""
+        if self.pairing == "probabilities":
+            return "ω·β·‖p(x') - p(x)‖² + CE(f(x), y)"
+        return "CE(f(x), y) + β·mean_k (f(x) - f(z))²; z is the next input of the batch"

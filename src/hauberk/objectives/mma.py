@@ -43,7 +43,14 @@ class MMA(Objective):
     """Max-margin adversarial training, with ``clean_share`` as in :func:`hauberk.objectives.mma`."""
 
     clean_share: float = CLEAN_SHARE
-    equation = "ω·⅔·CE(at the nearest adversarial example, if right and within ε; at x, if wrong) + ⅓·CE(f(x), y)"
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """The loss with this share."""
+        return (
+            f"ω·(1 - c)·CE(f(x*), y) + c·CE(f(x), y); c = {self.clean_share:.3g}, x* is the nearest adversarial input, or x "
+            "where that is wrong already; without one within ε the first term is 0"
+        )
 
     def __call__(self, context: StepContext) -> LossTerms:
         """Return the terms; an example counts as found within ε where the attack says so."""

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.norms import NORMS, Norm
 
@@ -198,7 +198,7 @@ def make_threat(
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
         mask = mask.long()
-    if ways is not None and not bool(torch.isin(ways, torch.tensor([-1, 0, 1])).all()):
+    if ways is not None and (ways.dtype == torch.bool or not bool(torch.isin(ways, torch.tensor([-1, 0, 1])).all())):
         raise UserError("monotone takes +1, -1 or 0 for each feature")
     return ThreatModel(norm, radius, lower, upper, mask, text, ways)
 
@@ -212,8 +212,10 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
     try:
         low, high = (_from_plain(card[side]) for side in ("low", "high"))
         return make_threat(card["norm"], _from_plain(card["eps"]), low, high, card["frozen"], card.get("monotone"))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"this card has no readable threat model ({error})") from error
+    except UserError:
+        raise
+    except SCHEMA_ERRORS as error:
+        raise UserError(f"this card has no readable threat model ({in_one_line(error)})") from error
 
 
 def parse_fraction(text: str) -> float:
@@ -255,7 +257,7 @@ def parse_eps(eps: Epsilon) -> tuple[float | Tensor, str]:
 def _as_tensor(value: Any, name: str, problem: str, dtype: torch.dtype | None = None) -> Tensor:
     try:
         return torch.as_tensor(value, dtype=dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"{name} = {value!r:.60} is {problem}") from error
 
 

@@ -299,18 +299,19 @@ def transfer(context: StudyContext) -> StudyResult:
                 found[source, target].append((model(made.x_adv).argmax(1) == y) & (model(x).argmax(1) == y))
     robust = {pair: torch.stack(some) for pair, some in found.items()}
     trained = NETWORKS[1:]
-    worst = {b: min((percent(robust[a, b]), a) for a in NETWORKS if a != b)[1] for b in trained}
-    least = ", ".join(
-        f"{b} {percent(robust[a, b]):.1f} % (from {a}; white-box {percent(robust[b, b]):.1f} %)" for b, a in worst.items()
+    worst = {b: min((percent(robust[a, b]), a) for a in NETWORKS if a != b) for b in trained}
+    least = "; ".join(
+        f"'{b}' keeps {left:.1f} % (from '{a}'; own {percent(robust[b, b]):.1f} %)" for b, (left, a) in worst.items()
     )
     kept = max(percent(robust[a, "standard"]) for a in trained)
     return StudyResult(
-        f"of what is crafted on other networks, the worst leaves {least}; the standard network keeps at most {kept:.1f} % of "
-        "any robust one's",
+        f"under the worst PGD-20 from another network {least}; under those from robust networks 'standard' keeps at most "
+        f"{kept:.1f} %",
         [
-            sentence(f"{b} withstands what is crafted on {a} better than what is crafted on itself", gain)
-            for b, a in worst.items()
-            for gain in [robust[a, b].double() - robust[b, b].double()]
+            sentence(
+                f"'{b}' keeps more under PGD-20 from '{a}' than under its own", robust[a, b].double() - robust[b, b].double()
+            )
+            for b, (_, a) in worst.items()
         ],
         [{"crafted on": a, **{f"{b}, %": percent(robust[a, b]) for b in NETWORKS}} for a in NETWORKS],
     )
