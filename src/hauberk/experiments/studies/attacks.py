@@ -308,9 +308,7 @@ def transfer(context: StudyContext) -> StudyResult:
         f"under the worst PGD-20 from another network {least}; under those from robust networks 'standard' keeps at most "
         f"{kept:.1f} %",
         [
-            sentence(
-                f"'{b}' keeps more under PGD-20 from '{a}' than under its own", robust[a, b].double() - robust[b, b].double()
-            )
+            sentence(f"'{b}' keeps more under PGD-20 from '{a}' than under its own", difference_of(robust[a, b], robust[b, b]))
             for b, (_, a) in worst.items()
         ],
         [{"crafted on": a, **{f"{b}, %": percent(robust[a, b]) for b in NETWORKS}} for a in NETWORKS],
