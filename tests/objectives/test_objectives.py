@@ -77,9 +77,9 @@ def test_pairing_margin_and_extra_class_by_their_equations():
     assert torch.allclose(regular, ce)
 
     for pairing in (hb.objectives.alp, hb.objectives.clp):
-        with pytest.raises(hb.UserError, match="pairing is"):
+        with pytest.raises(hb.UserError, match="pairing must be"):
             pairing(clean, adv, y, pairing="outputs")
-    with pytest.raises(hb.UserError, match="direction is"):
+    with pytest.raises(hb.UserError, match="direction must be"):
         hb.objectives.trades(clean, adv, y, direction="both")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hauberk.attacks.base import Attack, MaximizingAttack, as_function
 from hauberk.attacks.frozen_model import Mode, ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
+from hauberk.core.arguments import check_fields
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import LossLike, fooled
 from hauberk.threat import ThreatModel, expand_to, parse_fraction
@@ -23,7 +24,6 @@ NESTEROV = 0.75
 
 _IN_EPS = re.compile(r"(?:(?P<times>[\d./]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>[\d.]+))?")
 _NOISE_TAG = 100
-_STARTS = ("uniform", "normal", "normal-unprojected", "clean")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class RelativeStep:
 
     times: float = 1.0
     over: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not (self.times > 0 and self.over > 0):
+            raise UserError(f"times and over must be positive, got {self.times} and {self.over}")
 
     def of(self, eps: float | Tensor) -> float | Tensor:
         """Return the step for an ε in the units of the input."""
@@ -127,10 +132,6 @@ class PGD(MaximizingAttack["PGDState"]):
         super().__post_init__()
         if self.restarts > 1 and not isinstance(self.start, str):
             raise UserError("restarts from a given start would all be the same; use a random start")
-        if isinstance(self.start, str) and self.start not in _STARTS:
-            raise UserError(f"start is {', '.join(map(repr, _STARTS))} or a tensor, not {self.start!r}")
-        if self.mode not in ("eval", "train-frozen", "train"):
-            raise UserError(f"mode is 'eval', 'train-frozen' or 'train', not {self.mode!r}")
         if self.tau is not None and (self.tau < 0 or self.restarts > 1):
             raise UserError(f"tau must be 0 or more, with one start, got {self.tau} and {self.restarts}")
         if self.tau is not None and (self.momentum or self.nesterov or self.step_size_factors):
@@ -182,6 +183,13 @@ class PGD(MaximizingAttack["PGDState"]):
     def init(self, inputs: AttackInputs) -> "PGDState":
         """Draw the starts."""
         feasible, y = inputs.feasible, inputs.y
+        one = feasible.x.shape[1:]
+        if isinstance(self._step_size, Tensor) and not _fits(self._step_size, one):
+            raise UserError(
+                f"step_size has shape {tuple(self._step_size.shape)}, which does not fit one example of {tuple(one)}"
+            )
+        if isinstance(self.start, Tensor) and self.start.shape != feasible.x.shape:
+            raise UserError(f"start must be of shape {tuple(feasible.x.shape)}, as the inputs, got {tuple(self.start.shape)}")
         if isinstance(self.start, Tensor):
             start = self.start.detach().clone().to(feasible.x)
         elif self.start == "uniform":
@@ -293,6 +301,12 @@ class PGDState(AttackState):
         """Return what an :class:`AttackResult` says of each example, where K iterates were looked at whatever was found."""
         assert self.lps is not None  # there was a look
         return super().report() | {"logits_lps": self.lps, "kappa": self.right, "steps_taken": self.moves}
+
+
+def _fits(value: Tensor, shape: torch.Size) -> bool:
+    """Whether a tensor broadcasts to a shape."""
+    pairs = zip(reversed(value.shape), reversed(shape), strict=False)
+    return value.ndim <= len(shape) and all(size in (1, wanted) for size, wanted in pairs)
 
 
 def _scaled(grad: Tensor) -> Tensor:

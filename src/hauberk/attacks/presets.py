@@ -7,14 +7,16 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from hauberk.attacks.apgd import APGD
-from hauberk.attacks.base import Attack, run_attack
+from hauberk.attacks.base import Attack, attack_batch, run_attack
 from hauberk.attacks.fab import FAB
+from hauberk.attacks.frozen_model import check_module
 from hauberk.attacks.pgd import LINE_SEARCH, NESTEROV, PGD
 from hauberk.attacks.random_search import RandomSearch
 from hauberk.attacks.square import Square
 from hauberk.attacks.state import AttackResult
 from hauberk.attacks.transfer import CallableAttack, Transfer
-from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.arguments import check_callable, checked
+from hauberk.core.errors import UserError, find_name, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.threat import ThreatModel
@@ -136,19 +138,20 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
         UserError: if it is none of these; for an unknown name, with the nearest one.
     """
     if isinstance(attack, str):
-        if attack in PRESETS:
-            return attack, PRESETS[attack]
         if is_import_path(attack):
             return attack, replace(find_attack(import_object(attack, "attack"))[1], source=f"imported from {attack}")
-        raise unknown_name("attack", attack, PRESETS)
+        name = find_name("attack", attack, PRESETS)
+        return name, PRESETS[name]
     if isinstance(attack, Attack):
         return str(attack), AttackPreset(attack, "given by the caller")
     if callable(attack):
+        check_callable("an attack", attack, "model", "x", "y", "threat")
         made = CallableAttack(attack)
         return str(made), AttackPreset(made, "a function given by the caller")
     raise UserError(f"an attack is a name, an Attack or a function of model, x, y and threat, not {attack!r:.60}")
 
 
+@checked
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0) -> AttackResult:
     """Run AutoAttack (Croce and Hein 2020), standard version: APGD-CE, then APGD-T, FAB-T and Square, each on what stands.
 
@@ -157,7 +160,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
     Args:
         model: classifier from inputs (B, ...) in the box to logits (B, C); unchanged afterwards.
         x: clean inputs, (B, ...), inside the box.
-        y: labels, (B,) int64.
+        y: labels, (B,), integers.
         threat: ball and box.
         seed: of all random draws; an integer, or an ``ExampleRng`` keyed by example.
 
@@ -168,6 +171,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
         UserError: for models and inputs that do not fit together.
     """
     y = check_batch(x, y)
+    check_module(model)
     rng = batch_rng(seed, x)
     first, *others = AUTOATTACK
     found = run_attack(PRESETS[first].adapted(threat, 10)[0], model, x, y, threat, seed=rng)
@@ -178,7 +182,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
         if len(standing) == 0:
             break
         attack, _ = PRESETS[name].adapted(threat, classes)
-        more = run_attack(attack, model, x[standing], y[standing], threat, seed=rng.index_select(standing))
+        more = attack_batch(attack, model, x[standing], y[standing], threat, seed=rng.index_select(standing))
         found = _merge(found, more, standing)
     return found
 
@@ -235,8 +239,8 @@ SUITES: dict[str, Suite] = {
         {**dict.fromkeys(_PAPERS, ()), **{name: AUTOATTACK[:k] for k, name in enumerate(AUTOATTACK) if k}},
         {**{name: (name,) for name in _PAPERS}, "autoattack": AUTOATTACK},
         1,
-        "the columns of the MAIL and MART tables, as their codes judge: FGSM, the last points of PGD-20, CW-20 and PGD-100, "
-        "APGD-CE, AutoAttack",
+        "the columns of the MAIL and MART tables, as their codes judge: FGSM, the last points of PGD-20, CW-20 and "
+        "PGD-100 (ε/10), APGD-CE, AutoAttack",
     ),
     "standard": _suite(AUTOATTACK, "AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T, Square", sequential=True),
     "plus": _suite(
@@ -253,6 +257,7 @@ SUITES: dict[str, Suite] = {
 }
 
 
+@checked
 def find_suite(suite: str, attacks: Sequence[AttackLike] = (), sequential: bool = False, also: Sequence[str] = ()) -> Suite:
     """Return what to run.
 

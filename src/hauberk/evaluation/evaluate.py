@@ -225,7 +225,7 @@ def _require_same_plan(plan: dict[str, Any], source: IndexedDataset, count: int,
 
 
 def _open_store(folder: Path | None, plan: dict[str, Any], world: World, point: Tensor | None) -> RecordStore:
-    """Open the records; rank 0 sets the folder up before the others look at it. Raises UserError in all processes or in none."""
+    """Open the records; rank 0 sets the folder up before the others look at it. All processes raise a UserError, or none."""
     with ExitStack() as undo:
         for first in (True, False):
             problem = ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hauberk.core.arguments import check_fields
 from hauberk.core.distributed import SINGLE_PROCESS, World
 from hauberk.core.errors import UserError
 
@@ -24,6 +25,7 @@ class AWP:
     warmup: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.gamma < 1 or self.warmup < 0:
             raise UserError(f"gamma must be at least 0 and below 1, warmup not negative, got {self.gamma} and {self.warmup}")
 

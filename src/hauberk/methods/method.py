@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hauberk.attacks import AttackResult
-from hauberk.attacks.frozen_model import checked_first_pass, kept_buffers
+from hauberk.attacks.frozen_model import check_module, checked_first_pass, kept_buffers
+from hauberk.core.arguments import check_callable, checked, shown
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext, summary
 from hauberk.fastpath.precision import Precision, PrecisionPolicy, make_policy
-from hauberk.methods.awp import AWP, applied, gradient_surrogate
+from hauberk.methods.awp import applied, gradient_surrogate
 from hauberk.methods.inner import InnerAttack, as_inner_attack
 from hauberk.objectives.cross_entropy import AT
 from hauberk.objectives.functional import at_least_float32, fooled
@@ -87,13 +88,14 @@ class Method(nn.Module):
         UserError: if the parts do not fit together.
     """
 
+    @checked
     def __init__(
         self,
         threat: ThreatModel,
         attack: Any = None,
         objective: Callable[[StepContext], Any] | None = None,
         weighting: Callable[[StepContext], Tensor] | None = None,
-        weight_perturbation: AWP | None = None,
+        weight_perturbation: Any = None,
         *,
         name: str = "custom",
         settings: dict[str, Any] | None = None,
@@ -107,6 +109,15 @@ class Method(nn.Module):
         self.threat, self.name, self.seed = threat, name, seed
         parts = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
         given = {key: part for key, part in parts.items() if part is not None}
+        for key in ("objective", "weighting"):
+            if key in given:
+                check_callable(key, given[key], "context")
+        if weight_perturbation is not None and not callable(getattr(weight_perturbation, "direction", None)):
+            raise UserError(
+                f"weight_perturbation is hb.AWP or has its direction and warmup; {shown(weight_perturbation)} has not"
+            )
+        if isinstance(burn_in, int) and burn_in < 0:
+            raise UserError(f"burn_in must not be negative, got {burn_in}")
         self.settings: dict[str, Any] = {"seed": seed, **given} if settings is None else settings
         self.inner = as_inner_attack(attack)
         self.objective = AT() if objective is None else objective
@@ -206,7 +217,7 @@ class Method(nn.Module):
         Args:
             model: classifier to logits (B, C), in the mode the loss should see (``model.train()`` in training).
             x: clean inputs, (B, ...), inside the threat model's box.
-            y: labels, (B,), integers.
+            y: labels, (B,), integers of any width.
             epoch: 0-based, for burn-in, τ, λ and warm-up; 0 where none is given.
             index: (B,) int64, which examples these are, for methods that remember something about each (``mma``).
             class_weights: (C,), multiplies the whole term of each example by the weight of its class.
@@ -227,6 +238,7 @@ class Method(nn.Module):
                 length of a training that nobody has told, or waits for an epoch and none is given.
         """
         y = check_batch(x, y)
+        self._check_more(x, epoch, index, class_weights, rng, eps_scale)
         if rng is None:
             places = torch.arange(len(x), device=x.device) + (world.rank << 32)
             rng = ExampleRng(self.seed, places, stage=self._calls)
@@ -240,11 +252,11 @@ class Method(nn.Module):
             precision=self.precision,
             return_clean_logits=bool(getattr(self.weighting, "needs_clean_logits", _nothing)(self.needs)),
         )  # fmt: skip
-        checked: AbstractContextManager[None] = nullcontext()
+        first: AbstractContextManager[None] = nullcontext()
         if self._calls == 0:
             self._check_first_call(model, x, y, epoch)
-            checked = checked_first_pass(model, x, y, self.extra_outputs)
-        with checked:
+            first = checked_first_pass(model, x, y, self.extra_outputs)
+        with first:
             out = self._step(context, class_weights)
         self._calls += 1  # now, so that a first call that was refused is checked again
         return out
@@ -261,7 +273,28 @@ class Method(nn.Module):
         for part in (self.inner, self.objective, self.weighting, self.weight_perturbation):
             getattr(part, "after_step", _nothing)(model)
 
+    @staticmethod
+    @checked
+    def _check_more(
+        x: Tensor,
+        epoch: int | None,
+        index: Tensor | None,
+        class_weights: Tensor | None,
+        rng: ExampleRng | None,
+        eps_scale: float,
+    ) -> None:
+        """Check what comes with a batch, without waiting for a device."""
+        if epoch is not None and epoch < 0:
+            raise UserError(f"epoch counts from 0, got {epoch}")
+        if index is not None and (index.shape != x.shape[:1] or index.is_floating_point() or index.dtype == torch.bool):
+            raise UserError(f"index must be integers of shape ({len(x)},), got {shown(index)}")
+        if rng is not None and len(rng.keys) != len(x):
+            raise UserError(f"rng has draws for {len(rng.keys)} examples, the batch has {len(x)}")
+        if eps_scale < 0:
+            raise UserError(f"eps_scale must not be negative, got {eps_scale}")
+
     def _check_first_call(self, model: nn.Module, x: Tensor, y: Tensor, epoch: int | None) -> None:
+        check_module(model)
         if isinstance(model, DistributedDataParallel):
             raise UserError(
                 "attacks must not run through DistributedDataParallel: wrap hb.Step(model, method) in it, and call that on x, y"
@@ -356,11 +389,15 @@ class Method(nn.Module):
 
     def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the loss of the logits, and the weights (b,) that are given or those of the method."""
-        robust, regularizer = self.objective(context)
+        robust, regularizer = _as_terms(self.objective(context), context.y)
         if weights is None:
             weights = self._weights(context, robust)
         terms = weights * robust + regularizer
         if class_weights is not None:
+            seen = context.logits if context.logits is not None else context.logits_adv
+            classes = None if seen is None else seen.shape[1] - self.extra_outputs
+            if class_weights.ndim != 1 or (classes is not None and len(class_weights) != classes):
+                raise UserError(f"class_weights must be one number for each class, ({classes},), got {shown(class_weights)}")
             terms = terms * class_weights.to(terms)[context.y]
         return context.mean(terms), weights
 
@@ -433,6 +470,17 @@ def _split_passes(order: Sequence[str], needs: frozenset[str], attacks: bool) ->
     return before, (*_in_order(needs - {*before, *loss}), *loss), after
 
 
+def _as_terms(found: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what an objective returned as ℓ, (B,), and r, (B,) or one number; raise UserError if it is something else."""
+    if isinstance(found, tuple | list) and len(found) == 2:
+        robust, regularizer = found
+        fits = isinstance(regularizer, int | float) or (isinstance(regularizer, Tensor) and regularizer.shape in (y.shape, ()))
+        if isinstance(robust, Tensor) and robust.shape == y.shape and fits:
+            return robust, regularizer
+    got = ", ".join(map(shown, found)) if isinstance(found, tuple | list) else shown(found)
+    raise UserError(f"the objective must return two tensors of shape ({len(y)},), l and r, it returned {got}")
+
+
 def _nothing(argument: Any) -> None:
     """Stand in for a function that a part need not have."""
 
@@ -468,6 +516,7 @@ class Step(nn.Module):
         >>> step(torch.rand(8, 4), torch.arange(8) % 3).loss.backward()
     """
 
+    @checked
     def __init__(self, model: nn.Module, method: Method):
         super().__init__()
         self.model = model

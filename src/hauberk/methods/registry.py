@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from hauberk.attacks import PGD
-from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.arguments import checked, shown
+from hauberk.core.errors import UserError, find_name, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.step_context import MeasuredWeighting
 from hauberk.fastpath.precision import Precision
@@ -151,11 +152,9 @@ def get_method_spec(name: str) -> MethodSpec:
     Raises:
         UserError: if there is none of that name, with the nearest one.
     """
-    base, plus, suffix = name.partition("+")
-    if plus and suffix != "awp":
-        raise UserError(f"the only addition is '+awp', not {plus + suffix!r}")
+    base, plus, _ = find_method(name).partition("+")
     if base not in METHODS:
-        raise unknown_name("method", base, [*METHODS, *_BUILDERS])
+        raise UserError(f"{base!r} is no row of the table of methods, but built by a function")
     spec = METHODS[base]
     if not plus:
         return spec
@@ -168,6 +167,21 @@ def get_method_spec(name: str) -> MethodSpec:
     return replace(spec, awp=AWP(0.005), official=official, summary=summary)
 
 
+def find_method(name: str) -> str:
+    """Return the name of a method as the table has it, whatever its case; an import path is left as it is.
+
+    Raises:
+        UserError: if there is none of that name, with the nearest one.
+    """
+    if is_import_path(name):
+        return name
+    base, plus, suffix = name.partition("+")
+    if plus and suffix.lower() != "awp":
+        raise UserError(f"the only addition is '+awp', not {plus + suffix!r:.60}")
+    return find_name("method", base, [*METHODS, *_BUILDERS]) + ("+awp" if plus else "")
+
+
+@checked
 def register_method(name: str, build: Callable[..., Method]) -> None:
     """Give a method of your own a name, for :func:`hauberk.method` and everything that takes one.
 
@@ -204,6 +218,7 @@ def default_settings(name: str, preset: str = "paper") -> dict[str, Any]:
     return own | spec.changes(preset)
 
 
+@checked
 def method(
     name: str,
     threat: ThreatModel,
@@ -249,6 +264,7 @@ def method(
         >>> method("mail-trades+awp", Linf("8/255"), measure="pm-nat")
         method('mail-trades+awp', Linf(8/255), burn_in=74)
     """
+    name = find_method(name)
     given = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
     given = {key: value for key, value in given.items() if value is not None}
     settings = {"preset": preset, "seed": seed, **given, **overrides}
@@ -332,8 +348,8 @@ def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredW
         if own:
             raise UserError(f"{name} has no weighting for {own[0]!r} to set; give measure=, too")
         return None
-    if measure not in (*MARGINS, *COUNTS):
-        raise UserError(f"measure is one of {', '.join((*MARGINS, *COUNTS))}, not {measure!r}")
+    if not isinstance(measure, str) or measure not in (*MARGINS, *COUNTS):
+        raise UserError(f"measure is one of {', '.join((*MARGINS, *COUNTS))}, not {shown(measure)}")
     kind: type[Mail] | type[Gairat] = Mail if measure in MARGINS else Gairat
     for key in own:
         if key not in _names(kind):
@@ -345,7 +361,5 @@ def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredW
 
 def _awp(spec: MethodSpec, chosen: dict[str, Any]) -> AWP | None:
     own = {field: chosen[key] for key, field in _NAMES_OF_AWP.items() if key in chosen}
-    if spec.awp is None and not own.get("gamma"):
-        return None
     made = replace(spec.awp or AWP(0.0), **own)
     return made if made.gamma else None

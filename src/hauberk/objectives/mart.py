@@ -6,13 +6,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from hauberk.core.errors import UserError
 from hauberk.core.step_context import LossTerms, Objective
 from hauberk.objectives.functional import gather_class, kl_divergence, log_softmax, mask_class
+from hauberk.threat.model import checked_batch
 
 MartPreset: TypeAlias = Literal["paper", "official", "note"]
 
 
+@checked_batch
 def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, preset: MartPreset = "paper") -> LossTerms:
     """MART (Wang et al. 2020): ``ℓ = BCE(p(x'), y)``, ``r = β·KL(p(x)‖p(x'))·(1 - p_y(x))``.
 
@@ -25,8 +26,6 @@ def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, pr
     trainer, has the margin term of the public code and takes p(x), in the divergence and in the weight, as a constant: no
     gradient comes from the clean logits.
     """
-    if preset not in ("paper", "official", "note"):
-        raise UserError(f"preset is 'paper', 'official' or 'note', not {preset!r}")
     logits = logits.detach() if preset == "note" else logits
     log_clean, log_adv = log_softmax(logits), log_softmax(logits_adv)
     others = mask_class(log_adv, y)

@@ -6,15 +6,16 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from hauberk.core.arguments import checked, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting, PresetName, StepContext, is_official, mean_one
 
 Kind: TypeAlias = Literal["tanh", "sigmoid", "discrete"]
 Count: TypeAlias = Literal["kappa", "lps"]
 COUNTS: tuple[Count, ...] = get_args(Count)
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
+@checked
 @torch.no_grad()
 def gairat(kappa: Tensor, steps: int, lam: float = -1.0, kind: Kind = "tanh", preset: PresetName = "paper") -> Tensor:
     """GAIRAT's weights of geometry values κ (Zhang et al. 2021), scaled to mean 1.
@@ -34,6 +35,8 @@ def gairat(kappa: Tensor, steps: int, lam: float = -1.0, kind: Kind = "tanh", pr
     Raises:
         UserError: for an unknown kind or preset, and for the public code's form with K = 1, which divides by 0.
     """
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, got {steps}")
     half = steps // 2 if is_official(preset) else steps / 2
     if half == 0:
         raise UserError("GAIRAT's public code divides by 0 for 1 step; use more steps, or the preset 'paper'")
@@ -42,10 +45,8 @@ def gairat(kappa: Tensor, steps: int, lam: float = -1.0, kind: Kind = "tanh", pr
         raw = (1 + argument.tanh()) / 2
     elif kind == "sigmoid":
         raw = argument.sigmoid()
-    elif kind == "discrete":
-        raw = (steps + 1 - kappa) / (steps + 1)
     else:
-        raise UserError(f"kind is 'tanh', 'sigmoid' or 'discrete', not {kind!r}")
+        raw = (steps + 1 - kappa) / (steps + 1)
     return mean_one(raw)
 
 
@@ -65,13 +66,6 @@ class Gairat(MeasuredWeighting):
     measure: Count = "kappa"
     burn_in: int | Literal["first-drop"] = "first-drop"
     preset: PresetName = "paper"
-
-    def __post_init__(self) -> None:
-        if self.measure not in COUNTS:
-            raise UserError(f"measure is one of {', '.join(COUNTS)}, not {self.measure!r}")
-        if self.kind not in KINDS:
-            raise UserError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
-        super().__post_init__()
 
     @property
     def follows_progress(self) -> bool:
@@ -95,4 +89,4 @@ class Gairat(MeasuredWeighting):
 
     def weights(self, measure: Tensor, context: StepContext) -> Tensor:
         """GAIRAT's function of the counts, (B,)."""
-        return gairat(measure, context.attack.steps, self.lam_at(context), self.kind, self.preset)
+        return unchecked(gairat)(measure, context.attack.steps, self.lam_at(context), self.kind, self.preset)
