@@ -130,7 +130,10 @@ def _run(options: Gpu, name: str, how: dict[str, Any], aim: str) -> str:
     card = trained(folder, options.model, train_set, threat, device=options.device, precision="bf16", compile="auto", **how)
     test_set = load_data(options.data, "test", options.data_dir)
     found = evaluated(folder, "papers", test_set, threat, options.test, suite="papers", batch_size=500)
-    numbers = [found["clean_accuracy"], *(found["by_attack"][column] for column in ("pgd-100", "cw-30", "autoattack"))]
+    numbers = [
+        found["clean_accuracy"],
+        *(found["by_attack"][column] for column in ("pgd-100-last", "cw-20-last", "autoattack")),
+    ]
     cells = " / ".join(f"{100 * number:.2f}" for number in numbers)
     seconds = card["metrics"]["seconds"]
     print(f"{name}: {cells}, {time.perf_counter() - begun:.0f} s of this sitting", flush=True)

@@ -53,7 +53,10 @@ def test_help_teaches_and_needs_no_torch():
             {"epochs": "90", "beta": "6.0", "milestones": "75.0 90.0"},
         ),
         (["compare", "table3"], {"data": "cifar10", "model": "wrn-32-10", "epochs": "100", "weight-decay": "0.0007"}),
-        (["compare", "mart-white-box"], {"epochs": "120", "attacks": "fgsm pgd-20 cw-20 apgd-ce apgd-t fab-t square"}),
+        (
+            ["compare", "mart-white-box"],
+            {"epochs": "120", "attacks": "fgsm pgd-20-last cw-20-last apgd-ce apgd-t fab-t square"},
+        ),
         (["compare", "--data", "svhn", "--model", "resnet18"], {"epochs": "100", "suite": "papers"}),
         (["study", "--data", "mnist"], {"epochs": "8", "test-size": "500"}),
     ],

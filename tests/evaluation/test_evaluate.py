@@ -54,12 +54,54 @@ def test_an_evaluation_of_another_model_with_the_same_weights_is_refused(tmp_pat
         evaluated(other, (x, torch.zeros(10, dtype=torch.int64)), tmp_path)
 
 
+class Kept(nn.Module):
+    """A network whose answers depend on more than its weights."""
+
+    def __init__(self, kind, value):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        with torch.no_grad():
+            self.inner.weight.copy_(torch.arange(12.0).view(3, 4))
+        if kind == "buffer":
+            self.register_buffer("scale", torch.tensor(value), persistent=False)
+        else:
+            self.scale = torch.tensor(value) if kind == "tensor" else value > 0
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+def pushing(far):
+    def attack(model, x, y, threat):
+        return (x + far).clamp(0, 1)
+
+    return attack
+
+
+@pytest.mark.parametrize("kind", ["buffer", "tensor", "flag", "attack"])
+def test_an_evaluation_is_bound_to_all_that_computes(kind, tmp_path):
+    data, says = (torch.rand(10, 4), torch.zeros(10, dtype=torch.int64)), "model: its weights, buffers"
+    if kind == "attack":
+        first, other = ({"attacks": [pushing(far)]} for far in (0.0, 0.01))
+        nets, says = (Kept("tensor", 1.0), Kept("tensor", 1.0)), r"code or settings of .*attack"
+    else:
+        first = other = {}
+        nets = Kept(kind, 1.0), Kept(kind, -1.0)
+        says = "model_code" if kind == "flag" else says
+    evaluated(nets[0], data, tmp_path, **first)
+    evaluated(nets[0], data, tmp_path, **first)
+    with pytest.raises(hb.UserError, match=says):
+        evaluated(nets[1], data, tmp_path, **other)
+
+
 def test_an_evaluation_goes_on_under_the_same_version_only_and_says_other_threads(tmp_path, capsys):
     evaluated(tiny_net(), tiny_batch(10), tmp_path)
     plan = json.loads((tmp_path / "plan.json").read_text())
     (tmp_path / "plan.json").write_text(json.dumps(plan | {"threads": 7}))
     evaluated(tiny_net(), tiny_batch(10), tmp_path, quiet=False)
     assert "begun with 7 threads: verdicts may differ by rounding" in capsys.readouterr().out
+    evaluated(tiny_net(), tiny_batch(10), tmp_path, quiet=True)  # which hides progress, not this
+    assert capsys.readouterr().err == f"{tmp_path} was begun with 7 threads: verdicts may differ by rounding\n"
     (tmp_path / "plan.json").write_text(json.dumps(plan | {"hauberk": "0.0.1"}))
     with pytest.raises(hb.UserError, match=r"hauberk: '0\.0\.1' there"):
         evaluated(tiny_net(), tiny_batch(10), tmp_path)
@@ -222,6 +264,27 @@ def test_suites_name_whole_attacks_in_order_of_cost():
     assert list(find_suite("quick").stages) == ["fgsm", "pgd-20", "cw-30", "pgd-100"]
     assert list(find_suite("", ["pgd-plus-rst", "fgsm", "fgsm"]).stages) == ["fgsm", "pgd-plus-rst"]
     assert PRESETS["pgd-plus-rst"].attack.restarts == 5
+
+
+def test_attacks_with_the_name_of_a_code_judge_what_it_judges():
+    """The codes of TRADES, MART, MAIL, FAT and Madry judge where an attack ends; RST's counts every point."""
+    last = {name for name, preset in PRESETS.items() if preset.attack.return_last}
+    assert last == {name for name in PRESETS if name.endswith("-last")} | {
+        *("pgd20-trades", "pgd100-mail", "cw20-mail", "cw30-fat", "pgd10-madry-cifar", "pgd40-madry-mnist")
+    }
+
+    class Band(torch.nn.Module):
+        """Right at 0.35, wrong within 0.1 of 0.5: steps of 0.2 go there and back."""
+
+        def forward(self, x):
+            margin = (x - 0.5).abs() - 0.1
+            return torch.cat([-margin, margin], 1)
+
+    data, threat = (torch.full((4, 1), 0.35), torch.ones(4, dtype=torch.long)), hb.Linf(0.3)
+    for steps, last, stands in ((7, False, 0.0), (7, True, 0.0), (8, False, 0.0), (8, True, 1.0)):
+        attack = hb.attacks.PGD(steps, 0.2, "clean", return_last=last)
+        ev = hb.evaluate(Band(), data, threat=threat, attacks=[attack], quiet=True, diagnostics="cheap")
+        assert ev.by_attack[str(attack)] == stands, attack
 
 
 @pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="reference networks are not at hand (../shared/checkpoints)")

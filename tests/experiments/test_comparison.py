@@ -130,6 +130,47 @@ def test_a_table_is_safe_for_each_form_whatever_stands_in_it():
     assert "[red]a|b_1" in console.file.getvalue()  # read as it stands, not as rich's markup
 
 
+@pytest.mark.parametrize("name", ["mart-white-box", "mart-black-box"])
+def test_no_heading_and_no_number_is_cut_off_on_a_terminal_of_80_characters(name):
+    columns = ["method", "clean", *PAPER_TABLES[name].attacks, "worst case", "worst case against `at`"]
+    row = ["`mart`", *["40.12 ± 0.34"] * (len(columns) - 2), "+1.20 (p 0.012)"]
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(TextTable("", columns, [row, ["  paper", *row[1:-1], ""]]).to_rich())
+    lines = console.file.getvalue().splitlines()
+    assert "…" not in "".join(lines)
+    head = next(k for k, line in enumerate(lines) if "╇" in line)
+    cells = [[cell.replace(" ", "") for cell in line.strip("┃").split("┃")] for line in lines[:head] if "┃" in line]
+    headings = ["".join(parts) for parts in zip(*cells, strict=True)]
+    assert headings == [column.replace("`", "").replace(" ", "") for column in columns]
+    body = " ".join(lines[head:])
+    assert body.count("40.12") == 2 * (len(columns) - 2)
+    assert "paper" in body
+
+
+def test_the_last_checkpoint_stands_below_the_best_with_the_gap(tmp_path, monkeypatch, capsys):
+    words = ["compare", *WORDS, "--methods", "at", "--suite", "quick", "--out", str(tmp_path), "--quiet"]
+    words[words.index("--epochs") + 1] = "2"
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(words) == 0
+    assert "last epoch" not in capsys.readouterr().out
+    best = tmp_path / "at" / "seed-0" / "evaluation.json"
+    stamp = best.stat().st_mtime_ns
+    assert main([*words, "--last"]) == 0
+    assert best.stat().st_mtime_ns == stamp  # what is finished is not made again
+    ended = hb.evaluate(
+        hb.load(tmp_path / "at" / "seed-0" / "run", which="last"),
+        Experiment("at", 0, **QUICK).load_data("test"),
+        threat=Experiment("at", 0).threat_model,
+        quiet=True,
+    )
+    found = Comparison(**read_json(tmp_path / "comparison.json"))
+    assert found.last["at"]["worst case"] == [pytest.approx(100 * ended.robust_accuracy)]
+    gap = found.values["at"]["worst case"][0] - 100 * ended.robust_accuracy
+    assert f"| {100 * ended.clean_accuracy:.2f} |" in (tmp_path / "comparison.md").read_text()
+    assert f"| best {gap:+.2f} |" in (tmp_path / "comparison.md").read_text()
+    assert '"worst case, last epoch"' in (tmp_path / "comparison.csv").read_text()
+
+
 def test_published_numbers_are_the_papers():
     assert MAIL["cifar10", "resnet18"]["mail-trades"][0] == (81.84, 0.18)
     assert MAIL["cifar10", "wrn-32-10"]["gairat"][4] == (40.3, 0.16)
@@ -190,9 +231,17 @@ def test_finished_experiments_are_not_kept_where_their_data_have_changed(split, 
     assert run_experiments([experiment], out)
     assert run_experiments([experiment], out, on_progress=lambda one, what: told.append(what))
     assert told == ["kept"]
+    record = experiment.folder(out) / "run" / "run.json"
+    record.write_text(json.dumps(json.loads(whole := record.read_text()) | {"threads": 7}))
+    assert run_experiments([experiment], out, on_progress=lambda one, what: told.append(what))
+    assert told[1:] == ["kept, made with 7 threads"]
+    record.write_text(whole)
     (tmp_path / f"{split}.csv").write_text("\n".join([*lines[:-1], "6,4,0"]))
     with pytest.raises(hb.UserError, match=f"was made with other {split} data"):
         run_experiments([experiment], out)
+    if split == "train":  # also where only the network is wanted, as in a study
+        with pytest.raises(hb.UserError, match="was made with other train data"):
+            train_experiment(experiment, out, threads=1)
     (tmp_path / f"{split}.csv").unlink()
     assert run_experiments([experiment], out)  # there is nothing to compare with
 
@@ -412,7 +461,7 @@ def table_1(tmp_path):
     for place, label in enumerate(labels):
         for seed in range(5):
             share = (40 + place + rng.normal()) / 100
-            attacks = {"pgd-100": share + 0.1, "apgd-ce": share + 0.05, "cw-30": share + 0.02, "autoattack": share}
+            attacks = {"pgd-100-last": share + 0.1, "apgd-ce": share + 0.05, "cw-20-last": share + 0.02, "autoattack": share}
             folder = tmp_path / label / f"seed-{seed}"
             folder.mkdir(parents=True)
             one = {
@@ -493,10 +542,10 @@ def test_a_table_on_digits(name, tmp_path, capsys):
     found = read_json(tmp_path / "comparison.json")
     assert "epochs" in found["about"]
     if name == "mart-black-box":
-        assert found["columns"][:4] == ["clean", "transfer-fgsm", "pgd-20", "transfer-pgd-20"]
+        assert found["columns"][:4] == ["clean", "transfer-fgsm", "pgd-20-last", "transfer-pgd-20"]
         assert (tmp_path / "surrogate" / "standard" / "seed-1000" / "run" / "best.safetensors").exists()
         for method in found["methods"]:  # perturbations of another network harm a network less than its own
-            assert found["values"][method]["transfer-pgd-20"] >= found["values"][method]["pgd-20"]
+            assert found["values"][method]["transfer-pgd-20"] >= found["values"][method]["pgd-20-last"]
     assert main(["report", str(tmp_path)]) == 0
     assert main(["compare", name, *words, "--dry-run"]) == 0
     assert "0 of" in capsys.readouterr().out

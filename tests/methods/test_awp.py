@@ -67,6 +67,24 @@ def test_only_convolutions_and_linear_layers_by_their_own_norm():
         assert float(v.norm() / model.get_parameter(name).norm()) == pytest.approx(0.05, rel=1e-5)
 
 
+def test_attention_and_recurrent_layers_are_perturbed_as_in_the_public_code():
+    """Which takes every weight with more than one dimension, whatever layer it is of."""
+
+    class Sequences(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.recurrent = nn.MultiheadAttention(4, 2, batch_first=True), nn.GRU(4, 4, batch_first=True)
+            self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.norm(self.recurrent(self.attention(x, x, x)[0])[0]).mean(1))
+
+    model = Sequences()
+    change = AWP(0.01).direction(model, nn.functional.cross_entropy(model(torch.rand(5, 6, 4)), torch.arange(5) % 3))
+    matrices = {name for name, value in model.state_dict().items() if value.ndim > 1 and "weight" in name}
+    assert set(change) == matrices > {"attention.in_proj_weight", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0"}
+
+
 def test_weights_come_back_when_something_fails():
     model = tiny_net()
     before = model[0].weight.detach().clone()

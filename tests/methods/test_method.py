@@ -87,7 +87,8 @@ def test_overrides_and_presets_reach_attack_and_objective():
     assert (mart.attack.steps, mart.attack.step_size, mart.settings["beta"]) == (3, "2/255", 1.5)
     official = hb.method("trades", hb.Linf(0.031), preset="official")
     assert official.attack.step_size == "7*eps/31"
-    assert official.attack.start == "normal"
+    assert official.attack.start == "normal-unprojected"
+    assert hb.method("fat-trades", THREAT, preset="official").attack.start == "normal"
     again = hb.method(**{**mart.to_dict(), "threat": THREAT})
     assert again.to_dict() == mart.to_dict()
 
@@ -98,9 +99,14 @@ def test_overrides_and_presets_reach_attack_and_objective():
         (lambda: hb.method("marts", THREAT), "did you mean 'mart'"),
         (lambda: hb.method("at", THREAT, stepsize=1), "did you mean 'step_size'"),
         (lambda: hb.method("at", THREAT, beta=1.0), "unknown setting of at"),
-        (lambda: hb.method("mart", THREAT, beta=-1), "not negative"),
-        (lambda: hb.method("mart", THREAT, beta=float("nan")), "not negative"),
-        (lambda: hb.method("mart", THREAT, preset="code"), "preset is"),
+        (lambda: hb.method("mart", THREAT, beta=-1), "must not be negative"),
+        (lambda: hb.method("mart", THREAT, beta=float("nan")), "beta must be a finite number"),
+        (lambda: hb.method("mart", THREAT, preset="code"), "preset is 'paper' or 'official' or 'note'"),
+        (lambda: hb.method("at", THREAT, passes=("adversarial", "attack")), "passes are 'clean' and, after 'attack'"),
+        (lambda: hb.method("standard", THREAT, passes=("attack", "adversarial")), "passes are 'clean'"),
+        (lambda: hb.method("at", THREAT, passes=("step", "attack")), "one 'step' at most"),
+        (lambda: hb.method("fat", THREAT, start="normal-unprojected"), "must be inside"),
+        (lambda: hb.method("free-at", THREAT, evaluate_last=True), "unknown setting of free-at"),
         (lambda: hb.method("at", THREAT)(tiny_net(), *tiny_batch()[:1], torch.full((6,), 9)), "labels must be 0 to 4"),
         (lambda: hb.method("at", THREAT)(tiny_net(), tiny_batch()[0] * 4 - 2, tiny_batch()[1]), "normalisation belongs inside"),
         (lambda: hb.method("at", THREAT)(tiny_net(), tiny_batch()[0] * 255, tiny_batch()[1]), "divide by 255"),
@@ -155,6 +161,24 @@ def test_weights_that_are_1_by_choice_are_not_warned_of():
     assert not quietly(hb.method("mart", THREAT), model, *batch).burning_in
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "epoch", "says"),
+    [
+        ("fat", {}, 0, r"fat changes in the course of 100 epochs: call with_schedule\(epochs=...\)"),
+        ("fat-trades", {}, None, "fat-trades changes in the course of the training, and no epoch= is given"),
+        ("gairat", {"lam_end": 1.0, "burn_in": 0}, 3, "gairat changes in the course of 100 epochs"),
+        ("trades+awp", {"awp_warmup": 2}, None, r"trades\+awp perturbs no weights until epoch 2 .* no epoch= is given"),
+    ],
+)
+def test_what_waits_for_the_epoch_says_so_once(name, settings, epoch, says):
+    model, batch = tiny_net().train(), tiny_batch(8)
+    method = hb.method(name, THREAT, **settings)
+    with pytest.warns(UserWarning, match=says):
+        method(model, *batch, epoch=epoch)
+    quietly(method, model, *batch, epoch=epoch)
+    quietly(hb.method(name, THREAT, **settings).with_schedule(epochs=8), model, *batch, epoch=1)
+
+
 def test_training_that_plans_the_burn_in_does_not_warn(digits):
     few = digits["train"].fetch(torch.arange(80))
     with warnings.catch_warnings():
@@ -194,7 +218,7 @@ def test_a_step_where_float64_is_the_default(name):
             name + ("+awp" if name != "free-at" else ""),
             THREAT,
             **({"burn_in": 0} if name.startswith(("mail", "gair")) else {}),
-        )
+        ).with_schedule(epochs=100)
         model = tiny_net(classes=5 + method.extra_outputs).train()
         out = method(model, *tiny_batch(8, dtype=torch.float64), epoch=1)
         out.loss.backward()
@@ -221,6 +245,46 @@ def test_the_public_code_that_attacks_in_training_mode_is_followed():
         assert hb.method(name, THREAT, preset="official").attack.mode == "train"
     for name in ("trades", "trades+awp", "mart", "gairat", "mail-at", "fat"):
         assert hb.method(name, THREAT, preset="official").attack.mode == "eval"
-    model = tiny_net().train()
-    hb.method("at", THREAT, preset="official")(model, *tiny_batch())
-    assert int(model[1].num_batches_tracked) == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "updates", "forwards"),
+    [
+        ("at", {}, 1, 11),
+        ("at", {"preset": "official"}, 13, 12),  # 10 of the attack, one at its last point, the loss's; after the step, x
+        ("fgsm-at", {"preset": "official"}, 2, 2),
+        ("trades", {}, 2, 13),
+        ("trades", {"preset": "official"}, 3, 14),
+        ("trades+awp", {}, 2, 15),
+        ("trades+awp", {"preset": "official", "awp_warmup": 0}, 3, 16),
+        ("mart", {"preset": "official"}, 2, 12),
+        ("mart", {"preset": "note"}, 12, 12),
+        ("at", {"passes": ("clean", "attack", "clean")}, 3, 13),
+    ],
+)
+def test_passes_in_training_mode(name, settings, updates, forwards):
+    """Those that a preset makes for BatchNorm's statistics alone are counted, and have no gradient."""
+    model, batch = tiny_net().train(), tiny_batch()
+    method = hb.method(name, THREAT, **settings)
+    out = method(model, *batch)
+    assert out.forwards == forwards
+    out.loss.backward()
+    method.after_step(model)
+    assert int(model[1].num_batches_tracked) == updates
+    method.after_step(model)  # makes nothing twice
+    assert int(model[1].num_batches_tracked) == updates
+
+
+def test_repeated_passes_move_statistics_and_nothing_else():
+    order = ("attack", "adversarial", "clean", "clean")
+    plain, twice = (hb.method("trades", THREAT, seed=3, **how) for how in ({}, {"passes": order}))
+    models = [tiny_net().train() for _ in range(2)]
+    batch = tiny_batch()
+    losses = [method(model, *batch).loss for method, model in zip((plain, twice), models, strict=True)]
+    for loss in losses:
+        loss.backward()
+    assert torch.equal(*losses)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    assert not torch.allclose(models[0][1].running_mean, models[1][1].running_mean)
+    assert hb.method(**{**twice.to_dict(), "threat": THREAT}).passes_of_loss == ("adversarial", "clean", "clean")

@@ -1,3 +1,6 @@
+import re
+from dataclasses import fields, replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +8,7 @@ import torch.nn.functional as F
 import hauberk as hb
 from hauberk import objectives as every
 from hauberk.core.step_context import StepContext
+from hauberk.methods import get_method_spec
 from hauberk.objectives import kl_divergence
 
 
@@ -73,9 +77,9 @@ def test_pairing_margin_and_extra_class_by_their_equations():
     assert torch.allclose(regular, ce)
 
     for pairing in (hb.objectives.alp, hb.objectives.clp):
-        with pytest.raises(hb.UserError, match="pairing is"):
+        with pytest.raises(hb.UserError, match="pairing must be"):
             pairing(clean, adv, y, pairing="outputs")
-    with pytest.raises(hb.UserError, match="direction is"):
+    with pytest.raises(hb.UserError, match="direction must be"):
         hb.objectives.trades(clean, adv, y, direction="both")
 
 
@@ -131,3 +135,49 @@ def test_unknown_preset():
     clean, adv, y = logits_pair()
     with pytest.raises(hb.UserError, match="paper"):
         hb.objectives.mart(clean, adv, y, preset="code")
+
+
+def value_of(equation, clean, adv, y, weight, constants):
+    """Compute a formula as it is printed, (B,): an evaluator that knows nothing of the objectives."""
+
+    def divergence(p, q):
+        return (p * (p.log() - q.log())).sum(1)
+
+    def boosted(p, label):
+        others = p.masked_fill(F.one_hot(label, p.shape[1]).bool(), 0).amax(1)
+        return -p.gather(1, label[:, None])[:, 0].log() - (1 - others).log()
+
+    formula = equation.partition(";")[0]
+    formula = re.sub(r"‖([^‖]+)‖²", r"sum_of_squares(\1)", re.sub(r"mean_k \((.+?)\)²", r"mean_of_squares(\1)", formula))
+    for sign, python in (("x'", "adv"), ("x*", "star"), ("·", "*"), ("‖", ", "), ("ω", "weight"), ("β", "beta")):
+        formula = formula.replace(sign, python)
+    right = (clean.argmax(1) == y)[:, None]
+    names = {
+        "x": clean, "adv": adv, "star": torch.where(right, adv, clean), "z": clean.roll(-1, 0), "y": y, "weight": weight,
+        "f": lambda logits: logits, "p": lambda logits: logits.softmax(1), "BCE": boosted, "KL": divergence,
+        "p_y": lambda logits: logits.softmax(1).gather(1, y[:, None])[:, 0], "K": torch.full_like(y, clean.shape[1] - 1),
+        "CE": lambda logits, label: -logits.log_softmax(1).gather(1, label[:, None])[:, 0],
+        "sum_of_squares": lambda v: v.square().sum(1), "mean_of_squares": lambda v: v.square().mean(1),
+    }  # fmt: skip
+    return eval(formula, {"__builtins__": {}}, names | constants)
+
+
+SHOWN = [
+    (name, changed)
+    for name in hb.list_methods()
+    for changed in ({}, {"beta": 0.7}, {"pairing": "logits"}, {"direction": "adv-to-clean"}, {"clean_share": 0.0})
+    if set(changed) <= {field.name for field in fields(get_method_spec(name).objective)}
+]
+
+
+@pytest.mark.parametrize(("name", "changed"), SHOWN)
+def test_the_formula_that_is_shown_is_the_loss(name, changed):
+    objective = replace(get_method_spec(name).objective, **changed)
+    clean, adv, _ = logits_pair(9, 5)
+    y = (adv.argmax(1) + 1) % 4  # none is right at x', as MMA wants it
+    y = torch.where(y == adv.argmax(1), (y + 1) % 4, y)
+    context = StepContext(None, clean, y, None, None, logits=clean, logits_adv=adv)
+    terms, weight = objective(context), torch.linspace(0, 2, 9, dtype=torch.float64)
+    constants = {"beta": getattr(objective, "beta", None), "c": getattr(objective, "clean_share", None)}
+    shown = value_of(objective.equation, clean, adv, y, weight, constants)
+    assert torch.allclose(weight * terms.robust + terms.regularizer, shown, rtol=1e-10, atol=1e-12)

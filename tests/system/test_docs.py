@@ -18,6 +18,7 @@ import tyro
 
 import hauberk as hb
 from hauberk.cli import COMMANDS, main
+from hauberk.methods import get_method_spec
 from helpers import ROOT, TESTS
 
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python" in path.read_text())
@@ -256,3 +257,17 @@ def test_the_map_names_files_that_are_there():
     named = set(re.findall(r"`([a-z_/]+\.py)`", (ROOT / "docs" / "map.md").read_text()))
     assert len(named) > 20
     assert [name for name in sorted(named) if not (ROOT / "src" / "hauberk" / name).is_file()] == []
+
+
+def test_every_table_of_formulas_shows_what_is_computed(capsys):
+    """Each row's methods exist and have the row's formula, which tests/objectives computes from logits; none is left out."""
+    shown = {}
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for row in re.findall(r"^\| (`[^|]+) \| ([^|]*(?:CE|KL)\(.*?) \|", page.read_text().replace("\\|", "¦"), re.MULTILINE):
+            shown |= dict.fromkeys(re.findall(r"`([^`]+)`", row[0]), row[1])
+    assert set(shown) == set(hb.list_methods())
+    for name, formula in shown.items():
+        equation = get_method_spec(name).objective.equation
+        assert equation.partition(";")[0] == formula, name
+        assert main(["methods", name]) == 0
+        assert f"minimises: mean of {equation}\n" in capsys.readouterr().out

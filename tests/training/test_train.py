@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -14,11 +15,13 @@ from torch import nn
 import hauberk as hb
 import hauberk.training.checkpoint as checkpoint
 from hauberk.attacks.pgd import parse_step_size
+from hauberk.core.distributed import SINGLE_PROCESS
 from hauberk.core.io import read_state, write_json, write_state
 from hauberk.data import TensorDataset, as_dataset, labels
+from hauberk.methods import Output
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
-from hauberk.training.metrics import TrainingDiverged, check_catastrophic_overfitting
+from hauberk.training.metrics import EpochMetrics, TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
 from hauberk.training.schedule import eps_scale, first_drop, lr_factor
@@ -56,6 +59,26 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(extra, tmp_pat
     assert stopped >= 4
 
 
+def test_parts_of_the_training_examples_are_counted_over_the_epoch():
+    def output(clean, adv):
+        logits, logits_adv = (None if p is None else torch.tensor(p).log() for p in (clean, adv))
+        return Output(torch.tensor(1.0), None, torch.ones(2), logits, logits_adv, {}, 0, 0)
+
+    y, metrics = torch.tensor([0, 1]), EpochMetrics(torch.device("cpu"), SINGLE_PROCESS)
+    metrics.add(output([[0.9, 0.1], [0.7, 0.3]], [[0.52, 0.48], [0.8, 0.2]]), y, 2)  # S+ at the boundary, S- wrong
+    metrics.add(output([[0.6, 0.4], [0.2, 0.8]], [[0.6, 0.4], [0.1, 0.9]]), y, 2)  # both S+ and safe
+    again = EpochMetrics(torch.device("cpu"), SINGLE_PROCESS)
+    again.load_state_dict(metrics.state_dict())
+    found = again.means()
+    names = ("n_clean_right", "n_clean_wrong", "n_safe", "n_boundary", "n_wrong")
+    assert [found[name] for name in names] == [3, 1, 2, 1, 1]
+    assert all(isinstance(found[name], int) for name in names)
+    assert found["misclassification_weight"] == pytest.approx((0.1 + 0.7 + 0.4 + 0.2) / 4)  # MART's 1 - p_y(x)
+    only = EpochMetrics(torch.device("cpu"), SINGLE_PROCESS)
+    only.add(output(None, [[0.6, 0.4], [0.1, 0.9]]), y, 2)  # AT makes no clean pass, and none is made for this
+    assert only.means().keys() == {"loss", "train_robust_accuracy", "n_safe", "n_boundary", "n_wrong"}
+
+
 def test_what_a_run_leaves(tmp_path):
     run = hb.train("small-cnn", easy_data(), method="mart", threat=THREAT, out=tmp_path / "run", **settings(epochs=2))
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -67,6 +90,11 @@ def test_what_a_run_leaves(tmp_path):
     assert [row["epoch"] for row in rows] == [1, 2]
     accuracies = {f"{part}_{kind}_accuracy" for part in ("train", "val") for kind in ("clean", "robust")}
     assert {"loss", "lr", *accuracies} <= set(rows[0])
+    for row in rows:  # every training example once an epoch
+        assert row["n_clean_right"] + row["n_clean_wrong"] == row["n_safe"] + row["n_boundary"] + row["n_wrong"]
+        assert row["n_clean_right"] == pytest.approx(
+            row["train_clean_accuracy"] * (row["n_clean_right"] + row["n_clean_wrong"])
+        )
     card = json.loads((tmp_path / "run" / "best.json").read_text())
     assert card["method"]["name"] == "mart"
     assert card["threat"]["eps"] == "8/255"
@@ -317,6 +345,55 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.part"))
 
 
+class Stopping:
+    """Asks the run to stop after its first epoch."""
+
+    def on_epoch_end(self, trainer, metrics):
+        if metrics["epoch"] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+DAMAGES = {
+    "rates": lambda state: state["scheduler"].update(base_lrs=["x"]),
+    "step": lambda state: state["scheduler"].update(last_epoch=10**400),
+    "method": lambda state: state["scheduler"].update(step=1),
+    "momentum": lambda state: state["optimizer"]["param_groups"][0].update(momentum="x"),
+    "shape": lambda state: state["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(7)),
+    "number": lambda state: state["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(())),
+    "rows": lambda state: state["local"][0]["callbacks"][0].update(rows=[{"epoch": 10**400}]),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run stopped after an epoch of two, and its checkpoint."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    assert train_tiny(easy_data(), folder, epochs=2, callbacks=[Stopping()]).interrupted
+    return folder, (folder / "state.ckpt").read_bytes()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_its_optimizer_or_scheduler_cannot_use_is_refused_in_one_line(damage, stopped):
+    folder, whole = stopped
+    (folder / "state.ckpt").write_bytes(whole)
+    state = read_state(folder / "state.ckpt")[0]
+    DAMAGES[damage](state)
+    write_state(folder / "state.ckpt", state)
+    with pytest.raises(hb.UserError, match=r"the checkpoint in .* (cannot be gone on with|is of another model)"):
+        train_tiny(easy_data(), folder, resume=True, epochs=2, callbacks=[Stopping()])
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"epoch": 1, "lo', b"[" * 100_000])
+def test_metrics_that_are_lost_or_damaged_are_written_again_from_the_checkpoint(content, stopped, tmp_path):
+    folder = shutil.copytree(stopped[0], tmp_path / "run")
+    (folder / "state.ckpt").write_bytes(stopped[1])
+    before = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").unlink() if content is None else (folder / "metrics.jsonl").write_bytes(content)
+    run = train_tiny(easy_data(), folder, resume=True, epochs=2, callbacks=[Stopping()])
+    assert [row["epoch"] for row in run.metrics] == [1, 2]
+    assert (folder / "metrics.jsonl").read_bytes().startswith(before)
+
+
 def test_resuming_as_something_else_is_refused(tmp_path):
     train_tiny(easy_data(), tmp_path / "run", epochs=1)
     for changes, says in (
@@ -381,6 +458,8 @@ def test_resuming_under_other_versions_or_threads_is_said(changes, says, tmp_pat
     record.write_text(json.dumps(json.loads(record.read_text()) | changes))
     train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1, quiet=False)
     said = capsys.readouterr().out.replace("\n", " ")
+    train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1)
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'run'} was begun with {says}")  # quiet or not
     assert f"begun with {says}, going on with hauberk {hb.__version__}" in said
     assert "not the same bit for bit" in said
 
@@ -491,7 +570,7 @@ def test_recommended_settings_are_valid():
     assert resolve("cifar10", "resnet18", "mail-at").settings["epochs"] == 100
     assert resolve("cifar10", "resnet18", "mail-at", preset="official").settings["milestones"] == (76.0, 91.0, 101.0)
     for name, _ in OFFICIAL:
-        assert name in hb.list_methods()
+        assert name.removesuffix("+awp") in hb.list_methods()
 
 
 RATES = {  # of an epoch counted from 1, as the scripts compute them; without the last halving of GAIRAT and FAT
@@ -500,6 +579,10 @@ RATES = {  # of an epoch counted from 1, as the scripts compute them; without th
     ("mart", "resnet18"): lambda t: 1e-5 if t >= 100 else 1e-4 if t >= 90 else 1e-3 if t >= 75 else 0.01,
     ("mart", "wrn-34-10"): lambda t: 0.001 if t >= 90 else 0.01 if t >= 75 else 0.1,
     ("fat", "wrn-32-10"): lambda t: 0.001 if t >= 90 else 0.01 if t >= 60 else 0.1,
+    ("fat-trades", "wrn-34-10"): lambda t: 0.01 if t >= 75 else 0.1,
+    ("fat-mart", "wrn-34-10"): lambda t: 0.001 if t >= 90 else 0.01 if t >= 60 else 0.1,
+    ("trades+awp", "wrn-34-10"): lambda t: 0.001 if t >= 150 else 0.01 if t >= 100 else 0.1,
+    ("at", "preact-resnet18"): lambda t: 0.001 if t - 1 >= 150 else 0.01 if t - 1 >= 100 else 0.1,  # counts from 0
     ("gairat", "wrn-32-10"): lambda t: 0.1 if t / 120 < 0.5 else 0.01 if t / 120 < 0.75 else 0.001,
     **{  # MAIL counts from 0
         (name, "resnet18"): lambda t: 1e-5 if t - 1 >= 100 else 1e-4 if t - 1 >= 90 else 1e-3 if t - 1 >= 75 else 0.01
@@ -521,11 +604,45 @@ def test_data_are_hashed_only_where_a_run_is_kept(tmp_path, monkeypatch):
         train_tiny(easy_data(40), tmp_path / "run", epochs=1)
 
 
+LENGTHS = {  # epochs and weight decay of the scripts, by hand
+    ("at", "wrn-32-10"): (205, 2e-4),  # 80,000 steps of 128
+    ("at", "preact-resnet18"): (200, 5e-4),
+    ("trades", "wrn-34-10"): (76, 2e-4),
+    ("trades+awp", "wrn-34-10"): (200, 5e-4),
+    ("mart", "resnet18"): (120, 3.5e-3),
+    ("mart", "wrn-34-10"): (90, 7e-4),
+    ("fat", "wrn-32-10"): (120, 2e-4),
+    ("fat-trades", "wrn-34-10"): (85, 2e-4),
+    ("fat-mart", "wrn-34-10"): (90, 2e-4),
+    ("gairat", "wrn-32-10"): (120, 2e-4),
+    **{(name, "resnet18"): (120, 3.5e-3) for name in ("mail-at", "mail-trades", "mail-mart")},
+}
+
+
 @pytest.mark.parametrize(("method", "model"), RATES)
 def test_official_schedules_are_the_scripts_epoch_by_epoch(method, model):
     chosen = resolve("cifar10", model, method, preset="official").config
+    assert (chosen.epochs, chosen.weight_decay) == LENGTHS[method, model]
     rates = [learning_rate(chosen, epoch, chosen.epochs) for epoch in range(chosen.epochs)]
     assert rates == pytest.approx([RATES[method, model](epoch + 1) for epoch in range(chosen.epochs)])
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "settings"),  # by epoch from 1: (weights or perturbation on, τ)
+    [
+        ("fat", 120, lambda t: (True, 0 if t <= 50 else 1 if t <= 90 else 2)),
+        ("fat-trades", 85, lambda t: (True, 0 if t <= 30 else 1 if t <= 50 else 2 if t <= 70 else 3)),
+        ("fat-mart", 90, lambda t: (True, 0 if t <= 20 else 1 if t <= 40 else 2 if t <= 60 else 3 if t <= 80 else 4)),
+        ("gairat", 120, lambda t: (t >= 60, None)),
+        ("mail-at", 120, lambda t: (t - 1 >= 76, None)),  # counts from 0
+        ("trades+awp", 200, lambda t: (t >= 10, None)),
+        ("at+awp", 200, lambda t: (True, None)),
+    ],
+)
+def test_official_methods_change_in_the_scripts_epochs(name, epochs, settings):
+    method = hb.method(name, THREAT, preset="official").with_schedule(epochs)
+    ours = [(e >= method.first_full_epoch, method.inner.attack_at((e + 1) / epochs).tau) for e in range(epochs)]
+    assert ours == [settings(epoch + 1) for epoch in range(epochs)]
 
 
 def test_gairat_reweights_from_the_epoch_of_its_first_drop():

@@ -32,8 +32,13 @@ def test_weights_by_their_equations():
     tanh = (1 + torch.tanh(-1 + 5 * (1 - 2 * kappa / 5))) / 2
     assert torch.allclose(gairat(kappa, steps=5), tanh * 6 / tanh.sum())
     assert gairat(torch.tensor([0, 1]), steps=1).isfinite().all()  # the public code divides by 0 here
+    code = (1 + torch.tanh(-1 + (2 - kappa) * 5 / 2)) / 2  # ⌊K/2⌋ is 2
+    assert torch.allclose(gairat(kappa, steps=5, preset="official"), code * 6 / code.sum())
+    assert torch.equal(gairat(kappa, steps=6, preset="official"), gairat(kappa, steps=6))
+    with pytest.raises(hb.UserError, match="divides by 0 for 1 step"):
+        gairat(kappa, steps=1, preset="official")
     assert gairat(kappa, 5, kind="discrete").argmax() == 0
-    with pytest.raises(hb.UserError, match="kind is"):
+    with pytest.raises(hb.UserError, match="kind must be"):
         gairat(kappa, 5, kind="linear")
     assert torch.equal(mean_one(torch.zeros(3)), torch.ones(3))
     assert torch.allclose(mean_one(torch.tensor([1.0, 3.0])), torch.tensor([0.5, 1.5]))
@@ -109,7 +114,7 @@ def test_burn_in_lam_and_tau_follow_the_plan():
     assert hb.method("mail-at", THREAT).schedule.first_drop == 74  # the paper's burn-in, in anybody's loop
     assert hb.method("mail-at", THREAT, preset="official").burn_in == 76
     fat = hb.method("fat", THREAT).with_schedule(epochs=120, first_drop=60)
-    taus = [fat.inner.tau_at((epoch + 1) / fat.schedule.epochs) for epoch in (0, 49, 50, 89, 90, 119)]
+    taus = [fat.inner.attack_at((epoch + 1) / fat.schedule.epochs).tau for epoch in (0, 49, 50, 89, 90, 119)]
     assert taus == [0, 0, 1, 1, 2, 2]
 
 
@@ -219,9 +224,9 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
         (lambda: PGD(3, tau=1), "return_last"),
         (lambda: hb.method("at", THREAT, slope=1.0), "no weighting for 'slope'"),
         (lambda: hb.method("fat", THREAT, tau=1), "unknown setting"),
-        (lambda: hb.method("trades", THREAT, direction="both")(tiny_net(), *tiny_batch()), "direction is"),
-        (lambda: hb.weighting.Gairat(kind="linear"), "kind is one of"),
-        (lambda: hb.weighting.mail(torch.zeros(3), preset="code"), "preset is"),
+        (lambda: hb.method("trades", THREAT, direction="both")(tiny_net(), *tiny_batch()), "direction must be"),
+        (lambda: hb.weighting.Gairat(kind="linear"), "kind must be"),
+        (lambda: hb.weighting.mail(torch.zeros(3), preset="code"), "preset must be"),
     ],
 )
 def test_illegal_combinations_say_why(make, says):
@@ -244,3 +249,10 @@ def test_class_weights_compose_with_instance_weights(name):
     assert torch.allclose(loss(torch.full((5,), 2.0)), 2 * loss(None))
     parts = [loss(torch.nn.functional.one_hot(torch.tensor(c), 5).float()) for c in range(5)]
     assert torch.allclose(sum(parts), loss(None), atol=1e-6)
+
+
+def test_gairats_weights_have_the_precision_of_the_inputs():
+    x, y = tiny_batch(16, dtype=torch.float64)
+    out = hb.method("gairat", THREAT, burn_in=0)(tiny_net(seed=3).double().eval(), x, y)
+    assert out.weights.dtype == torch.float64
+    assert float(out.weights.mean()) == pytest.approx(1.0, abs=1e-14)

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, Generic
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import Mode, ModelQueries, checked_first_pass, frozen_model
+from hauberk.attacks.frozen_model import Mode, ModelQueries, check_module, checked_first_pass, frozen_model
 from hauberk.attacks.state import (
     AttackInputs,
     AttackResult,
@@ -22,11 +21,12 @@ from hauberk.attacks.state import (
     initial_state,
     select,
 )
-from hauberk.core.errors import UserError
+from hauberk.core.arguments import check_fields, checked
+from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import AttackLoss, LossLike, find_attack_loss, fooled
 from hauberk.threat import ThreatModel
-from hauberk.threat.model import check_inputs
+from hauberk.threat.model import check_batch, check_inputs
 
 
 class Attack(Generic[State]):
@@ -65,6 +65,7 @@ class Attack(Generic[State]):
     has_reject_class: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("steps", "restarts", "targets"):
             if getattr(self, name, 1) < 1:
                 raise UserError(f"{type(self).__name__} needs at least 1 {name[:-1]}, got {getattr(self, name)}")
@@ -201,6 +202,7 @@ class MaximizingAttack(Attack[State]):
         return replace(self, loss=loss).for_threat(threat), note  # type: ignore[type-var]
 
 
+@checked
 def run_attack(
     attack: Attack[Any],
     model: nn.Module,
@@ -213,9 +215,8 @@ def run_attack(
     eot_iter: int = 1,
     return_clean_logits: bool = False,
     radius_fraction: Tensor | None = None,
-    trusted: bool = False,
 ) -> AttackResult:
-    """Attack a batch.
+    """Attack a batch, after a look at everything that is handed over.
 
     The model, its mode, gradients, buffers and the global random state are the same afterwards (buffers excepted in mode
     ``"train"``). Where the attack stops at a success, an input that is misclassified as it is counts as its own adversarial
@@ -233,7 +234,6 @@ def run_attack(
         eot_iter: passes to average over, for random models; AutoAttack's ``rand`` has 20.
         return_clean_logits: look at the clean inputs too, in the attack's mode, at one forward.
         radius_fraction: (B,), attack each example with ε, and steps, times its fraction in [0, 1].
-        trusted: the inputs, the labels (int64) and the model are known to fit together, so nothing of them is checked.
 
     Returns:
         AttackResult with ``x_adv`` (B, ...) inside the threat model.
@@ -241,11 +241,42 @@ def run_attack(
     Raises:
         UserError: if settings, threat model, inputs, labels and model do not fit together.
     """
+    check_module(model)
+    y = check_inputs(x, y, threat)
+    if eot_iter < 1:
+        raise UserError(f"eot_iter must be at least 1, got {eot_iter}")
+    if target is not None:
+        target = check_batch(x, target, "targets")
+    if radius_fraction is not None:
+        inside = radius_fraction.shape == y.shape and bool(((radius_fraction >= 0) & (radius_fraction <= 1)).all())
+        if not inside:
+            raise UserError(f"radius_fraction must be {len(y)} numbers from 0 to 1, one for each example")
+    if isinstance(seed, ExampleRng) and len(seed.keys) != len(x):
+        raise UserError(f"seed has draws for {len(seed.keys)} examples, the batch has {len(x)}")
+    with checked_first_pass(model, x, y, int(attack.has_reject_class), clean=False, target=target):
+        return attack_batch(
+            attack, model, x, y, threat, seed=seed, target=target, eot_iter=eot_iter,
+            return_clean_logits=return_clean_logits, radius_fraction=radius_fraction,
+        )  # fmt: skip
+
+
+def attack_batch(
+    attack: Attack[Any],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int | ExampleRng,
+    target: Tensor | None = None,
+    eot_iter: int = 1,
+    return_clean_logits: bool = False,
+    radius_fraction: Tensor | None = None,
+) -> AttackResult:
+    """Attack a batch that is known to fit the model, with labels (B,) int64; arguments as in :func:`run_attack`."""
     attack = attack.for_threat(threat)
     attack = attack if target is None else attack.aimed()
-    y = y if trusted else check_inputs(x, y, threat)
-    checked = nullcontext() if trusted else checked_first_pass(model, x, y, int(attack.has_reject_class), clean=False)
-    with checked, frozen_model(model, attack.mode) as frozen:
+    with frozen_model(model, attack.mode) as frozen:
         rng = batch_rng(seed, x)
         x, y = x.detach().clone(), y.clone()  # clones, in case they were made under inference_mode
         feasible = threat.around(x)
@@ -307,6 +338,9 @@ def as_function(attack: type[Attack[Any]], name: str, summary: str, **defaults: 
         model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0, **more: Any
     ) -> AttackResult:
         given = {key: more.pop(key) for key in settings if key in more}
+        for key in more:
+            if key not in _FURTHER:
+                raise unknown_name(f"setting of {name}", key, (*settings, *_FURTHER))
         return attack(**defaults | given)(model, x, y, threat, seed=seed, **more)
 
     *batch, seed, more = inspect.signature(function).parameters.values()
@@ -318,6 +352,10 @@ def as_function(attack: type[Attack[Any]], name: str, summary: str, **defaults: 
     function.__doc__ = _DOC.format(summary=inspect.cleandoc(summary), attack=attack.__name__, settings=described.rstrip())
     return function
 
+
+_FURTHER = tuple(
+    key for key, one in inspect.signature(run_attack).parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY
+)
 
 _DOC = """{summary}
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hauberk.core.errors import UserError, first_line
+from hauberk.core.arguments import shown
+from hauberk.core.errors import UserError, in_one_line
 from hauberk.objectives.functional import AttackLoss, at_least_float32
 from hauberk.threat.model import check_labels
 
@@ -234,7 +235,7 @@ def _average(logits: list[Tensor]) -> Tensor:
 
 
 def check_logits(
-    logits: Tensor,
+    logits: Any,
     y: Tensor,
     classes: int | None = None,
     extra_outputs: int = 0,
@@ -249,8 +250,11 @@ def check_logits(
             are allowed, holds probabilities.
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"the model must return logits of shape ({len(y)}, classes), it returned {got}")
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else shown(logits)
+        hint = "; wrap it in a module that returns the logits alone" if isinstance(logits, tuple | list | dict) else ""
+        raise UserError(f"the model must return logits of shape ({len(y)}, classes), it returned {got}{hint}")
+    if not logits.is_floating_point():
+        raise UserError(f"the model must return logits as floating-point numbers, it returned {logits.dtype}")
     if logits.shape[1] < 2:
         raise UserError("the model returns one number per input; a classifier needs one logit for each of at least 2 classes")
     if classes is not None and logits.shape[1] != classes:
@@ -262,6 +266,20 @@ def check_logits(
         raise UserError("the model returns probabilities; return logits instead (remove the softmax), or attacks will fail")
 
 
+def check_module(model: Any) -> None:
+    """Refuse, by a UserError, what is no module, or one whose weights are not there yet."""
+    if not isinstance(model, nn.Module):
+        hint = "; a class must be called to make one" if isinstance(model, type) else ""
+        raise UserError(f"the model must be a torch.nn.Module, got {shown(model)}{hint}")
+    if "_parameters" not in vars(model):
+        raise UserError(f"the model was not set up: {type(model).__name__}.__init__ must begin with super().__init__()")
+    weights = [*model.parameters(), *model.buffers()]
+    if any(nn.parameter.is_lazy(weight) for weight in weights):
+        raise UserError("the model has lazy layers whose weights are not there yet; run one batch through it first")
+    if any(weight.is_meta for weight in weights):
+        raise UserError("the model has weights on the device 'meta', which hold nothing; build it on another device")
+
+
 def are_probabilities(logits: Tensor) -> bool:
     """Whether what a model returned, (B, C), looks like the output of a softmax."""
     sums = logits.detach().double().sum(1)
@@ -269,7 +287,9 @@ def are_probabilities(logits: Tensor) -> bool:
 
 
 @contextmanager
-def checked_first_pass(model: nn.Module, x: Tensor, y: Tensor, extra_outputs: int = 0, *, clean: bool = True) -> Iterator[None]:
+def checked_first_pass(
+    model: nn.Module, x: Tensor, y: Tensor, extra_outputs: int = 0, *, clean: bool = True, target: Tensor | None = None
+) -> Iterator[None]:
     """Check the logits of the first pass that the model makes inside the block, at no extra pass.
 
     Args:
@@ -278,9 +298,10 @@ def checked_first_pass(model: nn.Module, x: Tensor, y: Tensor, extra_outputs: in
         y: labels, (B,).
         extra_outputs: outputs the model must have besides the classes of the labels.
         clean: as in :func:`check_logits`; the inputs of an attack need not be.
+        target: classes that an attack aims at, (B,), if any.
 
     Raises:
-        UserError: as :func:`check_logits`, and if the model cannot take inputs of this dtype.
+        UserError: as :func:`check_logits`, and if the model cannot take such inputs.
     """
 
     def check(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
@@ -288,22 +309,49 @@ def checked_first_pass(model: nn.Module, x: Tensor, y: Tensor, extra_outputs: in
             return  # an attack of the caller's own may look at a part of the batch first
         handle.remove()
         check_logits(logits, y, extra_outputs=extra_outputs, clean=clean)
+        if target is not None:
+            check_labels(target, logits.shape[1] - extra_outputs, "targets")
 
-    handle = model.register_forward_hook(check)
+    if isinstance(model, torch.jit.ScriptModule):  # which takes no hooks
+        check_model(model, x, y, None, extra_outputs=extra_outputs, clean=clean)
+        yield
+        return
+    asked = False
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal asked
+        asked = True
+
+    first, handle = model.register_forward_pre_hook(note), model.register_forward_hook(check)
     try:
         yield
-    except RuntimeError as error:
-        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-        if own == x.dtype:
-            raise
-        raise UserError(
-            f"the model, of {own}, cannot take inputs of {x.dtype}: {first_line(error)}; convert them with x.to({own})"
-        ) from error
+    except Exception as error:  # the forward of somebody's model may raise anything
+        if isinstance(error, UserError) or not asked or handle.id not in model._forward_hooks:
+            raise  # it is not of the first pass
+        raise _no_answer(model, x, error) from error
     finally:
+        first.remove()
         handle.remove()
 
 
-def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = None, probabilities: bool = False) -> int:
+def _no_answer(model: nn.Module, x: Tensor, error: Exception) -> UserError:
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    advice = "" if own == x.dtype else f"; convert them with x.to({own})"
+    device = next((p.device for p in model.parameters()), x.device)
+    what = f"inputs of shape {tuple(x.shape)}, {x.dtype}" + (f" on {x.device}" if device != x.device else "")
+    return UserError(f"the model cannot take {what}: {type(error).__name__}: {in_one_line(error)}{advice}")
+
+
+def check_model(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    classes: int | None = None,
+    extra_outputs: int = 0,
+    *,
+    clean: bool = True,
+    probabilities: bool = False,
+) -> int:
     """Run one batch through the model, in evaluation mode and leaving it as it was, and check the answer.
 
     Returns:
@@ -313,10 +361,10 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, classes: int | None = No
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
     """
     with frozen_model(model) as view, torch.no_grad():
+        queries = ModelQueries(view)
         try:
-            logits = ModelQueries(view).logits(x)
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            what = f"inputs of shape {tuple(x.shape)} and dtype {x.dtype}"
-            raise UserError(f"the model cannot take {what}: {first_line(error)}") from error
-        check_logits(logits, y, classes, probabilities=probabilities)
+            logits = view(x if queries.precision is None else x.to(queries.precision))
+        except Exception as error:  # the forward of somebody's model may raise anything
+            raise _no_answer(model, x, error) from error
+        check_logits(logits, y, classes, extra_outputs, clean=clean, probabilities=probabilities)
     return int(logits.shape[1])

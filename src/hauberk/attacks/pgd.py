@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hauberk.attacks.base import Attack, MaximizingAttack, as_function
 from hauberk.attacks.frozen_model import Mode, ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
+from hauberk.core.arguments import check_fields
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import LossLike, fooled
 from hauberk.threat import ThreatModel, expand_to, parse_fraction
@@ -23,7 +24,6 @@ NESTEROV = 0.75
 
 _IN_EPS = re.compile(r"(?:(?P<times>[\d./]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>[\d.]+))?")
 _NOISE_TAG = 100
-_STARTS = ("uniform", "normal", "clean")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class RelativeStep:
     times: float = 1.0
     over: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not (self.times > 0 and self.over > 0):
+            raise UserError(f"times and over must be positive, got {self.times} and {self.over}")
+
     def of(self, eps: float | Tensor) -> float | Tensor:
         """Return the step for an ε in the units of the input."""
         return eps * (self.times / self.over)
@@ -47,7 +52,7 @@ class RelativeStep:
 
 
 StepSize: TypeAlias = float | str | Tensor | RelativeStep
-Start: TypeAlias = Literal["uniform", "normal", "clean"] | Tensor
+Start: TypeAlias = Literal["uniform", "normal", "normal-unprojected", "clean"] | Tensor
 
 
 def parse_step_size(step: StepSize) -> float | Tensor | RelativeStep:
@@ -85,8 +90,9 @@ class PGD(MaximizingAttack["PGDState"]):
         steps: K, number of gradient steps.
         step_size: α in the units of the input: a number, a fraction string ("2/255"), a part of ε ("eps/4", "2*eps",
             ``RelativeStep(1, 4)``), or one value per feature.
-        start: where to begin: "uniform" in the ball, "normal" (x + 0.001·N(0, 1)), "clean" (x itself), or a tensor
-            (B, ...), used exactly as given for the first gradient.
+        start: where to begin: "uniform" in the ball, "normal" (x + 0.001·N(0, 1), projected), "normal-unprojected" (the same,
+            which may leave the box: TRADES', MART's and MAIL's public code), "clean" (x itself), or a tensor (B, ...), used
+            exactly as given. A start outside serves for the first gradient and nothing else.
         loss: what to maximise: "ce", "kl" (from the clean prediction), "cw" (margin), "dlr", "slm" (soft logit margin),
             "evade" (label and class of adversarial inputs together), "...-targeted" of the most likely wrong classes in turn,
             or a function of logits (B, C) and labels (B,) that returns (B,).
@@ -126,14 +132,12 @@ class PGD(MaximizingAttack["PGDState"]):
         super().__post_init__()
         if self.restarts > 1 and not isinstance(self.start, str):
             raise UserError("restarts from a given start would all be the same; use a random start")
-        if isinstance(self.start, str) and self.start not in _STARTS:
-            raise UserError(f"start is 'uniform', 'normal', 'clean' or a tensor, not {self.start!r}")
-        if self.mode not in ("eval", "train-frozen", "train"):
-            raise UserError(f"mode is 'eval', 'train-frozen' or 'train', not {self.mode!r}")
         if self.tau is not None and (self.tau < 0 or self.restarts > 1):
             raise UserError(f"tau must be 0 or more, with one start, got {self.tau} and {self.restarts}")
         if self.tau is not None and (self.momentum or self.nesterov or self.step_size_factors):
             raise UserError("tau goes with plain steps only, not with momentum, nesterov or a line search")
+        if self.tau is not None and self.start == "normal-unprojected":
+            raise UserError("a friendly attack may stop at its start, which must be inside: use the start 'normal'")
         if (self.tau is not None or not self.evaluate_last) and not self.return_last:
             raise UserError("a friendly attack, and one that does not look at its last point, needs return_last=True")
         _ = self._step_size
@@ -179,14 +183,22 @@ class PGD(MaximizingAttack["PGDState"]):
     def init(self, inputs: AttackInputs) -> "PGDState":
         """Draw the starts."""
         feasible, y = inputs.feasible, inputs.y
+        one = feasible.x.shape[1:]
+        if isinstance(self._step_size, Tensor) and not _fits(self._step_size, one):
+            raise UserError(
+                f"step_size has shape {tuple(self._step_size.shape)}, which does not fit one example of {tuple(one)}"
+            )
+        if isinstance(self.start, Tensor) and self.start.shape != feasible.x.shape:
+            raise UserError(f"start must be of shape {tuple(feasible.x.shape)}, as the inputs, got {tuple(self.start.shape)}")
         if isinstance(self.start, Tensor):
             start = self.start.detach().clone().to(feasible.x)
         elif self.start == "uniform":
             start = feasible.random(inputs.rng, inputs.tag)
-        elif self.start == "normal":
-            start = feasible.project(feasible.x + NORMAL_START * inputs.rng.normal(feasible.x, inputs.tag))
-        else:
+        elif self.start == "clean":
             start = feasible.x
+        else:
+            start = feasible.x + NORMAL_START * inputs.rng.normal(feasible.x, inputs.tag)
+            start = feasible.project(start) if self.start == "normal" else start
         return PGDState(
             **initial_state(inputs, replaces_best=not self.return_last),
             reference=inputs.reference(self.attack_loss, self.targets),
@@ -245,11 +257,13 @@ class PGD(MaximizingAttack["PGDState"]):
         state.right = state.right + (~wrong & (state.step < self.steps))
         first = torch.where(wrong & (state.found_at < 0), state.step, state.found_at)
         if self.return_last:
-            state.best, state.best_logits, state.best_loss, state.found = point, logits, loss, wrong
+            # Only the point where it ends is judged; whoever looks in between must not take an earlier one for a success.
+            ended = wrong if self.tau is not None else wrong & (state.step + 1 >= self.max_steps)
+            state.best, state.best_logits, state.best_loss, state.found = point, logits, loss, ended
             state.step = state.step + 1
         else:
-            # A start as given may lie outside; it then serves the first gradient and nothing else.
-            allowed = state.feasible.contains(point) if isinstance(self.start, Tensor) else None
+            may_be_outside = isinstance(self.start, Tensor) or self.start == "normal-unprojected"
+            allowed = state.feasible.contains(point) if may_be_outside else None
             state.offer(point, logits, loss, wrong, allowed)
         state.found_at = first
         return wrong
@@ -287,6 +301,12 @@ class PGDState(AttackState):
         """Return what an :class:`AttackResult` says of each example, where K iterates were looked at whatever was found."""
         assert self.lps is not None  # there was a look
         return super().report() | {"logits_lps": self.lps, "kappa": self.right, "steps_taken": self.moves}
+
+
+def _fits(value: Tensor, shape: torch.Size) -> bool:
+    """Whether a tensor broadcasts to a shape."""
+    pairs = zip(reversed(value.shape), reversed(shape), strict=False)
+    return value.ndim <= len(shape) and all(size in (1, wanted) for size, wanted in pairs)
 
 
 def _scaled(grad: Tensor) -> Tensor:

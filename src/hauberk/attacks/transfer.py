@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.base import Attack, as_function, run_attack
+from hauberk.attacks.base import Attack, as_function, attack_batch
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.pgd import PGD
 from hauberk.attacks.state import AttackState
@@ -81,7 +81,7 @@ class Transfer(_Tried):
         """Craft on the surrogate."""
         assert self.surrogate is not None  # see ``for_threat``
         crafting = replace(self.attack, return_last=True, evaluate_last=False)
-        return run_attack(crafting, self.surrogate, state.feasible.x, state.y, threat, seed=state.rng, trusted=True).x_adv
+        return attack_batch(crafting, self.surrogate, state.feasible.x, state.y, threat, seed=state.rng).x_adv
 
 
 @dataclass(frozen=True, eq=False)

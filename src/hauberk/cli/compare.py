@@ -57,6 +57,9 @@ class Compare:
     model: ModelOptions = ModelOptions("")
     presets: PresetOptions = PresetOptions()
     evaluation: EvaluationOptions = EvaluationOptions("papers")
+    last: bool = False
+    """Evaluate the last checkpoint of each run, too: a row below the best one's, with the gap. Evaluations then take twice as
+    long."""
     jobs: int = 0
     """Number of runs side by side; 0 for one on each GPU, or on each core."""
     slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]")] = ()
@@ -152,7 +155,7 @@ def _experiments(options: Compare, out: Path) -> "list[Experiment]":
     if options.trials < 1:
         raise UserError("--trials needs a positive number")
     table, where, seed = find_table(options.table), options.data, options.settings.get("seed", 0)
-    base = Experiment("at", seed, **common_parts(options))
+    base = Experiment("at", seed, last=options.last, **common_parts(options))
     own = table.published(where.name, options.model.name).hyperparameters
     sizes = []
     if options.budget != 1:

@@ -3,13 +3,27 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# What using a file of another version, or of somebody else, may raise. A UserError is a ValueError, too: catch that before.
+SCHEMA_ERRORS = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, ArithmeticError)
+
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done; the message says what, and what to do instead."""
+    """Something the user asked for cannot be done; the message says what, and what to do instead, in one printable line."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class RemoteUserError(UserError):
     """A UserError of another process, which prints it."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return text that does nothing to a terminal: what does not print, such as line breaks and escapes, is written out.
+
+    Characters in ``keep`` stay.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: Exception) -> str:
@@ -24,7 +38,15 @@ def in_one_line(error: BaseException) -> str:
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     """Build the error for a name that does not exist, with the nearest one that does."""
-    names = sorted(known)
-    near = get_close_matches(str(name), names, n=1, cutoff=0.55)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    return UserError(f"unknown {kind} {str(name)!r}; {hint}")
+    names = {other.lower(): other for other in sorted(known)}
+    near = get_close_matches(str(name).lower(), names, n=1, cutoff=0.55)
+    hint = f"did you mean {names[near[0]]!r}?" if near else f"known: {', '.join(names.values())}"
+    return UserError(f"unknown {kind} {str(name)!r:.80}; {hint}")
+
+
+def find_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the one of the ``known`` names that is meant, in upper or lower case; raise UserError if there is none."""
+    names = {other.lower(): other for other in known}
+    if name.lower() not in names:
+        raise unknown_name(kind, name, names.values())
+    return names[name.lower()]

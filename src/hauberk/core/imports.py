@@ -1,14 +1,22 @@
-"""Objects of other people's code, by their import path: ``package.module:attribute``."""
+"""Objects of other people's code: by their import path, ``package.module:attribute``, and by what they compute."""
 
+import hashlib
+import inspect
 import re
 import sys
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 from hauberk.core.errors import UserError, in_one_line, unknown_name
 
 _IMPORT_PATH = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_BY_NAME = ("torch", "builtins", "typing", "hauberk")  # packages whose code a version stands for
 
 
 def is_import_path(name: str) -> bool:
@@ -62,3 +70,64 @@ def trusted_name(stored: str, given: str, option: str) -> str:
     if is_import_path(stored) and stored != given:
         raise UserError(f"this run would import {stored!r}; add {option}{stored} if you trust it")
     return stored
+
+
+def code_digest(*things: Any) -> str:
+    """Return a digest of what objects compute, 16 hexadecimal digits.
+
+    Digested is the source of functions and classes (their bytecode where there is no source) with defaults, bound arguments and
+    the plain values and functions that they close over; of other objects their class, of dataclasses with their fields. Code of
+    torch and of Hauberk stands by its name, and code that is called elsewhere is not followed.
+    """
+    return hashlib.sha256("\0".join(_code(thing, ()) for thing in things).encode()).hexdigest()[:16]
+
+
+def _code(thing: Any, above: tuple[int, ...]) -> str:
+    if isinstance(thing, bool | int | float | complex | str | bytes | None):
+        return repr(thing)
+    if id(thing) in above:  # a function that calls itself
+        return ""
+    parts: list[Any] = []
+    if isinstance(thing, tuple | list):
+        text, parts = type(thing).__name__, list(thing)
+    elif isinstance(thing, dict):
+        text, parts = "dict", [one for pair in thing.items() for one in pair]
+    elif isinstance(thing, partial):
+        text, parts = "partial", [thing.func, thing.args, thing.keywords]
+    elif isinstance(thing, MethodType):
+        text, parts = "method", [thing.__func__]
+    elif isinstance(thing, FunctionType):
+        text = _source(thing)
+        parts = [thing.__defaults__, thing.__kwdefaults__]
+        for cell in thing.__closure__ or ():
+            with suppress(ValueError):  # of a variable that has no value yet
+                parts.append(cell.cell_contents)
+    elif inspect.isclass(thing):
+        text = "".join(map(_source, thing.__mro__))
+    elif is_dataclass(thing):
+        text, parts = _code(type(thing), above), [getattr(thing, field.name) for field in fields(thing)]
+    else:
+        text = _source(thing if inspect.isroutine(thing) else type(thing))
+    return f"{text}({', '.join(_code(part, (*above, id(thing))) for part in parts)})"
+
+
+def _source(thing: Any) -> str:
+    """Return the source of a class or function, its bytecode where there is none, or its name where a version stands for it."""
+    name = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}"
+    if name.partition(".")[0] in _BY_NAME:
+        return name
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):  # such as in a console
+        own = vars(thing).values() if inspect.isclass(thing) else (thing,)
+        return name + "".join(_bytecode(one.__code__) for one in own if hasattr(one, "__code__"))
+
+
+def _bytecode(code: Any) -> str:
+    inner = "".join(_bytecode(c) if inspect.iscode(c) else without_addresses(repr(c)) for c in code.co_consts)
+    return f"{code.co_code.hex()} {code.co_names} {inner}"
+
+
+def without_addresses(text: str) -> str:
+    """Return a representation without addresses in memory, which differ in each process."""
+    return _ADDRESS.sub("", text)

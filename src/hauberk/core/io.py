@@ -9,6 +9,7 @@ import os
 import pickle
 import platform
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,8 +27,6 @@ LOCKFILE = ".lock"
 _NOT_PLAIN = re.compile(r"[^\w .,=+()-]")  # letters and digits of any script are plain
 _IN_ONE_LINE = json.JSONEncoder(allow_nan=False).encode  # made once: records are written by the million
 _LONGEST = 100  # bytes of a plain name; file systems allow 255, of which endings take some
-# What using a state of another version may raise.
-SCHEMA_ERRORS = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
 
 @contextmanager
@@ -137,7 +136,9 @@ def _whole(path: Path, keep_previous: bool = False) -> Iterator[BinaryIO]:
         with suppress(OSError):  # on a file system that has become read-only, for one
             temporary.unlink()
         if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror or error}; what was saved before is intact") from error
+            gone = "" if path.parent.is_dir() else f"; {path.parent} is gone, with what was saved in it unless it was moved"
+            kept = gone or "; what was saved before is intact"
+            raise UserError(f"cannot write {path}: {error.strerror or error}{kept}") from error
         raise
 
 
@@ -236,7 +237,9 @@ def read_tensors(raw: bytes, path: Path) -> dict[str, Any]:
         UserError: naming ``path``, if the bytes are damaged, or hold anything but tensors and plain types.
     """
     try:
-        content = torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about files that are refused below
+            content = torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} carries code or foreign objects, and was not loaded") from error
     except Exception as error:  # a damaged archive can fail in any way

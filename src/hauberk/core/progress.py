@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,14 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from hauberk.core.errors import printable
+
 PLAIN_EVERY = 30.0  # seconds between two lines where there is no terminal
+
+
+def warn(text: str) -> None:
+    """Print a line that has to be read even where nothing else is printed."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 class ProgressBar:
@@ -54,7 +62,11 @@ class ProgressBar:
 
     def line(self, text: str) -> None:
         """Print one plain line above the bar."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Print a line that has to be read, above the bar; where that is quiet, on stderr."""
+        warn(text) if self.console.quiet else self.line(text)
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from hauberk.core.arguments import check_fields, unchecked
 from hauberk.core.distributed import SINGLE_PROCESS, World
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
@@ -130,7 +131,7 @@ class Objective:
 
     Attributes:
         needs: which logits are to be computed: "clean", "adversarial" or both.
-        equation: what it computes, in one line.
+        equation: what it computes of an example, in one line; behind a semicolon, what its names mean.
         extra_outputs: outputs the model needs besides the classes of the data.
         function: of logits, logits_adv, labels and the hyperparameters.
     """
@@ -142,13 +143,13 @@ class Objective:
 
     def __call__(self, context: StepContext) -> LossTerms:
         """Return the terms of a batch whose logits have been computed."""
-        return type(self).function(context.logits, context.logits_adv, context.y, **vars(self))
+        return unchecked(type(self).function)(context.logits, context.logits_adv, context.y, **vars(self))
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value in vars(self).items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not isinstance(value, str) and not (number and 0 <= value < float("inf")):
-                raise UserError(f"{name} must be a number that is not negative, got {value!r}")
+            if isinstance(value, int | float) and value < 0:
+                raise UserError(f"{name} must not be negative, got {value!r}")
 
 
 def is_official(preset: PresetName) -> bool:
@@ -169,8 +170,9 @@ class MeasuredWeighting:
     burn_in: int | Literal["first-drop"]
 
     def __post_init__(self) -> None:
-        if self.burn_in != "first-drop" and not (isinstance(self.burn_in, int) and self.burn_in >= 0):
-            raise UserError(f"burn_in is a number of epochs or 'first-drop', not {self.burn_in!r}")
+        check_fields(self)
+        if self.burn_in != "first-drop" and self.burn_in < 0:
+            raise UserError(f"burn_in must not be negative, got {self.burn_in}")
 
     def measured(self, context: StepContext) -> Tensor:
         """Measure this process's part of the batch, (b,)."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _MARKDOWN = {0: "**{}**", 1: "_{}_"}
 _LATEX = {0: r"\textbf{{{}}}", 1: r"\underline{{{}}}"}
 _TERMINAL = {0: "bold green", 1: "green"}
+_FEW_COLUMNS = 8  # on the terminal more stand closer together, so that ten of them have room in 80 characters
 _IN_LATEX = str.maketrans(
     {c: rf"\{c}" for c in "&%$#_{}"}
     | {c: f"${name}$" for c, name in {"±": r"\pm", "×": r"\times", "∞": r"\infty", "→": r"\to", "<": "<", ">": ">"}.items()}
@@ -87,20 +88,30 @@ class TextTable:
             writer.writerow([*(_csv_cell(cell) for cell in row), *reason])
         return text.getvalue()
 
-    def to_rich(self) -> "Table":
-        """Return the table for the terminal; doubts stand above the numbers, notes below. Names are not broken."""
+    def to_rich(self, width: int = 0) -> "Table":
+        """Return the table for the terminal; doubts stand above the numbers, notes below.
+
+        Words in cells are not broken, and nothing is cut off while these have room: long headings go on in the next line.
+
+        Args:
+            width: characters in a line; 0 for those of the terminal.
+        """
+        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        title = "\n".join(plain_text(one) for one in [self.title, *self._reasons()] if one)
-        shown = Table(title=Text(title), caption=Text(" ".join(self.notes)))
-        words = (word for name, *_ in self.rows for word in plain_text(name).split())
-        shown.add_column(Text(self.columns[0]), min_width=max(map(len, words), default=0))
-        for name in self.columns[1:]:
-            shown.add_column(Text(plain_text(self._marked(name))), justify="right")
-        for name, *cells in self.rows:
-            texts = [Text(plain_text(cell), _style(cell, _TERMINAL, usual="")) for cell in cells]
-            shown.add_row(Text(plain_text(self._marked(name))), *texts, style="dim" if str(name).startswith("  ") else None)
+        few = len(self.columns) <= _FEW_COLUMNS
+        shown = Table(title=Text("\n".join(plain_text(one) for one in [self.title, *self._reasons()] if one)), show_edge=few)
+        shown.caption, shown.padding = Text(" ".join(self.notes)), (0, int(few))
+        headings = [self.columns[0], *(plain_text(self._marked(name)) for name in self.columns[1:])]
+        names = [plain_text(self._marked(name)) for name, *_ in self.rows]
+        columns = [names, *([plain_text(row[k]) for row in self.rows] for k in range(1, len(headings)))]
+        room = (width or Console().width) - (3 * len(headings) + 1 if few else len(headings) - 1)
+        for k, (heading, size) in enumerate(zip(headings, _widths(headings, columns, room), strict=True)):
+            shown.add_column(Text(heading), justify="right" if k else "left", width=size, overflow="fold")
+        for name, row in zip(names, self.rows, strict=True):
+            cells = [Text(plain_text(cell), _style(cell, _TERMINAL, usual="")) for cell in row[1:]]
+            shown.add_row(Text(name), *cells, style="dim" if name.startswith("  ") else None)
         return shown
 
     @property
@@ -113,6 +124,17 @@ class TextTable:
 
     def _reasons(self) -> list[str]:
         return [f"{_mark(reason).strip()} {name}: {reason}" for name, reason in self.doubts.items() if reason]
+
+
+def _widths(headings: Sequence[str], columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return how wide columns are: as the longest word of their cells, and wider in turn while there is room and need."""
+    words = [[len(word) + 2 * text.startswith("  ") for text in column for word in text.split()] for column in columns]
+    widths = [max(some, default=1) for some in words]
+    wanted = [max(map(len, (heading, *column))) for heading, column in zip(headings, columns, strict=True)]
+    while growing := [k for k, width in enumerate(widths) if width < wanted[k]][: max(0, room - sum(widths))]:
+        for k in growing:
+            widths[k] += 1
+    return widths
 
 
 def cell_text(value: Any) -> str:

@@ -15,7 +15,7 @@ from hauberk.core.random import ExampleRng
 
 Augmentation: TypeAlias = Callable[[Tensor, ExampleRng], Tensor]
 
-PADDING = 4  # zeros on each side, as in the CIFAR settings of all sources
+PADDING = 4  # zeros on each side, as the sources' CIFAR scripts do, but for robust_overfitting and AT-AWP, which reflect
 _TOP, _LEFT, _COIN = 101, 102, 103  # tags of the draws, apart from the attack's
 
 

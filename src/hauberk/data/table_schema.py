@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.errors import UserError, in_one_line, unknown_name
 
 KINDS = ("number", "integer", "category")
 CHANGES = ("any", "up", "down", "none")
@@ -97,8 +97,8 @@ def parse_schema(text: str, path: str | Path) -> TableSchema:
     """Read a schema from its TOML ``text``, as :func:`read_schema`; ``path`` is its name for error messages."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"cannot read the schema {path}: {error}") from error
+    except (ValueError, RecursionError) as error:  # tomllib's own are ValueErrors, and so are numbers too long for Python
+        raise UserError(f"cannot read the schema {path}: {in_one_line(error)}") from error
     tables = raw.pop("features", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise UserError(f"{path}: features must be tables, [features.NAME]")
@@ -107,6 +107,8 @@ def parse_schema(text: str, path: str | Path) -> TableSchema:
         return TableSchema(features, **_typed(TableSchema, raw, str(path)))
     except TypeError as error:
         raise UserError(f"{path}: no label is named") from error
+    except OverflowError as error:
+        raise UserError(f"{path}: a number is too large") from error
 
 
 def _typed(kind: type, given: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """evaluate: robust accuracy of a model, resumable, repeatable, and every success verified."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,6 +14,7 @@ from hauberk.attacks.frozen_model import check_model
 from hauberk.attacks.presets import AttackLike
 from hauberk.core.distributed import World, get_world
 from hauberk.core.errors import UserError
+from hauberk.core.imports import code_digest
 from hauberk.core.io import machine, read_json, versions
 from hauberk.core.progress import ProgressBar
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
@@ -27,7 +27,7 @@ from hauberk.evaluation.result import Evaluation, shuffled_order, worst_first
 from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.fastpath.precision import autotune_precision
-from hauberk.models import model_code
+from hauberk.models import model_code, model_id
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
 
@@ -90,7 +90,7 @@ def evaluate(
         out: folder to keep verdicts in as they come; called again with the same arguments, the evaluation goes on there.
         save_adversarials: keep the inputs too, in ``adversarials.npy`` of that folder, (N, ...): the first verified adversarial
             example of each example, or the clean input where there is none.
-        quiet: print no progress.
+        quiet: print nothing but warnings, on stderr.
 
     Returns:
         Evaluation; look at its ``warnings`` before its numbers.
@@ -121,12 +121,15 @@ def evaluate(
     }  # fmt: skip
     if folder is not None or world.size > 1:  # there are others to compare with
         plan |= {"threat": threat.to_dict(), **_identity(model, surrogate, source, count)}
+        plan["attacks"] = {name: code_digest(preset.attack) for name, preset in chosen.attacks.items()}
+    if world.size > 1:
+        _require_same_plan(plan, source, count, world)
     store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
     hidden = quiet or not world.is_main
     with closing(store), ProgressBar("evaluate", 1000, quiet=hidden) as display, frozen_model(model) as view:
         torch.manual_seed(seed)  # for random models; frozen_model puts the caller's generator back
-        if store.warning:
-            display.line(store.warning)
+        if store.warning and world.is_main:
+            display.warn(store.warning)
         fp32 = view if used == "model" else make_inference_copy(view, first_x)
         lowest = make_inference_copy(view, first_x, torch.bfloat16) if used == "bf16" else fp32
         reference_model, fp32_model, attack_model = (ModelQueries(form, chosen.eot_iter) for form in (view, fp32, lowest))
@@ -192,14 +195,10 @@ def _measured_precision(model: nn.Module, source: IndexedDataset, batch_size: in
 
 
 def _identity(model: nn.Module, surrogate: nn.Module | None, source: IndexedDataset, count: int) -> dict[str, Any]:
-    """Return what data, models and versions are.
-
-    Each example is compared again in the clean pass, so data that are not in memory are not read twice for that.
-    """
-    known = count if in_memory(source) else min(count, _FIRST)
+    """Return what data, models and versions are."""
     return {
         "data": source.name,
-        "data_digest": data_digest(Subset(source, torch.arange(known))),
+        "data_digest": evaluated_digest(source, count),
         "model_code": model_code(model),
         "surrogate_id": None if surrogate is None else model_id(surrogate),
         "surrogate_code": None if surrogate is None else model_code(surrogate),
@@ -207,24 +206,26 @@ def _identity(model: nn.Module, surrogate: nn.Module | None, source: IndexedData
     }
 
 
-def model_id(model: nn.Module) -> str:
-    """Return a digest of all parameters and buffers, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        if isinstance(value, Tensor):
-            digest.update(str((value.dtype, tuple(value.shape))).encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def evaluated_digest(source: IndexedDataset, count: int) -> str:
+    """Return the digest of data that the plan of an evaluation of the first ``count`` examples holds.
+
+    Each example is compared again in the clean pass, so data that are not in memory are not read twice for that.
+    """
+    return data_digest(Subset(source, torch.arange(count if in_memory(source) else min(count, _FIRST))))
+
+
+def _require_same_plan(plan: dict[str, Any], source: IndexedDataset, count: int, world: World) -> None:
+    """Refuse, by a UserError in all processes, to evaluate together where they were started differently, or see other data.
+
+    Each process looks at examples of its own, so all of them are compared here, also where they are not in memory.
+    """
+    plan = {**plan, "data_digest": data_digest(Subset(source, torch.arange(count)))}
+    differs = difference(world.on_main_process(lambda: plan), plan, harmless=())
+    world.raise_if_any(f"process {world.rank} is not like the first one: other {differs}" if differs else "")
 
 
 def _open_store(folder: Path | None, plan: dict[str, Any], world: World, point: Tensor | None) -> RecordStore:
-    """Open the records; rank 0 sets the folder up before the others look at it.
-
-    Raises:
-        UserError: in all processes, if they were started differently, or see other data or another model.
-    """
-    differs = difference(world.on_main_process(lambda: plan), plan, harmless=())
-    world.raise_if_any(f"process {world.rank} is not like the first one: other {differs}" if differs else "")
+    """Open the records; rank 0 sets the folder up before the others look at it. All processes raise a UserError, or none."""
     with ExitStack() as undo:
         for first in (True, False):
             problem = ""

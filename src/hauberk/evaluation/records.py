@@ -31,6 +31,12 @@ _CLEAN_DEFAULTS: dict[str, Any] = {"recognised": False}
 _DEFAULTS: dict[str, Any] = {"run": -1, "step": -1, "predicted": -1, "norm": -1.0, "finite": True, "unverified": False}
 _JSON_TYPES: dict[str, tuple[type, ...]] = {"i": (int,), "f": (int, float), "b": (bool,)}  # by the kind of a NumPy dtype
 _COST = {"i": "i", "rank": "i", "seconds": "f", "forwards": "f", "backwards": "f"}
+# What digests stand for, which would tell nobody anything.
+_DIGESTS = {
+    "data_digest": "data: inputs, labels or their order",
+    "model_id": "model: its weights, buffers or other tensors",
+    "surrogate_id": "surrogate: its weights, buffers or other tensors",
+}
 _HARMLESS = ("threads", "python")  # which change rounding at most
 
 
@@ -244,9 +250,12 @@ class RecordStore:
 def difference(there: dict[str, Any], plan: dict[str, Any], harmless: Sequence[str] = _HARMLESS) -> str:
     """Name the first thing in which two plans of an evaluation differ, besides what is harmless; "" for none."""
     for key, value in json_roundtrip(plan).items():
-        if key not in harmless and (seen := json_roundtrip(there.get(key))) != value:
-            # Two digests would tell nobody anything.
-            return "data: inputs, labels or their order" if key == "data_digest" else f"{key}: {seen!r} there, {value!r} here"
+        seen = json_roundtrip(there.get(key))
+        if key in harmless or seen == value:
+            continue
+        if key == "attacks" and isinstance(seen, dict):
+            return f"code or settings of {next(name for name in value if seen.get(name) != value[name])}"
+        return _DIGESTS.get(key) or f"{key}: {seen!r} there, {value!r} here"
     return ""
 
 
@@ -256,4 +265,4 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> str:
     if differs := difference(there, plan):
         raise UserError(f"{folder} holds another evaluation ({differs}); choose another folder")
     others = ", ".join(f"{there.get(key)} {key}" for key in _HARMLESS if there.get(key) != plan.get(key))
-    return f"begun with {others}: verdicts may differ by rounding" if others else ""
+    return f"{folder} was begun with {others}: verdicts may differ by rounding" if others else ""

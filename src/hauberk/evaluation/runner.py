@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import PGD, Attack, AttackInputs, AttackState, ModelQueries, run_attack
+from hauberk.attacks import PGD, Attack, AttackInputs, AttackState, ModelQueries
+from hauberk.attacks.base import attack_batch
 from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
-from hauberk.core.errors import UserError
-from hauberk.core.io import SCHEMA_ERRORS, read_state, write_state
+from hauberk.core.errors import SCHEMA_ERRORS, UserError
+from hauberk.core.io import read_state, write_state
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import IndexedDataset, fetch_for
@@ -117,7 +118,7 @@ class EvaluationRunner:
     def _recognised(self, x: Tensor, y: Tensor, rng: ExampleRng) -> Tensor:
         """Which adversarial inputs are recognised when they only try to be misclassified, (b,) bool."""
         attack = PGD(20, loss="cw")
-        logits = run_attack(attack, self.reference_model.model, x, y, self.threat, seed=rng, trusted=True).logits
+        logits = attack_batch(attack, self.reference_model.model, x, y, self.threat, seed=rng).logits
         assert logits is not None  # the best point was looked at
         return logits.isfinite().all(1) & (logits.argmax(1) == logits.shape[1] - 1)
 

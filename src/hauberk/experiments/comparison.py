@@ -1,7 +1,7 @@
 """What a comparison of methods found: means and deviations over seeds, and which differences chance would explain."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,12 +10,12 @@ from typing import Any
 from hauberk.core.errors import UserError
 from hauberk.core.io import read_json
 from hauberk.core.text_table import Ranked, TextTable
-from hauberk.experiments.experiment import EVALUATION, Experiment
+from hauberk.experiments.experiment import EVALUATION, LAST_EVALUATION, Experiment
 from hauberk.experiments.paper_tables import Printed, find_table
 
 CLEAN, WORST = "clean", "worst case"
 # The columns of the MAIL paper's Table 2, by what the suite "papers" calls them.
-_PAPER = {CLEAN: "NAT", "pgd-100": "PGD", "apgd-ce": "APGD", "cw-30": "CW", "autoattack": "AA"}
+_PAPER = {CLEAN: "NAT", "pgd-100-last": "PGD", "apgd-ce": "APGD", "cw-20-last": "CW", "autoattack": "AA"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,7 @@ class Comparison:
         published: by method, the paper's numbers in the same columns, where it has this data set and network; None in a
             column that it does not have.
         baselines: by method, the one that its difference is to; a method without one is not in it.
+        last: ``values`` of the last checkpoints, where these were evaluated, too.
     """
 
     about: str
@@ -42,6 +43,7 @@ class Comparison:
     doubts: Mapping[str, Sequence[str]]
     published: Mapping[str, Printed]
     baselines: Mapping[str, str]
+    last: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     def mean(self, method: str, column: str) -> float:
         """Mean over the seeds."""
@@ -49,8 +51,7 @@ class Comparison:
 
     def deviation(self, method: str, column: str) -> float:
         """Standard deviation over the seeds (n - 1); NaN for one seed."""
-        values = self.values[method][column]
-        return stdev(values) if len(values) > 1 else nan
+        return _deviation(self.values[method][column])
 
     def rank(self, method: str, column: str) -> int:
         """How many methods have a larger mean."""
@@ -95,11 +96,19 @@ class Comparison:
                 chance = "" if isnan(p) else f" (p {p:.3f})" if p >= 0.001 else " (p < 0.001)"
                 difference = f"{self.difference(method, last):+.2f}{to}{chance}"
             rows.append([f"`{method}`", *means, difference])
+            if method in self.last:
+                ends = [self.last[method][column] for column in self.columns]
+                gap = self.mean(method, last) - mean(ends[-1])
+                rows.append(
+                    ["  last epoch", *(_mean_and_deviation(mean(end), _deviation(end)) for end in ends), f"best {gap:+.2f}"]
+                )
             if method in self.published:
                 printed = [_mean_and_deviation(*number) if number else "" for number in self.published[method]]
                 rows.append(["  paper", *printed, ""])
         notes = ["Mean ± standard deviation over seeds." if len(self.seeds) > 1 else "One seed: no deviation, no test."]
         notes.append("Under attack: upper bounds.")
+        if self.last:
+            notes.append("Best checkpoint by validation; below it the last one, and by how much the best is above it.")
         if len(self.seeds) > 1:
             notes.append("p: paired t-test over seeds, adjusted for the number of differences (Holm).")
         columns = ["method", *map(column_title, self.columns), compared]
@@ -107,11 +116,13 @@ class Comparison:
 
     def runs_table(self) -> TextTable:
         """One row for each method, seed and column."""
+        checkpoints = {"": self.values} | ({", last epoch": self.last} if self.last else {})
         rows = [
-            [f"`{method}`", seed, column, f"{value:.4f}"]
+            [f"`{method}`", seed, column + which, f"{value:.4f}"]
             for method in self.methods
+            for which, values in checkpoints.items()
             for column in self.columns
-            for seed, value in zip(self.seeds, self.values[method][column], strict=True)
+            for seed, value in zip(self.seeds, values[method][column], strict=True)
         ]
         return TextTable("", ["method", "seed", "column", "accuracy"], rows, doubts=self._doubts)
 
@@ -145,15 +156,22 @@ def collect(experiments: Sequence[Experiment], out: Path, table: str = "") -> Co
     paper, one = find_table(table), experiments[0]
     methods, seeds = (tuple(dict.fromkeys(key)) for key in zip(*((e.name, e.seed) for e in experiments), strict=True))
     found = {(each.name, each.seed): read_json(each.folder(out) / EVALUATION) for each in experiments}
+    ended = {(each.name, each.seed): read_json(each.folder(out) / LAST_EVALUATION) for each in experiments if each.last}
     first = next(iter(found.values()))
+
+    def accuracies(of: Mapping[tuple[str, int], dict[str, Any]]) -> dict[str, dict[str, tuple[float, ...]]]:
+        return {
+            method: {column: tuple(100 * _accuracy(of[method, seed], column) for seed in seeds) for column in columns}
+            for method in methods
+        }
+
     try:
         names = (CLEAN, *first["by_attack"], *([] if "autoattack" in first["by_attack"] else [WORST]))
         columns = tuple(_PAPER) if one.evaluation.suite == "papers" and not one.evaluation.attacks else names
-        values = {
-            method: {column: tuple(100 * _accuracy(found[method, seed], column) for seed in seeds) for column in columns}
-            for method in methods
-        }
+        values, last = accuracies(found), accuracies(ended) if ended else {}
         doubts = {method: _doubts([found[method, seed] for seed in seeds]) for method in methods}
+        for method in methods if ended else ():
+            doubts[method] += [f"last epoch: {doubt}" for doubt in _doubts([ended[method, seed] for seed in seeds])]
     except (KeyError, TypeError) as error:
         raise UserError(f"an evaluation in {out} is damaged or of another suite: {error}") from error
     size = f"{one.subset.train_size:,} training examples, " if one.subset.train_size else ""
@@ -161,7 +179,7 @@ def collect(experiments: Sequence[Experiment], out: Path, table: str = "") -> Co
     about = f"{one.data.name}, {one.model.name}, {one.threat_model}, {size}{len(seeds)} seed(s), {first['n']:,} test examples"
     whole = columns == tuple(_PAPER) and not size  # as the paper has it
     printed = paper.printed.get((one.data.name, one.model.name), {}) if whole else {}
-    return Comparison(about, methods, seeds, columns, values, doubts, printed, _baselines(methods, paper.baselines))
+    return Comparison(about, methods, seeds, columns, values, doubts, printed, _baselines(methods, paper.baselines), last)
 
 
 def column_title(column: str) -> str:
@@ -173,6 +191,10 @@ def _accuracy(found: dict[str, Any], column: str) -> float:
     if column == CLEAN:
         return float(found["clean_accuracy"])
     return float(found["robust_accuracy"] if column == WORST else found["by_attack"][column])
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else nan
 
 
 def _mean_and_deviation(mean: float, deviation: float) -> str:

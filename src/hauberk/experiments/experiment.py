@@ -1,16 +1,18 @@
 """An experiment: a training and its evaluation, kept in a folder; what is finished is never made again."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from hauberk.core.errors import UserError
 from hauberk.core.io import json_roundtrip, make_folder, read_json, write_json
-from hauberk.data import IndexedDataset, Subset, find_dataset, labels, load_data, long_tail
+from hauberk.core.progress import warn
+from hauberk.data import IndexedDataset, Subset, data_digest, find_dataset, labels, load_data, long_tail
 from hauberk.evaluation import evaluate
+from hauberk.evaluation.evaluate import evaluated_digest
 from hauberk.experiments.options import (
     DataOptions,
     EvaluationOptions,
@@ -21,15 +23,16 @@ from hauberk.experiments.options import (
 )
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
-from hauberk.models import ModelSpec
+from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel
 from hauberk.training import Run, load, pick_device
+from hauberk.training.checkpoint import other_versions
 from hauberk.training.published import Resolved, resolve
 from hauberk.training.train import train
 
-EVALUATION = "evaluation.json"
+EVALUATION, LAST_EVALUATION = "evaluation.json", "evaluation-last.json"  # of the best and of the last checkpoint
 _RECORD = "experiment.json"
-_PLACES = {"data.data_dir", "data.verify", "surrogate", "label"}  # may differ: they change no number
+_PLACES = {"data.data_dir", "data.verify", "surrogate", "label", "last"}  # may differ: they change no number
 _MACHINE = ("seed", "threads", "device", "save_minutes")  # training settings that are no part of what an experiment is
 
 
@@ -50,6 +53,7 @@ class Experiment:
         hyperparameters: of the method, those that are given.
         surrogate: folder of the run that transfer attacks are crafted on; empty for none.
         label: what it is called in a table and in the folder; empty for the method.
+        last: whether the last checkpoint is evaluated, too.
     """
 
     method: str
@@ -64,6 +68,7 @@ class Experiment:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     surrogate: str = ""
     label: str = ""
+    last: bool = False
 
     @property
     def name(self) -> str:
@@ -120,6 +125,12 @@ class Experiment:
         settings = {"seed": self.seed, "schedule_preset": self.presets.schedule_preset, **more, **self.settings}
         return train(self.model_spec(source, method), source, method=method, out=out, resume=resume, quiet=quiet, **settings)
 
+    @property
+    def evaluations(self) -> dict[Literal["best", "last"], str]:
+        """The checkpoints that are evaluated, each with the file of what was found."""
+        found: dict[Literal["best", "last"], str] = {"best": EVALUATION}
+        return found | {"last": LAST_EVALUATION} if self.last else found
+
     def folder(self, out: Path) -> Path:
         """Return where it is kept, below the folder of a comparison or study."""
         return out / self.name.replace("/", ":") / f"seed-{self.seed}"
@@ -147,18 +158,21 @@ def run_experiment(experiment: Experiment, out: Path, device: str = "auto", thre
     if not train_experiment(experiment, out, device, threads):
         return False
     folder, place = experiment.folder(out), pick_device(device)
-    found = evaluate(
-        load(folder / "run", device=place),
-        experiment.load_data("test"),
-        threat=experiment.threat_model,
-        **asdict(experiment.evaluation),
-        surrogate=load(experiment.surrogate, device=place) if experiment.surrogate else None,
-        seed=experiment.seed,
-        has_reject_class=experiment.make_method().extra_outputs > 0,
-        out=folder / "evaluation",
-        quiet=True,
-    )
-    found.save(folder / EVALUATION)
+    for which, file in experiment.evaluations.items():
+        if (folder / file).exists():
+            continue
+        found = evaluate(
+            load(folder / "run", which=which, device=place),
+            experiment.load_data("test"),
+            threat=experiment.threat_model,
+            **asdict(experiment.evaluation),
+            surrogate=load(experiment.surrogate, device=place) if experiment.surrogate else None,
+            seed=experiment.seed,
+            has_reject_class=experiment.make_method().extra_outputs > 0,
+            out=folder / file.removesuffix(".json"),
+            quiet=True,
+        )
+        found.save(folder / file)
     return True
 
 
@@ -172,7 +186,10 @@ def train_experiment(
     folder = experiment.folder(out)
     _lock_config(folder, experiment)
     run, done = folder / "run", folder / "trained.json"
-    if not done.exists():
+    if done.exists():
+        if was := require_same_inputs(experiment, out, {}, threads):
+            warn(f"{run} was made with {was}")
+    else:
         method, source = method or experiment.make_method(), experiment.load_data("train")
         resume = (run / "run.json").exists()
         trained = experiment.train(source, method, out=run, resume=resume, device=device, threads=threads)
@@ -191,7 +208,49 @@ def is_done(experiment: Experiment, out: Path) -> bool:
     folder = experiment.folder(out)
     if (folder / _RECORD).exists():
         _lock_config(folder, experiment)
-    return (folder / EVALUATION).exists()
+    return all((folder / file).exists() for file in experiment.evaluations.values())
+
+
+def require_same_inputs(experiment: Experiment, out: Path, known: dict[Any, str], threads: int = 0) -> str:
+    """Refuse what was trained or evaluated on other data, or with other code of its model, than there are now.
+
+    Args:
+        experiment: what was done.
+        out: folder of the comparison or study.
+        known: digests of data by split, data and subset; filled here, so that several experiments read the same data once.
+        threads: CPU threads that it would be trained with; 0 for those of this process.
+
+    Returns:
+        Under which other versions, or with how many threads, it was trained; or "".
+
+    Raises:
+        UserError: for other data or code. Data that are not there any more cannot be compared.
+    """
+    folder, was = experiment.folder(out), ""
+    for split, path in (("train", "run/run.json"), ("test", "evaluation/plan.json")):
+        if not (folder / path).exists():
+            continue
+        record, which = read_json(folder / path), (split, experiment.data, experiment.subset)
+        if which not in known:
+            known[which] = _data_digest(experiment, split)
+        there = record.get("data_digest") if split == "test" else record.get("data", {}).get("digest")
+        if known[which] not in ("", there):
+            raise UserError(f"{folder} was made with other {split} data; choose another folder by --out")
+        if split == "train":
+            was = other_versions(record, threads)
+            spec = ModelSpec.from_dict(record.get("model", {}))
+            if spec.imports and model_code(spec.build()) != record["model"].get("code"):
+                raise UserError(f"{folder} was made with other code of {spec.name}; choose another folder by --out")
+    return was
+
+
+def _data_digest(experiment: Experiment, split: str) -> str:
+    """Return what records hold of the data there are now, or "" where they are gone."""
+    try:
+        source = replace(experiment, data=replace(experiment.data, verify=False)).load_data(split)
+    except UserError:
+        return ""
+    return data_digest(source) if split == "train" else evaluated_digest(source, len(source))
 
 
 def _lock_config(folder: Path, experiment: Experiment) -> None:

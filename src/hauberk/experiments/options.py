@@ -66,7 +66,7 @@ class ModelOptions:
 class PresetOptions:
     """Where settings come from that are not given: preset, schedule_preset."""
 
-    preset: Literal["paper", "official"] = "paper"
+    preset: Literal["paper", "official", "note"] = "paper"
     """Follow the paper of a method, or the code of its authors where that differs."""
     schedule_preset: Literal["published", "express"] = "published"
     """Take training settings that are not given from the literature, or from a short training that reaches about as much."""
@@ -77,7 +77,7 @@ class EvaluationOptions:
     """The attacks of an evaluation: suite, attacks, sequential."""
 
     suite: str = "quick"
-    """Attacks to run: quick (FGSM, PGD-20, CW-30, PGD-100), papers (those, APGD-CE and AutoAttack), standard (AutoAttack),
+    """Attacks to run: quick (FGSM, PGD-20, CW-30, PGD-100), papers (the columns of the papers' tables), standard (AutoAttack),
     plus, or rand (for random models); see 'hauberk attacks'."""
     attacks: tuple[str, ...] = ()
     """Attacks to run instead of a suite, such as pgd-40 cw-100, or package.module:attribute for your own."""

@@ -110,13 +110,13 @@ PAPER_TABLES: dict[str, PaperTable] = {
     # MART, white box: FGSM, PGD-20, CW, and AutoAttack beside them.
     "mart-white-box": PaperTable(
         _MART,
-        attacks=("fgsm", "pgd-20", "cw-20", "apgd-ce", "apgd-t", "fab-t", "square"),
+        attacks=("fgsm", "pgd-20-last", "cw-20-last", "apgd-ce", "apgd-t", "fab-t", "square"),
         as_mart=True,
     ),
     # MART, black box: attacks crafted on a standard network of another seed, beside PGD-20 on the network itself.
     "mart-black-box": PaperTable(
         _MART,
-        attacks=("transfer-fgsm", "transfer-pgd-20", "transfer-cw-20", "pgd-20"),
+        attacks=("transfer-fgsm", "transfer-pgd-20", "transfer-cw-20", "pgd-20-last"),
         as_mart=True,
         black_box=True,
     ),

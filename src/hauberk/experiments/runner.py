@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from multiprocessing.connection import wait as wait_for_end
@@ -19,10 +19,8 @@ from torch import Tensor, nn
 
 from hauberk.attacks import find_suite, frozen_model
 from hauberk.core.errors import UserError
-from hauberk.core.io import read_json
-from hauberk.data import Subset, data_digest, fetch_for
-from hauberk.data.dataset import in_memory
-from hauberk.experiments.experiment import Experiment, is_done, run_experiment
+from hauberk.data import fetch_for
+from hauberk.experiments.experiment import Experiment, is_done, require_same_inputs, run_experiment
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.methods import Method
 from hauberk.training import pick_device
@@ -99,7 +97,8 @@ def estimate(
 
         suite = find_suite(todo[0].evaluation.suite, todo[0].evaluation.attacks)
         passes = sum(preset.attack.cost() for preset in suite.attacks.values())
-        evaluation = len(todo) * test_size * passes * _seconds(value_and_gradient, place) / (2 * len(x))
+        count = sum(len(one.evaluations) for one in todo)
+        evaluation = count * test_size * passes * _seconds(value_and_gradient, place) / (2 * len(x))
     return Estimate(len(experiments), len(experiments) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
 
 
@@ -147,7 +146,8 @@ def run_experiments(
         jobs: number of processes side by side; they take the GPUs in turn where there are some.
         threads: CPU threads of each process.
         device: "auto", "cpu", "cuda", ...
-        on_progress: called for each experiment with "kept", "done" or the reason why it failed.
+        on_progress: called for each experiment with "kept" (and under which other versions it was made), "done" or the reason
+            why it failed.
 
     Returns:
         Whether all experiments are finished; otherwise the same call goes on.
@@ -155,9 +155,7 @@ def run_experiments(
     Raises:
         UserError: if the folder holds other experiments, or finished ones whose data have changed since.
     """
-    todo = _unfinished(experiments, out)
-    for kept in [one for one in experiments if one not in todo]:
-        on_progress(kept, "kept")
+    todo = _unfinished(experiments, out, threads, on_progress)
     finished, started = True, count()
     running: dict[Future[bool], Experiment] = {}
     # Even a single job has a process of its own: experiments then do not depend on what ran before in theirs.
@@ -206,35 +204,22 @@ def run_on_slurm(
         return [executor.submit(run_experiment, experiment, out.resolve()) for experiment in todo]
 
 
-def _unfinished(experiments: Sequence[Experiment], out: Path) -> list[Experiment]:
-    """Return those that are not finished; refuse a finished one that was made with other data than there are now."""
-    digests: dict[Any, set[str]] = {}
-    todo = []
+def _unfinished(
+    experiments: Sequence[Experiment],
+    out: Path,
+    threads: int = 0,
+    on_kept: Callable[[Experiment, str], None] = lambda one, what: None,
+) -> list[Experiment]:
+    """Return those that are not finished; say what is kept, and refuse what was made with other data than there are now."""
+    todo, kept, digests = [], [], dict[Any, str]()
     for one in experiments:
-        if not is_done(one, out):
+        if is_done(one, out):
+            kept.append((one, require_same_inputs(one, out, digests, threads)))
+        else:
             todo.append(one)
-            continue
-        for split, path in (("train", "run/run.json"), ("test", "evaluation/plan.json")):
-            if not (record := one.folder(out) / path).exists():
-                continue
-            which = (split, one.data, one.subset)
-            if which not in digests:
-                digests[which] = _data_digests(one, split)
-            known = read_json(record)
-            if digests[which] and (known.get("data_digest") or known["data"]["digest"]) not in digests[which]:
-                raise UserError(f"{one.folder(out)} was made with other {split} data; choose another folder by --out")
+    for one, was in kept:
+        on_kept(one, f"kept, made with {was}" if was else "kept")
     return todo
-
-
-def _data_digests(experiment: Experiment, split: str) -> set[str]:
-    """Return what records may hold of the data there are now; nothing where they are gone, or not in memory."""
-    try:
-        source = replace(experiment, data=replace(experiment.data, verify=False)).load_data(split)
-    except UserError:
-        return set()
-    # A training without validation examples writes down the whole of which its examples are a part.
-    wholes = [source, source.dataset] if isinstance(source, Subset) and split == "train" else [source]
-    return {data_digest(one) for one in wholes} if in_memory(source) else set()
 
 
 def _end_with_parent() -> None:

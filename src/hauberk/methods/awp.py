@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hauberk.core.arguments import check_fields
 from hauberk.core.distributed import SINGLE_PROCESS, World
 from hauberk.core.errors import UserError
 
@@ -24,20 +25,21 @@ class AWP:
     warmup: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.gamma < 1 or self.warmup < 0:
             raise UserError(f"gamma must be at least 0 and below 1, warmup not negative, got {self.gamma} and {self.warmup}")
 
     def direction(self, model: nn.Module, loss: Tensor, world: World = SINGLE_PROCESS) -> dict[str, Tensor]:
         """Return a relative step of ascent, ``v_l = γ · ‖w_l‖ / ‖g_l‖ · g_l``, by the names of the parameters w_l.
 
-        g is the gradient of ``loss``, a scalar with a graph to the weights, averaged over the processes of ``world``. Only
-        convolutions and linear layers are perturbed (parameters named ``weight`` with more than one dimension), as in the
-        public code.
+        g is the gradient of ``loss``, a scalar with a graph to the weights, averaged over the processes of ``world``. As in
+        the public code, parameters with "weight" in their names and more than one dimension are perturbed: convolutions,
+        linear, attention and recurrent layers, neither biases nor normalisation.
         """
         chosen = {
             name: parameter
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and parameter.ndim > 1 and name.rsplit(".", 1)[-1] == "weight"
+            if parameter.requires_grad and parameter.ndim > 1 and "weight" in name
         }
         grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
         world.average([grad for grad in grads if grad is not None])

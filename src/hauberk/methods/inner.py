@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, AttackResult, frozen_model, run_attack
-from hauberk.core.errors import UserError
+from hauberk.attacks.base import attack_batch
+from hauberk.core.arguments import check_callable
 from hauberk.core.step_context import StepContext
 from hauberk.objectives.functional import fooled
 from hauberk.threat import ThreatModel, expand_to
@@ -24,24 +25,33 @@ class BatchAttack:
     Args:
         attack: what to run.
         taus: τ of friendly training by the progress of the training: (part of the training up to which, τ), rising.
+        evaluate_last: let PGD look at its last point all the same, which moves BatchNorm's statistics in mode "train".
     """
 
-    def __init__(self, attack: Attack[Any], taus: tuple[tuple[float, int], ...] = ()):
-        self.attack: Attack[Any] = replace(attack, return_last=True, evaluate_last=False) if isinstance(attack, PGD) else attack
+    def __init__(self, attack: Attack[Any], taus: tuple[tuple[float, int], ...] = (), evaluate_last: bool = False):
+        self.attack: Attack[Any] = attack
+        if isinstance(attack, PGD):
+            self.attack = replace(attack, return_last=True, evaluate_last=evaluate_last)
         self.taus = taus
+        self.attack_at(0.0)  # refuses now what does not go with τ
 
-    def tau_at(self, progress: float) -> int | None:
-        """Return τ at a point of the training, None without."""
-        return next((tau for part, tau in self.taus if progress <= part), self.taus[-1][1]) if self.taus else None
+    @property
+    def follows_progress(self) -> bool:
+        """Whether it is another attack at another part of the training."""
+        return bool(self.taus)
+
+    def attack_at(self, progress: float) -> Attack[Any]:
+        """Return the attack with the τ of a point of the training, where it has one."""
+        if not self.taus or not isinstance(self.attack, PGD):
+            return self.attack
+        return replace(self.attack, tau=next((tau for part, tau in self.taus if progress <= part), self.taus[-1][1]))
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
-        attack, x, y, threat = self.attack, context.x, context.y, context.threat
-        if self.taus and isinstance(attack, PGD):
-            attack = replace(attack, tau=self.tau_at(context.progress))
+        attack, x, y, threat = self.attack_at(context.progress), context.x, context.y, context.threat
         clean = context.return_clean_logits
         with context.attack_model(attack.mode) as model:
-            return run_attack(attack, model, x, y, threat, seed=context.rng, return_clean_logits=clean, trusted=True)
+            return attack_batch(attack, model, x, y, threat, seed=context.rng, return_clean_logits=clean)
 
 
 class MinimumMargin(nn.Module):
@@ -69,7 +79,8 @@ class MinimumMargin(nn.Module):
         index, world = context.index, context.world
         fraction = self.radius_fractions(index, context.y)
         with context.attack_model("eval") as model:
-            found, distance = self.search(model, context.x, context.y, context.threat, fraction, seed=context.rng, trusted=True)
+            batch = model, context.x, context.y, context.threat
+            found, distance = self.search(*batch, fraction, seed=context.rng, run=attack_batch)
         if index is not None:
             index = index if world.size == 1 else torch.cat(world.all_gather_object(index.cpu()))
             distance = context.all_gather(distance)
@@ -85,9 +96,9 @@ class MinimumMargin(nn.Module):
         radius_fraction: Tensor,
         *,
         seed: Any = 0,
-        trusted: bool = False,
+        run: Callable[..., AttackResult] = run_attack,
     ) -> tuple[AttackResult, Tensor]:
-        """Search within the threat model; arguments as in :func:`hauberk.attacks.run_attack`.
+        """Search within the threat model; arguments as in :func:`hauberk.attacks.run_attack`, which ``run`` is.
 
         Returns:
             AttackResult, ``x_adv`` the nearest adversarial example found, or x, and ``success`` whether one was found; and (B,)
@@ -95,7 +106,7 @@ class MinimumMargin(nn.Module):
         """
         steps = self.attack.steps
         attack = PGD(steps, f"2.5*eps/{steps}", loss="slm", return_last=True, evaluate_last=False)
-        found = run_attack(attack, model, x, y, threat, seed=seed, radius_fraction=radius_fraction, trusted=trusted)
+        found = run(attack, model, x, y, threat, seed=seed, radius_fraction=radius_fraction)
         feasible = threat.around(x)
         change = (found.x_adv - x) / expand_to(radius_fraction.to(x.dtype), x)  # scaled so that length 1 is about ε
 
@@ -205,6 +216,5 @@ def as_inner_attack(attack: Any) -> InnerAttack | None:
         return None
     if isinstance(attack, Attack):
         return BatchAttack(attack)
-    if callable(attack):
-        return attack  # type: ignore[no-any-return]
-    raise UserError(f"attack is an attack, a function of the context, or None, not {attack!r:.60}")
+    check_callable("attack", attack, "context")
+    return attack  # type: ignore[no-any-return]

@@ -1,10 +1,10 @@
 """A method bound to a threat model: what runs in the training loop."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hauberk.attacks import AttackResult
-from hauberk.attacks.frozen_model import checked_first_pass, kept_buffers
-from hauberk.core.distributed import SINGLE_PROCESS, World, get_world
+from hauberk.attacks.frozen_model import check_module, checked_first_pass, kept_buffers
+from hauberk.core.arguments import check_callable, checked, shown
+from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext, summary
 from hauberk.fastpath.precision import Precision, PrecisionPolicy, make_policy
-from hauberk.methods.awp import AWP, applied, gradient_surrogate
+from hauberk.methods.awp import applied, gradient_surrogate
 from hauberk.methods.inner import InnerAttack, as_inner_attack
 from hauberk.objectives.cross_entropy import AT
 from hauberk.objectives.functional import at_least_float32, fooled
@@ -39,7 +40,7 @@ class Output:
         logits: of the clean inputs, (B, C), detached, or None where nothing needs them.
         logits_adv: of the adversarial inputs, likewise.
         report: scalars that say what the weighting did; empty without one.
-        forwards: forward passes of this step, attack included; a fraction where finished examples were left out.
+        forwards: forward passes of this step so far, attack included; a fraction where finished examples were left out.
         backwards: backward passes to the input; those to the weights are not counted.
         burning_in: whether all weights are 1 because the epoch is before the end of the burn-in.
     """
@@ -78,18 +79,23 @@ class Method(nn.Module):
         precision: what the passes run on, see :func:`hauberk.method`.
         compiled: likewise.
         burn_in: number of epochs with weights 1, or "first-drop"; by default the weighting's own, 0 for a function.
+        passes: order of a step: "attack"; "clean" and "adversarial", the passes in training mode; and "step", where the
+            optimiser moves the weights. What is needed and not named comes right after the attack. A pass that is repeated,
+            not needed, or behind "step" (then made by :meth:`after_step`) has no gradient: it moves BatchNorm's statistics, as
+            some public code does. By default the attack, then one pass of each kind that is needed.
 
     Raises:
         UserError: if the parts do not fit together.
     """
 
+    @checked
     def __init__(
         self,
         threat: ThreatModel,
         attack: Any = None,
         objective: Callable[[StepContext], Any] | None = None,
         weighting: Callable[[StepContext], Tensor] | None = None,
-        weight_perturbation: AWP | None = None,
+        weight_perturbation: Any = None,
         *,
         name: str = "custom",
         settings: dict[str, Any] | None = None,
@@ -97,11 +103,21 @@ class Method(nn.Module):
         precision: Precision = "model",
         compiled: bool = False,
         burn_in: int | Literal["first-drop"] | None = None,
+        passes: Sequence[str] = ("attack",),
     ):
         super().__init__()
         self.threat, self.name, self.seed = threat, name, seed
         parts = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
         given = {key: part for key, part in parts.items() if part is not None}
+        for key in ("objective", "weighting"):
+            if key in given:
+                check_callable(key, given[key], "context")
+        if weight_perturbation is not None and not callable(getattr(weight_perturbation, "direction", None)):
+            raise UserError(
+                f"weight_perturbation is hb.AWP or has its direction and warmup; {shown(weight_perturbation)} has not"
+            )
+        if isinstance(burn_in, int) and burn_in < 0:
+            raise UserError(f"burn_in must not be negative, got {burn_in}")
         self.settings: dict[str, Any] = {"seed": seed, **given} if settings is None else settings
         self.inner = as_inner_attack(attack)
         self.objective = AT() if objective is None else objective
@@ -113,7 +129,9 @@ class Method(nn.Module):
         self.burn_in: int | Literal["first-drop"] = own if burn_in is None or weighting is None else burn_in
         self.burn_in_is_chosen = self.burn_in != "first-drop"
         self.needs = frozenset(getattr(self.objective, "needs", CLEAN | ADVERSARIAL)) | getattr(weighting, "needs", frozenset())
+        self.passes_before, self.passes_of_loss, self.passes_after = _split_passes(passes, self.needs, self.inner is not None)
         self._calls = 0
+        self._last: StepContext | None = None  # the batch that the passes after the optimiser's step will see
         if self.inner is None and self.needs >= ADVERSARIAL:
             raise UserError(f"{name} needs logits of adversarial inputs, but has no attack")
         if self.inner is None and weighting is not None:
@@ -155,6 +173,7 @@ class Method(nn.Module):
         fitted = copy(self)
         fitted._modules = dict(self._modules)
         fitted.inner = getattr(self.inner, "fresh", lambda: self.inner)()
+        fitted._last = None
         fitted.schedule = Schedule(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
         fitted.precision = self.precision and PrecisionPolicy(self.precision.precision, self.precision.compiled)
         if fitted._burn_in >= epochs:
@@ -198,7 +217,7 @@ class Method(nn.Module):
         Args:
             model: classifier to logits (B, C), in the mode the loss should see (``model.train()`` in training).
             x: clean inputs, (B, ...), inside the threat model's box.
-            y: labels, (B,), integers.
+            y: labels, (B,), integers of any width.
             epoch: 0-based, for burn-in, τ, λ and warm-up; 0 where none is given.
             index: (B,) int64, which examples these are, for methods that remember something about each (``mma``).
             class_weights: (C,), multiplies the whole term of each example by the weight of its class.
@@ -215,9 +234,11 @@ class Method(nn.Module):
                 threat model do not fit together, or the model is wrapped for several processes.
 
         Warns:
-            UserWarning: on the first call, if weights are 1 until an epoch that nobody has chosen, or no epoch is given.
+            UserWarning: on the first call, if weights are 1 until an epoch that nobody has chosen, if something follows the
+                length of a training that nobody has told, or waits for an epoch and none is given.
         """
         y = check_batch(x, y)
+        self._check_more(x, epoch, index, class_weights, rng, eps_scale)
         if rng is None:
             places = torch.arange(len(x), device=x.device) + (world.rank << 32)
             rng = ExampleRng(self.seed, places, stage=self._calls)
@@ -231,21 +252,49 @@ class Method(nn.Module):
             precision=self.precision,
             return_clean_logits=bool(getattr(self.weighting, "needs_clean_logits", _nothing)(self.needs)),
         )  # fmt: skip
-        checked: AbstractContextManager[None] = nullcontext()
+        first: AbstractContextManager[None] = nullcontext()
         if self._calls == 0:
             self._check_first_call(model, x, y, epoch)
-            checked = checked_first_pass(model, x, y, self.extra_outputs)
-        with checked:
+            first = checked_first_pass(model, x, y, self.extra_outputs)
+        with first:
             out = self._step(context, class_weights)
         self._calls += 1  # now, so that a first call that was refused is checked again
         return out
 
     def after_step(self, model: nn.Module) -> None:
-        """Tell the parts that the optimiser has moved the weights of the model: those that have an ``after_step(model)``."""
+        """Make the passes that come after the optimiser's step, and tell the parts that have an ``after_step(model)`` of it.
+
+        By all processes together: the statistics of such passes are averaged over them.
+        """
+        if self._last is not None:
+            self._look(self._last, self.passes_after, frozenset())
+            self._last.world.average(running_statistics(model))
+            self._last = None
         for part in (self.inner, self.objective, self.weighting, self.weight_perturbation):
             getattr(part, "after_step", _nothing)(model)
 
+    @staticmethod
+    @checked
+    def _check_more(
+        x: Tensor,
+        epoch: int | None,
+        index: Tensor | None,
+        class_weights: Tensor | None,
+        rng: ExampleRng | None,
+        eps_scale: float,
+    ) -> None:
+        """Check what comes with a batch, without waiting for a device."""
+        if epoch is not None and epoch < 0:
+            raise UserError(f"epoch counts from 0, got {epoch}")
+        if index is not None and (index.shape != x.shape[:1] or index.is_floating_point() or index.dtype == torch.bool):
+            raise UserError(f"index must be integers of shape ({len(x)},), got {shown(index)}")
+        if rng is not None and len(rng.keys) != len(x):
+            raise UserError(f"rng has draws for {len(rng.keys)} examples, the batch has {len(x)}")
+        if eps_scale < 0:
+            raise UserError(f"eps_scale must not be negative, got {eps_scale}")
+
     def _check_first_call(self, model: nn.Module, x: Tensor, y: Tensor, epoch: int | None) -> None:
+        check_module(model)
         if isinstance(model, DistributedDataParallel):
             raise UserError(
                 "attacks must not run through DistributedDataParallel: wrap hb.Step(model, method) in it, and call that on x, y"
@@ -253,32 +302,55 @@ class Method(nn.Module):
         if any(p.is_inference() for p in model.parameters()):
             raise UserError("a model made under torch.inference_mode cannot be trained; make it, or load it, outside")
         check_inputs(x, y, self.threat)
-        if (epoch or 0) >= self._burn_in:
+        for problem in self._unsaid(epoch):
+            warnings.warn(problem, stacklevel=5)
+
+    def _unsaid(self, epoch: int | None) -> Iterator[str]:
+        """Say what is not as it may seem, because the caller did not tell the epoch, or how long the training is."""
+        missing = "and no epoch= is given, so this is epoch 0: give epoch="
+        if (epoch or 0) < self._burn_in:
+            until = f"all weights of {self.name} are 1 until epoch {self._burn_in} (counted from 0)"
+            if epoch is None:
+                yield f"{until}, {missing}, or set burn_in=0"
+            elif not (self.schedule.known or self.burn_in_is_chosen):
+                yield f"{until}: set burn_in=, or call with_schedule(epochs=...)"
+        warmup = getattr(self.weight_perturbation, "warmup", 0)
+        if epoch is None and warmup:
+            yield f"{self.name} perturbs no weights until epoch {warmup} (counted from 0), {missing}, or set awp_warmup=0"
+        if not any(getattr(part, "follows_progress", False) for part in (self.inner, self.weighting)):
             return
-        until = f"all weights of {self.name} are 1 until epoch {self._burn_in} (counted from 0)"
         if epoch is None:
-            warnings.warn(f"{until}, and no epoch= is given, so this is epoch 0: give epoch=, or set burn_in=0", stacklevel=5)
-        elif not (self.schedule.known or self.burn_in_is_chosen):
-            warnings.warn(f"{until}: set burn_in=, or call with_schedule(epochs=...)", stacklevel=5)
+            yield f"{self.name} changes in the course of the training, {missing}"
+        elif not self.schedule.known:
+            length = self.schedule.epochs
+            yield f"{self.name} changes in the course of {length} epochs: call with_schedule(epochs=...) if yours has others"
 
     def _step(self, context: StepContext, class_weights: Tensor | None) -> Output:
-        model, awp = context.model, self.weight_perturbation
+        model, awp, passes = context.model, self.weight_perturbation, self.passes_of_loss
+        self._look(context, self.passes_before, self.needs)
         if self.inner is not None:
             self._attack(self.inner, context)
-        passes = len(self.needs)
         if awp is not None and context.epoch >= awp.warmup:
             with kept_buffers(model):
+                context.logits = context.logits_adv = None
+                self._look(context, _in_order(self.needs), self.needs)
                 proxy, weights = self._loss(context, class_weights)
                 change = awp.direction(model, proxy, context.world)
             report = self._report(context, weights)
             with applied(model, change):
+                context.logits = context.logits_adv = None
+                self._look(context, (*self.passes_before, *passes), self.needs)
                 at, _ = self._loss(context, class_weights, weights)
                 loss = gradient_surrogate(model, at)
-            passes *= 2
+            made = len(self.needs) + 2 * len(self.passes_before) + len(passes)
         else:
+            self._look(context, passes, self.needs)
             loss, weights = self._loss(context, class_weights)
             report = self._report(context, weights)
+            made = len(self.passes_before) + len(passes)
         attack = context.attack
+        if self.passes_after:
+            self._last = replace(context, attack=None, logits=None, logits_adv=None)
         return Output(
             loss=loss,
             x_adv=context.x_adv,
@@ -286,7 +358,7 @@ class Method(nn.Module):
             logits=None if context.logits is None else context.logits.detach(),
             logits_adv=None if context.logits_adv is None else context.logits_adv.detach(),
             report=report,
-            forwards=(0 if attack is None else attack.forwards) + passes,
+            forwards=(0 if attack is None else attack.forwards) + made,
             backwards=0 if attack is None else attack.backwards,
             burning_in=context.epoch < context.burn_in,
         )
@@ -303,18 +375,29 @@ class Method(nn.Module):
             raise UserError("the attack left the threat model; context.threat.project(x_adv, context.x) brings its points back")
         context.x_adv = x_adv
 
-    def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Make the passes of the loss; return it, and the weights (b,) that are given or those of the method."""
-        model = context.model
+    def _look(self, context: StepContext, passes: Sequence[str], needs: frozenset[str]) -> None:
+        """Make passes in training mode; the first of each kind that is needed gives the loss its logits, with a graph."""
         with context.autocast():
-            logits = model(context.x) if "clean" in self.needs else None
-            logits_adv = model(context.x_adv) if "adversarial" in self.needs else None
-        context.logits, context.logits_adv = (None if z is None else at_least_float32(z) for z in (logits, logits_adv))
-        robust, regularizer = self.objective(context)
+            for name in passes:
+                field, x = ("logits", context.x) if name == "clean" else ("logits_adv", context.x_adv)
+                if name in needs and getattr(context, field) is None:
+                    setattr(context, field, at_least_float32(context.model(x)))
+                    continue
+                with torch.no_grad():
+                    context.model(x)
+                torch.clear_autocast_cache()  # of weights that were cast without a graph
+
+    def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the loss of the logits, and the weights (b,) that are given or those of the method."""
+        robust, regularizer = _as_terms(self.objective(context), context.y)
         if weights is None:
             weights = self._weights(context, robust)
         terms = weights * robust + regularizer
         if class_weights is not None:
+            seen = context.logits if context.logits is not None else context.logits_adv
+            classes = None if seen is None else seen.shape[1] - self.extra_outputs
+            if class_weights.ndim != 1 or (classes is not None and len(class_weights) != classes):
+                raise UserError(f"class_weights must be one number for each class, ({classes},), got {shown(class_weights)}")
             terms = terms * class_weights.to(terms)[context.y]
         return context.mean(terms), weights
 
@@ -370,6 +453,34 @@ class Method(nn.Module):
         return f"method({self.name!r}, {self.threat}{burn_in})"
 
 
+def _in_order(kinds: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in ("clean", "adversarial") if name in kinds)
+
+
+def _split_passes(order: Sequence[str], needs: frozenset[str], attacks: bool) -> tuple[tuple[str, ...], ...]:
+    """Return the passes before the attack, those after it, with what is needed besides, and those after the step."""
+    events = tuple(order) if "attack" in order else ("attack", *order)
+    attack, step = events.index("attack"), events.index("step") if "step" in events else len(events)
+    before, loss, after = events[:attack], events[attack + 1 : step], events[step + 1 :]
+    kinds = CLEAN | ADVERSARIAL if attacks else CLEAN
+    if not (CLEAN.issuperset(before) and kinds.issuperset(loss + after)):
+        raise UserError(
+            f"passes are 'clean' and, after 'attack', 'adversarial', with one 'step' at most, not {', '.join(order)}"
+        )
+    return before, (*_in_order(needs - {*before, *loss}), *loss), after
+
+
+def _as_terms(found: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what an objective returned as ℓ, (B,), and r, (B,) or one number; raise UserError if it is something else."""
+    if isinstance(found, tuple | list) and len(found) == 2:
+        robust, regularizer = found
+        fits = isinstance(regularizer, int | float) or (isinstance(regularizer, Tensor) and regularizer.shape in (y.shape, ()))
+        if isinstance(robust, Tensor) and robust.shape == y.shape and fits:
+            return robust, regularizer
+    got = ", ".join(map(shown, found)) if isinstance(found, tuple | list) else shown(found)
+    raise UserError(f"the objective must return two tensors of shape ({len(y)},), l and r, it returned {got}")
+
+
 def _nothing(argument: Any) -> None:
     """Stand in for a function that a part need not have."""
 
@@ -405,6 +516,7 @@ class Step(nn.Module):
         >>> step(torch.rand(8, 4), torch.arange(8) % 3).loss.backward()
     """
 
+    @checked
     def __init__(self, model: nn.Module, method: Method):
         super().__init__()
         self.model = model

@@ -6,14 +6,15 @@ from functools import partial
 from typing import Any
 
 from hauberk.attacks import PGD
-from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.arguments import checked, shown
+from hauberk.core.errors import UserError, find_name, unknown_name
 from hauberk.core.imports import import_object, is_import_path
-from hauberk.core.step_context import MeasuredWeighting, is_official
+from hauberk.core.step_context import MeasuredWeighting
 from hauberk.fastpath.precision import Precision
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
 from hauberk.methods.method import Method
-from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, Objective, PresetName, Standard, Trades
+from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, Objective, Standard, Trades
 from hauberk.threat import ThreatModel
 from hauberk.weighting.gairat import COUNTS, Gairat
 from hauberk.weighting.mail import MARGINS, Mail
@@ -31,6 +32,7 @@ class MethodSpec:
         weighting: instance weights; None for weights 1.
         awp: weight perturbation; None for none.
         official: what the authors' public code does otherwise, by the name of the setting.
+        further: what other sources do otherwise, by the name of their preset.
         inner: how the attack is used in training.
     """
 
@@ -41,43 +43,57 @@ class MethodSpec:
     weighting: MeasuredWeighting | None = None
     awp: AWP | None = None
     official: dict[str, Any] = field(default_factory=dict)
-    inner: Callable[[PGD], InnerAttack] = BatchAttack
+    further: dict[str, dict[str, Any]] = field(default_factory=dict)
+    inner: Callable[..., InnerAttack] = BatchAttack
+
+    def changes(self, preset: str) -> dict[str, Any]:
+        """Return what a preset does otherwise than the paper. Raises UserError if this method has no such preset."""
+        presets = {"paper": {}, "official": self.official, **self.further}
+        if preset not in presets:
+            raise UserError(f"preset is {' or '.join(map(repr, presets))} for this method, not {preset!r}")
+        return presets[preset]
 
 
-def _friendly(*epochs: int) -> Callable[[PGD], InnerAttack]:
+def _friendly(*epochs: int) -> Callable[..., InnerAttack]:
     """Friendly training with τ 0, 1, 2, ... up to these epochs of the sources' training, in proportion in another."""
     return partial(BatchAttack, taus=tuple((epoch / epochs[-1], tau) for tau, epoch in enumerate(epochs)))
 
 
 # At ε = 8/255, ε/4 is the papers' 2/255 and 1.25 ε is 10/255. The public codes' 0.007 at ε = 0.031 is 7/31 ε.
 _OFFICIAL = {"step_size": "7*eps/31"}
+# TRADES, MART and MAIL take the first gradient at x + 0.001·N(0, 1) as it is; FAT clips it.
+_UNPROJECTED = {**_OFFICIAL, "start": "normal-unprojected"}
+# TRADES' code makes the clean pass of its divergence anew.
+_TRADES_CODE = {**_UNPROJECTED, "passes": ("attack", "clean", "adversarial", "clean")}
 # cifar10_challenge, robust_overfitting, AT-AWP and fast_adversarial attack in training mode, the others in evaluation mode.
-_TRAIN_MODE = {"mode": "train"}
+# The second and third look at the last point to choose among restarts, and at the clean inputs for the log after the step.
+_RICE_CODE = {"mode": "train", "evaluate_last": True, "passes": ("attack", "adversarial", "step", "clean")}
 _UNIFORM = PGD(10, "eps/4", "uniform")
 _KL = PGD(10, "eps/4", "normal", loss="kl")
 
-# MAIL's public code reweights from 0-based epoch 76 on and starts every attack at x + 0.001·N(0, 1).
-_MAIL_CODE = {**_OFFICIAL, "start": "normal", "burn_in": 76}
+_MAIL_CODE = {**_UNPROJECTED, "burn_in": 76}  # counted from 0
 
 METHODS: dict[str, MethodSpec] = {
     "standard": MethodSpec(Standard(), "standard training, no attack", "empirical risk minimisation"),
     "fgsm-at": MethodSpec(
         AT(), "single-step adversarial training from a random start; watch for catastrophic overfitting",
         "Wong et al. 2020, fast_adversarial",
-        PGD(1, "1.25*eps", "uniform"), official=_TRAIN_MODE),
+        PGD(1, "1.25*eps", "uniform"), official={"mode": "train"}),
     "free-at": MethodSpec(
         AT(), "free adversarial training: each batch 8 times, input and weight gradients from the same pass",
         "Shafahi et al. 2019",
         PGD(1, "eps", "uniform"), inner=lambda attack: FreeReplay()),  # whose step is the last backward pass
     "at": MethodSpec(
         AT(), "adversarial training: cross-entropy at the worst input", "Madry et al. 2018, cifar10_challenge",
-        _UNIFORM, official=_TRAIN_MODE),
+        _UNIFORM, official=_RICE_CODE),
     "trades": MethodSpec(
         Trades(), "clean cross-entropy, and KL between clean and adversarial predictions", "Zhang et al. 2019, trades.py",
-        _KL, official=_OFFICIAL),
+        _KL, official=_TRADES_CODE),
     "mart": MethodSpec(
         Mart(), "boosted cross-entropy, and KL weighted by 1 - p_y of the clean input", "Wang et al. 2020, mart.py",
-        _UNIFORM, official={**_OFFICIAL, "start": "normal"}),
+        _UNIFORM, official=_UNPROJECTED,
+        # A note among the sources: clean pass before the attack, which is in training mode; weight and clean logits detached.
+        further={"note": {"beta": 6.0, "mode": "train", "passes": ("clean", "attack", "adversarial")}}),
     "alp": MethodSpec(
         ALP(), "adversarial pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM),
     "clp": MethodSpec(
@@ -97,13 +113,14 @@ METHODS: dict[str, MethodSpec] = {
     "fat-mart": MethodSpec(
         Mart(beta=6.0), "MART with friendly adversarial inputs",
         "Zhang et al. 2020, FAT_for_MART.py: τ 0 to 4 up to epochs 20, 40, 60, 80, 90",
-        PGD(10, "eps/4", "normal"), official=_OFFICIAL, inner=_friendly(20, 40, 60, 80, 90)),
+        PGD(10, "eps/4", "normal"), official={**_OFFICIAL, "passes": ("attack", "adversarial", "clean")},
+        inner=_friendly(20, 40, 60, 80, 90)),
     "gairat": MethodSpec(
         AT(), "geometry-aware reweighting by how many PGD iterates are classified right", "Zhang et al. 2021, GAIRAT.py",
         _UNIFORM, weighting=Gairat(), official={**_OFFICIAL, "burn_in": 59}),  # --begin_epoch 60, counted from 1
     "gair-trades": MethodSpec(
         Trades(beta=5.0), "TRADES reweighted as GAIRAT does (TRADES-LPS of the MAIL paper's Table 1)",
-        "Wang et al. 2021, Section 4.2; no public code",
+        "Wang et al. 2021, Section 4.2; no public code (GAIR-RST's loss of this name mixes two attacks by the weights)",
         _KL, weighting=Gairat()),
     "gair-mart": MethodSpec(
         Mart(beta=6.0), "MART reweighted as GAIRAT does (MART-LPS of the MAIL paper's Table 1)",
@@ -135,11 +152,9 @@ def get_method_spec(name: str) -> MethodSpec:
     Raises:
         UserError: if there is none of that name, with the nearest one.
     """
-    base, plus, suffix = name.partition("+")
-    if plus and suffix != "awp":
-        raise UserError(f"the only addition is '+awp', not {plus + suffix!r}")
+    base, plus, _ = find_method(name).partition("+")
     if base not in METHODS:
-        raise unknown_name("method", base, [*METHODS, *_BUILDERS])
+        raise UserError(f"{base!r} is no row of the table of methods, but built by a function")
     spec = METHODS[base]
     if not plus:
         return spec
@@ -147,11 +162,26 @@ def get_method_spec(name: str) -> MethodSpec:
     if not isinstance(spec.objective, Trades):
         return replace(spec, awp=AWP(0.01), summary=summary)
     official = spec.official | {"awp_warmup": 9}  # --awp-warmup 10, counted from 1
-    if base == "trades":
-        official["step_size"] = "eps/4"  # TRADES-AWP's own code steps by 2/255 at ε 8/255, not as TRADES' code does
+    if base == "trades":  # TRADES-AWP's own code steps by 2/255 at ε 8/255, and sees x' first
+        official |= {"step_size": "eps/4", "passes": ("attack", "adversarial", "clean", "clean")}
     return replace(spec, awp=AWP(0.005), official=official, summary=summary)
 
 
+def find_method(name: str) -> str:
+    """Return the name of a method as the table has it, whatever its case; an import path is left as it is.
+
+    Raises:
+        UserError: if there is none of that name, with the nearest one.
+    """
+    if is_import_path(name):
+        return name
+    base, plus, suffix = name.partition("+")
+    if plus and suffix.lower() != "awp":
+        raise UserError(f"the only addition is '+awp', not {plus + suffix!r:.60}")
+    return find_name("method", base, [*METHODS, *_BUILDERS]) + ("+awp" if plus else "")
+
+
+@checked
 def register_method(name: str, build: Callable[..., Method]) -> None:
     """Give a method of your own a name, for :func:`hauberk.method` and everything that takes one.
 
@@ -174,7 +204,7 @@ def list_methods() -> dict[str, str]:
     return rows | own
 
 
-def default_settings(name: str, preset: PresetName = "paper") -> dict[str, Any]:
+def default_settings(name: str, preset: str = "paper") -> dict[str, Any]:
     """Return what a method has where nobody says otherwise, by the names that :func:`method` takes.
 
     Raises:
@@ -185,14 +215,15 @@ def default_settings(name: str, preset: PresetName = "paper") -> dict[str, Any]:
     for part in (spec.objective, spec.weighting):
         own |= {key: getattr(part, key) for key in _names(part)} if part else {}
     own |= {key: getattr(spec.awp, field) for key, field in _NAMES_OF_AWP.items()} if spec.awp else {}
-    return own | (spec.official if is_official(preset) else {})
+    return own | spec.changes(preset)
 
 
+@checked
 def method(
     name: str,
     threat: ThreatModel,
     *,
-    preset: PresetName = "paper",
+    preset: str = "paper",
     seed: int = 0,
     precision: Precision = "model",
     compiled: bool = False,
@@ -208,7 +239,7 @@ def method(
         name: see :func:`hauberk.list_methods`; with ``+awp`` behind it for adversarially perturbed weights; or the import path
             of a function of your own, ``package.module:build``, called as ``build(threat, **settings)``.
         threat: what the adversary may do.
-        preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs.
+        preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs; ``"note"`` of ``mart``.
         seed: of the random starts.
         precision: what the passes run on: "model", the model as it is; "fp32", for attacks in evaluation mode, a copy of it
             with BatchNorm fused, the same up to rounding; "bf16", such a copy in bfloat16, and autocast for the loss.
@@ -219,7 +250,8 @@ def method(
         weight_perturbation: in place of the row's.
         **overrides: any setting of the attack (``steps``, ``step_size``, ``start``, ``loss``, ``mode``, ...), of the
             objective (``beta``, ...), of the weighting (``measure``, ``kind``, ``slope``, ``bias``, ``lam``, ``burn_in``,
-            ...) or of the weight perturbation (``gamma``, ``awp_warmup``).
+            ...) or of the weight perturbation (``gamma``, ``awp_warmup``); ``passes`` as :class:`hauberk.Method` takes them;
+            and ``evaluate_last``, whether the attack looks at its last point.
 
     Returns:
         The method; call it on each batch.
@@ -232,6 +264,7 @@ def method(
         >>> method("mail-trades+awp", Linf("8/255"), measure="pm-nat")
         method('mail-trades+awp', Linf(8/255), burn_in=74)
     """
+    name = find_method(name)
     given = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
     given = {key: value for key, value in given.items() if value is not None}
     settings = {"preset": preset, "seed": seed, **given, **overrides}
@@ -242,10 +275,11 @@ def method(
         return _built(_BUILDERS[name], name, threat, {k: v for k, v in settings.items() if k != "preset" or v != "paper"})
     spec = get_method_spec(name)
     _check_names(name, spec, parts, overrides)
-    chosen = {"preset": preset} | (spec.official if is_official(preset) else {}) | overrides
+    chosen = {"preset": preset} | spec.changes(preset) | overrides
+    used = {key: chosen[key] for key in ("evaluate_last",) if key in chosen}
     made = Method(
         threat,
-        parts.get("attack", spec.attack and spec.inner(_changed(spec.attack, chosen))),
+        parts.get("attack", spec.attack and spec.inner(_changed(spec.attack, chosen), **used)),
         parts.get("objective", _changed(spec.objective, chosen)),
         parts["weighting"] if "weighting" in parts else _weighting(name, spec, chosen),
         parts.get("weight_perturbation", _awp(spec, chosen)),
@@ -255,6 +289,7 @@ def method(
         precision=precision,
         compiled=compiled,
         burn_in=chosen.get("burn_in"),
+        passes=chosen.get("passes", ("attack",)),
     )
     made.burn_in_is_chosen = "burn_in" in overrides or ("weighting" in parts and made.burn_in != "first-drop")
     return made
@@ -288,7 +323,9 @@ _NAMES_OF_AWP = {"gamma": "gamma", "awp_warmup": "warmup"}
 def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Refuse settings of parts that the method does not have, or that were given whole."""
     known = [
+        "passes",
         *(_NAMES_OF_ATTACK if spec.attack and "attack" not in parts else ()),
+        *(("evaluate_last",) if getattr(spec.inner, "func", spec.inner) is BatchAttack and "attack" not in parts else ()),
         *(_names(spec.objective) if "objective" not in parts else ()),
         *(_NAMES_OF_WEIGHTING if "weighting" not in parts else ("burn_in",)),
         *(_NAMES_OF_AWP if "weight_perturbation" not in parts else ()),
@@ -311,19 +348,18 @@ def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredW
         if own:
             raise UserError(f"{name} has no weighting for {own[0]!r} to set; give measure=, too")
         return None
-    if measure not in (*MARGINS, *COUNTS):
-        raise UserError(f"measure is one of {', '.join((*MARGINS, *COUNTS))}, not {measure!r}")
+    if not isinstance(measure, str) or measure not in (*MARGINS, *COUNTS):
+        raise UserError(f"measure is one of {', '.join((*MARGINS, *COUNTS))}, not {shown(measure)}")
     kind: type[Mail] | type[Gairat] = Mail if measure in MARGINS else Gairat
     for key in own:
         if key not in _names(kind):
             raise UserError(f"a weighting by {measure!r} has no {key!r}; it has {', '.join(sorted(_names(kind)))}")
-    made: MeasuredWeighting = _changed(spec.weighting if isinstance(spec.weighting, kind) else kind(), chosen)
+    preset = {"preset": "official" if chosen["preset"] == "official" else "paper"}
+    made: MeasuredWeighting = _changed(spec.weighting if isinstance(spec.weighting, kind) else kind(), chosen | preset)
     return made
 
 
 def _awp(spec: MethodSpec, chosen: dict[str, Any]) -> AWP | None:
     own = {field: chosen[key] for key, field in _NAMES_OF_AWP.items() if key in chosen}
-    if spec.awp is None and not own.get("gamma"):
-        return None
     made = replace(spec.awp or AWP(0.0), **own)
     return made if made.gamma else None

@@ -5,17 +5,17 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
-from hauberk.core.imports import import_object
+from hauberk.core.imports import code_digest, import_object, without_addresses
 from hauberk.core.io import json_roundtrip
 from hauberk.models.layers import Normalize, StraightThroughRound
 from hauberk.models.resnet import BasicBlock, PreActBlock, ResNet, WideResNet
@@ -63,9 +63,7 @@ MODELS: dict[str, tuple[Builder, str]] = {
 LIBRARIES = ("timm:", "torchvision:")  # what their names begin with
 _PLAIN = re.compile(r"\w+(\.\w+)*")  # a name, and not an address to load from
 _WIDE = re.compile(r"wrn-(\d+)-(\d+)")
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _MAX_PARAMETERS, _MAX_CLASSES, _MAX_CHANNELS = 2e9, 100_000, 1_000
-_NOT_YOURS = ("torch", "builtins", "typing")  # modules whose code is not part of a model's digest
 
 
 @dataclass(frozen=True)
@@ -207,35 +205,36 @@ def _from_factory(spec: ModelSpec) -> nn.Module:
 def model_code(model: nn.Module) -> str:
     """Return the class of a model, and a digest of all that computes besides its weights: ``"MyNet, code 0123456789abcdef"``.
 
-    Digested is the source of each class of module that is not torch's own (its bytecode where there is no source), functions,
-    numbers and texts kept in modules, such as a scale or a ``forward`` put in by hand (whole numbers are left out, because many
-    are counters), what modules print of themselves, and the graph of a scripted module. Code called elsewhere is not followed.
+    Digested is the code of each class of module and of functions put in by hand, as in
+    :func:`hauberk.core.imports.code_digest`, numbers, flags and texts kept in modules, such as a scale (whole numbers are left
+    out, because many are counters), what modules print of themselves, buffers that are not in the state dict, and the graph of
+    a scripted module.
     """
-    parts = [_ADDRESS.sub("", repr(model))]
-    classes: set[type] = set()
+    parts: list[Any] = [without_addresses(repr(model)), *sorted({type(m) for m in model.modules()}, key=repr)]
+    weights = model.state_dict(keep_vars=True)
     for name, module in model.named_modules():
-        classes.update(type(module).__mro__)
         for key, value in sorted(vars(module).items()):
-            if inspect.isroutine(value):
-                parts.append(f"{name}.{key} = {_source(value)}")
-            elif not key.startswith("_") and isinstance(value, float | str | tuple):  # what is torch's has an underscore
-                parts.append(f"{name}.{key} = {_ADDRESS.sub('', repr(value))}")
+            # What is torch's has an underscore, but for the mode.
+            plain = not key.startswith("_") and key != "training" and isinstance(value, bool | float | str | tuple)
+            if plain or inspect.isroutine(value):
+                parts += [f"{name}.{key}", value]
         if isinstance(module, torch.jit.ScriptModule):
             parts.append(str(getattr(module, "inlined_graph", "")))
-    parts += sorted(_source(kind) for kind in classes if kind.__module__.partition(".")[0] not in _NOT_YOURS)
-    return f"{type(model).__qualname__}, code {hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
+    others = {name: value for name, value in model.named_buffers() if name not in weights}
+    return f"{type(model).__qualname__}, code {code_digest(*parts, tensors_digest(others))}"
 
 
-def _source(thing: Any) -> str:
-    """Return the source of a class or function; where there is none, its bytecode with its constants and names."""
-    try:
-        return inspect.getsource(thing)
-    except (OSError, TypeError):
-        own = vars(thing).values() if inspect.isclass(thing) else (thing,)
-        code = "".join(_bytecode(one.__code__) for one in own if hasattr(one, "__code__"))
-        return f"{getattr(thing, '__qualname__', '')}{code}"
+def model_id(model: nn.Module) -> str:
+    """Return a digest of all tensors of a model, 16 hexadecimal digits: its state, and what it keeps outside of that."""
+    kept = {f"{name}.{key}": value for name, module in model.named_modules() for key, value in sorted(vars(module).items())}
+    return tensors_digest({**model.state_dict(), **dict(model.named_buffers()), **kept})
 
 
-def _bytecode(code: Any) -> str:
-    inner = "".join(_bytecode(c) if inspect.iscode(c) else repr(c) for c in code.co_consts)
-    return f"{code.co_code.hex()} {code.co_names} {inner}"
+def tensors_digest(tensors: Mapping[str, Any]) -> str:
+    """Return a digest of those values that are tensors, with their dtypes and shapes, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for value in tensors.values():
+        if isinstance(value, Tensor):
+            digest.update(str((value.dtype, tuple(value.shape))).encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hauberk.core.arguments import check_callable, shown
 from hauberk.core.errors import UserError, unknown_name
 
 
@@ -140,7 +141,10 @@ class AttackLoss:
 
     def __call__(self, logits: Tensor, y: Tensor, reference: Tensor | None = None) -> Tensor:
         """Return the loss of each example, (B,)."""
-        return self.function(logits, y) if self.reference == "none" else self.function(logits, y, reference)
+        value: Tensor = self.function(logits, y) if self.reference == "none" else self.function(logits, y, reference)
+        if not isinstance(value, Tensor) or value.shape != logits.shape[:1]:
+            raise UserError(f"the loss of an attack must return a tensor of shape ({len(logits)},), it returned {shown(value)}")
+        return value
 
 
 LossLike: TypeAlias = str | AttackLoss | Callable[[Tensor, Tensor], Tensor]
@@ -193,6 +197,7 @@ def find_attack_loss(loss: LossLike, confidence: float = 0.0) -> AttackLoss:
     if isinstance(loss, AttackLoss):
         return loss
     if not isinstance(loss, str):
+        check_callable("loss", loss, "logits", "y")
         return AttackLoss(loss)
     if loss == "cw" and confidence:
         return AttackLoss(partial(cw_loss, confidence=confidence))

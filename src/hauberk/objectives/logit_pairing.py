@@ -6,12 +6,14 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from hauberk.core.errors import UserError
-from hauberk.core.step_context import LossTerms, Objective, PresetName, is_official
+from hauberk.core.step_context import LossTerms, Objective, PresetName
 from hauberk.objectives.functional import at_least_float32, cross_entropy
+from hauberk.threat.model import checked_batch
 
 Pairing: TypeAlias = Literal["probabilities", "logits"]
 
 
+@checked_batch
 def alp(
     logits: Tensor,
     logits_adv: Tensor,
@@ -33,15 +35,15 @@ def alp(
     Raises:
         UserError: for an unknown pairing.
     """
-    is_official(preset)
     robust = cross_entropy(logits_adv, y)
     regular = beta * _distance(logits, logits_adv, pairing)
     return LossTerms(robust, regular + cross_entropy(logits, y) if pairing == "logits" else regular)
 
 
+@checked_batch
 def clp(
     logits: Tensor,
-    logits_adv: Tensor,
+    logits_adv: Tensor | None,
     y: Tensor,
     *,
     beta: float = 1.0,
@@ -57,13 +59,14 @@ def clp(
     Arguments as in :func:`hauberk.objectives.alp`; no source states a value of ``beta``.
 
     Raises:
-        UserError: for an unknown pairing.
+        UserError: for an unknown pairing, and without ``logits_adv`` where it pairs with them.
     """
-    is_official(preset)
     clean = cross_entropy(logits, y)
     if pairing == "logits":
         paired = beta * _distance(logits, logits.roll(-1, 0), pairing)
         return LossTerms(paired * 0, clean + paired)
+    if logits_adv is None:
+        raise UserError("pairing of probabilities needs logits_adv")
     return LossTerms(beta * _distance(logits, logits_adv, pairing), clean)
 
 
@@ -71,9 +74,7 @@ def _distance(one: Tensor, other: Tensor, pairing: Pairing) -> Tensor:
     one, other = at_least_float32(one), at_least_float32(other)
     if pairing == "probabilities":
         return (one.softmax(1) - other.softmax(1)).square().sum(1)
-    if pairing == "logits":
-        return (one - other).square().mean(1)
-    raise UserError(f"pairing is 'probabilities' or 'logits', not {pairing!r}")
+    return (one - other).square().mean(1)
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,14 @@ class ALP(Objective):
 
     beta: float = 1.0
     pairing: Pairing = "probabilities"
-    equation = "ω·CE(f(x'), y) + β·‖p(x') - p(x)‖²"
     function = staticmethod(alp)
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """The loss with this pairing."""
+        if self.pairing == "probabilities":
+            return "ω·CE(f(x'), y) + β·‖p(x') - p(x)‖²"
+        return "ω·CE(f(x'), y) + CE(f(x), y) + β·mean_k (f(x') - f(x))²"
 
 
 @dataclass(frozen=True)
@@ -92,5 +99,11 @@ class CLP(Objective):
 
     beta: float = 1.0
     pairing: Pairing = "probabilities"
-    equation = "ω·β·‖p(x') - p(x)‖² + CE(f(x), y)"
     function = staticmethod(clp)
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """The loss with this pairing."""
+        if self.pairing == "probabilities":
+            return "ω·β·‖p(x') - p(x)‖² + CE(f(x), y)"
+        return "CE(f(x), y) + β·mean_k (f(x) - f(z))²; z is the next input of the batch"

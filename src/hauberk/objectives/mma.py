@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.core.step_context import LossTerms, Objective, PresetName, StepContext, is_official
+from hauberk.core.arguments import unchecked
+from hauberk.core.step_context import LossTerms, Objective, PresetName, StepContext
 from hauberk.objectives.functional import cross_entropy
+from hauberk.threat.model import checked_batch
 
 CLEAN_SHARE = 1 / 3  # of the public code's gradient
 
 
+@checked_batch
 def mma(
     logits: Tensor,
     logits_adv: Tensor,
@@ -29,7 +32,6 @@ def mma(
     Arguments as in :func:`hauberk.objectives.at`, with ``logits_adv`` at x*; ``clean_share`` is c, and ``within``, (B,) bool,
     says whether x* was found within d_max; by default whether ``logits_adv`` is misclassified.
     """
-    is_official(preset)
     clean, adv = (cross_entropy(z, y) for z in (logits, logits_adv))
     right = logits.argmax(1) == y
     if within is None:
@@ -43,11 +45,18 @@ class MMA(Objective):
     """Max-margin adversarial training, with ``clean_share`` as in :func:`hauberk.objectives.mma`."""
 
     clean_share: float = CLEAN_SHARE
-    equation = "ω·⅔·CE(at the nearest adversarial example, if right and within ε; at x, if wrong) + ⅓·CE(f(x), y)"
+
+    @property
+    def equation(self) -> str:  # type: ignore[override]
+        """The loss with this share."""
+        return (
+            f"ω·(1 - c)·CE(f(x*), y) + c·CE(f(x), y); c = {self.clean_share:.3g}, x* is the nearest adversarial input, or x "
+            "where that is wrong already; without one within ε the first term is 0"
+        )
 
     def __call__(self, context: StepContext) -> LossTerms:
         """Return the terms; an example counts as found within ε where the attack says so."""
         assert context.logits is not None  # needed
         assert context.logits_adv is not None
         within = None if context.attack is None else context.attack.success
-        return mma(context.logits, context.logits_adv, context.y, within=within, clean_share=self.clean_share)
+        return unchecked(mma)(context.logits, context.logits_adv, context.y, within=within, clean_share=self.clean_share)

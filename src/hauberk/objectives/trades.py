@@ -5,14 +5,15 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from hauberk.core.errors import UserError
-from hauberk.core.step_context import LossTerms, Objective, PresetName, is_official
+from hauberk.core.step_context import LossTerms, Objective, PresetName
 from hauberk.objectives.functional import cross_entropy, kl_divergence
+from hauberk.threat.model import checked_batch
 
 Direction: TypeAlias = Literal["clean-to-adv", "adv-to-clean"]
 DIRECTIONS: dict[Direction, str] = {"clean-to-adv": "KL(p(x)‖p(x'))", "adv-to-clean": "KL(p(x')‖p(x))"}
 
 
+@checked_batch
 def trades(
     logits: Tensor,
     logits_adv: Tensor,
@@ -34,9 +35,6 @@ def trades(
     Raises:
         UserError: for an unknown direction or preset.
     """
-    is_official(preset)
-    if direction not in DIRECTIONS:
-        raise UserError(f"direction is {' or '.join(map(repr, DIRECTIONS))}, not {direction!r}")
     pair = (logits, logits_adv) if direction == "clean-to-adv" else (logits_adv, logits)
     return LossTerms(beta * kl_divergence(*pair), cross_entropy(logits, y))
 
@@ -48,11 +46,6 @@ class Trades(Objective):
     beta: float = 6.0
     direction: Direction = "clean-to-adv"
     function = staticmethod(trades)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.direction not in DIRECTIONS:
-            raise UserError(f"direction is {' or '.join(map(repr, DIRECTIONS))}, not {self.direction!r}")
 
     @property
     def equation(self) -> str:  # type: ignore[override]

@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib import rc_context
 
-from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.io import SCHEMA_ERRORS, read_json
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
+from hauberk.core.io import read_json
 from hauberk.data import Table as DataTable
 from hauberk.data import find_dataset, reach_of
 from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, wilson_interval, worst_first

@@ -2,15 +2,18 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, TypeAlias, cast
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.arguments import check_argument, checked, shown
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.norms import NORMS, Norm
 
@@ -198,7 +201,7 @@ def make_threat(
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
         mask = mask.long()
-    if ways is not None and not bool(torch.isin(ways, torch.tensor([-1, 0, 1])).all()):
+    if ways is not None and (ways.dtype == torch.bool or not bool(torch.isin(ways, torch.tensor([-1, 0, 1])).all())):
         raise UserError("monotone takes +1, -1 or 0 for each feature")
     return ThreatModel(norm, radius, lower, upper, mask, text, ways)
 
@@ -212,8 +215,10 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
     try:
         low, high = (_from_plain(card[side]) for side in ("low", "high"))
         return make_threat(card["norm"], _from_plain(card["eps"]), low, high, card["frozen"], card.get("monotone"))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"this card has no readable threat model ({error})") from error
+    except UserError:
+        raise
+    except SCHEMA_ERRORS as error:
+        raise UserError(f"this card has no readable threat model ({in_one_line(error)})") from error
 
 
 def parse_fraction(text: str) -> float:
@@ -255,7 +260,7 @@ def parse_eps(eps: Epsilon) -> tuple[float | Tensor, str]:
 def _as_tensor(value: Any, name: str, problem: str, dtype: torch.dtype | None = None) -> Tensor:
     try:
         return torch.as_tensor(value, dtype=dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"{name} = {value!r:.60} is {problem}") from error
 
 
@@ -282,22 +287,23 @@ def _from_plain(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf") else value
 
 
-def check_batch(x: Tensor, y: Tensor) -> Tensor:
+def check_batch(x: Tensor, y: Tensor, what: str = "labels") -> Tensor:
     """Check types and shapes of a batch as a caller hands it over, without waiting for a device.
 
     Args:
         x: inputs, (B, ...), floating.
         y: labels, (B,), integers of any width.
+        what: those are.
 
     Returns:
         The labels, (B,) int64.
 
     Raises:
-        UserError: for what is no tensor, inputs that are not floating, labels that are no class numbers, an empty batch.
+        UserError: for what is no tensor that holds data, inputs that are not floating, labels that are no class numbers, and an
+            empty batch.
     """
-    for name, value in (("inputs", x), ("labels", y)):
-        if not isinstance(value, Tensor):
-            raise UserError(f"{name} must be a torch tensor, got {type(value).__name__}; torch.as_tensor makes one")
+    check_argument("inputs", x, Tensor)
+    check_argument(what, y, Tensor)
     if not x.is_floating_point():
         how = "divide by 255" if x.dtype == torch.uint8 else "convert them"
         raise UserError(f"inputs have dtype {x.dtype}; {how} to get floats inside the box of the threat model")
@@ -307,9 +313,9 @@ def check_batch(x: Tensor, y: Tensor) -> Tensor:
         raise UserError("the batch is empty")
     if y.ndim != 1 or len(x) != len(y):
         hint = "; class numbers of one-hot labels are y.argmax(1)" if y.ndim == 2 and len(x) == len(y) else ""
-        raise UserError(f"inputs of shape {tuple(x.shape)} need labels of shape ({len(x)},), got {tuple(y.shape)}{hint}")
+        raise UserError(f"inputs of shape {tuple(x.shape)} need {what} of shape ({len(x)},), got {tuple(y.shape)}{hint}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise UserError(f"labels must be integers, got {y.dtype}; y.long() makes them so")
+        raise UserError(f"{what} must be integers, got {y.dtype}; y.long() makes them so")
     return y.long()
 
 
@@ -328,6 +334,7 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
     Raises:
         UserError: for wrong types or shapes, NaN, inputs outside the box (normalised by mistake), labels out of range.
     """
+    check_argument("threat", threat, ThreatModel)
     y = check_batch(x, y)
     if not bool(x.isfinite().all()):
         raise UserError(f"the data has {int((~x.isfinite()).sum())} NaN or infinite values")
@@ -342,9 +349,42 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
     return y
 
 
-def check_labels(y: Tensor, classes: int | None) -> None:
-    """Refuse labels (N,) that are negative, or not below the number of classes, if that is known."""
+def check_labels(y: Tensor, classes: int | None, what: str = "labels") -> None:
+    """Refuse labels, or ``what`` they are, (N,) that are negative, or not below the number of classes, if that is known."""
     low, high = int(y.min()), int(y.max())
     if low < 0 or (classes is not None and high >= classes):
         allowed = f"0 to {classes - 1}" if classes is not None else "0 or more"
-        raise UserError(f"labels must be {allowed}, found {low} to {high}")
+        raise UserError(f"{what} must be {allowed}, found {low} to {high}")
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def checked_batch(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Check each call of a public function of logits, whose names begin so, and labels ``y``; otherwise as ``checked``.
+
+    Logits are (B, C), alike, with C ≥ 2; labels (B,), integers of any width, and class numbers, where that waits for no device.
+    """
+    typed, names = checked(function), list(signature(function).parameters)
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        given: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
+        scores = {name: value for name, value in given.items() if name.startswith("logits") and value is not None}
+        shape = None
+        for name, value in scores.items():
+            check_argument(name, value, Tensor)
+            shape = shape or value.shape
+            if len(shape) != 2 or shape[1] < 2 or value.shape != shape or not value.is_floating_point():
+                raise UserError(f"{name} must be floating, (B, C) with C at least 2, and all alike, got {shown(value)}")
+        if shape is not None and "y" in given:
+            y = check_argument("y", given["y"], Tensor)
+            if y.shape != shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
+                raise UserError(f"y must be integers of shape ({shape[0]},), got {shown(y)}")
+            given["y"] = y.long()
+            if y.device.type == "cpu" and len(y):
+                check_labels(given["y"], shape[1])
+        return typed(*args[len(names) :], **given)  # type: ignore[arg-type]
+
+    return call

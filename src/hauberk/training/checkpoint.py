@@ -61,15 +61,16 @@ def begin(folder: Path, plan: Mapping[str, Any], resume: bool, processes: int) -
     Returns the state to go on from, empty where there is none, and a warning to show, or "". Raises UserError for another run,
     a damaged or foreign checkpoint, and if nothing can be written.
     """
-    here = {"versions": versions(), "threads": torch.get_num_threads()}
     if not resume:
-        write_json(folder / _RECORD, {"format": RUN_FORMAT, **plan, **here})
+        write_json(folder / _RECORD, {"format": RUN_FORMAT, **plan, **_here()})
         return {}, ""
     stored, path = read_record(folder), folder / _STATE
     compare_plans(stored, plan)
-    before, now = _listed(stored), _listed(here)
-    changed = ", ".join(then for then, present in zip(before, now, strict=True) if then != present)
-    warnings = [f"begun with {changed}, going on with {', '.join(now)}: not the same bit for bit"] if changed else []
+    warnings = []
+    if changed := other_versions(stored):
+        warnings.append(
+            f"{folder} was begun with {changed}, going on with {', '.join(_listed(_here()))}: not the same bit for bit"
+        )
     state = dict[str, Any]()
     if _has_checkpoint(folder):
         state, warning = read_state(path)
@@ -78,7 +79,7 @@ def begin(folder: Path, plan: Mapping[str, Any], resume: bool, processes: int) -
         if state.get("run") != _run_id(plan) or not isinstance(saved, int):
             raise UserError(f"{path} is the checkpoint of another run, or of another version of Hauberk; it was not taken")
         if saved != processes:
-            warnings.append(f"saved by {saved} processes, going on with {processes}: not the same bit for bit")
+            warnings.append(f"{path} was saved by {saved} processes, going on with {processes}: not the same bit for bit")
     return state, "; ".join(warnings)
 
 
@@ -137,6 +138,19 @@ def _run_id(plan: Mapping[str, Any]) -> str:
 
 def _has_checkpoint(folder: Path) -> bool:
     return (folder / _STATE).exists() or previous(folder / _STATE).exists()
+
+
+def other_versions(record: Mapping[str, Any], threads: int = 0) -> str:
+    """Return under which other versions a run was begun than there are here, and with how many threads; "" for the same.
+
+    ``threads`` is how many there are here; 0 for those of this process.
+    """
+    here = _here() | ({"threads": threads} if threads else {})
+    return ", ".join(then for then, now in zip(_listed(record), _listed(here), strict=True) if then != now)
+
+
+def _here() -> dict[str, Any]:
+    return {"versions": versions(), "threads": torch.get_num_threads()}
 
 
 def _listed(record: Mapping[str, Any]) -> list[str]:

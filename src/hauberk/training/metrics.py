@@ -12,12 +12,33 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, frozen_model, run_attack
 from hauberk.core.distributed import World
-from hauberk.core.errors import UserError
+from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import as_json, write_atomically
 from hauberk.core.random import ExampleRng
 from hauberk.data import fetch_for
 from hauberk.methods import Output
 from hauberk.training.plan import Plan
+from hauberk.weighting import probabilistic_margin
+
+BOUNDARY = 0.1  # margins from 0 up to here are near the class boundary; the MAIL paper, Section 4.1, draws no line
+
+
+def count_areas(logits: Tensor | None, logits_adv: Tensor | None, y: Tensor) -> dict[str, Tensor]:
+    """Count the examples of a batch in the parts that the papers draw, as far as there are logits, (B, C); scalars.
+
+    MART's S⁺ and S⁻ (``n_clean_right``, ``n_clean_wrong``); by the probabilistic margin of x', as in the MAIL paper's Figure
+    3, the wrong-prediction area (``n_wrong``, PM < 0), the class boundary (``n_boundary``, PM < 0.1) and the safe area
+    (``n_safe``).
+    """
+    counts = {}
+    if logits is not None:
+        counts["n_clean_right"] = (logits.argmax(1) == y).sum()
+        counts["n_clean_wrong"] = len(y) - counts["n_clean_right"]
+    if logits_adv is not None:
+        margin = probabilistic_margin(logits_adv, y)
+        counts["n_wrong"], counts["n_safe"] = (margin < 0).sum(), (margin >= BOUNDARY).sum()
+        counts["n_boundary"] = len(y) - counts["n_wrong"] - counts["n_safe"]
+    return counts
 
 
 class EpochMetrics:
@@ -34,14 +55,20 @@ class EpochMetrics:
         for name, logits in (("train_clean_accuracy", out.logits), ("train_robust_accuracy", out.logits_adv)):
             if logits is not None:
                 totals[name] = (logits.argmax(1) == y).sum()
-        totals |= {name: value * len(y) for name, value in out.report.items()}
+        if out.logits is not None:
+            totals["misclassification_weight"] = (1 - out.logits.softmax(1).gather(1, y[:, None])).sum()
+        totals |= {name: value * len(y) for name, value in out.report.items()} | count_areas(out.logits, out.logits_adv, y)
         for name, total in totals.items():
             self._sums[name] = total.double() + self._sums.get(name, 0.0)
             self._counts[name] += len(y)
 
     def means(self) -> dict[str, float]:
-        """Return means over the epoch so far; accuracies only of what the method looked at. By all processes together."""
-        return {"loss": 0.0} | {name: total / count for name, (total, count) in self.state_dict().items()}
+        """Return means over the epoch so far, and counts; only of what the method looked at. By all processes together.
+
+        ``misclassification_weight`` is MART's ``1 - p_y(x)``; for the counts see :func:`count_areas`.
+        """
+        sums = self.state_dict().items()
+        return {"loss": 0.0} | {k: int(total) if k.startswith("n_") else total / count for k, (total, count) in sums}
 
     def state_dict(self) -> dict[str, list[float]]:
         """Return the sum of each quantity over all processes, and its number of examples; by all processes together."""
@@ -171,25 +198,31 @@ class MetricsLog:
     def on_epoch_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Append the row of an epoch. Raises UserError if it cannot be written."""
         self.rows.append(metrics)
+        self._write()
+
+    def state_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows: a checkpoint that is whole does not depend on another file."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, list[dict[str, Any]]]) -> None:
+        """Write the rows of a checkpoint again; the file may have one more, of an epoch that will run again, or be lost."""
+        self.rows = [
+            {str(key): value if value is None else float(value) for key, value in row.items()} for row in state["rows"]
+        ]
+        self.rows = [row | {"epoch": int(row["epoch"])} for row in self.rows]
+        self._write()
+
+    def _write(self) -> None:
         if self._path is not None:
             write_atomically(self._path, "".join(as_json(row) + "\n" for row in self.rows).encode())
-
-    def state_dict(self) -> dict[str, int]:
-        """Return how many rows there are."""
-        return {"epochs": len(self.rows)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Read the rows of a checkpoint back; later ones, of an epoch that will run again, are dropped."""
-        if self._path is not None and self._path.exists():
-            self.rows = read_metrics(self._path)[: state["epochs"]]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the metrics of a run, a row per epoch. Raises UserError if they cannot be read."""
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {in_one_line(error)}") from error
 
 
 class TensorBoardLog:

@@ -67,6 +67,11 @@ OFFICIAL: dict[tuple[str, str], Published] = {
     ("trades", "wrn"): Published(_steps(76, 0.1, 2e-4, 75.0), "train_trades_cifar10.py, WRN-34-10"),
     ("mart", "resnet18"): Published(_steps(120, 0.01, 3.5e-3, 75.0, 90.0, 100.0), "MART, train_resnet.py"),
     ("mart", "wrn"): Published(_steps(90, 0.1, 7e-4, 75.0, 90.0), "MART, train_wideresnet.py, WRN-34-10", {"beta": 6.0}),
+    ("trades+awp", "wrn"): Published(
+        _steps(200, 0.1, 5e-4, 100.0, 150.0), "TRADES-AWP, train_trades_cifar.py, WRN-34-10: step 2/255 at ε 8/255"
+    ),
+    ("fat-trades", "wrn"): Published(_steps(85, 0.1, 2e-4, 75.0), "FAT_for_TRADES.py, WRN-34-10"),
+    ("fat-mart", "wrn"): Published(_steps(90, 0.1, 2e-4, 60.0, 90.0), "FAT_for_MART.py, WRN-34-10"),
     ("fat", "wrn"): Published(_steps(120, 0.1, 2e-4, 60.0, 90.0), "FAT.py, WRN-32-10"),
     ("gairat", "wrn"): Published(_steps(120, 0.1, 2e-4, 60.0, 90.0), "GAIRAT.py, WRN-32-10: drops at 1/2 and 3/4"),
     **{

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
@@ -93,6 +93,16 @@ def make_optimizer(
     if own_optimizer is not None:
         return optimizer, None, ""
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(config, step, total)), "step"
+
+
+def require_safe_state(optimizer: Optimizer) -> None:
+    """Raise ValueError for a state with which a fused optimizer, which compares no shapes, would read and write elsewhere."""
+    if not any(group.get("fused") for group in optimizer.param_groups):
+        return
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and name != "step" and value.shape != parameter.shape:
+                raise ValueError(f"{name} of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
 
 
 def halve_rates(optimizer: Optimizer, scheduler: LRScheduler | None) -> None:

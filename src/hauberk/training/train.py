@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hauberk.attacks.frozen_model import check_model
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process
-from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, first_line, in_one_line, unknown_name
 from hauberk.core.imports import trusted_name
-from hauberk.core.io import SCHEMA_ERRORS, exclusive_lock
+from hauberk.core.io import exclusive_lock
 from hauberk.core.progress import ProgressBar, watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
@@ -97,7 +97,7 @@ def train(
             training.
         unlabelled: further training data with pseudo-labels, as ``hauberk.data.pseudo_label`` makes them; each batch takes
             ``unlabelled_share`` of its examples from there.
-        quiet: print nothing.
+        quiet: print nothing but warnings, on stderr.
         report_every: print the line of every so many epochs, and of the last.
         **settings: fields of ``TrainConfig`` (``epochs``, ``lr``, ``batch_size``, ...). What is not given takes the value
             published for the data set, network and method, see ``hauberk.training.published``.
@@ -146,8 +146,8 @@ def train(
         warning = _begin(trainer, resume)
         done = trainer.epoch * plan.steps_per_epoch + trainer.step
         display = stack.enter_context(ProgressBar(method.name, plan.total_steps, done, quiet or not world.is_main))
-        if warning:
-            display.line(warning)
+        if warning and world.is_main:
+            display.warn(warning)
         with translate_lost_process(f"--resume {folder} (resume=True) goes on from there"):
             trainer.run(display)
         if trainer.finished:
@@ -183,7 +183,7 @@ def resume(
         augment: its import path, likewise.
         callbacks: the import paths of all, likewise.
         verify: compare checksums of the data files with the original ones.
-        quiet: print nothing.
+        quiet: print nothing but warnings, on stderr.
         on_divergence: as in ``TrainConfig``, where it should be another than the run was started with.
 
     Raises:

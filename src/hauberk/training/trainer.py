@@ -1,7 +1,8 @@
 """The training loop: steps, epochs, validation. It knows no method by name."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from math import isfinite
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hauberk.core.distributed import SyncThrottle, data_parallel, get_world, running_statistics
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
 from hauberk.core.io import machine
 from hauberk.core.progress import ProgressBar, Stop
 from hauberk.core.random import ExampleRng
@@ -30,7 +32,7 @@ from hauberk.training.metrics import (
     validate,
 )
 from hauberk.training.plan import Plan
-from hauberk.training.schedule import eps_scale, halve_rates, make_optimizer
+from hauberk.training.schedule import eps_scale, halve_rates, make_optimizer, require_safe_state
 
 _AVERAGED = 10  # the moving average that is not specified spans a tenth of the training
 _PLAIN = ("epoch", "step", "seconds", "best", "best_weights", "n_rollbacks", "epoch_start")  # of a checkpoint
@@ -96,6 +98,7 @@ class Trainer:
         self.lr: Any = 0.0
         self.n_rollbacks = 0
         self.epoch_start: dict[str, Any] = {}  # states of optimizer and scheduler, for an epoch that has to begin again
+        self._untried = ""  # what to say where a state that was read from a file turns out not to be usable
         self.best: dict[str, Any] = {}
         self.best_weights: dict[str, Tensor] = {}
 
@@ -128,7 +131,9 @@ class Trainer:
             try:
                 self._run_epoch(step, display)
             except TrainingDiverged as problem:
-                display.line(self._rollback(str(problem)))
+                said = self._rollback(str(problem))
+                if self.world.is_main:
+                    display.warn(said)
         self.callbacks.call("on_train_end", self)
 
     def _autotune(self) -> tuple[Precision, bool]:
@@ -184,8 +189,9 @@ class Trainer:
             self._require_finite(self.world.sum(out.loss).item() / self.world.size)
         out.loss.backward()
         self.lr = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
-        self._step_scheduler("step")
+        with self._as_restored():
+            self.optimizer.step()
+            self._step_scheduler("step")
         self.world.average(running_statistics(self.model))
         if self.ema is not None:
             self.ema.update_parameters(self.model)
@@ -193,6 +199,19 @@ class Trainer:
         self.metrics.add(out, y, len(batch) / self.world.size)
         for hook in self.callbacks.step_hooks:
             hook(self, out)
+
+    @contextmanager
+    def _as_restored(self) -> Iterator[None]:
+        """Say of an optimizer or scheduler that fails, in the first epoch after its state was read, that the state is damaged.
+
+        What such states must be like, only they know, and most of them take anything.
+        """
+        try:
+            yield
+        except SCHEMA_ERRORS as error:
+            if not self._untried:
+                raise
+            raise UserError(f"{self._untried}: {in_one_line(error)}") from error
 
     def _step_scheduler(self, interval: str) -> None:
         if self.scheduler is not None and self._scheduler_interval == interval:
@@ -220,7 +239,9 @@ class Trainer:
             self.best_weights = {name: value.detach().cpu().clone() for name, value in self.eval_model.state_dict().items()}
         self.world.on_main_process(lambda: self._export(row, better))
         self.callbacks.call("on_epoch_end", self, row)
-        self._step_scheduler("epoch")
+        with self._as_restored():
+            self._step_scheduler("epoch")
+        self._untried = ""
         self.epoch, self.step = self.epoch + 1, 0
         self.metrics = EpochMetrics(self.device, self.world)
         self.save()
@@ -255,10 +276,11 @@ class Trainer:
         if self.ema is not None:
             self.ema.module.load_state_dict(self.best_weights)
         start = deepcopy(self.epoch_start)
-        self.optimizer.load_state_dict(start["optimizer"])  # forgets momentum and the like
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(start["scheduler"])
-        halve_rates(self.optimizer, self.scheduler)
+        with self._as_restored():
+            self.optimizer.load_state_dict(start["optimizer"])  # forgets momentum and the like
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(start["scheduler"])
+            halve_rates(self.optimizer, self.scheduler)
         self.n_rollbacks += 1
         self.metrics, self.step = EpochMetrics(self.device, self.world), 0
         return f"{problem}; going on from the weights of epoch {self.best['epoch'] + 1} with half the learning rate"
@@ -293,11 +315,15 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; by all processes together. What is local begins anew with another number of processes."""
+        self._untried = f"the checkpoint in {self.folder} cannot be gone on with"
         same = state["processes"] == self.world.size
         local = state["local"][self.world.rank if same else 0]
         self.set_precision(state["precision"], state["compiled"])
+        if hidden := [key for key in state.get("scheduler") or () if callable(getattr(self.scheduler, key, None))]:
+            raise ValueError(f"its scheduler keeps a {hidden[0]!r}")  # which would take the place of a method
         for name, part in self._stateful.items():
             part.load_state_dict(state[name])
+        require_safe_state(self.optimizer)
         self.metrics.load_state_dict(state["metrics"])
         self.epoch, self.step, self.seconds = int(state["epoch"]), int(state["step"]), float(state["seconds"])
         self.n_rollbacks, self.epoch_start = int(state["n_rollbacks"]), dict(state["epoch_start"])

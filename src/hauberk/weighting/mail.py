@@ -7,13 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hauberk.core.arguments import checked, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting, PresetName, StepContext, is_official, mean_one
+from hauberk.threat.model import checked_batch
 
 Margin: TypeAlias = Literal["pm-adv", "pm-nat", "pm-dif"]
 MARGINS: tuple[Margin, ...] = get_args(Margin)
 
 
+@checked_batch
 @torch.no_grad()
 def probabilistic_margin(logits: Tensor, y: Tensor) -> Tensor:
     """``PM = p_y - max_{k≠y} p_k`` (MAIL paper, Eq. 4): negative where the example is misclassified.
@@ -22,7 +25,7 @@ def probabilistic_margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Args:
         logits: (B, C), C ≥ 2.
-        y: labels, (B,) int64.
+        y: labels, (B,), integers.
 
     Returns:
         (B,) in [-1, 1], float32 or wider, detached.
@@ -32,6 +35,7 @@ def probabilistic_margin(logits: Tensor, y: Tensor) -> Tensor:
     return _of_label(p, y) - others.amax(1)
 
 
+@checked_batch
 @torch.no_grad()
 def margin_difference(logits: Tensor, logits_lps: Tensor, y: Tensor) -> Tensor:
     """``PM^dif = p_y(x) - p_y(x^{(t)})`` with t the least number of PGD steps that fool the model (MAIL paper, Eq. 7).
@@ -39,7 +43,7 @@ def margin_difference(logits: Tensor, logits_lps: Tensor, y: Tensor) -> Tensor:
     Args:
         logits: of the clean inputs, (B, C).
         logits_lps: at each example's iterate t, or the last one seen where none fools the model, (B, C).
-        y: labels, (B,) int64.
+        y: labels, (B,), integers.
 
     Returns:
         (B,) in [-1, 1], detached. The paper calls [0, 1] its range, which holds where the attack lowers p_y.
@@ -55,6 +59,7 @@ def _of_label(values: Tensor, y: Tensor) -> Tensor:
     return values.gather(1, y[:, None]).squeeze(1)
 
 
+@checked
 @torch.no_grad()
 def mail(margin: Tensor, slope: float = 10.0, bias: float = -0.5, preset: PresetName = "paper") -> Tensor:
     """MAIL's weights: ``ω ∝ sigmoid(-slope · (PM - bias))`` (MAIL paper, Eq. 8).
@@ -92,11 +97,9 @@ class Mail(MeasuredWeighting):
     preset: PresetName = "paper"
 
     def __post_init__(self) -> None:
-        if self.measure not in MARGINS:
-            raise UserError(f"measure is one of {', '.join(MARGINS)}, not {self.measure!r}")
+        super().__post_init__()
         if self.slope < 0:
             raise UserError(f"slope must not be negative, got {self.slope}")
-        super().__post_init__()
 
     def needs_clean_logits(self, needs: frozenset[str]) -> bool:
         """Whether the attack should look at the clean inputs, given which logits the loss computes.
@@ -109,13 +112,13 @@ class Mail(MeasuredWeighting):
         """Probabilistic margins, (b,)."""
         seen = getattr(context.attack, "clean_logits", None)
         if self.measure == "pm-dif" and seen is not None:
-            return margin_difference(seen, context.attack.logits_lps, context.y)
+            return unchecked(margin_difference)(seen, context.attack.logits_lps, context.y)
         looked_at = {"pm-adv": context.logits_adv, "pm-nat": seen if context.logits is None else context.logits}
         logits = looked_at.get(self.measure)
         if logits is None:
             raise UserError(f"measure {self.measure!r} needs logits that this method does not compute")
-        return probabilistic_margin(logits, context.y)
+        return unchecked(probabilistic_margin)(logits, context.y)
 
     def weights(self, measure: Tensor, context: StepContext) -> Tensor:
         """Sigmoid of the margins, (B,)."""
-        return mail(measure, self.slope, self.bias, self.preset)
+        return unchecked(mail)(measure, self.slope, self.bias, self.preset)

@@ -212,10 +212,11 @@ def transfer(context: StudyContext) -> StudyResult:
     accuracy = {pair: percent(right) for pair, right in robust.items()}
     trained = NETWORKS[1:]
     worst = {b: min((accuracy[a, b], a) for a in NETWORKS if a != b) for b in trained}
-    least = ", ".join(f"{b} {left:.1f} % (from {a}), white-box {accuracy[b, b]:.1f} %" for b, (left, a) in worst.items())
+    least = "; ".join(f"'{b}' keeps {left:.1f} % (from '{a}'; own {accuracy[b, b]:.1f} %)" for b, (left, a) in worst.items())
     kept = max(accuracy[a, "standard"] for a in trained)
     return StudyResult(
-        f"the worst transferred PGD-20 leaves {least}; the standard network keeps at most {kept:.1f} % of any robust one's",
+        f"under the worst PGD-20 from another network {least}; under those from robust networks 'standard' keeps at most "
+        f"{kept:.1f} %",
         all_better([(robust[a, b], robust[b, b]) for a in NETWORKS for b in trained if a != b]),
         [{"crafted on": a, **{f"{b}, %": accuracy[a, b] for b in NETWORKS}} for a in NETWORKS],
     )
