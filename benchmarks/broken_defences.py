@@ -71,9 +71,9 @@ def memory_with_gradient(self: Defence, x: Tensor) -> Tensor:
 
 
 def tired(self: Defence, x: Tensor) -> Tensor:
-    """After fifty passes answer every other pass for a blurred input."""
+    """After fifty passes answer for the nearest of the inputs that were seen first."""
     self.calls += 1
-    return self.net(F.avg_pool2d(x, 5, 1, 2) if self.calls > 50 and self.calls % 2 else x)
+    return memory(self, x) if self.calls > 50 else self.net(x)
 
 
 def decoy(self: Defence, x: Tensor) -> Tensor:

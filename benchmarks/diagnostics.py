@@ -2,8 +2,8 @@
 
     python benchmarks/diagnostics.py --checkpoints FOLDER --data-dir FOLDER --out runs/diagnostics
 
-Trains the honest networks, small ones of several kinds, evaluates all of them, and keeps what it has. Prints a row for each network,
-and for each diagnostic the largest value of the honest and the values of the broken.
+Trains small honest networks of several kinds, evaluates them and what hides one of them, and keeps what it has. Prints a row
+for each network, and for each diagnostic its values on the honest and on the broken.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from broken_defences import BROKEN, Defence
 from common import Options, first, parse, print_head, print_row, trained, when
-from networks import TradesNet, cnn, resnet, small_net, vit
+from networks import TradesNet, VisionTransformer, cnn, resnet, small_net
 from torch import nn
 
 import hauberk as hb
@@ -74,8 +74,8 @@ HONEST = {
     "resnet": Honest(partial(resnet, preact=False), 0.15, "standard"),
     "resnet at": Honest(partial(resnet, preact=False), 0.15, "at"),
     "preact resnet trades": Honest(partial(resnet, preact=True), 0.15, "trades"),
-    "vit": Honest(vit, 0.15, "standard"),
-    "vit at": Honest(vit, 0.15, "at"),
+    "vit": Honest(VisionTransformer, 0.15, "standard"),
+    "vit at": Honest(VisionTransformer, 0.15, "at"),
 }
 IN_BFLOAT16 = ("cnn at", "resnet at", "vit at", "resnet", "silu at")
 
@@ -107,7 +107,8 @@ def honest_network(name: str, options: Diagnosed) -> nn.Module:
     train_set = first(options.data, "train", options.data_dir, options.train)
     steps = {} if one.method in ("standard", "fgsm-at") else {"steps": 5, "step_size": "eps/3"}
     how: dict[str, Any] = {"epochs": 6, "lr": 0.05, "batch_size": 32, "val_size": 200}
-    trained(folder, one.make(), train_set, hb.Linf(one.eps), method=one.method, **how, **steps)
+    threat = hb.Linf(one.eps)
+    trained(folder, one.make(), train_set, threat, method=hb.method(one.method, threat, **steps), **how)
     return hb.load(folder, model=one.make(), which="last").eval()
 
 

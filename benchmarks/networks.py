@@ -1,4 +1,6 @@
-"""Networks of published checkpoints, and ResNet-50."""
+"""Networks of published checkpoints, ResNet-50, and small ones of several kinds for MNIST."""
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -87,14 +89,14 @@ def resnet(preact: bool, width: int = 8) -> nn.Module:
     if not preact:
         layers += [nn.BatchNorm2d(width), nn.ReLU()]
     sizes = (width, width, 2 * width, 4 * width, 8 * width)
-    for k, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for k, (inputs, outputs) in enumerate(pairwise(sizes)):
         layers += [block(inputs, outputs, 1 if k == 0 else 2), block(outputs, outputs, 1)]
     if preact:
         layers += [nn.BatchNorm2d(sizes[-1]), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], 10))
 
 
-class vit(nn.Module):  # noqa: N801, called like the functions beside it
+class VisionTransformer(nn.Module):
     """A vision transformer (Dosovitskiy et al. 2021) of two layers for images of 1×28×28: 16 patches, 48 channels, GELU."""
 
     def __init__(self) -> None:
