@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hauberk.attacks.frozen_model import check_model, check_module
 from hauberk.core.arguments import checked
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process, usable_device
-from hauberk.core.errors import SCHEMA_ERRORS, UserError, first_line, in_one_line, shell_quoted, unknown_name
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, shell_quoted, unknown_name
 from hauberk.core.imports import trusted_name
 from hauberk.core.lock import exclusive_lock
 from hauberk.core.progress import ProgressBar, watch_signals
