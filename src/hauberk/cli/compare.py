@@ -244,12 +244,12 @@ def study(arguments: Sequence[str]) -> int:
     out = options.out or usual_folder("study", options.data.name, options.model.name)
     base = Experiment("at", given.get("seed", 0), settings=given, **common_parts(options))
 
-    def say(text: str) -> None:
+    def report(text: str) -> None:
         if not options.quiet:
-            print(f"{chosen.name}: {text}", file=sys.stderr, flush=True)
+            say(f"{chosen.name}: {text}", file=sys.stderr)
 
     place = {"device": given.get("device", "auto"), "threads": given.get("threads", 0)}
-    found = chosen.run(StudyContext(base, out, **place, trials=options.trials, say=say))
+    found = chosen.run(StudyContext(base, out, **place, trials=options.trials, say=report))
     found.save(out, chosen.draw)
     say(found.to_markdown())
     say(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {command('report', out)}")
