@@ -21,7 +21,7 @@ from hauberk.data import TensorDataset, as_dataset, labels
 from hauberk.methods import Output
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
-from hauberk.training.metrics import EpochMetrics, TrainingDiverged, check_catastrophic_overfitting
+from hauberk.training.metrics import EpochMetrics, TensorBoardLog, TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
 from hauberk.training.schedule import eps_scale, first_drop, lr_factor
@@ -109,13 +109,13 @@ def test_what_a_run_leaves(tmp_path):
     loaded = hb.load(tmp_path / "run")
     assert torch.equal(loaded(x), run.model(x))
     assert not loaded.training
-    assert not torch.equal(hb.load(tmp_path / "run", which="last")(x), loaded(x)) or run.best["epoch"] == 1
+    assert not torch.equal(hb.load(tmp_path / "run", which="last")(x), loaded(x)) or run.best["epoch"] == 2
 
 
 def test_it_learns_and_the_best_epoch_is_chosen_by_validation(tmp_path):
     run = hb.train("small-cnn", easy_data(200), threat=THREAT, out=tmp_path / "run", **settings(epochs=8))
     scores = [(row["val_robust_accuracy"], row["val_clean_accuracy"]) for row in run.metrics]
-    assert run.best["epoch"] == scores.index(max(scores))
+    assert run.best["epoch"] == scores.index(max(scores)) + 1
     assert max(scores)[0] > 0.5
     assert not run.interrupted
 
@@ -131,7 +131,7 @@ def test_nothing_on_disk_when_not_asked(tmp_path, monkeypatch):
 
 def test_early_stopping():
     run = hb.train(tiny_net(), easy_data(), threat=THREAT, **settings(epochs=50, patience=2, lr=1e-9))
-    assert run.best["epoch"] + 3 == len(run.metrics) < 50
+    assert run.best["epoch"] + 2 == len(run.metrics) < 50
     assert not run.interrupted
 
 
@@ -230,7 +230,7 @@ def test_the_best_epoch_is_one_of_the_method_itself(monkeypatch, tmp_path, metho
     bound = hb.method(method, hb.Linf("8/255"), steps=1, **settings)
     assert bound.first_full_epoch == begins
     run = hb.train("small-cnn", tiny_batch(80), method=bound, out=tmp_path / "run", **how)
-    assert run.best["epoch"] == begins
+    assert run.best["epoch"] == begins + 1
     assert json.loads((tmp_path / "run" / "best.json").read_text())["epoch"] == begins + 1
     assert len(run.metrics) == min(6, begins + 3)  # patience counts from there
 
@@ -398,6 +398,13 @@ def test_metrics_that_are_lost_or_damaged_are_written_again_from_the_checkpoint(
     assert (folder / "metrics.jsonl").read_bytes().startswith(before)
 
 
+def test_a_file_of_tensorboard_that_cannot_be_written_is_one_line(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("in the way")
+    with pytest.raises(hb.UserError, match=r"cannot write .*tensorboard"):
+        TensorBoardLog(tmp_path / "tensorboard").on_train_begin(None)
+
+
 def test_resuming_as_something_else_is_refused(tmp_path):
     train_tiny(easy_data(), tmp_path / "run", epochs=1)
     for changes, says in (
@@ -508,12 +515,12 @@ class Picky(nn.Module):
     [
         ({"epoch": 3}, "did you mean 'epochs'"),
         ({"epochs": 0}, "epochs must be positive"),
-        ({"lr": float("nan")}, "lr must be positive"),
+        ({"lr": float("nan")}, "lr must be a finite number"),
         ({"epochs": "many"}, "whole number"),
         ({"epochs": 2.5}, "whole number"),
-        ({"lr": "fast"}, "wrong type"),
+        ({"lr": "fast"}, "lr must be a finite number, got .fast."),
         ({"momentum": 1.0}, "momentum must be"),
-        ({"schedule": "linear"}, "schedule is one of"),
+        ({"schedule": "linear"}, "schedule must be"),
         ({"milestones": (90.0, 75.0)}, "rising"),
         ({"val_size": 60}, "leaves nothing to train on"),
         ({"class_weights": (1.0, 2.0)}, "needs 5 numbers"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from hauberk.cli.options import common_parts, key_values, parse, program, usual_folder
+from hauberk.cli.options import command, common_parts, key_values, parse, program, say, usual_folder
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import (
     DataOptions,
@@ -89,15 +89,15 @@ def compare(arguments: Sequence[str]) -> int:
     jobs, device = options.jobs or _places(), options.settings.get("device", "auto")
     threads = options.settings.get("threads") or max(1, (os.cpu_count() or 1) // jobs)
     if options.dry_run:
-        print(estimate(experiments, out, jobs=jobs, threads=threads, device=device))
-        print("Next: the same command without --dry-run")
+        say(estimate(experiments, out, jobs=jobs, threads=threads, device=device))
+        say("Next: the same command without --dry-run")
         return 0
     if experiments[0].surrogate and not train_experiment(_surrogate(experiments[0]), out / "surrogate", device, threads):
-        print("Not finished; the same command goes on")
+        say("Not finished; the same command goes on")
         return 1
     if options.slurm:
         submitted = run_on_slurm(experiments, out, settings=key_values("--slurm", options.slurm))
-        print(f"Submitted {len(submitted)} runs; the same command without --slurm prints the table when they are done")
+        say(f"Submitted {len(submitted)} runs; the same command without --slurm prints the table when they are done")
         return 0
     done = 0
 
@@ -105,20 +105,20 @@ def compare(arguments: Sequence[str]) -> int:
         nonlocal done
         done += 1
         if not options.quiet:
-            print(f"{done}/{len(experiments)} {experiment.name} seed {experiment.seed}: {what}", flush=True)
+            say(f"{done}/{len(experiments)} {experiment.name} seed {experiment.seed}: {what}")
 
     if not run_experiments(experiments, out, jobs=jobs, threads=threads, device=device, on_progress=told):
-        print("Not finished; the same command goes on")
+        say("Not finished; the same command goes on")
         return 1
     found = collect(experiments, out, options.table)
     table, runs = found.table(), found.runs_table()
     Console().print(table.to_rich())
     if any(found.doubts.values()):
-        print(f"(!) Numbers are doubted: see the evaluations of these methods in {out}")
+        say(f"(!) Numbers are doubted: see the evaluations of these methods in {out}")
     files = {"json": json_file(asdict(found))}
     files |= {"md": table.to_markdown().encode(), "tex": table.to_latex().encode(), "csv": runs.to_csv().encode()}
     write_together({out / f"comparison.{ending}": content for ending, content in files.items()})
-    print(f"Also in {out} as comparison.json, .md, .tex and .csv. Next: {program()} report {out}")
+    say(f"Also in {out} as comparison.json, .md, .tex and .csv. Next: {command('report', out)}")
     return 0
 
 
@@ -223,8 +223,8 @@ def study(arguments: Sequence[str]) -> int:
     from hauberk.experiments.studies import STUDIES, find_study
 
     if not options.name:
-        print("\n".join(f"{name:<17} {what}" for name, (what, _) in STUDIES.items()))
-        print(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
+        say("\n".join(f"{name:<17} {what}" for name, (what, _) in STUDIES.items()))
+        say(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
         return 0
     chosen, given = find_study(options.name), options.settings
     from hauberk.experiments import Experiment
@@ -234,6 +234,6 @@ def study(arguments: Sequence[str]) -> int:
     base = Experiment("at", given.get("seed", 0), settings=given, **common_parts(options))
     found = chosen.run(StudyContext(base, out, device=given.get("device", "auto"), threads=given.get("threads", 0)))
     found.save(out, chosen.draw)
-    print(found.to_markdown())
-    print(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {program()} report {out}")
+    say(found.to_markdown())
+    say(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {command('report', out)}")
     return 0

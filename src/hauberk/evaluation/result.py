@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
-from hauberk.core.errors import UserError
+from hauberk.core.arguments import checked
+from hauberk.core.errors import UserError, printable
 from hauberk.core.io import as_json, read_json, write_atomically
 from hauberk.core.random import ExampleRng
 from hauberk.evaluation.records import CLEAN, COST, PLAN, Records
@@ -78,6 +79,7 @@ def warning_mark(diagnostics: Sequence[Diagnostic]) -> str:
     return " (INVALID)" if "invalid" in verdicts else " (!)" if "warning" in verdicts else ""
 
 
+@checked
 def wilson_interval(successes: int, n: int) -> Interval:
     """Wilson's score interval (1927), 95 %, for a proportion p: ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``.
 
@@ -88,6 +90,8 @@ def wilson_interval(successes: int, n: int) -> Interval:
     Returns:
         Lower and upper end, in [0, 1].
     """
+    if not 0 <= successes <= n or n < 1:
+        raise UserError(f"successes must be 0 to n, and n at least 1, got {successes} and {n}")
     p, z = successes / n, 1.959963984540054
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -262,17 +266,20 @@ def table(results: Mapping[str, Evaluation]) -> Table:
     some = next(iter(results.values()))
     warned = [f"{name}: {said}" for name, result in results.items() if (said := warning_line(result.diagnostics))]
     title = [f"Accuracy in % under {some.threat}, n = {some.n}, with 95 % intervals", *warned]
-    shown = Table(title=escape("\n".join(title)), caption="Under attack: upper bounds, a stronger attack may find more.")
+    shown = Table(
+        title=Text(printable("\n".join(title), keep="\n")),
+        caption="Under attack: upper bounds, a stronger attack may find more.",
+    )
     shown.add_column("")
     for name, result in results.items():
-        shown.add_column(name + warning_mark(result.diagnostics), justify="right")
+        shown.add_column(Text(printable(name) + warning_mark(result.diagnostics)), justify="right")
 
     def add_row(title: str, accuracies: list[float]) -> None:
         cells = []
         for result, accuracy in zip(results.values(), accuracies, strict=True):
             low, high = result.interval_of(accuracy)
             cells.append(f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-        shown.add_row(title, *cells)
+        shown.add_row(Text(printable(title)), *map(Text, cells))
 
     add_row("clean", [result.clean_accuracy for result in results.values()])
     for k, attack in enumerate(some.by_attack):
@@ -303,10 +310,11 @@ class PartialResult:
         lines = [f"robust accuracy at most {self.at_most:.1%} (n = {self.n}, {self.looked} looked at)"]
         for attack, (done, robust, (low, high)) in self.after.items():
             found = f"{robust / done:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-            lines.append(f"after {attack}: {found} of {done} examples in random order")
+            lines.append(f"after {printable(attack)}: {found} of {done} examples in random order")
         return "\n".join(lines)
 
 
+@checked
 def partial_result(folder: str | Path) -> PartialResult:
     """Read what the evaluation in a folder knows so far.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from hauberk.core.arguments import check_fields
 from hauberk.core.errors import UserError
 from hauberk.core.io import json_roundtrip, make_folder, read_json, write_json
 from hauberk.core.progress import warn
@@ -69,6 +70,12 @@ class Experiment:
     surrogate: str = ""
     label: str = ""
     last: bool = False
+
+    def __post_init__(self) -> None:
+        for options in (self, self.data, self.subset, self.threat, self.model, self.presets, self.evaluation):
+            check_fields(options)
+        if min(self.subset.train_size, self.subset.test_size) < 0 or self.subset.imbalance < 1:
+            raise UserError("train_size and test_size must not be negative, and imbalance at least 1")
 
     @property
     def name(self) -> str:
@@ -195,7 +202,7 @@ def train_experiment(
         trained = experiment.train(source, method, out=run, resume=resume, device=device, threads=threads)
         if trained.interrupted:
             return False
-        write_json(done, {"best_epoch": trained.best["epoch"] + 1})
+        write_json(done, {"best_epoch": trained.best["epoch"]})
     return True
 
 
@@ -227,7 +234,8 @@ def require_same_inputs(experiment: Experiment, out: Path, known: dict[Any, str]
         UserError: for other data or code. Data that are not there any more cannot be compared.
     """
     folder, was = experiment.folder(out), ""
-    for split, path in (("train", "run/run.json"), ("test", "evaluation/plan.json")):
+    evaluations = [("test", f"{file.removesuffix('.json')}/plan.json") for file in experiment.evaluations.values()]
+    for split, path in (("train", "run/run.json"), *evaluations):
         if not (folder / path).exists():
             continue
         record, which = read_json(folder / path), (split, experiment.data, experiment.subset)
@@ -239,8 +247,9 @@ def require_same_inputs(experiment: Experiment, out: Path, known: dict[Any, str]
         if split == "train":
             was = other_versions(record, threads)
             spec = ModelSpec.from_dict(record.get("model", {}))
-            if spec.imports and model_code(spec.build()) != record["model"].get("code"):
-                raise UserError(f"{folder} was made with other code of {spec.name}; choose another folder by --out")
+            with torch.random.fork_rng(devices=[]):
+                if spec.imports and model_code(spec.build()) != record["model"].get("code"):
+                    raise UserError(f"{folder} was made with other code of {spec.name}; choose another folder by --out")
     return was
 
 

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import PGD, frozen_model, run_attack
+from hauberk.attacks import PGD, frozen_model
+from hauberk.attacks.base import attack_batch
 from hauberk.core.distributed import World
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import as_json, write_atomically
@@ -101,7 +103,7 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
             break
         x, y = fetch_for(model, plan.val, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
-        found = run_attack(attack, model, x, y, method.threat, seed=ExampleRng(config.seed, index.to(x.device), stage=-2))
+        found = attack_batch(attack, model, x, y, method.threat, seed=ExampleRng(config.seed, index.to(x.device), stage=-2))
         with frozen_model(model) as view, torch.no_grad():
             right = view(x).argmax(1) == y
         weight = torch.ones(len(y), device=y.device) if plan.class_weights is None else plan.class_weights.to(y.device)[y]
@@ -206,10 +208,8 @@ class MetricsLog:
 
     def load_state_dict(self, state: dict[str, list[dict[str, Any]]]) -> None:
         """Write the rows of a checkpoint again; the file may have one more, of an epoch that will run again, or be lost."""
-        self.rows = [
-            {str(key): value if value is None else float(value) for key, value in row.items()} for row in state["rows"]
-        ]
-        self.rows = [row | {"epoch": int(row["epoch"])} for row in self.rows]
+        rows = [{str(name): float(value) for name, value in row.items()} for row in state["rows"]]
+        self.rows = [row | {"epoch": int(row["epoch"])} for row in rows]
         self._write()
 
     def _write(self) -> None:
@@ -237,25 +237,35 @@ class TensorBoardLog:
         self._writer: Any = None
 
     def on_train_begin(self, trainer: Any) -> None:
-        """Open the file."""
+        """Open the file. Raises UserError if it cannot be written, as the next one does."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self._writer = SummaryWriter(str(self._folder))
+        with self._as_user_error():
+            self._writer = SummaryWriter(str(self._folder))
 
     def on_epoch_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Write a point of each metric."""
         if self._writer is not None:
-            for name, value in metrics.items():
-                if name != "epoch":
-                    self._writer.add_scalar(name, value, metrics["epoch"])
-            self._writer.flush()
+            with self._as_user_error():
+                for name, value in metrics.items():
+                    if name != "epoch":
+                        self._writer.add_scalar(name, value, metrics["epoch"])
+                self._writer.flush()
 
     def on_train_end(self, trainer: Any) -> None:
         """Close the file."""
         if self._writer is not None:
-            self._writer.close()
+            with self._as_user_error():
+                self._writer.close()
+
+    @contextmanager
+    def _as_user_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # what its thread met
+            raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
 
 
 def epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:

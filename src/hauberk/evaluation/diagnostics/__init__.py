@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal, TypeAlias
 
+from hauberk.core.arguments import check_callable, check_fields, shown
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.evaluation.diagnostics import gradients, results
 from hauberk.evaluation.result import Diagnostic, Finding, Verdict
@@ -34,8 +35,8 @@ class DiagnosticSpec:
     advice: str = ""
 
     def __post_init__(self) -> None:
-        if self.evidence not in ("model", "sample", "verdicts"):
-            raise UserError(f"evidence of the diagnostic {self.name!r} is model, sample or verdicts, not {self.evidence!r}")
+        check_fields(self, finite=False)
+        check_callable("function", self.function, "evidence")
 
     def run(self, evidence: Any) -> list[Diagnostic]:
         """Call the function, and compare what it found with the thresholds."""
@@ -63,6 +64,8 @@ def find_diagnostics(diagnostics: str | Sequence[str | DiagnosticSpec]) -> list[
             raise unknown_name("choice of diagnostics", diagnostics, ("all", "cheap"))
         return [spec for spec in DIAGNOSTICS.values() if diagnostics == "all" or spec.evidence != "sample"]
     for name in diagnostics:
+        if not isinstance(name, str | DiagnosticSpec):
+            raise UserError(f"a diagnostic is a name or a DiagnosticSpec, not {shown(name)}")
         if isinstance(name, str) and name not in DIAGNOSTICS:
             raise unknown_name("diagnostic", name, DIAGNOSTICS)
     return [DIAGNOSTICS[spec] if isinstance(spec, str) else spec for spec in diagnostics]
