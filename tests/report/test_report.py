@@ -128,7 +128,7 @@ def test_warnings_come_before_numbers(home, tmp_path):
 
 
 def test_pictures_and_tables_come_as_files_for_papers(home):
-    for target, name in (("run", "accuracy"), ("compare", "compare-clean"), ("study", "saliency")):
+    for target, name in (("run", "accuracy"), ("run", "areas"), ("compare", "compare-clean"), ("study", "saliency")):
         folder = home / f"{target}-figures"
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert imread(folder / f"{name}.png")[..., 3].min() == 1  # dark ink on a ground of its own

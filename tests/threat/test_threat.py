@@ -185,3 +185,10 @@ def test_noise_is_uniform_and_normal():
     assert stats.kstest(uniform.flatten().numpy(), "uniform").pvalue > 0.01
     assert stats.kstest(normal.flatten().numpy(), "norm").pvalue > 0.01
     assert abs(float(torch.corrcoef(uniform[:2])[0, 1])) < 0.2
+
+
+def test_numbers_keep_their_digits():
+    threat = hb.Linf(0.031, low=[0.1, 0.2], high=0.9)
+    assert threat.eps == 0.031
+    assert (threat.high, threat.low.tolist()) == (0.9, [0.1, 0.2])
+    assert hb.Linf([0.031, 0.1]).eps.tolist() == [0.031, 0.1]

@@ -220,7 +220,12 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
             lambda: hb.method("free-at", THREAT, measure="kappa", burn_in=0)(tiny_net(), *tiny_batch()),
             "whose attack counts its steps",
         ),
-        (lambda: hb.method("mma", THREAT, measure="pm-dif", burn_in=0)(tiny_net(), *tiny_batch()), "does not compute"),
+        (
+            lambda: hb.method("at", THREAT, attack=lambda context: context.x, measure="pm-dif", burn_in=0)(
+                tiny_net(), *tiny_batch()
+            ),
+            "does not compute",
+        ),
         (lambda: PGD(3, tau=1), "return_last"),
         (lambda: hb.method("at", THREAT, slope=1.0), "no weighting for 'slope'"),
         (lambda: hb.method("fat", THREAT, tau=1), "unknown setting"),

@@ -34,6 +34,12 @@ _ACCURACIES = {
     "train_robust_accuracy": "training, under attack",
     "train_clean_accuracy": "training, clean",
 }
+_AREAS = {
+    "n_safe": "under attack: safe",
+    "n_boundary": "at the boundary",
+    "n_wrong": "wrong",
+    "n_clean_wrong": "clean: wrong",
+}
 
 
 def make_report(target: Path, out: Path | None = None, figures: Path | None = None) -> Path:
@@ -127,6 +133,7 @@ def _training_alerts(rows: list[dict[str, Any]], epochs: int) -> list[Alert]:
 
 def _training_sections(rows: list[dict[str, Any]]) -> list[Section]:
     margins, weights = ({f"{name}_q{q}": f"{q} %" for q in (10, 50, 90)} for name in ("measure", "weight"))
+    areas = "Training examples by their margin under attack (the boundary is 0 to 0.1), and those wrong without"
     made_from = "Distribution of what the weights are made from over epochs"
     kish = "On how much of a batch the loss rests (Kish's effective size): 100 % means equal weights"
     sections = {
@@ -134,6 +141,8 @@ def _training_sections(rows: list[dict[str, Any]]) -> list[Section]:
             *_curve(rows, "accuracy", "Accuracy over epochs", _ACCURACIES, 100, ylabel="accuracy, %"),
             *_curve(rows, "loss", "Training loss over epochs", {"loss": "loss"}),
             *_curve(rows, "rate", "Learning rate", {"lr": "learning rate"}),
+            *_curve(rows, "areas", areas, _AREAS, ylabel="training examples"),
+            *_curve(rows, "misclassification", "MART's weight 1 - p_y(x), mean", {"misclassification_weight": "1 - p_y(x)"}),
         ],
         "Weights": [
             *_curve(rows, "margins", made_from, margins, ylabel="margin or steps"),

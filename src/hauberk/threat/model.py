@@ -263,7 +263,8 @@ def parse_eps(eps: Epsilon) -> tuple[float | Tensor, str]:
 
 def _as_tensor(value: Any, name: str, problem: str, dtype: torch.dtype | None = None) -> Tensor:
     try:
-        tensor = torch.as_tensor(value)
+        # A Python float is float64: read without a dtype it would be rounded to the default one.
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype)
         check_argument(name, tensor, Tensor)
         return tensor.to(dtype)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
