@@ -326,6 +326,16 @@ def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
     assert main(["train", "--resume", "own", "--model", "ownnets:net", "--quiet"]) == 0
 
 
+@pytest.mark.parametrize("command", ["train", "compare", "study"])
+def test_no_command_has_an_option_for_what_it_cannot_be_given(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--unlabelled-share", "0.5"])
+    assert "Unrecognized options: --unlabelled-share" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "unlabelled" not in capsys.readouterr().out
+
+
 def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main(["train", "--method", "adversarial-class", "--epochs", "1", "--threads", "1", "--quiet", "--out", out]) == 0
@@ -343,7 +353,7 @@ def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workpla
 
 def test_a_network_of_a_study_is_evaluated(workplace, capsys):
     base = Experiment("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, subset=SubsetOptions(100, 20))
-    context = StudyContext(base, workplace / "study", threads=1)
+    context = StudyContext(base, workplace / "study", threads=1, trials=1)
     context.trained("at with nothing else", custom=with_loss("at with nothing else", base.make_method(), hb.objectives.at))
     (run,) = (workplace / "study").glob("networks/*/*/*/run")
     assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--diagnostics", "cheap", "--json"]) == 0

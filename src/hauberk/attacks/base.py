@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import Mode, ModelQueries, check_module, checked_first_pass, frozen_model
+from hauberk.attacks.frozen_model import Mode, ModelQueries, check_module, check_surrogate, checked_first_pass, frozen_model
 from hauberk.attacks.state import (
     AttackInputs,
     AttackResult,
@@ -243,6 +243,8 @@ def run_attack(
     """
     check_module(model)
     y = check_inputs(x, y, threat)
+    if isinstance(surrogate := getattr(attack, "surrogate", None), nn.Module):
+        check_surrogate(surrogate, x, y)
     if eot_iter < 1:
         raise UserError(f"eot_iter must be at least 1, got {eot_iter}")
     if target is not None:

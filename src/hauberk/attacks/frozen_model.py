@@ -308,6 +308,7 @@ def checked_first_pass(
         if inputs and isinstance(inputs[0], Tensor) and len(inputs[0]) != len(y):
             return  # an attack of the caller's own may look at a part of the batch first
         handle.remove()
+        _check_kept(before, [value for value in inputs if isinstance(value, Tensor)])
         check_logits(logits, y, extra_outputs=extra_outputs, clean=clean)
         if target is not None:
             check_labels(target, logits.shape[1] - extra_outputs, "targets")
@@ -316,22 +317,26 @@ def checked_first_pass(
         check_model(model, x, y, None, extra_outputs=extra_outputs, clean=clean)
         yield
         return
-    asked = False
+    before: list[Tensor] = []  # the inputs of the pass, once it has begun
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal asked
-        asked = True
+        before[:] = [value.detach().clone() for value in inputs if isinstance(value, Tensor)]
 
     first, handle = model.register_forward_pre_hook(note), model.register_forward_hook(check)
     try:
         yield
     except Exception as error:  # the forward of somebody's model may raise anything
-        if isinstance(error, UserError) or not asked or handle.id not in model._forward_hooks:
+        if isinstance(error, UserError) or not before or handle.id not in model._forward_hooks:
             raise  # it is not of the first pass
         raise _no_answer(model, x, error) from error
     finally:
         first.remove()
         handle.remove()
+
+
+def _check_kept(before: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    if not all(map(torch.equal, before, inputs)):
+        raise UserError("the model changes its inputs in place, so attacks would lose the clean ones; let it work on a copy")
 
 
 def _no_answer(model: nn.Module, x: Tensor, error: Exception) -> UserError:
@@ -340,6 +345,15 @@ def _no_answer(model: nn.Module, x: Tensor, error: Exception) -> UserError:
     device = next((p.device for p in model.parameters()), x.device)
     what = f"inputs of shape {tuple(x.shape)}, {x.dtype}" + (f" on {x.device}" if device != x.device else "")
     return UserError(f"the model cannot take {what}: {type(error).__name__}: {in_one_line(error)}{advice}")
+
+
+def check_surrogate(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Check the model that transfer attacks are crafted on, by one pass; raises UserError as :func:`check_model`."""
+    try:
+        check_module(model)
+        check_model(model, x, y, probabilities=True)
+    except UserError as error:
+        raise UserError(f"surrogate: {error}") from error
 
 
 def check_model(
@@ -361,10 +375,12 @@ def check_model(
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
     """
     with frozen_model(model) as view, torch.no_grad():
-        queries = ModelQueries(view)
+        point = x.to(ModelQueries(view).precision or x.dtype, copy=True)
+        before = point.clone()
         try:
-            logits = view(x if queries.precision is None else x.to(queries.precision))
+            logits = view(point)
         except Exception as error:  # the forward of somebody's model may raise anything
             raise _no_answer(model, x, error) from error
+        _check_kept([before], [point])
         check_logits(logits, y, classes, extra_outputs, clean=clean, probabilities=probabilities)
     return int(logits.shape[1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hauberk.attacks.base import Attack, MaximizingAttack, as_function
 from hauberk.attacks.frozen_model import Mode, ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
-from hauberk.core.arguments import check_fields
+from hauberk.core.arguments import check_fields, shown
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import LossLike, fooled
 from hauberk.threat import ThreatModel, expand_to, parse_fraction
@@ -76,7 +76,7 @@ def parse_step_size(step: StepSize) -> float | Tensor | RelativeStep:
     smallest = size.of(1.0) if isinstance(size, RelativeStep) else size
     least = float(smallest.min()) if isinstance(smallest, Tensor) else smallest
     if not (0 < least < math.inf or (isinstance(size, Tensor) and least == 0)):
-        raise UserError(f"step_size must be positive, got {step}")
+        raise UserError(f"step_size must be positive, got {shown(step)}")
     return size
 
 
@@ -130,6 +130,11 @@ class PGD(MaximizingAttack["PGDState"]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("momentum", "nesterov", "step_noise", "confidence"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if any(factor <= 0 for factor in self.step_size_factors):
+            raise UserError(f"step_size_factors must be positive, got {self.step_size_factors}")
         if self.restarts > 1 and not isinstance(self.start, str):
             raise UserError("restarts from a given start would all be the same; use a random start")
         if self.tau is not None and (self.tau < 0 or self.restarts > 1):

@@ -1,6 +1,7 @@
 """hauberk compare and hauberk study: many trainings, each kept and never made twice."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from hauberk.experiments.options import (
     SubsetOptions,
     ThreatOptions,
     TrainSettings,
+    as_options,
 )
 from hauberk.experiments.paper_tables import SURROGATE, find_table, parse_methods, scale_budget
 from hauberk.training.published import Resolved, resolve
@@ -137,7 +139,7 @@ def _with_table(options: Compare) -> Compare:
 def _with_published(options: Compare) -> Compare:
     """Fill in, for help, what is not given: of the training settings those that all methods share."""
     full = _with_table(options)
-    configs = [vars(_resolved(full, name).config) for _, name, _ in parse_methods(full.methods)]
+    configs = [as_options(_resolved(full, name).config) for _, name, _ in parse_methods(full.methods)]
     shared = {key: value for key, value in configs[0].items() if all(other[key] == value for other in configs)}
     return replace(full, settings=shared)
 
@@ -198,6 +200,9 @@ class Study:
     """Repeat an experiment of the papers on your data: a table, a picture, and whether it agrees with what they claim.
 
     Example: hauberk study lps-vs-pm --data digits
+
+    Each sentence of a claim is tested by two standard errors over seeds and test examples; where these do not tell, nor
+    does the study. Networks are kept, and shared by all studies in the same folder.
     """
 
     name: Annotated[str, tyro.conf.Positional] = ""
@@ -206,6 +211,10 @@ class Study:
     subset: SubsetOptions = SubsetOptions(test_size=500)
     threat: ThreatOptions = ThreatOptions()
     model: ModelOptions = ModelOptions()
+    trials: int = 3
+    """Number of seeds that each network is trained with, from --seed on; the verdict needs two at least."""
+    quiet: bool = False
+    """Print only what was found."""
     out: Path | None = None
     """Folder for networks, which studies share, and results; by default runs/study-DATA-MODEL."""
     settings: TrainSettings = field(default_factory=dict)
@@ -217,7 +226,7 @@ def study(arguments: Sequence[str]) -> int:
 
     def with_published(options: Study) -> Study:
         found = resolve(options.data.name, options.model.name, settings=options.settings)
-        return replace(options, settings=vars(found.config))
+        return replace(options, settings=as_options(found.config))
 
     options = parse(Study, "study", arguments, with_published)
     from hauberk.experiments.studies import STUDIES, find_study
@@ -230,9 +239,17 @@ def study(arguments: Sequence[str]) -> int:
     from hauberk.experiments import Experiment
     from hauberk.experiments.studies import StudyContext
 
+    if options.trials < 1:
+        raise UserError("--trials needs a positive number")
     out = options.out or usual_folder("study", options.data.name, options.model.name)
     base = Experiment("at", given.get("seed", 0), settings=given, **common_parts(options))
-    found = chosen.run(StudyContext(base, out, device=given.get("device", "auto"), threads=given.get("threads", 0)))
+
+    def report(text: str) -> None:
+        if not options.quiet:
+            say(f"{chosen.name}: {text}", file=sys.stderr)
+
+    place = {"device": given.get("device", "auto"), "threads": given.get("threads", 0)}
+    found = chosen.run(StudyContext(base, out, **place, trials=options.trials, say=report))
     found.save(out, chosen.draw)
     say(found.to_markdown())
     say(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {command('report', out)}")

@@ -123,6 +123,7 @@ def methods(arguments: Sequence[str]) -> int:
         "weighting": type(spec.weighting).__name__ if spec.weighting else "none, all weights are 1",
         "settings": _plain(default_settings(options.name)),
         "official code": _plain(spec.official) or "no setting differs",
+        **{f"preset {name}": _plain(settings) for name, settings in spec.further.items()},
         "training (CIFAR-10)": _published(options.name),
         "loss": (getattr(spec.objective, "function", type(spec.objective)).__doc__ or "").strip(),
     }

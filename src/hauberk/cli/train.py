@@ -10,7 +10,7 @@ from tyro.conf import arg
 from hauberk.cli.options import command, common_parts, free_folder, key_values, parse, program, say, usual_folder
 from hauberk.core.errors import UserError
 from hauberk.core.imports import is_import_path
-from hauberk.experiments.options import DataOptions, ModelOptions, PresetOptions, ThreatOptions, TrainSettings
+from hauberk.experiments.options import DataOptions, ModelOptions, PresetOptions, ThreatOptions, TrainSettings, as_options
 from hauberk.training.published import resolve
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def train(arguments: Sequence[str]) -> int:
     if run.interrupted:
         say(f"Stopped and saved. Go on with: {command('train', '--resume', *again)}")
         return 1
-    say(f"Done: best epoch {run.best['epoch'] + 1}. Next: {command('evaluate', *again)}")
+    say(f"Done: best epoch {run.best['epoch']}. Next: {command('evaluate', *again)}")
     return 0
 
 
@@ -90,7 +90,7 @@ def _with_published(options: Train) -> Train:
         hyperparameters=options.hyperparameters,
     )
     shown = {key: value for key, value in found.hyperparameters.items() if key in Hyperparameters.__annotations__}
-    return replace(options, settings=vars(found.config), hyperparameters=cast(Hyperparameters, shown))
+    return replace(options, settings=as_options(found.config), hyperparameters=cast(Hyperparameters, shown))
 
 
 def _start(options: Train) -> "Run":

@@ -9,7 +9,7 @@ from inspect import Parameter, isclass, signature
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from hauberk.core.errors import UserError
 
@@ -72,11 +72,11 @@ def check_fields(settings: Any, *, finite: bool = True) -> None:
             object.__setattr__(settings, field.name, found)  # the dataclass may be frozen
 
 
-def check_callable(name: str, value: Any, *arguments: str) -> None:
-    """Refuse, by a UserError, what cannot be called with so many arguments, and classes, of which an instance is meant."""
+def check_callable(name: str, value: Any, *arguments: str, makes: bool = False) -> None:
+    """Refuse, by a UserError, what cannot be called with these arguments; and classes, unless it ``makes`` something."""
+    if isclass(value) and not makes:
+        raise UserError(f"{name} is a class, {value.__name__}; pass an instance of it, or a function")
     try:
-        if isclass(value):
-            raise UserError(f"{name} is a class, {value.__name__}; pass an instance of it, or a function")
         if not callable(value):
             raise TypeError(f"it is {shown(value)}")
         signature(getattr(value, "forward", value)).bind(*arguments)
@@ -110,6 +110,7 @@ def shown(value: Any) -> str:
 
 def _as(value: Any, kind: Any) -> Any:
     """Return the value as the annotation has it, or ``_WRONG``."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     origin = get_origin(kind)
     if origin in (Union, UnionType):
         return next((found for one in get_args(kind) if (found := _as(value, one)) is not _WRONG), _WRONG)
@@ -170,6 +171,7 @@ def _as_collection(value: Any, origin: Any, kinds: tuple[Any, ...]) -> Any:
 
 def _words(kind: Any) -> str:
     """Say what an annotation asks for."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_words(one) for one in parts))

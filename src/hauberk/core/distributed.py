@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hauberk.core.errors import RemoteUserError, UserError
+from hauberk.core.errors import RemoteUserError, UserError, first_line
 
 T = TypeVar("T")
 Items = TypeVar("Items", list[int], Tensor)
@@ -232,6 +232,18 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
     """
     found = [getattr(module, name, None) for module in model.modules() for name in ("running_mean", "running_var")]
     return [value for value in found if isinstance(value, Tensor)]
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """Return a device that can hold tensors; raise UserError if there is none of that name."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {str(name)!r:.40} cannot be used: {first_line(error)}") from error
+    if device.type == "meta":
+        raise UserError("device 'meta' cannot be used: its tensors hold nothing")
+    return device
 
 
 class SyncThrottle:

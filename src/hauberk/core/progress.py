@@ -32,12 +32,16 @@ class ProgressBar:
         total: number of steps.
         done: steps made before, by the run that is resumed.
         quiet: show nothing.
+
+    Attributes:
+        hidden: whether it shows nothing.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, quiet: bool = False):
         self.console = Console(quiet=quiet, highlight=False)
         steps = "{task.description}", BarColumn(), "{task.percentage:3.0f} %", "{task.fields[rate]}"
         times = TimeElapsedColumn(), "left", TimeRemainingColumn(elapsed_when_finished=False)
+        self.hidden = quiet
         hidden = quiet or not self.console.is_terminal
         self._progress = Progress(*steps, *times, console=self.console, transient=True, disable=hidden)
         self._begun = self._printed = time.monotonic()

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 import torch.utils.data as torch_data
 from torch import Tensor, nn
 
-from hauberk.core.errors import UserError
+from hauberk.core.arguments import check_argument, checked, shown
+from hauberk.core.errors import UserError, in_one_line
 from hauberk.threat import ThreatModel
-from hauberk.threat.model import check_inputs
+from hauberk.threat.model import check_inputs, check_labels
 
 _MEMORY_FRACTION = 0.25  # of a device's free memory that a data set may take at most
 _CHUNK_NUMBERS = 2**20  # numbers looked at together
@@ -49,13 +50,17 @@ class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         return list(zip(*self.fetch(torch.as_tensor(indices)), strict=True))
 
+    def __repr__(self) -> str:
+        classes = "" if self.classes is None else f", {self.classes} classes"
+        return f"{type(self).__name__}({self.name!r}, {len(self)} examples{classes})"
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.fetch(torch.arange(1))[0].shape[1:])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TensorDataset(IndexedDataset):
     """Examples in memory, with ``classes``, ``name`` and ``folder`` as in :class:`IndexedDataset`.
 
@@ -89,12 +94,18 @@ class MapDataset(IndexedDataset):
 
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,)."""
-        pairs = [self.items[i] for i in index.tolist()]
+        pairs = []
+        for i in index.tolist():
+            try:
+                pairs.append(self.items[i])
+            except Exception as error:  # somebody's code may raise anything
+                raise UserError(f"the data set fails at example {i}: {type(error).__name__}: {in_one_line(error)}") from error
         try:
             x = torch.stack([torch.as_tensor(np.asarray(pair[0])) for pair in pairs])
             y = torch.tensor([int(pair[1]) for pair in pairs])
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise UserError(f"the data set must give pairs of an array and an integer label: {error}") from error
+        except Exception as error:
+            problem = in_one_line(error)
+            raise UserError(f"the data set must give pairs of an array and an integer label: {problem}") from error
         return _as_floats(x), y
 
 
@@ -155,14 +166,20 @@ def as_dataset(data: Any) -> IndexedDataset:
         dataset = _of_arrays(*data.tensors)
     elif isinstance(data, tuple | list) and len(data) == 2:
         dataset = _of_arrays(*data)
-    elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+    elif _is_map_style(data):
         dataset = MapDataset(data)
     else:
-        kind = type(data).__name__
-        raise UserError(f"data must be a pair (x, y) of arrays or a map-style Dataset, which has a length; not {kind}")
+        raise UserError(f"data must be a pair (x, y) of arrays or a map-style Dataset, which has a length; not {shown(data)}")
     if len(dataset) == 0:
         raise UserError("the data set is empty")
     return dataset
+
+
+def _is_map_style(data: Any) -> bool:
+    """Whether examples can be asked for by number."""
+    kind = type(data)  # a class is no data set, whatever its instances have
+    has_both = hasattr(kind, "__getitem__") and hasattr(kind, "__len__")
+    return has_both and not isinstance(data, str | bytes | Mapping | Tensor | np.ndarray | nn.Module)
 
 
 def fetch_for(model: nn.Module, dataset: IndexedDataset, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,6 +230,7 @@ def to_device(dataset: IndexedDataset, device: torch.device) -> IndexedDataset:
     return replace(dataset, x=dataset.x.to(device), y=dataset.y.to(device))
 
 
+@checked
 def pseudo_label(model: nn.Module, x: Any, *, least_confidence: float = 0.0) -> TensorDataset:
     """Label examples with the prediction of a standard model (Carmon et al. 2019, robust self-training).
 
@@ -227,15 +245,23 @@ def pseudo_label(model: nn.Module, x: Any, *, least_confidence: float = 0.0) -> 
     Raises:
         UserError: if ``x`` cannot be read, or nothing is left.
     """
-    inputs = torch.as_tensor(x)
-    dataset = as_dataset((inputs, torch.zeros(len(inputs), dtype=torch.int64)))
+    try:
+        inputs = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"x must be an array: {in_one_line(error)}") from error
+    dataset = as_dataset((inputs, torch.zeros(inputs.shape[:1], dtype=torch.int64)))
     confidences, predictions = [], []
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}), torch.no_grad():
             for index in torch.arange(len(dataset)).split(1000):
-                best = model(fetch_for(model, dataset, index)[0]).float().softmax(1).cpu().max(1)
+                x_part, _ = fetch_for(model, dataset, index)
+                try:
+                    best = model(x_part).float().softmax(1).cpu().max(1)
+                except Exception as error:  # the forward of somebody's model may raise anything, or return anything
+                    problem = f"{type(error).__name__}: {in_one_line(error)}"
+                    raise UserError(f"the model gives no logits (B, C) for inputs {tuple(x_part.shape)}: {problem}") from error
                 confidences.append(best.values)
                 predictions.append(best.indices)
     finally:
@@ -269,6 +295,7 @@ def channel_statistics(dataset: IndexedDataset) -> tuple[tuple[float, ...], tupl
     return tuple(mean.tolist()), tuple(std.clamp_min(1e-8).tolist())
 
 
+@checked
 def long_tail(y: Tensor, ratio: float) -> Tensor:
     """Choose examples so that classes become ever rarer, exponentially (Cui et al. 2019).
 
@@ -286,6 +313,9 @@ def long_tail(y: Tensor, ratio: float) -> Tensor:
     """
     if not ratio >= 1:
         raise UserError(f"the ratio of the largest to the smallest class must be at least 1, got {ratio}")
+    if y.ndim != 1 or not len(y) or y.is_floating_point() or y.dtype == torch.bool:
+        raise UserError(f"y must be labels, integers of shape (N,), got {shown(y)}")
+    check_labels(y, None)
     kept, last = [], int(y.max())
     for k in range(last + 1):
         members = (y == k).nonzero().squeeze(1)
@@ -355,12 +385,15 @@ def _of_arrays(x: Any, y: Any) -> TensorDataset:
             warnings.filterwarnings("ignore", message=".*not writable")  # such as a file mapped for reading; nobody writes
             inputs, targets = torch.as_tensor(x), torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"data must be a pair (x, y) of arrays: {error}") from error
+        raise UserError(f"data must be a pair (x, y) of arrays: {in_one_line(error)}") from error
+    check_argument("inputs", inputs, Tensor)
+    check_argument("labels", targets, Tensor)
     shape = tuple(inputs.shape)
     if inputs.ndim < 2:
         raise UserError(f"inputs must have a batch dimension and features, got shape {shape}")
     if targets.ndim != 1 or len(targets) != len(inputs):
-        raise UserError(f"inputs of shape {shape} need labels of shape ({len(inputs)},), got {tuple(targets.shape)}")
+        hint = "; class numbers of one-hot labels are y.argmax(1)" if targets.ndim == 2 and len(inputs) == len(targets) else ""
+        raise UserError(f"inputs of shape {shape} need labels of shape ({len(inputs)},), got {tuple(targets.shape)}{hint}")
     if targets.is_floating_point() or targets.dtype == torch.bool:
         raise UserError(f"labels must be integers, got {targets.dtype}")
     if not inputs.is_floating_point() and inputs.dtype != torch.uint8:

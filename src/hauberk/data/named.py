@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError, first_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.data.dataset import IndexedDataset, as_dataset, channel_statistics, in_memory, labels
@@ -94,6 +95,7 @@ class DatasetInfo:
         )
 
 
+@checked
 def find_dataset(name: str) -> DatasetInfo | Table:
     """Return what the ``name`` of a data set, as for :func:`load_data`, stands for.
 
@@ -116,6 +118,7 @@ def find_dataset(name: str) -> DatasetInfo | Table:
     raise unknown_name("data set", name, DATASETS)
 
 
+@checked
 def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: bool = True) -> IndexedDataset:
     """Load a data set.
 
@@ -133,8 +136,6 @@ def load_data(name: str, split: Split, folder: str | Path = "data", *, verify: b
     Raises:
         UserError: for an unknown name, files that are missing, damaged or not the original ones, and data that cannot be read.
     """
-    if split not in ("train", "test"):
-        raise UserError(f"split is 'train' or 'test', not {split!r}")
     return find_dataset(name).load(split, folder, verify=verify)
 
 

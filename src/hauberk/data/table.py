@@ -25,7 +25,7 @@ _INFERRED_EPS = 0.1
 _MAX_NAMED = 8  # columns that are named in a line
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TableDataset(TensorDataset):
     """Rows of a table, ``x`` (N, D) in the units of the file.
 

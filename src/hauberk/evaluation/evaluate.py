@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import ModelQueries, Suite, find_suite, frozen_model
-from hauberk.attacks.frozen_model import check_model
+from hauberk.attacks.frozen_model import check_model, check_module, check_surrogate
 from hauberk.attacks.presets import AttackLike
+from hauberk.core.arguments import checked
 from hauberk.core.distributed import World, get_world
 from hauberk.core.errors import UserError
 from hauberk.core.imports import code_digest
@@ -37,6 +38,7 @@ _TRANSFER = "transfer-pgd-20"
 _FIRST = 16  # examples that are looked at before anything else
 
 
+@checked
 def evaluate(
     model: nn.Module,
     test_set: Any,
@@ -98,15 +100,18 @@ def evaluate(
     Raises:
         UserError: for data, model and threat model that do not fit together, unknown names, or a folder in use.
     """
+    check_module(model)
     chosen = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
     specs = find_diagnostics(diagnostics)
     source, folder, world = as_dataset(test_set), None if out is None else Path(out), get_world()
     count = len(source) if n is None else n
-    _check_options(count, len(source), batch_size, precision, save_adversarials and folder is None)
+    _check_options(count, len(source), batch_size, save_adversarials and folder is None)
     first_x, first_y = fetch_for(model, source, torch.arange(min(count, _FIRST)))
     check_inputs(first_x, first_y, threat, source.classes)
     classes = None if source.classes is None else source.classes + has_reject_class
     outputs = check_model(model, first_x, first_y, classes, probabilities=True)
+    if surrogate is not None:
+        check_surrogate(surrogate, first_x, first_y)
     adapted = {name: one.adapted(threat, outputs, has_reject_class, surrogate) for name, one in chosen.attacks.items()}
     width = min(batch_size, count)
     used = precision
@@ -174,13 +179,11 @@ def evaluate(
     return result
 
 
-def _check_options(count: int, there: int, batch_size: int, precision: str, no_folder: bool) -> None:
+def _check_options(count: int, there: int, batch_size: int, no_folder: bool) -> None:
     if not 1 <= count <= there:
         raise UserError(f"n must be 1 to {there}, got {count}")
     if batch_size < 1:
         raise UserError(f"batch_size must be positive, got {batch_size}")
-    if precision not in get_args(Precision):
-        raise UserError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}")
     if no_folder:
         raise UserError("adversarial examples are saved in the folder of the evaluation; give out=")
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError, printable
 from hauberk.core.io import as_json, read_json, write_atomically
 from hauberk.core.random import ExampleRng
@@ -78,6 +79,7 @@ def warning_mark(diagnostics: Sequence[Diagnostic]) -> str:
     return " (INVALID)" if "invalid" in verdicts else " (!)" if "warning" in verdicts else ""
 
 
+@checked
 def wilson_interval(successes: int, n: int) -> Interval:
     """Wilson's score interval (1927), 95 %, for a proportion p: ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``.
 
@@ -88,6 +90,8 @@ def wilson_interval(successes: int, n: int) -> Interval:
     Returns:
         Lower and upper end, in [0, 1].
     """
+    if not 0 <= successes <= n or n < 1:
+        raise UserError(f"successes must be 0 to n, and n at least 1, got {successes} and {n}")
     p, z = successes / n, 1.959963984540054
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -310,6 +314,7 @@ class PartialResult:
         return "\n".join(lines)
 
 
+@checked
 def partial_result(folder: str | Path) -> PartialResult:
     """Read what the evaluation in a folder knows so far.
 

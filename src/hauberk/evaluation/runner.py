@@ -31,6 +31,7 @@ from hauberk.threat.model import check_inputs
 SAVE_EVERY = 20.0  # seconds between two states of an attack under way
 SHOW_EVERY = 1.0
 _SMALLEST_BATCH = 16
+_SHARE = 50  # times as long as it took to show the progress, nothing is shown again
 
 
 @dataclass
@@ -199,9 +200,10 @@ class EvaluationRunner:
     def _pause(self, attack: str, queue: ContinuousBatcher[Any], todo: np.ndarray) -> None:
         """Show the progress, and save the state of the attack under way, once in a while."""
         table, now = self.records[attack], time.monotonic()
-        if now - self._shown > SHOW_EVERY:
+        if not self.display.hidden and now > self._shown:
             self._show(attack, int((~table["known"][todo]).sum()), queue.part_done())
-            self._shown = now
+            shown = time.monotonic()
+            self._shown = shown + max(SHOW_EVERY, _SHARE * (shown - now))  # all examples are counted for a line
         if self.state_path is not None and now - self._saved > SAVE_EVERY:
             unverified = np.flatnonzero(table["unverified"] & ~table["known"]).tolist()
             write_state(self.state_path, {"attack": attack, "unverified": unverified, **queue.state_dict()})

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from hauberk.core.arguments import check_fields
 from hauberk.core.errors import UserError
 from hauberk.core.io import json_roundtrip, make_folder, read_json, write_json
 from hauberk.core.progress import warn
@@ -69,6 +70,12 @@ class Experiment:
     surrogate: str = ""
     label: str = ""
     last: bool = False
+
+    def __post_init__(self) -> None:
+        for options in (self, self.data, self.subset, self.threat, self.model, self.presets, self.evaluation):
+            check_fields(options)
+        if min(self.subset.train_size, self.subset.test_size) < 0 or self.subset.imbalance < 1:
+            raise UserError("train_size and test_size must not be negative, and imbalance at least 1")
 
     @property
     def name(self) -> str:
@@ -195,7 +202,7 @@ def train_experiment(
         trained = experiment.train(source, method, out=run, resume=resume, device=device, threads=threads)
         if trained.interrupted:
             return False
-        write_json(done, {"best_epoch": trained.best["epoch"] + 1})
+        write_json(done, {"best_epoch": trained.best["epoch"]})
     return True
 
 

@@ -80,7 +80,8 @@ class MinimumMargin(nn.Module):
         fraction = self.radius_fractions(index, context.y)
         with context.attack_model("eval") as model:
             batch = model, context.x, context.y, context.threat
-            found, distance = self.search(*batch, fraction, seed=context.rng, run=attack_batch)
+            wanted = context.return_clean_logits
+            found, distance = self.search(*batch, fraction, seed=context.rng, return_clean_logits=wanted, run=attack_batch)
         if index is not None:
             index = index if world.size == 1 else torch.cat(world.all_gather_object(index.cpu()))
             distance = context.all_gather(distance)
@@ -96,6 +97,7 @@ class MinimumMargin(nn.Module):
         radius_fraction: Tensor,
         *,
         seed: Any = 0,
+        return_clean_logits: bool = False,
         run: Callable[..., AttackResult] = run_attack,
     ) -> tuple[AttackResult, Tensor]:
         """Search within the threat model; arguments as in :func:`hauberk.attacks.run_attack`, which ``run`` is.
@@ -106,7 +108,9 @@ class MinimumMargin(nn.Module):
         """
         steps = self.attack.steps
         attack = PGD(steps, f"2.5*eps/{steps}", loss="slm", return_last=True, evaluate_last=False)
-        found = run(attack, model, x, y, threat, seed=seed, radius_fraction=radius_fraction)
+        found = run(
+            attack, model, x, y, threat, seed=seed, radius_fraction=radius_fraction, return_clean_logits=return_clean_logits
+        )
         feasible = threat.around(x)
         change = (found.x_adv - x) / expand_to(radius_fraction.to(x.dtype), x)  # scaled so that length 1 is about ε
 

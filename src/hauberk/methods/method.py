@@ -15,7 +15,7 @@ from hauberk.attacks import AttackResult
 from hauberk.attacks.frozen_model import check_module, checked_first_pass, kept_buffers
 from hauberk.core.arguments import check_callable, checked, shown
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
-from hauberk.core.errors import UserError
+from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext, summary
 from hauberk.fastpath.precision import Precision, PrecisionPolicy, make_policy
@@ -29,7 +29,7 @@ from hauberk.threat.model import check_batch, check_inputs
 FROM_PYTHON = "python:"  # in front of what stands for an object that has no import path
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Output:
     """What a method returns for one batch.
 
@@ -54,6 +54,14 @@ class Output:
     forwards: float
     backwards: float
     burning_in: bool = False
+
+    def numbers(self) -> dict[str, float]:
+        """Return the loss and the report as plain numbers, for a logger; this waits for the device."""
+        scalars = {"loss": self.loss.detach(), **self.report}
+        return dict(zip(scalars, torch.stack([value.double() for value in scalars.values()]).tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        return f"Output(loss={self.loss.item():.4g}, {len(self.weights)} examples, {', '.join(self.report) or 'no report'})"
 
 
 class Method(nn.Module):
@@ -258,6 +266,8 @@ class Method(nn.Module):
             first = checked_first_pass(model, x, y, self.extra_outputs)
         with first:
             out = self._step(context, class_weights)
+        if self._calls == 0 and torch.is_grad_enabled() and not out.loss.requires_grad:
+            raise UserError("no gradient reaches the model: it detaches its output, or has no parameters that take one")
         self._calls += 1  # now, so that a first call that was refused is checked again
         return out
 
@@ -302,6 +312,9 @@ class Method(nn.Module):
         if any(p.is_inference() for p in model.parameters()):
             raise UserError("a model made under torch.inference_mode cannot be trained; make it, or load it, outside")
         check_inputs(x, y, self.threat)
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+        if own != x.dtype:
+            raise UserError(f"the model is of {own}, the inputs of {x.dtype}; convert them with x.to({own})")
         for problem in self._unsaid(epoch):
             warnings.warn(problem, stacklevel=5)
 
@@ -365,7 +378,7 @@ class Method(nn.Module):
 
     def _attack(self, inner: InnerAttack, context: StepContext) -> None:
         """Put adversarial inputs into the context; on the first call, which waits for the device, check where they are."""
-        found = inner(context)
+        found = _called("attack", inner, context)
         context.attack = found if isinstance(found, AttackResult) else None
         x, x_adv = context.x, found.x_adv if isinstance(found, AttackResult) else found
         if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
@@ -389,7 +402,7 @@ class Method(nn.Module):
 
     def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the loss of the logits, and the weights (b,) that are given or those of the method."""
-        robust, regularizer = _as_terms(self.objective(context), context.y)
+        robust, regularizer = _as_terms(_called("objective", self.objective, context), context.y)
         if weights is None:
             weights = self._weights(context, robust)
         terms = weights * robust + regularizer
@@ -406,7 +419,7 @@ class Method(nn.Module):
         """Weights of this process's part of the batch, (b,); 1 before the end of the burn-in."""
         if self.weighting is None:
             return torch.ones_like(robust)
-        weights = self.weighting(context)  # in the burn-in, too, for what it measures
+        weights = _called("weighting", self.weighting, context)  # in the burn-in, too, for what it measures
         if context.epoch < context.burn_in:
             context.all_weights = None
             return torch.ones_like(robust)
@@ -451,6 +464,14 @@ class Method(nn.Module):
     def __repr__(self) -> str:
         burn_in = f", burn_in={self._burn_in}" if self.weighting is not None else ""
         return f"method({self.name!r}, {self.threat}{burn_in})"
+
+
+def _called(name: str, part: Callable[[StepContext], Any], context: StepContext) -> Any:
+    """Call a part; one that is not made for a context is named."""
+    try:
+        return part(context)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"the {name}, {shown(part)}, fails on its context: {in_one_line(error)}") from error
 
 
 def _in_order(kinds: Collection[str]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The table of methods: what each is made of, and where that comes from; and ``hb.method``, which builds one by its name."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -7,7 +8,7 @@ from typing import Any
 
 from hauberk.attacks import PGD
 from hauberk.core.arguments import checked, shown
-from hauberk.core.errors import UserError, find_name, unknown_name
+from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.step_context import MeasuredWeighting
 from hauberk.fastpath.precision import Precision
@@ -146,6 +147,7 @@ METHODS: dict[str, MethodSpec] = {
 _BUILDERS: dict[str, Callable[..., Method]] = {}  # methods of the caller's own
 
 
+@checked
 def get_method_spec(name: str) -> MethodSpec:
     """Return the row of a method, with weight perturbation for a name that ends in ``+awp``.
 
@@ -204,6 +206,7 @@ def list_methods() -> dict[str, str]:
     return rows | own
 
 
+@checked
 def default_settings(name: str, preset: str = "paper") -> dict[str, Any]:
     """Return what a method has where nobody says otherwise, by the names that :func:`method` takes.
 
@@ -303,6 +306,10 @@ def _imported(key: str, value: Any) -> Any:
 def _built(build: Callable[..., Method], name: str, threat: ThreatModel, settings: dict[str, Any]) -> Method:
     """Build a method of the caller's own, or raise UserError if it is none."""
     seed = settings.pop("seed")
+    try:
+        inspect.signature(build).bind(threat, **settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} cannot be built as build(threat, {', '.join(settings)}): {in_one_line(error)}") from error
     made = build(threat, **settings)
     if not isinstance(made, Method):
         raise UserError(f"{name} must build an hb.Method, it returned {type(made).__name__}")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.core.arguments import unchecked
+from hauberk.core.arguments import shown, unchecked
+from hauberk.core.errors import UserError
 from hauberk.core.step_context import LossTerms, Objective, PresetName, StepContext
 from hauberk.objectives.functional import cross_entropy
 from hauberk.threat.model import checked_batch
@@ -36,6 +37,8 @@ def mma(
     right = logits.argmax(1) == y
     if within is None:
         within = logits_adv.argmax(1) != y
+    elif within.shape != y.shape or within.dtype != torch.bool:
+        raise UserError(f"within must be bool, ({len(y)},), got {shown(within)}")
     pushed = torch.where(right, torch.where(within, adv, torch.zeros_like(adv)), clean)
     return LossTerms((1 - clean_share) * pushed, clean_share * clean)
 

@@ -189,19 +189,23 @@ def make_threat(
         norm = NORMS[norm]
     radius, text = parse_eps(eps)
     lower, upper = _number_or_tensor(low, "low"), _number_or_tensor(high, "high")
-    width = torch.as_tensor(upper) - torch.as_tensor(lower)
+    try:
+        width = torch.as_tensor(upper) - torch.as_tensor(lower)
+        wide = norm.is_box and bool((torch.as_tensor(radius) > width).any())
+    except RuntimeError as error:
+        raise UserError(f"eps, low and high are for different numbers of features: {in_one_line(error)}") from error
     if not bool((width > 0).all()):  # also catches NaN
-        raise UserError(f"the box is empty: low = {low} is not below high = {high}")
-    if norm.is_box and bool((torch.as_tensor(radius) > width).any()):
+        raise UserError(f"the box is empty: low = {shown(low)} is not below high = {shown(high)}")
+    if wide:
         hint = f"; did you mean '{text}/255'?" if isinstance(radius, float) and 1 < radius < 255 else ""
-        raise UserError(f"eps = {text} is wider than the box [{low}, {high}]{hint}")
+        raise UserError(f"eps = {text} is wider than the box [{shown(low)}, {shown(high)}]{hint}")
     mask = None if frozen is None else _as_tensor(frozen, "frozen", "no mask or list of numbers")
     ways = None if monotone is None else _as_tensor(monotone, "monotone", "no mask or list of numbers")
     if mask is not None and mask.dtype != torch.bool:
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
         mask = mask.long()
-    if ways is not None and (ways.dtype == torch.bool or not bool(torch.isin(ways, torch.tensor([-1, 0, 1])).all())):
+    if ways is not None and not bool(torch.isin(ways.float(), torch.tensor([-1.0, 0.0, 1.0])).all()):
         raise UserError("monotone takes +1, -1 or 0 for each feature")
     return ThreatModel(norm, radius, lower, upper, mask, text, ways)
 
@@ -259,13 +263,18 @@ def parse_eps(eps: Epsilon) -> tuple[float | Tensor, str]:
 
 def _as_tensor(value: Any, name: str, problem: str, dtype: torch.dtype | None = None) -> Tensor:
     try:
-        return torch.as_tensor(value, dtype=dtype)
+        tensor = torch.as_tensor(value)
+        check_argument(name, tensor, Tensor)
+        return tensor.to(dtype)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{name} = {value!r:.60} is {problem}") from error
+        raise UserError(f"{name} = {shown(value)} is {problem}") from error
 
 
 def _number_or_tensor(value: Bound, name: str) -> float | Tensor:
-    tensor = _as_tensor(value, name, "not a number or one number per feature", torch.float64)
+    problem = "not a number or one number per feature"
+    if isinstance(value, bool):
+        raise UserError(f"{name} = {value} is {problem}")
+    tensor = _as_tensor(value, name, problem, torch.float64)
     if not tensor.numel():
         raise UserError(f"{name} is empty")
     return tensor.detach() if tensor.ndim and tensor.numel() > 1 else float(tensor)

@@ -1,10 +1,12 @@
 """How to train: every setting with its default. Free of torch, so that the command line shows it at once."""
 
-import math
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Literal
 
+from hauberk.core.arguments import check_fields
 from hauberk.core.errors import UserError
+
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -76,24 +78,20 @@ class TrainConfig:
     """Minutes between checkpoints within an epoch; one is always saved at its end."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and not isinstance(value, int):
-                raise UserError(f"{field.name} must be a whole number, got {value!r}")
-            if get_origin(field.type) is Literal and value not in get_args(field.type):
-                raise UserError(f"{field.name} is one of {', '.join(get_args(field.type))}, not {value!r}")
-        for name in ("optimizer", "scheduler", "augment"):
-            if not isinstance(getattr(self, name), str):
-                raise UserError(f"{name} must be a name, got {getattr(self, name)!r:.60}")
-        for name in ("epochs", "batch_size", "lr", "val_steps"):
-            if not 0 < getattr(self, name) < math.inf:
+        check_fields(self)
+        for name in ("epochs", "batch_size", "lr", "val_steps", "save_minutes"):
+            if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("momentum", "ema", "eps_warmup", "unlabelled_share"):
             if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("ema", -1):
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         for name in ("weight_decay", "patience", "threads"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.val_size < -1:
+            raise UserError(f"val_size must be -1 (a tenth), 0 (none) or a number of examples, got {self.val_size}")
+        if self.threads > _MOST_THREADS:
+            raise UserError(f"threads must be at most {_MOST_THREADS}, got {self.threads}")
         if any(not m > 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise UserError(f"milestones must be positive and rising, got {self.milestones}")
 

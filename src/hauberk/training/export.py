@@ -13,6 +13,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from hauberk.attacks.frozen_model import check_module
+from hauberk.core.arguments import checked
+from hauberk.core.distributed import usable_device
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import json_file, make_folder, read_json, read_tensors, versions, write_atomically, write_together
 from hauberk.models import ModelSpec
@@ -52,6 +55,7 @@ def card_of(path: Path) -> Path:
     return path.with_suffix(".json") if path.suffix in (".safetensors", ".json") else path.with_name(f"{path.name}.json")
 
 
+@checked
 def load(
     path: str | Path,
     *,
@@ -76,7 +80,9 @@ def load(
     Raises:
         UserError: if files are missing, damaged, foreign, do not fit the model, or would need code.
     """
-    path = Path(path)
+    if model is not None:
+        check_module(model)
+    where, path = usable_device(device), Path(path)
     is_plain = path.suffix in _TORCH_FILES
     card, weights = ({}, path) if is_plain else read_card(path, which)
     if model is None:
@@ -97,7 +103,7 @@ def load(
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"the weights in {weights} do not fit this model: {in_one_line(error)}") from error
-    return model.to(device).eval()
+    return model.to(where).eval()
 
 
 def _read_weights(path: Path, digest: str | None) -> dict[str, Tensor]:
@@ -146,6 +152,7 @@ def read_card(path: Path, which: str = "best") -> tuple[dict[str, Any], Path]:
     return card, path.parent / name
 
 
+@checked
 def export_model(
     target: str | Path, out: str | Path, *, model: nn.Module | None = None, which: Literal["best", "last"] = "best"
 ) -> Path:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import PGD, frozen_model, run_attack
+from hauberk.attacks import PGD, frozen_model
+from hauberk.attacks.base import attack_batch
 from hauberk.core.distributed import World
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import as_json, write_atomically
 from hauberk.core.random import ExampleRng
 from hauberk.data import fetch_for
+from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.methods import Output
 from hauberk.training.plan import Plan
 from hauberk.weighting import probabilistic_margin
@@ -102,7 +104,7 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
             break
         x, y = fetch_for(model, plan.val, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
-        found = run_attack(attack, model, x, y, method.threat, seed=ExampleRng(config.seed, index.to(x.device), stage=-2))
+        found = attack_batch(attack, model, x, y, method.threat, seed=ExampleRng(config.seed, index.to(x.device), stage=-2))
         with frozen_model(model) as view, torch.no_grad():
             right = view(x).argmax(1) == y
         weight = torch.ones(len(y), device=y.device) if plan.class_weights is None else plan.class_weights.to(y.device)[y]
@@ -148,6 +150,20 @@ def score(row: dict[str, Any], attacks: bool) -> tuple[float, ...]:
         return (row["epoch"],)
     names = ("val_robust_accuracy", "val_clean_accuracy")
     return tuple(row[name] for name in (names if attacks else names[::-1]))
+
+
+def chance_line(row: dict[str, Any], classes: int) -> str:
+    """Say that a network has learnt nothing, by its metrics on held-out examples; empty where it has, or none are held out.
+
+    Of a network that recognises adversarial inputs, that may be because it takes clean ones for such.
+    """
+    clean = row.get("val_clean_accuracy")
+    if clean is None or not hardly_beats_chance(clean, classes):
+        return ""
+    return (
+        f"WARNING: {100 * clean:.1f} % of the clean held-out examples are right, no better than chance ({classes} classes): "
+        "train longer, or look at labels, input range and learning rate"
+    )
 
 
 class CallbackList:

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from hauberk.core.arguments import check_callable, shown
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.imports import import_object, trusted_name
 from hauberk.core.io import json_roundtrip
@@ -88,7 +91,7 @@ class Plan:
 
         An epoch is one pass over the labelled examples; unlabelled ones fill each batch up to its size.
         """
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(len(self.train), generator=generator)
         batches = order.split(self.labelled_batch)[: self.steps_per_epoch // self.method.n_replays]
         added = self.config.batch_size - self.labelled_batch
@@ -187,8 +190,9 @@ def _class_weights(config: TrainConfig, train: IndexedDataset, classes: int) -> 
         counts = labels(train).bincount(minlength=classes)
         return len(train) / (classes * counts.clamp_min(1))
     weights = torch.tensor(config.class_weights)
-    if len(weights) != classes or not bool((weights >= 0).all()) or not bool(weights.isfinite().all()):
-        raise UserError(f"class_weights needs {classes} numbers that are not negative, got {config.class_weights}")
+    if len(weights) != classes or not bool((weights >= 0).all()) or not bool((weights > 0).any()):
+        wanted = f"{classes} numbers that are not negative, and not all 0"
+        raise UserError(f"class_weights needs {wanted}, got {shown(config.class_weights)}")
     return weights
 
 
@@ -196,9 +200,10 @@ def _find_maker(kind: str, given: Any) -> Any:
     if given == "":
         return None
     found = import_object(given, kind) if isinstance(given, str) else given
-    if not callable(found):
+    if isinstance(found, Optimizer | LRScheduler) or not callable(found):
         example = "optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"
-        raise UserError(f"{kind} is a callable that makes one, as {example}; not a {type(found).__name__}")
+        raise UserError(f"{kind} is a callable that makes one, as {example}; not {shown(found)}")
+    check_callable(kind, found, "parameters" if kind == "optimizer" else "optimizer", makes=True)
     return found
 
 
@@ -212,7 +217,8 @@ def _find_callback(callback: Any) -> Any:
     if any(hasattr(found, hook) for hook in _HOOKS):
         return found
     if not callable(found):
-        raise UserError(f"a callback is a function of metrics or has one of {', '.join(_HOOKS)}; {found!r:.60} has none")
+        raise UserError(f"a callback is a function of metrics or has one of {', '.join(_HOOKS)}; {shown(found)} has none")
+    check_callable("a callback", found, "metrics")
     return SimpleNamespace(on_epoch_end=lambda trainer, metrics: found(metrics))
 
 

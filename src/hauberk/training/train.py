@@ -5,14 +5,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import check_model
-from hauberk.core.distributed import get_world, local_rank, translate_lost_process
-from hauberk.core.errors import SCHEMA_ERRORS, UserError, first_line, in_one_line, shell_quoted, unknown_name
+from hauberk.attacks.frozen_model import check_model, check_module
+from hauberk.core.arguments import checked
+from hauberk.core.distributed import get_world, local_rank, translate_lost_process, usable_device
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, shell_quoted, unknown_name
 from hauberk.core.imports import trusted_name
 from hauberk.core.lock import exclusive_lock
 from hauberk.core.progress import ProgressBar, watch_signals
@@ -20,18 +21,18 @@ from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, l
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.methods.method import FROM_PYTHON
+from hauberk.methods.registry import find_method
 from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
 from hauberk.training.config import TrainConfig
-from hauberk.training.metrics import MetricsLog, TensorBoardLog
+from hauberk.training.metrics import MetricsLog, TensorBoardLog, chance_line
 from hauberk.training.plan import make_plan, recorded_name, require_named
 from hauberk.training.published import resolve
-from hauberk.training.schedule import MakeOptimizer, MakeScheduler
 from hauberk.training.trainer import Trainer
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A finished or interrupted training run.
 
@@ -39,7 +40,8 @@ class Run:
         model: the caller's model, in evaluation mode; with the best weights by validation if the run is finished.
         folder: where it is kept, or None.
         metrics: one row per epoch, as in metrics.jsonl.
-        best: epoch (0-based) and metrics of the best checkpoint; of those after the burn-in, where the method has one.
+        best: epoch (from 1, as in the metrics) and metrics of the best checkpoint; of those after the burn-in, where the method
+            has one. Empty where no epoch has ended.
         interrupted: whether it was asked to stop before its end.
     """
 
@@ -49,7 +51,16 @@ class Run:
     best: dict[str, Any]
     interrupted: bool
 
+    def __repr__(self) -> str:
+        shown = {name: value for name, value in self.best.get("metrics", {}).items() if name.startswith("val_")}
+        scores = "".join(f", {name} {value:.3f}" for name, value in shown.items())
+        best = f"best epoch {self.best['epoch']}{scores}" if self.best else "none has ended"
+        where = f"in {str(self.folder)!r}" if self.folder else "not kept"
+        state = ", interrupted" if self.interrupted else ""
+        return f"Run({type(self.model).__name__}, {len(self.metrics)} epochs, {best}, {where}{state})"
 
+
+@checked
 def train(
     model: nn.Module | str | ModelSpec,
     train_set: Any,
@@ -58,11 +69,11 @@ def train(
     threat: ThreatModel | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    optimizer: MakeOptimizer | str = "",
-    scheduler: MakeScheduler | str = "",
+    optimizer: Any = "",
+    scheduler: Any = "",
     augmentation: Callable[..., Tensor] | str = "",
     callbacks: Iterable[Any] = (),
-    schedule_preset: str = "published",
+    schedule_preset: Literal["published", "express"] = "published",
     unlabelled: Any = None,
     quiet: bool = False,
     report_every: int = 1,
@@ -112,28 +123,39 @@ def train(
         >>> sorted(run.best)
         ['epoch', 'metrics']
     """
+    if not isinstance(model, str | ModelSpec):
+        check_module(model)
+    if report_every < 1:
+        raise UserError(f"report_every must be at least 1, got {report_every}")
     source, more = as_dataset(train_set), None if unlabelled is None else as_dataset(unlabelled)
     network_name = model if isinstance(model, str) else getattr(model, "name", "")
+    method = find_method(method) if isinstance(method, str) else method
     name, preset = (method, "paper") if isinstance(method, str) else (method.name, str(method.settings.get("preset", "paper")))
     published = resolve(source.name, network_name, name, preset=preset, schedule_preset=schedule_preset)
     if isinstance(method, str):
         if threat is None:
             raise UserError('train needs a threat model, e.g. threat=hb.Linf("8/255")')
-        method = make_method(method, threat, seed=int(settings.get("seed", 0)), **published.hyperparameters)
+        method = make_method(method, threat, seed=settings.get("seed", 0), **published.hyperparameters)
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
     for data in (source, more):
         if data is not None:
             check_dataset(data, method.threat)
+    if more is not None and more.input_shape != source.input_shape:
+        raise UserError(f"unlabelled inputs have shape {more.input_shape}, the labelled ones {source.input_shape}")
     objects = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation, "callbacks": tuple(callbacks)}
-    passed = {name: one for name, one in objects.items() if one not in (None, "", ())}
+    passed = {name: one for name, one in objects.items() if not (one is None or (isinstance(one, str | tuple) and not one))}
     config = _configure(method, published.settings, settings, passed)
+    if unlabelled is None and "unlabelled_share" in settings:
+        raise UserError("unlabelled_share is the share of unlabelled examples; pass some as unlabelled=, or leave it out")
     device, world = pick_device(config.device), get_world()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.threads or torch.get_num_threads())
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stop = stack.enter_context(watch_signals())
+        stack.enter_context(torch.inference_mode(False))  # whatever the caller is in
+        stack.enter_context(torch.enable_grad())
         network, spec, code = _build_network(model, method, config, source, device)
         plan = make_plan(spec, method, config, source, more, world.size, code, passed)
         if world.size > 1:  # a plan names its data by a digest, for which they are read once
@@ -152,7 +174,10 @@ def train(
             trainer.run(display)
         if trainer.finished:
             network.load_state_dict(trainer.best_weights)
-    return Run(network.eval(), folder, log.rows, trainer.best, not trainer.finished)
+            if doubt := chance_line(trainer.best["metrics"], spec.classes - method.extra_outputs):
+                display.line(doubt)
+    best = trainer.best and {**trainer.best, "epoch": trainer.best["epoch"] + 1}
+    return Run(network.eval(), folder, log.rows, best, not trainer.finished)
 
 
 def resume(
@@ -219,6 +244,7 @@ def resume(
     return train(spec, source, method=made, out=folder, resume=True, quiet=quiet, **settings)
 
 
+@checked
 def pick_device(name: str) -> torch.device:
     """Return a usable device; of "auto" and "cuda", each of several processes gets its own.
 
@@ -233,12 +259,7 @@ def pick_device(name: str) -> torch.device:
                 f"no GPU is left for process {local_rank()} of this machine; start one for each, or use --device cpu"
             )
         name = f"cuda:{local_rank()}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {first_line(error)}") from error
-    return device
+    return usable_device(name)
 
 
 def _configure(method: Method, published: dict[str, Any], given: dict[str, Any], passed: dict[str, Any]) -> TrainConfig:
@@ -252,10 +273,7 @@ def _configure(method: Method, published: dict[str, Any], given: dict[str, Any],
         raise UserError(f"{clash.pop()} is given twice; leave out one of them")
     own = method.precision
     asked: dict[str, Any] = {} if own is None else {"precision": own.precision} | ({"compile": "on"} if own.compiled else {})
-    try:
-        config = TrainConfig(**{**published, **asked, **given, **names})
-    except TypeError as error:
-        raise UserError(f"a training setting has the wrong type: {error}") from error
+    config = TrainConfig(**{**published, **asked, **given, **names})
     for name, by in config.replaced.items():
         if name in given:
             raise UserError(f"{name} does not apply to an own {by}; leave it out, or set it where the {by} is made")
@@ -273,8 +291,15 @@ def _build_network(
     some, shape = torch.arange(min(len(source), 16)), source.input_shape
     if isinstance(model, str):
         model = ModelSpec(model, shape, needed or int(labels(source).max()) + 1 + method.extra_outputs)
-    network = (model.build() if isinstance(model, ModelSpec) else model).to(device)
+    network = model.build() if isinstance(model, ModelSpec) else model
+    check_module(network)
+    if any(p.is_floating_point() and p.dtype.itemsize < 4 for p in network.parameters()):
+        advice = "call model.float(), and give precision='bf16' for passes in bfloat16"
+        raise UserError(f"a model in half precision does not learn, because small steps round to nothing; {advice}")
+    network = network.to(device)
     outputs = check_model(network, *fetch_for(network, source, some), needed)
+    if not any(p.requires_grad for p in network.parameters()):
+        raise UserError("the model has no parameters that take gradients, so there is nothing to train")
     spec = model if isinstance(model, ModelSpec) else ModelSpec(f"python:{type(model).__name__}", shape, outputs)
     code = model_code(network) if spec.imports or spec.is_from_python else ""
     if config.sync_batchnorm and world.size > 1:

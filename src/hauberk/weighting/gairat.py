@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from hauberk.core.arguments import checked, unchecked
+from hauberk.core.arguments import checked, shown, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting, PresetName, StepContext, is_official, mean_one
 
@@ -35,6 +35,8 @@ def gairat(kappa: Tensor, steps: int, lam: float = -1.0, kind: Kind = "tanh", pr
     Raises:
         UserError: for an unknown kind or preset, and for the public code's form with K = 1, which divides by 0.
     """
+    if kappa.ndim != 1 or kappa.dtype == torch.bool:
+        raise UserError(f"kappa must be counts of shape (B,), got {shown(kappa)}")
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}")
     half = steps // 2 if is_official(preset) else steps / 2

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hauberk.core.arguments import checked, unchecked
+from hauberk.core.arguments import checked, shown, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting, PresetName, StepContext, is_official, mean_one
 from hauberk.threat.model import checked_batch
@@ -76,6 +76,8 @@ def mail(margin: Tensor, slope: float = 10.0, bias: float = -0.5, preset: Preset
     Raises:
         UserError: for another preset.
     """
+    if margin.ndim != 1 or slope < 0:
+        raise UserError(f"margin must be of shape (B,), and slope not negative, got {shown(margin)} and {slope}")
     raw = torch.sigmoid(-slope * (margin - bias))
     return 3.0 * raw if is_official(preset) else mean_one(raw)
 
