@@ -188,7 +188,7 @@ def test_lists(capsys):
         (["train", "--norm", "L2"], "give --eps"),
         (["train", "--device", "cuda:77"], "cannot be used"),
         (["train", "--resume", "runs/none"], "does not exist"),
-        (["train", "--beta", "-3", "--method", "mart"], "not negative"),
+        (["train", "--beta", "-3", "--method", "mart"], "not be negative"),
         (["train", "--epochs", "-1"], "epochs must be positive"),
         (["train", "--resume", "runs/none", "--epochs", "3"], "leave out --epochs"),
         (["compare", "--epochs", "-1"], "epochs must be positive"),

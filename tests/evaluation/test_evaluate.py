@@ -421,7 +421,7 @@ def test_every_precision_finds_the_same_but_for_rounding_and_says_what_it_used(p
     assert (
         hb.evaluate(model, data, precision=precision, out=tmp_path, **how).provenance["precision"] == ev.provenance["precision"]
     )
-    with pytest.raises(hb.UserError, match="precision is one of model, fp32, bf16, auto"):
+    with pytest.raises(hb.UserError, match="precision must be 'model', 'fp32', 'bf16' or 'auto'"):
         hb.evaluate(model, data, precision="full", **how)
 
 

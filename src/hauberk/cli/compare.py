@@ -249,7 +249,9 @@ def study(arguments: Sequence[str]) -> int:
             say(f"{chosen.name}: {text}", file=sys.stderr)
 
     place = {"device": given.get("device", "auto"), "threads": given.get("threads", 0)}
-    found = chosen.run(StudyContext(base, out, **place, trials=options.trials, say=report))
+    context = StudyContext(base, out, **place, trials=options.trials, say=report)
+    _ = context.config  # refuses senseless settings before anything is begun
+    found = chosen.run(context)
     found.save(out, chosen.draw)
     say(found.to_markdown())
     say(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {command('report', out)}")

@@ -111,9 +111,10 @@ def _whole(path: Path, keep_previous: bool = False) -> Iterator[BinaryIO]:
         with suppress(OSError):  # on a file system that has become read-only, for one
             temporary.unlink()
         if isinstance(error, OSError):
-            gone = "" if path.parent.is_dir() else f"; {path.parent} is gone, with what was saved in it unless it was moved"
-            kept = gone or "; what was saved before is intact"
-            raise UserError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+            kept = "what was saved before is intact"
+            if error.errno == errno.ENOENT:
+                kept = f"{path.parent} is gone, with what was saved in it unless it was moved"
+            raise UserError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
         raise
 
 

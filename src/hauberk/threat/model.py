@@ -205,7 +205,9 @@ def make_threat(
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
         mask = mask.long()
-    if ways is not None and not bool(torch.isin(ways.float(), torch.tensor([-1.0, 0.0, 1.0])).all()):
+    if ways is not None and (
+        ways.dtype == torch.bool or not bool(torch.isin(ways.float(), torch.tensor([-1.0, 0.0, 1.0])).all())
+    ):
         raise UserError("monotone takes +1, -1 or 0 for each feature")
     return ThreatModel(norm, radius, lower, upper, mask, text, ways)
 
