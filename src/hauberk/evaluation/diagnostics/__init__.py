@@ -6,7 +6,7 @@ from math import inf
 from typing import Any, Literal, TypeAlias
 
 from hauberk.core.arguments import check_callable, check_fields
-from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.errors import unknown_name
 from hauberk.evaluation.diagnostics import gradients, results
 from hauberk.evaluation.result import Diagnostic, Finding, Verdict
 
