@@ -1,6 +1,11 @@
-"""Networks of published checkpoints, and ResNet-50."""
+"""Networks of published checkpoints, ResNet-50, and small ones of several kinds for MNIST."""
 
+from itertools import pairwise
+
+import torch
 from torch import Tensor, nn
+
+from hauberk.models.resnet import BasicBlock, PreActBlock
 
 
 def small_net() -> nn.Module:
@@ -64,3 +69,47 @@ class ResNet50(nn.Sequential):
                 layers.append(Bottleneck(inputs, width, 2 if k == 0 and width > 64 else 1))
                 inputs = 4 * width
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
+
+
+def cnn(activation: type[nn.Module], pool: type[nn.Module] | None = None, groups: int = 0) -> nn.Module:
+    """Two convolutions and two linear layers for images of 1×28×28, with an activation, and pooling in place of strides."""
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, 4, 2, 1) if pool is None else nn.Conv2d(inputs, outputs, 3, 1, 1)
+        norm = [nn.GroupNorm(groups, outputs)] if groups else []
+        return [convolution, *norm, activation(), *([pool(2)] if pool is not None else [])]
+
+    return nn.Sequential(*block(1, 16), *block(16, 32), nn.Flatten(), nn.Linear(1568, 100), activation(), nn.Linear(100, 10))
+
+
+def resnet(preact: bool, width: int = 8) -> nn.Module:
+    """ResNet-18's blocks at an eighth of their width, for images of 1×28×28."""
+    block = PreActBlock if preact else BasicBlock
+    layers: list[nn.Module] = [nn.Conv2d(1, width, 3, 1, 1, bias=False)]
+    if not preact:
+        layers += [nn.BatchNorm2d(width), nn.ReLU()]
+    sizes = (width, width, 2 * width, 4 * width, 8 * width)
+    for k, (inputs, outputs) in enumerate(pairwise(sizes)):
+        layers += [block(inputs, outputs, 1 if k == 0 else 2), block(outputs, outputs, 1)]
+    if preact:
+        layers += [nn.BatchNorm2d(sizes[-1]), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], 10))
+
+
+class VisionTransformer(nn.Module):
+    """A vision transformer (Dosovitskiy et al. 2021) of two layers for images of 1×28×28: 16 patches, 48 channels, GELU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 48, 7, 7)
+        self.place = nn.Parameter(0.02 * torch.randn(1, 17, 48))
+        layer = nn.TransformerEncoderLayer(48, 4, 96, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, 10) of images (B, 1, 28, 28)."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.new_zeros(len(x), 1, 48), tokens], 1) + self.place
+        logits: Tensor = self.head(self.layers(tokens)[:, 0])
+        return logits

@@ -2,7 +2,8 @@
 
     python benchmarks/studies.py --data fashion-mnist --data-dir FOLDER
 
-About an hour and a half on one CPU core. Studies whose results are in --out are not run again; networks are kept there, too.
+One seed took about an hour and a half on one CPU core.
+Studies whose results are in --out are not run again; networks are kept there, too.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class Studies(Options):
     """Folder of networks and results."""
     epochs: int = 8
     """Passes over the training images."""
+    trials: int = 3
+    """Seeds of each network."""
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def main() -> None:
         subset=SubsetOptions(options.train, options.test),
         settings={"epochs": options.epochs},
     )
-    context = StudyContext(base, options.out, threads=options.threads)
+    context = StudyContext(base, options.out, threads=options.threads, trials=options.trials)
     results = []
     for name in STUDIES:
         path = options.out / f"{name}.json"
@@ -54,9 +57,9 @@ def write_results(options: Studies, context: StudyContext, results: list[StudyRe
     lines = [
         "# Studies: claims and findings",
         "",
-        f"`python benchmarks/studies.py --data {options.data} --data-dir FOLDER`: {context}, {options.test:,} test images. One "
-        "training of each network, so another seed would scatter further than the standard errors, which are those of the test "
-        'images. "Agrees" asks for two of them. "Strong" is APGD on cross-entropy, then on targeted DLR towards 3 classes.',
+        f"`python benchmarks/studies.py --data {options.data} --data-dir FOLDER`: {context}, {options.test:,} test images. "
+        "Each sentence of a claim is tested by two standard errors over seeds and test images together; a claim "
+        '"agrees" if all its sentences do, and "does not agree" if one does not.',
         "",
         f"{when(options.threads)}.",
         "",

@@ -1,5 +1,6 @@
 """What several tests share: small networks and data, what a model looks like from outside, and processes that are killed."""
 
+import ctypes
 import math
 import os
 import random
@@ -143,6 +144,13 @@ def small_mnist_net(features=1568):
     )
 
 
+class Forgetful(nn.Module):
+    """A network whose author has forgotten a line."""
+
+    def __init__(self):
+        self.inner = nn.Linear(4, 3)
+
+
 class Defended(nn.Module):
     def __init__(self, net=None):
         super().__init__()
@@ -200,6 +208,11 @@ def saved_at(folder):
     """When the checkpoint was written; 0 where there is none."""
     path = folder / "state.ckpt"
     return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def end_with_parent(signal_number=signal.SIGTERM):
+    """Let the system end this process when the one that started it is killed: for ``preexec_fn``, and after a fork."""
+    ctypes.CDLL(None).prctl(1, int(signal_number))  # PR_SET_PDEATHSIG of Linux
 
 
 def kill_again_and_again(start, mark, kills, longest, victim=lambda process: process.pid):

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -10,14 +11,14 @@ import pytest
 import torch
 
 import hauberk as hb
-from hauberk.cli import COMMANDS, main
+from hauberk.cli import COMMANDS, main, options
 from hauberk.cli.options import usual_folder
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.experiments import Experiment
 from hauberk.experiments.options import SubsetOptions
 from hauberk.experiments.studies import StudyContext
 from hauberk.experiments.studies.training import with_loss
-from helpers import few_images
+from helpers import end_with_parent, few_images
 
 QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]
 
@@ -210,6 +211,39 @@ def test_mistakes_get_one_line_and_code_2(arguments, says, workplace, capsys):
 
 
 @pytest.mark.parametrize(
+    ("path", "typed"),
+    [
+        ("$(touch PWN)", "'$(touch PWN)'"),
+        ("it's here", "'it'\"'\"'s here'"),
+        ("two\nlines", r"$'two\nlines'"),
+        ("it's\x1b[31m", r"$'it\'s\x1b[31m'"),
+    ],
+)
+def test_a_command_to_type_next_is_quoted_for_the_shell(path, typed, tmp_path):
+    said = options.command("evaluate", path)
+    assert said.endswith(f" evaluate {typed}")
+    found = subprocess.run(["bash", "-c", f"printf %s {typed}"], capture_output=True, text=True, cwd=tmp_path)
+    assert found.stdout == path
+    assert not any(tmp_path.iterdir())
+
+
+def test_whatever_is_in_a_name_a_mistake_is_one_line_that_moves_no_cursor(capsys):
+    assert main(["report", "two\nlines\x1b[31m\udcff"]) == 2
+    assert capsys.readouterr().err == (
+        r"hauberk: two\nlines\x1b[31m\udcff holds no run, evaluation, comparison or study to report on" + "\n"
+    )
+
+
+def test_output_that_cannot_be_written_is_one_line(capsys, monkeypatch):
+    def full(*words, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys.stdout, "write", full)
+    assert main(["--help"]) == 1
+    assert capsys.readouterr().err == "hauberk: cannot write: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["train", "--epochz", "3"],
@@ -238,7 +272,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_ends_the_same(number, work
     assert "epoch 12/12" in capsys.readouterr().out
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "hauberk", *words, "--out", "cut"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent)
     metrics = workplace / "cut" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:
@@ -292,6 +326,16 @@ def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
     assert main(["train", "--resume", "own", "--model", "ownnets:net", "--quiet"]) == 0
 
 
+@pytest.mark.parametrize("command", ["train", "compare", "study"])
+def test_no_command_has_an_option_for_what_it_cannot_be_given(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--unlabelled-share", "0.5"])
+    assert "Unrecognized options: --unlabelled-share" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "unlabelled" not in capsys.readouterr().out
+
+
 def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main(["train", "--method", "adversarial-class", "--epochs", "1", "--threads", "1", "--quiet", "--out", out]) == 0
@@ -309,7 +353,7 @@ def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workpla
 
 def test_a_network_of_a_study_is_evaluated(workplace, capsys):
     base = Experiment("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, subset=SubsetOptions(100, 20))
-    context = StudyContext(base, workplace / "study", threads=1)
+    context = StudyContext(base, workplace / "study", threads=1, trials=1)
     context.trained("at with nothing else", custom=with_loss("at with nothing else", base.make_method(), hb.objectives.at))
     (run,) = (workplace / "study").glob("networks/*/*/*/run")
     assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--diagnostics", "cheap", "--json"]) == 0

@@ -61,7 +61,7 @@ class Kept(nn.Module):
 
     def __init__(self, kind, value):
         super().__init__()
-        self.inner = nn.Linear(4, 3)
+        self.inner = nn.Linear(4, 3, bias=False)
         with torch.no_grad():
             self.inner.weight.copy_(torch.arange(12.0).view(3, 4))
         if kind == "buffer":

@@ -1,6 +1,7 @@
 """Comparisons of methods over seeds: numbers against SciPy, experiments that are never made twice, real processes."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -37,6 +38,7 @@ from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, 
 from hauberk.experiments.studies import StudyContext
 from hauberk.training.published import resolve
 from hauberk.training.schedule import first_drop
+from helpers import end_with_parent
 
 QUICK = {
     "model": ModelOptions("mlp"),
@@ -118,7 +120,7 @@ def test_a_table_is_safe_for_each_form_whatever_stands_in_it():
     assert markdown[:3] == ["| name | x | ε, % | n (INVALID) |", "|---|---|---|---|", "| [red]a&#124;b_1 | - | 0.1235 | 3 |"]
     assert markdown[3:] == ["| `c` (!) | - | **50 %** | 4 |", "", "(INVALID) n: INVALID (chance)", "(!) c: weak"]
     assert r"name & x & $\epsilon$, \% & n (INVALID) \\" in latex
-    assert r"[red]a|b\_1 & - & 0.1235 & 3 \\" in latex
+    assert r"{[}red{]}a|b\_1 & - & 0.1235 & 3 \\" in latex
     assert r"c (!) & - & \textbf{50 \%} & 4 \\" in latex
     assert table.to_csv().splitlines() == [
         'name,x,"ε, %",n (INVALID),doubts',
@@ -128,6 +130,22 @@ def test_a_table_is_safe_for_each_form_whatever_stands_in_it():
     console = Console(width=100, file=io.StringIO(), color_system=None)
     console.print(table.to_rich())
     assert "[red]a|b_1" in console.file.getvalue()  # read as it stands, not as rich's markup
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+cmd|'/C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\n=1", "\r=1"])
+def test_a_name_is_no_formula_in_a_spreadsheet_and_moves_no_cursor_on_a_terminal(text):
+    table = TextTable("a\nb", ["x", text], [[text, text], ["\x1b[31mred\nb", "-1.5"]], doubts={text: text})
+    rows = list(csv.reader(io.StringIO(table.to_csv())))
+    cell = r"\r=1" if text == "\r=1" else f"'{text}"
+    assert rows[0][1].startswith(cell)
+    assert rows[1] == [cell] * 3
+    assert rows[2][1] == "-1.5"  # a number
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    console.print(table.to_rich())
+    for shown in (table.to_markdown(), table.to_latex(), console.file.getvalue()):
+        assert "\x1b" not in shown
+        assert r"red" in shown
+    assert len(table.to_markdown().splitlines()) == 8
 
 
 @pytest.mark.parametrize("name", ["mart-white-box", "mart-black-box"])
@@ -305,7 +323,10 @@ def test_an_interrupted_comparison_goes_on(tmp_path, capsys):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a run in the background of a shell ignores it
+        preexec_fn=lambda: (
+            end_with_parent(),
+            signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ),  # a run in the background of a shell ignores it
     )
     state = tmp_path / "out" / "at" / "seed-0" / "run" / "state.ckpt"
     while not state.exists():
@@ -323,7 +344,8 @@ def test_an_interrupted_comparison_goes_on(tmp_path, capsys):
 
 def test_a_killed_comparison_leaves_no_process_behind(tmp_path):
     words = [sys.executable, "-m", "hauberk", "compare", *WORDS, "--out", str(tmp_path / "out"), "--epochs", "200"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen(words, preexec_fn=end_with_parent, **how)
     while not (tmp_path / "out" / "at" / "seed-0" / "run" / "state.ckpt").exists():
         time.sleep(0.05)
         assert process.poll() is None

@@ -60,6 +60,19 @@ def test_what_a_method_remembers_survives_a_stop(name, tmp_path):
         assert all(torch.equal(value, state["model"][key]) for key, value in whole["model"].items())
 
 
+@pytest.mark.parametrize(("method", "lr"), [("adversarial-class", 1e-6), ("standard", 1e-6), ("standard", 0.05)])
+def test_a_training_that_ends_no_better_than_chance_says_so(method, lr, digits, capsys):
+    run = hb.train("mlp", digits["train"], method=method, threat=hb.Linf(0.1), epochs=1, lr=lr, batch_size=32)
+    said, clean = capsys.readouterr().out, run.best["metrics"]["val_clean_accuracy"]
+    if lr > 0.01:
+        assert clean > 0.5
+        assert "chance" not in said
+    else:
+        assert (
+            f"WARNING: {100 * clean:.1f} % of the clean held-out examples are right, no better than chance (10 classes)" in said
+        )
+
+
 def test_a_class_of_adversarial_inputs_is_reported(digits, tmp_path, monkeypatch, capsys):
     run = hb.train(
         "mlp",

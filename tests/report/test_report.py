@@ -52,7 +52,7 @@ def make_reports(folder, digits):
     (folder / "compare" / "comparison.json").write_text(json.dumps(asdict(collect(experiments, folder / "compare"))))
     study = find_study("saliency")
     base = Experiment("at", 0, model=MLP, subset=SubsetOptions(200, 30), settings={"epochs": 1})
-    found = study.run(StudyContext(base, folder / "study", threads=1))
+    found = study.run(StudyContext(base, folder / "study", threads=1, trials=1))
     found.save(folder / "study", study.draw)
     for target in ("run", "compare", "study"):
         assert main(["report", str(folder / target), "--figures", str(folder / f"{target}-figures")]) == 0

@@ -218,6 +218,6 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(hb.UserError, match="cannot write to"):
         run_experiment(Experiment("at", 0), tmp_path / "file")
-    result = StudyResult("found", None, [{"a": 1}], study="restarts")
+    result = StudyResult("found", [], [{"a": 1}], study="restarts")
     with pytest.raises(hb.UserError, match="cannot write to"):
         result.save(tmp_path / "file" / "study", lambda found: None)

@@ -26,6 +26,7 @@ from helpers import (
     ROOT,
     TESTS,
     TORCHRUN,
+    end_with_parent,
     kill_again_and_again,
     long_or,
     made_once,
@@ -106,6 +107,7 @@ def launch(words, processes=2):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=end_with_parent,
     )
 
 
@@ -356,10 +358,40 @@ def refused(world, out):
         hb.train(net, (x, others), threat=threat, quiet=True)
     with pytest.raises(hb.UserError, match="process 1 is not like the first one: other data"):
         hb.evaluate(net, (x, others), threat=threat, attacks=["fgsm"], quiet=True)
+    with pytest.raises(hb.UserError, match="process 1 is not like the first one: other data"):  # seen beyond the first ones
+        hb.evaluate(net, list(zip(x, others, strict=True)), threat=threat, attacks=["fgsm"], quiet=True)
     how = {"threat": threat, "attacks": ["fgsm"], "diagnostics": "cheap", "quiet": True, "out": out / "evaluation"}
     hb.evaluate(net, (x, y), **how)
     with pytest.raises(hb.UserError, match="holds another evaluation"):  # on each, and nobody waits for the other
         hb.evaluate(net, (x, y), seed=1, **how)
+
+
+SILENT = """
+import os, signal, sys
+import torch.distributed as dist
+import hauberk as hb
+from hauberk.core import distributed
+
+distributed._BEAT, distributed._SILENT = 0.3, 3.0
+with hb.init_distributed() as world:
+    dist.barrier()
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    dist.barrier()
+"""
+
+
+def test_a_process_that_is_stopped_is_named_and_not_waited_for(tmp_path):
+    (tmp_path / "work.py").write_text(SILENT)
+    process, said = launch([str(tmp_path / "work.py")]), ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        said += line
+        if "Sending process" in line or "no sign of life" in line:  # torchrun gives the one that is stopped half a minute
+            for pid in ranks_of(process).values():
+                os.kill(pid, signal.SIGKILL)
+    process.wait(timeout=100)
+    assert said.count("process 1 of this group gives no sign of life: it is stopped, or its machine hangs") == 1
 
 
 def test_what_is_refused(two, tmp_path):

@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import hauberk as hb
 from hauberk.core.io import read_json, read_state, write_json, write_state
 from hauberk.data.readers import read_cifar_batch, read_files, read_idx
+from hauberk.data.table_schema import parse_schema
 from hauberk.evaluation import partial_result
 from hauberk.models import ModelSpec
 from hauberk.threat import threat_from_dict
@@ -131,7 +133,7 @@ def test_weights(run, damage):
         (run / f"changed{name[4:]}").write_bytes((run / name).read_bytes())
     path = run / "changed.safetensors"
     path.write_bytes(mutated(path.read_bytes(), *damage))
-    write_json(run / "changed.json", read_json(run / "best.json") | {"weights": path.name})
+    write_json(run / "changed.json", read_json(run / "best.json") | {"weights": path.name, "weights_digest": None})
     or_refuse(hb.load, run / "changed.json")
 
 
@@ -142,6 +144,52 @@ def test_plain_state_dicts(run, damage):
     torch.save(SPEC.build().state_dict(), path)
     path.write_bytes(mutated(path.read_bytes(), *damage))
     or_refuse(lambda: hb.load(path, model=SPEC.build()))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda weight: weight * float("nan"), "damaged: .* has NaN"),
+        (lambda weight: weight.int(), "do not fit this model: .* is torch.int32, not torch.float32"),
+    ],
+)
+def test_weights_that_are_none_are_not_loaded_in_silence(change, says, tmp_path):
+    torch.save({name: change(weight) for name, weight in SPEC.build().state_dict().items()}, tmp_path / "net.pth")
+    with pytest.raises(hb.UserError, match=says):
+        hb.load(tmp_path / "net.pth", model=SPEC.build())
+
+
+def test_a_state_dict_cannot_unpack_without_bound(tmp_path):
+    torch.save({"weight": torch.zeros(1000)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "net.pth", "w", 8) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(hb.UserError, match="is packed"):
+        hb.load(tmp_path / "net.pth", model=SPEC.build())
+
+
+@pytest.mark.parametrize("name", ["sys:exit", "math:sqrt", "json:loads", "helpers:settings", "helpers:Forgetful"])
+def test_a_factory_that_makes_no_model_is_one_line(name):
+    assert or_refuse(ModelSpec(name, (4,), 3).build) is None
+
+
+CARD = {"norm": "Linf", "eps": "0.1", "low": 0.0, "high": 1.0, "frozen": None, "monotone": None}
+
+
+@pytest.mark.parametrize(
+    "change", [{"low": [10**400]}, {"high": 10**400}, {"eps": 10**400}, {"monotone": True}, {"frozen": "x"}]
+)
+def test_a_threat_model_of_senseless_numbers_is_one_line(change):
+    assert or_refuse(threat_from_dict, CARD | change) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a = " + "[" * 5000, "a = " + "{a = " * 5000, "a = " + "9" * 5000, f"label = 'a'\n[features.a]\nlow = -{'9' * 400}"],
+    ids=["deep list", "deep table", "long number", "large number"],
+)
+def test_a_schema_of_endless_depth_or_length_is_one_line(text):
+    assert or_refuse(parse_schema, text, "rows.toml") is None
 
 
 @fuzz

@@ -4,13 +4,9 @@ import os
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
-from inspect import signature
 
 import pytest
-from filelock import FileLock
-from packaging.requirements import Requirement
 
 from helpers import ROOT
 
@@ -56,12 +52,3 @@ def test_the_demo_runs_from_the_wheel(shipped, tmp_path):
     assert "worst case" in demo.stdout
     report = run("-m", "hauberk", "report", str(next((tmp_path / "runs").rglob("run.json")).parent))
     assert report.returncode == 0, report.stderr
-
-
-def test_the_oldest_filelock_that_is_allowed_takes_what_we_pass():
-    """Tried with 3.12.0, 3.13.4 (TypeError) and 3.14.0: ``blocking=`` came with 3.14."""
-    assert "blocking" in signature(FileLock.__init__).parameters
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    allowed = next(one.specifier for one in map(Requirement, wanted) if one.name == "filelock")
-    assert "3.14.0" in allowed
-    assert "3.13.4" not in allowed

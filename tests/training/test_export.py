@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import hauberk as hb
 from hauberk.cli import main
@@ -126,6 +127,17 @@ def test_an_export_has_the_name_that_was_asked_for_and_replaces_nothing_else(run
     x, net = torch.rand(5, 1, 8, 8), hb.load(run)
     for name in ("model.v1.safetensors", "model.v1.json", "model.v1"):
         assert torch.equal(hb.load(tmp_path / name)(x), net(x))
+
+
+def test_a_card_is_bound_to_its_weights(run, tmp_path):
+    export_model(run, tmp_path / "one.safetensors")
+    export_model(run, tmp_path / "other.safetensors", which="last")
+    weights = tmp_path / "one.safetensors"
+    tensors = {name: value + 1 for name, value in load_file(weights).items()}
+    save_file(tensors, weights)  # as a kill between the two files would leave it
+    with pytest.raises(hb.UserError, match="are not those that its card is about"):
+        hb.load(weights)
+    assert hb.load(tmp_path / "other.safetensors")
 
 
 def test_a_card_replaces_nothing_but_a_card(run, tmp_path):

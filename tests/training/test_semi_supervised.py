@@ -43,6 +43,11 @@ def test_each_batch_has_the_stated_share():
     assert sorted(torch.cat(batches)[torch.cat(batches) < 90].tolist()) == list(range(90))  # each labelled one once
 
 
+def test_a_share_of_unlabelled_examples_needs_some():
+    with pytest.raises(hb.UserError, match="pass some as unlabelled="):
+        hb.train("small-cnn", easy_data(30), threat=THREAT, unlabelled_share=0.5, **settings(epochs=1))
+
+
 @pytest.mark.parametrize("method", ["mart", "mail-trades"])
 def test_unlabelled_examples_help(method, tmp_path):
     few, many = easy_data(30), easy_data(400, seed=1)

@@ -21,21 +21,25 @@ from hauberk.data import TensorDataset, as_dataset, labels
 from hauberk.methods import Output
 from hauberk.models import ModelSpec
 from hauberk.training.config import TrainConfig
-from hauberk.training.metrics import EpochMetrics, TrainingDiverged, check_catastrophic_overfitting
+from hauberk.training.metrics import EpochMetrics, TensorBoardLog, TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
 from hauberk.training.schedule import eps_scale, first_drop, lr_factor
 from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, settings, tiny_batch, tiny_net
 
 
-def train_tiny(data, out, resume=False, method="trades", **changes):
-    return hb.train(
-        tiny_net(dropout=0.2), data, method=hb.method(method, THREAT, steps=2), out=out, resume=resume, **settings(**changes)
-    )
+def train_tiny(data, out, resume=False, method="trades", preset="paper", **changes):
+    how = hb.method(method, THREAT, steps=2, preset=preset)
+    return hb.train(tiny_net(dropout=0.2), data, method=how, out=out, resume=resume, **settings(**changes))
 
 
 @pytest.mark.parametrize(
-    "extra", [{"ema": 0.9, "augment": "crop-flip"}, {"schedule": "cosine", "class_weights": "balanced", "eps_warmup": 0.5}]
+    "extra",
+    [
+        {"ema": 0.9, "augment": "crop-flip"},
+        {"schedule": "cosine", "class_weights": "balanced", "eps_warmup": 0.5},
+        {"method": "at", "preset": "official"},  # which makes a pass after the optimiser's step
+    ],
 )
 def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(extra, tmp_path):
     data = easy_data()
@@ -392,6 +396,13 @@ def test_metrics_that_are_lost_or_damaged_are_written_again_from_the_checkpoint(
     run = train_tiny(easy_data(), folder, resume=True, epochs=2, callbacks=[Stopping()])
     assert [row["epoch"] for row in run.metrics] == [1, 2]
     assert (folder / "metrics.jsonl").read_bytes().startswith(before)
+
+
+def test_a_file_of_tensorboard_that_cannot_be_written_is_one_line(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("in the way")
+    with pytest.raises(hb.UserError, match=r"cannot write .*tensorboard"):
+        TensorBoardLog(tmp_path / "tensorboard").on_train_begin(None)
 
 
 def test_resuming_as_something_else_is_refused(tmp_path):

@@ -1,11 +1,15 @@
 """The command line. Commands import torch only when they run, so that help answers at once."""
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
-from hauberk.core.errors import RemoteUserError, UserError, unknown_name
+from hauberk.core.errors import RemoteUserError, UserError, printable, unknown_name
 
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.EPIPE)  # and of pipes
 # command: (module, what it does)
 COMMANDS = {
     "demo": ("train", "train at, trades and mart on handwritten digits and compare them; a minute"),
@@ -34,19 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(_help())
-            return 0
-        if arguments[0] == "--version":
-            from hauberk import __version__
-
-            print(__version__)
-            return 0
-        name = arguments[0]
-        if name not in COMMANDS:
-            raise unknown_name("command", name, COMMANDS)
-        command = getattr(import_module(f"hauberk.cli.{COMMANDS[name][0]}"), name)
-        return int(command(arguments[1:]))
+        code = _run(arguments)
+        sys.stdout.flush()  # while it can still be said that this fails
+        return code
     except RemoteUserError:  # the process whose error it is says it
         return 2
     except UserError as error:
@@ -55,8 +49,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hauberk: stopped", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
+    except OSError as error:
+        if error.errno not in _OF_DISKS:
+            raise
+        with suppress(OSError, ValueError):  # what is left of the output, which Python would try to write at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # the reader of our output, such as head, has gone
+            print(f"hauberk: cannot write: {printable(str(error))}", file=sys.stderr)
         return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        from hauberk import __version__
+
+        print(__version__)
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    command = getattr(import_module(f"hauberk.cli.{COMMANDS[name][0]}"), name)
+    return int(command(arguments[1:]))
 
 
 def _help() -> str:

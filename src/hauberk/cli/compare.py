@@ -1,6 +1,7 @@
 """hauberk compare and hauberk study: many trainings, each kept and never made twice."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from hauberk.cli.options import common_parts, key_values, parse, program, usual_folder
+from hauberk.cli.options import command, common_parts, key_values, parse, program, say, usual_folder
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import (
     DataOptions,
@@ -18,6 +19,7 @@ from hauberk.experiments.options import (
     SubsetOptions,
     ThreatOptions,
     TrainSettings,
+    as_options,
 )
 from hauberk.experiments.paper_tables import SURROGATE, find_table, parse_methods, scale_budget
 from hauberk.training.published import Resolved, resolve
@@ -89,15 +91,15 @@ def compare(arguments: Sequence[str]) -> int:
     jobs, device = options.jobs or _places(), options.settings.get("device", "auto")
     threads = options.settings.get("threads") or max(1, (os.cpu_count() or 1) // jobs)
     if options.dry_run:
-        print(estimate(experiments, out, jobs=jobs, threads=threads, device=device))
-        print("Next: the same command without --dry-run")
+        say(estimate(experiments, out, jobs=jobs, threads=threads, device=device))
+        say("Next: the same command without --dry-run")
         return 0
     if experiments[0].surrogate and not train_experiment(_surrogate(experiments[0]), out / "surrogate", device, threads):
-        print("Not finished; the same command goes on")
+        say("Not finished; the same command goes on")
         return 1
     if options.slurm:
         submitted = run_on_slurm(experiments, out, settings=key_values("--slurm", options.slurm))
-        print(f"Submitted {len(submitted)} runs; the same command without --slurm prints the table when they are done")
+        say(f"Submitted {len(submitted)} runs; the same command without --slurm prints the table when they are done")
         return 0
     done = 0
 
@@ -105,20 +107,20 @@ def compare(arguments: Sequence[str]) -> int:
         nonlocal done
         done += 1
         if not options.quiet:
-            print(f"{done}/{len(experiments)} {experiment.name} seed {experiment.seed}: {what}", flush=True)
+            say(f"{done}/{len(experiments)} {experiment.name} seed {experiment.seed}: {what}")
 
     if not run_experiments(experiments, out, jobs=jobs, threads=threads, device=device, on_progress=told):
-        print("Not finished; the same command goes on")
+        say("Not finished; the same command goes on")
         return 1
     found = collect(experiments, out, options.table)
     table, runs = found.table(), found.runs_table()
     Console().print(table.to_rich())
     if any(found.doubts.values()):
-        print(f"(!) Numbers are doubted: see the evaluations of these methods in {out}")
+        say(f"(!) Numbers are doubted: see the evaluations of these methods in {out}")
     files = {"json": json_file(asdict(found))}
     files |= {"md": table.to_markdown().encode(), "tex": table.to_latex().encode(), "csv": runs.to_csv().encode()}
     write_together({out / f"comparison.{ending}": content for ending, content in files.items()})
-    print(f"Also in {out} as comparison.json, .md, .tex and .csv. Next: {program()} report {out}")
+    say(f"Also in {out} as comparison.json, .md, .tex and .csv. Next: {command('report', out)}")
     return 0
 
 
@@ -137,7 +139,7 @@ def _with_table(options: Compare) -> Compare:
 def _with_published(options: Compare) -> Compare:
     """Fill in, for help, what is not given: of the training settings those that all methods share."""
     full = _with_table(options)
-    configs = [vars(_resolved(full, name).config) for _, name, _ in parse_methods(full.methods)]
+    configs = [as_options(_resolved(full, name).config) for _, name, _ in parse_methods(full.methods)]
     shared = {key: value for key, value in configs[0].items() if all(other[key] == value for other in configs)}
     return replace(full, settings=shared)
 
@@ -198,6 +200,9 @@ class Study:
     """Repeat an experiment of the papers on your data: a table, a picture, and whether it agrees with what they claim.
 
     Example: hauberk study lps-vs-pm --data digits
+
+    Each sentence of a claim is tested by two standard errors over seeds and test examples; where these do not tell, nor
+    does the study. Networks are kept, and shared by all studies in the same folder.
     """
 
     name: Annotated[str, tyro.conf.Positional] = ""
@@ -206,6 +211,10 @@ class Study:
     subset: SubsetOptions = SubsetOptions(test_size=500)
     threat: ThreatOptions = ThreatOptions()
     model: ModelOptions = ModelOptions()
+    trials: int = 3
+    """Number of seeds that each network is trained with, from --seed on; the verdict needs two at least."""
+    quiet: bool = False
+    """Print only what was found."""
     out: Path | None = None
     """Folder for networks, which studies share, and results; by default runs/study-DATA-MODEL."""
     settings: TrainSettings = field(default_factory=dict)
@@ -217,23 +226,31 @@ def study(arguments: Sequence[str]) -> int:
 
     def with_published(options: Study) -> Study:
         found = resolve(options.data.name, options.model.name, settings=options.settings)
-        return replace(options, settings=vars(found.config))
+        return replace(options, settings=as_options(found.config))
 
     options = parse(Study, "study", arguments, with_published)
     from hauberk.experiments.studies import STUDIES, find_study
 
     if not options.name:
-        print("\n".join(f"{name:<17} {what}" for name, (what, _) in STUDIES.items()))
-        print(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
+        say("\n".join(f"{name:<17} {what}" for name, (what, _) in STUDIES.items()))
+        say(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
         return 0
     chosen, given = find_study(options.name), options.settings
     from hauberk.experiments import Experiment
     from hauberk.experiments.studies import StudyContext
 
+    if options.trials < 1:
+        raise UserError("--trials needs a positive number")
     out = options.out or usual_folder("study", options.data.name, options.model.name)
     base = Experiment("at", given.get("seed", 0), settings=given, **common_parts(options))
-    found = chosen.run(StudyContext(base, out, device=given.get("device", "auto"), threads=given.get("threads", 0)))
+
+    def report(text: str) -> None:
+        if not options.quiet:
+            say(f"{chosen.name}: {text}", file=sys.stderr)
+
+    place = {"device": given.get("device", "auto"), "threads": given.get("threads", 0)}
+    found = chosen.run(StudyContext(base, out, **place, trials=options.trials, say=report))
     found.save(out, chosen.draw)
-    print(found.to_markdown())
-    print(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {program()} report {out}")
+    say(found.to_markdown())
+    say(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {command('report', out)}")
     return 0

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from hauberk.cli.options import parse, program
+from hauberk.cli.options import command, parse, say
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ThreatOptions, digest
 
@@ -77,7 +77,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.evaluation import partial_result, table
 
     if options.status:
-        print(f"{partial_result(options.target)}\nNext: the command that began it, given again, goes on with it")
+        say(f"{partial_result(options.target)}\nNext: the command that began it, given again, goes on with it")
         return 0
     import torch
     from rich.console import Console
@@ -130,7 +130,7 @@ def evaluate(arguments: Sequence[str]) -> int:
             )
         except KeyboardInterrupt:
             if world.is_main:
-                print(f"Stopped; the same command goes on from there. So far:\n{partial_result(out)}", file=sys.stderr)
+                say(f"Stopped; the same command goes on from there. So far:\n{partial_result(out)}", file=sys.stderr)
             return 1
     if not world.is_main:
         return 0
@@ -145,14 +145,14 @@ def evaluate(arguments: Sequence[str]) -> int:
         return 0
     Console().print(table({options.target.name: result}))
     for warning in result.warnings:
-        print(warning)
+        say(warning)
     for found in result.diagnostics:
         if found.name == "columns-can-change" and found.verdict == "ok":
-            print(f"Of the table {found.measured}")
+            say(f"Of the table {found.measured}")
     if risk and isinstance(named, Table):
-        print(f"Of the class {named.classes[-1]!r}: {risk}")
+        say(f"Of the class {named.classes[-1]!r}: {risk}")
     next_target = options.target if (options.target / "run.json").exists() else out
-    print(f"{result}\nWritten to {out / 'evaluation.json'}. Next: {program()} report {next_target}")
+    say(f"{result}\nWritten to {out / 'evaluation.json'}. Next: {command('report', next_target)}")
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hauberk import __version__
-from hauberk.cli.options import parse, print_rows, program
+from hauberk.cli.options import command, parse, print_rows, program, say
 from hauberk.core.errors import first_line
 
 _EXTRAS = {
@@ -97,11 +97,11 @@ def data(arguments: Sequence[str]) -> int:
     for split, part in parts.items():
         shape = "×".join(map(str, part["shape"]))
         few, many = min(part["per_class"]), max(part["per_class"])
-        print(f"{options.name} {split}: {part['examples']:,} of {shape}, {few} to {many} per class, {checked}")
+        say(f"{options.name} {split}: {part['examples']:,} of {shape}, {few} to {many} per class, {checked}")
     if reach:
-        print(f"Of the table {reach}")
-    where = f" --data-dir {options.data_dir}" if files else ""
-    print(f"Next: {program()} train --data {options.name}{where}")
+        say(f"Of the table {reach}")
+    where = ["--data-dir", options.data_dir] if files else []
+    say(f"Next: {command('train', '--data', options.name, *where)}")
     return 0
 
 
@@ -123,6 +123,7 @@ def methods(arguments: Sequence[str]) -> int:
         "weighting": type(spec.weighting).__name__ if spec.weighting else "none, all weights are 1",
         "settings": _plain(default_settings(options.name)),
         "official code": _plain(spec.official) or "no setting differs",
+        **{f"preset {name}": _plain(settings) for name, settings in spec.further.items()},
         "training (CIFAR-10)": _published(options.name),
         "loss": (getattr(spec.objective, "function", type(spec.objective)).__doc__ or "").strip(),
     }
@@ -131,8 +132,8 @@ def methods(arguments: Sequence[str]) -> int:
         return 0
     for key, value in facts.items():
         if value is not None:
-            print(f"{key}: {value}")
-    print(f"Next: {program()} train --method {options.name}")
+            say(f"{key}: {value}")
+    say(f"Next: {command('train', '--method', options.name)}")
     return 0
 
 
@@ -209,10 +210,10 @@ def _importable(name: str, purpose: str) -> str:
 
 
 _THEN = {
-    ".pth": "net.load_state_dict(torch.load('{file}', weights_only=True))",
-    ".safetensors": "{program} evaluate {file}",
-    ".pt2": "torch.export.load('{file}').module()",
-    ".onnx": "onnxruntime.InferenceSession('{file}')",
+    ".pth": "net.load_state_dict(torch.load({file!r}, weights_only=True))",
+    ".safetensors": "{command}",
+    ".pt2": "torch.export.load({file!r}).module()",
+    ".onnx": "onnxruntime.InferenceSession({file!r})",
 }
 
 
@@ -236,7 +237,7 @@ def report(arguments: Sequence[str]) -> int:
     options = parse(Report, "report", arguments)
     from hauberk.report import make_report
 
-    print(f"Written to {make_report(options.target, options.out, options.figures)}. Next: open it in any browser")
+    say(f"Written to {make_report(options.target, options.out, options.figures)}. Next: open it in any browser")
     return 0
 
 
@@ -261,6 +262,6 @@ def export(arguments: Sequence[str]) -> int:
     from hauberk.training.export import FORMATS, export_model
 
     written = export_model(options.target, options.out, which=options.which)
-    print(f"Written to {written} ({FORMATS[written.suffix]}); inputs are in the units of the data, outputs are logits")
-    print("Next: " + _THEN[written.suffix].format(file=written, program=program()))
+    say(f"Written to {written} ({FORMATS[written.suffix]}); inputs are in the units of the data, outputs are logits")
+    say("Next: " + _THEN[written.suffix].format(file=str(written), command=command("evaluate", written)))
     return 0

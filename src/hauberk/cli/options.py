@@ -6,11 +6,11 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import tyro
 
-from hauberk.core.errors import UserError
+from hauberk.core.errors import UserError, printable, shell_quoted
 
 T = TypeVar("T")
 
@@ -37,6 +37,16 @@ def parse(
     return parsed
 
 
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print lines; whatever else than text is in names, from files of others or not, is written out."""
+    print(printable(str(text), keep="\n"), file=file, flush=True)
+
+
+def command(*words: object) -> str:
+    """Return a command of this program as it can be typed."""
+    return f"{program()} {shell_quoted(*words)}"
+
+
 def program() -> str:
     """Return what to type to run this program again: its name where the shell finds it, otherwise its path, or torchrun."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -49,7 +59,7 @@ def program() -> str:
     found = shutil.which("hauberk")
     if found and Path(found).parent == ours.parent:
         return "hauberk"
-    return os.path.relpath(ours) if ours.exists() else f"{sys.executable} -m hauberk"
+    return shell_quoted(os.path.relpath(ours)) if ours.exists() else f"{shell_quoted(sys.executable)} -m hauberk"
 
 
 def common_parts(options: Any) -> dict[str, Any]:
@@ -97,6 +107,6 @@ def print_rows(rows: dict[str, Any], in_json: bool, then: str) -> int:
         return 0
     width = max(map(len, rows))
     for name, what in rows.items():
-        print(f"{name:<{width}}  {what}")
-    print(then)
+        say(f"{name:<{width}}  {what}")
+    say(then)
     return 0

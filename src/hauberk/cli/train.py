@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 from tyro.conf import arg
 
-from hauberk.cli.options import common_parts, free_folder, key_values, parse, program, usual_folder
+from hauberk.cli.options import command, common_parts, free_folder, key_values, parse, program, say, usual_folder
 from hauberk.core.errors import UserError
 from hauberk.core.imports import is_import_path
-from hauberk.experiments.options import DataOptions, ModelOptions, PresetOptions, ThreatOptions, TrainSettings
+from hauberk.experiments.options import DataOptions, ModelOptions, PresetOptions, ThreatOptions, TrainSettings, as_options
 from hauberk.training.published import resolve
 
 if TYPE_CHECKING:
@@ -72,11 +72,11 @@ def train(arguments: Sequence[str]) -> int:
     if not world.is_main:
         return int(run.interrupted)
     data = options.data.name
-    again = f"{run.folder}{f' --data {data}' if is_import_path(data) else ''}"
+    again = [run.folder, *(["--data", data] if is_import_path(data) else [])]
     if run.interrupted:
-        print(f"Stopped and saved. Go on with: {program()} train --resume {again}")
+        say(f"Stopped and saved. Go on with: {command('train', '--resume', *again)}")
         return 1
-    print(f"Done: best epoch {run.best['epoch']}. Next: {program()} evaluate {again}")
+    say(f"Done: best epoch {run.best['epoch']}. Next: {command('evaluate', *again)}")
     return 0
 
 
@@ -90,7 +90,7 @@ def _with_published(options: Train) -> Train:
         hyperparameters=options.hyperparameters,
     )
     shown = {key: value for key, value in found.hyperparameters.items() if key in Hyperparameters.__annotations__}
-    return replace(options, settings=vars(found.config), hyperparameters=cast(Hyperparameters, shown))
+    return replace(options, settings=as_options(found.config), hyperparameters=cast(Hyperparameters, shown))
 
 
 def _start(options: Train) -> "Run":
@@ -107,10 +107,10 @@ def _start(options: Train) -> "Run":
     usual = usual_folder(options.data.name, options.method)
     out = options.out or get_world().on_main_process(lambda: free_folder(usual))
     if get_world().is_main and not options.quiet:
-        print(f"Training {options.method} on {options.data.name}, {options.model.name}, {method.threat}, into {out}")
+        say(f"Training {options.method} on {options.data.name}, {options.model.name}, {method.threat}, into {out}")
         if reach := reach_of(source, method.threat):
-            print(f"Of the table {reach}")
-        print(f"Settings not given on the command line: {found}")
+            say(f"Of the table {reach}")
+        say(f"Settings not given on the command line: {found}")
     return experiment.train(source, method, out=out, quiet=options.quiet)
 
 
@@ -160,19 +160,19 @@ def demo(arguments: Sequence[str]) -> int:
     for method in ("at", "mart", "trades"):
         out = free_folder(options.out / f"digits-{method}")
         if not options.quiet:
-            print(f"Training {method} on digits under {threat}, into {out}")
+            say(f"Training {method} on digits under {threat}, into {out}")
         run = train_model("small-cnn", train_set, method=method, out=out, **same)
         if run.interrupted:
-            print(f"Stopped and saved. Go on with: {program()} train --resume {out}")
+            say(f"Stopped and saved. Go on with: {command('train', '--resume', out)}")
             return 1
         results[method] = evaluate(run.model, test_set, threat=threat, quiet=options.quiet)
         results[method].save(out / "evaluation.json")
     Console().print(table(results))
     for method, result in results.items():
         for found in result.warnings:
-            print(f"{method}: {found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
-    print(f"Runs, weights and verdicts are in {options.out}. Next, for example:")
-    print(f"  {program()} evaluate {out} --eps 0.15")
-    print(f"  {program()} train --method mart --epochs 100 --ema 0.99")
-    print(f"  {program()} --help")
+            say(f"{method}: {found.verdict.upper()} {found.name}: {found.measured}; {found.advice}")
+    say(f"Runs, weights and verdicts are in {options.out}. Next, for example:")
+    say(f"  {command('evaluate', out, '--eps', '0.15')}")
+    say(f"  {program()} train --method mart --epochs 100 --ema 0.99")
+    say(f"  {program()} --help")
     return 0

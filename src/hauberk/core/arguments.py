@@ -73,7 +73,7 @@ def check_fields(settings: Any, *, finite: bool = True) -> None:
 
 
 def check_callable(name: str, value: Any, *arguments: str, makes: bool = False) -> None:
-    """Refuse, by a UserError, what cannot be called with these arguments; and classes, unless it ``makes`` things."""
+    """Refuse, by a UserError, what cannot be called with these arguments; and classes, unless it ``makes`` something."""
     if isclass(value) and not makes:
         raise UserError(f"{name} is a class, {value.__name__}; pass an instance of it, or a function")
     try:

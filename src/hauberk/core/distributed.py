@@ -1,6 +1,8 @@
 """The processes that share one training or evaluation."""
 
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ Items = TypeVar("Items", list[int], Tensor)
 
 _left: list[Any] = []  # see init_distributed
 _SYNC_EVERY = 1.0  # seconds
+_BEAT, _SILENT = 10.0, 180.0  # seconds between two signs of life, and without one until a process is given up
 _SIGNS_OF_LOSS = ("gloo", "NCCL", "onnection", "Broken pipe", "Timed out", "DistStore")  # in messages of collectives
 
 
@@ -149,7 +152,9 @@ def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Wor
     through NCCL.
 
     Args:
-        timeout: how long a process waits for one that is silent. One that has died is noticed at once.
+        timeout: how long a process waits for one that is at work elsewhere. One that has died is noticed at once; one that
+            gives no sign of life, because it is stopped or its machine hangs, after three minutes: it is named, and this
+            process ends, as nothing can wake it from its wait.
 
     Raises:
         UserError: in the block, if another process is lost.
@@ -161,16 +166,41 @@ def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Wor
     if local_rank() < gpus:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
+    ended = threading.Event()
     try:
+        store: Any = dist.distributed_c10d._get_default_store()
+        threading.Thread(target=_watch_others, args=(get_world(), store.clone(), ended), daemon=True).start()
         with translate_lost_process("the same command goes on"):
             yield get_world()
             dist.barrier()  # gloo may abort where one process leaves while others still talk
     finally:
+        ended.set()
         # A DistributedDataParallel may live on, in somebody's variable or in a traceback. When it is freed, it drops its
         # reference to the group while it holds Python's lock. Were that the last one, the group's destructor would wait for
         # threads that wait for this lock, for ever. Python's own reference lets go of the lock, so it has to be the last.
         _left.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def _watch_others(world: World, store: Any, ended: threading.Event) -> None:
+    """Give signs of life, and end this process where another gives none. A rank that is only slow gives them."""
+    others = {rank: (b"", 0) for rank in range(world.size) if rank != world.rank}  # the last sign, and beats since then
+    while not ended.wait(_BEAT):  # beats are counted, not seconds: this process itself may have been stopped
+        try:
+            store.set(f"alive-{world.rank}", str(time.time_ns()))
+            for rank, (sign, silent) in others.items():
+                key = f"alive-{rank}"
+                now = store.get(key) if store.check([key]) else b""
+                others[rank] = (now, 0 if now != sign else silent + 1)
+        except RuntimeError:  # the process that keeps the store has ended, which everybody notices
+            return
+        for rank, (_, silent) in others.items():
+            if silent * _BEAT >= _SILENT and not ended.is_set():
+                if store.add("silence-told", 1) == 1:
+                    what = f"process {rank} of this group gives no sign of life: it is stopped, or its machine hangs"
+                    print(f"hauberk: {what}; what was saved before is intact, the same command goes on", file=sys.stderr)
+                    sys.stderr.flush()
+                os._exit(1)
 
 
 @contextmanager

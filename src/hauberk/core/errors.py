@@ -1,5 +1,6 @@
 """Mistakes a user can fix. The command line prints them as one line and exits with code 2."""
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -24,6 +25,14 @@ def printable(text: str, keep: str = "") -> str:
     Characters in ``keep`` stay.
     """
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def shell_quoted(*words: object) -> str:
+    """Return words as a shell takes them, in one printable line."""
+    return " ".join(
+        shlex.quote(word) if word.isprintable() else "$'" + printable(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+        for word in map(str, words)
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Writing so that nothing is lost: whole files or none, a checksum in front of every checkpoint, one writer for a folder."""
+"""Writing so that nothing is lost: whole files or none, a checksum in front of every checkpoint."""
 
 import errno
 import hashlib
@@ -10,6 +10,7 @@ import pickle
 import platform
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -17,40 +18,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from filelock import FileLock, Timeout
 
 from hauberk import __version__
 from hauberk.core.errors import UserError
 
 _MAGIC = b"HAUBERK-STATE-1\n"
-LOCKFILE = ".lock"
 _NOT_PLAIN = re.compile(r"[^\w .,=+()-]")  # letters and digits of any script are plain
 _IN_ONE_LINE = json.JSONEncoder(allow_nan=False).encode  # made once: records are written by the million
 _LONGEST = 100  # bytes of a plain name; file systems allow 255, of which endings take some
-
-
-@contextmanager
-def exclusive_lock(folder: Path | None, name: str = LOCKFILE) -> Iterator[None]:
-    """Keep other processes out of a folder while the block runs. The system lets go of the lock when a process dies.
-
-    Args:
-        folder: which; None locks nothing.
-        name: of the lock, for folders that several processes share by agreement.
-
-    Raises:
-        UserError: if another process has it, or the folder cannot be written.
-    """
-    if folder is None:
-        yield
-        return
-    try:
-        held = FileLock(folder / name, blocking=False).acquire()
-    except Timeout as error:
-        raise UserError(f"another process is at work in {folder}; wait for it, or choose another folder") from error
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-    with held:
-        yield
 
 
 def make_folder(folder: Path) -> None:
@@ -236,6 +211,10 @@ def read_tensors(raw: bytes, path: Path) -> dict[str, Any]:
     Raises:
         UserError: naming ``path``, if the bytes are damaged, or hold anything but tensors and plain types.
     """
+    if zipfile.is_zipfile(io.BytesIO(raw)):
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(raw)) as parts:  # which torch refuses below
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise UserError(f"{path} is packed, as PyTorch packs nothing, and was not loaded: it could fill the memory")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about files that are refused below

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hauberk.core.errors import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -19,7 +21,9 @@ _IN_LATEX = str.maketrans(
     | {c: f"${name}$" for c, name in {"±": r"\pm", "×": r"\times", "∞": r"\infty", "→": r"\to", "<": "<", ">": ">"}.items()}
     | {c: rf"$\{name}$" for c, name in {"ε": "epsilon", "λ": "lambda", "β": "beta", "κ": "kappa", "τ": "tau"}.items()}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": ""}
+    | {"[": "{[}", "]": "{]}"}  # after the end of a row they would be its spacing
 )
+_FORMULA = tuple("=+-@\t\n")  # what a spreadsheet takes a text for that begins so
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class TextTable:
 
     def to_markdown(self) -> str:
         """Return the table in Markdown, below its title and notes and above the doubts."""
-        above = " ".join([f"{self.title}.", *self.notes] if self.title else self.notes)
+        above = _one_line(" ".join([f"{self.title}.", *self.notes] if self.title else self.notes))
         lines = [_markdown_row(map(self._marked, self.columns)), "|" + "---|" * len(self.columns)]
         for name, *cells in self.rows:
             first = f"&nbsp; {name.strip()}" if str(name).startswith("  ") else self._marked(name)
@@ -78,13 +82,16 @@ class TextTable:
         return "\n".join(lines) + "\n"
 
     def to_csv(self) -> str:
-        """Return headings and rows; numbers are not rounded, and one that cannot be told is an empty cell."""
+        """Return headings and rows; numbers are not rounded, and one that cannot be told is an empty cell.
+
+        A text that a spreadsheet would compute, because of how it begins, has a quotation mark in front, unless it is a number.
+        """
         judged = any(plain_text(name) in self._by_name for name, *_ in self.rows)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*(plain_text(self._marked(name)) for name in self.columns), *(["doubts"] if judged else [])])
+        writer.writerow([*(_csv_cell(self._marked(name)) for name in self.columns), *(["doubts"] if judged else [])])
         for row in self.rows:
-            reason = [self._by_name.get(plain_text(row[0]), "")] if judged else []
+            reason = [_csv_cell(self._by_name.get(plain_text(row[0]), ""))] if judged else []
             writer.writerow([*(_csv_cell(cell) for cell in row), *reason])
         return text.getvalue()
 
@@ -101,16 +108,17 @@ class TextTable:
         from rich.text import Text
 
         few = len(self.columns) <= _FEW_COLUMNS
-        shown = Table(title=Text("\n".join(plain_text(one) for one in [self.title, *self._reasons()] if one)), show_edge=few)
-        shown.caption, shown.padding = Text(" ".join(self.notes)), (0, int(few))
-        headings = [self.columns[0], *(plain_text(self._marked(name)) for name in self.columns[1:])]
-        names = [plain_text(self._marked(name)) for name, *_ in self.rows]
-        columns = [names, *([plain_text(row[k]) for row in self.rows] for k in range(1, len(headings)))]
+        title = "\n".join(plain_text(one) for one in [self.title, *self._reasons()] if one)
+        shown = Table(title=Text(printable(title, keep="\n")), show_edge=few)
+        shown.caption, shown.padding = Text(_one_line(" ".join(self.notes))), (0, int(few))
+        headings = [_shown(self.columns[0]), *(_shown(self._marked(name)) for name in self.columns[1:])]
+        names = [_shown(self._marked(name)) for name, *_ in self.rows]
+        columns = [names, *([_shown(row[k]) for row in self.rows] for k in range(1, len(headings)))]
         room = (width or Console().width) - (3 * len(headings) + 1 if few else len(headings) - 1)
         for k, (heading, size) in enumerate(zip(headings, _widths(headings, columns, room), strict=True)):
             shown.add_column(Text(heading), justify="right" if k else "left", width=size, overflow="fold")
         for name, row in zip(names, self.rows, strict=True):
-            cells = [Text(plain_text(cell), _style(cell, _TERMINAL, usual="")) for cell in row[1:]]
+            cells = [Text(_shown(cell), _style(cell, _TERMINAL, usual="")) for cell in row[1:]]
             shown.add_row(Text(name), *cells, style="dim" if name.startswith("  ") else None)
         return shown
 
@@ -123,7 +131,7 @@ class TextTable:
         return cell_text(name) + _mark(self._by_name.get(plain_text(name), ""))
 
     def _reasons(self) -> list[str]:
-        return [f"{_mark(reason).strip()} {name}: {reason}" for name, reason in self.doubts.items() if reason]
+        return [_one_line(f"{_mark(reason).strip()} {name}: {reason}") for name, reason in self.doubts.items() if reason]
 
 
 def _widths(headings: Sequence[str], columns: Sequence[Sequence[str]], room: int) -> list[int]:
@@ -159,10 +167,24 @@ def plain_text(cell: Any) -> str:
     return cell_text(cell).replace("`", "")
 
 
+def _shown(cell: Any) -> str:
+    return printable(plain_text(cell))
+
+
 def _csv_cell(cell: Any) -> Any:
     if isinstance(cell, float):
         return cell if math.isfinite(cell) else ""
-    return "" if cell is None else cell if isinstance(cell, int) else plain_text(cell)
+    if cell is None or isinstance(cell, int):
+        return "" if cell is None else cell
+    text = printable(plain_text(cell), keep="\t\n")
+    return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _in_latex(text: str) -> str:
@@ -174,4 +196,4 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))

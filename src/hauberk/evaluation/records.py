@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.io import as_json, exclusive_lock, json_roundtrip, make_folder, read_json, write_json, write_zeros
+from hauberk.core.io import as_json, json_roundtrip, make_folder, read_json, write_json, write_zeros
+from hauberk.core.lock import exclusive_lock
 
 PLAN = "plan.json"
 CLEAN = "clean"  # "attack" of what was seen without one
@@ -184,10 +185,13 @@ class RecordStore:
         elif rank == 0:
             write_json(folder / PLAN, plan)
         self._path = folder / f"verdicts-{rank}.jsonl"
-        self._file = self._path.open("a", encoding="utf-8")
-        written = self._path.read_bytes()
-        if not written.endswith(b"\n"):  # a crash left a line unfinished, which the next one must not continue
-            self._file.truncate(written.rfind(b"\n") + 1)
+        try:
+            self._file = self._path.open("a", encoding="utf-8")
+            written = self._path.read_bytes()
+            if not written.endswith(b"\n"):  # a crash left a line unfinished, which the next one must not continue
+                self._file.truncate(written.rfind(b"\n") + 1)
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def write(self, name: str, examples: np.ndarray, **columns: Any) -> None:
         """Keep rows, as :meth:`Records.set` takes them; they survive the process from now on."""

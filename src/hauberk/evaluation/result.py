@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from hauberk.core.arguments import checked
-from hauberk.core.errors import UserError
+from hauberk.core.errors import UserError, printable
 from hauberk.core.io import as_json, read_json, write_atomically
 from hauberk.core.random import ExampleRng
 from hauberk.evaluation.records import CLEAN, COST, PLAN, Records
@@ -266,17 +266,20 @@ def table(results: Mapping[str, Evaluation]) -> Table:
     some = next(iter(results.values()))
     warned = [f"{name}: {said}" for name, result in results.items() if (said := warning_line(result.diagnostics))]
     title = [f"Accuracy in % under {some.threat}, n = {some.n}, with 95 % intervals", *warned]
-    shown = Table(title=escape("\n".join(title)), caption="Under attack: upper bounds, a stronger attack may find more.")
+    shown = Table(
+        title=Text(printable("\n".join(title), keep="\n")),
+        caption="Under attack: upper bounds, a stronger attack may find more.",
+    )
     shown.add_column("")
     for name, result in results.items():
-        shown.add_column(name + warning_mark(result.diagnostics), justify="right")
+        shown.add_column(Text(printable(name) + warning_mark(result.diagnostics)), justify="right")
 
     def add_row(title: str, accuracies: list[float]) -> None:
         cells = []
         for result, accuracy in zip(results.values(), accuracies, strict=True):
             low, high = result.interval_of(accuracy)
             cells.append(f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-        shown.add_row(title, *cells)
+        shown.add_row(Text(printable(title)), *map(Text, cells))
 
     add_row("clean", [result.clean_accuracy for result in results.values()])
     for k, attack in enumerate(some.by_attack):
@@ -307,7 +310,7 @@ class PartialResult:
         lines = [f"robust accuracy at most {self.at_most:.1%} (n = {self.n}, {self.looked} looked at)"]
         for attack, (done, robust, (low, high)) in self.after.items():
             found = f"{robust / done:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-            lines.append(f"after {attack}: {found} of {done} examples in random order")
+            lines.append(f"after {printable(attack)}: {found} of {done} examples in random order")
         return "\n".join(lines)
 
 

@@ -234,7 +234,8 @@ def require_same_inputs(experiment: Experiment, out: Path, known: dict[Any, str]
         UserError: for other data or code. Data that are not there any more cannot be compared.
     """
     folder, was = experiment.folder(out), ""
-    for split, path in (("train", "run/run.json"), ("test", "evaluation/plan.json")):
+    evaluations = [("test", f"{file.removesuffix('.json')}/plan.json") for file in experiment.evaluations.values()]
+    for split, path in (("train", "run/run.json"), *evaluations):
         if not (folder / path).exists():
             continue
         record, which = read_json(folder / path), (split, experiment.data, experiment.subset)
@@ -246,8 +247,9 @@ def require_same_inputs(experiment: Experiment, out: Path, known: dict[Any, str]
         if split == "train":
             was = other_versions(record, threads)
             spec = ModelSpec.from_dict(record.get("model", {}))
-            if spec.imports and model_code(spec.build()) != record["model"].get("code"):
-                raise UserError(f"{folder} was made with other code of {spec.name}; choose another folder by --out")
+            with torch.random.fork_rng(devices=[]):
+                if spec.imports and model_code(spec.build()) != record["model"].get("code"):
+                    raise UserError(f"{folder} was made with other code of {spec.name}; choose another folder by --out")
     return was
 
 

@@ -37,13 +37,28 @@ def new_figure(columns: int = 1, width: float = 6.0, height: float = 3.4, sharey
         return figure, list(figure.subplots(1, columns, squeeze=False, sharey=sharey)[0])
 
 
-def plot_lines(axes: Axes, x: Sequence[Any], series: Mapping[str, Sequence[float]], **labels: Any) -> None:
-    """Draw a line over x for each series, with a legend of several; ``labels`` are those of ``Axes.set``."""
+def plot_lines(
+    axes: Axes,
+    x: Sequence[Any],
+    series: Mapping[str, Sequence[float]],
+    errors: Mapping[str, Sequence[float | None]] | None = None,
+    **labels: Any,
+) -> None:
+    """Draw a line over x for each series, with its standard errors, with a legend of several.
+
+    ``labels`` are those of ``Axes.set``.
+    """
     for name, values in series.items():
-        axes.plot(x, values, marker="o" if len(x) < 30 else "", markersize=4, label=name)
+        bars = error_bars(errors[name]) if errors else None
+        axes.errorbar(x, values, bars, marker="o" if len(x) < 30 else "", markersize=4, capsize=2, label=name)
     if len(series) > 1:
         axes.legend(frameon=False)
     axes.set(**labels)
+
+
+def error_bars(errors: Sequence[float | None]) -> list[float] | None:
+    """Return what matplotlib takes for error bars: nothing where none is known."""
+    return None if None in errors else [error for error in errors if error is not None]
 
 
 def image_grid(

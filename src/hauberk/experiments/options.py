@@ -67,7 +67,7 @@ class PresetOptions:
     """Where settings come from that are not given: preset, schedule_preset."""
 
     preset: Literal["paper", "official", "note"] = "paper"
-    """Follow the paper of a method, or the code of its authors where that differs."""
+    """Follow the paper of a method, or the code of its authors where that differs; note is of mart alone."""
     schedule_preset: Literal["published", "express"] = "published"
     """Take training settings that are not given from the literature, or from a short training that reaches about as much."""
 
@@ -97,13 +97,22 @@ def _texts(kind: type) -> dict[str, str]:
     }
 
 
+_NO_OPTIONS = ("unlabelled_share",)  # no command can be given unlabelled examples
+
+
+def as_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the training settings that commands take."""
+    return {name: value for name, value in vars(config).items() if name not in _NO_OPTIONS}
+
+
 if TYPE_CHECKING:
     TrainSettings = dict[str, Any]
 else:  # the fields of TrainConfig that are given, and no others: what is not given is looked up
+    _HINTS = {name: hint for name, hint in get_type_hints(TrainConfig).items() if name not in _NO_OPTIONS}
     _TEXTS = _texts(TrainConfig)
     TrainSettings = TypedDict(
         "TrainSettings",
-        {name: Annotated[hint, arg(help=_TEXTS[name])] for name, hint in get_type_hints(TrainConfig).items()},
+        {name: Annotated[hint, arg(help=_TEXTS[name])] for name, hint in _HINTS.items()},
         total=False,
     )
 

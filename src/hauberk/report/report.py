@@ -294,8 +294,12 @@ def _study_page(found: Sequence[StudyResult]) -> Page:
         if one.study in STUDIES:  # nothing else says how it is drawn
             figures = [Figure(one.study, f"{one.study}: {one.about}", picture=find_study(one.study).draw(one))]
         texts = [f"Claim: {one.claim}", f"Found ({one.verdict}): {one.found}."]
-        table = Table(one.study, one.about, one.table.columns, one.table.rows)
-        sections.append(Section(one.study, [*texts, *figures, table]))
+        caption = " ".join([f"{one.about}.", *one.table.notes])
+        tables = [Table(one.study, caption, one.table.columns, one.table.rows)]
+        if one.sentences:
+            heading = "The claim, sentence by sentence: by two standard errors over seeds and examples"
+            tables.insert(0, Table(f"{one.study}-claim", heading, one.tested.columns, one.tested.rows))
+        sections.append(Section(one.study, [*texts, *figures, *tables]))
     title = f"Study {found[0].study}" if len(found) == 1 else f"{len(found)} studies"
     metrics = [Metric(verdict, str(n), "of the studies") for verdict, n in sorted(verdicts.items())]
     return Page(title, found[0].about, metrics, [], sections)

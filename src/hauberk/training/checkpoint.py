@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from hauberk.core.distributed import World
-from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.io import LOCKFILE, as_json, previous, read_json, read_state, versions, write_json, write_state
+from hauberk.core.errors import UserError, in_one_line, shell_quoted
+from hauberk.core.io import as_json, previous, read_json, read_state, versions, write_json, write_state
+from hauberk.core.lock import LOCKFILE
 
 RUN_FORMAT = "hauberk-run/2"
 _RECORD, _STATE = "run.json", "state.ckpt"
-_BEFORE = (LOCKFILE, f"{_RECORD}.part", "tensorboard")  # what may lie in a folder where a run was killed before it had a record
+_BEFORE = (LOCKFILE, f"{_RECORD}.part", "tensorboard")  # what names begin with where a run was killed before it had a record
 _SECTIONS = ("model", "method", "threat", "data", "settings")
 _MAY_DIFFER = ("device", "threads", "save_minutes", "on_divergence", "folder")  # where a run goes on
 _OBJECTS = {"optimizer": "optimizer=", "scheduler": "scheduler=", "augment": "augmentation=", "callbacks": "callbacks="}
@@ -31,8 +32,9 @@ def open_folder(out: str | Path | None, resume: bool) -> Path | None:
         read_record(folder)
         return folder
     try:
-        if folder.exists() and (not folder.is_dir() or any(entry.name not in _BEFORE for entry in folder.iterdir())):
-            raise UserError(f"{folder} exists; go on with it by --resume {folder} (resume=True), or choose another folder")
+        if folder.exists() and (not folder.is_dir() or any(not entry.name.startswith(_BEFORE) for entry in folder.iterdir())):
+            again = f"--resume {shell_quoted(folder)} (resume=True)"
+            raise UserError(f"{folder} exists; go on with it by {again}, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
@@ -46,7 +48,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} does not exist")
     if not path.is_file():
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        killed = names and all(name in _BEFORE for name in names)
+        killed = names and all(name.startswith(_BEFORE) for name in names)
         again = "; it was killed before anything was saved: begin it again, without --resume" if killed else ""
         raise UserError(f"{folder} holds no run to resume{again}")
     stored = read_json(path)
@@ -68,9 +70,8 @@ def begin(folder: Path, plan: Mapping[str, Any], resume: bool, processes: int) -
     compare_plans(stored, plan)
     warnings = []
     if changed := other_versions(stored):
-        warnings.append(
-            f"{folder} was begun with {changed}, going on with {', '.join(_listed(_here()))}: not the same bit for bit"
-        )
+        now = ", ".join(_listed(_here()))
+        warnings.append(f"{folder} was begun with {changed}, going on with {now}: not the same bit for bit")
     state = dict[str, Any]()
     if _has_checkpoint(folder):
         state, warning = read_state(path)

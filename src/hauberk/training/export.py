@@ -1,5 +1,6 @@
 """Trained models on disk: weights with a card; state dicts, torch.export and ONNX, compared with the model itself."""
 
+import hashlib
 import io
 import warnings
 from collections.abc import Callable
@@ -39,8 +40,14 @@ def save_model(path: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> 
     # safetensors refuses shared and non-contiguous memory.
     whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
     kept = path.with_name(f"{path.name}.safetensors")  # with_suffix would cut off a part of model.v1
-    about = {"format": FORMAT, "weights": kept.name} | card | {"versions": versions()}
-    write_together({card_of(kept): json_file(about), kept: save_tensors(whole)})
+    content = save_tensors(whole)
+    about = {"format": FORMAT, "weights": kept.name, "weights_digest": _digest(content)} | card | {"versions": versions()}
+    write_together({card_of(kept): json_file(about), kept: content})
+
+
+def _digest(content: bytes) -> str:
+    """Return what binds a card to its weights: a process may be killed between the two files."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def card_of(path: Path) -> Path:
@@ -86,7 +93,12 @@ def load(
             raise UserError(f"this card would import {spec.name!r}; pass model=, or allow_code=True if you trust it")
         with torch.random.fork_rng(devices=[]):
             model = spec.build()
-    tensors = _read_weights(weights)
+    tensors, own = _read_weights(weights, card.get("weights_digest")), model.state_dict()
+    for name, value in tensors.items():
+        if name in own and value.is_floating_point() != own[name].is_floating_point():
+            raise UserError(f"the weights in {weights} do not fit this model: {name} is {value.dtype}, not {own[name].dtype}")
+        if value.is_floating_point() and bool(value.isnan().any()):
+            raise UserError(f"the weights in {weights} are damaged: {name} has NaN")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -94,11 +106,14 @@ def load(
     return model.to(where).eval()
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, digest: str | None) -> dict[str, Tensor]:
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if digest not in (None, _digest(raw)):
+        again = "a run that was killed while it saved them saves them again when it is resumed"
+        raise UserError(f"the weights in {path} are not those that its card is about; {again}")
     if path.suffix not in _TORCH_FILES:
         try:
             return load_tensors(raw)
@@ -167,7 +182,7 @@ def export_model(
     make_folder(path.parent)
     if path.suffix == ".safetensors":
         _require_replaceable(card_of(path))
-        kept = {key: value for key, value in card.items() if key not in ("format", "weights", "versions")}
+        kept = {key: value for key, value in card.items() if key not in ("format", "weights", "weights_digest", "versions")}
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "folder"}  # nobody else's business
         save_model(path.with_suffix(""), net.state_dict(), kept)
     else:

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import as_json, write_atomically
 from hauberk.core.random import ExampleRng
 from hauberk.data import fetch_for
+from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.methods import Output
 from hauberk.training.plan import Plan
 from hauberk.weighting import probabilistic_margin
@@ -150,6 +152,20 @@ def score(row: dict[str, Any], attacks: bool) -> tuple[float, ...]:
     return tuple(row[name] for name in (names if attacks else names[::-1]))
 
 
+def chance_line(row: dict[str, Any], classes: int) -> str:
+    """Say that a network has learnt nothing, by its metrics on held-out examples; empty where it has, or none are held out.
+
+    Of a network that recognises adversarial inputs, that may be because it takes clean ones for such.
+    """
+    clean = row.get("val_clean_accuracy")
+    if clean is None or not hardly_beats_chance(clean, classes):
+        return ""
+    return (
+        f"WARNING: {100 * clean:.1f} % of the clean held-out examples are right, no better than chance ({classes} classes): "
+        "train longer, or look at labels, input range and learning rate"
+    )
+
+
 class CallbackList:
     """The callbacks of a training. They run on rank 0, and those with a true attribute ``all_ranks`` on every rank."""
 
@@ -207,10 +223,8 @@ class MetricsLog:
 
     def load_state_dict(self, state: dict[str, list[dict[str, Any]]]) -> None:
         """Write the rows of a checkpoint again; the file may have one more, of an epoch that will run again, or be lost."""
-        self.rows = [
-            {str(key): value if value is None else float(value) for key, value in row.items()} for row in state["rows"]
-        ]
-        self.rows = [row | {"epoch": int(row["epoch"])} for row in self.rows]
+        rows = [{str(name): float(value) for name, value in row.items()} for row in state["rows"]]
+        self.rows = [row | {"epoch": int(row["epoch"])} for row in rows]
         self._write()
 
     def _write(self) -> None:
@@ -238,25 +252,35 @@ class TensorBoardLog:
         self._writer: Any = None
 
     def on_train_begin(self, trainer: Any) -> None:
-        """Open the file."""
+        """Open the file. Raises UserError if it cannot be written, as the next one does."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self._writer = SummaryWriter(str(self._folder))
+        with self._as_user_error():
+            self._writer = SummaryWriter(str(self._folder))
 
     def on_epoch_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Write a point of each metric."""
         if self._writer is not None:
-            for name, value in metrics.items():
-                if name != "epoch":
-                    self._writer.add_scalar(name, value, metrics["epoch"])
-            self._writer.flush()
+            with self._as_user_error():
+                for name, value in metrics.items():
+                    if name != "epoch":
+                        self._writer.add_scalar(name, value, metrics["epoch"])
+                self._writer.flush()
 
     def on_train_end(self, trainer: Any) -> None:
         """Close the file."""
         if self._writer is not None:
-            self._writer.close()
+            with self._as_user_error():
+                self._writer.close()
+
+    @contextmanager
+    def _as_user_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # what its thread met
+            raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
 
 
 def epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from hauberk.attacks.frozen_model import check_model, check_module
 from hauberk.core.arguments import checked
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process, usable_device
-from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, shell_quoted, unknown_name
 from hauberk.core.imports import trusted_name
-from hauberk.core.io import exclusive_lock
+from hauberk.core.lock import exclusive_lock
 from hauberk.core.progress import ProgressBar, watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
@@ -26,7 +26,7 @@ from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
 from hauberk.training.config import TrainConfig
-from hauberk.training.metrics import MetricsLog, TensorBoardLog
+from hauberk.training.metrics import MetricsLog, TensorBoardLog, chance_line
 from hauberk.training.plan import make_plan, recorded_name, require_named
 from hauberk.training.published import resolve
 from hauberk.training.trainer import Trainer
@@ -146,6 +146,8 @@ def train(
     objects = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation, "callbacks": tuple(callbacks)}
     passed = {name: one for name, one in objects.items() if not (one is None or (isinstance(one, str | tuple) and not one))}
     config = _configure(method, published.settings, settings, passed)
+    if unlabelled is None and "unlabelled_share" in settings:
+        raise UserError("unlabelled_share is the share of unlabelled examples; pass some as unlabelled=, or leave it out")
     device, world = pick_device(config.device), get_world()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -168,10 +170,12 @@ def train(
         display = stack.enter_context(ProgressBar(method.name, plan.total_steps, done, quiet or not world.is_main))
         if warning and world.is_main:
             display.warn(warning)
-        with translate_lost_process(f"--resume {folder} (resume=True) goes on from there"):
+        with translate_lost_process(f"--resume {shell_quoted(folder)} (resume=True) goes on from there"):
             trainer.run(display)
         if trainer.finished:
             network.load_state_dict(trainer.best_weights)
+            if doubt := chance_line(trainer.best["metrics"], spec.classes - method.extra_outputs):
+                display.line(doubt)
     best = trainer.best and {**trainer.best, "epoch": trainer.best["epoch"] + 1}
     return Run(network.eval(), folder, log.rows, best, not trainer.finished)
 

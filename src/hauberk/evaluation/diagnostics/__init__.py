@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 from typing import Any, Literal, TypeAlias
 
 from hauberk.core.arguments import check_callable, check_fields
@@ -42,7 +42,8 @@ class DiagnosticSpec:
         """Call the function, and compare what it found with the thresholds."""
         done = []
         for found in self.function(evidence):
-            verdict: Verdict = "invalid" if found.value > self.invalid else "warning" if found.value > self.warning else "ok"
+            value = inf if isnan(found.value) else found.value  # no number is the worst there is
+            verdict: Verdict = "invalid" if value > self.invalid else "warning" if value > self.warning else "ok"
             advice = "" if verdict == "ok" else self.advice
             done.append(Diagnostic(found.name or self.name, found.measured, verdict, advice))
         return done
@@ -96,15 +97,19 @@ _TABLE: dict[Evidence, tuple[tuple[str, Callable[[Any], list[Finding]], float, f
          "attack a differentiable stand-in (BPDA), or without gradients"),
         ("gradients-of-cross-entropy", gradients.saturation, gradients.NO_GRADIENT, inf,
          "cross-entropy is saturated: attacks that maximise it prove nothing here; believe those on the margin"),
-        ("gradients-tell-the-truth", gradients.false_gradients, 0.5, gradients.LIE,
+        ("gradients-tell-the-truth", gradients.false_gradients, 0.4, 0.6,  # honest networks stay below 0.25, others reach 0.9
          "the loss is rough or its gradient is not its own (discontinuous activations, shattered gradients): PGD is misled; "
          "smooth it, or attack without gradients"),
-        ("large-eps-breaks-everything", gradients.large_eps, 0.1, inf,
+        ("large-eps-breaks-everything", gradients.large_eps, 0.1, 0.5,
          "with that ε an adversarial example exists for certain: the attack cannot find it, so gradients are masked"),
         ("larger-eps-breaks-more", gradients.larger_eps, 0.1, inf,
          "the attack gets worse with more room: its gradients mislead it"),
         ("gradients-beat-chance", gradients.random_points, 2, inf,
          "random points find more than gradients do: gradients are masked"),
+        ("gradients-beat-square", gradients.black_box, 0, 0.1,
+         "a search without gradients finds more than gradients do: gradients are masked; run AutoAttack, and believe Square"),
+        ("rounding-breaks-no-more", gradients.rounded_points, 0, 0.1,
+         "the model tells attacked images from others by their grey values; attack it with points rounded to those"),
         ("optimisation-is-finished", gradients.more_steps, 0.15, inf,
          "the search has not converged: attacks of few steps say little here; look at those with the most"),
         ("one-start-is-enough", gradients.another_start, 0.15, inf,

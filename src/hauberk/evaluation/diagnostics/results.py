@@ -101,13 +101,13 @@ def single_step(found: Verdicts) -> list[Finding]:
 
 
 def margin_gap(found: Verdicts) -> list[Finding]:
-    """Which larger fraction of the examples attacks on the margin break than those on cross-entropy."""
+    """Which larger fraction of the examples attacks on the margin break than those on cross-entropy, at least."""
     margin = [name for name in found.apart if _loss(found.attack(name)) in _MARGIN_LOSSES]
     return _gap(found, margin, found.cross_entropy, "attacks on the margin break", "those on cross-entropy")
 
 
 def steps_gain(found: Verdicts) -> list[Finding]:
-    """Which larger fraction of the examples the PGD of most steps breaks than the one of fewest."""
+    """Which larger fraction of the examples the PGD of most steps breaks than the one of fewest, at least."""
     if len(found.pgd) < 2:
         return []
     short, long = found.pgd[0], found.pgd[-1]
@@ -115,16 +115,21 @@ def steps_gain(found: Verdicts) -> list[Finding]:
 
 
 def autoattack_gap(found: Verdicts) -> list[Finding]:
-    """Which larger fraction of the examples AutoAttack breaks than PGD."""
+    """Which larger fraction of the examples AutoAttack breaks than PGD, at least."""
     return _gap(found, found.suite.columns.get("autoattack", ()), found.pgd, "AutoAttack breaks", "PGD")
 
 
 def _gap(found: Verdicts, attacks: Sequence[str], others: Sequence[str], who: str, whom: str) -> list[Finding]:
-    """Compare what attacks break with what others do, if both have run; ``who`` and ``whom`` are words for them."""
+    """Compare what attacks break with what others do, if both have run; ``who`` and ``whom`` are words for them.
+
+    The value is the gap less two standard errors of paired fractions (McNemar), which few examples may show by chance.
+    """
     if not attacks or not others:
         return []
-    gap = float(found.records.broken(attacks).sum() - found.records.broken(others).sum()) / found.records.n
-    return [Finding(gap, f"{who} {100 * gap:+.1f} points more than {whom}")]
+    some, rest, n = found.records.broken(attacks), found.records.broken(others), found.records.n
+    gap, error = (int(some.sum()) - int(rest.sum())) / n, float((some != rest).sum()) ** 0.5 / n
+    measured = f"{who} {100 * gap:+.1f} points more than {whom} (± {200 * error:.1f}, two standard errors)"
+    return [Finding(gap - 2 * error, measured)]
 
 
 def _without_gradients(found: Verdicts, in_autoattack: bool) -> list[Finding]:

@@ -10,9 +10,14 @@ if TYPE_CHECKING:
     from hauberk.experiments.studies.base import Study as Study
     from hauberk.experiments.studies.base import StudyContext as StudyContext
     from hauberk.experiments.studies.base import StudyResult as StudyResult
+    from hauberk.experiments.studies.base import Variant as Variant
+    from hauberk.experiments.studies.base import accuracies as accuracies
+    from hauberk.experiments.studies.base import difference_of as difference_of
+    from hauberk.experiments.studies.base import sentence as sentence
 
 # Loaded when first used, so that the command lists studies without torch.
-__getattr__, _, _lazy = attach(__name__, submod_attrs={"base": ["Study", "StudyContext", "StudyResult"]})
+_OF_BASE = ["Study", "StudyContext", "StudyResult", "Variant", "accuracies", "difference_of", "sentence"]
+__getattr__, _, _lazy = attach(__name__, submod_attrs={"base": _OF_BASE})
 __all__ = [*_lazy, "STUDIES", "find_study"]
 
 # By name: what it looks at, and what its source claims. The study "a-b" is the function ``a_b`` of ``attacks`` or ``training``,
@@ -31,8 +36,8 @@ STUDIES = {
     "subsets": (
         "leave misclassified or other examples unperturbed, attack them weakly, or regularise them (MART, Figure 1)",
         "Robustness drops if misclassified examples (S-) stay unperturbed in adversarial training, and little if as many "
-        "others (S+) do; a weak attack on S- costs almost nothing; regularising S- gains more than regularising S+ (Wang et "
-        "al. 2020, Section 1, Figure 1).",
+        "others (S+) do; a weak attack on S- costs almost nothing, one on S+ does; regularising S- gains, and more than "
+        "regularising S+ (Wang et al. 2020, Section 1, Figure 1).",
     ),
     "ablation": (
         "take parts of MART's loss away, replace them, or use them on a share of the data (MART, Section 3.1)",
@@ -48,7 +53,7 @@ STUDIES = {
     "weights": (
         "slope and bias of MAIL's weights (MAIL, Equation 8)",
         "The bias says how many examples get large weights, the slope how sharply weights change around it (Wang et al. 2021, "
-        "Equation 8); 10 and -0.5 for MAIL-AT (Section 4.1).",
+        "Equation 8); with 10 and -0.5 MAIL-AT is more robust than AT to PGD (Section 4, Table 2).",
     ),
     "burn-in": (
         "when MAIL begins to weigh (MAIL, Section 3.2)",
@@ -58,7 +63,8 @@ STUDIES = {
     "restarts": (
         "final losses of PGD over random starts, standard against robust network (Madry et al. 2018)",
         "Final losses of PGD from many random starts are concentrated, without outliers, and for adversarially trained "
-        "networks far smaller than for standard ones (Madry et al. 2018, Section 3); so a few restarts find what many do.",
+        "networks far smaller and less varied than for standard ones (Madry et al. 2018, Section 3; lecture notes); so a few "
+        "restarts find what many do.",
     ),
     "large-epsilon": (
         "whether large perturbations of a robust network look like another class (lecture notes)",

@@ -1,9 +1,10 @@
 """What every study is made of: what it runs on, what it measures, and what it finds, beside what its source claims."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import sqrt
+from itertools import product
+from math import isfinite, nan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,41 @@ from hauberk.training.config import TrainConfig
 from hauberk.training.plan import hold_out
 
 _BATCH = 250
+AGREES, DISAGREES, UNTOLD = "agrees", "does not agree", "cannot be told"
 ACCURACIES = ("clean, %", "PGD-20, %", "strong, %")  # the columns of :class:`RobustMasks`
+NOTHING = 1.0  # points of accuracy, or percent: where a source says "nothing", "almost nothing" or "as many" (ours)
+# What stands below a table with one of these words in a heading.
+_WORDS = {
+    "±": "±: standard error over seeds and examples.",
+    "PGD-20": "PGD-20: right under 20 steps of ε/4.",
+    "strong": "strong: right under APGD on cross-entropy, and on targeted DLR towards 3 classes.",
+    "LPS": "LPS: least number of PGD steps that break an example.",
+    "stuck": "stuck: not broken, though the other attack breaks it.",
+    "PM": "PM: probabilistic margin, nat of x, adv of x'.",
+    "critical": "critical: broken by stronger attacks though PGD does not.",
+    "effective": "effective: (Σ ω)² / Σ ω², in percent of the examples.",
+    "alignment": "alignment: of input and gradient, 1 for parallel ones.",
+    "roughness": "roughness: difference of neighbouring pixels of the gradient over its mean size.",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network of a study.
+
+    Attributes:
+        method: its name.
+        hyperparameters: of the method.
+        settings: training settings other than the context's.
+        custom: makes the method itself for one seed, for one that has no name elsewhere.
+        decides: whether the verdict rests on this network; False for one that is only shown.
+    """
+
+    method: str
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    custom: "Callable[[StudyContext], Method] | None" = None
+    decides: bool = True
 
 
 @dataclass(frozen=True)
@@ -34,23 +69,28 @@ class StudyContext:
     """What a study runs on: data, a network, how much of both, and the networks it trains.
 
     Attributes:
-        base: data, network, sizes, seed and training settings; its method is replaced by those of the study.
+        base: data, network, sizes, first seed and training settings; its method is replaced by those of the study.
         out: folder for trained networks and results.
         device: where networks are trained and attacked.
         threads: CPU threads; 0 leaves torch's choice.
-        clean_accuracy: on the test examples, in [0, 1], of each network that the verdict rests on, as they are trained.
+        trials: how many seeds each network is trained with.
+        say: is told what the study does.
+        right: by network, which test examples it has right, (N,) for each seed, of those that the verdict rests on.
     """
 
     base: Experiment
     out: Path
     device: str = "auto"
     threads: int = 0
-    clean_accuracy: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+    trials: int = 3
+    say: Callable[[str], None] = field(default=lambda text: None, repr=False, compare=False)
+    right: dict[str, list[Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
-        base = self.base
+        base, last = self.base, self.seed + self.trials - 1
         size = f"{base.subset.train_size:,} training examples" if base.subset.train_size else "all training examples"
-        return f"{base.data.name}, {base.model.name}, {self.threat}, {size}, {self.config.epochs} epochs, seed {base.seed}"
+        seeds = f"seed {self.seed}" if self.trials == 1 else f"seeds {self.seed} to {last}"
+        return f"{base.data.name}, {base.model.name}, {self.threat}, {size}, {self.config.epochs} epochs, {seeds}"
 
     @property
     def threat(self) -> ThreatModel:
@@ -59,8 +99,14 @@ class StudyContext:
 
     @property
     def seed(self) -> int:
-        """Seed of trainings and attacks."""
+        """First seed of trainings and attacks."""
         return self.base.seed
+
+    @cached_property
+    def by_seed(self) -> "list[StudyContext]":
+        """The context of each seed by itself."""
+        seeds = range(self.seed, self.seed + self.trials)
+        return [replace(self, base=replace(self.base, seed=seed), trials=1) for seed in seeds] if self.trials > 1 else [self]
 
     @property
     def config(self) -> TrainConfig:
@@ -76,6 +122,20 @@ class StudyContext:
         """What networks are trained on: the training examples without those held out for validation."""
         return hold_out(self.base.load_data("train"), self.config)[0]
 
+    def networks(self, variants: Mapping[str, Variant]) -> "Iterator[tuple[str, StudyContext, nn.Module]]":
+        """Give each network of each seed, trained, by its name among ``variants``, with the context of its seed.
+
+        Raises:
+            UserError: as :meth:`trained`.
+        """
+        total = len(variants) * self.trials
+        for number, (one, (name, variant)) in enumerate(product(self.by_seed, variants.items()), 1):
+            self.say(f"network {number} of {total}: {name}, seed {one.seed}")
+            custom = variant.custom(one) if variant.custom else None
+            settings, decides = variant.settings, variant.decides
+            net = one.trained(variant.method, custom=custom, settings=settings, decides=decides, **variant.hyperparameters)
+            yield name, one, net
+
     def trained(
         self,
         name: str,
@@ -85,7 +145,7 @@ class StudyContext:
         decides: bool = True,
         **hyperparameters: Any,
     ) -> nn.Module:
-        """Return a trained network in evaluation mode, from the folder if it was trained before.
+        """Return a network trained with the first seed, in evaluation mode, from the folder if it was trained before.
 
         Args:
             name: of the method.
@@ -111,7 +171,7 @@ class StudyContext:
             x, y = self._test_examples
             with torch.no_grad():
                 right = [model(some).argmax(1) == label for some, label in zip(x.split(1000), y.split(1000), strict=True)]
-            self.clean_accuracy[name if kind == "plain" else f"{name}, {kind}"] = float(torch.cat(right).double().mean())
+            self.right.setdefault(name if kind == "plain" else f"{name}, {kind}", []).append(torch.cat(right))
         return model
 
     def examples(self, split: str = "test") -> tuple[Tensor, Tensor]:
@@ -128,32 +188,91 @@ class StudyContext:
         return fetch_for(nn.Linear(1, 1).to(pick_device(self.device)), source, torch.arange(count))
 
 
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean over seeds of means over examples, and its standard error from both.
+
+    The error is ``sqrt(var_s(m_s) / S + var_i(u_i) / N)``, m_s the mean of seed s over its examples, u_i the mean over seeds of
+    what example i moves m_s by; networks of all seeds are tried on the same examples. Where seeds and examples interact, that
+    part counts twice, so the error is rather too large.
+
+    Args:
+        values: (S, N), one for each seed and example; NaN where there is none.
+
+    Returns:
+        Mean and standard error; both NaN if a seed has no value, and the error if there is one seed, or one example.
+    """
+    plain = _without_gaps(values)
+    means, (seeds, count) = plain.mean(1), plain.shape
+    if seeds < 2 or count < 2:
+        return float(means.mean()), nan
+    moved = (plain - means[:, None]).mean(0)
+    return float(means.mean()), sqrt(float(means.var()) / seeds + float(moved.var()) / count)
+
+
+def sentence(says: str, values: Tensor, unit: str = "points") -> dict[str, Any]:
+    """Test a sentence of a claim: that a difference is above 0, by two standard errors over seeds and examples.
+
+    Args:
+        says: the sentence.
+        values: (S, N), the difference for each seed and example, NaN where there is none.
+        unit: of the difference; "points" are those of percent, of values that are shares. Of n examples these have a standard
+            error of 1/n at least: that none of a few was seen does not say that there are none.
+
+    Returns:
+        A row of a table: the sentence, the difference, its standard error, and "agrees" where the difference is above 0 by two,
+        "does not agree" where it is below 0 by two, otherwise "cannot be told". None for a number that cannot be told.
+    """
+    difference, error = mean_and_error(values)
+    if unit == "points":
+        known = int(values.isfinite().any(0).sum())
+        difference, error = 100 * difference, 100 * (max(error, 1 / known) if known and isfinite(error) else error)
+    verdict = AGREES if difference > 2 * error else DISAGREES if difference < -2 * error else UNTOLD
+    numbers = {"difference": difference, "±": error}
+    return {"sentence": says} | {k: v if isfinite(v) else None for k, v in numbers.items()} | {"unit": unit, "verdict": verdict}
+
+
+def difference_of(ours: Tensor, others: Tensor) -> Tensor:
+    """Return values (S, N) with the differences of the means of ``ours`` and ``others``, whose NaN may be in other places."""
+    return _without_gaps(ours) - _without_gaps(others)
+
+
+def _without_gaps(values: Tensor) -> Tensor:
+    """Return values (S, N) without NaN, of which each row has the same mean, and each example moves it by as much."""
+    values = values.double()
+    known = values.isfinite()
+    counts = known.sum(1, keepdim=True)
+    means = values.where(known, 0.0).sum(1, keepdim=True) / counts  # NaN of a row of NaN
+    return means + ((values - means) * values.shape[1] / counts).where(known, 0.0)
+
+
+def only(mask: Tensor, values: Tensor) -> Tensor:
+    """Return values (S, N) as numbers where the mask is True, and NaN elsewhere."""
+    return values.double().where(mask, nan)
+
+
 @dataclass(frozen=True, eq=False)
 class StudyResult:
     """What a study found, beside what its source claims.
 
     Attributes:
         found: what was measured, in a sentence or two with its numbers.
-        agrees: whether that agrees with the claim; None where it cannot be told.
+        sentences: those of the claim, each with the difference that it names, as :func:`sentence` tests it.
         rows: the table; all rows have the same keys. None where a number cannot be told.
         series: numbers for the picture, in plain types.
         about: on which examples, if not simply the test examples; :meth:`Study.run` puts data, network and sizes before it.
-        study: its name. This and the claim are given by :meth:`Study.run`.
+        study: its name. This, the claim and the verdict are given by :meth:`Study.run`.
         claim: what the source says, and which it is.
+        verdict: "agrees" if all sentences do, "does not agree" if one does not, otherwise "cannot be told".
     """
 
     found: str
-    agrees: bool | None
+    sentences: list[dict[str, Any]]
     rows: list[dict[str, Any]]
     series: dict[str, Any] = field(default_factory=dict)
     about: str = ""
     study: str = ""
     claim: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """Agreement in a word."""
-        return {True: "agrees", False: "does not agree", None: "cannot be told"}[self.agrees]
+    verdict: str = ""
 
     def column(self, name: str) -> list[Any]:
         """Return a column of the rows."""
@@ -161,13 +280,24 @@ class StudyResult:
 
     @property
     def table(self) -> TextTable:
-        """The rows as a table."""
-        return TextTable("", list(self.rows[0]), [list(row.values()) for row in self.rows])
+        """The rows as a table, with what the words in its headings mean."""
+        notes = [what for word, what in _WORDS.items() if any(word in name for name in self.rows[0])]
+        return TextTable("", list(self.rows[0]), [list(row.values()) for row in self.rows], notes)
+
+    @property
+    def tested(self) -> TextTable:
+        """The sentences of the claim as a table."""
+        rows = [
+            [one["sentence"], f"{_signed(one['difference'])} ± {_signed(one['±'], '')} {one['unit']}", one["verdict"]]
+            for one in self.sentences
+        ]
+        return TextTable("", ["the claim says", "difference", "verdict"], rows)
 
     def to_markdown(self) -> str:
-        """Return claim, finding and table."""
+        """Return claim, finding, what was tested, and the table."""
         said = [f"# {self.study}", f"{self.about}.", f"Claim: {self.claim}", f"Found ({self.verdict}): {self.found}."]
-        return "\n\n".join([*said, self.table.to_markdown()])
+        tables = [self.tested, self.table] if self.sentences else [self.table]
+        return "\n\n".join([*said, *(table.to_markdown().rstrip() for table in tables)]) + "\n"
 
     def save(self, folder: Path, draw: "Callable[[StudyResult], Figure]") -> None:
         """Write NAME.json, .md, .csv, and the picture as .png, .svg and .pdf.
@@ -189,7 +319,7 @@ class Study:
     Attributes:
         name: of the study.
         claim: what its source says, and which it is.
-        experiment: trains, attacks, and says whether the claim holds.
+        experiment: trains, attacks, and tests the sentences of the claim.
         draw: makes the picture of a result.
     """
 
@@ -199,39 +329,60 @@ class Study:
     draw: Callable[[StudyResult], Figure]
 
     def run(self, context: StudyContext) -> StudyResult:
-        """Run it; the verdict is left open where it would rest on a network that is no better than chance.
+        """Run it, and judge: never by networks that are no better than chance, nor by those of a single seed.
 
         Args:
-            context: data, network, sizes.
+            context: data, network, sizes, number of seeds.
 
         Raises:
             UserError: as :func:`hauberk.train`, and if it is asked to stop.
         """
-        watched = replace(context, clean_accuracy={})
-        result = without_chance_verdict(self.experiment(watched), watched)
+        watched = replace(context, right={})
+        result = judged(self.experiment(watched), watched)
         about = f"{context}, {result.about or f'{len(watched.examples()[1]):,} test examples'}"
         return replace(result, about=about, study=self.name, claim=self.claim)
 
 
-def without_chance_verdict(result: StudyResult, context: StudyContext) -> StudyResult:
-    """Return a result without its verdict where that rests on networks that have learnt nothing."""
-    source = context.base.load_data("test")
-    classes = source.classes or int(context.examples()[1].max()) + 1
-    accuracy = context.clean_accuracy
-    poor = {name: clean for name, clean in accuracy.items() if hardly_beats_chance(clean, classes)}
-    if not poor:
-        return result
-    least = min(poor, key=lambda name: poor[name])
-    reason = (
-        f"{len(poor)} of the {len(accuracy)} networks it rests on are no better than chance ({least}: "
-        f"{100 * poor[least]:.0f} % of {classes} classes); train longer. Measured: "
-    )
-    return replace(result, agrees=None, found=reason + result.found)
+def judged(result: StudyResult, context: StudyContext) -> StudyResult:
+    """Return a result with its verdict: that of its sentences, left open where they rest on networks that have learnt nothing.
+
+    A network has learnt something if it is right at least twice as often as guessing, of two classes more often, and more often
+    than naming the most frequent class by two standard errors of the test examples.
+    """
+    y = context.examples()[1]
+    classes = context.base.load_data("test").classes or int(y.max()) + 1
+    constant = float(y.bincount().max()) / len(y)
+    poor: dict[str, float] = {}
+    for name, masks in context.right.items():
+        for clean in (float(mask.double().mean()) for mask in masks):
+            error = sqrt(clean * (1 - clean) / len(y))
+            if hardly_beats_chance(clean, classes) or clean - 2 * error <= max(constant, 1 / classes):
+                poor[name] = min(clean, poor.get(name, 1.0))
+    verdicts = [one["verdict"] for one in result.sentences]
+    verdict = DISAGREES if DISAGREES in verdicts else AGREES if verdicts and set(verdicts) == {AGREES} else UNTOLD
+    if poor:
+        least = min(poor, key=lambda name: poor[name])
+        reason = (
+            f"{len(poor)} of the {len(context.right)} networks it rests on are no better than chance ({least}: "
+            f"{100 * poor[least]:.0f} % of {classes} classes); train longer, or look at more test examples. Measured: "
+        )
+        open_sentences = [one | {"verdict": UNTOLD} for one in result.sentences]
+        return replace(result, verdict=UNTOLD, found=reason + result.found, sentences=open_sentences)
+    if context.trials == 1:
+        return replace(result, verdict=verdict, found="one seed tells nothing of others. Measured: " + result.found)
+    return replace(result, verdict=verdict)
+
+
+def _signed(number: float | None, sign: str = "+") -> str:
+    """Return a number with as many digits as a reader wants, "?" where it cannot be told."""
+    if number is None:
+        return "?"
+    return f"{number:{sign}.1f}" if abs(number) >= 1 else f"{number:{sign}.2g}"
 
 
 @dataclass(frozen=True, eq=False)
 class RobustMasks:
-    """Which examples a network has right, each (N,) bool.
+    """Which examples networks have right, each (S, N) bool, a row for each seed.
 
     Attributes:
         clean: without an attack.
@@ -245,12 +396,20 @@ class RobustMasks:
     strong: Tensor
 
     def row(self, **more: Any) -> dict[str, Any]:
-        """Return a row of a table: what it is, and accuracies in percent."""
-        return more | dict(zip(ACCURACIES, map(percent, (self.clean, self.pgd, self.strong)), strict=True))
+        """Return a row of a table: what it is, and accuracies in percent with their standard errors."""
+        return more | accuracies(dict(zip(ACCURACIES, (self.clean, self.pgd, self.strong), strict=True)))
+
+
+def accuracies(masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return cells of a table: for each mask (S, N) its share of True in percent, and the standard error of that."""
+    cells: dict[str, Any] = {}
+    for name, mask in masks.items():
+        cells[name], cells[f"{name.removesuffix(', %')} ±"] = (number_or_none(100 * one) for one in mean_and_error(mask))
+    return cells
 
 
 def robust_masks(context: StudyContext, model: nn.Module) -> RobustMasks:
-    """Attack the test examples on a network."""
+    """Attack the test examples on a network; the masks have one row."""
     x, y = context.examples()
     parts = []
     for seed, (some_x, some_y) in enumerate(zip(x.split(_BATCH), y.split(_BATCH), strict=True), context.seed):
@@ -264,37 +423,32 @@ def robust_masks(context: StudyContext, model: nn.Module) -> RobustMasks:
                 found = apgd(model, some_x[places], some_y[places], context.threat, loss=loss, targets=3, seed=seed)
                 strong[places] = ~found.success
         parts.append((clean, left, strong))
-    return RobustMasks(*(torch.cat(masks) for masks in zip(*parts, strict=True)))
+    return RobustMasks(*(torch.cat(masks)[None] for masks in zip(*parts, strict=True)))
+
+
+def trained_masks(context: StudyContext, variants: Mapping[str, Variant]) -> dict[str, RobustMasks]:
+    """Train each network with each seed, and attack the test examples."""
+    found: dict[str, list[RobustMasks]] = {name: [] for name in variants}
+    for name, one, model in context.networks(variants):
+        found[name].append(robust_masks(one, model))
+    return {name: join_seeds(masks) for name, masks in found.items()}
+
+
+def join_seeds(masks: Sequence[RobustMasks]) -> RobustMasks:
+    """Put the masks of several seeds together."""
+    return RobustMasks(*(torch.cat([getattr(one, kind) for one in masks]) for kind in ("clean", "pgd", "strong")))
+
+
+def number_or_none(value: float) -> float | None:
+    """Return a number, or None in place of NaN and infinities."""
+    return value if isfinite(value) else None
+
+
+def number_text(value: float | None, digits: int = 1) -> str:
+    """Return a number with so many digits behind the point, "?" where it cannot be told."""
+    return "?" if value is None or not isfinite(value) else f"{value:.{digits}f}"
 
 
 def percent(right: Tensor) -> float:
-    """Share of True, in percent; NaN of nothing."""
+    """Share of True, in percent, over all seeds and examples; NaN of nothing."""
     return 100 * float(right.double().mean())
-
-
-def paired_difference(ours: Tensor, others: Tensor) -> tuple[float, float]:
-    """Return by how many points one network is better on the same examples, and the standard error of that (paired)."""
-    points = ours.double() - others.double()
-    return 100 * float(points.mean()), 100 * float(points.std()) / sqrt(len(points))
-
-
-def difference_text(ours: Tensor, others: Tensor) -> str:
-    """Return a paired difference in points with its standard error."""
-    return "{:+.1f} ± {:.1f}".format(*paired_difference(ours, others))
-
-
-def larger_by_two_errors(differences: Sequence[tuple[float, float]]) -> bool | None:
-    """Judge claims that differences, each with its standard error, are above 0.
-
-    Returns:
-        True if all are, by two standard errors; False if one is below 0 by two; otherwise None. The error is that of the test
-        examples only: a second training would scatter further.
-    """
-    if any(points < -2 * error for points, error in differences):
-        return False
-    return True if all(points > 2 * error for points, error in differences) else None
-
-
-def all_better(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool | None:
-    """Judge claims that the first network of each pair is better on the same examples, as :func:`larger_by_two_errors`."""
-    return larger_by_two_errors([paired_difference(*pair) for pair in pairs])

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -12,20 +15,26 @@ from hauberk.attacks import pgd
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
 from hauberk.data import fetch_for
-from hauberk.experiments.figures import COLOURS, new_figure, plot_lines
+from hauberk.experiments.figures import COLOURS, error_bars, new_figure, plot_lines
 from hauberk.experiments.studies.base import (
     ACCURACIES,
+    NOTHING,
     RobustMasks,
     StudyContext,
     StudyResult,
-    all_better,
-    difference_text,
+    Variant,
+    accuracies,
+    join_seeds,
+    number_text,
+    only,
     percent,
     robust_masks,
+    sentence,
+    trained_masks,
 )
 from hauberk.methods import Method
 from hauberk.objectives import LossTerms, at, kl_divergence, mart
-from hauberk.weighting import effective_size, mail, probabilistic_margin
+from hauberk.weighting import mail, probabilistic_margin
 
 FRACTIONS = (0.25, 0.5, 0.75)  # of the training examples that are regularised; 0 is "without both", 1 is MART
 TREATMENTS = ("unperturbed", "FGSM", "regularised")
@@ -36,9 +45,9 @@ RATIO = 10.0  # of the number of examples of the first class to that of the last
 Loss = Callable[..., LossTerms]  # of logits, logits_adv and y
 
 
-def trained_masks(context: StudyContext, name: str, **options: Any) -> RobustMasks:
-    """Train as :meth:`StudyContext.trained`, and attack the test examples."""
-    return robust_masks(context, context.trained(name, **options))
+def gain(ours: Tensor, others: Tensor, least: float = 0.0) -> Tensor:
+    """Return how much more often the first networks are right, (S, N), beyond ``least`` points."""
+    return ours.double() - others.double() - least / 100
 
 
 def with_loss(name: str, base: Method, loss: Loss) -> Method:
@@ -122,39 +131,54 @@ MART_LOSSES: dict[str, Loss] = {
 
 def ablation(context: StudyContext) -> StudyResult:
     """Train MART, and what becomes of it when a part of its loss is changed or used on a part of the data."""
-    whole = context.method("mart", beta=BETA)
-    losses = {name: with_loss(f"mart {name}", whole, loss) for name, loss in MART_LOSSES.items()}
-    by_kl = context.method("mart", beta=BETA, loss="kl", start="normal")
-    order = torch.randperm(len(context.train_part), generator=torch.Generator().manual_seed(context.seed))
-    bare, parts = losses["without both"], {}
-    for fraction in FRACTIONS:
-        name = f"{100 * fraction:.0f} % regularised"
-        parts[name] = split_method(f"mart {name}", whole, bare, order[: round(fraction * len(order))])
-    decisive = {"whole": whole, **losses}
-    found = {
-        name: trained_masks(context, f"mart {name}", custom=custom, decides=name in decisive)
-        for name, custom in {**decisive, "KL inner loss": by_kl, **parts}.items()
-    }
-    best = found["whole"].pgd
-    changes = "; ".join(f"{name} {difference_text(found[name].pgd, best)}" for name in (*losses, "KL inner loss"))
-    robust = [percent(found[name].pgd) for name in ("without both", *parts, "whole")]
-    rising = ", ".join(f"{one:.1f}" for one in robust)
+
+    def with_mart_loss(name: str) -> Callable[[StudyContext], Method]:
+        return lambda one: with_loss(f"mart {name}", one.method("mart", beta=BETA), MART_LOSSES[name])
+
+    def on_a_part(name: str, fraction: float) -> Callable[[StudyContext], Method]:
+        def build(one: StudyContext) -> Method:
+            order = torch.randperm(len(one.train_part), generator=torch.Generator().manual_seed(one.seed))
+            bare = with_mart_loss("without both")(one)
+            return split_method(f"mart {name}", one.method("mart", beta=BETA), bare, order[: round(fraction * len(order))])
+
+        return build
+
+    custom: dict[str, Callable[[StudyContext], Method]] = {"whole": lambda one: one.method("mart", beta=BETA)}
+    custom |= {name: with_mart_loss(name) for name in MART_LOSSES}
+    custom["KL inner loss"] = lambda one: one.method("mart", beta=BETA, loss="kl", start="normal")
+    parts = {f"{100 * fraction:.0f} % regularised": fraction for fraction in FRACTIONS}
+    custom |= {name: on_a_part(name, fraction) for name, fraction in parts.items()}
+    found = trained_masks(context, {name: Variant(f"mart {name}", custom=build) for name, build in custom.items()})
+    best, shares = found["whole"].pgd, [0.0, *FRACTIONS, 1.0]
+    regularised = [found[name].pgd for name in ("without both", *parts, "whole")]
+    tilt = torch.tensor(shares, dtype=torch.float64)
+    tilt = tilt - tilt.mean()
+    slope = torch.tensordot(tilt / tilt.square().sum(), torch.stack(regularised).double().cpu(), 1)
+    said = [sentence(f"MART is more robust than {name}", gain(best, found[name].pgd)) for name in MART_LOSSES]
+    kl = gain(best, found["KL inner loss"].pgd, -NOTHING)
+    said.append(sentence(f"KL as the inner loss gains nothing (MART is above it less {NOTHING:g} point)", kl))
+    said.append(sentence("the more is regularised, the more robust (none to all, by a straight line)", slope))
+    cells = [accuracies({"robust": one}) for one in regularised]
     return StudyResult(
-        f"PGD-20 accuracy against MART's, in points: {changes}; with 0, 25, 50, 75, 100 % of the data regularised {rising} %",
-        all_better([(best, found[name].pgd) for name in losses]),
+        f"with 0, 25, 50, 75, 100 % of the data regularised PGD-20 accuracy is "
+        f"{', '.join(f'{percent(one):.1f}' for one in regularised)} %",
+        said,
         [one.row(loss=name) for name, one in found.items()],
-        {"share": [0.0, *FRACTIONS, 1.0], "robust": robust},
+        {"share": shares, **{key: [cell[key] for cell in cells] for key in cells[0]}},
     )
 
 
 def draw_ablation(result: StudyResult) -> Figure:
     """PGD-20 accuracy of each loss, and over the part of the data that is regularised."""
     figure, (bars, line) = new_figure(2, 9)
-    robust = {row["loss"]: row["PGD-20, %"] for row in result.rows if "%" not in row["loss"]}
-    bars.barh(list(robust), list(robust.values()), color=[COLOURS[0], *["0.7"] * (len(robust) - 1)])
+    rows = [row for row in result.rows if "%" not in row["loss"]]
+    names, robust = [row["loss"] for row in rows], [row["PGD-20, %"] for row in rows]
+    colours = [COLOURS[0], *["0.7"] * (len(rows) - 1)]
+    bars.barh(names, robust, xerr=error_bars([row["PGD-20 ±"] for row in rows]), color=colours)
     bars.invert_yaxis()
     bars.set(xlabel="PGD-20 accuracy, %")
-    line.plot([100 * share for share in result.series["share"]], result.series["robust"], marker="o")
+    shares = [100 * share for share in result.series["share"]]
+    line.errorbar(shares, result.series["robust"], error_bars(result.series["robust ±"]), marker="o")
     line.set(xlabel="training examples regularised, %", ylabel="PGD-20 accuracy, %")
     return figure
 
@@ -172,20 +196,38 @@ def split_by_correctness(context: StudyContext, first: nn.Module) -> dict[str, T
 
 def subsets(context: StudyContext) -> StudyResult:
     """Train a first network, split the training examples by what it has right, and train again with either part treated."""
-    parts, found = split_by_correctness(context, context.trained("at")), {"at": trained_masks(context, "at")}
-    fgsm = context.method("at", steps=1, step_size="eps", start="clean")
-    treatments = (context.method("standard"), fgsm, with_loss("at with KL", context.method("at"), at_with_kl))
-    for kind, treatment in zip(TREATMENTS, treatments, strict=True):
-        for part, places in parts.items():
-            custom = split_method(f"at {part} {kind}", treatment, context.method("at"), places)
-            found[f"{part} {kind}"] = trained_masks(context, custom.name, custom=custom)
+    sizes: list[float] = []
+
+    def treated(kind: str, part: str) -> Callable[[StudyContext], Method]:
+        def build(one: StudyContext) -> Method:
+            places = split_by_correctness(one, one.trained("at", decides=False))[part]
+            sizes.append(len(places) / len(one.train_part))
+            fgsm = one.method("at", steps=1, step_size="eps", start="clean")
+            ways = (one.method("standard"), fgsm, with_loss("at with KL", one.method("at"), at_with_kl))
+            return split_method(f"at {part} {kind}", ways[TREATMENTS.index(kind)], one.method("at"), places)
+
+        return build
+
+    variants = {"at": Variant("at")}
+    for kind in TREATMENTS:
+        variants |= {f"{part} {kind}": Variant(f"at {part} {kind}", custom=treated(kind, part)) for part in ("S+", "S-")}
+    found = trained_masks(context, variants)
     robust = {name: one.pgd for name, one in found.items()}
-    changes = "; ".join(f"{name} {difference_text(one, robust['at'])}" for name, one in robust.items() if name != "at")
-    claims = {"S+ unperturbed": "S- unperturbed", "S- FGSM": "S- unperturbed", "S- regularised": "S+ regularised"}
+    plain = robust["at"]
+    said = [
+        sentence("robustness drops if S- stays unperturbed", gain(plain, robust["S- unperturbed"])),
+        sentence("and less if S+ does", gain(robust["S+ unperturbed"], robust["S- unperturbed"])),
+        sentence(
+            f"a weak attack on S- costs almost nothing (less than {NOTHING:g} point)", gain(robust["S- FGSM"], plain, -NOTHING)
+        ),
+        sentence("a weak attack on S+ costs robustness", gain(plain, robust["S+ FGSM"])),
+        sentence("regularising S- gains robustness", gain(robust["S- regularised"], plain)),
+        sentence("and more than regularising S+", gain(robust["S- regularised"], robust["S+ regularised"])),
+    ]
     return StudyResult(
-        f"S- is {100 * len(parts['S-']) / len(context.train_part):.1f} % of the training examples. Change of PGD-20 accuracy "
-        f"in points: {changes}",
-        all_better([(robust[better], robust[worse]) for better, worse in [*claims.items(), ("S- regularised", "at")]]),
+        f"S- is {100 * sum(sizes) / len(sizes):.1f} % of the training examples; plain adversarial training has "
+        f"{percent(plain):.1f} % right under PGD-20",
+        said,
         [one.row(training=name) for name, one in found.items()],
     )
 
@@ -193,66 +235,107 @@ def subsets(context: StudyContext) -> StudyResult:
 def draw_subsets(result: StudyResult) -> Figure:
     """PGD-20 accuracy for each treatment of each part, with that of plain adversarial training."""
     figure, (axes,) = new_figure()
-    robust = {row["training"]: row["PGD-20, %"] for row in result.rows}
+    rows = {row["training"]: row for row in result.rows}
     for offset, part in ((-0.2, "S+"), (0.2, "S-")):
         places = [k + offset for k in range(len(TREATMENTS))]
-        axes.bar(places, [robust[f"{part} {kind}"] for kind in TREATMENTS], width=0.36, label=part)
-    axes.axhline(robust["at"], color="0.3", linestyle="--", label="adversarial training")
+        shown = [rows[f"{part} {kind}"] for kind in TREATMENTS]
+        errors = error_bars([row["PGD-20 ±"] for row in shown])
+        axes.errorbar(places, [row["PGD-20, %"] for row in shown], errors, fmt="o", capsize=3, label=part)
+    axes.axhline(rows["at"]["PGD-20, %"], color="0.3", linestyle="--", label="adversarial training")
     axes.set(xticks=range(len(TREATMENTS)), xticklabels=TREATMENTS, ylabel="PGD-20 accuracy, %")
-    axes.set_ylim(max(0, min(robust.values()) - 5))
     axes.legend()
     return figure
 
 
 def beta_sensitivity(context: StudyContext) -> StudyResult:
     """Train MART and TRADES with each β."""
-    found = {(name, beta): trained_masks(context, name, beta=beta) for name in ("mart", "trades") for beta in BETAS}
-    pairs = [(found["mart", beta], found["trades", beta]) for beta in BETAS]
-    robust = [[percent(one.pgd) for one in ways] for ways in zip(*pairs, strict=True)]
-    of_mart, of_trades = (max(values) - min(values) for values in robust)
-    ahead = sum(percent(ours.pgd) > percent(others.pgd) for ours, others in pairs)
-    truly = sum(percent(ours.strong) > percent(others.strong) for ours, others in pairs)
+    variants = {f"{name}, β {beta:g}": Variant(name, {"beta": beta}) for name in ("mart", "trades") for beta in BETAS}
+    found = trained_masks(context, variants)
+    ours, others = (torch.stack([found[f"{name}, β {beta:g}"].pgd for beta in BETAS]) for name in ("mart", "trades"))
+    varied = _best_less_worst(others) - _best_less_worst(ours)
+    said = [
+        sentence(f"at β {beta:g} MART is more robust than TRADES", gain(one, other))
+        for beta, one, other in zip(BETAS, ours, others, strict=True)
+    ]
+    said.append(sentence("over β MART varies less (best less worst PGD-20 accuracy of TRADES, less that of MART)", varied))
+    ahead = sum(percent(one) > percent(other) for one, other in zip(ours, others, strict=True))
     return StudyResult(
-        f"MART is ahead for {ahead} of {len(BETAS)} values of β under PGD-20, and for {truly} under the stronger attacks; "
-        f"over β PGD-20 accuracy varies by {of_mart:.1f} points for MART and {of_trades:.1f} for TRADES",
-        False if of_mart > of_trades else all_better([(ours.pgd, others.pgd) for ours, others in pairs]),
-        [one.row(method=name, β=beta) for (name, beta), one in found.items()],
+        f"MART's mean is above TRADES' for {ahead} of {len(BETAS)} values of β under PGD-20; over β it varies by "
+        f"{percent(_best_less_worst(ours)):.1f} points, TRADES' by {percent(_best_less_worst(others)):.1f}",
+        said,
+        [found[name].row(method=one.method, β=one.hyperparameters["beta"]) for name, one in variants.items()],
     )
+
+
+def _best_less_worst(masks: Tensor) -> Tensor:
+    """Return the difference (S, N) of the best and the worst of masks (K, S, N), by their shares in each seed."""
+    shares, seeds = masks.double().mean(2), torch.arange(masks.shape[1])
+    return masks[shares.argmax(0).cpu(), seeds].double() - masks[shares.argmin(0).cpu(), seeds].double()
 
 
 def draw_beta_sensitivity(result: StudyResult) -> Figure:
     """Accuracies over β."""
     figure, plots = new_figure(3, 9, sharey=True)
     for axes, column in zip(plots, ACCURACIES, strict=True):
-        series = {name: [row[column] for row in result.rows if row["method"] == name] for name in ("mart", "trades")}
-        plot_lines(axes, BETAS, series, xlabel="β", title=column, xscale="log")
+        rows = {name: [row for row in result.rows if row["method"] == name] for name in ("mart", "trades")}
+        series = {name: [row[column] for row in some] for name, some in rows.items()}
+        errors = {name: [row[_error_of(column)] for row in some] for name, some in rows.items()}
+        plot_lines(axes, BETAS, series, errors, xlabel="β", title=column, xscale="log")
     return figure
+
+
+def _error_of(column: str) -> str:
+    return f"{column.removesuffix(', %')} ±"
+
+
+def draw_accuracies(axes: Axes, result: StudyResult, x: list[Any], **labels: Any) -> None:
+    """Draw a line for each accuracy over x, with standard errors."""
+    series = {name: result.column(name) for name in ACCURACIES}
+    plot_lines(axes, x, series, {name: result.column(_error_of(name)) for name in series}, ylabel="accuracy, %", **labels)
 
 
 def weights(context: StudyContext) -> StudyResult:
     """Train MAIL-AT with each slope and bias; attack it, and see on how many training examples the weights rest."""
     train_x, train_y = context.examples("train")
-    plain, found, effective = trained_masks(context, "at"), {}, {}
-    for slope, bias in SLOPES_AND_BIASES:
-        model = context.trained("mail-at", slope=slope, bias=bias)
-        found[slope, bias] = robust_masks(context, model)
-        x_adv = pgd(model, train_x, train_y, context.threat, seed=context.seed).x_adv
-        with torch.no_grad():
-            margins = probabilistic_margin(model(x_adv), train_y)
-        effective[slope, bias] = 100 * float(effective_size(mail(margins, slope=slope, bias=bias)))
-    by_slope = [effective[slope, -0.5] for slope in (2.0, 5.0, 10.0, 20.0)]
-    by_bias = [effective[10.0, bias] for bias in (-1.0, -0.5, 0.0, 0.5)]
-    slopes, biases = (", ".join(f"{one:.0f}" for one in some) for some in (by_slope, by_bias))
-    usual = found[10.0, -0.5]
-    rows = [plain.row(slope="", bias="", **{"effective examples, %": 100.0})]
-    rows += [one.row(slope=s, bias=b, **{"effective examples, %": effective[s, b]}) for (s, b), one in found.items()]
+    variants = {"at": Variant("at")}
+    variants |= {
+        f"{slope:g}, {bias:g}": Variant("mail-at", {"slope": slope, "bias": bias}) for slope, bias in SLOPES_AND_BIASES
+    }
+    masks: dict[str, list[RobustMasks]] = {name: [] for name in variants}
+    rests: dict[str, list[Tensor]] = {name: [] for name in variants}
+    for name, one, model in context.networks(variants):
+        masks[name].append(robust_masks(one, model))
+        omega = torch.ones(len(train_y), dtype=torch.float64)
+        if given := variants[name].hyperparameters:
+            x_adv = pgd(model, train_x, train_y, one.threat, seed=one.seed).x_adv
+            with torch.no_grad():
+                margins = probabilistic_margin(model(x_adv), train_y)
+            omega = mail(margins, slope=given["slope"], bias=given["bias"]).double().cpu()
+        rests[name].append(_effective_parts(omega))
+    found, effective = {name: join_seeds(some) for name, some in masks.items()}, {k: torch.stack(v) for k, v in rests.items()}
+    said = []
+    for less, more in pairwise(("10, -1", "10, -0.5", "10, 0", "10, 0.5")):
+        more_rest = gain(effective[more], effective[less])
+        said.append(sentence(f"weights rest on more examples with slope, bias {more} than with {less}", more_rest))
+    for flat, steep in pairwise(("2, -0.5", "5, -0.5", "10, -0.5", "20, -0.5")):
+        more_rest = gain(effective[flat], effective[steep])
+        said.append(sentence(f"weights rest on fewer examples with slope, bias {steep} than with {flat}", more_rest))
+    said.append(sentence("with 10, -0.5 MAIL-AT is more robust than AT to PGD", gain(found["10, -0.5"].pgd, found["at"].pgd)))
+    shares = ", ".join(f"{percent(some):.0f} % with {name}" for name, some in effective.items() if name != "at")
     return StudyResult(
-        f"with slopes 2, 5, 10, 20 the weights rest on {slopes} % of the examples (effective size), with biases -1, "
-        f"-0.5, 0, 0.5 on {biases} %; slope 10 and bias -0.5 against plain adversarial training, in points: PGD-20 "
-        f"{difference_text(usual.pgd, plain.pgd)}, stronger attacks {difference_text(usual.strong, plain.strong)}",
-        by_slope == sorted(by_slope, reverse=True) and by_bias == sorted(by_bias),
-        rows,
+        f"the weights rest on (effective size, of the training examples; slope, bias) {shares}",
+        said,
+        [
+            one.row(**{"slope, bias": name if name != "at" else ""}, **accuracies({"effective, %": effective[name]}))
+            for name, one in found.items()
+        ],
     )
+
+
+def _effective_parts(weights: Tensor) -> Tensor:
+    """Return values (N,) whose mean is the effective size of weights, as a share: it, and what each example moves it by."""
+    mean, square = weights.mean(), weights.square().mean()
+    return mean.square() / square * (2 * weights / mean - weights.square() / square)
 
 
 def draw_weights(result: StudyResult) -> Figure:
@@ -264,8 +347,7 @@ def draw_weights(result: StudyResult) -> Figure:
         curves.plot(margins.tolist(), unscaled.tolist(), label=f"slope {slope:g}, bias {bias:g}")
     curves.set(xlabel="probabilistic margin", ylabel="weight before normalisation")
     curves.legend(fontsize=7)
-    pairs = ["at", *(f"{slope:g}, {bias:g}" for slope, bias in SLOPES_AND_BIASES)]
-    plot_lines(points, pairs, {name: result.column(name) for name in ACCURACIES}, xlabel="slope, bias")
+    draw_accuracies(points, result, [name or "at" for name in result.column("slope, bias")], xlabel="slope, bias")
     points.tick_params(axis="x", rotation=45)
     return figure
 
@@ -274,38 +356,44 @@ def burn_in(context: StudyContext) -> StudyResult:
     """Train MAIL-AT with burn-ins of several lengths."""
     epochs = context.config.epochs
     lengths = dict.fromkeys(round(fraction * epochs) for fraction in (0.0, 0.25, 0.5, 0.75))
-    found = {length: trained_masks(context, "mail-at", burn_in=length) for length in lengths}
-    none, longest = found[0], found[max(found)]
+    found = trained_masks(context, {f"burn-in {length}": Variant("mail-at", {"burn_in": length}) for length in lengths})
+    none, longest = found["burn-in 0"], found[f"burn-in {max(lengths)}"]
     return StudyResult(
-        f"a burn-in of {max(found)} of {epochs} epochs against none, in points: clean "
-        f"{difference_text(longest.clean, none.clean)}, PGD-20 {difference_text(longest.pgd, none.pgd)}, stronger attacks "
-        f"{difference_text(longest.strong, none.strong)}",
-        all_better([(longest.strong, none.strong)]),
-        [one.row(**{"burn-in, epochs": length}) for length, one in found.items()],
+        f"a burn-in of {max(lengths)} of {epochs} epochs leaves {percent(longest.strong):.1f} % right under the stronger "
+        f"attacks, none {percent(none.strong):.1f} %; without an attack {percent(longest.clean):.1f} and "
+        f"{percent(none.clean):.1f} %",
+        [
+            sentence("weights from the first epoch on cost robustness (PGD-20)", gain(longest.pgd, none.pgd)),
+            sentence("weights from the first epoch on cost robustness (stronger attacks)", gain(longest.strong, none.strong)),
+        ],
+        [one.row(**{"burn-in, epochs": length}) for length, one in zip(lengths, found.values(), strict=True)],
     )
 
 
 def draw_burn_in(result: StudyResult) -> Figure:
     """Accuracies over the length of the burn-in."""
     figure, (axes,) = new_figure()
-    lengths, accuracies = "burn-in, epochs", {name: result.column(name) for name in ACCURACIES}
-    plot_lines(axes, result.column(lengths), accuracies, xlabel=lengths)
+    draw_accuracies(axes, result, result.column("burn-in, epochs"), xlabel="burn-in, epochs")
     return figure
 
 
 def trade_off(context: StudyContext) -> StudyResult:
     """Train several methods, and TRADES with each β."""
-    names = ("standard", "at", "fat", "mart", "mail-at", "mail-trades")
-    found = {name: trained_masks(context, name, decides=name in ("standard", "at")) for name in names}
-    for beta in BETAS:
-        found[f"trades, β {beta:g}"] = trained_masks(context, "trades", beta=beta, decides=beta in (BETAS[0], BETAS[-1]))
-    low, high = (found[f"trades, β {beta:g}"] for beta in (BETAS[0], BETAS[-1]))
+    names, ends = ("standard", "at", "fat", "mart", "mail-at", "mail-trades"), (BETAS[0], BETAS[-1])
+    variants = {name: Variant(name, decides=name in ("standard", "at")) for name in names}
+    variants |= {f"trades, β {beta:g}": Variant("trades", {"beta": beta}, decides=beta in ends) for beta in BETAS}
+    found = trained_masks(context, variants)
+    low, high = (found[f"trades, β {beta:g}"] for beta in ends)
     robust, standard = found["at"], found["standard"]
     return StudyResult(
-        f"adversarial against standard training, in points: clean {difference_text(robust.clean, standard.clean)}, stronger "
-        f"attacks {difference_text(robust.strong, standard.strong)}; TRADES with β {BETAS[-1]:g} against {BETAS[0]:g}: clean "
-        f"{difference_text(high.clean, low.clean)}, stronger attacks {difference_text(high.strong, low.strong)}",
-        all_better([(standard.clean, robust.clean), (low.clean, high.clean), (high.strong, low.strong)]),
+        f"without an attack standard training has {percent(standard.clean):.1f} % right, adversarial training "
+        f"{percent(robust.clean):.1f} %; under the stronger attacks {percent(standard.strong):.1f} and "
+        f"{percent(robust.strong):.1f} %",
+        [
+            sentence("adversarial training costs clean accuracy", gain(standard.clean, robust.clean)),
+            sentence(f"β {ends[1]:g} in TRADES has less clean accuracy than {ends[0]:g}", gain(low.clean, high.clean)),
+            sentence(f"β {ends[1]:g} in TRADES is more robust than {ends[0]:g}", gain(high.strong, low.strong)),
+        ],
         [one.row(method=name) for name, one in found.items()],
     )
 
@@ -318,6 +406,7 @@ def draw_trade_off(result: StudyResult) -> Figure:
     axes.plot(*places, color="0.6", marker="o", label="trades")
     for row in result.rows:
         place, label = (row["clean, %"], row["strong, %"]), row["method"].removeprefix("trades, ")
+        axes.errorbar(*place, xerr=error_bars([row["clean ±"]]), yerr=error_bars([row["strong ±"]]), color="0.8", zorder=0)
         if row not in trades:
             axes.scatter(*place)
         axes.annotate(label, place, textcoords="offset points", xytext=(4, 4), fontsize=8)
@@ -328,24 +417,33 @@ def draw_trade_off(result: StudyResult) -> Figure:
 
 def imbalance(context: StudyContext) -> StudyResult:
     """Thin the training set out so that classes become ever rarer, train, and attack each class of the whole test set."""
-    thin = replace(context, base=replace(context.base, subset=replace(context.base.subset, imbalance=RATIO)))
+    subset = replace(context.base.subset, imbalance=RATIO)
+    thin = replace(context, base=replace(context.base, subset=subset), say=lambda text: context.say(f"thinned out, {text}"))
     y = context.examples()[1]
     classes = int(y.max()) + 1
     rare = y >= classes - classes // 3
-    found, by_class, rows = {}, {}, []
-    for name in ("at", "trades", "mart", "at, balanced", "mart, balanced"):
-        kind, _, class_weights = name.partition(", ")
-        settings = {"class_weights": class_weights} if class_weights else {}
-        one = found[name] = trained_masks(thin, kind, settings=settings, decides=name in ("at", "mart"))
-        by_class[name] = [percent(one.strong[y == k]) for k in range(classes)]
-        extra = {"strong, rarest third, %": percent(one.strong[rare]), "strong, worst class, %": min(by_class[name])}
+    variants = {
+        name: Variant(name.partition(",")[0], {}, {"class_weights": "balanced"} if "," in name else {}, decides="," not in name)
+        for name in ("at", "trades", "mart", "at, balanced", "mart, balanced")
+    }
+    found = trained_masks(thin, variants)
+    whole = trained_masks(context, {name: variants[name] for name in ("at", "mart")})
+    by_class = {name: [percent(one.strong[:, y == k]) for k in range(classes)] for name, one in found.items()}
+    thin_gain, whole_gain = (only(rare, gain(some["mart"].strong, some["at"].strong)) for some in (found, whole))
+    rows = []
+    for name, one in found.items():
+        known = [number for number in by_class[name] if isfinite(number)]
+        extra = accuracies({"strong, rarest third, %": only(rare, one.strong)}) | {"strong, worst class, %": min(known)}
         rows.append(one.row(training=name, **extra))
-    ours, others, weighed = (found[name].strong[rare] for name in ("mart", "at", "at, balanced"))
     return StudyResult(
-        f"the first class has {RATIO:g} times the examples of the last. In the rarest third, under the stronger attacks and in "
-        f"points: MART against adversarial training {difference_text(ours, others)}; class weights in adversarial training "
-        f"{difference_text(weighed, others)}",
-        all_better([(ours, others)]),
+        f"the first class has {RATIO:g} times the examples of the last. In the rarest third, under the stronger attacks, "
+        + ", ".join(
+            f"{name} has {number_text(row['strong, rarest third, %'])} % right" for name, row in zip(found, rows, strict=True)
+        ),
+        [
+            sentence("MART helps the rarest third more than AT does", thin_gain),
+            sentence("and by more than where classes are balanced", thin_gain - whole_gain),
+        ],
         rows,
         {"by class": by_class},
         about=f"thinned out, {len(y):,} test examples",
@@ -356,6 +454,6 @@ def draw_imbalance(result: StudyResult) -> Figure:
     """Accuracy under the stronger attacks of each class, the rarest last."""
     figure, (axes,) = new_figure()
     series = result.series["by class"]
-    labels = {"xlabel": "class, from the most frequent to the rarest", "ylabel": "accuracy under stronger attacks, %"}
-    plot_lines(axes, range(len(series["at"])), series, **labels)
+    plot_lines(axes, range(len(series["at"])), series)
+    axes.set(xlabel="class, from the most frequent to the rarest", ylabel="accuracy under stronger attacks, %")
     return figure
