@@ -1,5 +1,6 @@
 import importlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from hauberk.evaluation import DIAGNOSTICS, DiagnosticSpec, Finding, table, wils
 from hauberk.evaluation.diagnostics import run_diagnostics
 from hauberk.evaluation.diagnostics.results import Verdicts
 from hauberk.evaluation.records import CLEAN, Records, RecordStore
-from helpers import CHECKPOINTS, MNIST, ROOT, Noisy, small_mnist_net, tiny_batch, tiny_net
+from hauberk.evaluation.runner import EvaluationRunner
+from helpers import CHECKPOINTS, MNIST, ROOT, THREAT, Noisy, small_mnist_net, tiny_batch, tiny_net
 
 evaluate_module = importlib.import_module("hauberk.evaluation.evaluate")  # the name of the function hides it
 
@@ -442,3 +444,89 @@ def test_examples_are_written_many_at_once(tmp_path, monkeypatch):
     hb.evaluate(model, data, threat=hb.Linf(0.02), attacks=["fgsm"], out=tmp_path, quiet=True, diagnostics="cheap")
     assert sum(blocks) == len((tmp_path / "verdicts-0.jsonl").read_text().splitlines()) >= 3800
     assert len(blocks) <= 2 + 3 * (2000 // 256 + 1)  # clean pass, verdicts, those that leave
+
+
+class Changing(nn.Module):
+    """Its answer, or its input, is changed by a function."""
+
+    def __init__(self, answer=lambda z: z, point=lambda x: x):
+        super().__init__()
+        self.net, self.answer, self.point = tiny_net(), answer, point
+
+    def forward(self, x):
+        return self.answer(self.net(self.point(x)))
+
+
+class Unreadable:
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: Changing(lambda z: (z, z)), r"must return logits of shape \(6, classes\).*wrap it in a module"),
+        (lambda: Changing(lambda z: {"logits": z}), "wrap it in a module that returns the logits alone"),
+        (lambda: Changing(lambda z: z.long()), "floating-point numbers, it returned torch.int64"),
+        (lambda: Changing(lambda z: z.to(torch.complex64)), "floating-point numbers, it returned torch.complex64"),
+        (lambda: Changing(point=lambda x: x.mul_(2)), "in.place"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), "run one batch through it first"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 5, device="meta")), "which hold nothing"),
+        (lambda: tiny_net().forward, "must be a torch.nn.Module"),
+        (lambda: nn.Linear, "must be a torch.nn.Module"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(7, 5)), "cannot take inputs of shape"),
+    ],
+)
+def test_models_that_cannot_be_attacked_are_refused_by_all_that_attack(model, says):
+    x, y = tiny_batch()
+    for call in (
+        lambda: hb.evaluate(model(), (x, y), threat=THREAT, diagnostics="cheap", quiet=True),
+        lambda: hb.attacks.square(model(), x.clone(), y, THREAT, steps=2),
+        lambda: hb.method("at", THREAT, steps=1)(model(), x.clone(), y),
+    ):
+        with pytest.raises(hb.UserError, match=says) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"threat": 8 / 255}, "threat must be a threat model, such as hb.Linf"),
+        ({"batch_size": "8"}, "batch_size must be a whole number of 64 bits, got '8'"),
+        ({"n": True}, "n must be a whole number"),
+        ({"attacks": "fgsm"}, "attacks must be a list"),
+        ({"attacks": [hb.attacks.PGD]}, "is a class, PGD; pass an instance"),
+        ({"surrogate": nn.Linear(7, 5)}, "surrogate: the model cannot take inputs"),
+        ({"diagnostics": [3]}, "each of it text or a DiagnosticSpec"),
+        ({"test_set": {"x": 1, "y": 2}}, "data must be a pair"),
+        ({"test_set": Unreadable()}, "fails at example 0: OSError: the disk is gone"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(changes, says):
+    with pytest.raises(hb.UserError, match=says):
+        hb.evaluate(**{"model": tiny_net(), "test_set": tiny_batch(), "threat": THREAT, "quiet": True, **changes})
+
+
+def test_showing_the_progress_takes_a_small_part_of_the_time(monkeypatch):
+    clock, shown = [0.0], []
+    monkeypatch.setattr("hauberk.evaluation.runner.time.monotonic", lambda: clock[0])
+
+    def show(self, *more):
+        shown.append(clock[0])
+        clock[0] += 0.9  # as with a million examples
+
+    monkeypatch.setattr(EvaluationRunner, "_show", show)
+    runner = object.__new__(EvaluationRunner)
+    runner.records, runner._shown, runner.state_path = {"fgsm": {"known": np.zeros(3, dtype=bool)}}, 0.0, None
+    queue = SimpleNamespace(part_done=lambda: 0.0)
+    for hidden, least, most in ((True, 0, 0), (False, 2, 4)):
+        runner.display = SimpleNamespace(hidden=hidden)
+        clock[0] = 0.0
+        while clock[0] < 100:
+            clock[0] += 0.1
+            runner._pause("fgsm", queue, np.arange(3))
+        assert least <= len(shown) <= most

@@ -5,7 +5,7 @@ import torch
 
 import hauberk as hb
 from hauberk.methods import get_method_spec
-from helpers import count_passes, tiny_batch, tiny_net
+from helpers import count_passes, settings, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
 
@@ -101,6 +101,20 @@ def test_overrides_and_presets_reach_attack_and_objective():
         (lambda: hb.method("at", THREAT, beta=1.0), "unknown setting of at"),
         (lambda: hb.method("mart", THREAT, beta=-1), "must not be negative"),
         (lambda: hb.method("mart", THREAT, beta=float("nan")), "beta must be a finite number"),
+        (lambda: hb.method("at", 8 / 255), r"threat must be a threat model, such as hb.Linf\('8/255'\), got 0.03"),
+        (lambda: hb.method("mail-trades", THREAT, slope="a"), "slope must be a finite number, got 'a'"),
+        (lambda: hb.method("at", THREAT, seed=2**63), "seed must be a whole number of 64 bits"),
+        (lambda: hb.Method(THREAT, objective=torch.nn.Linear), "objective is a class, Linear; pass an instance"),
+        (
+            lambda: hb.method("at", THREAT)(tiny_net().half(), *tiny_batch()),
+            r"of torch.float16, the inputs of torch.float32; convert",
+        ),
+        (lambda: hb.method("at", THREAT)(tiny_net().requires_grad_(False), *tiny_batch()), "no gradient reaches the model"),
+        (lambda: hb.method("at", THREAT)(tiny_net(), *tiny_batch(), class_weights=torch.ones(3)), "one number for each class"),
+        (
+            lambda: hb.method("at", THREAT, objective=lambda context: context.logits_adv)(tiny_net(), *tiny_batch()),
+            "two tensors of",
+        ),
         (lambda: hb.method("mart", THREAT, preset="code"), "preset is 'paper' or 'official' or 'note'"),
         (lambda: hb.method("at", THREAT, passes=("adversarial", "attack")), "passes are 'clean' and, after 'attack'"),
         (lambda: hb.method("standard", THREAT, passes=("attack", "adversarial")), "passes are 'clean'"),
@@ -288,3 +302,25 @@ def test_repeated_passes_move_statistics_and_nothing_else():
         assert torch.equal(a.grad, b.grad)
     assert not torch.allclose(models[0][1].running_mean, models[1][1].running_mean)
     assert hb.method(**{**twice.to_dict(), "threat": THREAT}).passes_of_loss == ("adversarial", "clean", "clean")
+
+
+def test_names_as_papers_write_them():
+    assert hb.method("MAIL-TRADES+AWP", THREAT).name == "mail-trades+awp"
+    assert hb.train(tiny_net(), tiny_batch(), method="AT", threat=THREAT, **settings(epochs=1, val_size=0)).metrics
+
+
+def test_an_output_is_shown_in_short_and_gives_numbers_to_loggers():
+    out = hb.method("mail-at", THREAT, burn_in=0, steps=2)(tiny_net(), *tiny_batch(), epoch=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        numbers = out.numbers()
+    assert numbers["loss"] == out.loss.item()
+    assert numbers.keys() == {"loss", *out.report}
+    assert all(type(value) is float for value in numbers.values())
+    assert len(repr(out)) < 300
+
+
+def test_every_measure_goes_with_mma():
+    for measure in ("pm-adv", "pm-nat", "pm-dif", "kappa", "lps"):
+        out = hb.method("mma", THREAT, measure=measure, burn_in=0, steps=2)(tiny_net(), *tiny_batch(), epoch=0)
+        assert out.weights.mean().isclose(torch.tensor(1.0))

@@ -96,12 +96,21 @@ def test_your_own_by_module_and_factory(tmp_path, monkeypatch):
         "from torch import nn\n"
         "def net(classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))\n"
         "def number(): return 7\n"
+        "def other(size): return nn.Linear(size, 3)\n"
+        "def leaves(): raise SystemExit(0)\n"
+        "class Forgets(nn.Module):\n    def __init__(self): self.scale = 1\n"
     )
+    (tmp_path / "mistyped.py").write_text("def net(:\n")
     monkeypatch.chdir(tmp_path)
     assert ModelSpec("mynets:net", (3, 4, 4), 6).build()(torch.rand(2, 3, 4, 4)).shape == (2, 6)
     with pytest.raises(hb.UserError, match="returned a int"):
         ModelSpec("mynets:number", (3, 4, 4), 6).build()
-    for name in ("mynets:missing", "nowhere:net", ":net"):
+    for name, says in (("mynets:other", "missing 1 required"), ("mynets:leaves", "fails with SystemExit")):
+        with pytest.raises(hb.UserError, match=f"{says}.*takes input_shape and classes"):
+            ModelSpec(name, (3, 4, 4), 6).build()
+    with pytest.raises(hb.UserError, match=r"Forgets.__init__ must begin with super\(\)"):
+        hb.train("mynets:Forgets", (torch.rand(6, 4), torch.arange(6) % 3), threat=hb.Linf(0.1), epochs=1, quiet=True)
+    for name in ("mynets:missing", "nowhere:net", ":net", "mistyped:net", "../x:net"):
         with pytest.raises(hb.UserError, match="cannot load model"):
             ModelSpec(name, (3, 4, 4), 6).build()
 

@@ -702,3 +702,43 @@ def test_cuda_training(device, tmp_path):
 @pytest.mark.parametrize("norm", [hb.L2(0.5), hb.L1(4.0)])
 def test_other_norms_train(norm):
     assert hb.train("mlp", easy_data(), threat=norm, **settings(epochs=1)).metrics
+
+
+def test_a_run_and_its_data_are_shown_in_short_and_epochs_counted_from_1():
+    run = hb.train(tiny_net(), easy_data(), threat=THREAT, **settings(epochs=2))
+    assert run.best["epoch"] == run.best["metrics"]["epoch"] in (1, 2)
+    assert repr(run).startswith(f"Run(Sequential, 2 epochs, best epoch {run.best['epoch']}, val_clean_accuracy")
+    assert repr(as_dataset(easy_data())) == "TensorDataset('arrays', 60 examples)"
+
+
+@pytest.mark.parametrize("within", [torch.no_grad, torch.inference_mode])
+def test_training_works_wherever_gradients_are_off(within):
+    net = tiny_net()
+    with within():
+        assert hb.train(net, easy_data(), threat=THREAT, **settings(epochs=1, val_size=0)).metrics
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"report_every": 0}, "report_every must be at least 1"),
+        ({"class_weights": (0.0,) * 5}, "not all 0"),
+        ({"class_weights": "heavy"}, "class_weights must be 'none' or 'balanced' or a list"),
+        ({"save_minutes": math.nan}, "save_minutes must be a finite number"),
+        ({"val_size": -5}, "val_size must be -1"),
+        ({"epochs": True}, "epochs must be a whole number"),
+        ({"seed": 2**63}, "seed must be a whole number of 64 bits"),
+        ({"device": "meta"}, "its tensors hold nothing"),
+        ({"out": 3}, "out must be text or a path or None, got 3"),
+        ({"method": None}, "method must be text or a Method, got None"),
+        ({"threat": 8 / 255}, r"threat must be a threat model, such as hb.Linf\('8/255'\)"),
+        ({"unlabelled": (torch.rand(5, 7), torch.zeros(5, dtype=torch.long))}, "unlabelled inputs have shape"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, says):
+    with pytest.raises(hb.UserError, match=says):
+        hb.train(tiny_net(), easy_data(), **{"threat": THREAT, **settings(epochs=1), **changes})
+
+
+def test_the_largest_seed_trains():
+    assert hb.train(tiny_net(), easy_data(), threat=THREAT, **settings(epochs=1, seed=2**63 - 1)).metrics

@@ -52,7 +52,10 @@ def program() -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
         return f"torchrun {'--nproc_per_node ' + os.environ['LOCAL_WORLD_SIZE'] if alone else '...'} -m hauberk"
-    ours = Path(sys.executable).parent / "hauberk"
+    python = Path(sys.executable)
+    if Path(sys.argv[0]).name == "__main__.py":  # python -m hauberk
+        return f"{python.name if shutil.which(python.name) == str(python) else os.path.relpath(python)} -m hauberk"
+    ours = python.parent / "hauberk"
     found = shutil.which("hauberk")
     if found and Path(found).parent == ours.parent:
         return "hauberk"

@@ -156,6 +156,11 @@ def _as_collection(value: Any, origin: Any, kinds: tuple[Any, ...]) -> Any:
     allowed = tuple | list if origin is tuple else origin
     if isinstance(value, str | bytes) or not isinstance(value, allowed):
         return _WRONG
+    if origin is Iterable:
+        try:
+            iter(value)
+        except Exception:  # that of a tensor without dimensions, and of a scripted module, fails
+            return _WRONG
     if origin not in (tuple, Sequence):
         return value
     if origin is tuple and kinds[-1] is not Ellipsis:

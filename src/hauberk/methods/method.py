@@ -470,7 +470,9 @@ def _called(name: str, part: Callable[[StepContext], Any], context: StepContext)
     """Call a part; one that is not made for a context is named."""
     try:
         return part(context)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(part, torch.jit.ScriptModule):  # which says so of wrong types
+            raise
         raise UserError(f"the {name}, {shown(part)}, fails on its context: {in_one_line(error)}") from error
 
 

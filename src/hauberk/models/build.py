@@ -196,10 +196,14 @@ def _from_factory(spec: ModelSpec) -> nn.Module:
         accepted = inspect.signature(factory).parameters
     except (TypeError, ValueError) as error:
         raise UserError(f"{spec.name!r} is not a function or class that returns a model") from error
+    given = {key: value for key, value in offered.items() if key in accepted}
     try:
-        net = factory(**{key: value for key, value in offered.items() if key in accepted})
-    except (Exception, SystemExit) as error:  # somebody's code
-        raise UserError(f"{spec.name!r} fails with {type(error).__name__}: {in_one_line(error)}") from error
+        net = factory(**given)
+    except (Exception, SystemExit) as error:  # it runs somebody's code
+        problem = f"{type(error).__name__}: {in_one_line(error)}"
+        raise UserError(
+            f"{spec.name!r} fails with {problem}; a factory takes input_shape and classes, or what it needs of them"
+        ) from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{spec.name!r} returned a {type(net).__name__}, not a torch.nn.Module")
     return net

@@ -23,6 +23,7 @@ Features: TypeAlias = Sequence[int] | Tensor | None
 
 _LONGEST_FRACTION = 60
 _HUGE_EXPONENT = re.compile(r"[eE][+-]?(\d_?){4}")
+_NORMALISE = "normalisation belongs inside the model, nn.Sequential(hauberk.models.Normalize(mean, std), net)"
 _BOX_SLACK = 1e-6  # float rounding of the box's own bounds
 
 
@@ -355,7 +356,7 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
     if bool(((x < region.low - slack) | (x > region.high + slack)).any()):
         box = f"[{float(region.low.amin()):g}, {float(region.high.amax()):g}]"
         seen = f"[{float(x.amin()):.3g}, {float(x.amax()):.3g}]"
-        hint = "divide by 255" if float(x.amin()) >= 0 and float(x.amax()) > 1.5 else "normalisation belongs inside the model"
+        hint = "divide by 255" if float(x.amin()) >= 0 and float(x.amax()) > 1.5 else _NORMALISE
         raise UserError(f"inputs lie in {seen}, outside the threat model's box {box}; {hint}, or give low= and high=")
     check_labels(y, classes)
     return y

@@ -141,7 +141,7 @@ def resolve(
     if schedule_preset not in ("published", "express"):
         raise UserError(f"schedule_preset is 'published' or 'express', not {schedule_preset!r}")
     family = "wrn" if model.startswith("wrn-") else model
-    nothing = Published({}, "the defaults of TrainConfig")
+    nothing = Published({}, "the defaults of the settings")
     found = BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing
     if schedule_preset == "express":
         found = Published(found.settings | EXPRESS.settings, EXPRESS.source)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import inf, isnan
 from typing import Any, Literal, TypeAlias
 
-from hauberk.core.arguments import check_callable, check_fields, shown
-from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.arguments import check_callable, check_fields
+from hauberk.core.errors import unknown_name
 from hauberk.evaluation.diagnostics import gradients, results
 from hauberk.evaluation.result import Diagnostic, Finding, Verdict
 
@@ -65,8 +65,6 @@ def find_diagnostics(diagnostics: str | Sequence[str | DiagnosticSpec]) -> list[
             raise unknown_name("choice of diagnostics", diagnostics, ("all", "cheap"))
         return [spec for spec in DIAGNOSTICS.values() if diagnostics == "all" or spec.evidence != "sample"]
     for name in diagnostics:
-        if not isinstance(name, str | DiagnosticSpec):
-            raise UserError(f"a diagnostic is a name or a DiagnosticSpec, not {shown(name)}")
         if isinstance(name, str) and name not in DIAGNOSTICS:
             raise unknown_name("diagnostic", name, DIAGNOSTICS)
     return [DIAGNOSTICS[spec] if isinstance(spec, str) else spec for spec in diagnostics]
