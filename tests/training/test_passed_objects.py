@@ -197,6 +197,37 @@ def test_a_run_says_what_was_passed_and_goes_on_with_nothing_else(tmp_path):
     assert len(train(easy_data(), tmp_path, resume=True, **same).metrics) == 1
 
 
+def of_one_name(part, value):
+    """Parts that have the same name and compute something else."""
+
+    def optimizer(parameters):
+        return torch.optim.Adam(parameters, lr=value)
+
+    def augmentation(x):
+        return x * value
+
+    def objective(context):
+        return value * nn.functional.cross_entropy(context.logits_adv, context.y, reduction="none"), 0.0
+
+    return {"optimizer": optimizer, "augmentation": augmentation, "objective": objective}[part]
+
+
+@pytest.mark.parametrize("part", ["optimizer", "augmentation", "objective"])
+def test_a_run_does_not_go_on_with_other_code_of_the_same_name(part, tmp_path):
+    def run(value, resume):
+        passed = {part: of_one_name(part, value)}
+        own = passed if part == "objective" else {}
+        how = {} if own else passed
+        method = hb.method("at", THREAT, steps=2, **own)
+        plain = PLAIN if part == "optimizer" else settings()
+        return hb.train(tiny_net(), easy_data(), method=method, out=tmp_path, resume=resume, **plain | how | {"epochs": 1})
+
+    run(0.01, False)
+    with pytest.raises(hb.UserError, match=f"started with other code of its {part}; use a new folder"):
+        run(0.02, True)
+    assert len(run(0.01, True).metrics) == 1
+
+
 class NoHooks:
     pass
 

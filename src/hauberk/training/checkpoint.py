@@ -16,7 +16,7 @@ from hauberk.core.lock import LOCKFILE
 RUN_FORMAT = "hauberk-run/2"
 _RECORD, _STATE = "run.json", "state.ckpt"
 _BEFORE = (LOCKFILE, f"{_RECORD}.part", "tensorboard")  # what names begin with where a run was killed before it had a record
-_SECTIONS = ("model", "method", "threat", "data", "settings")
+_SECTIONS = ("model", "method", "threat", "data", "settings", "code")
 _MAY_DIFFER = ("device", "threads", "save_minutes", "on_divergence", "folder")  # where a run goes on
 _OBJECTS = {"optimizer": "optimizer=", "scheduler": "scheduler=", "augment": "augmentation=", "callbacks": "callbacks="}
 
@@ -114,6 +114,8 @@ def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             if key.endswith("digest"):
                 kind = "unlabelled" if key.startswith("unlabelled") else "training"
                 raise UserError(f"this run was started with other {kind} data: inputs, labels or their order differ")
+            if section == "code":
+                raise UserError(f"this run was started with other code of its {key}; use a new folder")
             advice = f"pass the same {_OBJECTS[key]} again, or " if key in _OBJECTS else ""
             raise UserError(
                 f"this run was started with {section} {key} = {before.get(key)!r}, not {after.get(key)!r}; "

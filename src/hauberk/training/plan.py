@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from hauberk.core.arguments import check_callable, shown
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.imports import import_object, trusted_name
+from hauberk.core.imports import code_digest, import_object, trusted_name
 from hauberk.core.io import json_roundtrip
 from hauberk.data import AUGMENTATIONS, DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
 from hauberk.data.augment import Augmentation
@@ -108,6 +108,20 @@ class Plan:
         sources = {"digest": self.train.dataset, "unlabelled_digest": self.unlabelled}
         return {name: data_digest(source) for name, source in sources.items() if source is not None}
 
+    def _foreign_code(self) -> dict[str, str]:
+        """Digests of the code of parts that are not Hauberk's; callbacks, which may be mended meanwhile, are left out."""
+        method = self.method
+        parts = {
+            "attack": getattr(method.inner, "attack", method.inner),
+            "objective": method.objective,
+            "weighting": method.weighting,
+            "weight_perturbation": method.weight_perturbation,
+            "augmentation": self.augmentation,
+            "optimizer": self.make_optimizer,
+            "scheduler": self.make_scheduler,
+        }
+        return {name: code_digest(part) for name, part in parts.items() if part is not None and not _is_ours(part)}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for run.json and cards; settings that an own optimizer or scheduler replaces are left out."""
         config = {name: value for name, value in asdict(self.config).items() if name not in self.config.replaced}
@@ -124,7 +138,13 @@ class Plan:
                 **self._digests,
             },
             "settings": json_roundtrip(config),
+            "code": self._foreign_code(),
         }
+
+
+def _is_ours(part: Any) -> bool:
+    """Whether a part is wholly Hauberk's: no object of somebody else's, and no function around one."""
+    return str(getattr(part, "__module__", "")).startswith("hauberk.") and getattr(part, "__closure__", None) is None
 
 
 def make_plan(
