@@ -181,6 +181,7 @@ def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_holds_nothing(tm
         ("1 0 elsewhere", 0, False),
         ("1 0 elsewhere", 1000, True),
     ],
+    ids=["dead", "alive", "alive elsewhere", "silent elsewhere"],
 )
 def test_where_there_are_no_locks_a_dead_holder_is_noticed(holder, age, free, tmp_path, monkeypatch):
     def missing(*words):

@@ -224,6 +224,7 @@ def resume(
     try:
         trained_on, made_of = stored["data"], dict(stored["method"])
         settings = dict(stored["settings"]) | ({"on_divergence": on_divergence} if on_divergence else {})
+        settings.pop("unlabelled_share", None)  # it does nothing in a run on a named data set alone
         for name in ("milestones", "class_weights", "callbacks"):
             if isinstance(settings.get(name), list):
                 settings[name] = tuple(settings[name])
