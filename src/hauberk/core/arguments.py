@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from functools import wraps
+from functools import cache, wraps
 from inspect import Parameter, isclass, signature
 from numbers import Integral, Real
 from pathlib import Path
@@ -110,14 +110,16 @@ def shown(value: Any) -> str:
 
 def _as(value: Any, kind: Any) -> Any:
     """Return the value as the annotation has it, or ``_WRONG``."""
-    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    origin = get_origin(kind)
+    kind, origin, parts = _taken_apart(kind)
     if origin in (Union, UnionType):
-        return next((found for one in get_args(kind) if (found := _as(value, one)) is not _WRONG), _WRONG)
+        for one in parts:
+            if (found := _as(value, one)) is not _WRONG:
+                return found
+        return _WRONG
     if origin is Literal:
-        return value if isinstance(value, str | int | NoneType) and value in get_args(kind) else _WRONG
+        return value if isinstance(value, str | int | NoneType) and value in parts else _WRONG
     if origin in (tuple, Sequence, Iterable, Mapping):
-        return _as_collection(value, origin, get_args(kind))
+        return _as_collection(value, origin, parts)
     if kind is Callable or origin is Callable:
         return value if callable(value) else _WRONG
     if kind is int or kind is float:
@@ -132,6 +134,13 @@ def _as(value: Any, kind: Any) -> Any:
     if not isinstance(kind, type) or kind in (Any, object, Parameter.empty):
         return value
     return value if isinstance(value, kind) and (kind.__name__ != "Tensor" or _holds_numbers(value)) else _WRONG
+
+
+@cache
+def _taken_apart(kind: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Return an annotation without its notes, its origin and its arguments; kept, because loops ask again and again."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return kind, get_origin(kind), get_args(kind)
 
 
 def _holds_numbers(tensor: Any) -> bool:
@@ -176,8 +185,7 @@ def _as_collection(value: Any, origin: Any, kinds: tuple[Any, ...]) -> Any:
 
 def _words(kind: Any) -> str:
     """Say what an annotation asks for."""
-    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    origin, parts = get_origin(kind), get_args(kind)
+    kind, origin, parts = _taken_apart(kind)
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_words(one) for one in parts))
     if origin is Literal:

@@ -30,10 +30,11 @@ class BatchAttack:
 
     def __init__(self, attack: Attack[Any], taus: tuple[tuple[float, int], ...] = (), evaluate_last: bool = False):
         self.attack: Attack[Any] = attack
+        self.taus: tuple[tuple[float, int], ...] = ()
+        self._friendly: list[Attack[Any]] = []
         if isinstance(attack, PGD):
-            self.attack = replace(attack, return_last=True, evaluate_last=evaluate_last)
-        self.taus = taus
-        self.attack_at(0.0)  # refuses now what does not go with τ
+            self.attack = trained = replace(attack, return_last=True, evaluate_last=evaluate_last)
+            self.taus, self._friendly = taus, [replace(trained, tau=tau) for _, tau in taus]
 
     @property
     def follows_progress(self) -> bool:
@@ -42,9 +43,8 @@ class BatchAttack:
 
     def attack_at(self, progress: float) -> Attack[Any]:
         """Return the attack with the τ of a point of the training, where it has one."""
-        if not self.taus or not isinstance(self.attack, PGD):
-            return self.attack
-        return replace(self.attack, tau=next((tau for part, tau in self.taus if progress <= part), self.taus[-1][1]))
+        reached = (attack for (part, _), attack in zip(self.taus, self._friendly, strict=True) if progress <= part)
+        return next(reached, self._friendly[-1] if self.taus else self.attack)
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
