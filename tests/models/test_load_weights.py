@@ -77,9 +77,9 @@ def test_a_card_cannot_import_by_itself(tmp_path, monkeypatch):
         (lambda folder: (folder / "best.json").write_text('{"format": "hauberk-card/1", "data": []}'), "no readable 'data'"),
         (
             lambda folder: (folder / "best.safetensors").write_bytes((folder / "best.safetensors").read_bytes()[:-4]),
-            "not a whole safetensors file",
+            "not those that its card is about",
         ),
-        (lambda folder: (folder / "best.safetensors").write_bytes(b""), "not a whole safetensors file"),
+        (lambda folder: (folder / "best.safetensors").write_bytes(b""), "not those that its card is about"),
         (lambda folder: export(folder, "mlp", ModelSpec("small-cnn", (3, 8, 8), 5).build()), "do not fit this model"),
     ],
 )
@@ -88,6 +88,15 @@ def test_damaged_and_foreign_files_say_so(damage, says, tmp_path):
     damage(tmp_path)
     with pytest.raises(hb.UserError, match=says):
         hb.load(tmp_path)
+
+
+def test_weights_without_a_card_must_be_whole(tmp_path):
+    export(tmp_path)
+    whole = (tmp_path / "best.safetensors").read_bytes()
+    for part in (whole[:-4], b""):
+        (tmp_path / "part.safetensors").write_bytes(part)
+        with pytest.raises(hb.UserError, match="not a whole safetensors file"):
+            hb.load(tmp_path / "part.safetensors", model=ModelSpec("small-cnn", (3, 8, 8), 5).build())
 
 
 @pytest.mark.parametrize("weights", ["../best.safetensors", "/etc/passwd", 7, None])
