@@ -76,7 +76,7 @@ def test_labels_that_do_not_fit_are_refused_as_ever():
     model, (x, y) = tiny_net(), tiny_batch()
     with pytest.raises(UserError, match="labels must be"):
         hb.method("at", THREAT, precision="fp32")(model, x, y + 5)
-    with pytest.raises(UserError, match="precision is one of"):
+    with pytest.raises(UserError, match="precision must be 'model', 'fp32' or 'bf16'"):
         hb.method("at", THREAT, precision="half")
 
 

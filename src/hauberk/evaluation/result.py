@@ -89,6 +89,9 @@ def wilson_interval(successes: int, n: int) -> Interval:
 
     Returns:
         Lower and upper end, in [0, 1].
+
+    Raises:
+        UserError: for other counts.
     """
     if not 0 <= successes <= n or n < 1:
         raise UserError(f"successes must be 0 to n, and n at least 1, got {successes} and {n}")
