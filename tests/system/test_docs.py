@@ -205,7 +205,7 @@ def test_every_public_name_says_what_it_takes(room):
             if "raise UserError" in code or "raise unknown_name" in code:
                 assert "Raises:" in said or elsewhere, name
             if any("Tensor" in str(p.annotation) for p in inspect.signature(thing).parameters.values()):
-                assert re.search(r"\([BNCDb][,)]|shape", said) or elsewhere or "rguments as in" in said, (
+                assert re.search(r"\([BNCDbS][,)]|shape", said) or elsewhere or "rguments as in" in said, (
                     f"{name} gives no shapes"
                 )
             if room in (".attacks", ".objectives", ".weighting"):

@@ -232,7 +232,7 @@ def sentence(says: str, values: Tensor, unit: str = "points") -> dict[str, Any]:
 
 
 def difference_of(ours: Tensor, others: Tensor) -> Tensor:
-    """Return values, of shape (S, N), with the differences of the means of ``ours`` and ``others``, whose NaN may be in other places."""
+    """Return values (S, N) with the differences of the means of ``ours`` and ``others``, whose NaN may be in other places."""
     return _without_gaps(ours) - _without_gaps(others)
 
 
@@ -401,7 +401,7 @@ class RobustMasks:
 
 
 def accuracies(masks: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return cells of a table: for each mask, of shape (S, N), its share of True in percent, and the standard error of that."""
+    """Return cells of a table: for each mask (S, N) its share of True in percent, and the standard error of that."""
     cells: dict[str, Any] = {}
     for name, mask in masks.items():
         cells[name], cells[f"{name.removesuffix(', %')} ±"] = (number_or_none(100 * one) for one in mean_and_error(mask))
