@@ -249,7 +249,7 @@ def test_a_benchmark_still_starts(name, monkeypatch, capsys):
 
 
 def test_the_index_of_benchmarks_is_whole():
-    parts = {"public_steps", "library_steps", "networks", "common"}
+    parts = {"broken_defences", "public_steps", "library_steps", "networks", "common"}
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == {*COMMANDS_OF_BENCHMARKS, *parts}
 
 
