@@ -3,16 +3,29 @@
 import math
 import warnings
 from collections import Counter
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import hauberk as hb
-from hauberk.data import as_dataset, long_tail, pseudo_label
+from hauberk.data import (
+    ColumnSchema,
+    ConcatDataset,
+    MapDataset,
+    Subset,
+    TableSchema,
+    as_dataset,
+    long_tail,
+    make_table,
+    pseudo_label,
+    read_table,
+)
 from hauberk.evaluation import wilson_interval
 from hauberk.experiments import Experiment
 from hauberk.methods import registry
@@ -128,6 +141,23 @@ def composed(**arguments):
     return hb.Method(**arguments)(model, X.clone(), Y, epoch=0)
 
 
+FRAME = pd.DataFrame({"amount": [1, 2, 3, 4, 5, 6], "sex": list("fmfmfm"), "default": list("010101")})
+COLUMNS = {"amount": ColumnSchema("integer"), "sex": ColumnSchema("category", "none")}
+
+
+def tabled(**arguments):
+    """A table, with all that it makes."""
+    norm, eps, module, x = (arguments.pop(key) for key in ("norm", "eps", "module", "x"))
+    table = make_table(**arguments)
+    table.default_threat(norm, eps)
+    return table.wrap(module), table.rows(x)
+
+
+def looked_at(kind, **arguments):
+    """A data set of others, and its first two examples."""
+    return kind(**arguments).fetch(torch.arange(2))
+
+
 PARTS = {
     "attack": [hb.attacks.PGD(1)],
     "objective": [None, hb.objectives.AT()],
@@ -190,6 +220,16 @@ CALLS = {
     "as_dataset": (as_dataset, {"data": [(X, Y)]}),
     "pseudo_label": (pseudo_label, {"model": BATCH["model"], "x": [X, X.numpy()], "least_confidence": [0.0]}),
     "long_tail": (long_tail, {"y": [Y], "ratio": [2.0]}),
+    "Subset": (partial(looked_at, Subset), {"dataset": [as_dataset((X, Y))], "indices": [Y + 1]}),
+    "ConcatDataset": (partial(looked_at, ConcatDataset), {"datasets": [[as_dataset((X, Y))] * 2]}),
+    "MapDataset": (partial(looked_at, MapDataset), {"items": [list(zip(X, Y.tolist(), strict=True))]}),
+    "ColumnSchema": (ColumnSchema, {"kind": ["number"], "change": ["any"], "eps": [0.1], "low": [0], "high": [9.0],
+    "values": [()]}),
+    "TableSchema": (TableSchema, {"features": [COLUMNS], "label": ["default"], "classes": [("0", "1")], "eps": [0.1],
+    "train": ["a.csv"], "test": [""], "test_fraction": [0.2], "costs": [(5.0, 1.0)]}),
+    "table": (tabled, {"schema": [TableSchema(COLUMNS, "default")], "train": [FRAME], "test": [FRAME], "name": ["table"],
+    "norm": ["Linf", "L2"], "eps": [1.0, ""], "module": [lambda: nn.Linear(3, 2)], "x": [X[:, :3]]}),
+    "read_table": (read_table, {"path": ["/nowhere/table.toml"]}),
     "at": (hb.objectives.at, LOGITS),
     "standard": (hb.objectives.standard, LOGITS),
     "trades": (hb.objectives.trades, LOGITS | {"direction": ["clean-to-adv"]}),

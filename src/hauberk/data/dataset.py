@@ -112,7 +112,12 @@ class MapDataset(IndexedDataset):
 class Subset(IndexedDataset):
     """The examples ``indices``, (N,) int64, of another data set."""
 
+    @checked
     def __init__(self, dataset: IndexedDataset, indices: Tensor):
+        if indices.ndim != 1 or indices.dtype != torch.int64:
+            raise UserError(f"indices must be whole numbers of shape (N,), int64, got {shown(indices)}")
+        if len(indices) and not (indices.min() >= -len(dataset) and indices.max() < len(dataset)):
+            raise UserError(f"indices must be below {len(dataset)}, the number of examples, got {int(indices.max())}")
         self.dataset, self.indices = dataset, indices
         self.name, self.classes, self.folder = dataset.name, dataset.classes, dataset.folder
 
@@ -127,7 +132,10 @@ class Subset(IndexedDataset):
 class ConcatDataset(IndexedDataset):
     """Several data sets, one behind the other; name, number of classes and folder are those of the first."""
 
+    @checked
     def __init__(self, datasets: Sequence[IndexedDataset]):
+        if not datasets:
+            raise UserError("there are no data sets to put together")
         self.datasets, first = list(datasets), datasets[0]
         self.name, self.classes, self.folder = first.name, first.classes, first.folder
         self.ends = torch.tensor([len(dataset) for dataset in datasets]).cumsum(0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, in_one_line, unknown_name
 from hauberk.data.dataset import IndexedDataset, Subset, TensorDataset, channel_statistics
 from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, parse_schema, read_schema
@@ -67,6 +68,7 @@ class Table:
         """Return the training or the test rows; ``folder`` and ``verify`` mean nothing here."""
         return self.train if split == "train" else self.test
 
+    @checked
     def default_threat(self, norm: str = "Linf", eps: str | float = 1.0) -> ThreatModel:
         """Return what the adversary may do: ε, bounds and directions of each input.
 
@@ -107,16 +109,20 @@ class Table:
         classes = len(self.classes) + extra
         return ModelSpec(model, (len(self.columns),), classes, tuple(mean), tuple(std), integers, groups)
 
+    @checked
     def wrap(self, module: nn.Module) -> nn.Module:
         """Put the nearest valid row and normalisation before your own network from (B, D) to logits."""
         spec = self.default_model("")
         return nn.Sequential(StraightThroughRound(spec.integers, spec.groups), Normalize(spec.mean, spec.std), module)
 
+    @checked
     def rows(self, x: Tensor) -> "DataFrame":
         """Return the nearest valid rows of inputs (N, D), adversarial ones too, as a pandas DataFrame."""
         from pandas import DataFrame
 
         spec = self.default_model("")
+        if x.ndim != 2 or x.shape[1] != len(self.columns):
+            raise UserError(f"rows of this table are inputs (N, {len(self.columns)}), got {shown(x)}")
         valid = StraightThroughRound(spec.integers, spec.groups)(x.detach().cpu().double())
         found: dict[str, list[Any]] = {}
         for name, feature in self.schema.features.items():
@@ -132,6 +138,7 @@ class Table:
         return tuple(k for k, column in enumerate(self.columns) if column.feature == name)
 
 
+@checked
 def read_table(path: str | Path) -> Table:
     """Read a table by its schema, a TOML file (see :func:`read_schema`).
 
@@ -155,6 +162,7 @@ def read_table(path: str | Path) -> Table:
     return make_table(schema, train, test, str(path))
 
 
+@checked
 def make_table(schema: TableSchema, train: "DataFrame", test: "DataFrame", name: str = "table") -> Table:
     """Make a table of pandas DataFrames. Values of categories and labels are compared as text.
 
@@ -198,6 +206,8 @@ def _encode(
 
 
 def _column(frame: "DataFrame", name: str) -> "Series[Any]":
+    if not hasattr(frame, "columns"):
+        raise UserError(f"rows must be a pandas DataFrame, got {shown(frame)}")
     if name not in frame.columns:
         raise unknown_name("column", name, map(str, frame.columns))
     return frame[name]
@@ -231,7 +241,8 @@ def _check_known(name: str, found: "Series[Any]", known: Sequence[str]) -> None:
         raise UserError(f"{name} has values that are not described: {', '.join(unknown[:5])}")
 
 
-def read_frame(path: Path) -> "DataFrame":
+@checked
+def read_frame(path: str | Path) -> "DataFrame":
     """Read a CSV or Parquet file.
 
     Raises:
@@ -241,6 +252,7 @@ def read_frame(path: Path) -> "DataFrame":
         import pandas as pd
     except ImportError as error:
         raise UserError("tables need pandas; pip install 'hauberk[tables]'") from error
+    path = Path(path)
     try:
         return pd.read_parquet(path) if path.suffix in (".parquet", ".pq") else pd.read_csv(path)
     except ImportError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hauberk.core.arguments import check_fields, checked, shown
 from hauberk.core.errors import UserError, in_one_line, unknown_name
 
 KINDS = ("number", "integer", "category")
@@ -33,6 +34,9 @@ class ColumnSchema:
     low: float = -math.inf
     high: float = math.inf
     values: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, finite=False)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,10 @@ class TableSchema:
     costs: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        for name, feature in self.features.items():
+            if not isinstance(feature, ColumnSchema):
+                raise UserError(f"features must be ColumnSchemas by name, {name!r} is {shown(feature)}")
         if not self.features or self.label in self.features:
             raise UserError("a table needs features, and a label that is none of them")
         if not (0 <= self.eps < math.inf and 0 < self.test_fraction < 1 and all(0 <= cost < math.inf for cost in self.costs)):
@@ -81,6 +89,7 @@ class TableSchema:
                 raise UserError(f"{name}: eps must not be negative, and low must be below high")
 
 
+@checked
 def read_schema(path: str | Path) -> TableSchema:
     """Read the schema of a table from a TOML file; docs/tables.md shows one.
 
@@ -90,7 +99,7 @@ def read_schema(path: str | Path) -> TableSchema:
     try:
         return parse_schema(Path(path).read_text(), path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the schema {path}: {error}") from error
+        raise UserError(f"cannot read the schema {path}: {in_one_line(error)}") from error
 
 
 def parse_schema(text: str, path: str | Path) -> TableSchema:
