@@ -342,6 +342,17 @@ def test_a_gradient_that_foretells_nothing_is_invalid(defence):
     assert honest.robust_accuracy < 0.5
 
 
+def test_a_lie_is_seen_in_bfloat16_too():
+    x, _ = tiny_batch(40)
+    found = {}
+    for defence in (Defended, Decoy):
+        model = defence().to(torch.bfloat16).eval()
+        y = model(x.bfloat16()).argmax(1)
+        ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.05), attacks=["pgd-10"], quiet=True)
+        found[defence] = {d.name: d.verdict for d in ev.diagnostics}["gradients-tell-the-truth"]
+    assert found == {Defended: "ok", Decoy: "invalid"}
+
+
 @pytest.mark.parametrize("how", ["float32", "bfloat16", "attacks in bfloat16", "tiny ε", "draws"])
 def test_rounding_and_chance_alone_do_not_make_a_gradient_a_lie(how):
     x, _ = tiny_batch(40)

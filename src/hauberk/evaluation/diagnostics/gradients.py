@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -124,9 +125,10 @@ def _zero(slope: Tensor) -> float:
 
 def false_gradients(sample: Sample) -> list[Finding]:
     """How far small steps change the margin otherwise than its gradient foretells, behind layers that round on purpose."""
-    x, queries, (value, slope) = sample.x, sample.queries, sample.margin_gradient
-    if _zero(slope) > NO_GRADIENT:
+    if _zero(sample.margin_gradient[1]) > NO_GRADIENT:
         return []
+    x, queries = sample.x, _in_float32(sample.queries)
+    _, value, slope = queries.value_and_grad(x, sample.margin, sample.y)
     region, rng = sample.threat.around(x), sample.rng()
     size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / sample.threat.norm.p)
     missed, moved, still = (torch.zeros_like(value) for _ in range(3))
@@ -140,14 +142,25 @@ def false_gradients(sample: Sample) -> list[Finding]:
             logits = queries.logits(x)
             still = still + (sample.margin(logits, sample.y) - value).abs()
     # What chance in the model and the rounding of inputs and logits do to these sums without any step.
-    precision = torch.finfo(queries.precision or x.dtype).eps
-    floor = still + _DIRECTIONS * precision * ((slope * x).flatten(1).abs().sum(1) + logits.abs().amax(1))
+    floor = still + _DIRECTIONS * torch.finfo(queries.precision or x.dtype).eps * (
+        (slope * x).flatten(1).abs().sum(1) + logits.abs().amax(1)
+    )
     beyond = (missed - _CLEAR * floor).clamp_min(0)
     counted = (moved > 0) | (beyond > 0)
     typical = float((beyond / moved.clamp_min(1e-12))[counted].median()) if bool(counted.any()) else 0.0
     where = f"; behind {', '.join(layers)}, which rounds on purpose" if layers else ""
     measured = f"steps of ε/{1 / _SMALL_STEP:.0f} change the margin otherwise than the gradient foretells, by {typical:.0%}"
     return [Finding(typical, f"{measured} (median{where})")]
+
+
+def _in_float32(queries: ModelQueries) -> ModelQueries:
+    """Return the same function in float32, where the rounding of a lower precision would hide what small steps do."""
+    if queries.precision is None:
+        return queries
+    try:
+        return ModelQueries(deepcopy(queries.model).float(), queries.eot_iter)
+    except Exception:  # somebody's model may not be copied: much is then left to the rounding
+        return queries
 
 
 @contextmanager
