@@ -345,12 +345,12 @@ def test_a_gradient_that_foretells_nothing_is_invalid(defence):
 def test_a_lie_is_seen_in_bfloat16_too():
     x, _ = tiny_batch(40)
     found = {}
-    for defence in (Defended, Decoy):
+    for defence in (Defended, Flipped):
         model = defence().to(torch.bfloat16).eval()
         y = model(x.bfloat16()).argmax(1)
         ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.05), attacks=["pgd-10"], quiet=True)
         found[defence] = {d.name: d.verdict for d in ev.diagnostics}["gradients-tell-the-truth"]
-    assert found == {Defended: "ok", Decoy: "invalid"}
+    assert found == {Defended: "ok", Flipped: "invalid"}
 
 
 @pytest.mark.parametrize("how", ["float32", "bfloat16", "attacks in bfloat16", "tiny ε", "draws"])

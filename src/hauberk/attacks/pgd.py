@@ -75,10 +75,8 @@ def parse_step_size(step: StepSize) -> float | Tensor | RelativeStep:
         size = step
     smallest = size.of(1.0) if isinstance(size, RelativeStep) else size
     if isinstance(smallest, Tensor):
-        least = float(smallest.min()) if smallest.numel() else math.nan
-    else:
-        least = smallest
-    if not (0 < least < math.inf or (isinstance(size, Tensor) and least == 0)):
+        smallest = float(smallest.min()) if smallest.numel() else math.nan
+    if not (0 < smallest < math.inf or (isinstance(size, Tensor) and smallest == 0)):
         raise UserError(f"step_size must be positive, got {shown(step)}")
     return size
 
