@@ -439,7 +439,7 @@ MISTAKES = {
     "bool labels": (lambda x, y: (x, y > 2), "labels must be integers, got torch.bool"),
     "uint8 images": (lambda x, y: ((x * 255).byte(), y), "inputs have dtype torch.uint8; divide by 255"),
     "half inputs": (lambda x, y: (x.half(), y), r"inputs.*torch.float16.*x\.to\(torch.float32\)"),
-    "double inputs": (lambda x, y: (x.double(), y), r"cannot take inputs.*torch.float64.*x\.to\(torch.float32\)"),
+    "double inputs": (lambda x, y: (x.double(), y), r"inputs.*torch.float64.*x\.to\(torch.float32\)"),
     "NumPy inputs": (lambda x, y: (x.numpy(), y), "must be a torch tensor.*got a ndarray"),
     "a list of labels": (lambda x, y: (x, y.tolist()), "must be a torch tensor.*got \\["),
 }
