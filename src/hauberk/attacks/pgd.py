@@ -17,6 +17,7 @@ from hauberk.core.arguments import check_fields, shown
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import LossLike, fooled
 from hauberk.threat import ThreatModel, expand_to, parse_fraction
+from hauberk.threat.model import check_fits
 
 NORMAL_START = 0.001  # of TRADES' public code
 LINE_SEARCH = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -189,11 +190,8 @@ class PGD(MaximizingAttack["PGDState"]):
     def init(self, inputs: AttackInputs) -> "PGDState":
         """Draw the starts."""
         feasible, y = inputs.feasible, inputs.y
-        one = feasible.x.shape[1:]
-        if isinstance(self._step_size, Tensor) and not _fits(self._step_size, one):
-            raise UserError(
-                f"step_size has shape {tuple(self._step_size.shape)}, which does not fit one example of {tuple(one)}"
-            )
+        if isinstance(self._step_size, Tensor):
+            check_fits(self._step_size, feasible.x.shape[1:], "step_size")
         if isinstance(self.start, Tensor) and self.start.shape != feasible.x.shape:
             raise UserError(f"start must be of shape {tuple(feasible.x.shape)}, as the inputs, got {tuple(self.start.shape)}")
         if isinstance(self.start, Tensor):
@@ -307,12 +305,6 @@ class PGDState(AttackState):
         """Return what an :class:`AttackResult` says of each example, where K iterates were looked at whatever was found."""
         assert self.lps is not None  # there was a look
         return super().report() | {"logits_lps": self.lps, "kappa": self.right, "steps_taken": self.moves}
-
-
-def _fits(value: Tensor, shape: torch.Size) -> bool:
-    """Whether a tensor broadcasts to a shape."""
-    pairs = zip(reversed(value.shape), reversed(shape), strict=False)
-    return value.ndim <= len(shape) and all(size in (1, wanted) for size, wanted in pairs)
 
 
 def _scaled(grad: Tensor) -> Tensor:

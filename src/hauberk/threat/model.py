@@ -133,13 +133,17 @@ class ThreatModel:
         """Bring a setting to the device and dtype of the inputs, if it fits the shape of one example."""
         if not isinstance(value, Tensor):
             return value
-        shape = x.shape[1:]
-        try:
-            torch.broadcast_to(value, shape)
-        except RuntimeError as error:
-            what = f"{name} has shape {tuple(value.shape)}"
-            raise UserError(f"{what}, which does not fit one example of {tuple(shape)}") from error
+        check_fits(value, x.shape[1:], name)
         return value.to(device=x.device, dtype=value.dtype if value.dtype == torch.bool else x.dtype)
+
+
+def check_fits(value: Tensor, shape: torch.Size, name: str) -> None:
+    """Refuse, by a UserError that names the setting, values per feature that do not broadcast to the shape of one example."""
+    try:
+        torch.broadcast_to(value, shape)
+    except RuntimeError as error:
+        what = f"{name} has shape {tuple(value.shape)}"
+        raise UserError(f"{what}, which does not fit one example of {tuple(shape)}") from error
 
 
 def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:

@@ -108,6 +108,7 @@ class Plan:
         sources = {"digest": self.train.dataset, "unlabelled_digest": self.unlabelled}
         return {name: data_digest(source) for name, source in sources.items() if source is not None}
 
+    @cached_property
     def _foreign_code(self) -> dict[str, str]:
         """Digests of the code of parts that are not Hauberk's; callbacks, which may be mended meanwhile, are left out."""
         method = self.method
@@ -138,7 +139,7 @@ class Plan:
                 **self._digests,
             },
             "settings": json_roundtrip(config),
-            "code": self._foreign_code(),
+            "code": self._foreign_code,
         }
 
 

@@ -125,10 +125,11 @@ def _zero(slope: Tensor) -> float:
 
 def false_gradients(sample: Sample) -> list[Finding]:
     """How far small steps change the margin otherwise than its gradient foretells, behind layers that round on purpose."""
-    if _zero(sample.margin_gradient[1]) > NO_GRADIENT:
+    x, queries, (value, slope) = sample.x, _in_float32(sample.queries), sample.margin_gradient
+    if _zero(slope) > NO_GRADIENT:
         return []
-    x, queries = sample.x, _in_float32(sample.queries)
-    _, value, slope = queries.value_and_grad(x, sample.margin, sample.y)
+    if queries is not sample.queries:
+        _, value, slope = queries.value_and_grad(x, sample.margin, sample.y)
     region, rng = sample.threat.around(x), sample.rng()
     size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / sample.threat.norm.p)
     missed, moved, still = (torch.zeros_like(value) for _ in range(3))
