@@ -287,7 +287,7 @@ def attack_batch(
         queries = ModelQueries(frozen, eot_iter)
         wants_clean = return_clean_logits or (attack.needs_clean_logits and target is None)
         clean = queries.logits(x) if wants_clean else None
-        inputs = AttackInputs(feasible, y, clean, torch.zeros_like(y), rng, target)
+        inputs = AttackInputs(feasible, y, clean, torch.zeros_like(y), rng, target, in_step=True)
         wrong = None
         if attack.stops_at_success:
             if clean is None:

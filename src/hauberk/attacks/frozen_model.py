@@ -224,7 +224,8 @@ class ModelQueries:
         if not value.requires_grad:  # no path leads back to the input; a diagnostic says so
             return torch.zeros_like(point)
         self.backwards += len(point)
-        (grad,) = torch.autograd.grad(value.sum(), point, allow_unused=True, materialize_grads=True)
+        ones = torch.ones_like(value)  # the gradient of the sum, without the sum
+        (grad,) = torch.autograd.grad(value, point, ones, allow_unused=True, materialize_grads=True)
         return grad.nan_to_num(0.0, 0.0, 0.0)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -214,7 +214,13 @@ class PGD(MaximizingAttack["PGDState"]):
             right=torch.zeros_like(y),
             moves=torch.zeros_like(y),
             lps=inputs.clean_logits,
+            looks=Looks(self.has_reject_class) if inputs.in_step and self._sees_nothing else None,
         )
+
+    @property
+    def _sees_nothing(self) -> bool:
+        """Whether no step depends on what others have seen, as training attacks."""
+        return self.return_last and not self.evaluate_last and self.tau is None
 
     def finished(self, state: "PGDState") -> Tensor | None:
         """Friendly examples that have stopped."""
@@ -231,7 +237,11 @@ class PGD(MaximizingAttack["PGDState"]):
             point = feasible.project(point + self.nesterov * (point - state.previous))
             state.previous = state.point
         logits, value, grad = queries.value_and_grad(point, loss, state.y, state.reference)
-        wrong = self._observe(state, point, logits, value)
+        wrong = None
+        if state.looks is not None:
+            state.looks.logits.append(logits)
+        else:
+            wrong = self._observe(state, point, logits, value)
         if state.velocity is not None:
             state.velocity = grad = self.momentum * state.velocity + _scaled(grad)
         size = self._step_size
@@ -239,13 +249,15 @@ class PGD(MaximizingAttack["PGDState"]):
         size = size.to(point) if isinstance(size, Tensor) else size
         start = point
         if self.step_noise:
-            start = point + self.step_noise * state.rng.normal(point, state.tag + _NOISE_TAG + state.step - 1)
+            step = state.step - 1 if state.looks is None else len(state.looks.logits) - 1
+            start = point + self.step_noise * state.rng.normal(point, state.tag + _NOISE_TAG + step)
         if self.step_size_factors:
             moved = self._line_search(state, queries, start, grad, size)
         else:
             moved = feasible.step(start, grad, size)
-        state.moves = state.moves + 1
-        if state.chances is not None and state.stopped is not None:
+        if state.looks is None:
+            state.moves = state.moves + 1
+        if state.chances is not None and wrong is not None:
             state.stopped = wrong & (state.chances == 0)
             state.chances = state.chances - wrong.long()
             moved = where_rows(state.stopped, point, moved)
@@ -300,11 +312,42 @@ class PGDState(AttackState):
     right: Tensor  # how many iterates were classified right
     moves: Tensor  # how many steps were taken
     lps: Tensor | None  # logits at the first misclassified iterate, or at the last one seen
+    looks: "Looks | None" = None  # in place of the three above, and of ``found`` and ``found_at``
 
     def report(self) -> dict[str, Tensor]:
         """Return what an :class:`AttackResult` says of each example, where K iterates were looked at whatever was found."""
+        if self.looks is not None:
+            return {"x_adv": self.best, "loss": self.best_loss, **self.looks.counts(self.y)}
         assert self.lps is not None  # there was a look
         return super().report() | {"logits_lps": self.lps, "kappa": self.right, "steps_taken": self.moves}
+
+
+@dataclass
+class Looks:
+    """Logits of all iterates of a batch, so that what there is to count is counted once and not at each step.
+
+    Attributes:
+        has_reject_class: whether the model's last output is a class of adversarial inputs.
+        logits: (B, C) of each iterate.
+    """
+
+    has_reject_class: bool
+    logits: list[Tensor] = field(default_factory=list)
+
+    def counts(self, y: Tensor) -> dict[str, Tensor]:
+        """Return what an :class:`AttackResult` says of examples with labels y, (B,)."""
+        steps, logits = len(self.logits), torch.stack(self.logits)
+        wrong = fooled(logits.flatten(0, 1), y.repeat(steps), self.has_reject_class).view(steps, -1)
+        first = torch.where(wrong.any(0), wrong.byte().argmax(0), -1)
+        place = (first % steps).view(1, -1, 1).expand(1, -1, logits.shape[2])
+        return {
+            "success": wrong[-1],
+            "logits": logits[-1],
+            "logits_lps": logits.gather(0, place)[0],
+            "kappa": steps - wrong.sum(0),
+            "first_success": first,
+            "steps_taken": torch.full_like(first, steps),
+        }
 
 
 def _scaled(grad: Tensor) -> Tensor:

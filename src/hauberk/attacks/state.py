@@ -66,6 +66,7 @@ class AttackInputs:
         run: which of the attack's runs (targets, restarts) each is at, (b,) int64.
         rng: random draws, keyed by example.
         target: the class that each example is to be taken for, (b,); None to aim at the most likely wrong ones in turn.
+        in_step: whether these are a batch whose rows go through the attack together, and not rows that others will fill.
     """
 
     feasible: FeasibleSet
@@ -74,6 +75,7 @@ class AttackInputs:
     run: Tensor
     rng: ExampleRng
     target: Tensor | None = None
+    in_step: bool = False
 
     @property
     def tag(self) -> Tensor:
@@ -201,8 +203,8 @@ def select(rows: Rows, index: Tensor) -> Rows:
     """Keep some rows of a state, or some of the inputs. index: (b,) int64."""
 
     def rows_of(value: Any) -> Any:
-        if value is None:
-            return None
+        if value is None or isinstance(value, bool):
+            return value
         return value[index] if isinstance(value, Tensor) else value.index_select(index)
 
     return type(rows)(**{f.name: rows_of(getattr(rows, f.name)) for f in fields(rows)})

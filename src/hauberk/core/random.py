@@ -1,8 +1,11 @@
 """Random draws keyed by what they are for, not by when they are drawn.
 
 Every number is a hash of (seed, stage, example, tag, position), so an example gets the same draws in any order, in any
-batch, on any device and in any process, no generator has a state to save, and nobody's global generator is touched.
+batch, on any device and in any process, no generator has a state to save, and nobody's global generator is touched. Normal draws
+on different devices may differ in the last digits, by how each computes erfinv.
 """
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, as a signed 64-bit integer
 _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+_TAG = -4132994306676758123  # 0xC6A4A7935BD1E995: another odd number, so that tags and positions do not meet
 
 
 class ExampleRng:
@@ -25,8 +29,8 @@ class ExampleRng:
     """
 
     def __init__(self, seed: int, ids: Tensor, stage: int = 0):
-        start = _mix(_mix(torch.tensor([seed], device=ids.device)) + _wrap(_GOLDEN * (stage + 1)))
-        self.keys = _mix(start + _GOLDEN * (ids.long() + 1))
+        start = _mix_number(_mix_number(seed) + _GOLDEN * (stage + 1))
+        self.keys = _mix(ids.long() * _GOLDEN + _wrap(start + _GOLDEN))
 
     @classmethod
     def of_keys(cls, keys: Tensor) -> "ExampleRng":
@@ -48,10 +52,8 @@ class ExampleRng:
 
         A tag is an integer, or one for each example, (B,) int64.
         """
-        step = _GOLDEN * (tag + 1) if isinstance(tag, Tensor) else _wrap(_GOLDEN * (tag + 1))
-        keys = _mix(self.keys + step)
-        positions = torch.arange(1, like[0].numel() + 1, device=like.device) * _GOLDEN
-        bits = _mix(keys.to(like.device)[:, None] + positions).view(like.shape)
+        keys = self.keys + (_TAG * (tag + 1) if isinstance(tag, Tensor) else _wrap(_TAG * (tag + 1)))
+        bits = _mix(keys.to(like.device)[:, None] + _positions(like[0].numel(), like.device)).view(like.shape)
         if like.dtype == torch.float64:
             return _shift(bits, 11).double() * 2.0**-53
         return (_shift(bits, 40).float() * 2.0**-24).to(like.dtype)
@@ -62,11 +64,17 @@ class ExampleRng:
         return torch.erfinv((self.uniform(like, tag) + half) * 2 - 1) * 2**0.5
 
 
+@lru_cache(maxsize=16)
+def _positions(count: int, device: torch.device) -> Tensor:
+    """What tells the numbers of one example apart, (count,) int64."""
+    with torch.inference_mode(False):
+        return torch.arange(1, count + 1, device=device) * _GOLDEN
+
+
 def content_ids(x: Tensor) -> Tensor:
     """Identify inputs (B, ...) by their content in float32, (B,) int64: they keep their draws anywhere in a data set."""
     bits = x.detach().float().cpu().contiguous().view(torch.int32).flatten(1).long()
-    places = torch.arange(1, bits.shape[1] + 1) * _GOLDEN
-    return _mix(bits + places).sum(1)
+    return _mix(bits + _positions(bits.shape[1], bits.device)).sum(1)
 
 
 def batch_rng(seed: int | ExampleRng, x: Tensor) -> ExampleRng:
@@ -84,6 +92,14 @@ def _mix(bits: Tensor) -> Tensor:
     bits = (bits ^ _shift(bits, 30)) * _MIX1
     bits = (bits ^ _shift(bits, 27)) * _MIX2
     return bits ^ _shift(bits, 31)
+
+
+def _mix_number(number: int) -> int:
+    """Scramble a Python integer likewise, without a device."""
+    bits = number % 2**64
+    bits = (bits ^ (bits >> 30)) * _MIX1 % 2**64
+    bits = (bits ^ (bits >> 27)) * _MIX2 % 2**64
+    return bits ^ (bits >> 31)
 
 
 def _wrap(number: int) -> int:

@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hauberk.attacks.frozen_model import patch_conv_backward
 from hauberk.core.errors import UserError
@@ -141,20 +140,45 @@ class InferenceCopy(nn.Module):
         """Take over the present weights and statistics of the model that this is a copy of."""
         theirs, ours = dict(_tensors(model)), dict(_tensors(self.net))
         layers: dict[str, Any] = dict(model.named_modules())
-        for name, norm in self._folded.items():
-            layer, bn = layers[name], layers[norm]
-            statistics = bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
-            fused = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
-            for kind, value in zip(("weight", "bias"), fused, strict=True):
-                ours.pop(f"{name}.{kind}").copy_(value)
-        for name, tensor in ours.items():
-            if name in theirs:  # what tracing has added is constant
-                tensor.copy_(theirs[name])
+        pairs = [(layers[name], layers[norm]) for name, norm in self._folded.items()]
+        _fold(pairs, [(ours.pop(f"{name}.weight"), ours.pop(f"{name}.bias")) for name in self._folded])
+        kept = [name for name in ours if name in theirs]  # what tracing has added is constant
+        if kept:
+            torch._foreach_copy_([ours[name] for name in kept], [theirs[name] for name in kept])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, C) of inputs (B, ...)."""
         logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last) if self.lower and x.ndim == 4 else x)
         return at_least_float32(logits)
+
+
+def _fold(pairs: Sequence[tuple[Any, Any]], targets: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Write convolutions and the BatchNorms behind them, as single layers, into the weights and biases of others.
+
+    ``w' = w · γs`` and ``b' = (b - μ) s γ + β`` with ``s = 1/√(σ² + ε)``, as :func:`torch.nn.utils.fusion.fuse_conv_bn_weights`
+    has it for one layer; all layers at once, because one by one that is as many launches as a pass of the network.
+    """
+    if not pairs:
+        return
+    norms = [norm for _, norm in pairs]
+    scales = torch._foreach_add([norm.running_var for norm in norms], [norm.eps for norm in norms])
+    torch._foreach_rsqrt_(scales)
+    biases = torch._foreach_neg([norm.running_mean for norm in norms])
+    _apply(torch._foreach_add_, biases, [layer.bias for layer, _ in pairs])
+    torch._foreach_mul_(biases, scales)
+    _apply(torch._foreach_mul_, biases, [norm.weight for norm in norms])
+    _apply(torch._foreach_add_, biases, [norm.bias for norm in norms])
+    _apply(torch._foreach_mul_, scales, [norm.weight for norm in norms])
+    for (layer, _), scale, (weight, _) in zip(pairs, scales, targets, strict=True):
+        torch.mul(layer.weight, scale.view(-1, *[1] * (weight.ndim - 1)), out=weight)
+    torch._foreach_copy_([bias for _, bias in targets], biases)
+
+
+def _apply(function: Callable[[list[Tensor], list[Tensor]], Any], values: Sequence[Tensor], others: Sequence[Any]) -> None:
+    """Change in place the values that have a partner."""
+    having = [(value, other) for value, other in zip(values, others, strict=True) if other is not None]
+    if having:
+        function([value for value, _ in having], [other for _, other in having])
 
 
 class _Autocast(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,28 +43,48 @@ class AWP:
             if parameter.requires_grad and parameter.ndim > 1 and "weight" in name
         }
         grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
-        world.average([grad for grad in grads if grad is not None])
-        return {
-            name: self.gamma * weight.detach().norm() / (grad.norm() + 1e-20) * grad
-            for (name, weight), grad in zip(chosen.items(), grads, strict=True)
-            if grad is not None
-        }
+        reached = {name: grad for name, grad in zip(chosen, grads, strict=True) if grad is not None}
+        if not reached:
+            return {}
+        world.average(list(reached.values()))
+        sizes = torch._foreach_norm([chosen[name].detach() for name in reached])
+        slopes = torch._foreach_norm(list(reached.values()))
+        torch._foreach_mul_(sizes, self.gamma)
+        torch._foreach_add_(slopes, 1e-20)
+        scales = torch._foreach_div(sizes, slopes)
+        return {name: scale * grad for (name, grad), scale in zip(reached.items(), scales, strict=True)}
 
 
 @contextmanager
 def applied(model: nn.Module, change: dict[str, Tensor]) -> Iterator[None]:
     """Add ``change``, which is emptied, to the weights inside the block; afterwards they are the same bits as before."""
-    weights = {name: parameter for name, parameter in model.named_parameters() if name in change}
-    copies = {name: weight.detach().clone() for name, weight in weights.items()}
+    if not change:
+        yield
+        return
+    weights = [parameter.detach() for name, parameter in model.named_parameters() if name in change]
+    copies = [torch.empty_like(weight) for weight in weights]
+    torch._foreach_copy_(copies, weights)
     try:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.add_(change.pop(name))  # its memory is needed no longer
+        torch._foreach_add_(weights, [change[name] for name, _ in model.named_parameters() if name in change])
+        change.clear()  # its memory is needed no longer
         yield
     finally:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(copies[name])
+        torch._foreach_copy_(weights, copies)
+
+
+class _HandOut(torch.autograd.Function):
+    """A number, whose gradients to some parameters are known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grads: list[Tensor], *parameters: Tensor) -> Tensor:
+        """Return the number."""
+        ctx.grads = grads
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients, times that of the number."""
+        return None, None, *torch._foreach_mul(ctx.grads, grad)
 
 
 def gradient_surrogate(model: nn.Module, loss: Tensor) -> Tensor:
@@ -75,8 +96,6 @@ def gradient_surrogate(model: nn.Module, loss: Tensor) -> Tensor:
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-    carried = loss.detach()
-    for parameter, grad in zip(parameters, grads, strict=True):
-        if grad is not None:
-            carried = carried + ((parameter - parameter.detach()) * grad).sum()  # adds 0, has the gradient
-    return carried
+    reached = {p: grad for p, grad in zip(parameters, grads, strict=True) if grad is not None}
+    surrogate: Tensor = _HandOut.apply(loss.detach(), list(reached.values()), *reached)  # type: ignore[no-untyped-call]
+    return surrogate

@@ -6,6 +6,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
+from hauberk.core.device import constant
 from hauberk.core.random import ExampleRng
 from hauberk.threat.norms import Norm
 
@@ -33,9 +34,7 @@ class FeasibleSet:
         self.x = x
         self.norm = norm
         self.eps = eps
-        self.radius = torch.as_tensor(radius, dtype=x.dtype, device=x.device)
-        self.low = torch.as_tensor(low, dtype=x.dtype, device=x.device)
-        self.high = torch.as_tensor(high, dtype=x.dtype, device=x.device)
+        self.radius, self.low, self.high = (constant(value, x.dtype, x.device) for value in (radius, low, high))
         # In every norm no coordinate moves by more than its radius, so these bounds lose nothing; in L∞ they are the set.
         self.lower = torch.maximum(_clip_rounding(x, x - self.radius, self.radius), self.low)
         self.upper = torch.minimum(_clip_rounding(x, x + self.radius, self.radius), self.high)
@@ -67,11 +66,11 @@ class FeasibleSet:
     def project(self, point: Tensor) -> Tensor:
         """Return the nearest points inside (in the scaled coordinates where ε is per feature). (B, ...) -> (B, ...)."""
         if self.norm.is_box:
-            return torch.minimum(torch.maximum(point, self.lower), self.upper)
+            return point.clamp(self.lower, self.upper)
         moved = self.norm.project(self._scaled(point), self._scaled(self.lower), self._scaled(self.upper))
         change = moved.view_as(self.x) * self.radius
         inside = _clip_rounding(self.x, self.x + change, change.abs())
-        return torch.minimum(torch.maximum(inside, self.lower), self.upper)
+        return inside.clamp(self.lower, self.upper)
 
     def random(self, rng: ExampleRng, tag: int | Tensor = 0) -> Tensor:
         """Draw points uniformly in the ball, then project them into the box. Returns (B, ...)."""
@@ -94,14 +93,14 @@ class FeasibleSet:
             ``Π(point + size · argmax_{‖d‖ ≤ 1} ⟨grad, d⟩)``, (B, ...). A zero gradient moves nothing.
         """
         if self.norm.is_box:
-            return self.project(point + size * grad.sign())
+            return self.project(_add_scaled(point, size, grad.sign()))
         slope = (grad * self.radius).flatten(1)  # the gradient in scaled coordinates, 0 where frozen
         peak = slope.abs().amax(1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
         slope = slope / peak  # so that squares of tiny gradients do not vanish
         direction = self.norm.steepest(slope, point.flatten(1), self.lower.flatten(1), self.upper.flatten(1))
         if not isinstance(size, Tensor) and self.radius.ndim:  # a step of that size along the widest axis of the ball
             size = size * self.radius / self.radius.amax().clamp_min(1e-30)
-        return self.project(point + size * direction.view_as(point))
+        return self.project(_add_scaled(point, size, direction.view_as(point)))
 
     def constraint_violation(self, point: Tensor) -> Tensor:
         """By how much each point leaves the set, in the units of the input, computed in float64.
@@ -134,7 +133,7 @@ class FeasibleSet:
 
     def clamp(self, point: Tensor) -> Tensor:
         """Bring points (B, ...) into the box, not into the ball."""
-        return torch.minimum(torch.maximum(point, self.low), self.high)
+        return point.clamp(self.low, self.high)
 
     @property
     def scale(self) -> Tensor:
@@ -156,6 +155,13 @@ class FeasibleSet:
     def _scaled(self, point: Tensor) -> Tensor:
         """Return (B, D) offsets from x in units of ε; 0 where frozen."""
         return torch.where(self.radius > 0, (point - self.x) / self.scale, torch.zeros_like(point)).flatten(1)
+
+
+def _add_scaled(point: Tensor, size: float | Tensor, direction: Tensor) -> Tensor:
+    """``point + size * direction`` at one launch."""
+    if isinstance(size, Tensor):
+        return point.addcmul(size.to(point.dtype), direction)
+    return point.add(direction, alpha=size)
 
 
 def _clip_rounding(x: Tensor, point: Tensor, reach: Tensor) -> Tensor:

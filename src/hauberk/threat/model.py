@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import wraps
+from functools import lru_cache, wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hauberk.core.arguments import check_argument, checked, shown
+from hauberk.core.device import constant
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.norms import NORMS, Norm
@@ -69,7 +70,7 @@ class ThreatModel:
         low, high = self._fit(self.low, x, "low"), self._fit(self.high, x, "high")
         if self.monotone is not None:
             way = cast(Tensor, self._fit(self.monotone, x, "monotone"))
-            low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
+            low, high = (constant(bound, x.dtype, x.device) for bound in (low, high))
             low, high = torch.where(way > 0, x, low), torch.where(way < 0, x, high)
         eps = self._fit(self.eps, x, "eps")
         return FeasibleSet(x, self.norm, self._radius(x, eps), low, high, eps)
@@ -119,13 +120,8 @@ class ThreatModel:
         frozen = self.frozen
         if frozen is None:
             return eps
-        if frozen.dtype != torch.bool:  # indices into the flattened example
-            size = x[0].numel()
-            if int(frozen.max()) >= size or int(frozen.min()) < 0:
-                raise UserError(f"frozen features go up to index {int(frozen.max())}, but an example has {size}")
-            mask = torch.zeros(size, dtype=torch.bool)
-            mask[frozen] = True
-            frozen = mask.view(x.shape[1:])
+        if frozen.dtype != torch.bool:
+            frozen = _mask_of(frozen, x.shape[1:])
         free = ~cast(Tensor, self._fit(frozen, x, "frozen"))
         return free.to(x.dtype) * eps
 
@@ -134,7 +130,17 @@ class ThreatModel:
         if not isinstance(value, Tensor):
             return value
         check_fits(value, x.shape[1:], name)
-        return value.to(device=x.device, dtype=value.dtype if value.dtype == torch.bool else x.dtype)
+        return constant(value, value.dtype if value.dtype == torch.bool else x.dtype, x.device)
+
+
+@lru_cache(maxsize=16)
+def _mask_of(indices: Tensor, shape: torch.Size) -> Tensor:
+    """Mark the features at some indices into the flattened example: bool, of the shape of one."""
+    if int(indices.max()) >= shape.numel() or int(indices.min()) < 0:
+        raise UserError(f"frozen features go up to index {int(indices.max())}, but an example has {shape.numel()}")
+    mask = torch.zeros(shape.numel(), dtype=torch.bool)
+    mask[indices.cpu()] = True
+    return mask.view(shape)
 
 
 def check_fits(value: Tensor, shape: torch.Size, name: str) -> None:
