@@ -22,7 +22,6 @@ if LIBRARY := os.environ.get("HAUBERK_SIMULATED_GPU"):
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
 HERE = Path(__file__).parent
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -35,7 +34,16 @@ NO_LAUNCH = {
     "transpose", "unbind", "unfold", "unsqueeze", "view", "view_as_real", "resize_", "set_", "detach_",
 }  # fmt: skip
 # The size of what they return depends on the values, which the host has to read.
-DATA_SHAPED = {"nonzero", "masked_select", "unique_dim", "unique_consecutive", "_unique", "_unique2", "bincount", "repeat_interleave"}
+DATA_SHAPED = {
+    "nonzero",
+    "masked_select",
+    "unique_dim",
+    "unique_consecutive",
+    "_unique",
+    "_unique2",
+    "bincount",
+    "repeat_interleave",
+}
 READS = {"_local_scalar_dense", "equal", "is_nonzero"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 
@@ -81,11 +89,21 @@ class CudaTensor(Tensor):
         return f"CudaTensor({tuple(self.shape)}, {self.dtype})"
 
 
-def value_of(thing):
-    """The CPU tensor that stands for a tensor here, and the CPU for the GPU as a device."""
-    if isinstance(thing, CudaTensor):
-        return thing.value
+def on_cpu(thing, seen):
+    """The CPU tensor that stands for a tensor here, and the CPU for the GPU as a device; notes the tensors in ``seen``."""
+    if isinstance(thing, Tensor):
+        seen.append(thing)
+        return thing.value if isinstance(thing, CudaTensor) else thing
+    if isinstance(thing, list | tuple):
+        return type(thing)([on_cpu(one, seen) for one in thing])
     return CPU if isinstance(thing, torch.device) and thing.type == "cuda" else thing
+
+
+def on_gpu(found):
+    """What was computed on the CPU, as tensors here."""
+    if isinstance(found, Tensor):
+        return CudaTensor(found)
+    return type(found)([on_gpu(one) for one in found]) if isinstance(found, list | tuple) else found
 
 
 class SimulatedGpu(TorchDispatchMode):
@@ -125,7 +143,8 @@ class SimulatedGpu(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in ("is_pinned", "_pin_memory"):
             return name != "is_pinned" and args[0].clone()
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors: list[Tensor] = []
+        real_args, real_kwargs = on_cpu(args, tensors), {key: on_cpu(one, tensors) for key, one in kwargs.items()}
         there = any(isinstance(tensor, CudaTensor) for tensor in tensors)
         wanted = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
         if not there and wanted != "cuda":
@@ -137,20 +156,21 @@ class SimulatedGpu(TorchDispatchMode):
         else:
             self._check_devices(name, args, tensors)
             self._note(name, args)
-        real_args, real_kwargs = tree_map(value_of, (args, kwargs))
         found = func(*real_args, **real_kwargs)
         if name in READS:
             return found
         if func._schema.is_mutable:  # in place, or into out=
             return self._written(func, args, kwargs, found)
         stays = wanted == "cpu" or (name == "_to_copy" and wanted is None and not there)
-        return found if stays else tree_map(lambda one: CudaTensor(one) if isinstance(one, Tensor) else one, found)
+        return found if stays else on_gpu(found)
 
     def _written(self, func, args, kwargs, found):
         """Return the arguments that were written to; what else was made is new."""
         given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
         written = [
-            given[a.name] for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write and a.name in given
+            given[a.name]
+            for a in func._schema.arguments
+            if a.alias_info is not None and a.alias_info.is_write and a.name in given
         ]
         outputs = func._schema.returns
         if not outputs:
@@ -179,7 +199,9 @@ class SimulatedGpu(TorchDispatchMode):
             target_is_there = isinstance(args[0], CudaTensor)
             blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
         else:
-            target_is_there = torch.device(kwargs["device"]).type == "cuda" if kwargs.get("device") else isinstance(source, CudaTensor)
+            target_is_there = (
+                torch.device(kwargs["device"]).type == "cuda" if kwargs.get("device") else isinstance(source, CudaTensor)
+            )
             blocking = not kwargs.get("non_blocking", False)
         self.launches[name] += 1
         if target_is_there != isinstance(source, CudaTensor) and blocking:
@@ -228,7 +250,7 @@ def answers():
 
 def build(folder: Path) -> Path:
     """Compile the library, in some seconds; needs g++ and torch's own headers, which its wheels bring."""
-    root, made = Path(torch.__file__).parent, folder / "simulated_gpu.so"
+    root, made = Path(torch.__file__).parent, folder / "libsimulated_gpu.so"
     headers = [f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include"]
     libraries = [f"-L{root}/lib", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root}/lib"]
     compiler = ["g++", "-O0", "-std=c++20", "-shared", "-fPIC"]

@@ -66,7 +66,7 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(extra, tmp_pat
 def test_parts_of_the_training_examples_are_counted_over_the_epoch():
     def output(clean, adv):
         logits, logits_adv = (None if p is None else torch.tensor(p).log() for p in (clean, adv))
-        return Output(torch.tensor(1.0), None, torch.ones(2), logits, logits_adv, {}, 0, 0)
+        return Output(torch.tensor(1.0), None, torch.ones(2), logits, logits_adv, 0, 0)
 
     y, metrics = torch.tensor([0, 1]), EpochMetrics(torch.device("cpu"), SINGLE_PROCESS)
     metrics.add(output([[0.9, 0.1], [0.7, 0.3]], [[0.52, 0.48], [0.8, 0.2]]), y, 2)  # S+ at the boundary, S- wrong

@@ -22,6 +22,7 @@ from hauberk.attacks.state import (
     select,
 )
 from hauberk.core.arguments import check_fields, checked
+from hauberk.core.device import filled, send
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import AttackLoss, LossLike, find_attack_loss, fooled
@@ -280,14 +281,15 @@ def attack_batch(
     attack = attack if target is None else attack.aimed()
     with frozen_model(model, attack.mode) as frozen:
         rng = batch_rng(seed, x)
-        x, y = x.detach().clone(), y.clone()  # clones, in case they were made under inference_mode
+        # Autograd refuses what was made under inference_mode; and nothing that is returned is the caller's own tensor.
+        x, y = x.detach().clone(), y.clone() if y.is_inference() else y
         feasible = threat.around(x)
         if radius_fraction is not None:
             feasible = feasible.with_radius_scaled(radius_fraction)
         queries = ModelQueries(frozen, eot_iter)
         wants_clean = return_clean_logits or (attack.needs_clean_logits and target is None)
         clean = queries.logits(x) if wants_clean else None
-        inputs = AttackInputs(feasible, y, clean, torch.zeros_like(y), rng, target, in_step=True)
+        inputs = AttackInputs(feasible, y, clean, filled(len(y), 0, y.dtype, y.device), rng, target, in_step=True)
         wrong = None
         if attack.stops_at_success:
             if clean is None:
@@ -316,7 +318,7 @@ def _run_once(attack: Attack[Any], queries: ModelQueries, outcome: Outcome, run:
             continue
         gone, host_steps = torch.stack([finished.long(), state.step]).cpu().numpy()
         if gone.any():
-            leaving, staying = (torch.from_numpy(np.flatnonzero(part)).to(state.y.device) for part in (gone, 1 - gone))
+            leaving, staying = (send(torch.from_numpy(np.flatnonzero(part)), state.y.device) for part in (gone, 1 - gone))
             outcome.take(select(state, leaving), leaving if index is None else index[leaving], run)
             state, index = select(state, staying), staying if index is None else index[staying]
             host_steps = host_steps[gone == 0]

@@ -104,7 +104,7 @@ def frozen_model(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
         torch.inference_mode(False),
         torch.enable_grad(),
         buffers,
-        _replaced(refused, lambda p: nn.Parameter(p.detach().clone(), requires_grad=False)),
+        _replaced(refused, lambda all_of_them: [nn.Parameter(p.detach().clone(), requires_grad=False) for p in all_of_them]),
     ):
         learnable = [p for p in model.parameters() if p.requires_grad]
         patched = patch_conv_backward(model)
@@ -128,8 +128,17 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
     Copies, because a graph that the caller still holds forbids writing into what it has saved.
     """
-    with _replaced(_entries(model, "_buffers"), Tensor.clone):
+    with _replaced(_entries(model, "_buffers"), _copies):
         yield
+
+
+@torch.no_grad()
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    """Copy tensors, all at once."""
+    made = [torch.empty_like(tensor) for tensor in tensors]
+    if made:
+        torch._foreach_copy_(made, tensors)
+    return made
 
 
 _Entry: TypeAlias = tuple[dict[str, Any], str, Tensor]  # a table of a module, and a name and a tensor in it
@@ -141,9 +150,10 @@ def _entries(model: nn.Module, table: str) -> list[_Entry]:
 
 
 @contextmanager
-def _replaced(entries: Sequence[_Entry], copy: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _replaced(entries: Sequence[_Entry], copy: Callable[[list[Tensor]], list[Any]]) -> Iterator[None]:
     """Put copies of the tensors in their places, one copy for tied ones, inside the block."""
-    copies = {id(tensor): copy(tensor) for _, _, tensor in entries}
+    tensors = {id(tensor): tensor for _, _, tensor in entries}
+    copies = dict(zip(tensors, copy(list(tensors.values())), strict=True))
     try:
         for table, name, tensor in entries:
             table[name] = copies[id(tensor)]

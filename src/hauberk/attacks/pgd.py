@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -14,6 +14,7 @@ from hauberk.attacks.base import Attack, MaximizingAttack, as_function
 from hauberk.attacks.frozen_model import Mode, ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
 from hauberk.core.arguments import check_fields, shown
+from hauberk.core.device import filled
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import LossLike, fooled
 from hauberk.threat import ThreatModel, expand_to, parse_fraction
@@ -209,10 +210,10 @@ class PGD(MaximizingAttack["PGDState"]):
             point=start,
             previous=start if self.nesterov else None,
             velocity=torch.zeros_like(start) if self.momentum else None,
-            chances=None if self.tau is None else torch.full_like(y, self.tau),
-            stopped=None if self.tau is None else torch.zeros_like(y, dtype=torch.bool),
-            right=torch.zeros_like(y),
-            moves=torch.zeros_like(y),
+            chances=None if self.tau is None else filled(len(y), self.tau, y.dtype, y.device),
+            stopped=None if self.tau is None else filled(len(y), False, torch.bool, y.device),
+            right=filled(len(y), 0, y.dtype, y.device),
+            moves=filled(len(y), 0, y.dtype, y.device),
             lps=inputs.clean_logits,
             looks=Looks(self.has_reject_class) if inputs.in_step and self._sees_nothing else None,
         )
@@ -220,7 +221,8 @@ class PGD(MaximizingAttack["PGDState"]):
     @property
     def _sees_nothing(self) -> bool:
         """Whether no step depends on what others have seen, as training attacks."""
-        return self.return_last and not self.evaluate_last and self.tau is None
+        once = self.restarts == 1 and self.attack_loss.reference != "target"
+        return once and self.return_last and not self.evaluate_last and self.tau is None
 
     def finished(self, state: "PGDState") -> Tensor | None:
         """Friendly examples that have stopped."""
@@ -314,10 +316,10 @@ class PGDState(AttackState):
     lps: Tensor | None  # logits at the first misclassified iterate, or at the last one seen
     looks: "Looks | None" = None  # in place of the three above, and of ``found`` and ``found_at``
 
-    def report(self) -> dict[str, Tensor]:
+    def report(self) -> dict[str, Any]:
         """Return what an :class:`AttackResult` says of each example, where K iterates were looked at whatever was found."""
         if self.looks is not None:
-            return {"x_adv": self.best, "loss": self.best_loss, **self.looks.counts(self.y)}
+            return {"x_adv": self.best, "loss": self.best_loss, "count": partial(self.looks.counts, self.y)}
         assert self.lps is not None  # there was a look
         return super().report() | {"logits_lps": self.lps, "kappa": self.right, "steps_taken": self.moves}
 
@@ -342,7 +344,6 @@ class Looks:
         place = (first % steps).view(1, -1, 1).expand(1, -1, logits.shape[2])
         return {
             "success": wrong[-1],
-            "logits": logits[-1],
             "logits_lps": logits.gather(0, place)[0],
             "kappa": steps - wrong.sum(0),
             "first_success": first,

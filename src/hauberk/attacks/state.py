@@ -4,12 +4,14 @@ No row may see another: every operation is by row. So one attack runs on a batch
 (``scheduler.py``), and finds the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from hauberk.core.device import filled
 from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import AttackLoss, fooled
 from hauberk.threat import FeasibleSet, ThreatModel, expand_to
@@ -49,10 +51,27 @@ class AttackResult:
     backwards: float
     steps: int
 
+    @classmethod
+    def counted_later(cls, count: Callable[[], dict[str, Any]], **known: Any) -> "AttackResult":
+        """Return a result that counts what is not ``known`` when it is first asked for: training seldom looks at all of it."""
+        made = cls.__new__(cls)
+        vars(made).update(known, _count=count)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        count = vars(self).get("_count")
+        if count is None or name not in _COUNTED:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        vars(self).update(count(), _count=None)
+        return vars(self)[name]
+
     @property
     def lps(self) -> Tensor:
         """Least PGD steps, (B,) int64: index of the first misclassified iterate, or the steps taken where there is none."""
         return torch.where(self.first_success < 0, self.steps_taken, self.first_success)
+
+
+_COUNTED = ("success", "kappa", "first_success", "steps_taken", "logits_lps")
 
 
 @dataclass
@@ -86,7 +105,7 @@ class AttackInputs:
         """What the loss compares with: clean logits, targets, or (as it does not look at it) the labels."""
         if loss.reference == "clean":
             assert self.clean_logits is not None
-            return self.clean_logits
+            return self.clean_logits if loss.prepare is None else loss.prepare(self.clean_logits)
         if loss.reference == "none":
             return self.y
         if self.target is not None:
@@ -155,7 +174,7 @@ class AttackState:
         self.found_at = self.found_at.index_fill(0, rows, -1)
         self.best_loss = self.best_loss.index_fill(0, rows, -torch.inf)
 
-    def report(self) -> dict[str, Tensor]:
+    def report(self) -> dict[str, Any]:
         """Return, after a look, what an :class:`AttackResult` says of each example, and the loss there."""
         assert self.best_logits is not None
         taken = self.step - 1
@@ -180,18 +199,17 @@ def initial_state(inputs: AttackInputs, replaces_best: bool = True) -> dict[str,
     """Return the fields of :class:`AttackState` before the first look; on a CPU the best point is replaced row by row."""
     x, y, clean = inputs.feasible.x, inputs.y, inputs.clean_logits
     dtype = x.dtype if x.dtype.itemsize >= 4 else torch.float32
-    none = torch.zeros_like(y)
     return {
         "feasible": inputs.feasible,
         "y": y,
         "rng": inputs.rng,
         "tag": inputs.tag,
-        "step": none,
+        "step": filled(len(y), 0, y.dtype, y.device),
         "best": x.clone() if replaces_best else x,
         "best_logits": None if clean is None else clean.clone(),
-        "best_loss": torch.full((len(y),), -torch.inf, dtype=dtype, device=x.device),
-        "found": torch.zeros_like(y, dtype=torch.bool),
-        "found_at": none - 1,
+        "best_loss": filled(len(y), -torch.inf, dtype, x.device),
+        "found": filled(len(y), False, torch.bool, x.device),
+        "found_at": filled(len(y), -1, y.dtype, y.device),
     }
 
 
@@ -261,7 +279,7 @@ class Outcome:
 
     def __init__(self, inputs: AttackInputs, wrong: Tensor | None, keeps_best: bool):
         self.inputs, self.stops_at_success, self.keeps_best = inputs, wrong is not None, keeps_best
-        self.values: dict[str, Tensor] = {}
+        self.values: dict[str, Any] = {}
         if wrong is not None:
             clean, y = inputs.clean_logits, inputs.y
             assert clean is not None  # what is wrong without an attack was seen there
@@ -283,7 +301,8 @@ class Outcome:
 
     def inputs_of(self, index: Tensor | None, run: int) -> AttackInputs:
         """The inputs of some of the examples for one run."""
-        inputs = replace(self.inputs, run=torch.full_like(self.inputs.y, run))
+        y = self.inputs.y
+        inputs = replace(self.inputs, run=filled(len(y), run, y.dtype, y.device))
         return inputs if index is None else select(inputs, index)
 
     def take(self, state: AttackState, index: Tensor | None, run: int) -> None:
@@ -310,14 +329,16 @@ class Outcome:
         values, n = dict(self.values), len(self.inputs.y)
         del values["loss"]
         if not evaluate_last:
-            del values["logits"]
-        return AttackResult(
-            **{"logits": None, **values},  # type: ignore[arg-type]
-            clean_logits=self.inputs.clean_logits,
-            forwards=_batches(forwards, n),
-            backwards=_batches(backwards, n),
-            steps=steps,
-        )
+            values["logits"] = None
+        known = {
+            **values,
+            "clean_logits": self.inputs.clean_logits,
+            "forwards": _batches(forwards, n),
+            "backwards": _batches(backwards, n),
+            "steps": steps,
+        }
+        count = known.pop("count", None)
+        return AttackResult(**known) if count is None else AttackResult.counted_later(count, **known)
 
 
 def _batches(examples: int, size: int) -> float:

@@ -16,10 +16,15 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 def constant(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return numbers as a tensor on a device; not to be written to.
 
-    A number is filled in by the device itself; a tensor from elsewhere is copied once and kept.
+    Kept, as each copy makes the host wait, and each number costs a launch.
     """
     if isinstance(value, Tensor):
         return value if (value.dtype, value.device) == (dtype, device) else _copied(value, value._version, dtype, device)
+    return _number(value, dtype, device)
+
+
+@lru_cache(maxsize=64)
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.full((), value, dtype=dtype, device=device)
 
@@ -29,3 +34,10 @@ def _copied(value: Tensor, version: int, dtype: torch.dtype, device: torch.devic
     """A copy of a tensor as it was at a version of itself, which torch counts as it is written to."""
     with torch.inference_mode(False):
         return send(value.detach(), device).to(dtype)
+
+
+@lru_cache(maxsize=64)
+def filled(count: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return so many times the same number, (count,); kept, and not to be written to."""
+    with torch.inference_mode(False):
+        return torch.full((count,), value, dtype=dtype, device=device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core.arguments import check_fields, unchecked
+from hauberk.core.device import constant
 from hauberk.core.distributed import SINGLE_PROCESS, World
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
@@ -106,6 +107,8 @@ class StepContext:
         return terms.mean() if self.world.size == 1 else terms.sum() * (self.world.size / sum(self.sizes))
 
 
+_TENTHS = torch.tensor([0.1, 0.5, 0.9])
+
 PresetName: TypeAlias = Literal["paper", "official"]
 
 CLEAN, ADVERSARIAL = frozenset({"clean"}), frozenset({"adversarial"})
@@ -200,8 +203,9 @@ def mean_one(weights: Tensor) -> Tensor:
 
 @torch.no_grad()
 def effective_size(weights: Tensor) -> Tensor:
-    """Kish's effective sample size as a fraction of the batch: ``(Σω)² / (B·Σω²)``; 1 for equal weights. (B,) -> scalar."""
-    return weights.sum().square() / (len(weights) * weights.square().sum()).clamp_min(torch.finfo(weights.dtype).tiny)
+    """Kish's effective sample size as a fraction of the batch: ``(Σω)² / (B·Σω²)``; 1 for equal weights. (..., B) -> (...)."""
+    size = weights.shape[-1] * weights.square().sum(-1)
+    return weights.sum(-1).square() / size.clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 @torch.no_grad()
@@ -209,16 +213,15 @@ def summary(weights: Tensor, measure: Tensor | None) -> dict[str, Tensor]:
     """Summarise the weights of a batch, and the measure they were made from, without host synchronisation.
 
     Args:
-        weights: ω, (B,).
-        measure: margins or step counts, (B,), or None for equal weights.
+        weights: ω, (..., B): of one batch, or of several.
+        measure: margins or step counts, likewise, or None for equal weights.
 
     Returns:
-        Scalars: effective size, 10 %, 50 % and 90 % quantiles of weights and measure.
+        Of each batch, (...): effective size, 10 %, 50 % and 90 % quantiles of weights and measure.
     """
+    named = {name: values.float() for name, values in (("weight", weights), ("measure", measure)) if values is not None}
+    tenths = constant(_TENTHS, torch.float32, weights.device)
     found = {"effective_size": effective_size(weights)}
-    for name, values in (("weight", weights), ("measure", measure)):
-        if values is not None:
-            tenths = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float32, device=values.device)
-            quantiles = torch.quantile(values.float(), tenths)
-            found |= dict(zip((f"{name}_q10", f"{name}_q50", f"{name}_q90"), quantiles, strict=True))
+    for name, quantiles in zip(named, torch.quantile(torch.stack(list(named.values())), tenths, dim=-1).unbind(1), strict=True):
+        found |= {f"{name}_q{tenth}": value for tenth, value in zip((10, 50, 90), quantiles, strict=True)}
     return found

@@ -16,7 +16,7 @@ from hauberk.core.random import ExampleRng
 Augmentation: TypeAlias = Callable[[Tensor, ExampleRng], Tensor]
 
 PADDING = 4  # zeros on each side, as the sources' CIFAR scripts do, but for robust_overfitting and AT-AWP, which reflect
-_TOP, _LEFT, _COIN = 101, 102, 103  # tags of the draws, apart from the attack's
+_TAG = 101  # of the draws, apart from the attack's
 
 
 def random_crop(x: Tensor, rng: ExampleRng, *, flip: bool = False) -> Tensor:
@@ -28,7 +28,7 @@ def random_crop(x: Tensor, rng: ExampleRng, *, flip: bool = False) -> Tensor:
     if x.ndim != 4:
         raise UserError(f"random crops are for images (B, C, H, W), not inputs of shape {tuple(x.shape)}")
     height, width = x.shape[2:]
-    top, left, coin = (rng.uniform(x.new_empty(len(x), 1), tag) for tag in (_TOP, _LEFT, _COIN))
+    top, left, coin = rng.uniform(x.new_empty(len(x), 3), _TAG).split(1, dim=1)
     rows = (top * (2 * PADDING + 1)).long() + torch.arange(height, device=x.device)
     columns = (left * (2 * PADDING + 1)).long() + torch.arange(width, device=x.device)
     if flip:

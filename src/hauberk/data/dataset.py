@@ -13,6 +13,7 @@ import torch.utils.data as torch_data
 from torch import Tensor, nn
 
 from hauberk.core.arguments import check_argument, checked, shown
+from hauberk.core.device import send
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs, check_labels
@@ -80,6 +81,7 @@ class TensorDataset(IndexedDataset):
 
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,)."""
+        index = send(index, self.x.device)
         return _as_floats(self.x[index]), self.y[index]
 
 
@@ -151,8 +153,9 @@ class ConcatDataset(IndexedDataset):
             places.append((which == k).nonzero().squeeze(1))
             parts.append(self.datasets[k].fetch(index[places[-1]] - (self.ends[k] - len(self.datasets[k]))))
         order = torch.cat(places).argsort()
-        x, y = (torch.cat([part.to(column[0]) for part in column])[order] for column in zip(*parts, strict=True))
-        return x, y
+        x, y = (torch.cat([part.to(column[0]) for part in column]) for column in zip(*parts, strict=True))
+        order = send(order, x.device)
+        return x[order], y[order]
 
 
 def as_dataset(data: Any) -> IndexedDataset:

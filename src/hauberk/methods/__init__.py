@@ -3,7 +3,8 @@
 from hauberk.core.step_context import StepContext
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
-from hauberk.methods.method import Method, Output, Step
+from hauberk.methods.method import Method, Step
+from hauberk.methods.output import Output
 from hauberk.methods.registry import (
     METHODS,
     MethodSpec,

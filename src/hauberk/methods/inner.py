@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hauberk.attacks import PGD, Attack, AttackResult, frozen_model, run_attack
 from hauberk.attacks.base import attack_batch
 from hauberk.core.arguments import check_callable
+from hauberk.core.device import send
 from hauberk.core.step_context import StepContext
 from hauberk.objectives.functional import fooled
 from hauberk.threat import ThreatModel, expand_to
@@ -85,7 +86,7 @@ class MinimumMargin(nn.Module):
         if index is not None:
             index = index if world.size == 1 else torch.cat(world.all_gather_object(index.cpu()))
             distance = context.all_gather(distance)
-            self._with_room(index, distance.device)[index.to(distance.device)] = distance.clamp(LEAST_FRACTION, 1.0).float()
+            self._with_room(index, distance.device)[send(index, distance.device)] = distance.clamp(LEAST_FRACTION, 1.0).float()
         return found
 
     def search(
@@ -134,7 +135,7 @@ class MinimumMargin(nn.Module):
         """Return each example's radius as a part of ε, (B,): 0.1 at first, and always where ``index`` is None."""
         if index is None:
             return torch.full(y.shape, LEAST_FRACTION, device=y.device)
-        return self._with_room(index, y.device)[index.to(y.device)]
+        return self._with_room(index, y.device)[send(index, y.device)]
 
     def fresh(self) -> "MinimumMargin":
         """Return the same search with nothing remembered."""

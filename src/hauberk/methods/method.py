@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,54 +14,21 @@ from torch.nn.parallel import DistributedDataParallel
 from hauberk.attacks import AttackResult
 from hauberk.attacks.frozen_model import check_module, checked_first_pass, kept_buffers
 from hauberk.core.arguments import check_callable, checked, shown
+from hauberk.core.device import filled
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.random import ExampleRng
-from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext, summary
+from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext
 from hauberk.fastpath.precision import Precision, PrecisionPolicy, make_policy
 from hauberk.methods.awp import applied, gradient_surrogate
 from hauberk.methods.inner import InnerAttack, as_inner_attack
+from hauberk.methods.output import Output
 from hauberk.objectives.cross_entropy import AT
-from hauberk.objectives.functional import at_least_float32, fooled
+from hauberk.objectives.functional import at_least_float32
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_batch, check_inputs
 
 FROM_PYTHON = "python:"  # in front of what stands for an object that has no import path
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Output:
-    """What a method returns for one batch.
-
-    Attributes:
-        loss: scalar with a graph; call ``.backward()`` on it.
-        x_adv: adversarial inputs, (B, ...), or None where the method attacks nothing.
-        weights: ω, (B,), detached.
-        logits: of the clean inputs, (B, C), detached, or None where nothing needs them.
-        logits_adv: of the adversarial inputs, likewise.
-        report: scalars that say what the weighting did; empty without one.
-        forwards: forward passes of this step so far, attack included; a fraction where finished examples were left out.
-        backwards: backward passes to the input; those to the weights are not counted.
-        burning_in: whether all weights are 1 because the epoch is before the end of the burn-in.
-    """
-
-    loss: Tensor
-    x_adv: Tensor | None
-    weights: Tensor
-    logits: Tensor | None
-    logits_adv: Tensor | None
-    report: dict[str, Tensor]
-    forwards: float
-    backwards: float
-    burning_in: bool = False
-
-    def numbers(self) -> dict[str, float]:
-        """Return the loss and the report as plain numbers, for a logger; this waits for the device."""
-        scalars = {"loss": self.loss.detach(), **self.report}
-        return dict(zip(scalars, torch.stack([value.double() for value in scalars.values()]).tolist(), strict=True))
-
-    def __repr__(self) -> str:
-        return f"Output(loss={self.loss.item():.4g}, {len(self.weights)} examples, {', '.join(self.report) or 'no report'})"
 
 
 class Method(nn.Module):
@@ -349,7 +316,7 @@ class Method(nn.Module):
                 self._look(context, _in_order(self.needs), self.needs)
                 proxy, weights = self._loss(context, class_weights)
                 change = awp.direction(model, proxy, context.world)
-            report = self._report(context, weights)
+            whole, measure = self._whole(context, weights), context.measure
             with applied(model, change):
                 context.logits = context.logits_adv = None
                 self._look(context, (*self.passes_before, *passes), self.needs)
@@ -359,7 +326,7 @@ class Method(nn.Module):
         else:
             self._look(context, passes, self.needs)
             loss, weights = self._loss(context, class_weights)
-            report = self._report(context, weights)
+            whole, measure = self._whole(context, weights), context.measure
             made = len(self.passes_before) + len(passes)
         attack = context.attack
         if self.passes_after:
@@ -370,7 +337,9 @@ class Method(nn.Module):
             weights=weights,
             logits=None if context.logits is None else context.logits.detach(),
             logits_adv=None if context.logits_adv is None else context.logits_adv.detach(),
-            report=report,
+            y=context.y,
+            all_weights=whole,
+            measure=measure,
             forwards=(0 if attack is None else attack.forwards) + made,
             backwards=0 if attack is None else attack.backwards,
             burning_in=context.epoch < context.burn_in,
@@ -418,11 +387,11 @@ class Method(nn.Module):
     def _weights(self, context: StepContext, robust: Tensor) -> Tensor:
         """Weights of this process's part of the batch, (b,); 1 before the end of the burn-in."""
         if self.weighting is None:
-            return torch.ones_like(robust)
+            return filled(len(robust), 1.0, robust.dtype, robust.device)
         weights = _called("weighting", self.weighting, context)  # in the burn-in, too, for what it measures
         if context.epoch < context.burn_in:
             context.all_weights = None
-            return torch.ones_like(robust)
+            return filled(len(robust), 1.0, robust.dtype, robust.device)
         if not isinstance(weights, Tensor) or weights.shape != robust.shape:
             got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
             raise UserError(f"the weighting must return weights of shape {tuple(robust.shape)}, it returned {got}")
@@ -430,14 +399,12 @@ class Method(nn.Module):
             context.all_weights = context.all_gather(weights)
         return weights.detach().to(robust.dtype)
 
-    def _report(self, context: StepContext, weights: Tensor) -> dict[str, Tensor]:
+    def _whole(self, context: StepContext, weights: Tensor) -> Tensor | None:
+        """Weights of the whole batch of all processes, (B,); None without a weighting."""
         if self.weighting is None:
-            return {}
-        whole = weights.new_ones(sum(context.sizes)) if context.all_weights is None else context.all_weights.to(weights.dtype)
-        found = summary(whole, context.measure)
-        if context.logits_adv is not None:
-            found["wrong_adversarial"] = fooled(context.logits_adv.detach(), context.y).float().mean()
-        return found
+            return None
+        ones = filled(sum(context.sizes), 1.0, weights.dtype, weights.device)
+        return ones if context.all_weights is None else context.all_weights.to(weights.dtype)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what goes into ``state_dict`` besides the submodules."""

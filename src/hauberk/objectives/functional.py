@@ -49,7 +49,7 @@ def gather_class(values: Tensor, y: Tensor) -> Tensor:
 
 def mask_class(values: Tensor, y: Tensor, fill: float = -torch.inf) -> Tensor:
     """Replace the value of one class of each example. (B, C), (B,) -> (B, C)."""
-    return values.masked_fill(F.one_hot(y, values.shape[1]).bool(), fill)
+    return values.scatter(1, y[:, None], fill)
 
 
 def fooled(logits: Tensor, y: Tensor, has_reject_class: bool = False) -> Tensor:
@@ -130,6 +130,7 @@ class AttackLoss:
         function: of logits, labels and, if there is one, the reference.
         reference: what it compares with besides the labels: nothing, the logits of the clean inputs (B, C), or a target class
             for each example (B,).
+        prepare: what is made of the logits of the clean inputs, once, before the function is given them; None to leave them.
         has_reject_class: whether it takes the last output for a class of adversarial inputs.
         min_classes: with fewer classes it is not defined.
     """
@@ -138,6 +139,7 @@ class AttackLoss:
     reference: Literal["none", "clean", "target"] = "none"
     has_reject_class: bool = False
     min_classes: int = 2
+    prepare: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, logits: Tensor, y: Tensor, reference: Tensor | None = None) -> Tensor:
         """Return the loss of each example, (B,)."""
@@ -150,8 +152,8 @@ class AttackLoss:
 LossLike: TypeAlias = str | AttackLoss | Callable[[Tensor, Tensor], Tensor]
 
 
-def _kl(logits: Tensor, y: Tensor, clean: Tensor) -> Tensor:
-    return kl_divergence(clean, logits)
+def _kl(logits: Tensor, y: Tensor, log_p: Tensor) -> Tensor:
+    return F.kl_div(log_softmax(logits), log_p, reduction="none", log_target=True).sum(1)
 
 
 def _targeted_ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -168,7 +170,7 @@ def _targeted_evade(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 ATTACK_LOSSES: dict[str, AttackLoss] = {
     "ce": AttackLoss(cross_entropy),
-    "kl": AttackLoss(_kl, "clean"),
+    "kl": AttackLoss(_kl, "clean", prepare=log_softmax),
     "cw": AttackLoss(cw_loss),
     "dlr": AttackLoss(dlr_loss, min_classes=3),
     "slm": AttackLoss(soft_logit_margin),

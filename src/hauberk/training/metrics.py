@@ -1,9 +1,9 @@
 """What an epoch showed: sums of training metrics, validation, and signs that a training has gone wrong."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, frozen_model
 from hauberk.attacks.base import attack_batch
+from hauberk.core.arguments import unchecked
 from hauberk.core.distributed import World
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import as_json, write_atomically
@@ -20,72 +21,138 @@ from hauberk.core.random import ExampleRng
 from hauberk.data import fetch_for
 from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.methods import Output
+from hauberk.methods.output import weighting_report
 from hauberk.training.plan import Plan
 from hauberk.weighting import probabilistic_margin
 
+_AT_ONCE = 16  # steps that are counted at a time
 BOUNDARY = 0.1  # margins from 0 up to here are near the class boundary; the MAIL paper, Section 4.1, draws no line
 
 
 def count_areas(logits: Tensor | None, logits_adv: Tensor | None, y: Tensor) -> dict[str, Tensor]:
-    """Count the examples of a batch in the parts that the papers draw, as far as there are logits, (B, C); scalars.
+    """Say which examples of a batch are in the parts that the papers draw, as far as there are logits, (B, C); (B,) bool each.
 
-    MART's S⁺ and S⁻ (``n_clean_right``, ``n_clean_wrong``); by the probabilistic margin of x', as in the MAIL paper's Figure
-    3, the wrong-prediction area (``n_wrong``, PM < 0), the class boundary (``n_boundary``, PM < 0.1) and the safe area
-    (``n_safe``).
+    MART's S⁺ (``n_clean_right``; the others are S⁻); by the probabilistic margin of x', as in the MAIL paper's Figure 3, the
+    wrong-prediction area (``n_wrong``, PM < 0) and the safe area (``n_safe``, PM ≥ 0.1); the rest is the class boundary.
     """
-    counts = {}
+    areas = {}
     if logits is not None:
-        counts["n_clean_right"] = (logits.argmax(1) == y).sum()
-        counts["n_clean_wrong"] = len(y) - counts["n_clean_right"]
+        areas["n_clean_right"] = logits.argmax(1) == y
     if logits_adv is not None:
-        margin = probabilistic_margin(logits_adv, y)
-        counts["n_wrong"], counts["n_safe"] = (margin < 0).sum(), (margin >= BOUNDARY).sum()
-        counts["n_boundary"] = len(y) - counts["n_wrong"] - counts["n_safe"]
-    return counts
+        margin = unchecked(probabilistic_margin)(logits_adv, y)
+        areas |= {"n_robust_right": logits_adv.argmax(1) == y, "n_wrong": margin < 0, "n_safe": margin >= BOUNDARY}
+    return areas
+
+
+@dataclass
+class _Seen:
+    """What is kept of a step until several are counted at once: ``loss`` as its part of a mean over examples; Output's others."""
+
+    loss: Tensor
+    y: Tensor
+    logits: Tensor | None
+    logits_adv: Tensor | None
+    all_weights: Tensor | None
+    measure: Tensor | None
+
+    @property
+    def shapes(self) -> list[Any]:
+        """Steps with the same ones are counted together."""
+        return [None if value is None else value.shape for value in vars(self).values()]
 
 
 class EpochMetrics:
-    """Sums over an epoch of what training saw in passes it made anyway; exact sums on the device, never means of means."""
+    """Sums over an epoch of what training saw in passes it made anyway; sums over examples, never means of means.
+
+    Steps are counted some at a time, so that their number of launches does not matter. What a step shows is rounded to a
+    multiple of 2⁻³², so that sums in float64 are exact: they do not depend on which steps are counted together.
+    """
 
     def __init__(self, device: torch.device, world: World):
         self._device, self._world = device, world
-        self._sums: dict[str, Tensor] = {}  # of each quantity over examples, float64
-        self._counts = Counter[str]()  # how many examples each was seen on
+        self._seen: list[_Seen] = []
+        # By the names of the quantities that were seen together: their sums over examples, (k,) float64, and how many examples.
+        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
 
     def add(self, out: Output, y: Tensor, divisor: float) -> None:
         """Add a step with labels (b,), whose sum of losses was divided by ``divisor``. No host synchronisation."""
-        totals = {"loss": out.loss.detach() * divisor}
-        for name, logits in (("train_clean_accuracy", out.logits), ("train_robust_accuracy", out.logits_adv)):
-            if logits is not None:
-                totals[name] = (logits.argmax(1) == y).sum()
-        if out.logits is not None:
-            totals["misclassification_weight"] = (1 - out.logits.softmax(1).gather(1, y[:, None])).sum()
-        totals |= {name: value * len(y) for name, value in out.report.items()} | count_areas(out.logits, out.logits_adv, y)
-        for name, total in totals.items():
-            self._sums[name] = total.double() + self._sums.get(name, 0.0)
-            self._counts[name] += len(y)
+        loss = out.loss.detach()
+        loss = loss if divisor == len(y) else loss * (divisor / len(y))
+        seen = _Seen(loss, y, out.logits, out.logits_adv, out.all_weights, out.measure)
+        if self._seen and (len(self._seen) == _AT_ONCE or self._seen[0].shapes != seen.shapes):
+            self._count()
+        self._seen.append(seen)
+
+    @torch.no_grad()
+    def _count(self) -> None:
+        """Count the steps that have been put off."""
+        if not self._seen:
+            return
+        stacked = {
+            name: None if value is None else torch.stack([getattr(seen, name) for seen in self._seen])
+            for name, value in vars(self._seen[0]).items()
+        }
+        loss, y, logits, logits_adv, weights, measure = stacked.values()
+        assert loss is not None  # always there
+        assert y is not None
+        means = {"loss": loss}
+        if weights is not None:
+            means |= weighting_report(weights, measure, logits_adv, y)
+        if logits is not None:
+            means["misclassification_weight"] = 1 - logits.softmax(2).gather(2, y[:, :, None]).squeeze(2).mean(1)
+        clean, adversarial = (None if z is None else z.flatten(0, 1) for z in (logits, logits_adv))
+        areas = {name: area.view(y.shape).sum(1) for name, area in count_areas(clean, adversarial, y.flatten()).items()}
+        rows = torch.stack([value.double() for value in means.values()], 1)
+        rows = torch.round(rows * 2.0**32) * (2.0**-32 * y.shape[1])
+        if areas:
+            rows = torch.cat([rows, torch.stack([value.double() for value in areas.values()], 1)], 1)
+        names = (*means, *areas)
+        total, count = self._sums.get(names, (0.0, 0))
+        self._sums[names] = total + rows.sum(0), count + y.numel()
+        self._seen = []
 
     def means(self) -> dict[str, float]:
         """Return means over the epoch so far, and counts; only of what the method looked at. By all processes together.
 
         ``misclassification_weight`` is MART's ``1 - p_y(x)``; for the counts see :func:`count_areas`.
         """
-        sums = self.state_dict().items()
-        return {"loss": 0.0} | {k: int(total) if k.startswith("n_") else total / count for k, (total, count) in sums}
+        sums = self.state_dict()
+        found = {"loss": 0.0} | {name: total / count for name, (total, count) in sums.items() if not name.startswith("n_")}
+        seen = {name: (int(total), int(count)) for name, (total, count) in sums.items() if name.startswith("n_")}
+        if "n_clean_right" in seen:
+            right, count = seen["n_clean_right"]
+            found |= {"train_clean_accuracy": right / count, "n_clean_right": right, "n_clean_wrong": count - right}
+        if "n_robust_right" in seen:
+            (right, count), (wrong, _), (safe, _) = (seen[name] for name in ("n_robust_right", "n_wrong", "n_safe"))
+            found |= {"train_robust_accuracy": right / count, "n_wrong": wrong, "n_safe": safe}
+            found["n_boundary"] = count - wrong - safe
+        return found
 
     def state_dict(self) -> dict[str, list[float]]:
         """Return the sum of each quantity over all processes, and its number of examples; by all processes together."""
+        self._count()
         if not self._sums:
             return {}
-        counts = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=self._device)
-        totals = self._world.sum(torch.stack([torch.stack(list(self._sums.values())), counts]))
-        return dict(zip(self._sums, totals.T.tolist(), strict=True))
+        counts = torch.tensor([count for _, count in self._sums.values()], dtype=torch.float64, device=self._device)
+        sizes = [len(names) for names in self._sums]
+        packed = self._world.sum(torch.cat([counts, *(sums for sums, _ in self._sums.values())]))
+        seen, *totals = (part.tolist() for part in packed.split([len(sizes), *sizes]))
+        state: dict[str, list[float]] = {}
+        for names, sums, count in zip(self._sums, totals, seen, strict=True):
+            for name, total in zip(names, sums, strict=True):
+                before = state.get(name, [0.0, 0.0])
+                state[name] = [before[0] + total, before[1] + count]
+        return state
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         """Go on from the sums of all processes, which are rank 0's from now on."""
         part = int(self._world.is_main)
-        self._sums = {k: torch.tensor(part * s, dtype=torch.float64, device=self._device) for k, (s, _) in state.items()}
-        self._counts = Counter({name: part * int(count) for name, (_, count) in state.items()})
+        by_count: dict[float, list[str]] = {}
+        for name, (_, count) in state.items():
+            by_count.setdefault(count, []).append(name)
+        for count, names in by_count.items():
+            totals = torch.tensor([part * state[name][0] for name in names], dtype=torch.float64, device=self._device)
+            self._sums[tuple(names)] = totals, part * int(count)
 
 
 def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hauberk.core.device import send
 from hauberk.core.distributed import SyncThrottle, data_parallel, get_world, running_statistics
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
 from hauberk.core.io import machine
@@ -21,6 +21,7 @@ from hauberk.data import augment, fetch_for, to_device
 from hauberk.fastpath.precision import Precision, PrecisionPolicy, autotune_precision
 from hauberk.methods import Step
 from hauberk.training import checkpoint
+from hauberk.training.ema import ExponentialMovingAverage
 from hauberk.training.export import save_model
 from hauberk.training.metrics import (
     CallbackList,
@@ -84,7 +85,7 @@ class Trainer:
         self.ema = None
         if config.ema:
             decay = config.ema if config.ema > 0 else max(0.0, 1 - _AVERAGED / plan.total_steps)
-            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+            self.ema = ExponentialMovingAverage(model, decay)
         self.callbacks = CallbackList([*logs, *plan.callbacks], self.world)
         self.metrics = EpochMetrics(device, self.world)
         parts = {"model": model, "optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
@@ -178,7 +179,7 @@ class Trainer:
         at = self.epoch * plan.steps_per_epoch + self.step
         index = self.world.local_shard(batch)
         x, y = fetch_for(self.model, self._examples, index)
-        rng = ExampleRng(config.seed, index.to(self.device), stage=at)
+        rng = ExampleRng(config.seed, send(index, self.device), stage=at)
         if plan.augmentation is not None:
             x = augment(x, plan.augmentation, rng)
         self.model.train()
@@ -194,7 +195,7 @@ class Trainer:
             self._step_scheduler("step")
         self.world.average(running_statistics(self.model))
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            self.ema.update(self.model)
         self.method.after_step(self.model)
         self.metrics.add(out, y, len(batch) / self.world.size)
         for hook in self.callbacks.step_hooks:

@@ -1,0 +1,68 @@
+"""What a method returns for one batch."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hauberk.core.step_context import summary
+from hauberk.objectives.functional import fooled
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Output:
+    """What a method returns for one batch.
+
+    Attributes:
+        loss: scalar with a graph; call ``.backward()`` on it.
+        x_adv: adversarial inputs, (B, ...), or None where the method attacks nothing.
+        weights: ω, (B,), detached; not to be written to.
+        logits: of the clean inputs, (B, C), detached, or None where nothing needs them.
+        logits_adv: of the adversarial inputs, likewise.
+        forwards: forward passes of this step so far, attack included; a fraction where finished examples were left out.
+        backwards: backward passes to the input; those to the weights are not counted.
+        burning_in: whether all weights are 1 because the epoch is before the end of the burn-in.
+        y: labels, (B,).
+        all_weights: ω of the whole batch of all processes; None without a weighting.
+        measure: what they were made from, likewise; None before the end of the burn-in, and for weightings that measure nothing.
+    """
+
+    loss: Tensor
+    x_adv: Tensor | None
+    weights: Tensor
+    logits: Tensor | None
+    logits_adv: Tensor | None
+    forwards: float
+    backwards: float
+    burning_in: bool = False
+    y: Tensor | None = None
+    all_weights: Tensor | None = None
+    measure: Tensor | None = None
+
+    @cached_property
+    def report(self) -> dict[str, Tensor]:
+        """Scalars that say what the weighting did, computed when they are first asked for; empty without one."""
+        return {} if self.all_weights is None else weighting_report(self.all_weights, self.measure, self.logits_adv, self.y)
+
+    def numbers(self) -> dict[str, float]:
+        """Return the loss and the report as plain numbers, for a logger; this waits for the device."""
+        scalars = {"loss": self.loss.detach(), **self.report}
+        return dict(zip(scalars, torch.stack([value.double() for value in scalars.values()]).tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        return f"Output(loss={self.loss.item():.4g}, {len(self.weights)} examples, {', '.join(self.report) or 'no report'})"
+
+
+@torch.no_grad()
+def weighting_report(weights: Tensor, measure: Tensor | None, logits_adv: Tensor | None, y: Tensor | None) -> dict[str, Tensor]:
+    """Say what a weighting did in one batch, or in several at once: (...) for weights and measures (..., B).
+
+    Adds to :func:`hauberk.weighting.summary` the part of the adversarial inputs that are misclassified, from logits (..., b, C)
+    and labels (..., b).
+    """
+    found = summary(weights, measure)
+    if logits_adv is not None and y is not None:
+        wrong = fooled(logits_adv.flatten(0, -2), y.flatten()).view(y.shape)
+        found["wrong_adversarial"] = wrong.float().mean(-1)
+    return found
