@@ -22,6 +22,7 @@ from hauberk.threat.norms import Norm
 P_INIT = 0.8  # fraction of the pixels in the first windows
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries; the paper's schedule for 10,000
 _TILES = 5
+_CPU = torch.device("cpu")
 _PROPOSALS = 2  # prepared for each pass in L∞: the first that changes anything is asked about
 
 
@@ -32,7 +33,7 @@ def image_shape(x: Tensor) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=8)
-def pick_windows(shape: tuple[int, int, int], norm: Norm, device: torch.device = torch.device("cpu")) -> "Windows":
+def pick_windows(shape: tuple[int, int, int], norm: Norm, device: torch.device = _CPU) -> "Windows":
     """Prepare the windows for images (C, H, W) on a device.
 
     Each window has a fraction p of the pixels, p = 0.8, halved after so many queries; a square, unless one side of the image is

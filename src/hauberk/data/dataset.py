@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch.utils.data as torch_data
 from torch import Tensor, nn
 
 from hauberk.core.arguments import check_argument, checked, shown
+from hauberk.core.distributed import upload
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs, check_labels
@@ -80,6 +81,7 @@ class TensorDataset(IndexedDataset):
 
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,)."""
+        index = upload(index, self.x.device)
         return _as_floats(self.x[index]), self.y[index]
 
 
@@ -151,8 +153,9 @@ class ConcatDataset(IndexedDataset):
             places.append((which == k).nonzero().squeeze(1))
             parts.append(self.datasets[k].fetch(index[places[-1]] - (self.ends[k] - len(self.datasets[k]))))
         order = torch.cat(places).argsort()
-        x, y = (torch.cat([part.to(column[0]) for part in column])[order] for column in zip(*parts, strict=True))
-        return x, y
+        x, y = (torch.cat([part.to(column[0]) for part in column]) for column in zip(*parts, strict=True))
+        order = upload(order, x.device)
+        return x[order], y[order]
 
 
 def as_dataset(data: Any) -> IndexedDataset:
@@ -198,12 +201,14 @@ def fetch_for(model: nn.Module, dataset: IndexedDataset, index: Tensor) -> tuple
     Raises:
         UserError: for NaN or infinite values in such data, and for items that are no pairs of an array and a label.
     """
+    if isinstance(dataset, Subset):  # so that whoever complains names the examples as the caller's data set has them
+        return fetch_for(model, dataset.dataset, dataset.indices[index])
     x, y = dataset.fetch(index)
     if not in_memory(dataset) and not bool(x.isfinite().all()):
         raise UserError(f"the data has NaN or infinite values, among examples {index.tolist()[:5]}...")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
-    return x.to(device=like.device, dtype=dtype, non_blocking=True), y.to(like.device, non_blocking=True)
+    return upload(x, like.device).to(dtype), upload(y, like.device)
 
 
 def in_memory(dataset: IndexedDataset) -> bool:
@@ -223,19 +228,26 @@ def labels(dataset: IndexedDataset) -> Tensor:
 
 
 def to_device(dataset: IndexedDataset, device: torch.device) -> IndexedDataset:
-    """Return the data set with arrays that take at most a quarter of a CUDA device's free memory moved there.
+    """Return the examples of arrays that take at most a quarter of a CUDA device's free memory as arrays there.
 
     Batches are then gathered and scaled there, and nothing but indices travels. Anything else is returned as it is.
     """
     if device.type != "cuda":
         return dataset
-    if isinstance(dataset, Subset):
-        return Subset(to_device(dataset.dataset, device), dataset.indices)
     if isinstance(dataset, ConcatDataset):
         return ConcatDataset([to_device(part, device) for part in dataset.datasets])
-    if not isinstance(dataset, TensorDataset) or dataset.x.nbytes > _MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]:
+    if not in_memory(dataset):
         return dataset
-    return replace(dataset, x=dataset.x.to(device), y=dataset.y.to(device))
+    like, _ = _stored(dataset, torch.arange(1))
+    if len(dataset) * like.nbytes > _MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]:
+        return dataset
+    x = torch.empty(len(dataset), *like.shape[1:], dtype=like.dtype, device=device)
+    y = torch.empty(len(dataset), dtype=torch.int64, device=device)
+    done = 0
+    for x_part, y_part in _pieces(dataset):
+        there = slice(done, done := done + len(y_part))
+        x[there], y[there] = x_part.to(device), y_part.to(device)
+    return TensorDataset(x, y, dataset.classes, dataset.name, dataset.folder)
 
 
 @checked
@@ -384,7 +396,8 @@ def _chunks(dataset: IndexedDataset, count: int) -> Iterator[tuple[Tensor, Tenso
 
 
 def _as_floats(x: Tensor) -> Tensor:
-    return x.float() / 255 if x.dtype == torch.uint8 else x
+    # By a tensor: a GPU would multiply by the reciprocal of a number, and round otherwise than a CPU.
+    return x.float() / torch.full((), 255.0, device=x.device) if x.dtype == torch.uint8 else x
 
 
 def _of_arrays(x: Any, y: Any) -> TensorDataset:
