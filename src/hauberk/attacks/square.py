@@ -13,7 +13,7 @@ from torch import Tensor
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackState, where_rows
-from hauberk.core.distributed import upload
+from hauberk.core.device import send
 from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import ATTACK_LOSSES, fooled
 from hauberk.threat import FeasibleSet, expand_to
@@ -72,12 +72,12 @@ class Windows:
     @cached_property
     def after(self) -> Tensor:
         """Queries after which p is halved, (K,)."""
-        return upload(torch.tensor(HALVED_AFTER), self.device)
+        return send(torch.tensor(HALVED_AFTER), self.device)
 
     @cached_property
     def sizes(self) -> Tensor:
         """``host_sizes`` on the device, (K + 1, 2)."""
-        return upload(torch.tensor(self.host_sizes), self.device)
+        return send(torch.tensor(self.host_sizes), self.device)
 
     @cached_property
     def patterns(self) -> Tensor:
@@ -86,7 +86,7 @@ class Windows:
         for k, (high, wide) in enumerate(self.host_sizes):
             for turned in (0, 1):
                 patterns[k, turned, :high, :wide] = _pattern(high, wide, self.norm, bool(turned))
-        return upload(patterns, self.device)
+        return send(patterns, self.device)
 
     @cached_property
     def tiling(self) -> Tensor:
@@ -94,7 +94,7 @@ class Windows:
         high, wide, tall, broad = self._tiles
         whole = torch.zeros(self.shape[1:])
         whole[: tall * high, : broad * wide] = _pattern(high, wide, self.norm, False).repeat(tall, broad)
-        return upload(whole, self.device)
+        return send(whole, self.device)
 
     @property
     def _tiles(self) -> tuple[int, int, int, int]:

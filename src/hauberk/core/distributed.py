@@ -246,13 +246,6 @@ def usable_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; from the host to a GPU through pinned memory, so that the host does not wait for the GPU."""
-    if device.type != "cuda" or values.device.type != "cpu":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
-
-
 class SyncThrottle:
     """Says before which steps to synchronise: all of them where that costs nothing, otherwise about one in a second.
 

@@ -13,7 +13,7 @@ import torch.utils.data as torch_data
 from torch import Tensor, nn
 
 from hauberk.core.arguments import check_argument, checked, shown
-from hauberk.core.distributed import upload
+from hauberk.core.device import send
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs, check_labels
@@ -81,7 +81,7 @@ class TensorDataset(IndexedDataset):
 
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,)."""
-        index = upload(index, self.x.device)
+        index = send(index, self.x.device)
         return _as_floats(self.x[index]), self.y[index]
 
 
@@ -154,7 +154,7 @@ class ConcatDataset(IndexedDataset):
             parts.append(self.datasets[k].fetch(index[places[-1]] - (self.ends[k] - len(self.datasets[k]))))
         order = torch.cat(places).argsort()
         x, y = (torch.cat([part.to(column[0]) for part in column]) for column in zip(*parts, strict=True))
-        order = upload(order, x.device)
+        order = send(order, x.device)
         return x[order], y[order]
 
 
@@ -208,7 +208,7 @@ def fetch_for(model: nn.Module, dataset: IndexedDataset, index: Tensor) -> tuple
         raise UserError(f"the data has NaN or infinite values, among examples {index.tolist()[:5]}...")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
-    return upload(x, like.device).to(dtype), upload(y, like.device)
+    return send(x, like.device).to(dtype), send(y, like.device)
 
 
 def in_memory(dataset: IndexedDataset) -> bool:

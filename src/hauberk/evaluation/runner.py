@@ -16,7 +16,7 @@ from hauberk.attacks import PGD, Attack, AttackInputs, AttackState, ModelQueries
 from hauberk.attacks.base import attack_batch
 from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
-from hauberk.core.distributed import upload
+from hauberk.core.device import send
 from hauberk.core.errors import SCHEMA_ERRORS, UserError
 from hauberk.core.io import read_state, write_state
 from hauberk.core.progress import ProgressBar
@@ -101,7 +101,7 @@ class EvaluationRunner:
         for start in range(0, len(self.shard), self.batch_size):
             mine = self.shard[start : start + self.batch_size]
             x, y = self._fetch_batch(mine)
-            logits, ids = self.reference_model.logits(x), upload(content_ids(x), x.device)
+            logits, ids = self.reference_model.logits(x), send(content_ids(x), x.device)
             check_logits(logits, y, self.outputs, probabilities=True)
             if not start:
                 self._logits = logits.new_zeros(len(self.shard), logits.shape[1])  # at once: small pieces would scatter
@@ -141,13 +141,13 @@ class EvaluationRunner:
         model = self.attack_model if attack.uses_gradients else self.fp32_model
         model = self.reference_model if attack.sees_original else model
         device = self._logits.device
-        ids = upload(torch.from_numpy(self.records[CLEAN]["id"][self.shard]), device)
+        ids = send(torch.from_numpy(self.records[CLEAN]["id"][self.shard]), device)
         draws = ExampleRng(self.seed, ids, _stage(name))
 
         def fetch(examples: list[int], runs: list[int]) -> AttackInputs:
             rows = torch.from_numpy(self._row[examples])
             x, y = fetch_for(self.reference_model.model, self._mine, rows)
-            row, run = upload(torch.stack([rows, torch.tensor(runs)]), device)
+            row, run = send(torch.stack([rows, torch.tensor(runs)]), device)
             return AttackInputs(self.threat.around(x), y, self._logits[row], run, draws.index_select(row))
 
         verify, leave = partial(self._verify, name), partial(self._leave, name)
