@@ -30,6 +30,7 @@ from hauberk.data import (
     find_dataset,
     labels,
     load_data,
+    to_device,
 )
 from hauberk.data.augment import PADDING
 from helpers import MNIST
@@ -225,9 +226,13 @@ def test_crop_and_flip_by_hand():
     )
 
 
-def test_bytes_mean_shares_of_255():
-    source = TensorDataset(torch.tensor([[0, 255, 51]], dtype=torch.uint8), torch.tensor([0]))
-    assert torch.allclose(source.fetch(torch.tensor([0]))[0], torch.tensor([[0.0, 1.0, 0.2]]))
+def test_bytes_mean_shares_of_255_to_the_last_bit(device):
+    x = torch.arange(256, dtype=torch.uint8).view(1, -1)
+    source = Subset(TensorDataset(x, torch.tensor([3])), torch.tensor([0]))
+    moved, y = to_device(source, device).fetch(torch.tensor([0]))
+    assert moved.device.type == device.type
+    assert np.array_equal(moved.cpu().numpy(), x.numpy().astype(np.float32) / np.float32(255))
+    assert y.tolist() == [3]
 
 
 def test_float64_arrays_train_float32_models_and_the_other_way_round():

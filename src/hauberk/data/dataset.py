@@ -236,7 +236,7 @@ def to_device(dataset: IndexedDataset, device: torch.device) -> IndexedDataset:
         return dataset
     if isinstance(dataset, ConcatDataset):
         return ConcatDataset([to_device(part, device) for part in dataset.datasets])
-    if not in_memory(dataset):
+    if not in_memory(dataset) or not len(dataset) or (isinstance(dataset, TensorDataset) and dataset.x.is_cuda):
         return dataset
     like, _ = _stored(dataset, torch.arange(1))
     if len(dataset) * like.nbytes > _MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]:
