@@ -81,8 +81,13 @@ class TensorDataset(IndexedDataset):
 
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,)."""
+        x, y = self.gather(index)
+        return _as_floats(x), y
+
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs as they are stored, and labels."""
         index = send(index, self.x.device)
-        return _as_floats(self.x[index]), self.y[index]
+        return self.x[index], self.y[index]
 
 
 class MapDataset(IndexedDataset):
@@ -203,12 +208,13 @@ def fetch_for(model: nn.Module, dataset: IndexedDataset, index: Tensor) -> tuple
     """
     if isinstance(dataset, Subset):  # so that whoever complains names the examples as the caller's data set has them
         return fetch_for(model, dataset.dataset, dataset.indices[index])
-    x, y = dataset.fetch(index)
+    # Bytes travel as they are, in a quarter of the time that floats take.
+    x, y = dataset.gather(index) if type(dataset) is TensorDataset else dataset.fetch(index)
     if not in_memory(dataset) and not bool(x.isfinite().all()):
         raise UserError(f"the data has NaN or infinite values, among examples {index.tolist()[:5]}...")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
-    return send(x, like.device).to(dtype), send(y, like.device)
+    return _as_floats(send(x, like.device)).to(dtype), send(y, like.device)
 
 
 def in_memory(dataset: IndexedDataset) -> bool:
