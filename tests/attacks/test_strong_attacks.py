@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import hauberk as hb
 from hauberk.attacks import PRESETS, AttackInputs, ModelQueries, run_attack
@@ -13,6 +15,7 @@ from hauberk.attacks.apgd_l1 import APGDL1
 from hauberk.attacks.square import Square, pick_windows
 from hauberk.core.random import ExampleRng
 from hauberk.threat import NORMS as NORM_OBJECTS
+from hauberk.threat import FeasibleSet
 from helpers import fingerprint, linear, same, tiny_batch, tiny_net
 
 NORMS = [hb.Linf, hb.L2, hb.L1]
@@ -163,6 +166,52 @@ def test_fab_finds_points_that_are_near_the_boundary():
     wide = hb.attacks.fab(model, x, y, hb.Linf(0.5), steps=60, targets=4)
     nearer = hb.attacks.pgd(model, x, y, hb.Linf(0.5), steps=40)
     assert wide.success.sum() >= nearer.success.sum()
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that is made inside the block."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(t.numel() for t in tree_leaves(made) if isinstance(t, torch.Tensor))])
+        return made
+
+
+@pytest.mark.parametrize("make", NORMS)
+def test_untargeted_fab_holds_the_gradients_of_few_classes_and_takes_the_same_boundary(make, monkeypatch):
+    weights = torch.randn(1000, 48, generator=torch.Generator().manual_seed(0))
+    weights[:480] = torch.eye(48).repeat(10, 1)  # many boundaries equally near: the first counts
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1000)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(weights)
+        model[1].bias.copy_(0.05 * torch.arange(1000).eq(0))
+    x = torch.cat([torch.full((2, 3, 4, 4), 0.5), torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))])
+    threat = make(RADIUS[make.__name__])
+
+    def attack():
+        with Largest() as largest:
+            found = hb.attacks.fab(model, x, model(x).argmax(1), threat, steps=2, targeted=False)
+        return found, largest.numbers
+
+    (whole, most), at_once = attack(), 5000
+    monkeypatch.setattr(import_module("hauberk.attacks.frozen_model"), "_GRADIENTS_AT_ONCE", at_once)
+    parts, fewer = attack()
+    assert most == 1000 * x.numel()
+    assert fewer <= max(at_once, weights.numel())
+    assert whole.backwards == parts.backwards == 2000
+    assert torch.allclose(whole.x_adv, parts.x_adv, atol=1e-6)
+    assert torch.equal(whole.success, parts.success)
+
+
+def test_random_search_draws_a_point_in_the_ball_or_at_a_corner_not_both(monkeypatch):
+    model = tiny_net().eval()
+    x, _ = tiny_batch()
+    y, drawn, random = model(x).argmax(1), [], FeasibleSet.random
+    monkeypatch.setattr(FeasibleSet, "random", lambda *given: drawn.append(1) or random(*given))
+    hb.attacks.random_search(model, x, y, hb.Linf(1e-6), steps=6)
+    assert len(drawn) == 3
 
 
 def test_targeted_pgd_is_not_undirected():

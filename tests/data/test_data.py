@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import types
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ from hauberk.data import (
     augment,
     channel_statistics,
     data_digest,
+    fetch_for,
     find_augmentation,
     find_dataset,
     labels,
     load_data,
+    to_device,
 )
 from hauberk.data.augment import PADDING
 from helpers import MNIST
@@ -225,9 +228,25 @@ def test_crop_and_flip_by_hand():
     )
 
 
-def test_bytes_mean_shares_of_255():
-    source = TensorDataset(torch.tensor([[0, 255, 51]], dtype=torch.uint8), torch.tensor([0]))
-    assert torch.allclose(source.fetch(torch.tensor([0]))[0], torch.tensor([[0.0, 1.0, 0.2]]))
+def test_bytes_mean_shares_of_255_to_the_last_bit(device):
+    x = torch.arange(256, dtype=torch.uint8).view(1, -1)
+    source = Subset(TensorDataset(x, torch.tensor([3])), torch.tensor([0]))
+    moved, y = to_device(source, device).fetch(torch.tensor([0]))
+    assert moved.device.type == device.type
+    assert np.array_equal(moved.cpu().numpy(), x.numpy().astype(np.float32) / np.float32(255))
+    assert y.tolist() == [3]
+
+
+def test_bytes_travel_as_bytes(monkeypatch):
+    sent, module = [], import_module("hauberk.data.dataset")
+    monkeypatch.setattr(module, "send", lambda values, device: sent.append(values.dtype) or values.to(device))
+    source = Subset(TensorDataset(torch.full((4, 3), 51, dtype=torch.uint8), torch.arange(4)), torch.tensor([3, 1]))
+    x, y = fetch_for(torch.nn.Linear(3, 4).double(), source, torch.tensor([1, 0]))
+    assert x.dtype == torch.float64
+    assert x[0].tolist() == pytest.approx([0.2] * 3)
+    assert y.tolist() == [1, 3]
+    assert torch.uint8 in sent
+    assert not any(dtype.is_floating_point for dtype in sent)
 
 
 def test_float64_arrays_train_float32_models_and_the_other_way_round():

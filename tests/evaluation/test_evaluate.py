@@ -15,6 +15,7 @@ from hauberk.evaluation.diagnostics import run_diagnostics
 from hauberk.evaluation.diagnostics.results import Verdicts
 from hauberk.evaluation.records import CLEAN, Records, RecordStore
 from hauberk.evaluation.runner import EvaluationRunner
+from hauberk.evaluation.verify import read_columns
 from helpers import CHECKPOINTS, MNIST, ROOT, THREAT, Noisy, small_mnist_net, tiny_batch, tiny_net
 
 evaluate_module = importlib.import_module("hauberk.evaluation.evaluate")  # the name of the function hides it
@@ -425,6 +426,19 @@ def test_every_precision_finds_the_same_but_for_rounding_and_says_what_it_used(p
     )
     with pytest.raises(hb.UserError, match="precision must be 'model', 'fp32', 'bf16' or 'auto'"):
         hb.evaluate(model, data, precision="full", **how)
+
+
+def test_columns_are_read_together_to_the_last_bit():
+    columns = {
+        "id": torch.tensor([2**63 - 1, -(2**63), 2**53 + 1]),
+        "margin": torch.tensor([0.1, -torch.inf, torch.nan]),
+        "norm": torch.tensor([0.1, 5e-324, 1e308], dtype=torch.float64),
+        "holds": torch.tensor([True, False, True]),
+    }
+    for name, column in read_columns(columns).items():
+        expected = columns[name].numpy()
+        assert np.array_equal(column, expected.astype(float) if name == "margin" else expected, equal_nan=name == "margin")
+        assert column.dtype == (bool if name == "holds" else np.int64 if name == "id" else np.float64)
 
 
 def test_what_is_found_takes_few_bytes_of_memory():

@@ -47,6 +47,15 @@ def test_a_copy_in_the_models_precision_computes_the_same(name):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_synchronised_batchnorm_is_folded_as_any():
+    x = torch.rand(2, 3, 16, 16)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(settled(ModelSpec("resnet18", (3, 16, 16), 10).build()))
+    copy = make_inference_copy(model, x)
+    assert isinstance(copy, InferenceCopy)
+    assert "SyncBatchNorm" not in operations(copy)
+    assert torch.allclose(copy(x), model(x), atol=1e-5)
+
+
 def test_a_copy_in_bfloat16_is_near_and_gives_float32():
     torch.manual_seed(0)
     x = torch.rand(4, 3, 16, 16)

@@ -17,11 +17,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
 import hauberk as hb
 import helpers
+from hauberk.core.distributed import World, data_parallel
 from hauberk.core.random import ExampleRng
+from hauberk.models import Normalize
 from helpers import (
     ROOT,
     TESTS,
@@ -160,6 +163,31 @@ def test_a_wrapper_may_outlive_its_group(tmp_path):
     # In one process of its own: of several, a second group would find the addresses of the first.
     (tmp_path / "work.py").write_text(OUTLIVES.format(tests=[str(TESTS), str(TESTS / "system")]))
     finish(launch([str(tmp_path / "work.py")], processes=1))
+
+
+def test_what_processes_tell_each_other_holds_nothing_of_a_gpu(monkeypatch):
+    """Unpickled, a tensor of a GPU would open a context on it in every other process."""
+    sent = []
+    monkeypatch.setattr(dist, "all_gather_object", lambda all, mine: sent.append(mine))
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda said, rank: sent.append(said[0]))
+    with FakeTensorMode():
+        state = {"method": {"point": torch.ones(2, device="cuda")}, "rng": [torch.ones(2, device="cuda")], "n": 1}
+        World(0, 2).all_gather_object(state)
+        World(0, 2).on_main_process(lambda: state)
+        for there in sent:
+            assert there["n"] == 1
+            assert there["method"]["point"].device == there["rng"][0].device == torch.device("cpu")
+    assert len(sent) == 2
+
+
+def test_statistics_that_are_averaged_are_not_sent_besides():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        net = nn.Sequential(Normalize([0.5], [0.2]), tiny_net())
+        step = data_parallel(hb.Step(net, hb.method("at", hb.Linf("8/255"))), World(0, 2))
+        assert set(step.named_module_buffers) == {"model.0.mean", "model.0.std"}
+    finally:
+        dist.destroy_process_group()
 
 
 def steps_of_every_method(world, out, names=METHODS):

@@ -12,6 +12,7 @@ from hauberk.attacks.apgd_l1 import APGDL1
 from hauberk.attacks.base import Attack, MaximizingAttack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, replace_rows, where_rows
+from hauberk.core.device import send
 from hauberk.objectives.functional import LossLike
 from hauberk.threat import ThreatModel, expand_to
 
@@ -96,7 +97,7 @@ class APGD(MaximizingAttack["APGDState"]):
         state.high_loss = torch.where(higher, loss, state.high_loss)
         interval = self._intervals[host_steps]
         if interval.any():
-            _checkpoint(state, torch.from_numpy(interval).to(state.y.device))
+            _checkpoint(state, send(torch.from_numpy(interval), state.y.device))
 
     @cached_property
     def _intervals(self) -> np.ndarray:

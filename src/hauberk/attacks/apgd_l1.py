@@ -11,6 +11,7 @@ from torch import Tensor
 from hauberk.attacks.base import MaximizingAttack
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
+from hauberk.core.device import send
 from hauberk.objectives.functional import LossLike, fooled
 from hauberk.threat import FeasibleSet
 from hauberk.threat.projections import project_l1_box
@@ -68,7 +69,7 @@ class APGDL1(MaximizingAttack["APGDL1State"]):
         """Step, look, and adapt steps and sparsity; offsets are in units of ε."""
         feasible = state.feasible
         low, high = (_in_eps(feasible, side) for side in (feasible.low, feasible.high))
-        plan = torch.from_numpy(self._plan[np.minimum(host_steps, self.max_steps - 1)]).to(state.y.device)
+        plan = send(torch.from_numpy(self._plan[np.minimum(host_steps, self.max_steps - 1)]), state.y.device)
         radius, first, check = plan[:, 0].to(low.dtype)[:, None], plan[:, 1] > 0, plan[:, 2] > 0
         begun = _onto(state.high_offset, radius, low, high)
         _begin_radius(state, first, begun)

@@ -1,5 +1,6 @@
 """FAB: fast adaptive boundary attack (Croce and Hein 2020), which looks for the nearest adversarial example."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, count_targets, initial_state, where_rows
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, fooled
+from hauberk.threat.norms import Norm
 
 ALPHA_MAX = 0.1  # how far at most towards the projection of the clean input
 ETA = 1.05  # overshoot
@@ -88,8 +90,8 @@ class FAB(Attack["FABState"]):
         at = ((state.point - x) / feasible.radius.clamp_min(_TINY)).flatten(1)
         radius = feasible.radius.expand(x.shape).flatten(1) if feasible.radius.ndim else feasible.radius
         gap, normal = self._boundary(state, queries, radius)
-        from_here = norm.onto_hyperplane(normal, gap, at + below, above - at)
-        from_clean = norm.onto_hyperplane(normal, gap + (normal * at).sum(1), below, above)
+        of_clean = gap + (normal * at).sum(1), below, above
+        from_here, from_clean = _onto_hyperplane(norm, normal, (gap, at + below, above - at), of_clean)
         here, clean = (norm.length(d).clamp_min(1e-8) for d in (from_here, from_clean))
         alpha = (here / (here + clean)).clamp(0.0, ALPHA_MAX)[:, None]
         moved = (at * (1 - alpha)).addcmul_(from_here, ETA * (1 - alpha)).addcmul_(from_clean, ETA * alpha)
@@ -107,14 +109,30 @@ class FAB(Attack["FABState"]):
         if self.targeted:
             _, value, grad = queries.value_and_grad(state.point, self._loss, state.y, state.target)
             return -value.to(grad.dtype), grad.flatten(1) * scale
-        logits, grads = queries.logit_gradients(state.point, state.y)
-        normals = grads.flatten(2) * (scale[:, None] if scale.ndim else scale)
-        gaps = logits.gather(1, state.y[:, None]) - logits
-        norms = state.feasible.norm.dual.length(normals)
-        distance = (gaps.abs() / (norms + 1e-12)).scatter(1, state.y[:, None], torch.inf)
-        nearest = distance.argmin(1, keepdim=True)
-        normal = normals.gather(1, nearest[:, :, None].expand(-1, -1, normals.shape[2])).squeeze(1)
-        return gaps.gather(1, nearest).squeeze(1).to(normal.dtype), normal
+        best: tuple[Tensor, ...] = ()  # distance, gap and normal of the nearest boundary so far; of equal ones the first
+        for classes, logits, grads in queries.logit_gradients(state.point, state.y):
+            normals = grads.flatten(2) * (scale[:, None] if scale.ndim else scale)
+            gaps = (logits.gather(1, state.y[:, None]) - logits)[:, classes]
+            own = torch.arange(classes.start, classes.stop, device=gaps.device) == state.y[:, None]
+            distance = (gaps.abs() / (state.feasible.norm.dual.length(normals) + 1e-12)).masked_fill(own, torch.inf)
+            nearest = distance.argmin(1, keepdim=True)
+            normal = normals.gather(1, nearest[:, :, None].expand(-1, -1, normals.shape[2])).squeeze(1)
+            found = distance.gather(1, nearest), gaps.gather(1, nearest), normal
+            if not best:
+                best = found
+                continue
+            nearer = torch.cat([best[0], found[0]], 1).argmin(1) == 1
+            best = tuple(where_rows(nearer, one, other) for one, other in zip(found, best, strict=True))
+        _, gap, normal = best
+        return gap.squeeze(1).to(normal.dtype), normal
+
+
+def _onto_hyperplane(norm: Norm, normal: Tensor, *problems: tuple[Tensor, Tensor, Tensor]) -> Sequence[Tensor]:
+    """Solve :meth:`hauberk.threat.Norm.onto_hyperplane` for several gaps and rooms below and above, of the same normals."""
+    if normal.device.type == "cpu":  # whose caches hold one better than both
+        return [norm.onto_hyperplane(normal, *problem) for problem in problems]
+    together = (torch.cat(part) for part in zip(*problems, strict=True))
+    return norm.onto_hyperplane(normal.repeat(len(problems), 1), *together).chunk(len(problems))
 
 
 @dataclass

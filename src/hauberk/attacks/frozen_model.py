@@ -15,6 +15,7 @@ from hauberk.objectives.functional import AttackLoss, at_least_float32
 from hauberk.threat.model import check_labels
 
 _FEW_CHANNELS = 4
+_GRADIENTS_AT_ONCE = 2**26  # numbers
 
 
 def patch_conv_backward(model: nn.Module) -> list[nn.Conv2d]:
@@ -210,19 +211,26 @@ class ModelQueries:
             return seen[0], values[0], grads[0]
         return _average(seen), torch.stack(values).mean(0), torch.stack(grads).mean(0)
 
-    def logit_gradients(self, point: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, C) and the gradients of ``z_k - z_label`` for every class k, (B, C, ...); C backward passes."""
+    def logit_gradients(self, point: Tensor, label: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield the gradients of ``z_k - z_label`` for every class k, a few classes at a time; C backward passes in all.
+
+        Each time: which c classes, no more than their gradients are 2²⁶ numbers, but one at least; the logits of all classes
+        (B, C); and the gradients (B, c, ...).
+        """
         point = point.detach().requires_grad_()
         logits = self.forward(point)
-        gaps = logits - logits.gather(1, label[:, None])
-        if not gaps.requires_grad:
-            return logits, torch.zeros(len(point), logits.shape[1], *point.shape[1:]).to(point)
-        rows = [
-            torch.autograd.grad(gaps[:, k].sum(), point, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
-            for k in range(logits.shape[1])
-        ]
-        self.backwards += len(point) * logits.shape[1]
-        return logits.detach(), torch.stack(rows, 1).nan_to_num(0.0, 0.0, 0.0)
+        gaps, seen = logits - logits.gather(1, label[:, None]), logits.detach()
+        keep: Any = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        count, width = logits.shape[1], max(1, _GRADIENTS_AT_ONCE // point.numel())
+        for start in range(0, count, width):
+            classes = range(start, min(start + width, count))
+            if gaps.requires_grad:
+                rows = [torch.autograd.grad(gaps[:, k].sum(), point, **keep)[0] for k in classes]
+                self.backwards += len(point) * len(rows)
+                grads = torch.stack(rows, 1).nan_to_num_(0.0, 0.0, 0.0)
+            else:
+                grads = point.new_zeros(len(point), len(classes), *point.shape[1:])
+            yield slice(classes.start, classes.stop), seen, grads
 
     def forward(self, point: Tensor) -> Tensor:
         """Return logits at points (B, ...), with a graph if there is one."""

@@ -31,10 +31,13 @@ class RandomSearch(Attack[AttackState]):
     def step(self, state: AttackState, queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look at one more point."""
         feasible, tag = state.feasible, state.tag + 4 * state.step
-        point = feasible.random(state.rng, tag)
-        if feasible.norm.is_box:
-            corner = torch.where(state.rng.uniform(feasible.x, tag + 3) < 0.5, feasible.upper, feasible.lower)
-            point = where_rows(state.step % 2 == 1, corner, point)
+        at_corner = (host_steps % 2 == 1) & feasible.norm.is_box
+        points = []
+        if not at_corner.all():
+            points.append(feasible.random(state.rng, tag))
+        if at_corner.any():
+            points.append(torch.where(state.rng.uniform(feasible.x, tag + 3) < 0.5, feasible.upper, feasible.lower))
+        point = points[0] if len(points) == 1 else where_rows(state.step % 2 == 0, *points)
         logits = queries.logits(point)
         loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"](logits, state.y)
         state.observe(point, logits, loss, self.has_reject_class)

@@ -12,6 +12,7 @@ from torch import Tensor
 from hauberk.attacks.base import Attack
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, State, from_state_dict, scatter, select, state_dict
+from hauberk.core.device import send
 from hauberk.threat import ThreatModel
 
 _FREE = -1
@@ -144,7 +145,7 @@ class ContinuousBatcher(Generic[State]):
         if len(places) < self.init_batch_size:
             first = self.init_batch_size - len(self.ready)
             new = select(new, torch.arange(first, first + len(places), device=device))
-        scatter(self.state, torch.from_numpy(places).to(device), new)
+        scatter(self.state, send(torch.from_numpy(places), device), new)
         self.owner[places], self.run_of[places] = zip(*(self.ready.popleft() for _ in places), strict=True)
         self.host_steps[places] = 0
         if not self.ready:
@@ -156,11 +157,11 @@ class ContinuousBatcher(Generic[State]):
         busy = self.owner != _FREE
         claims = np.flatnonzero(busy & (found > 0))
         if len(claims):
-            places = torch.from_numpy(claims).to(state.y.device)
+            places = send(torch.from_numpy(claims), state.y.device)
             holds = self.verify(state, places, self.owner[claims].tolist(), self.run_of[claims].tolist())
             self._free(claims[holds])
             if not holds.all():
-                state.reject(torch.from_numpy(claims[~holds]).to(state.y.device))
+                state.reject(send(torch.from_numpy(claims[~holds]), state.y.device))
         self.host_steps[busy] = steps[busy]
         ended = np.flatnonzero((self.owner != _FREE) & (steps >= self.attack.max_steps))
         last = self.run_of[ended] + 1 >= self.n_runs
@@ -168,7 +169,7 @@ class ContinuousBatcher(Generic[State]):
             # First in the queue, so that examples leave in the order they came: a partial result needs that.
             self.waiting.appendleft((int(self.owner[place]), int(self.run_of[place]) + 1))
         if last.any():
-            self.leave(state, torch.from_numpy(ended[last]).to(state.y.device), self.owner[ended[last]].tolist())
+            self.leave(state, send(torch.from_numpy(ended[last]), state.y.device), self.owner[ended[last]].tolist())
         self._free(ended)
 
     def _free(self, places: np.ndarray) -> None:
@@ -182,6 +183,6 @@ class ContinuousBatcher(Generic[State]):
             return
         places = np.argsort(self.owner == _FREE, kind="stable")[:batch_size]  # the busy ones first
         if self.state is not None:
-            self.state = select(self.state, torch.from_numpy(places).to(self.state.y.device))
+            self.state = select(self.state, send(torch.from_numpy(places), self.state.y.device))
         self.owner, self.run_of, self.host_steps = self.owner[places], self.run_of[places], self.host_steps[places]
         self.batch_size = batch_size

@@ -1,8 +1,9 @@
 """Square attack (Andriushchenko et al. 2020): random search by squares, without gradients."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod, sqrt
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackState, where_rows
+from hauberk.core.device import send
 from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import ATTACK_LOSSES, fooled
 from hauberk.threat import FeasibleSet, expand_to
@@ -20,6 +22,7 @@ from hauberk.threat.norms import Norm
 P_INIT = 0.8  # fraction of the pixels in the first windows
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries; the paper's schedule for 10,000
 _TILES = 5
+_CPU = torch.device("cpu")
 _PROPOSALS = 2  # prepared for each pass in L∞: the first that changes anything is asked about
 
 
@@ -30,7 +33,7 @@ def image_shape(x: Tensor) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=8)
-def pick_windows(shape: tuple[int, int, int], norm: Norm, device: torch.device | None = None) -> "Windows":
+def pick_windows(shape: tuple[int, int, int], norm: Norm, device: torch.device = _CPU) -> "Windows":
     """Prepare the windows for images (C, H, W) on a device.
 
     Each window has a fraction p of the pixels, p = 0.8, halved after so many queries; a square, unless one side of the image is
@@ -47,13 +50,7 @@ def pick_windows(shape: tuple[int, int, int], norm: Norm, device: torch.device |
         if not norm.is_box:
             side, long = _odd(side, short), _odd(long, max(height, width))
         sizes.append((side, long) if height <= width else (long, side))
-    patterns = torch.zeros(len(sizes), 2, height, width)
-    if not norm.is_box:
-        for k, (high, wide) in enumerate(sizes):
-            for turned in (0, 1):
-                patterns[k, turned, :high, :wide] = _pattern(high, wide, norm, bool(turned))
-    after, sides = torch.tensor(HALVED_AFTER), torch.tensor(sizes)
-    return Windows(shape, norm, after.to(device), sides.to(device), patterns.to(device))
+    return Windows(shape, norm, sizes, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +60,48 @@ class Windows:
     Attributes:
         shape: (C, H, W).
         norm: of the threat model.
-        after: (K,) queries after which p is halved.
-        sizes: (K + 1, 2) heights and widths.
-        patterns: (K + 1, 2, H, W), in the top left corner, as they are and turned.
+        host_sizes: heights and widths, one more than there are halvings.
+        device: where the tables are.
     """
 
     shape: tuple[int, int, int]
     norm: Norm
-    after: Tensor
-    sizes: Tensor
-    patterns: Tensor
+    host_sizes: Sequence[tuple[int, int]]
+    device: torch.device
+
+    @cached_property
+    def after(self) -> Tensor:
+        """Queries after which p is halved, (K,)."""
+        return send(torch.tensor(HALVED_AFTER), self.device)
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """``host_sizes`` on the device, (K + 1, 2)."""
+        return send(torch.tensor(self.host_sizes), self.device)
+
+    @cached_property
+    def patterns(self) -> Tensor:
+        """Patterns of each size in the top left corner, as they are and turned, (K + 1, 2, H, W)."""
+        patterns = torch.zeros(len(self.host_sizes), 2, *self.shape[1:])
+        for k, (high, wide) in enumerate(self.host_sizes):
+            for turned in (0, 1):
+                patterns[k, turned, :high, :wide] = _pattern(high, wide, self.norm, bool(turned))
+        return send(patterns, self.device)
+
+    @cached_property
+    def tiling(self) -> Tensor:
+        """The pattern of a tile, repeated over the image, 0 in what is left over: (H, W)."""
+        high, wide, tall, broad = self._tiles
+        whole = torch.zeros(self.shape[1:])
+        whole[: tall * high, : broad * wide] = _pattern(high, wide, self.norm, False).repeat(tall, broad)
+        return send(whole, self.device)
+
+    @property
+    def _tiles(self) -> tuple[int, int, int, int]:
+        """Height and width of the tiles, and how many there are below and beside each other."""
+        _, height, width = self.shape
+        high, wide = max(height // _TILES, 1), max(width // _TILES, 1)
+        return high, wide, height // high, width // wide
 
     def size_at(self, query: Tensor) -> Tensor:
         """Which size belongs to the queries (B,), counted from 0; (B,) int64."""
@@ -80,8 +109,7 @@ class Windows:
 
     def largest_from(self, query: int) -> tuple[int, int]:
         """Height and width of the largest window from a query on."""
-        high, wide = self.sizes[bisect_left(HALVED_AFTER, query)].tolist()
-        return high, wide
+        return self.host_sizes[bisect_left(HALVED_AFTER, query)]
 
     def cells(self, down: Tensor, right: Tensor, size: Tensor, largest: tuple[int, int]) -> Tensor:
         """Pixels of the windows of these sizes (B,), as places in the flattened image: (B, largest height · width).
@@ -112,14 +140,11 @@ class Windows:
     def tiles(self, rng: ExampleRng, tag: Tensor, like: Tensor) -> Tensor:
         """Tiles over the whole image, each the pattern with a random sign for each channel: (B, C, H, W)."""
         channels, height, width = self.shape
-        high, wide = max(height // _TILES, 1), max(width // _TILES, 1)
-        tall, broad = height // high, width // wide
+        high, wide, tall, broad = self._tiles
         up = rng.uniform(like.new_empty(len(like), channels, tall, broad), tag) < 0.5
         sign = torch.where(up, 1.0, -1.0).repeat_interleave(high, 2).repeat_interleave(wide, 3)
-        whole = torch.zeros(height, width)
-        whole[: tall * high, : broad * wide] = _pattern(high, wide, self.norm, False).repeat(tall, broad)
         padded = torch.nn.functional.pad(sign, (0, width - broad * wide, 0, height - tall * high))
-        return padded.to(like.dtype) * whole.to(like)
+        return padded.to(like.dtype) * self.tiling.to(like.dtype)
 
     def _inside(self, draw: Tensor, side: int, size: Tensor) -> Tensor:
         """Coordinates counted from the window's edge: (B, H) or (B, W)."""

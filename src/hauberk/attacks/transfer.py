@@ -121,10 +121,11 @@ class CallableAttack(_Tried):
 @torch.no_grad()
 def _put_back(model: nn.Module, before: list[Tensor], modes: list[bool]) -> bool:
     """Put back weights, buffers and modes that have been changed since; returns whether there were any."""
-    changed = False
-    for value, old in zip((*model.parameters(), *model.buffers()), before, strict=True):
-        if not torch.equal(value, old):
-            changed = True
+    pairs = list(zip((*model.parameters(), *model.buffers()), before, strict=True))
+    same = [(value == old).all() for value, old in pairs]
+    changed = bool(same) and not bool(torch.stack([one.to(same[0].device) for one in same]).all())  # one wait for all
+    if changed:
+        for value, old in pairs:
             value.copy_(old)
     for module, mode in zip(model.modules(), modes, strict=True):
         changed |= module.training != mode

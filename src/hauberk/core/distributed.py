@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
 from hauberk.core.errors import RemoteUserError, UserError, first_line
 
@@ -23,6 +24,7 @@ Items = TypeVar("Items", list[int], Tensor)
 _left: list[Any] = []  # see init_distributed
 _SYNC_EVERY = 1.0  # seconds
 _BEAT, _SILENT = 10.0, 180.0  # seconds between two signs of life, and without one until a process is given up
+_STATISTICS = ("running_mean", "running_var")  # of BatchNorm layers
 _SIGNS_OF_LOSS = ("gloo", "NCCL", "onnection", "Broken pipe", "Timed out", "DistStore")  # in messages of collectives
 
 
@@ -54,7 +56,7 @@ class World:
         if self.size == 1:
             return [mine]
         everything: list[Any] = [None] * self.size
-        dist.all_gather_object(everything, mine)
+        dist.all_gather_object(everything, _on_host(mine))
         return everything
 
     def on_main_process(self, act: Callable[[], T]) -> T:
@@ -64,7 +66,7 @@ class World:
         said: list[Any] = [None, None]
         if self.is_main:
             try:
-                said[0] = act()
+                said[0] = _on_host(act())
             except UserError as error:
                 said[1] = error
         dist.broadcast_object_list(said, 0)
@@ -132,6 +134,11 @@ class World:
             for value in (*module.parameters(), *module.buffers()):
                 if isinstance(value, Tensor):  # a module may keep other things besides
                     dist.broadcast(value, 0)
+
+
+def _on_host(value: Any) -> Any:
+    """Put the tensors in dicts, lists and tuples on the CPU: unpickled elsewhere, those of a GPU would take memory of it."""
+    return tree_map_only(Tensor, Tensor.cpu, value)
 
 
 SINGLE_PROCESS = World()
@@ -220,8 +227,17 @@ def local_rank() -> int:
 
 
 def data_parallel(module: nn.Module, world: World) -> nn.Module:
-    """Return the module to call, whose backward pass averages gradients where there are several processes."""
-    return module if world.size == 1 else DistributedDataParallel(module, gradient_as_bucket_view=True)
+    """Return the module to call, whose backward pass averages gradients where there are several processes.
+
+    Its forward pass sends the buffers of the first process to all others, but those of BatchNorm layers, which are equal
+    everywhere by :func:`running_statistics`. To begin with, all have to be equal.
+    """
+    if world.size == 1:
+        return module
+    batchnorm = [name for name, layer in module.named_modules() if isinstance(getattr(layer, "running_mean", None), Tensor)]
+    known = [f"{layer}.{name}" for layer in batchnorm for name in (*_STATISTICS, "num_batches_tracked")]
+    module._ddp_params_and_buffers_to_ignore = known  # type: ignore[assignment]
+    return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
@@ -230,7 +246,7 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
     Averaged after each step, they are equal everywhere: means are those of the whole batch (for parts of equal size), variances
     the average of those within the parts.
     """
-    found = [getattr(module, name, None) for module in model.modules() for name in ("running_mean", "running_var")]
+    found = [getattr(module, name, None) for module in model.modules() for name in _STATISTICS]
     return [value for value in found if isinstance(value, Tensor)]
 
 

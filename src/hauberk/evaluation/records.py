@@ -236,10 +236,10 @@ class RecordStore:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is not the array of this evaluation: {in_one_line(error)}") from error
 
-    def keep_points(self, examples: np.ndarray, points: Tensor) -> None:
-        """Store inputs (b, ...), adversarial examples or clean ones, as those of the examples (b,)."""
-        if self._points is not None and len(examples):
-            self._points[examples] = points.cpu().numpy()
+    def keep_points(self, examples: np.ndarray, points: Tensor, which: np.ndarray) -> None:
+        """Store those of the inputs (b, ...), adversarial examples or clean ones, of the examples (b,) that ``which`` says."""
+        if self._points is not None and which.any():
+            self._points[examples[which]] = points.cpu().numpy()[which]
 
     def close(self) -> None:
         """Close the files, and let other processes in."""

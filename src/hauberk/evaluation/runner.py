@@ -16,14 +16,15 @@ from hauberk.attacks import PGD, Attack, AttackInputs, AttackState, ModelQueries
 from hauberk.attacks.base import attack_batch
 from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
+from hauberk.core.device import send
 from hauberk.core.errors import SCHEMA_ERRORS, UserError
 from hauberk.core.io import read_state, write_state
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
-from hauberk.data import IndexedDataset, fetch_for
+from hauberk.data import IndexedDataset, Subset, fetch_for, to_device
 from hauberk.evaluation.records import CLEAN, RecordStore
 from hauberk.evaluation.result import wilson_interval
-from hauberk.evaluation.verify import finite_margin, verify_adversarial
+from hauberk.evaluation.verify import finite_margin, read_columns, verify_adversarial
 from hauberk.objectives.functional import ATTACK_LOSSES, logit_margin
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
@@ -75,8 +76,11 @@ class EvaluationRunner:
         self._shown = self._saved = time.monotonic()
         # Logits of the clean inputs, a row for each of ``shard``; and which row an example has.
         self._logits = torch.zeros(0)
-        self._row = np.zeros(self.records.n, dtype=np.int32)
+        self._row = np.zeros(self.records.n, dtype=np.int64)
         self._row[self.shard] = np.arange(len(self.shard))
+        # This process's examples, by row: on the device where there is room, so that a refill waits for no copy.
+        device = next((p.device for p in self.reference_model.model.parameters()), torch.device("cpu"))
+        self._mine = to_device(Subset(self.source, torch.from_numpy(self.shard)), device)
 
     @property
     def passes(self) -> dict[str, int]:
@@ -97,7 +101,7 @@ class EvaluationRunner:
         for start in range(0, len(self.shard), self.batch_size):
             mine = self.shard[start : start + self.batch_size]
             x, y = self._fetch_batch(mine)
-            logits, ids = self.reference_model.logits(x), content_ids(x)
+            logits, ids = self.reference_model.logits(x), send(content_ids(x), x.device)
             check_logits(logits, y, self.outputs, probabilities=True)
             if not start:
                 self._logits = logits.new_zeros(len(self.shard), logits.shape[1])  # at once: small pieces would scatter
@@ -105,15 +109,15 @@ class EvaluationRunner:
             predicted = logits.argmax(1)
             seen = {"id": ids, "label": y, "predicted": predicted, "margin": logit_margin(logits, y), "right": predicted == y}
             if self.has_reject_class and not self.records[CLEAN]["known"][mine].all():
-                seen["recognised"] = self._recognised(x, y, ExampleRng(self.seed, ids.to(x.device), _stage("detection")))
-            found = {key: column[: len(mine)].cpu().numpy() for key, column in seen.items()}
+                seen["recognised"] = self._recognised(x, y, ExampleRng(self.seed, ids, _stage("detection")))
+            found = {key: column[: len(mine)] for key, column in read_columns(seen).items()}
             before = self.records[CLEAN][mine]
             other = before["known"] & ((before["id"] != found["id"]) | (before["label"] != found["label"]))
             if other.any():
                 what = f"example {mine[other][0]} is another one than when this evaluation was begun"
                 raise UserError(f"{what} (its input or label differs); choose another folder")
             new = ~before["known"]
-            self.store.keep_points(mine[new], x[: len(mine)][torch.from_numpy(new).to(x.device)])
+            self.store.keep_points(mine, x[: len(mine)], new)
             self.store.write(CLEAN, mine[new], **{key: column[new] for key, column in found.items()})
 
     def _recognised(self, x: Tensor, y: Tensor, rng: ExampleRng) -> Tensor:
@@ -136,13 +140,14 @@ class EvaluationRunner:
         # Attacks without gradients live on small differences of the margin, which bfloat16 does not resolve.
         model = self.attack_model if attack.uses_gradients else self.fp32_model
         model = self.reference_model if attack.sees_original else model
-        ids = torch.from_numpy(self.records[CLEAN]["id"][self.shard]).to(self._logits.device)
+        device = self._logits.device
+        ids = send(torch.from_numpy(self.records[CLEAN]["id"][self.shard]), device)
         draws = ExampleRng(self.seed, ids, _stage(name))
 
         def fetch(examples: list[int], runs: list[int]) -> AttackInputs:
-            x, y = fetch_for(self.reference_model.model, self.source, torch.tensor(examples))
-            row = torch.from_numpy(self._row[examples]).to(x.device)
-            run = torch.tensor(runs, device=x.device)
+            rows = torch.from_numpy(self._row[examples])
+            x, y = fetch_for(self.reference_model.model, self._mine, rows)
+            row, run = send(torch.stack([rows, torch.tensor(runs)]), device)
             return AttackInputs(self.threat.around(x), y, self._logits[row], run, draws.index_select(row))
 
         verify, leave = partial(self._verify, name), partial(self._leave, name)
@@ -159,12 +164,13 @@ class EvaluationRunner:
         """Check claimed successes again, and keep those that hold."""
         points, sets, index = states.best[places], states.feasible.index_select(places), np.array(examples)
         y, size = states.y[places], self.verify_batch_size
-        found = verify_adversarial(self.reference_model, sets, points, y, size, self.has_reject_class)
+        seen = verify_adversarial(self.reference_model, sets, points, y, size, self.has_reject_class)
+        found = read_columns({**seen, "step": states.found_at[places]})
         holds = found.pop("holds")
         self.records[attack]["unverified"][index[~holds]] = True
         first = holds & ~self.records.broken(self.stages, index)
-        self.store.keep_points(index[first], points[torch.from_numpy(first).to(points.device)])
-        columns = {**found, "run": np.array(runs), "step": states.found_at[places].cpu().numpy()}
+        self.store.keep_points(index, points, first)
+        columns = {**found, "run": np.array(runs)}
         self.store.write(attack, index[holds], broken=True, **{key: column[holds] for key, column in columns.items()})
         return holds
 
@@ -177,7 +183,7 @@ class EvaluationRunner:
     def _fetch_batch(self, examples: np.ndarray) -> tuple[Tensor, Tensor]:
         """Fetch examples and check them; copies of the first fill the batch."""
         full = np.concatenate([examples, examples[:1].repeat(self.batch_size - len(examples))])
-        x, y = fetch_for(self.reference_model.model, self.source, torch.from_numpy(full))
+        x, y = fetch_for(self.reference_model.model, self._mine, torch.from_numpy(self._row[full]))
         check_inputs(x, y, self.threat, self.source.classes)
         return x, y
 
