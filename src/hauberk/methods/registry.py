@@ -244,8 +244,10 @@ def method(
         threat: what the adversary may do.
         preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs; ``"note"`` of ``mart``.
         seed: of the random starts.
-        precision: what the passes run on: "model", the model as it is; "fp32", for attacks in evaluation mode, a copy of it
-            with BatchNorm fused, the same up to rounding; "bf16", such a copy in bfloat16, and autocast for the loss.
+        precision: what the passes run on: "model", the model as it is, under torch's switches as they are; "fp32", for attacks
+            in evaluation mode, a copy of it with BatchNorm fused, the same up to rounding, and true float32 in all passes;
+            "tf32", the same with TF32 allowed on CUDA; "bf16", a copy in bfloat16, and autocast for the loss.
+            ``loss.backward()`` is yours: put it, or the whole step, into ``hb.float32_mode(precision)`` for the same there.
         compiled: run that copy by ``torch.compile``; costs seconds to minutes at the first step.
         attack: in place of the row's; this and the next three as :class:`hauberk.Method` takes them, or their import paths.
         objective: in place of the row's.
