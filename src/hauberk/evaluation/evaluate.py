@@ -62,7 +62,8 @@ def evaluate(
     """Measure clean and robust accuracy.
 
     Attacks run one after the other; examples wait in a queue, and one that is broken makes room for the next. A success counts
-    only if the point is inside ball and box and the model, in evaluation mode and its own precision, misclassifies it again.
+    only if the point is inside ball and box and the model, in evaluation mode and its own precision (true float32, not TF32),
+    misclassifies it again.
     Random draws are keyed by (seed, content of the example, attack, run, step): verdicts do not depend on the order of the
     examples, on how many processes share them, or on interruptions; and on the batch size only through float rounding.
 

@@ -248,7 +248,9 @@ def method(
             in evaluation mode, a copy of it with BatchNorm fused, the same up to rounding, and true float32 in all passes;
             "tf32", the same with TF32 allowed on CUDA; "bf16", a copy in bfloat16, and autocast for the loss.
             ``loss.backward()`` is yours: put it, or the whole step, into ``hb.float32_mode(precision)`` for the same there.
-        compiled: run that copy by ``torch.compile``; costs seconds to minutes at the first step.
+        compiled: run that copy by ``torch.compile``, which costs 20 to 60 s at the first step, and as much again where the
+            method needs passes without gradients (a second graph). A copy of another model begins with an empty compiler
+            (``torch.compiler.reset``), so that no CUDA graphs pile up.
         attack: in place of the row's; this and the next three as :class:`hauberk.Method` takes them, or their import paths.
         objective: in place of the row's.
         weighting: in place of the row's.

@@ -52,7 +52,7 @@ class TrainConfig:
     val_size: int = -1
     """Number of training examples held out to choose the best checkpoint; -1 for a tenth, at most 1000; 0 for none."""
     val_steps: int = 10
-    """Number of steps of the PGD (ε/4, cross-entropy) that validation measures robust accuracy with."""
+    """Number of steps of the PGD (ε/4, cross-entropy, its last point) that validation measures robust accuracy with."""
     unlabelled_share: float = 0.7
     """Part of each batch taken from unlabelled examples, where there are some (RST's and MART's practice: 0.7)."""
     patience: int = 0

@@ -94,8 +94,8 @@ def train(
             network; or what ``hb.method`` returns, which is used as it is.
         threat: what the adversary may do; not needed if ``method`` was made by ``hb.method``.
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
-        resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped. Objects that were
-            passed then are passed again.
+        resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped, bit for bit on the
+            same machine unless ``deterministic`` is off. Objects that were passed then are passed again.
         optimizer: a callable from the list of parameters to a ``torch.optim.Optimizer``, in place of the SGD of the settings;
             without a scheduler its learning rate stays as it is. Like the next three, it may be ``package.module:attribute``.
         scheduler: a callable from the optimizer to a ``torch.optim.lr_scheduler.LRScheduler``, stepped after each epoch, or
