@@ -8,7 +8,7 @@ import torch
 import hauberk as hb
 from hauberk.attacks.frozen_model import frozen_model
 from hauberk.core.errors import UserError
-from hauberk.fastpath.frozen_copy import InferenceCopy
+from hauberk.fastpath.frozen_copy import InferenceCopy, use_channels_last
 from hauberk.fastpath.precision import Compiled, PrecisionPolicy, _seconds, autotune_precision
 from helpers import Noisy, Signalling, easy_data, settings, tiny_batch, tiny_net
 
@@ -125,6 +125,40 @@ def test_auto_measures_here_and_the_run_keeps_what_it_took(tmp_path):
     assert json.loads((tmp_path / "best.json").read_text())["precision"] in ("fp32", "bf16")
     with frozen_model(tiny_net()) as view:
         assert all(seconds > 0 for seconds in _seconds([("fp32", view), ("tf32", view)], tiny_batch()[0]))
+
+
+def test_a_moving_average_takes_turns_with_its_network():
+    models, (x, _) = [tiny_net(seed=0).eval(), tiny_net(seed=3).eval()], tiny_batch()
+    policy, forms = PrecisionPolicy("fp32"), []
+    policy.share(*models)
+    for model in (*models, models[0]):
+        with policy.attack_model(model, x, "eval") as form, torch.no_grad():
+            assert torch.allclose(form(x), model(x), atol=1e-5)
+            forms.append(form)
+    assert forms[0] is forms[1] is forms[2]
+    other = tiny_net(seed=4).eval()
+    with policy.attack_model(other, x, "eval") as form:
+        assert form is not forms[0]
+
+
+def test_in_bfloat16_a_network_and_its_average_are_laid_out_alike_and_its_copy_whatever_the_network_is():
+    laid_out = []
+
+    class Look:
+        def on_epoch_end(self, trainer, metrics):
+            for parts in zip(trainer.model.parameters(), trainer.ema.module.parameters(), strict=True):
+                laid_out.append([part.stride() for part in parts])
+            assert trainer.ema.n_averaged.device == trainer.device
+
+    hb.train("small-cnn", easy_data(), threat=THREAT, callbacks=[Look()], **settings(epochs=1, precision="bf16", ema=0.5))
+    assert all(one == other for one, other in laid_out)
+    assert any(one[1] == 1 and len(one) == 4 for one, _ in laid_out)
+    model = tiny_net().eval()
+    strides = []
+    for _ in range(2):
+        strides.append([value.stride() for value in InferenceCopy(model, torch.bfloat16).state_dict().values()])
+        use_channels_last(model)
+    assert strides[0] == strides[1]
 
 
 def batches_of(*sizes):

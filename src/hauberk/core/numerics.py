@@ -6,9 +6,13 @@ They belong to the process: kernels read them when they are launched, in whichev
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
+
+from hauberk.core.arguments import checked
+
+Precision: TypeAlias = Literal["model", "fp32", "tf32", "bf16"]
 
 # torch's fine-grained switches (since 2.9); of the first three inherit those below that say "none".
 _GENERAL = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
@@ -16,8 +20,9 @@ _OPERATIONS = tuple((backend, op) for backend in ("cuda", "mkldnn") for op in ("
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
+@checked
 @contextmanager
-def float32_mode(precision: str) -> Iterator[None]:
+def float32_mode(precision: Precision) -> Iterator[None]:
     """Let matrix products, convolutions and recurrent layers inside the block compute float32 as a precision says.
 
     "tf32" allows TF32 on CUDA, with 10 bits of mantissa in place of 23; "model" leaves torch's switches as the caller has set
@@ -30,6 +35,9 @@ def float32_mode(precision: str) -> Iterator[None]:
 
     Args:
         precision: "fp32", "tf32", "bf16" or "model".
+
+    Raises:
+        UserError: for another precision.
 
     Example:
         >>> import torch, hauberk as hb

@@ -17,7 +17,7 @@ from hauberk.core.distributed import World, get_world
 from hauberk.core.errors import UserError
 from hauberk.core.imports import code_digest
 from hauberk.core.io import machine, read_json, versions
-from hauberk.core.numerics import deterministic_mode, float32_mode, float32_switches
+from hauberk.core.numerics import Precision, deterministic_mode, float32_mode, float32_switches
 from hauberk.core.progress import ProgressBar
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
@@ -27,7 +27,7 @@ from hauberk.evaluation.diagnostics.results import CleanInputs, Verdicts
 from hauberk.evaluation.records import CLEAN, PLAN, Records, RecordStore, difference
 from hauberk.evaluation.result import Evaluation, shuffled_order, worst_first
 from hauberk.evaluation.runner import EvaluationRunner
-from hauberk.fastpath.frozen_copy import Precision, make_inference_copy
+from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.fastpath.precision import autotune_precision
 from hauberk.models import model_code, model_id
 from hauberk.threat import ThreatModel

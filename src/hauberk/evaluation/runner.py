@@ -18,14 +18,13 @@ from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.errors import SCHEMA_ERRORS, UserError
 from hauberk.core.io import read_state, write_state
-from hauberk.core.numerics import float32_mode
+from hauberk.core.numerics import Precision, float32_mode
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import IndexedDataset, fetch_for
 from hauberk.evaluation.records import CLEAN, RecordStore
 from hauberk.evaluation.result import wilson_interval
 from hauberk.evaluation.verify import finite_margin, verify_adversarial
-from hauberk.fastpath.frozen_copy import Precision
 from hauberk.objectives.functional import ATTACK_LOSSES, logit_margin
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from itertools import chain
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hauberk.attacks.frozen_model import patch_conv_backward
 from hauberk.core.errors import UserError
-from hauberk.core.numerics import float32_mode
+from hauberk.core.numerics import Precision, float32_mode
 from hauberk.objectives.functional import at_least_float32
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -71,8 +71,6 @@ def fuse_conv_bn(net: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     traced.recompile()
     return traced, folded
 
-
-Precision: TypeAlias = Literal["model", "fp32", "tf32", "bf16"]
 
 DTYPES: dict[Precision, torch.dtype | None] = {"model": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16}
 # How far a copy's logits, input gradients, and logits without a graph may be from the model's, relative to their size.

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from hauberk.attacks.frozen_model import frozen_model
 from hauberk.core.errors import UserError, first_line
-from hauberk.core.numerics import float32_mode
+from hauberk.core.numerics import Precision, float32_mode
 from hauberk.fastpath.frozen_copy import DTYPES, InferenceCopy, make_inference_copy, outputs_match
-from hauberk.fastpath.frozen_copy import Precision as Precision
 
 _SAMPLE = 8  # examples that a copy is tried on
 _SHAPES = 2

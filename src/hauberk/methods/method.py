@@ -16,10 +16,10 @@ from hauberk.attacks.frozen_model import check_module, checked_first_pass, kept_
 from hauberk.core.arguments import check_callable, checked, shown
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.numerics import float32_mode
+from hauberk.core.numerics import Precision, float32_mode
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext, summary
-from hauberk.fastpath.precision import Precision, PrecisionPolicy, make_policy
+from hauberk.fastpath.precision import PrecisionPolicy, make_policy
 from hauberk.methods.awp import applied, gradient_surrogate
 from hauberk.methods.inner import InnerAttack, as_inner_attack
 from hauberk.objectives.cross_entropy import AT

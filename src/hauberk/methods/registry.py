@@ -10,8 +10,8 @@ from hauberk.attacks import PGD
 from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
+from hauberk.core.numerics import Precision
 from hauberk.core.step_context import MeasuredWeighting
-from hauberk.fastpath.precision import Precision
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
 from hauberk.methods.method import Method

@@ -15,12 +15,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hauberk.core.distributed import SyncThrottle, data_parallel, get_world, running_statistics
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
 from hauberk.core.io import machine
-from hauberk.core.numerics import float32_mode, float32_switches
+from hauberk.core.numerics import Precision, float32_mode, float32_switches
 from hauberk.core.progress import ProgressBar, Stop
 from hauberk.core.random import ExampleRng
 from hauberk.data import augment, fetch_for, to_device
 from hauberk.fastpath.frozen_copy import use_channels_last
-from hauberk.fastpath.precision import Precision, PrecisionPolicy, autotune_precision
+from hauberk.fastpath.precision import PrecisionPolicy, autotune_precision
 from hauberk.methods import Step
 from hauberk.training import checkpoint
 from hauberk.training.export import save_model
