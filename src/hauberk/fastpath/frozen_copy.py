@@ -74,9 +74,9 @@ def fuse_conv_bn(net: nn.Module) -> tuple[nn.Module, dict[str, str]]:
 
 DTYPES: dict[Precision, torch.dtype | None] = {"model": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16}
 # How far a copy's logits, input gradients, and logits without a graph may be from the model's, relative to their size.
-# Rounding the inputs and weights of ResNet-18's convolutions to TF32 moved logits by 2.4e-4 and gradients by 3.6e-2.
+# ResNet-18 with random weights moves by 3e-4 and 3e-2 where its convolutions round to TF32, by 4e-3 and 0.1 in bfloat16.
 CLOSE: dict[Precision, tuple[float, float, float]] = {
-    "fp32": (1e-4, 1e-2, 1e-4), "tf32": (6e-3, 0.15, 6e-3), "bf16": (0.05, 0.3, 0.05),
+    "fp32": (1e-4, 1e-2, 1e-4), "tf32": (4e-3, 0.1, 4e-3), "bf16": (0.05, 0.3, 0.05),
 }  # fmt: skip
 
 
