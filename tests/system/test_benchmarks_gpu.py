@@ -2,12 +2,13 @@
 
 import importlib
 import os
+import re
 import signal
 import sys
 
 import pytest
 
-from hauberk.core.io import read_json
+from hauberk.core.io import read_json, write_json
 from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.training.trainer import Trainer
 from helpers import ROOT, long_or
@@ -105,3 +106,41 @@ def test_it_goes_on_where_it_was_stopped_and_ends_with_the_same_results(call, mo
     made = {name: piece for name, piece in pieces.items() if name in whole[1]}
     assert results(tmp_path / "out", made) == results(tmp_path / "whole", whole[1])
     assert (tmp_path / "page.md").read_text() == page  # no GPU made any of these
+
+
+@pytest.mark.parametrize(("spent", "robust", "said"), [(0.0100, 0.51, "holds"), (0.0125, 0.50, "does not hold")])
+def test_the_page_says_which_goals_hold_on_a_gpu(call, tmp_path, spent, robust, said):
+    about = {"machine": {"device": "cuda:0", "name": "a GPU"}, "versions": {"date": "2030-01-01T00:00", "torch": "9"}}
+    seconds = {"ours": [spent], "floor": [0.01], "public": [0.055]}
+    result = {"clean_accuracy": 0.8, "robust_accuracy": robust, "interval": [0.4, 0.6], "diagnostics": [], "seconds": 60.0}
+    trained = {"method": "trades+awp", "epochs": 40, "seconds": 1500.0, "training": 1400.0, "best": {"epoch": 39}}
+    pieces = {
+        "step-at-8-fp32": {"part": "steps", "method": "at", "batch": 8, "form": "fp32", "seconds": seconds, "mib": {"ours": 7}},
+        "epoch-at-8-fp32": {"part": "epochs", "method": "at", "batch": 8, "form": "fp32", "failed": "no memory"},
+        "trades-awp": {"part": "trades-awp", **trained},
+        "autoattack-trades-awp-5": {"part": "autoattack", "method": "trades+awp", "n": 5, **result},
+    }
+    (tmp_path / "out" / "pieces").mkdir(parents=True)
+    for name, piece in pieces.items():
+        write_json(tmp_path / "out" / "pieces" / f"{name}.json", piece | about)
+    before = (tmp_path / "page.md").read_text()
+    assert not call("out", "report", "epochs")[0]
+    head, after = before.split("Open: no figure"), (tmp_path / "page.md").read_text()
+    assert len(head) == 2
+    assert after.startswith(head[0])
+    assert "Open: no figure" not in after
+    lines = after.splitlines()
+    row = next(line for line in lines if line.startswith("| `at` | 8 | fp32 |"))
+    assert [float(cell) for cell in row.split("|")[4:9]] == [
+        55.0,
+        1e3 * spent,
+        round(0.055 / spent, 2),
+        round(spent / 0.01, 2),
+        7.0,
+    ]
+    verdicts = [
+        re.split(r"[,:]", line.split(": ", 1)[1])[0] for line in lines[lines.index("Goals on one H100 or H200:") :][2:5]
+    ]
+    assert verdicts == [said] * 3
+    assert "- epoch-at-8-fp32 failed: no memory" in lines
+    assert any("epochs: 1 of 2 pieces missing" in line for line in lines)
