@@ -12,8 +12,8 @@ of a call is begun in the last half minute to two minutes.
 What has to travel from a machine that does not stay: KEPT/pieces, and of KEPT/networks/NAME what AutoAttack needs elsewhere.
 That is best.json with the best weights of the training, those of convolutions and linear layers in half precision, in parts
 below 16 MiB; and the verdicts so far, which are of exactly these weights. KEPT/runs has what a training needs to go on, some
-200 MB for ResNet-18: one that is longer than a machine is lent cannot be made there. The seconds of an epoch say
-which --epochs fit.
+200 MB for ResNet-18: one that is longer than a machine is lent cannot be made there. The seconds of an epoch say which --epochs
+fit.
 
 At the end of each call benchmarks/results/gpu.md and gpu.json, and the section of docs/performance.md, are written from all
 pieces.
@@ -49,12 +49,8 @@ from hauberk.training.export import read_card, save_model
 
 Part = Literal["tests", "steps", "epochs", "mail-trades", "trades-awp", "autoattack", "other-steps", "other-epochs", "report"]
 PARTS: tuple[Part, ...] = get_args(Part)
-NEEDED = {
-    "tests": 120,
-    "autoattack": 30,
-    "mail-trades": 30,
-    "trades-awp": 30,
-}  # seconds without which none is begun; others: 60
+# Seconds without which no piece of a part is begun; a minute for the others.
+NEEDED = {"tests": 120, "autoattack": 30, "mail-trades": 30, "trades-awp": 30}
 TRAININGS = {"mail-trades": "mail-trades", "trades-awp": "trades+awp"}
 # Methods whose steps, and those whose epochs, are measured first.
 STEPS = ("at", "mail-trades", "trades", "trades+awp", "mart", "mail-at", "gairat", "at+awp")
@@ -172,12 +168,9 @@ def pieces(
             for form in options.forms if work is step else options.forms[:2]:
                 for method in options.methods:
                     if (method in measured) != part.startswith("other"):
+                        about = {"method": method, "batch": batch, "form": form}
                         name = f"{work.__name__}-{method}-{batch}-{form}".replace("+", "-")
-                        yield (
-                            name,
-                            {"method": method, "batch": batch, "form": form},
-                            partial(work, options, method, batch, form),
-                        )
+                        yield name, about, partial(work, options, **about)
 
 
 def device_tests(options: Gpu, left: Callable[[], float]) -> dict[str, Any]:
@@ -279,9 +272,8 @@ def report(options: Gpu) -> None:
     """Write results and page from the pieces that are there; the page only from those that a GPU made."""
     kept = {path.stem: read_json(path) for path in (options.out / "pieces").glob("*.json")}
     usual = [name for part in PARTS for name, _, _ in pieces(part, Gpu())]
-    kept = {
-        name: kept[name] for name in sorted(kept, key=lambda name: (usual.index(name) if name in usual else len(usual), name))
-    }
+    order = [name for name in usual if name in kept] + sorted(kept.keys() - set(usual))
+    kept = {name: kept[name] for name in order}
     options.results.mkdir(parents=True, exist_ok=True)
     write_json(options.results / "gpu.json", kept)
     (options.results / "gpu.md").write_text("\n".join(["# Results of benchmarks/gpu.py", "", *section(options, kept)]) + "\n")
@@ -309,32 +301,24 @@ def section(options: Gpu, kept: dict[str, dict[str, Any]]) -> list[str]:
             "code's, without what captured graphs hold.",
             "",
         ]
-        sides = ("ours", "public")
-        lines += table(
-            ["method", "batch", "form", *(title.format("ms") for title in HEAD), "MiB", "public code, MiB"],
-            [
-                [
-                    *known(p),
-                    *cells(p["seconds"], 1e-3),
-                    *(f"{p['mib'][side]:.0f}" if side in p.get("mib", {}) else "–" for side in sides),
-                ]
-                for p in steps
-            ],
-        )
+        rows = []
+        for p in steps:
+            mib = [f"{p['mib'][side]:.0f}" if side in p.get("mib", {}) else "–" for side in ("ours", "public")]
+            rows.append([*known(p), *cells(p["seconds"], 1e-3), *mib])
+        head = ["method", "batch", "form", *(name.format("ms") for name in HEAD), "MiB", "public code, MiB"]
+        lines += table(head, rows)
     if epochs := there["epochs"] + there["other-epochs"]:
         lines += [f"Seconds of an epoch of {options.train:,} images, in the training loop.", ""]
         rows = [[*known(p), f"{p['training']:.2f}", f"{p['validation']:.2f}"] for p in epochs]
         lines += table(["method", "batch", "form", "training, s", "validation, s"], rows)
     if trainings := [piece for part in TRAININGS for piece in there[part]]:
         lines += ["Trainings with the schedule preset `express`, minutes by the clock on the wall.", ""]
-        rows = [
-            [*known(p), p["epochs"], f"{p['seconds'] / 60:.1f}", f"{p['training'] / 60:.1f}", p["best"]["epoch"]]
-            for p in trainings
-        ]
+        times = [(f"{p['seconds'] / 60:.1f}", f"{p['training'] / 60:.1f}") for p in trainings]
+        rows = [[*known(p), p["epochs"], *spent, p["best"]["epoch"]] for p, spent in zip(trainings, times, strict=True)]
         lines += table(["method", "epochs", "minutes", "of steps", "best epoch"], rows)
     if attacked := there["autoattack"]:
         lines += [
-            "AutoAttack on their best weights, attacks in bfloat16, verdicts in float32; ! marks a result with warnings.",
+            "AutoAttack on their best weights; attacks in bfloat16, verdicts in float32; ! marks results with warnings.",
             "",
         ]
         rows = [[*known(p), f"{100 * p['clean_accuracy']:.1f}", with_interval(p), f"{p['seconds'] / 60:.1f}"] for p in attacked]
@@ -343,9 +327,8 @@ def section(options: Gpu, kept: dict[str, dict[str, Any]]) -> list[str]:
         if not plan.parent.with_suffix(".json").exists():
             said = "; ".join(str(partial_result(plan.parent)).splitlines())
             lines += [f"{plan.parent.name} of {plan.parents[1].name}, under way: {said}.", ""]
-    lines += ["Goals on one H100 or H200:", "", *goals(there), ""]
-    lines += ["Missing or failed, of what was asked for:", ""]
-    for part in options.parts:
+    lines += ["Goals on one H100 or H200:", "", *goals(there), "", "Missing or failed:", ""]
+    for part in PARTS:
         names = [name for name, _, _ in pieces(part, options)]
         absent = sum(name not in kept for name in names)
         lines += [f"- {part}: {absent} of {len(names)} pieces missing"] if absent else []
@@ -368,33 +351,32 @@ def goals(there: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Which goals hold, and how far each is reached."""
     above, faster = {}, {}
     for piece in there["steps"]:
-        name = f"`{piece['method']}` {piece['batch']} {piece['form']}"
-        above[name] = ratio(piece["seconds"], "ours", "floor")
-        if "public" in piece["seconds"]:
-            name = f"`{piece['method']}` {piece['batch']}"
-            faster[name] = max(faster.get(name, 0.0), ratio(piece["seconds"], "public", "ours"))
+        method, seconds = f"`{piece['method']}` {piece['batch']}", piece["seconds"]
+        above[f"{method} {piece['form']}"] = ratio(seconds, "ours", "floor")
+        if "public" in seconds:
+            faster[method] = max(faster.get(method, 0.0), ratio(seconds, "public", "ours"))
     minutes = {piece["method"]: piece["seconds"] / 60 for part in TRAININGS for piece in there[part]}
-    robust = {piece["method"]: piece for piece in there["autoattack"]}  # of several, the one with the most images comes last
-    reached = [(robust[name]["robust_accuracy"] >= ROBUST and minutes[name] <= MINUTES) for name in robust]
-    lines = []
-    for title, holds, worst in (
-        (
-            f"a step at most {FLOOR} × its floor",
-            [v <= FLOOR for v in above.values()],
-            max(above, key=above.__getitem__, default=""),
+    # Of several evaluations of a training, the one with the most images comes last.
+    robust = {piece["method"]: piece for piece in there["autoattack"] if piece["method"] in minutes}
+    reached = any(found["robust_accuracy"] >= ROBUST and minutes[name] <= MINUTES for name, found in robust.items())
+    said = "; ".join(f"`{name}` {with_interval(found)} in {minutes[name]:.1f} minutes" for name, found in robust.items())
+    verdict = f"{'holds' if reached else 'does not hold'}: {said}" if robust else "open"
+    return [
+        goal(f"a step at most {FLOOR} × its floor", above, lambda value: value <= FLOOR, max),
+        goal(
+            f"its fastest form at least {PUBLIC:.0f} × as fast as the public code", faster, lambda value: value >= PUBLIC, min
         ),
-        (
-            f"in its fastest form at least {PUBLIC:.0f} × as fast as the public code's step",
-            [v >= PUBLIC for v in faster.values()],
-            min(faster, key=faster.__getitem__, default=""),
-        ),
-    ):
-        value = {**above, **faster}.get(worst, 0.0)
-        verdict = f"{'holds' if all(holds) else 'does not hold'}, {sum(holds)} of {len(holds)}; worst {worst}, {value:.2f}"
-        lines.append(f"- {title}: {verdict if holds else 'open'}")
-    said = "; ".join(f"`{name}` {with_interval(robust[name])} in {minutes[name]:.1f} minutes" for name in robust)
-    verdict = f"{'holds' if any(reached) else 'does not hold'}: {said}" if reached else "open"
-    return [*lines, f"- AutoAttack {100 * ROBUST:.1f} within {MINUTES:.0f} minutes of training: {verdict}"]
+        f"- AutoAttack {100 * ROBUST:.1f} within {MINUTES:.0f} minutes of training: {verdict}",
+    ]
+
+
+def goal(title: str, values: dict[str, float], holds: Callable[[float], bool], worst_of: Callable[..., str]) -> str:
+    """Say whether something holds for all values, for how many, and what is farthest from it."""
+    if not values:
+        return f"- {title}: open"
+    fine, worst = sum(map(holds, values.values())), worst_of(values, key=values.__getitem__)
+    verdict = "holds" if fine == len(values) else "does not hold"
+    return f"- {title}: {verdict}, {fine} of {len(values)}; worst {worst}, {values[worst]:.2f}"
 
 
 if __name__ == "__main__":

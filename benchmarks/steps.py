@@ -27,7 +27,7 @@ from hauberk.models import ModelSpec
 
 SHAPE, CLASSES = (3, 32, 32), 10
 HEAD = ("public code, {}", "Hauberk, {}", "times as fast", "of the floor")
-BLOCK, MOST = 0.5, 20  # seconds of steps in a row between two waits for the device, and how many at most
+BLOCK, MOST = 0.3, 20  # seconds of steps in a row between two waits for the device, and how many at most
 
 
 @dataclass(frozen=True)
