@@ -105,9 +105,12 @@ def method_at_once(name: str, threat: hb.ThreatModel, **how: Any) -> hb.Method:
     return hb.method(name, threat, awp_warmup=0, **burn_in, **how)
 
 
-def evaluated(folder: Path, name: str, test_set: Any, threat: hb.ThreatModel, n: int, **how: Any) -> dict[str, Any]:
-    """Evaluate the best network of the folder, or return what was found before."""
+def evaluated(
+    folder: Path, name: str, test_set: Any, threat: hb.ThreatModel, n: int, device: str = "cpu", **how: Any
+) -> dict[str, Any]:
+    """Evaluate the best network of the folder on the device, or return what was found before."""
     kept = folder / f"{name}.json"
     if not kept.exists():
-        hb.evaluate(hb.load(folder), test_set, threat=threat, n=n, out=folder / name, quiet=True, **how).save(kept)
+        model = hb.load(folder, device=device)
+        hb.evaluate(model, test_set, threat=threat, n=n, out=folder / name, quiet=True, **how).save(kept)
     return read_json(kept)

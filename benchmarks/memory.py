@@ -26,9 +26,9 @@ def peak(kind: str, method: str, precision: str) -> float:
         x, y = torch.rand(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
         if kind == "floor":
             momentum = [torch.ones_like(p) for p in model.parameters()]  # is needed in any case
-            floor = Floor(model, precision)
+            floor = Floor(method, precision, model)
             for _ in range(STEPS):
-                floor(method, x, y)
+                floor(x, y)
             del momentum
         else:
             step = ours(method, precision, model)

@@ -2,26 +2,32 @@
 
     python benchmarks/steps.py --threads 2
 
-Alternates all of them, and prints a table of medians of ratios for docs/performance.md.
+Alternates all of them, and prints a table of medians of ratios for docs/performance.md. gpu.py measures the same on a GPU.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import tyro
 from common import method_at_once, print_head, print_row, where
 from library_steps import libraries
-from public_steps import EPS, STEPS, steps
+from public_steps import EPS, STEPS, Step, steps
 from torch import Tensor, nn
 
 import hauberk as hb
 from hauberk.fastpath.frozen_copy import InferenceCopy
 from hauberk.fastpath.precision import Compiled, PrecisionPolicy
 from hauberk.models import ModelSpec
+
+SHAPE, CLASSES = (3, 32, 32), 10
+HEAD = ("public code, {}", "Hauberk, {}", "times as fast", "of the floor")
+BLOCK, MOST = 0.3, 20  # seconds of steps in a row between two waits for the device, and how many at most
 
 
 @dataclass(frozen=True)
@@ -35,109 +41,144 @@ class Options:
     batch: int = 32
     """Examples."""
     rounds: int = 5
-    """Times each step is made."""
+    """Times each step is timed."""
     forms: tuple[str, ...] = ("fp32", "bf16")
     """Of Hauberk's steps: fp32, bf16, fp32+compile, bf16+compile."""
     threads: int = 2
     """CPU threads."""
-    device: str = "cpu"
-    """Where."""
 
 
 class Floor:
-    """The passes that a step cannot do without, alone, in the fastest form known."""
+    """The passes that a step of a method cannot do without, alone, in the fastest form known."""
 
-    def __init__(self, model: nn.Module, form: str):
+    def __init__(self, method: str, form: str, model: nn.Module):
         precision, _, compiled = form.partition("+")
         self.model, self.autocast = model, PrecisionPolicy(precision).autocast  # type: ignore[arg-type]
         copy = InferenceCopy(model, torch.bfloat16 if precision == "bf16" else None)
         self.copy = Compiled(copy) if compiled else copy
+        parts = hb.method(method, hb.Linf(EPS))
+        self.steps, self.see_clean = getattr(parts.attack, "steps", 0), getattr(parts.attack, "loss", "") == "kl"
+        self.of_loss, self.times = len(parts.needs), 1 if parts.weight_perturbation is None else 2
 
-    def __call__(self, method: str, x: Tensor, y: Tensor) -> None:
+    def __call__(self, x: Tensor, y: Tensor) -> None:
         """K passes to the input, a clean one for KL, and the loss's; AWP goes twice through the weights."""
-        for _ in range(STEPS):
+        for _ in range(self.steps):
             point = x.detach().requires_grad_()
             torch.autograd.grad(F.cross_entropy(self.copy(point), y), point)
-        parts = hb.method(method, hb.Linf(EPS))
-        if getattr(parts.attack, "loss", "") == "kl":
+        if self.see_clean:
             with torch.no_grad():
                 self.copy(x)
-        for _ in range(1 if parts.weight_perturbation is None else 2):
+        for _ in range(self.times):
             with self.autocast(x):
-                logits = [self.model(x) for _ in parts.needs]
+                logits = [self.model(x) for _ in range(self.of_loss)]
             loss = torch.stack([F.cross_entropy(z.float(), y) for z in logits]).sum()
             torch.autograd.grad(loss, list(self.model.parameters()))
 
 
-def ours(method: str, form: str, model: nn.Module) -> Callable[[Tensor, Tensor], None]:
+def ours(method: str, form: str, model: nn.Module) -> Step:
     """Hauberk's step, as the training loop makes it."""
     precision, _, compiled = form.partition("+")
-    bound = method_at_once(method, hb.Linf(EPS), steps=STEPS, precision=precision, compiled=bool(compiled))
+    bound = method_at_once(method, hb.Linf(EPS), precision=precision, compiled=bool(compiled))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4, fused=True)
 
     def step(x: Tensor, y: Tensor) -> None:
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        out = bound(model, x, y)
+        out = bound(model, x, y, 0)
         out.loss.backward()
         optimizer.step()
 
     return step
 
 
+def compared(method: str, form: str, model: str, batch: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Time Hauberk's step in one form ("ours"), its "floor", the "public" code's, and those of other libraries, in turns.
+
+    Returns:
+        By side: "seconds" of a step, one for each round; and on CUDA "mib", the peak above what lay there before.
+    """
+    torch.manual_seed(0)
+    x, y = torch.rand(batch, *SHAPE, device=device), torch.randint(CLASSES, (batch,), device=device)
+    spec = ModelSpec(model, SHAPE, CLASSES + hb.method(method, hb.Linf(EPS)).extra_outputs)
+    weights = spec.build().state_dict()
+
+    def network(as_is: bool = True) -> nn.Module:
+        net = spec.build()
+        net.load_state_dict(weights)
+        return net.to(device, memory_format=torch.contiguous_format if as_is else torch.channels_last).train()
+
+    as_is = not form.startswith("bf16")
+    sides = {"ours": ours(method, form, network(as_is)), "floor": Floor(method, form, network(as_is))}
+    if method in (public := steps(network())):
+        sides["public"] = public[method]
+    sides |= libraries(network(), SHAPE, CLASSES, batch).get(method, {})
+
+    def measure(side: str, times: int) -> tuple[float, float]:
+        # What is not Hauberk's runs as its users run it: with torch's own switches.
+        own = side in ("ours", "floor")
+        return _block(
+            lambda: sides[side](x, y),
+            times,
+            device,
+            getattr(hb, "float32_mode", lambda _: nullcontext())(form.partition("+")[0]) if own else nullcontext(),
+        )
+
+    times = {}
+    for side in sides:
+        measure(side, 1)  # compiles and warms up
+        times[side] = max(1, min(MOST, int(BLOCK / measure(side, 1)[0])))
+    found = [{side: measure(side, times[side]) for side in sides} for _ in range(rounds)]
+    seconds = {side: [row[side][0] for row in found] for side in sides}
+    return {"seconds": seconds} | ({"mib": {side: max(row[side][1] for row in found) for side in sides}} if x.is_cuda else {})
+
+
+def _block(
+    step: Callable[[], None], times: int, device: torch.device, mode: AbstractContextManager[object]
+) -> tuple[float, float]:
+    """Seconds of one of some steps in a row, after which the device is waited for once; and their peak memory in MiB."""
+    cuda, before = device.type == "cuda", 0
+    with mode:
+        if cuda:
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+        begun = time.perf_counter()
+        for _ in range(times):
+            step()
+        if cuda:
+            torch.cuda.synchronize(device)
+        spent = (time.perf_counter() - begun) / times
+    return spent, (torch.cuda.max_memory_allocated(device) - before) / 2**20 if cuda else 0.0
+
+
+def ratio(seconds: dict[str, list[float]], a: str, b: str) -> float:
+    """Median over the rounds of the seconds of one side by those of another."""
+    return median(first / second for first, second in zip(seconds[a], seconds[b], strict=True))
+
+
+def cells(seconds: dict[str, list[float]], unit: float = 1.0) -> list[str]:
+    """Return what HEAD names, times in so many seconds."""
+    beside = (
+        [f"{median(seconds['public']) / unit:.3f}", f"{ratio(seconds, 'public', 'ours'):.2f}"] if "public" in seconds else "––"
+    )
+    return [beside[0], f"{median(seconds['ours']) / unit:.3f}", beside[1], f"{ratio(seconds, 'ours', 'floor'):.2f}"]
+
+
 def main() -> None:
     """Measure and print."""
     options = tyro.cli(Options)
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    device = torch.device(options.device)
-    x, y = torch.rand(options.batch, 3, 32, 32, device=device), torch.randint(10, (options.batch,), device=device)
-    weights = ModelSpec(options.model, (3, 32, 32), 10).build().state_dict()
-
-    def network(last: bool = False) -> nn.Module:
-        net = ModelSpec(options.model, (3, 32, 32), 10).build()
-        net.load_state_dict(weights)
-        return net.to(device, memory_format=torch.channels_last if last else torch.contiguous_format).train()
-
-    def seconds(step: Callable[[], object]) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        begun = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - begun
-
-    print(f"{options.model}, batch {options.batch}, K {STEPS}, {options.threads} threads, {where(options.device)}")
-    print_head("method", "form", "Hauberk, s", "of the floor", "public code, s", "times as fast")
-    public = steps(network())
-    others = libraries(network(), tuple(x.shape[1:]), 10, options.batch)
+    print(f"{options.model}, batch {options.batch}, K {STEPS}, {options.threads} threads, {where()}")
+    print_head("method", "form", *(name.format("s") for name in HEAD))
     beside = []
     for method in options.methods:
-        candidates: dict[str, Callable[[], object]] = {}
-        if method in public:
-            candidates["public"] = lambda m=method: public[m](x, y)
-        candidates |= {name: (lambda step=step: step(x, y)) for name, step in others.get(method, {}).items()}
         for form in options.forms:
-            last = form.startswith("bf16")
-            step, floor = ours(method, form, network(last)), Floor(network(last), form)
-            candidates[form] = lambda step=step: step(x, y)
-            candidates[f"floor {form}"] = lambda floor=floor, m=method: floor(m, x, y)
-        spent: dict[str, list[float]] = {name: [] for name in candidates}
-        for _ in range(options.rounds + 1):
-            for name, step in candidates.items():
-                spent[name].append(seconds(step))
-        times = {name: values[1:] for name, values in spent.items()}  # the first warms up
-        for form in options.forms:
-            above = median(a / b for a, b in zip(times[form], times[f"floor {form}"], strict=True))
-            theirs, faster = "–", "–"
-            if method in public:
-                theirs = f"{median(times['public']):.3f}"
-                faster = f"{median(a / b for a, b in zip(times['public'], times[form], strict=True)):.2f}"
-            print_row(f"`{method}`", form, f"{median(times[form]):.3f}", f"{above:.2f}", theirs, faster)
-            for name in others.get(method, {}):
-                faster = f"{median(a / b for a, b in zip(times[name], times[form], strict=True)):.2f}"
-                beside.append((f"`{method}`", name, f"{median(times[name]):.3f}", form, faster))
+            seconds = compared(method, form, options.model, options.batch, options.rounds, torch.device("cpu"))["seconds"]
+            print_row(f"`{method}`", form, *cells(seconds))
+            for side in seconds.keys() - {"ours", "floor", "public"}:
+                beside.append(
+                    (f"`{method}`", side, f"{median(seconds[side]):.3f}", form, f"{ratio(seconds, side, 'ours'):.2f}")
+                )
     print()
     print_head("method", "library", "its step, s", "Hauberk's form", "times as fast")
     for row in beside:
