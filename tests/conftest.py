@@ -13,7 +13,8 @@ from hauberk.attacks.presets import AUTOATTACK, PRESETS
 pytest.register_assert_rewrite("helpers")
 import helpers
 
-collect_ignore = ["system/fuzz_readers.py"]  # a program, which needs atheris
+# Programs: one needs atheris, the other a library that has to be loaded before torch.
+collect_ignore = ["system/fuzz_readers.py", "cuda/cases.py"]
 
 
 def pytest_addoption(parser):

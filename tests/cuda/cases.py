@@ -1,12 +1,9 @@
-"""What runs on the simulated GPU: ``python cases.py GROUP`` prints a line of JSON for each case, with its waits and launches.
-
-The library is that of ``HAUBERK_SIMULATED_GPU``; ``simulated_gpu.build`` makes it.
-"""
+"""What runs on the simulated GPU: ``python cases.py GROUP`` prints a line of JSON for each case, with waits and launches."""
 
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -36,10 +33,12 @@ UNFIXED = ("standard", "free-at", "fgsm-at")  # methods whose attack has no numb
 Case = tuple[str, dict[str, Any]]
 
 
-def network(outputs: int = CLASSES) -> nn.Module:
-    """ResNet-18 with few channels: as many launches, less to compute."""
+RESNET18 = (4, 4, 4, 8, 8, 8, 8, 8, 8)  # as many launches as ResNet-18 has, and less to compute
+
+
+def network(outputs: int = CLASSES, widths: Sequence[int] = (4, 8)) -> nn.Module:
+    """A ResNet of one block, or of more."""
     torch.manual_seed(0)
-    widths = [4, 4, 4, 8, 8, 8, 8, 8, 8]
     blocks = [BasicBlock(a, b, 1 if a == b else 2) for a, b in pairwise(widths)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], outputs)]
     stem = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
@@ -63,8 +62,9 @@ def counted(gpu: SimulatedGpu, act: Callable[[], Any], times: int = 2) -> dict[s
 class HandMade:
     """A training step by hand, with one of torch's fused optimizers; and the passes of such a step alone."""
 
-    def __init__(self, method: hb.Method):
-        self.method, self.model, (self.x, self.y) = method, network(CLASSES + method.extra_outputs).train(), batch()
+    def __init__(self, method: hb.Method, widths: Sequence[int]):
+        self.method, (self.x, self.y) = method, batch()
+        self.model = network(CLASSES + method.extra_outputs, widths).train()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, fused=True)
         frozen = deepcopy(self.model).eval().requires_grad_(False)
         precision = method.precision
@@ -99,26 +99,36 @@ class HandMade:
         self.optimizer.step()
 
 
-def methods() -> Iterator[Case]:
+def hand_made(name: str, precision: str, steps: int, widths: Sequence[int] = (4, 8)) -> HandMade:
+    settings: dict[str, Any] = {} if name in UNFIXED else {"steps": steps}
+    settings |= {"burn_in": 0} if "mail" in name or "gair" in name else {}
+    method = hb.method(name, THREATS["Linf"], precision=precision, **settings)
+    return HandMade(method.with_schedule(LATE + 1), widths)
+
+
+def methods(only: str) -> Iterator[Case]:
     """Every method by hand: a step, and what one more step of its attack adds, beside the passes themselves."""
     for name in (*hb.list_methods(), "at+awp", "trades+awp"):
-        for precision in ("model", "bf16"):
+        for precision in ("model", "bf16") if name in ("at", "mail-trades") else ("bf16",):
+            if only not in (case := f"{name} {precision}"):
+                continue
             with SimulatedGpu() as gpu:
                 seen = []
                 for steps in (2, 3):
-                    settings = {} if name in UNFIXED else {"steps": steps}
-                    one = HandMade(hb.method(name, THREATS["Linf"], precision=precision, **settings))
+                    one = hand_made(name, precision, steps)
                     found = counted(gpu, one.step)
                     seen.append(found | {"beside": found["launches"] - counted(gpu, one.passes, 1)["launches"]})
             first, second = seen
             more = {f"{key} an attack step": second[key] - first[key] for key in ("beside", "waits")}
-            yield f"{name} {precision}", first | more
+            yield case, first | more
 
 
-def attacks() -> Iterator[Case]:
+def attacks(only: str) -> Iterator[Case]:
     """Every preset in every threat model: three steps of a stream of rows that are not in step."""
     for name, preset in PRESETS.items():
         for threat in THREATS.values():
+            if only not in (case := f"{name} {threat.norm}"):
+                continue
             with SimulatedGpu() as gpu:
                 attack = replace(preset.attack, steps=12) if preset.attack.steps > 12 else preset.attack
                 surrogate = network().eval() if "transfer" in name else None
@@ -137,72 +147,66 @@ def attacks() -> Iterator[Case]:
                         attack.step(state, queries, host_steps)
                         host_steps += 1
             waits, launches = gpu.counts
-            yield f"{name} {threat.norm}", {"waits": waits, "launches": launches // 3, "where": dict(gpu.waits)}
+            yield case, {"waits": waits, "launches": launches // 3, "where": dict(gpu.waits)}
 
 
-def training() -> Iterator[Case]:
-    """Steps of ``hb.train`` between two looks, with augmentation, a moving average, metrics and validation."""
+def training(only: str) -> Iterator[Case]:
+    """Steps of ``hb.train`` between two looks, with augmentation, a moving average, class weights, metrics and validation.
+
+    Of a network with as many launches as ResNet-18 has.
+    """
     torch.manual_seed(1)
-    data = (255 * torch.rand(8 * BATCH, *SHAPE)).byte(), torch.arange(8 * BATCH) % CLASSES
-    original = Trainer._train_step
-    for name in ("standard", "at", "trades", "mart", "mail-at", "mail-trades", "gairat", "fat", "mma", "free-at", "at+awp"):
-        for precision in ("fp32", "bf16"):
-            seen: list[tuple[bool, Counter[str], Counter[str]]] = []
+    data = (255 * torch.rand(6 * BATCH, *SHAPE)).byte(), torch.arange(6 * BATCH) % CLASSES
+    make_step = Trainer._train_step
+    names = ("at", "mart", "mail-trades", "gairat", "fat", "mma", "free-at", "trades+awp")
+    for case in ("at fp32", *(f"{name} bf16" for name in names)):
+        if only not in case:
+            continue
+        name, precision = case.split()
+        seen: list[tuple[bool, Counter[str], Counter[str]]] = []
 
-            def step(self: Trainer, step: nn.Module, batch: Tensor, look: bool) -> None:
-                gpu.reset()
-                original(self, step, batch, look)
-                seen.append((look, Counter(gpu.waits), Counter(gpu.launches)))  # noqa: B023
+        def step(self: Trainer, step: nn.Module, batch: Tensor, look: bool) -> None:
+            gpu.reset()
+            make_step(self, step, batch, look)
+            seen.append((look, Counter(gpu.waits), Counter(gpu.launches)))  # noqa: B023
 
-            with SimulatedGpu() as gpu, mock.patch.object(Trainer, "_train_step", step):
-                settings = {} if name in UNFIXED else {"steps": 2}
-                method = hb.method(
-                    name, THREATS["Linf"], **{"burn_in": 0} if "mail" in name or "gair" in name else {}, **settings
-                )
-                hb.train(
-                    network(CLASSES + method.extra_outputs), data, method=method, epochs=2, batch_size=BATCH, val_size=BATCH,
-                    val_steps=1, device="cuda", precision=precision, augmentation="crop-flip", ema=0.9, quiet=True,
-                )  # fmt: skip
-            between = [(waits, launches) for look, waits, launches in seen if not look][-2:]
-            waits, launches = between[-1]
-            yield (
-                f"{name} {precision}",
-                {
-                    "waits": sum(waits.values()),
-                    "launches": sum(launches.values()),
-                    "where": dict(waits),
-                    "operations": dict(launches.most_common()),
-                    "steps": len(seen),
-                },
-            )
+        with SimulatedGpu() as gpu, mock.patch.object(Trainer, "_train_step", step):
+            one = hand_made(name, precision, 2, RESNET18)
+            one.step()
+            passes = counted(gpu, one.passes, 1)["launches"]
+            hb.train(
+                one.model, data, method=one.method, epochs=1, batch_size=BATCH, val_size=BATCH, val_steps=1, device="cuda",
+                precision=precision, augmentation="crop-flip", ema=0.9, class_weights="balanced", quiet=True,
+            )  # fmt: skip
+        waits, launches = next((waits, launches) for look, waits, launches in reversed(seen) if not look)
+        total = sum(launches.values())
+        found = {"waits": sum(waits.values()), "launches": total, "beside": total - passes, "where": dict(waits)}
+        yield case, found | {"operations": dict(launches.most_common())}
 
 
-def evaluation() -> Iterator[Case]:
-    """A whole evaluation of each kind of attack: that it runs, and how often it waits."""
+def evaluation(only: str) -> Iterator[Case]:
+    """A whole evaluation in each precision: that it runs, and how often it waits."""
     torch.manual_seed(1)
     data = (255 * torch.rand(2 * BATCH, *SHAPE)).byte(), torch.arange(2 * BATCH) % CLASSES
-    for precision in ("model", "fp32", "bf16"):
-        with SimulatedGpu() as gpu:
-            model = network()
-            hb.evaluate(
-                model,
-                data,
-                threat=THREATS["Linf"],
-                attacks=["pgd-10", "apgd-ce", "random-100"],
-                batch_size=BATCH,
-                precision=precision,
-                quiet=True,
-            )
-        waits, launches = gpu.counts
-        yield precision, {"waits": waits, "launches": launches, "where": dict(gpu.waits.most_common())}
+    for precision in ("model", "fp32", "tf32", "bf16"):
+        if only in precision:
+            with SimulatedGpu() as gpu:
+                suite = ["pgd-10", "apgd-ce", "random-100"]
+                some = "all" if precision == "fp32" else "cheap"
+                how = {"attacks": suite, "diagnostics": some, "batch_size": BATCH, "precision": precision, "quiet": True}
+                hb.evaluate(network(), data, threat=THREATS["Linf"], **how)
+            waits, launches = gpu.counts
+            yield precision, {"waits": waits, "launches": launches, "where": dict(gpu.waits.most_common())}
 
 
-GROUPS: dict[str, Callable[[], Iterator[Case]]] = {one.__name__: one for one in (methods, attacks, training, evaluation)}
+GROUPS: dict[str, Callable[[str], Iterator[Case]]] = {one.__name__: one for one in (methods, attacks, training, evaluation)}
 
 
 def main() -> None:
+    """Print what the group shows; of a second word, only cases that contain it."""
     torch.set_num_threads(1)
-    for case, found in GROUPS[sys.argv[1]]():
+    group, only = (*sys.argv[1:], "")[:2]
+    for case, found in GROUPS[group](only):
         print(json.dumps({"case": case, **found}), flush=True)
 
 

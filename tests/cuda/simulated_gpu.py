@@ -1,8 +1,8 @@
 """A GPU that is none: its tensors compute on the CPU, keep torch's rules for devices, and every launch and wait is counted.
 
-Import this before torch, in a process of its own; ``HAUBERK_SIMULATED_GPU`` names the library that ``build``
-makes. Inside ``with SimulatedGpu() as gpu`` tensors can be made on, and moved to, the device "cuda". ``gpu.launches`` counts what
-would start something there, ``gpu.waits`` where the host would wait until all that was started has ended: the same places at which
+Import this before torch, in a process of its own; ``HAUBERK_SIMULATED_GPU`` names the library that ``build`` makes. Inside
+``with SimulatedGpu() as gpu`` tensors can be made on, and moved to, the device "cuda". ``gpu.launches`` counts what would start
+something there, ``gpu.waits`` where the host would wait until all that was started has ended: the same places at which
 ``torch.cuda.set_sync_debug_mode("error")`` raises on a GPU.
 """
 
@@ -29,9 +29,10 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 aten = torch.ops.aten
 # Views, and what only allocates.
 NO_LAUNCH = {
-    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "diagonal", "empty", "empty_like", "empty_strided", "expand",
-    "lift_fresh", "new_empty", "new_empty_strided", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t",
-    "transpose", "unbind", "unfold", "unsqueeze", "view", "view_as_real", "resize_", "set_", "detach_",
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "as_strided_", "detach", "detach_", "diagonal", "empty",
+    "empty_like", "empty_strided", "expand", "lift_fresh", "new_empty", "new_empty_strided", "permute", "resize_", "select",
+    "set_", "slice", "split", "split_with_sizes", "squeeze", "squeeze_", "t", "transpose", "transpose_", "unbind", "unfold",
+    "unsqueeze", "unsqueeze_", "view", "view_as_real",
 }  # fmt: skip
 # The size of what they return depends on the values, which the host has to read.
 DATA_SHAPED = {
@@ -190,7 +191,9 @@ class SimulatedGpu(TorchDispatchMode):
                     self._wait(f"{name} by a mask")
                 elif isinstance(index, Tensor) and not isinstance(index, CudaTensor):
                     self._wait(f"{name} by an index on the CPU")
-        if name not in NO_LAUNCH and name not in READS:
+        if name.startswith("_foreach_"):
+            self.launches[name] += launches_of_list(args)
+        elif name not in NO_LAUNCH and name not in READS:
             self.launches[name] += 1
 
     def _note_copy(self, name, args, kwargs):
@@ -223,6 +226,13 @@ class SimulatedGpu(TorchDispatchMode):
         self.waits[f"{place()}: {what}"] += 1
 
 
+def launches_of_list(args):
+    """One for all tensors of a list, where those of all lists are alike; otherwise torch goes through them one by one."""
+    lists = [one for one in args if isinstance(one, list | tuple) and one and isinstance(one[0], Tensor)]
+    alike = all(len({(tensor.shape, tensor.stride()) for tensor in row}) == 1 for row in zip(*lists, strict=False))
+    return 1 if alike else len(lists[0])
+
+
 def place():
     """The innermost lines of the package that led here."""
     lines, frame = [], sys._getframe(1)
@@ -240,9 +250,9 @@ def answers():
     nothing = {"synchronize", "set_rng_state", "manual_seed", "manual_seed_all", "set_device", "empty_cache", "_lazy_init"}
     nothing |= {"reset_peak_memory_stats", "init"}
     fixed = {
-        "is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True, "mem_get_info": (80 << 30, 80 << 30),
-        "get_rng_state": torch.zeros(16, dtype=torch.uint8), "get_device_properties": properties,
-        "get_device_name": properties.name, "get_device_capability": (9, 0), "is_bf16_supported": True, "max_memory_allocated": 0,
+        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "get_device_capability": (9, 0),
+        "get_device_name": properties.name, "get_device_properties": properties, "is_bf16_supported": True,
+        "mem_get_info": (80 << 30, 80 << 30), "max_memory_allocated": 0, "get_rng_state": torch.zeros(16, dtype=torch.uint8),
     }  # fmt: skip
     said = dict.fromkeys(nothing) | fixed
     return {f"torch.cuda.{name}": (lambda *args, said=one, **how: said) for name, one in said.items()}

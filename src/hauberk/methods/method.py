@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hauberk.attacks import AttackResult
 from hauberk.attacks.frozen_model import check_module, checked_first_pass, kept_buffers
 from hauberk.core.arguments import check_callable, checked, shown
-from hauberk.core.device import filled
+from hauberk.core.device import constant, filled
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.numerics import Precision, float32_mode
@@ -385,7 +385,7 @@ class Method(nn.Module):
             classes = None if seen is None else seen.shape[1] - self.extra_outputs
             if class_weights.ndim != 1 or (classes is not None and len(class_weights) != classes):
                 raise UserError(f"class_weights must be one number for each class, ({classes},), got {shown(class_weights)}")
-            terms = terms * class_weights.to(terms)[context.y]
+            terms = terms * constant(class_weights, terms.dtype, terms.device)[context.y]
         return context.mean(terms), weights
 
     @torch.no_grad()

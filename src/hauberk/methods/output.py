@@ -25,7 +25,7 @@ class Output:
         burning_in: whether all weights are 1 because the epoch is before the end of the burn-in.
         y: labels, (B,).
         all_weights: ω of the whole batch of all processes; None without a weighting.
-        measure: what they were made from, likewise; None before the end of the burn-in, and for weightings that measure nothing.
+        measure: what they were made from, likewise; None for weightings that measure nothing.
     """
 
     loss: Tensor

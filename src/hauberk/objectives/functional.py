@@ -62,7 +62,8 @@ def fooled(logits: Tensor, y: Tensor, has_reject_class: bool = False) -> Tensor:
     wrong = predicted != y
     if has_reject_class:
         wrong &= predicted != logits.shape[1] - 1
-    return wrong | ~logits.isfinite().all(1)
+    finite: Tensor = torch.linalg.vector_norm(logits, torch.inf, dim=1) < torch.inf
+    return wrong | ~finite
 
 
 def logit_margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ BOUNDARY = 0.1  # margins from 0 up to here are near the class boundary; the MAI
 
 
 def count_areas(logits: Tensor | None, logits_adv: Tensor | None, y: Tensor) -> dict[str, Tensor]:
-    """Say which examples of a batch are in the parts that the papers draw, as far as there are logits, (B, C); (B,) bool each.
+    """Say which examples are in the parts that the papers draw, as far as there are logits, (B, C); (B,) bool each.
 
-    MART's S⁺ (``n_clean_right``; the others are S⁻); by the probabilistic margin of x', as in the MAIL paper's Figure 3, the
+    MART's S⁺ (``n_clean_right``; the others are S⁻); by the probabilistic margin of x', as in the MAIL paper's Figure 3, its
     wrong-prediction area (``n_wrong``, PM < 0) and the safe area (``n_safe``, PM ≥ 0.1); the rest is the class boundary.
     """
     areas = {}
@@ -48,7 +48,7 @@ def count_areas(logits: Tensor | None, logits_adv: Tensor | None, y: Tensor) -> 
 
 @dataclass
 class _Seen:
-    """What is kept of a step until several are counted at once: ``loss`` as its part of a mean over examples; Output's others."""
+    """What is kept of a step until several are counted at once: its loss as a mean over examples, and fields of the Output."""
 
     loss: Tensor
     y: Tensor

@@ -9,7 +9,6 @@ from torch import Tensor
 from hauberk.core.arguments import checked, shown, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting, PresetName, StepContext, is_official, mean_one
-from hauberk.objectives.functional import mask_class
 from hauberk.threat.model import checked_batch
 
 Margin: TypeAlias = Literal["pm-adv", "pm-nat", "pm-dif"]
@@ -31,7 +30,7 @@ def probabilistic_margin(logits: Tensor, y: Tensor) -> Tensor:
         (B,) in [-1, 1], float32 or wider, detached.
     """
     p = _probabilities(logits)
-    others = mask_class(p, y, -1.0)
+    others = p.scatter(1, y[:, None], -1.0)
     return _of_label(p, y) - others.amax(1)
 
 

@@ -1,0 +1,96 @@
+"""What can be known of CUDA without a GPU: no operation mixes devices, the host never waits, and little is launched."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hauberk
+from simulated_gpu import build
+
+HERE, SOURCES = Path(__file__).parent, Path(hauberk.__file__).parent
+# Launches beside those of the passes: of a training step with 2 attack steps, and of one attack step more. They may fall.
+MOST, MOST_OF_AN_ATTACK_STEP = 200, 8
+FORMULA_NEEDS_MORE = {  # friendly examples leave one by one; MMA looks at ten points of a line; the evading loss has two maxima
+    "fat": (220, 120), "fat-trades": (220, 120), "fat-mart": (220, 120), "mma": (400, 15), "adversarial-class": (200, 27),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    if not sys.platform.startswith("linux") or shutil.which("g++") is None or torch.version.cuda:
+        pytest.skip("needs Linux, g++ and a CPU build of torch")
+    return build(tmp_path_factory.mktemp("simulated"))
+
+
+def run(library, group, only="", sources=SOURCES.parent):
+    """Run cases in a process of its own; returns what each showed, and what went wrong."""
+    environment = {**os.environ, "HAUBERK_SIMULATED_GPU": str(library), "PYTHONPATH": f"{sources}{os.pathsep}{HERE}"}
+    command = [sys.executable, "-W", "ignore", str(HERE / "cases.py"), group, only]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    cases = [json.loads(line) for line in done.stdout.splitlines()]
+    return {case.pop("case"): case for case in cases}, done.stderr if done.returncode else ""
+
+
+def limits(case):
+    return FORMULA_NEEDS_MORE.get(case.split()[0], (MOST, MOST_OF_AN_ATTACK_STEP))
+
+
+def test_steps_by_hand(library):
+    cases, problem = run(library, "methods")
+    assert not problem, problem[-3000:]
+    assert len(cases) == len(hauberk.list_methods()) + 4
+    for case, found in cases.items():
+        friendly = case.startswith("fat")  # the host has to know who has left
+        assert found["waits"] <= 2 * friendly, (case, found["where"])
+        assert found["waits an attack step"] <= friendly, (case, found["where"])
+        beside, of_an_attack_step = limits(case)
+        assert found["beside"] <= beside, (case, found["operations"])
+        assert found["beside an attack step"] <= of_an_attack_step, (case, found["operations"])
+
+
+def test_steps_of_attacks_on_rows_that_are_not_in_step(library):
+    cases, problem = run(library, "attacks")
+    assert not problem, problem[-3000:]
+    assert len(cases) == 3 * len(hauberk.attacks.PRESETS)
+    assert not {case: found["where"] for case, found in cases.items() if found["waits"]}
+
+
+def test_steps_of_training_between_two_looks(library):
+    cases, problem = run(library, "training")
+    assert not problem, problem[-3000:]
+    assert len(cases) == 9
+    for case, found in cases.items():
+        assert found["waits"] <= 2 * case.startswith("fat"), (case, found["where"])
+        assert found["beside"] <= limits(case)[0], (case, found["operations"])
+
+
+def test_evaluations(library):
+    cases, problem = run(library, "evaluation")
+    assert not problem, problem[-3000:]
+    assert set(cases) == {"model", "fp32", "tf32", "bf16"}
+
+
+MUTANTS = {
+    "a forgotten device": ("core/random.py", "torch.arange(1, count + 1, device=device)", "torch.arange(1, count + 1)"),
+    "a number that is read": ("attacks/pgd.py", "        start = point\n", "        start = point + grad.sum().item()\n"),
+    "a copy that waits": ("core/device.py", "values.pin_memory().to(device, non_blocking=True)", "values.to(device)"),
+    "a mask": ("weighting/mail.py", "    return 3.0 * raw if", "    raw[raw < 0] = 0\n    return 3.0 * raw if"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_what_is_wrong_is_noticed(library, tmp_path, mutant):
+    shutil.copytree(SOURCES, tmp_path / "hauberk", ignore=shutil.ignore_patterns("__pycache__"))
+    name, old, new = MUTANTS[mutant]
+    file = tmp_path / "hauberk" / name
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+    cases, problem = run(library, "training", "mail-at bf16", sources=tmp_path)
+    assert "DeviceMismatch" in problem or any(found["waits"] for found in cases.values()), problem
