@@ -101,7 +101,7 @@ def test_verdicts_are_true_float32_whatever_the_caller_allows(precision):
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert float((torch.from_numpy(seen) - margin).abs().max()) < 1e-5 * float(logits.norm(dim=1).max())
+    assert float((torch.from_numpy(seen.copy()) - margin).abs().max()) < 1e-5 * float(logits.norm(dim=1).max())
 
 
 def test_graphs_compute_the_same_also_for_a_last_batch_and_after_an_attack_that_failed():

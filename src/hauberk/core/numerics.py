@@ -102,7 +102,8 @@ def deterministic_mode(device: torch.device, *, algorithms: bool) -> Iterator[No
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark, fill.fill_uninitialized_memory = before  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(chosen, warn_only=warn_only)
+        if algorithms:
+            torch.use_deterministic_algorithms(chosen, warn_only=warn_only)
         if owned:
             os.environ.pop(_WORKSPACE, None)
 

@@ -86,7 +86,7 @@ def make_inference_copy(model: nn.Module, like: Tensor, precision: Precision = "
         model: classifier, lent by ``frozen_model``; not changed.
         like: inputs (B, ...) to compare logits and input gradients on.
         precision: that the form will run in: "bf16" for bfloat16; "fp32", or "tf32" under
-            :func:`hauberk.core.numerics.float32_mode`, for the model's own dtype.
+            :func:`hauberk.float32_mode`, for the model's own dtype.
 
     Returns:
         An :class:`InferenceCopy` if one can be made and agrees with the model; otherwise (a random model, too) the model
