@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hauberk import weighting as weighting
     from hauberk.core.distributed import init_distributed as init_distributed
     from hauberk.core.errors import UserError as UserError
+    from hauberk.core.numerics import float32_mode as float32_mode
     from hauberk.evaluation import Evaluation as Evaluation
     from hauberk.evaluation.evaluate import evaluate as evaluate
     from hauberk.methods import AWP as AWP
@@ -38,6 +39,7 @@ __getattr__, __dir__, __all__ = attach(
     submod_attrs={
         "core.distributed": ["init_distributed"],
         "core.errors": ["UserError"],
+        "core.numerics": ["float32_mode"],
         "evaluation.evaluate": ["evaluate"],
         "evaluation.result": ["Evaluation"],
         "methods": ["AWP", "Method", "Step", "StepContext", "list_methods", "method", "register_method"],

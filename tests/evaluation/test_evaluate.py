@@ -15,6 +15,7 @@ from hauberk.evaluation.diagnostics import run_diagnostics
 from hauberk.evaluation.diagnostics.results import Verdicts
 from hauberk.evaluation.records import CLEAN, Records, RecordStore
 from hauberk.evaluation.runner import EvaluationRunner
+from hauberk.fastpath.precision import PrecisionPolicy
 from helpers import CHECKPOINTS, MNIST, ROOT, THREAT, Noisy, small_mnist_net, tiny_batch, tiny_net
 
 evaluate_module = importlib.import_module("hauberk.evaluation.evaluate")  # the name of the function hides it
@@ -405,25 +406,25 @@ def test_a_diagnostic_of_ones_own_runs_where_its_evidence_is():
         DiagnosticSpec("x", measure, "verdict")
 
 
-@pytest.mark.parametrize("precision", ["model", "fp32", "bf16", "auto"])
+@pytest.mark.parametrize("precision", ["model", "fp32", "tf32", "bf16", "auto"])
 def test_every_precision_finds_the_same_but_for_rounding_and_says_what_it_used(precision, tmp_path, monkeypatch):
     model = tiny_net(seed=2).eval()
     x, _ = tiny_batch(40)
     how = {"threat": hb.Linf(0.02), "attacks": ["pgd-10"], "quiet": True, "diagnostics": "cheap"}
     data = x, model(x).argmax(1)
     plain = hb.evaluate(model, data, precision="model", **how)
-    monkeypatch.setattr(evaluate_module, "autotune_precision", lambda *given: ("bf16", False))
+    monkeypatch.setattr(evaluate_module, "autotune_precision", lambda *given: PrecisionPolicy("bf16"))
     ev = hb.evaluate(model, data, precision=precision, out=tmp_path, **how)
     assert ev.provenance["precision"] == {"auto": "bf16"}.get(precision, precision)
     assert abs(ev.robust_accuracy - plain.robust_accuracy) <= 0.05
     if precision == "model":
         assert ev.examples == plain.examples
     # An evaluation that goes on does not measure again.
-    monkeypatch.setattr(evaluate_module, "autotune_precision", lambda *given: ("fp32", False))
+    monkeypatch.setattr(evaluate_module, "autotune_precision", lambda *given: PrecisionPolicy("fp32"))
     assert (
         hb.evaluate(model, data, precision=precision, out=tmp_path, **how).provenance["precision"] == ev.provenance["precision"]
     )
-    with pytest.raises(hb.UserError, match="precision must be 'model', 'fp32', 'bf16' or 'auto'"):
+    with pytest.raises(hb.UserError, match="precision must be 'model', 'fp32', 'tf32', 'bf16' or 'auto'"):
         hb.evaluate(model, data, precision="full", **how)
 
 

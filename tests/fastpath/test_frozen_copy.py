@@ -51,7 +51,7 @@ def test_a_copy_in_bfloat16_is_near_and_gives_float32():
     torch.manual_seed(0)
     x = torch.rand(4, 3, 16, 16)
     model = settled(ModelSpec("resnet18", (3, 16, 16), 10).build())
-    copy = make_inference_copy(model, x, torch.bfloat16)
+    copy = make_inference_copy(model, x, "bf16")
     assert isinstance(copy, InferenceCopy)
     (logits, grad), (near, close) = look(model, x), look(copy, x)
     assert near.dtype == close.dtype == torch.float32
@@ -140,11 +140,11 @@ class Reused(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_what_is_shared_is_not_overwritten(dtype):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_shared_is_not_overwritten(precision):
     torch.manual_seed(0)
     model, x = settled(Reused()), torch.rand(2, 3, 8, 8)
-    (logits, grad), (mine, close) = look(model, x), look(make_inference_copy(model, x, dtype), x)
-    rough = 0.05 if dtype else 1e-5
+    (logits, grad), (mine, close) = look(model, x), look(make_inference_copy(model, x, precision), x)
+    rough = 0.05 if precision == "bf16" else 1e-5
     assert torch.allclose(mine, logits, atol=rough)
     assert (close - grad).norm() <= rough * 6 * grad.norm()

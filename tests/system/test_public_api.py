@@ -114,10 +114,16 @@ TRAINING = {
     "steps"],
     "milestones": [(0.5,), (75.0, 90.0)], "scheduler_interval": ["epoch"], "eps_warmup": [0.0, 0.5], "ema": [0.0, 0.9, -1],
     "augment": ["none"], "class_weights": ["none", "balanced", (1.0, 2.0, 1.0)], "val_size": [0, 2], "val_steps": [1],
-    "unlabelled_share": [0.5], "patience": [0, 1], "seed": [0, 5], "threads": [0, 1], "precision": ["fp32"],
+    "unlabelled_share": [0.5], "patience": [0, 1], "seed": [0, 5], "threads": [0, 1], "precision": ["fp32", "tf32"],
+    "deterministic": [True, False],
     "on_divergence": ["stop"],
     "sync_batchnorm": [False], "save_minutes": [10.0],
 }  # fmt: skip
+
+
+def computed(precision):
+    with hb.float32_mode(precision):
+        return X @ X.T
 
 
 def made(**arguments):
@@ -181,7 +187,7 @@ CALLS = {
     "method": (made, BATCH | PARTS | {
         "attack": [None], "name": ["at", "trades", "mart", "mail-at", "gairat", "MAIL-TRADES", "free-at", "mma",
         "standard", "at+awp"],
-        "preset": ["paper", "official"], "seed": [0, 3], "precision": ["model", "fp32"], "compiled": [False], "epoch": [0,
+        "preset": ["paper", "official"], "seed": [0, 3], "precision": ["model", "tf32"], "compiled": [False], "epoch": [0,
         90, None],
         "index": [None, torch.arange(6)], "class_weights": [None, torch.ones(3)], "rng": [None], "eps_scale": [1.0, 0.5],
     }),
@@ -207,9 +213,10 @@ CALLS = {
         "model": BATCH["model"], "test_set": [(X, Y), as_dataset((X, Y))], "threat": [THREAT], "suite": ["quick"],
         "attacks": [["fgsm"], [hb.attacks.PGD(1)], [lambda model, x, y, threat: x]], "sequential": [False, True],
         "n": [None, 2],
-        "batch_size": [4], "seed": [0], "precision": ["fp32", "model"], "surrogate": [None], "has_reject_class": [False],
+        "batch_size": [4], "seed": [0], "precision": ["fp32", "tf32"], "surrogate": [None], "has_reject_class": [False],
         "diagnostics": ["cheap"], "out": [None], "save_adversarials": [False], "quiet": [True],
     }),
+    "float32_mode": (computed, {"precision": ["model", "fp32", "tf32", "bf16"]}),
     "Linf": (hb.Linf, {"eps": [0.1, "8/255", [0.1] * 4], "low": [0.0], "high": [1.0], "frozen": [None, [1]],
     "monotone": [None, [1] * 4]}),
     "around": (lambda **a: hb.L2(**a).around(X), {"eps": [0.1], "low": [0], "high": [1], "frozen": [None],

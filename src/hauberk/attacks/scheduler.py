@@ -28,7 +28,7 @@ class ContinuousBatcher(Generic[State]):
     """An attack on a stream of examples, by rows of one fixed number.
 
     A row that is freed is refilled, and passes always have the same shape, so that what is found for an example depends on
-    nothing but the example, whatever shares the batch with it, to the last bit.
+    nothing but the example, whatever shares the batch with it, to the last bit if the model's kernels are deterministic.
 
     Attributes:
         attack: what runs.

@@ -48,9 +48,9 @@ class Evaluate:
     """Number of CPU threads; 0 leaves torch's choice."""
     device: str = "auto"
     """Device to run on: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
-    precision: Literal["model", "fp32", "bf16", "auto"] = "fp32"
-    """What the attacks run on, never the verdicts: the model as it is, a fused copy of it, attacks with gradients on a copy in
-    bfloat16, or what a measurement finds faster of the two."""
+    precision: Literal["model", "fp32", "tf32", "bf16", "auto"] = "fp32"
+    """What the attacks run on, never the verdicts: the model as it is, a fused copy of it in true float32, with TF32 allowed on
+    CUDA, in bfloat16 (attacks with gradients only), or what a measurement finds fastest."""
     has_reject_class: bool = False
     """The last output of the model is a class of adversarial inputs, where its card does not say so."""
     out: Path | None = None

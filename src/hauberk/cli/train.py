@@ -39,7 +39,7 @@ class Train:
 
     Training settings that are not given depend on --data, --model, --method, --preset and --schedule-preset: give these and
     --help to see them. Ctrl-C finishes the step, saves, and says how to resume; a resumed run ends with the same weights as
-    one never stopped.
+    one never stopped (on CUDA unless --no-deterministic is given).
     """
 
     method: str = "at"

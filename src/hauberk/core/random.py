@@ -1,7 +1,8 @@
 """Random draws keyed by what they are for, not by when they are drawn.
 
 Every number is a hash of (seed, stage, example, tag, position), so an example gets the same draws in any order, in any
-batch, on any device and in any process, no generator has a state to save, and nobody's global generator is touched.
+batch and in any process, no generator has a state to save, and nobody's global generator is touched. Uniform draws are the same
+on any device, normal ones up to the last digits of its ``erfinv``.
 """
 
 import torch

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from hauberk.core.distributed import World, get_world
 from hauberk.core.errors import UserError
 from hauberk.core.imports import code_digest
 from hauberk.core.io import machine, read_json, versions
+from hauberk.core.numerics import Precision, deterministic_mode, float32_mode, float32_switches
 from hauberk.core.progress import ProgressBar
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
@@ -32,7 +33,7 @@ from hauberk.models import model_code, model_id
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
 
-Precision: TypeAlias = Literal["model", "fp32", "bf16", "auto"]
+EvaluationPrecision: TypeAlias = Literal["model", "fp32", "tf32", "bf16", "auto"]
 
 _TRANSFER = "transfer-pgd-20"
 _FIRST = 16  # examples that are looked at before anything else
@@ -50,7 +51,7 @@ def evaluate(
     n: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
-    precision: Precision = "fp32",
+    precision: EvaluationPrecision = "fp32",
     surrogate: nn.Module | None = None,
     has_reject_class: bool = False,
     diagnostics: str | Sequence[str | DiagnosticSpec] = "all",
@@ -61,7 +62,8 @@ def evaluate(
     """Measure clean and robust accuracy.
 
     Attacks run one after the other; examples wait in a queue, and one that is broken makes room for the next. A success counts
-    only if the point is inside ball and box and the model, in evaluation mode and its own precision, misclassifies it again.
+    only if the point is inside ball and box and the model, in evaluation mode and its own precision (true float32, not TF32),
+    misclassifies it again.
     Random draws are keyed by (seed, content of the example, attack, run, step): verdicts do not depend on the order of the
     examples, on how many processes share them, or on interruptions; and on the batch size only through float rounding.
 
@@ -79,9 +81,10 @@ def evaluate(
         n: evaluate the first n examples only.
         batch_size: examples at a time.
         seed: of all random draws.
-        precision: what the attacks run on, never the verdicts. "model": the model as it is; "fp32": a fused copy of it in its
-            own precision, where that agrees with it; "bf16": attacks with gradients on a copy in bfloat16; "auto": measure
-            whether "bf16" is faster and agrees, otherwise "fp32".
+        precision: what the attacks run on. "model": the model as it is, under torch's switches as they are; "fp32": a fused
+            copy of it, where that agrees with it, in true float32; "tf32": for attacks with gradients, TF32 is allowed on CUDA;
+            "bf16": these run on a copy in bfloat16; "auto": measure which is fastest and agrees. Clean pass, verdicts and
+            diagnostics are by the model in true float32, whatever torch's switches say.
         surrogate: another classifier of the same inputs; adds the attack "transfer-pgd-20", crafted on it.
         has_reject_class: the model's last output is a class of adversarial inputs. Attacks then try to be misclassified without
             being recognised, robust accuracy is with rejection (an adversarial input does no harm if it gets its label or is
@@ -114,15 +117,18 @@ def evaluate(
         check_surrogate(surrogate, first_x, first_y)
     adapted = {name: one.adapted(threat, outputs, has_reject_class, surrogate) for name, one in chosen.attacks.items()}
     width = min(batch_size, count)
-    used = precision
     if precision == "auto":
         used = world.on_main_process(lambda: _measured_precision(model, source, width, folder))
+    else:
+        used = precision
+    with float32_mode(used):
+        in_attacks = float32_switches()
     plan: dict[str, Any] = {
         "suite": "custom" if attacks else suite, "stages": {name: list(earlier) for name, earlier in chosen.stages.items()},
         "n": count, "seed": seed, "batch_size": width, "precision": precision, "attack_precision": used,
         "has_reject_class": has_reject_class,
         "save_adversarials": save_adversarials,  # stored with the verdicts: those of an earlier session could not be made up
-        "threads": torch.get_num_threads(), "device": first_x.device.type, "model_id": model_id(model),
+        "float32": in_attacks, "threads": torch.get_num_threads(), "device": first_x.device.type, "model_id": model_id(model),
     }  # fmt: skip
     if folder is not None or world.size > 1:  # there are others to compare with
         plan |= {"threat": threat.to_dict(), **_identity(model, surrogate, source, count)}
@@ -131,24 +137,30 @@ def evaluate(
         _require_same_plan(plan, source, count, world)
     store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
     hidden = quiet or not world.is_main
-    with closing(store), ProgressBar("evaluate", 1000, quiet=hidden) as display, frozen_model(model) as view:
+    with (
+        closing(store),
+        ProgressBar("evaluate", 1000, quiet=hidden) as display,
+        deterministic_mode(first_x.device, algorithms=False),
+        frozen_model(model) as view,
+    ):
         torch.manual_seed(seed)  # for random models; frozen_model puts the caller's generator back
         if store.warning and world.is_main:
             display.warn(store.warning)
         fp32 = view if used == "model" else make_inference_copy(view, first_x)
-        lowest = make_inference_copy(view, first_x, torch.bfloat16) if used == "bf16" else fp32
+        lowest = make_inference_copy(view, first_x, used) if used in ("tf32", "bf16") else fp32
         reference_model, fp32_model, attack_model = (ModelQueries(form, chosen.eot_iter) for form in (view, fp32, lowest))
         runner = EvaluationRunner(
             reference_model, fp32_model, attack_model, source=source, threat=threat,
             attacks={name: attack for name, (attack, _) in adapted.items()}, stages=chosen.stages, store=store,
             shard=world.local_shard(shuffled_order(seed, count)).numpy(), seed=seed, batch_size=width, outputs=outputs,
-            has_reject_class=has_reject_class, display=display,
+            has_reject_class=has_reject_class, display=display, precision=used,
             state_path=None if folder is None else folder / f"state-{world.rank}.pt",
         )  # fmt: skip
         try:
-            runner.clean_pass()
-            found = run_diagnostics(specs, "model", CleanInputs(view, first_x, chosen.eot_iter, source, threat))
-            more, curve = _run_on_sample(runner, specs)
+            with float32_mode("fp32"):
+                runner.clean_pass()
+                found = run_diagnostics(specs, "model", CleanInputs(view, first_x, chosen.eot_iter, source, threat))
+                more, curve = _run_on_sample(runner, specs)
             for one in worst_first(found + more):
                 display.line(str(one))
             runner.run_attacks()
@@ -160,7 +172,8 @@ def evaluate(
             records.add(known)
     found, curve = world.on_main_process(lambda: (found + more, curve))
     provenance = {
-        "seed": seed, "batch_size": batch_size, "precision": used, "draws": chosen.eot_iter, "data": source.name,
+        "seed": seed, "batch_size": batch_size, "precision": used, "float32": in_attacks,
+        "draws": chosen.eot_iter, "data": source.name,
         "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
         "attacks": {name: preset.source for name, preset in chosen.attacks.items()},
         "substitutes": {name: note for name, (_, note) in adapted.items() if note},
@@ -192,9 +205,10 @@ def _measured_precision(model: nn.Module, source: IndexedDataset, batch_size: in
     """Return the precision that an evaluation that goes on was begun with, otherwise what is faster here."""
     if folder is not None and (folder / PLAN).exists():
         begun = read_json(folder / PLAN).get("attack_precision")
-        return "bf16" if begun == "bf16" else "fp32"
+        return next((name for name in get_args(Precision) if name == begun), "fp32")
     x, _ = fetch_for(model, source, torch.arange(batch_size))
-    return autotune_precision(model, x, "auto", "off")[0]
+    with deterministic_mode(x.device, algorithms=False):
+        return autotune_precision(model, x, "auto", "off").precision
 
 
 def _identity(model: nn.Module, surrogate: nn.Module | None, source: IndexedDataset, count: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.errors import SCHEMA_ERRORS, UserError
 from hauberk.core.io import read_state, write_state
+from hauberk.core.numerics import Precision, float32_mode
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import IndexedDataset, fetch_for
@@ -50,6 +51,7 @@ class EvaluationRunner:
         batch_size: how many examples are attacked at a time, in passes of that one shape.
         outputs: how many logits the model has.
         display: shows the progress.
+        precision: that attacks with gradients run in.
         state_path: where the attack under way is saved; None for nowhere.
     """
 
@@ -67,6 +69,7 @@ class EvaluationRunner:
     outputs: int
     has_reject_class: bool
     display: ProgressBar
+    precision: Precision = "fp32"
     state_path: Path | None = None
 
     def __post_init__(self) -> None:
@@ -83,6 +86,11 @@ class EvaluationRunner:
         """Examples that went forward and backward in this process."""
         forms = (self.reference_model, self.fp32_model, self.attack_model)
         return {"forwards": sum(q.forwards for q in forms), "backwards": sum(q.backwards for q in forms)}
+
+    @property
+    def full_precision(self) -> Precision:
+        """What attacks without gradients run in, as they live on small differences of the margin, which rounding hides."""
+        return "model" if self.precision == "model" else "fp32"
 
     def right(self) -> np.ndarray:
         """This process's examples that are classified right without an attack."""
@@ -133,7 +141,6 @@ class EvaluationRunner:
 
     def _run_attack(self, name: str, todo: np.ndarray) -> None:
         attack = self.attacks[name]
-        # Attacks without gradients live on small differences of the margin, which bfloat16 does not resolve.
         model = self.attack_model if attack.uses_gradients else self.fp32_model
         model = self.reference_model if attack.sees_original else model
         ids = torch.from_numpy(self.records[CLEAN]["id"][self.shard]).to(self._logits.device)
@@ -151,7 +158,8 @@ class EvaluationRunner:
         known = self._resume(name, queue, todo)
         queue.add(i for i in todo.tolist() if i not in known)
         self._saved = time.monotonic()
-        queue.run(lambda: self._pause(name, queue, todo))
+        with float32_mode(self.precision if attack.uses_gradients else self.full_precision):
+            queue.run(lambda: self._pause(name, queue, todo))
         if self.state_path is not None:
             self.state_path.unlink(missing_ok=True)
 
@@ -159,7 +167,8 @@ class EvaluationRunner:
         """Check claimed successes again, and keep those that hold."""
         points, sets, index = states.best[places], states.feasible.index_select(places), np.array(examples)
         y, size = states.y[places], self.verify_batch_size
-        found = verify_adversarial(self.reference_model, sets, points, y, size, self.has_reject_class)
+        with float32_mode("fp32"):
+            found = verify_adversarial(self.reference_model, sets, points, y, size, self.has_reject_class)
         holds = found.pop("holds")
         self.records[attack]["unverified"][index[~holds]] = True
         first = holds & ~self.records.broken(self.stages, index)
@@ -192,9 +201,10 @@ class EvaluationRunner:
             return logits, grad
 
         sizes = [len(y) * k // 8 for k in range(7, 0, -1) if len(y) * k // 8 >= _SMALLEST_BATCH]
-        for form in {self.fp32_model.model, self.attack_model.model}:
-            whole = bits(form, len(y))
-            sizes = [n for n in sizes if all(torch.equal(a, b[:n]) for a, b in zip(bits(form, n), whole, strict=True))]
+        for form, precision in {(self.fp32_model.model, self.full_precision), (self.attack_model.model, self.precision)}:
+            with float32_mode(precision):
+                whole = bits(form, len(y))
+                sizes = [n for n in sizes if all(torch.equal(a, b[:n]) for a, b in zip(bits(form, n), whole, strict=True))]
         return sizes
 
     def _pause(self, attack: str, queue: ContinuousBatcher[Any], todo: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import frozen_model, logit_margin, pgd
 from hauberk.core.errors import UserError
+from hauberk.core.numerics import float32_mode
 from hauberk.data import as_dataset, fetch_for
 from hauberk.threat import ThreatModel
 
@@ -72,7 +73,7 @@ def measure_risk(
     """
     dataset = as_dataset(test_set)
     parts = []
-    with frozen_model(model) as view:
+    with frozen_model(model) as view, float32_mode("fp32"):
         for k, index in enumerate(torch.arange(len(dataset)).split(_BATCH_SIZE)):
             x, y = fetch_for(model, dataset, index)
             parts.append((*_margins(view, x, y, threat, seed + 1000 * k), y))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import find_suite, frozen_model
 from hauberk.core.errors import UserError
+from hauberk.core.numerics import float32_mode
 from hauberk.data import fetch_for
 from hauberk.experiments.experiment import Experiment, is_done, require_same_inputs, run_experiment
 from hauberk.fastpath.frozen_copy import make_inference_copy
@@ -88,7 +89,7 @@ def estimate(
         training += trials * plan.total_steps * step * _VALIDATION
         disk += trials * _WEIGHT_COPIES * sum(p.nbytes for p in net.parameters())
     x = x[:measured]
-    with frozen_model(net) as view:
+    with frozen_model(net) as view, float32_mode("fp32"):
         copy = make_inference_copy(view, x)
 
         def value_and_gradient() -> None:

@@ -16,9 +16,10 @@ from hauberk.attacks.frozen_model import check_module, checked_first_pass, kept_
 from hauberk.core.arguments import check_callable, checked, shown
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
 from hauberk.core.errors import UserError, in_one_line
+from hauberk.core.numerics import Precision, float32_mode
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext, summary
-from hauberk.fastpath.precision import Precision, PrecisionPolicy, make_policy
+from hauberk.fastpath.precision import PrecisionPolicy, make_policy
 from hauberk.methods.awp import applied, gradient_surrogate
 from hauberk.methods.inner import InnerAttack, as_inner_attack
 from hauberk.objectives.cross_entropy import AT
@@ -264,7 +265,7 @@ class Method(nn.Module):
         if self._calls == 0:
             self._check_first_call(model, x, y, epoch)
             first = checked_first_pass(model, x, y, self.extra_outputs)
-        with first:
+        with first, self._float32_mode():
             out = self._step(context, class_weights)
         if self._calls == 0 and torch.is_grad_enabled() and not out.loss.requires_grad:
             raise UserError("no gradient reaches the model: it detaches its output, or has no parameters that take one")
@@ -277,11 +278,15 @@ class Method(nn.Module):
         By all processes together: the statistics of such passes are averaged over them.
         """
         if self._last is not None:
-            self._look(self._last, self.passes_after, frozenset())
+            with self._float32_mode():
+                self._look(self._last, self.passes_after, frozenset())
             self._last.world.average(running_statistics(model))
             self._last = None
         for part in (self.inner, self.objective, self.weighting, self.weight_perturbation):
             getattr(part, "after_step", _nothing)(model)
+
+    def _float32_mode(self) -> AbstractContextManager[None]:
+        return float32_mode("model" if self.precision is None else self.precision.precision)
 
     @staticmethod
     @checked

@@ -10,8 +10,8 @@ from hauberk.attacks import PGD
 from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
+from hauberk.core.numerics import Precision
 from hauberk.core.step_context import MeasuredWeighting
-from hauberk.fastpath.precision import Precision
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
 from hauberk.methods.method import Method
@@ -244,9 +244,13 @@ def method(
         threat: what the adversary may do.
         preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs; ``"note"`` of ``mart``.
         seed: of the random starts.
-        precision: what the passes run on: "model", the model as it is; "fp32", for attacks in evaluation mode, a copy of it
-            with BatchNorm fused, the same up to rounding; "bf16", such a copy in bfloat16, and autocast for the loss.
-        compiled: run that copy by ``torch.compile``; costs seconds to minutes at the first step.
+        precision: what the passes run on: "model", the model as it is, under torch's switches as they are; "fp32", for attacks
+            in evaluation mode, a copy of it with BatchNorm fused, the same up to rounding, and true float32 in all passes;
+            "tf32", the same with TF32 allowed on CUDA; "bf16", a copy in bfloat16, and autocast for the loss.
+            ``loss.backward()`` is yours: put it, or the whole step, into ``hb.float32_mode(precision)`` for the same there.
+        compiled: run that copy by ``torch.compile``, which costs 20 to 60 s at the first step, and as much again where the
+            method needs passes without gradients (a second graph). A copy of another model begins with an empty compiler
+            (``torch.compiler.reset``), so that no CUDA graphs pile up.
         attack: in place of the row's; this and the next three as :class:`hauberk.Method` takes them, or their import paths.
         objective: in place of the row's.
         weighting: in place of the row's.

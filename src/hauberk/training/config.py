@@ -52,7 +52,7 @@ class TrainConfig:
     val_size: int = -1
     """Number of training examples held out to choose the best checkpoint; -1 for a tenth, at most 1000; 0 for none."""
     val_steps: int = 10
-    """Number of steps of the PGD (ε/4, cross-entropy) that validation measures robust accuracy with."""
+    """Number of steps of the PGD (ε/4, cross-entropy, its last point) that validation measures robust accuracy with."""
     unlabelled_share: float = 0.7
     """Part of each batch taken from unlabelled examples, where there are some (RST's and MART's practice: 0.7)."""
     patience: int = 0
@@ -63,12 +63,16 @@ class TrainConfig:
     """Number of CPU threads; 0 leaves torch's choice. Results repeat bit for bit only with the same number."""
     device: str = "auto"
     """Device to run on: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ..."""
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Precision: fp32, or bf16 for attack and passes of the loss (losses and weights stay in float32); "auto" measures
-    whether bf16 is faster here and agrees with float32, and the run records which it took."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "fp32"
+    """Precision: fp32, true float32; tf32, the same with TF32 allowed on CUDA; or bf16 for attack and passes of the loss
+    (losses and weights stay in float32). "auto" measures which is faster here and agrees with float32, and the run records
+    which it took."""
     compile: Literal["auto", "on", "off"] = "off"
     """Run the passes of the attack by torch.compile; "auto" measures whether that is faster here, and the run records it.
-    Compiling costs seconds to minutes when the run starts."""
+    Compiling costs 20 to 60 s when the run starts, and as much again where passes without gradients are needed too."""
+    deterministic: bool = True
+    """On CUDA, choose kernels that compute the same bits each time, so that the same seed gives the same weights, after any
+    interruption, too; they can be slower. Off is faster and repeats up to rounding only. On a CPU it changes nothing."""
     on_divergence: Literal["stop", "rollback", "ignore"] = "stop"
     """When the loss is no longer finite, or robust accuracy collapses (catastrophic overfitting): stop; return to the best
     weights so far and go on with half the learning rate, three times at most; or ignore a collapse (never a loss)."""

@@ -18,6 +18,7 @@ from hauberk.core.arguments import checked
 from hauberk.core.distributed import usable_device
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import json_file, make_folder, read_json, read_tensors, versions, write_atomically, write_together
+from hauberk.core.numerics import float32_mode
 from hauberk.models import ModelSpec
 
 FORMAT = "hauberk-card/1"
@@ -188,7 +189,9 @@ def export_model(
     else:
         x = torch.rand(3, *card["model"]["input_shape"], generator=torch.Generator().manual_seed(0))
         # Made and checked in memory: exporters that write to a full disk leave parts of files, or end the process.
-        write_atomically(path, _PROGRAMS[path.suffix](net, x))
+        with float32_mode("fp32"):
+            content = _PROGRAMS[path.suffix](net, x)
+        write_atomically(path, content)
     return path
 
 

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from hauberk.attacks.base import attack_batch
 from hauberk.core.distributed import World
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import as_json, write_atomically
+from hauberk.core.numerics import float32_mode
 from hauberk.core.random import ExampleRng
 from hauberk.data import fetch_for
 from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.methods import Output
+from hauberk.objectives.functional import fooled
 from hauberk.training.plan import Plan
 from hauberk.weighting import probabilistic_margin
 
@@ -89,14 +91,17 @@ class EpochMetrics:
 
 
 def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
-    """Measure accuracy, in [0, 1], on the held-out part, clean and under PGD (ε/4, uniform start, cross-entropy, best point).
+    """Measure accuracy, in [0, 1], on the held-out part, clean and under PGD (ε/4, uniform start, cross-entropy, last point).
 
-    Each process looks at its share of it. With class weights, an example counts as much as in the loss: otherwise a network
-    that knows only the frequent class could be the best.
+    The attack runs in the precision of the training. Both verdicts are the network's own in true float32: they choose the best
+    epoch, so they should be what an evaluation of its weights would say. The one at the point found takes the place of the
+    attack's own last look. Each process looks at its share. With class weights, an example counts as much as in the loss:
+    otherwise a network that knows only the frequent class could be the best.
     """
     config, method = plan.config, plan.method
     # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
-    attack = PGD(config.val_steps, loss="evade" if method.extra_outputs else "ce")
+    rejects = method.extra_outputs > 0
+    attack = PGD(config.val_steps, loss="evade" if rejects else "ce", return_last=True, evaluate_last=False)
     sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
     at_once = -(-config.batch_size // world.size)
     for index in world.local_shard(torch.arange(len(plan.val))).split(at_once):
@@ -104,11 +109,14 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
             break
         x, y = fetch_for(model, plan.val, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
-        found = attack_batch(attack, model, x, y, method.threat, seed=ExampleRng(config.seed, index.to(x.device), stage=-2))
-        with frozen_model(model) as view, torch.no_grad():
-            right = view(x).argmax(1) == y
+        rng = ExampleRng(config.seed, index.to(x.device), stage=-2)
+        policy = method.precision
+        with nullcontext(model) if policy is None else policy.attack_model(model, x, "eval") as form:
+            point = attack_batch(attack, form, x, y, method.threat, seed=rng).x_adv
+        with frozen_model(model) as view, float32_mode("fp32"), torch.no_grad():
+            right, broken = view(x).argmax(1) == y, fooled(view(point), y, rejects)
         weight = torch.ones(len(y), device=y.device) if plan.class_weights is None else plan.class_weights.to(y.device)[y]
-        sums += torch.stack([(weight * right).sum(), (weight * (right & ~found.success)).sum(), weight.sum()])
+        sums += torch.stack([(weight * right).sum(), (weight * (right & ~broken)).sum(), weight.sum()])
     clean, robust, total = world.sum(sums).tolist()
     total = total or 1.0  # all weights may be 0
     return {"val_clean_accuracy": clean / total, "val_robust_accuracy": robust / total}

@@ -16,6 +16,7 @@ from hauberk.core.distributed import get_world, local_rank, translate_lost_proce
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, shell_quoted, unknown_name
 from hauberk.core.imports import trusted_name
 from hauberk.core.lock import exclusive_lock
+from hauberk.core.numerics import deterministic_mode
 from hauberk.core.progress import ProgressBar, watch_signals
 from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
@@ -93,8 +94,8 @@ def train(
             network; or what ``hb.method`` returns, which is used as it is.
         threat: what the adversary may do; not needed if ``method`` was made by ``hb.method``.
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
-        resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped. Objects that were
-            passed then are passed again.
+        resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped, bit for bit on the
+            same machine unless ``deterministic`` is off. Objects that were passed then are passed again.
         optimizer: a callable from the list of parameters to a ``torch.optim.Optimizer``, in place of the SGD of the settings;
             without a scheduler its learning rate stays as it is. Like the next three, it may be ``package.module:attribute``.
         scheduler: a callable from the optimizer to a ``torch.optim.lr_scheduler.LRScheduler``, stepped after each epoch, or
@@ -153,6 +154,8 @@ def train(
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.threads or torch.get_num_threads())
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        if config.deterministic:
+            stack.enter_context(deterministic_mode(device, algorithms=True))
         stop = stack.enter_context(watch_signals())
         stack.enter_context(torch.inference_mode(False))  # whatever the caller is in
         stack.enter_context(torch.enable_grad())

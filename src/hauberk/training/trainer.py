@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from math import isfinite
 from pathlib import Path
@@ -15,10 +15,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hauberk.core.distributed import SyncThrottle, data_parallel, get_world, running_statistics
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
 from hauberk.core.io import machine
+from hauberk.core.numerics import Precision, float32_mode, float32_switches
 from hauberk.core.progress import ProgressBar, Stop
 from hauberk.core.random import ExampleRng
 from hauberk.data import augment, fetch_for, to_device
-from hauberk.fastpath.precision import Precision, PrecisionPolicy, autotune_precision
+from hauberk.fastpath.frozen_copy import use_channels_last
+from hauberk.fastpath.precision import PrecisionPolicy, autotune_precision
 from hauberk.methods import Step
 from hauberk.training import checkpoint
 from hauberk.training.export import save_model
@@ -84,7 +86,8 @@ class Trainer:
         self.ema = None
         if config.ema:
             decay = config.ema if config.ema > 0 else max(0.0, 1 - _AVERAGED / plan.total_steps)
-            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+            # With the device, so that its counter is there as well.
+            self.ema = AveragedModel(model, device, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
         self.callbacks = CallbackList([*logs, *plan.callbacks], self.world)
         self.metrics = EpochMetrics(device, self.world)
         parts = {"model": model, "optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
@@ -92,7 +95,7 @@ class Trainer:
         self._throttle = SyncThrottle(self.world, device)
         self._numerics: dict[str, Any] = {}  # what fixes how results are rounded; empty where that is to be measured
         if config.precision != "auto" and config.compile == "off":
-            self.set_precision(config.precision, False)
+            self.set_precision(PrecisionPolicy(config.precision))
         self.epoch = self.step = 0
         self.seconds = 0.0  # of training, in all sessions of the run
         self.lr: Any = 0.0
@@ -102,12 +105,14 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.best_weights: dict[str, Tensor] = {}
 
-    def set_precision(self, precision: Precision, compiled: bool) -> None:
-        """Train in this precision, with attacks compiled or not."""
-        self.method.precision = PrecisionPolicy(precision, compiled)
-        self._numerics = {"precision": precision, "compiled": compiled, "processes": self.world.size}
-        if precision == "bf16":  # whose convolutions are faster in this order
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def set_precision(self, policy: PrecisionPolicy) -> None:
+        """Train in the precision of a policy, with attacks compiled or not as it says."""
+        self.method.precision = policy
+        policy.share(self.model, self.eval_model)
+        self._numerics = {"precision": policy.precision, "compiled": policy.compiled, "processes": self.world.size}
+        if policy.precision == "bf16":
+            use_channels_last(self.model)
+            use_channels_last(self.eval_model)  # averaged in one pass over all weights only where both are laid out alike
 
     @property
     def eval_model(self) -> nn.Module:
@@ -124,23 +129,35 @@ class Trainer:
     def run(self, display: ProgressBar) -> None:
         """Train until the plan is done or somebody asks to stop. Raises UserError if it collapses or cannot save."""
         if not self._numerics:
-            self.set_precision(*self.world.on_main_process(self._autotune))
+            self.set_precision(self._autotuned())
+        policy = self.method.precision
+        assert policy is not None  # it was set
         step = data_parallel(Step(self.model, self.method), self.world)
-        self.callbacks.call("on_train_begin", self)
-        while not self.finished and not self.world.any(self._stop.asked)[0]:
-            try:
-                self._run_epoch(step, display)
-            except TrainingDiverged as problem:
-                said = self._rollback(str(problem))
-                if self.world.is_main:
-                    display.warn(said)
-        self.callbacks.call("on_train_end", self)
+        with ExitStack() as stack:
+            stack.callback(policy.release)
+            stack.enter_context(float32_mode(policy.precision))  # of the backward passes, too
+            self.callbacks.call("on_train_begin", self)
+            while not self.finished and not self.world.any(self._stop.asked)[0]:
+                try:
+                    self._run_epoch(step, display)
+                except TrainingDiverged as problem:
+                    said = self._rollback(str(problem))
+                    if self.world.is_main:
+                        display.warn(said)
+            self.callbacks.call("on_train_end", self)
 
-    def _autotune(self) -> tuple[Precision, bool]:
-        config = self.plan.config
-        some = self.world.local_shard(torch.arange(min(config.batch_size, len(self.plan.train))))
-        x, _ = fetch_for(self.model, self.plan.train, some)
-        return autotune_precision(self.model, x, config.precision, config.compile)
+    def _autotuned(self) -> PrecisionPolicy:
+        """Return what rank 0 finds to be fastest, there with the copy that it has compiled."""
+        config, found = self.plan.config, []
+
+        def measure() -> tuple[Precision, bool]:
+            some = self.world.local_shard(torch.arange(min(config.batch_size, len(self.plan.train))))
+            x, _ = fetch_for(self.model, self.plan.train, some)
+            found.append(autotune_precision(self.model, x, config.precision, config.compile))
+            return found[0].precision, found[0].compiled
+
+        settings = self.world.on_main_process(measure)
+        return found[0] if found else PrecisionPolicy(*settings)
 
     def _run_epoch(self, step: nn.Module, display: ProgressBar) -> None:
         batches = self.plan.batches(self.epoch)
@@ -252,6 +269,7 @@ class Trainer:
         if self.folder is None:
             return
         about = {**self.plan.to_dict(), "has_reject_class": self.method.extra_outputs > 0, "metrics": row, **self._numerics}
+        about["float32"] = float32_switches()
         weights = {"last": self.eval_model.state_dict()} | ({"best": self.best_weights} if better else {})
         for which, tensors in weights.items():
             card = {"which": which, "epoch": self.epoch + 1, **about, "machine": machine(self.device)}
@@ -318,7 +336,7 @@ class Trainer:
         self._untried = f"the checkpoint in {self.folder} cannot be gone on with"
         same = state["processes"] == self.world.size
         local = state["local"][self.world.rank if same else 0]
-        self.set_precision(state["precision"], state["compiled"])
+        self.set_precision(PrecisionPolicy(state["precision"], state["compiled"]))
         if hidden := [key for key in state.get("scheduler") or () if callable(getattr(self.scheduler, key, None))]:
             raise ValueError(f"its scheduler keeps a {hidden[0]!r}")  # which would take the place of a method
         for name, part in self._stateful.items():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hauberk.attacks import apgd, pgd
 from hauberk.core.errors import UserError
 from hauberk.core.io import json_file, make_folder, write_together
+from hauberk.core.numerics import float32_mode
 from hauberk.core.text_table import TextTable
 from hauberk.data import IndexedDataset, fetch_for
 from hauberk.evaluation.diagnostics.results import hardly_beats_chance
@@ -331,6 +332,8 @@ class Study:
     def run(self, context: StudyContext) -> StudyResult:
         """Run it, and judge: never by networks that are no better than chance, nor by those of a single seed.
 
+        What it measures is in true float32; trainings are in the precision of their settings.
+
         Args:
             context: data, network, sizes, number of seeds.
 
@@ -338,7 +341,8 @@ class Study:
             UserError: as :func:`hauberk.train`, and if it is asked to stop.
         """
         watched = replace(context, right={})
-        result = judged(self.experiment(watched), watched)
+        with float32_mode("fp32"):
+            result = judged(self.experiment(watched), watched)
         about = f"{context}, {result.about or f'{len(watched.examples()[1]):,} test examples'}"
         return replace(result, about=about, study=self.name, claim=self.claim)
 
