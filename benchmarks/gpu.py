@@ -252,7 +252,7 @@ def keep_weights(run: Path, path: Path) -> None:
     save_model(path, weights, about)
     content = path.with_name("best.safetensors").read_bytes()
     for k, start in enumerate(range(0, len(content), PART_SIZE)):
-        write_atomically(path.with_name(f"best.safetensors.{k}"), content[start : start + PART_SIZE])
+        write_atomically(path.with_name(f"best.safetensors.{k:02}"), content[start : start + PART_SIZE])
 
 
 def autoattack(options: Gpu, name: str, n: int) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def autoattack(options: Gpu, name: str, n: int) -> dict[str, Any]:
     if not (kept / "best.json").exists():
         return {}
     if not (whole := kept / "best.safetensors").exists():
-        write_atomically(whole, b"".join(part.read_bytes() for part in sorted(kept.glob("best.safetensors.?"))))
+        write_atomically(whole, b"".join(part.read_bytes() for part in sorted(kept.glob("best.safetensors.??"))))
     how: dict[str, Any] = {"suite": "standard", "precision": "bf16", "batch_size": 500, "device": options.device}
     found = evaluated(kept, f"autoattack-{n}", test_set, hb.Linf(DATASETS[options.data].eps), n, **how)
     shown = ("clean_accuracy", "robust_accuracy", "interval", "by_attack", "diagnostics")
@@ -298,14 +298,15 @@ def section(options: Gpu, kept: dict[str, dict[str, Any]]) -> list[str]:
         lines += [
             "A step in turns with the *public code*'s, with torch's own switches (on CUDA convolutions in TF32), and with the",
             "*floor*, the passes alone; medians of ratios. MiB: peak above what lay there before, Hauberk's and the public",
-            "code's, without what captured graphs hold.",
+            "code's, without what captured graphs hold. Waits: of the host for the device, in a step.",
             "",
         ]
-        rows = []
+        rows, sides = [], ("ours", "public")
         for p in steps:
-            mib = [f"{p['mib'][side]:.0f}" if side in p.get("mib", {}) else "–" for side in ("ours", "public")]
-            rows.append([*known(p), *cells(p["seconds"], 1e-3), *mib])
-        head = ["method", "batch", "form", *(name.format("ms") for name in HEAD), "MiB", "public code, MiB"]
+            seen = [f"{p[kind][side]:.0f}" if side in p.get(kind, {}) else "–" for kind in ("mib", "waits") for side in sides]
+            rows.append([*known(p), *cells(p["seconds"], 1e-3), *seen])
+        head = ["method", "batch", "form", *(name.format("ms") for name in HEAD)]
+        head += ["MiB", "public code, MiB", "waits", "public code, waits"]
         lines += table(head, rows)
     if epochs := there["epochs"] + there["other-epochs"]:
         lines += [f"Seconds of an epoch of {options.train:,} images, in the training loop.", ""]

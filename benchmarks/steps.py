@@ -6,9 +6,10 @@ Alternates all of them, and prints a table of medians of ratios for docs/perform
 """
 
 import time
+import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 import hauberk as hb
 from hauberk.fastpath.frozen_copy import InferenceCopy
-from hauberk.fastpath.precision import Compiled, PrecisionPolicy
+from hauberk.fastpath.precision import DTYPES, Compiled, PrecisionPolicy
 from hauberk.models import ModelSpec
 
 SHAPE, CLASSES = (3, 32, 32), 10
@@ -43,7 +44,7 @@ class Options:
     rounds: int = 5
     """Times each step is timed."""
     forms: tuple[str, ...] = ("fp32", "bf16")
-    """Of Hauberk's steps: fp32, bf16, fp32+compile, bf16+compile."""
+    """Of Hauberk's steps: fp32, tf32 or bf16, each perhaps with +compile."""
     threads: int = 2
     """CPU threads."""
 
@@ -54,7 +55,7 @@ class Floor:
     def __init__(self, method: str, form: str, model: nn.Module):
         precision, _, compiled = form.partition("+")
         self.model, self.autocast = model, PrecisionPolicy(precision).autocast  # type: ignore[arg-type]
-        copy = InferenceCopy(model, torch.bfloat16 if precision == "bf16" else None)
+        copy = InferenceCopy(model, DTYPES[precision])  # type: ignore[index]
         self.copy = Compiled(copy) if compiled else copy
         parts = hb.method(method, hb.Linf(EPS))
         self.steps, self.see_clean = getattr(parts.attack, "steps", 0), getattr(parts.attack, "loss", "") == "kl"
@@ -95,7 +96,8 @@ def compared(method: str, form: str, model: str, batch: int, rounds: int, device
     """Time Hauberk's step in one form ("ours"), its "floor", the "public" code's, and those of other libraries, in turns.
 
     Returns:
-        By side: "seconds" of a step, one for each round; and on CUDA "mib", the peak above what lay there before.
+        By side: "seconds" of a step, one for each round; and on CUDA "mib", the peak above what lay there before, and "waits",
+        how often the host waits for the device in a step.
     """
     torch.manual_seed(0)
     x, y = torch.rand(batch, *SHAPE, device=device), torch.randint(CLASSES, (batch,), device=device)
@@ -113,41 +115,48 @@ def compared(method: str, form: str, model: str, batch: int, rounds: int, device
         sides["public"] = public[method]
     sides |= libraries(network(), SHAPE, CLASSES, batch).get(method, {})
 
-    def measure(side: str, times: int) -> tuple[float, float]:
-        # What is not Hauberk's runs as its users run it: with torch's own switches.
-        own = side in ("ours", "floor")
-        return _block(
-            lambda: sides[side](x, y),
-            times,
-            device,
-            getattr(hb, "float32_mode", lambda _: nullcontext())(form.partition("+")[0]) if own else nullcontext(),
-        )
+    def measure(side: str, what: Callable[..., Any], *how: Any) -> Any:
+        # What is not Hauberk's runs as its users run it, with torch's own switches.
+        with hb.float32_mode(form.partition("+")[0] if side in ("ours", "floor") else "model"):
+            return what(partial(sides[side], x, y), *how)
 
     times = {}
     for side in sides:
-        measure(side, 1)  # compiles and warms up
-        times[side] = max(1, min(MOST, int(BLOCK / measure(side, 1)[0])))
-    found = [{side: measure(side, times[side]) for side in sides} for _ in range(rounds)]
-    seconds = {side: [row[side][0] for row in found] for side in sides}
-    return {"seconds": seconds} | ({"mib": {side: max(row[side][1] for row in found) for side in sides}} if x.is_cuda else {})
+        measure(side, _block, 1, device)  # compiles and warms up
+        times[side] = max(1, min(MOST, int(BLOCK / measure(side, _block, 1, device)[0])))
+    rows = [{side: measure(side, _block, times[side], device) for side in sides} for _ in range(rounds)]
+    found: dict[str, Any] = {"seconds": {side: [row[side][0] for row in rows] for side in sides}}
+    if device.type == "cuda":
+        found["mib"] = {side: max(row[side][1] for row in rows) for side in sides}
+        found["waits"] = {side: measure(side, _waits) for side in sides}
+    return found
 
 
-def _block(
-    step: Callable[[], None], times: int, device: torch.device, mode: AbstractContextManager[object]
-) -> tuple[float, float]:
+def _waits(step: Callable[[], None]) -> int:
+    """How often the host waits for a CUDA device in a step, as far as torch sees it."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in seen)
+
+
+def _block(step: Callable[[], None], times: int, device: torch.device) -> tuple[float, float]:
     """Seconds of one of some steps in a row, after which the device is waited for once; and their peak memory in MiB."""
     cuda, before = device.type == "cuda", 0
-    with mode:
-        if cuda:
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-        begun = time.perf_counter()
-        for _ in range(times):
-            step()
-        if cuda:
-            torch.cuda.synchronize(device)
-        spent = (time.perf_counter() - begun) / times
+    if cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    begun = time.perf_counter()
+    for _ in range(times):
+        step()
+    if cuda:
+        torch.cuda.synchronize(device)
+    spent = (time.perf_counter() - begun) / times
     return spent, (torch.cuda.max_memory_allocated(device) - before) / 2**20 if cuda else 0.0
 
 

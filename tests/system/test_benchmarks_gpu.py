@@ -13,19 +13,9 @@ from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.training.trainer import Trainer
 from helpers import ROOT, long_or
 
-TINY = [
-    "--device",
-    "cpu",
-    "--data",
-    "digits",
-    "--model",
-    long_or("mlp", "small-cnn"),
-    "--train",
-    "40",
-    "--test",
-    long_or("5", "20"),
-]
-TINY += ["--batches", "8", "--forms", "fp32", "none", "--rounds", "1", "--methods", "at", "--epochs", "2", "--compile", "off"]
+SIZE = long_or("--model mlp --test 5", "--model small-cnn --test 20")
+TINY = f"--device cpu:0 --data digits {SIZE} --train 40 --batches 8 --rounds 1 --epochs 2 --methods at --compile off"
+TINY += " --forms fp32 none"  # there is no such form: its pieces fail
 RESULTS = [*long_or([], ["trades-awp"]), "mail-trades", "autoattack"]  # in the short form there is nothing to attack of one
 
 
@@ -34,12 +24,13 @@ def call(monkeypatch, tmp_path):
     """Call the benchmark; returns whether it was stopped, its pieces, and what it writes."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     gpu, page = importlib.import_module("gpu"), tmp_path / "page.md"
+    monkeypatch.setattr(gpu, "PART_SIZE", 2**14)  # so that there are several
     page.write_text((ROOT / "docs" / "performance.md").read_text())
 
     def run(name, *parts, minutes=5.0):
         out = tmp_path / name
         where = ["--out", out, "--results", tmp_path / "results", "--page", page, "--minutes", minutes, "--threads", 1]
-        monkeypatch.setattr(sys, "argv", [*map(str, ["gpu.py", *TINY, *where, "--parts", *parts])])
+        monkeypatch.setattr(sys, "argv", [*map(str, ["gpu.py", *TINY.split(), *where, "--parts", *parts])])
         stopped = False
         try:
             gpu.main()
@@ -72,7 +63,7 @@ def results(out, pieces):
     for piece in kept.values():
         if "best" in piece:
             piece["best"] = {key: value for key, value in piece["best"].items() if key not in clocks}
-    return kept, {path.parent.name: path.read_bytes() for path in out.glob("networks/*/best.safetensors*")}
+    return kept, {path.relative_to(out): path.read_bytes() for path in out.glob("networks/*/best.safetensors*")}
 
 
 def test_it_goes_on_where_it_was_stopped_and_ends_with_the_same_results(call, monkeypatch, tmp_path, short_autoattack):
@@ -95,13 +86,13 @@ def test_it_goes_on_where_it_was_stopped_and_ends_with_the_same_results(call, mo
     assert (stopped, len(sent)) == (True, 1)
     assert "under way: robust accuracy at most" in said
 
+    (tmp_path / "out" / "networks" / "mail-trades" / "best.safetensors").unlink()  # its parts are enough
     loaded, load = [], importlib.import_module("common").hb.load
     monkeypatch.setattr("common.hb.load", lambda *args, **how: loaded.append(how.get("device")) or load(*args, **how))
     stopped, pieces, said = call("out", *RESULTS)
     assert not stopped
-    assert "cpu" in loaded
+    assert "cpu:0" in loaded
     assert not re.search(r"- (steps|epochs|mail-trades): .* missing", said)
-    (tmp_path / "out" / "networks" / "mail-trades" / "best.safetensors").unlink()  # its parts are enough
     whole = call("whole", *RESULTS)
     made = {name: piece for name, piece in pieces.items() if name in whole[1]}
     assert results(tmp_path / "out", made) == results(tmp_path / "whole", whole[1])
@@ -115,7 +106,15 @@ def test_the_page_says_which_goals_hold_on_a_gpu(call, tmp_path, spent, robust, 
     result = {"clean_accuracy": 0.8, "robust_accuracy": robust, "interval": [0.4, 0.6], "diagnostics": [], "seconds": 60.0}
     trained = {"method": "trades+awp", "epochs": 40, "seconds": 1500.0, "training": 1400.0, "best": {"epoch": 39}}
     pieces = {
-        "step-at-8-fp32": {"part": "steps", "method": "at", "batch": 8, "form": "fp32", "seconds": seconds, "mib": {"ours": 7}},
+        "step-at-8-fp32": {
+            "part": "steps",
+            "method": "at",
+            "batch": 8,
+            "form": "fp32",
+            "seconds": seconds,
+            "mib": {"ours": 7},
+            "waits": {"ours": 0},
+        },
         "epoch-at-8-fp32": {"part": "epochs", "method": "at", "batch": 8, "form": "fp32", "failed": "no memory"},
         "trades-awp": {"part": "trades-awp", **trained},
         "autoattack-trades-awp-5": {"part": "autoattack", "method": "trades+awp", "n": 5, **result},
