@@ -92,5 +92,5 @@ def test_what_is_wrong_is_noticed(library, tmp_path, mutant):
     text = file.read_text()
     assert text.count(old) == 1
     file.write_text(text.replace(old, new))
-    cases, problem = run(library, "training", "mail-at bf16", sources=tmp_path)
+    cases, problem = run(library, "training", "mail-trades", sources=tmp_path)
     assert "DeviceMismatch" in problem or any(found["waits"] for found in cases.values()), problem
