@@ -29,6 +29,8 @@ from hauberk.training.trainer import Trainer
 
 SHAPE, CLASSES, BATCH, LATE = (3, 8, 8), 4, 8, 200
 THREATS = {"Linf": hb.Linf("8/255"), "L2": hb.L2(0.5), "L1": hb.L1(5.0)}
+_EACH = torch.full(SHAPE, 0.03)
+PER_FEATURE = hb.Linf(_EACH, low=0 * _EACH, high=1 + _EACH, frozen=[0, 5], monotone=[[[1.0]], [[-1.0]], [[0.0]]])
 UNFIXED = ("standard", "free-at", "fgsm-at")  # methods whose attack has no number of steps
 Case = tuple[str, dict[str, Any]]
 
@@ -99,10 +101,12 @@ class HandMade:
         self.optimizer.step()
 
 
-def hand_made(name: str, precision: str, steps: int, widths: Sequence[int] = (4, 8)) -> HandMade:
+def hand_made(
+    name: str, precision: str, steps: int, widths: Sequence[int] = (4, 8), threat: hb.ThreatModel = THREATS["Linf"]
+) -> HandMade:
     settings: dict[str, Any] = {} if name in UNFIXED else {"steps": steps}
     settings |= {"burn_in": 0} if "mail" in name or "gair" in name else {}
-    method = hb.method(name, THREATS["Linf"], precision=precision, **settings)
+    method = hb.method(name, threat, precision=precision, **settings)
     return HandMade(method.with_schedule(LATE + 1), widths)
 
 
@@ -123,11 +127,19 @@ def methods(only: str) -> Iterator[Case]:
             yield case, first | more
 
 
+def features(only: str) -> Iterator[Case]:
+    """Every method by hand, where ε and bounds are given for each feature, and some are frozen or move one way."""
+    for name in hb.list_methods():
+        if only in name:
+            with SimulatedGpu() as gpu:
+                yield name, counted(gpu, hand_made(name, "model", 2, threat=PER_FEATURE).step)
+
+
 def attacks(only: str) -> Iterator[Case]:
     """Every preset in every threat model: three steps of a stream of rows that are not in step."""
     for name, preset in PRESETS.items():
-        for threat in THREATS.values():
-            if only not in (case := f"{name} {threat.norm}"):
+        for kind, threat in (THREATS | {"per feature": PER_FEATURE}).items():
+            if only not in (case := f"{name} {kind}"):
                 continue
             with SimulatedGpu() as gpu:
                 attack = replace(preset.attack, steps=12) if preset.attack.steps > 12 else preset.attack
@@ -199,7 +211,9 @@ def evaluation(only: str) -> Iterator[Case]:
             yield precision, {"waits": waits, "launches": launches, "where": dict(gpu.waits.most_common())}
 
 
-GROUPS: dict[str, Callable[[str], Iterator[Case]]] = {one.__name__: one for one in (methods, attacks, training, evaluation)}
+GROUPS: dict[str, Callable[[str], Iterator[Case]]] = {
+    one.__name__: one for one in (methods, features, attacks, training, evaluation)
+}
 
 
 def main() -> None:

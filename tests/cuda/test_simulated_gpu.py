@@ -54,10 +54,17 @@ def test_steps_by_hand(library):
         assert found["beside an attack step"] <= of_an_attack_step, (case, found["operations"])
 
 
+def test_steps_by_hand_with_numbers_for_each_feature(library):
+    cases, problem = run(library, "features")
+    assert not problem, problem[-3000:]
+    assert len(cases) == len(hauberk.list_methods())
+    assert not {case: found["where"] for case, found in cases.items() if found["waits"] and not case.startswith("fat")}
+
+
 def test_steps_of_attacks_on_rows_that_are_not_in_step(library):
     cases, problem = run(library, "attacks")
     assert not problem, problem[-3000:]
-    assert len(cases) == 3 * len(hauberk.attacks.PRESETS)
+    assert len(cases) == 4 * len(hauberk.attacks.PRESETS)
     assert not {case: found["where"] for case, found in cases.items() if found["waits"]}
 
 

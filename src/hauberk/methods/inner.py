@@ -184,7 +184,8 @@ class FreeReplay(nn.Module):
         if self._point is not None and self._clean is not None and self._point.shape == x.shape:
             grad, last = self._point.grad, self._point.detach()
             if grad is not None:
-                last = threat.around(self._clean).step(last, grad.nan_to_num(0.0, 0.0, 0.0), threat.eps)
+                before = threat.around(self._clean)
+                last = before.step(last, grad.nan_to_num(0.0, 0.0, 0.0), before.eps)
             point = threat.around(x).project(x + (last - self._clean).nan_to_num(0.0, 0.0, 0.0))
         self._point, self._clean = point.detach().clone().requires_grad_(), x
         return self._point
