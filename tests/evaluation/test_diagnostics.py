@@ -546,7 +546,7 @@ def test_all_json_is_written_by_one_function():
 
 def test_metrics_that_are_not_finite_are_null(tmp_path):
     from hauberk.training import MetricsLog
-    from hauberk.training.metrics import read_metrics
+    from hauberk.training.callbacks import read_metrics
 
     MetricsLog(tmp_path).on_epoch_end(None, {"epoch": 1, "loss": float("nan")})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"epoch": 1, "loss": None}]

@@ -20,8 +20,9 @@ from hauberk.core.io import read_state, write_json, write_state
 from hauberk.data import TensorDataset, as_dataset, labels
 from hauberk.methods import Output
 from hauberk.models import ModelSpec
+from hauberk.training.callbacks import TensorBoardLog
 from hauberk.training.config import TrainConfig
-from hauberk.training.metrics import EpochMetrics, TensorBoardLog, TrainingDiverged, check_catastrophic_overfitting
+from hauberk.training.metrics import EpochMetrics, TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
 from hauberk.training.schedule import eps_scale, first_drop, lr_factor

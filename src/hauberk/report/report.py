@@ -21,7 +21,7 @@ from hauberk.report.figures import band, bars, examples, histogram, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
 from hauberk.report.reproduce import evaluate_command, reproduction_commands
 from hauberk.threat import ThreatModel, threat_from_dict
-from hauberk.training.metrics import read_metrics
+from hauberk.training.callbacks import read_metrics
 
 _SUITES = {name: k for k, name in enumerate(("plus", "standard", "papers", "rand", "custom", "quick"))}  # the strongest first
 _OVERFIT = 0.03  # loss of robust validation accuracy from the best to the last epoch that is worth a word

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from lazy_loader import attach
 
 if TYPE_CHECKING:
+    from hauberk.training.callbacks import MetricsLog as MetricsLog
+    from hauberk.training.callbacks import TensorBoardLog as TensorBoardLog
     from hauberk.training.export import export_model as export_model
     from hauberk.training.export import load as load
     from hauberk.training.export import read_card as read_card
-    from hauberk.training.metrics import MetricsLog as MetricsLog
-    from hauberk.training.metrics import TensorBoardLog as TensorBoardLog
     from hauberk.training.train import Run as Run
     from hauberk.training.train import pick_device as pick_device
     from hauberk.training.train import resume as resume
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
-        "metrics": ["MetricsLog", "TensorBoardLog"],
+        "callbacks": ["MetricsLog", "TensorBoardLog"],
         "export": ["export_model", "load", "read_card"],
         "train": ["Run", "pick_device", "resume"],
         "trainer": ["Trainer"],

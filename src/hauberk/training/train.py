@@ -26,8 +26,9 @@ from hauberk.methods.registry import find_method
 from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
+from hauberk.training.callbacks import MetricsLog, TensorBoardLog
 from hauberk.training.config import TrainConfig
-from hauberk.training.metrics import MetricsLog, TensorBoardLog, chance_line
+from hauberk.training.metrics import chance_line
 from hauberk.training.plan import make_plan, recorded_name, require_named
 from hauberk.training.published import resolve
 from hauberk.training.trainer import Trainer

@@ -23,10 +23,10 @@ from hauberk.fastpath.frozen_copy import use_channels_last
 from hauberk.fastpath.precision import PrecisionPolicy, autotune_precision
 from hauberk.methods import Step
 from hauberk.training import checkpoint
+from hauberk.training.callbacks import CallbackList
 from hauberk.training.ema import ExponentialMovingAverage
 from hauberk.training.export import save_model
 from hauberk.training.metrics import (
-    CallbackList,
     EpochMetrics,
     TrainingDiverged,
     check_catastrophic_overfitting,
