@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import ModelQueries, apgd, pgd, random_search, square
+from hauberk.core.device import send
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.evaluation.result import Finding
 from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, cw_loss, fooled
@@ -55,7 +56,7 @@ class Sample:
 
     def rng(self, stage: int = 1) -> ExampleRng:
         """Random draws; each stage has its own."""
-        return ExampleRng(self.seed, content_ids(self.x).to(self.x.device), stage=stage)
+        return ExampleRng(self.seed, send(content_ids(self.x), self.x.device), stage=stage)
 
     @property
     def margin(self) -> AttackLoss:
