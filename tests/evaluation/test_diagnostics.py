@@ -284,7 +284,7 @@ class Lottery(Defended):
 )
 def test_defences_that_only_hide_raise_their_flag(defence, flags):
     model = defence().eval()
-    x, _ = tiny_batch(40)
+    x, _ = tiny_batch(64)
     with torch.random.fork_rng():
         y = model(x).argmax(1)
     eps = 0.003 if defence is Saturated else 0.05
