@@ -318,8 +318,8 @@ def _run_once(attack: Attack[Any], queries: ModelQueries, outcome: Outcome, run:
             continue
         gone, host_steps = torch.stack([finished.long(), state.step]).cpu().numpy()
         if gone.any():
-            leaving, staying = (send(torch.from_numpy(np.flatnonzero(part)), state.y.device) for part in (gone, 1 - gone))
-            outcome.take(select(state, leaving), leaving if index is None else index[leaving], run)
+            outcome.take(state, index, run)  # of those that stay, too, because that is less to launch
+            staying = send(torch.from_numpy(np.flatnonzero(gone == 0)), state.y.device)
             state, index = select(state, staying), staying if index is None else index[staying]
             host_steps = host_steps[gone == 0]
     if len(host_steps):

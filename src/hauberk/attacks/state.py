@@ -306,20 +306,20 @@ class Outcome:
         return inputs if index is None else select(inputs, index)
 
     def take(self, state: AttackState, index: Tensor | None, run: int) -> None:
-        """Note what a run has found for the examples at ``index`` (b,), or for all."""
+        """Note what a run has found so far for the examples at ``index`` (b,), or for all."""
         found = state.report()
-        if index is None and not self.values:
+        if not self.values:
             self.values = found
             return
-        if not self.values:  # the first of a batch whose examples stop one by one
-            self.values = {key: value.new_zeros(len(self.inputs.y), *value.shape[1:]) for key, value in found.items()}
-        before = {key: value if index is None else value[index] for key, value in self.values.items()}
-        if run and self.keeps_best:
-            better = is_better(state.found, state.best_loss, before["success"], before["loss"].to(state.best_loss.dtype))
-            for key in ("x_adv", "success", "loss", "logits"):
-                found[key] = where_rows(better, found[key], before[key].to(found[key].dtype))
-        if run and not self.stops_at_success:  # counts are those of the first run
-            found |= {key: before[key] for key in ("logits_lps", "kappa", "first_success", "steps_taken")}
+        if run:
+            before = {key: value if index is None else value[index] for key, value in self.values.items()}
+            if self.keeps_best:
+                best_before = before["success"], before["loss"].to(state.best_loss.dtype)
+                better = is_better(state.found, state.best_loss, *best_before)
+                for key in ("x_adv", "success", "loss", "logits"):
+                    found[key] = where_rows(better, found[key], before[key].to(found[key].dtype))
+            if not self.stops_at_success:  # counts are those of the first run
+                found |= {key: before[key] for key in ("logits_lps", "kappa", "first_success", "steps_taken")}
         for key, value in found.items():
             whole = self.values[key]
             self.values[key] = value if index is None else whole.to(value.dtype).index_copy(0, index, value)

@@ -203,7 +203,10 @@ def mean_one(weights: Tensor) -> Tensor:
 
 @torch.no_grad()
 def effective_size(weights: Tensor) -> Tensor:
-    """Kish's effective sample size as a fraction of the batch: ``(Σω)² / (B·Σω²)``; 1 for equal weights. (..., B) -> (...)."""
+    """Kish's effective sample size as a fraction of the batch: ``(Σω)² / (B·Σω²)``; 1 for equal weights.
+
+    Weights (B,) give a scalar; those of several batches, (M, B), give (M,).
+    """
     size = weights.shape[-1] * weights.square().sum(-1)
     return weights.sum(-1).square() / size.clamp_min(torch.finfo(weights.dtype).tiny)
 
@@ -213,11 +216,11 @@ def summary(weights: Tensor, measure: Tensor | None) -> dict[str, Tensor]:
     """Summarise the weights of a batch, and the measure they were made from, without host synchronisation.
 
     Args:
-        weights: ω, (..., B): of one batch, or of several.
+        weights: ω, (B,); or (M, B), of several batches.
         measure: margins or step counts, likewise, or None for equal weights.
 
     Returns:
-        Of each batch, (...): effective size, 10 %, 50 % and 90 % quantiles of weights and measure.
+        Scalars, or (M,) each: effective size, 10 %, 50 % and 90 % quantiles of weights and measure.
     """
     named = {name: values.float() for name, values in (("weight", weights), ("measure", measure)) if values is not None}
     tenths = constant(_TENTHS, torch.float32, weights.device)

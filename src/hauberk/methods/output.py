@@ -56,10 +56,10 @@ class Output:
 
 @torch.no_grad()
 def weighting_report(weights: Tensor, measure: Tensor | None, logits_adv: Tensor | None, y: Tensor | None) -> dict[str, Tensor]:
-    """Say what a weighting did in one batch, or in several at once: (...) for weights and measures (..., B).
+    """Say what a weighting did in one batch, weights and measure (B,), or in several, (M, B), at once.
 
-    Adds to :func:`hauberk.weighting.summary` the part of the adversarial inputs that are misclassified, from logits (..., b, C)
-    and labels (..., b).
+    Adds to :func:`hauberk.weighting.summary` the part of the adversarial inputs that are misclassified, from logits (b, C) and
+    labels (b,), or (M, b, C) and (M, b).
     """
     found = summary(weights, measure)
     if logits_adv is not None and y is not None:
