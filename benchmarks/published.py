@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/published"))
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precision", choices=("model", "fp32", "bf16", "auto"), default="fp32")
+    parser.add_argument("--precision", choices=("model", "fp32", "tf32", "bf16", "auto"), default="fp32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     test = hb.data.load_data("mnist", "test", options.data_dir)
