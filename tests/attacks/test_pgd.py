@@ -571,3 +571,28 @@ def test_autoattacks_rows_have_their_own_numbers_in_l1():
         assert isinstance(program, APGDL1)
         numbers[name] = (program.steps, program.n_runs(10))
     assert set(numbers.values()) == {(100, 5)}
+
+
+def test_an_attack_of_ones_own_may_write_into_its_state(device):
+    @dataclass(frozen=True)
+    class Writing(hb.attacks.PGD):
+        def step(self, state, queries, host_steps):
+            super().step(state, queries, host_steps)
+            for value in (state.step, state.found_at, state.right, state.moves):
+                value.add_(1)
+            state.found.fill_(True)
+
+        def init(self, inputs):
+            state = super().init(inputs)
+            for value in (state.step, state.found_at, state.right, state.moves, state.best_loss):
+                value.add_(5)
+            state.found.fill_(True)
+            return state
+
+    model, (x, y), threat = tiny_net().to(device).eval(), tiny_batch(), hb.Linf(0.1)
+    x, y = x.to(device), y.to(device)
+    before = hb.attacks.pgd(model, x, y, threat, steps=3)
+    Writing(3)(model, x, y, threat)
+    after = hb.attacks.pgd(model, x, y, threat, steps=3)
+    for name in ("x_adv", "success", "kappa", "first_success", "steps_taken"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name

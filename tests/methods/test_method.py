@@ -324,3 +324,19 @@ def test_every_measure_goes_with_mma():
     for measure in ("pm-adv", "pm-nat", "pm-dif", "kappa", "lps"):
         out = hb.method("mma", THREAT, measure=measure, burn_in=0, steps=2)(tiny_net(), *tiny_batch(), epoch=0)
         assert out.weights.mean().isclose(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(("name", "epoch"), [("at", 0), ("mail-at", 0), ("mail-at", 9)])
+def test_what_a_method_returns_is_the_callers_to_write_to(name, epoch):
+    model, batch = tiny_net().eval(), tiny_batch()
+
+    def step():
+        settings = {} if name == "at" else {"burn_in": 5}
+        return hb.method(name, THREAT, steps=2, **settings)(model, *batch, epoch=epoch)
+
+    out = step()
+    before = out.weights.clone()
+    for value in (out.weights, out.all_weights, out.measure):
+        if value is not None:
+            value.zero_()
+    assert torch.equal(step().weights, before)

@@ -192,3 +192,16 @@ def test_numbers_keep_their_digits():
     assert threat.eps == 0.031
     assert (threat.high, threat.low.tolist()) == (0.9, [0.1, 0.2])
     assert hb.Linf([0.031, 0.1]).eps.tolist() == [0.031, 0.1]
+
+
+def test_numbers_for_each_feature_are_those_of_now_and_may_be_made_under_inference_mode():
+    frozen, x = torch.tensor([0]), torch.rand(3, 2)
+    with torch.inference_mode():
+        made = hb.Linf([0.1, 0.2], frozen=torch.tensor([1]))
+    assert torch.equal(made.around(x).radius, torch.tensor([0.1, 0.0]))
+    eps = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    threat = hb.Linf(eps, frozen=frozen)
+    assert torch.equal(threat.around(x).radius, torch.tensor([0.0, 0.2]))
+    eps.mul_(2)
+    frozen.fill_(1)
+    assert torch.equal(threat.around(x).radius, torch.tensor([0.2, 0.0]))

@@ -22,7 +22,7 @@ from hauberk.attacks.state import (
     select,
 )
 from hauberk.core.arguments import check_fields, checked
-from hauberk.core.device import filled, send
+from hauberk.core.device import send
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import AttackLoss, LossLike, find_attack_loss, fooled
@@ -289,7 +289,7 @@ def attack_batch(
         queries = ModelQueries(frozen, eot_iter)
         wants_clean = return_clean_logits or (attack.needs_clean_logits and target is None)
         clean = queries.logits(x) if wants_clean else None
-        inputs = AttackInputs(feasible, y, clean, filled(len(y), 0, y.dtype, y.device), rng, target, in_step=True)
+        inputs = AttackInputs(feasible, y, clean, torch.zeros_like(y), rng, target, in_step=True)
         wrong = None
         if attack.stops_at_success:
             if clean is None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hauberk.core.arguments import shown
+from hauberk.core.device import copies
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.objectives.functional import AttackLoss, at_least_float32
 from hauberk.threat.model import check_labels
@@ -129,17 +130,8 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
     Copies, because a graph that the caller still holds forbids writing into what it has saved.
     """
-    with _replaced(_entries(model, "_buffers"), _copies):
+    with _replaced(_entries(model, "_buffers"), copies):
         yield
-
-
-@torch.no_grad()
-def _copies(tensors: list[Tensor]) -> list[Tensor]:
-    """Copy tensors, all at once."""
-    made = [torch.empty_like(tensor) for tensor in tensors]
-    if made:
-        torch._foreach_copy_(made, tensors)
-    return made
 
 
 _Entry: TypeAlias = tuple[dict[str, Any], str, Tensor]  # a table of a module, and a name and a tensor in it
@@ -154,10 +146,10 @@ def _entries(model: nn.Module, table: str) -> list[_Entry]:
 def _replaced(entries: Sequence[_Entry], copy: Callable[[list[Tensor]], list[Any]]) -> Iterator[None]:
     """Put copies of the tensors in their places, one copy for tied ones, inside the block."""
     tensors = {id(tensor): tensor for _, _, tensor in entries}
-    copies = dict(zip(tensors, copy(list(tensors.values())), strict=True))
+    made = dict(zip(tensors, copy(list(tensors.values())), strict=True))
     try:
         for table, name, tensor in entries:
-            table[name] = copies[id(tensor)]
+            table[name] = made[id(tensor)]
         yield
     finally:
         for table, name, tensor in entries:

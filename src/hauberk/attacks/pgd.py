@@ -14,7 +14,6 @@ from hauberk.attacks.base import Attack, MaximizingAttack, as_function
 from hauberk.attacks.frozen_model import Mode, ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
 from hauberk.core.arguments import check_fields, shown
-from hauberk.core.device import filled
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import LossLike, fooled
 from hauberk.threat import ThreatModel, expand_to, parse_fraction
@@ -204,18 +203,20 @@ class PGD(MaximizingAttack["PGDState"]):
         else:
             start = feasible.x + NORMAL_START * inputs.rng.normal(feasible.x, inputs.tag)
             start = feasible.project(start) if self.start == "normal" else start
+        fields = initial_state(inputs, replaces_best=not self.return_last)
+        looks = Looks(self.has_reject_class) if inputs.in_step and self._sees_nothing else None
         return PGDState(
-            **initial_state(inputs, replaces_best=not self.return_last),
+            **fields,
             reference=inputs.reference(self.attack_loss, self.targets),
             point=start,
             previous=start if self.nesterov else None,
             velocity=torch.zeros_like(start) if self.momentum else None,
-            chances=None if self.tau is None else filled(len(y), self.tau, y.dtype, y.device),
-            stopped=None if self.tau is None else filled(len(y), False, torch.bool, y.device),
-            right=filled(len(y), 0, y.dtype, y.device),
-            moves=filled(len(y), 0, y.dtype, y.device),
+            chances=None if self.tau is None else torch.full_like(y, self.tau),
+            stopped=None if self.tau is None else torch.zeros_like(y, dtype=torch.bool),
+            right=torch.zeros_like(y) if looks is None else fields["step"],  # nobody asks for it then
+            moves=torch.zeros_like(y) if looks is None else fields["step"],
             lps=inputs.clean_logits,
-            looks=Looks(self.has_reject_class) if inputs.in_step and self._sees_nothing else None,
+            looks=looks,
         )
 
     @property

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hauberk.core.device import filled
 from hauberk.core.random import ExampleRng
 from hauberk.objectives.functional import AttackLoss, fooled
 from hauberk.threat import FeasibleSet, ThreatModel, expand_to
@@ -204,12 +203,12 @@ def initial_state(inputs: AttackInputs, replaces_best: bool = True) -> dict[str,
         "y": y,
         "rng": inputs.rng,
         "tag": inputs.tag,
-        "step": filled(len(y), 0, y.dtype, y.device),
+        "step": torch.zeros_like(y),
         "best": x.clone() if replaces_best else x,
         "best_logits": None if clean is None else clean.clone(),
-        "best_loss": filled(len(y), -torch.inf, dtype, x.device),
-        "found": filled(len(y), False, torch.bool, x.device),
-        "found_at": filled(len(y), -1, y.dtype, y.device),
+        "best_loss": torch.full((len(y),), -torch.inf, dtype=dtype, device=x.device),
+        "found": torch.zeros_like(y, dtype=torch.bool),
+        "found_at": torch.full_like(y, -1),
     }
 
 
@@ -301,8 +300,7 @@ class Outcome:
 
     def inputs_of(self, index: Tensor | None, run: int) -> AttackInputs:
         """The inputs of some of the examples for one run."""
-        y = self.inputs.y
-        inputs = replace(self.inputs, run=filled(len(y), run, y.dtype, y.device))
+        inputs = replace(self.inputs, run=torch.full_like(self.inputs.y, run)) if run else self.inputs
         return inputs if index is None else select(inputs, index)
 
     def take(self, state: AttackState, index: Tensor | None, run: int) -> None:

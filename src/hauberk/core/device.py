@@ -1,5 +1,6 @@
-"""What comes from the host to a device without the host waiting for what the device still has to do."""
+"""Tensors for a device at few launches, and without the host waiting for what the device still has to do."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -18,9 +19,14 @@ def constant(value: float | Tensor, dtype: torch.dtype, device: torch.device) ->
 
     Kept, as each copy makes the host wait, and each number costs a launch.
     """
-    if isinstance(value, Tensor):
-        return value if (value.dtype, value.device) == (dtype, device) else _copied(value, value._version, dtype, device)
-    return _number(value, dtype, device)
+    if not isinstance(value, Tensor):
+        return _number(value, dtype, device)
+    return value if (value.dtype, value.device) == (dtype, device) else _copied(value, version(value), dtype, device)
+
+
+def version(value: Tensor) -> int:
+    """Return how often a tensor has been written to; 0 for one made under inference_mode, which does not count that."""
+    return 0 if value.is_inference() else value._version
 
 
 @lru_cache(maxsize=64)
@@ -30,14 +36,16 @@ def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _copied(value: Tensor, version: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A copy of a tensor as it was at a version of itself, which torch counts as it is written to."""
+def _copied(value: Tensor, version_of_it: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A copy of a tensor as it was at a version of itself."""
     with torch.inference_mode(False):
         return send(value.detach(), device).to(dtype)
 
 
-@lru_cache(maxsize=64)
-def filled(count: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return so many times the same number, (count,); kept, and not to be written to."""
-    with torch.inference_mode(False):
-        return torch.full((count,), value, dtype=dtype, device=device)
+@torch.no_grad()
+def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors, all at once."""
+    made = [torch.empty_like(tensor) for tensor in tensors]
+    if made:
+        torch._foreach_copy_(made, list(tensors))
+    return made

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core.arguments import check_fields
+from hauberk.core.device import copies
 from hauberk.core.distributed import SINGLE_PROCESS, World
 from hauberk.core.errors import UserError
 
@@ -62,14 +63,13 @@ def applied(model: nn.Module, change: dict[str, Tensor]) -> Iterator[None]:
         yield
         return
     weights = [parameter.detach() for name, parameter in model.named_parameters() if name in change]
-    copies = [torch.empty_like(weight) for weight in weights]
-    torch._foreach_copy_(copies, weights)
+    before = copies(weights)
     try:
         torch._foreach_add_(weights, [change[name] for name, _ in model.named_parameters() if name in change])
         change.clear()  # its memory is needed no longer
         yield
     finally:
-        torch._foreach_copy_(weights, copies)
+        torch._foreach_copy_(weights, before)
 
 
 class _HandOut(torch.autograd.Function):

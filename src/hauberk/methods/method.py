@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hauberk.attacks import AttackResult
 from hauberk.attacks.frozen_model import check_module, checked_first_pass, kept_buffers
 from hauberk.core.arguments import check_callable, checked, shown
-from hauberk.core.device import constant, filled
+from hauberk.core.device import constant
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.numerics import Precision, float32_mode
@@ -392,11 +392,11 @@ class Method(nn.Module):
     def _weights(self, context: StepContext, robust: Tensor) -> Tensor:
         """Weights of this process's part of the batch, (b,); 1 before the end of the burn-in."""
         if self.weighting is None:
-            return filled(len(robust), 1.0, robust.dtype, robust.device)
+            return torch.ones_like(robust)
         weights = _called("weighting", self.weighting, context)  # in the burn-in, too, for what it measures
         if context.epoch < context.burn_in:
             context.all_weights = None
-            return filled(len(robust), 1.0, robust.dtype, robust.device)
+            return torch.ones_like(robust)
         if not isinstance(weights, Tensor) or weights.shape != robust.shape:
             got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
             raise UserError(f"the weighting must return weights of shape {tuple(robust.shape)}, it returned {got}")
@@ -408,8 +408,7 @@ class Method(nn.Module):
         """Weights of the whole batch of all processes, (B,); None without a weighting."""
         if self.weighting is None:
             return None
-        ones = filled(sum(context.sizes), 1.0, weights.dtype, weights.device)
-        return ones if context.all_weights is None else context.all_weights.to(weights.dtype)
+        return weights.new_ones(sum(context.sizes)) if context.all_weights is None else context.all_weights.to(weights.dtype)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what goes into ``state_dict`` besides the submodules."""

@@ -17,7 +17,7 @@ class Output:
     Attributes:
         loss: scalar with a graph; call ``.backward()`` on it.
         x_adv: adversarial inputs, (B, ...), or None where the method attacks nothing.
-        weights: ω, (B,), detached; not to be written to.
+        weights: ω, (B,), detached.
         logits: of the clean inputs, (B, C), detached, or None where nothing needs them.
         logits_adv: of the adversarial inputs, likewise.
         forwards: forward passes of this step so far, attack included; a fraction where finished examples were left out.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hauberk.core.arguments import check_argument, checked, shown
-from hauberk.core.device import constant
+from hauberk.core.device import constant, version
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.norms import NORMS, Norm
@@ -121,7 +121,7 @@ class ThreatModel:
         if frozen is None:
             return eps
         if frozen.dtype != torch.bool:
-            frozen = _mask_of(frozen, x.shape[1:])
+            frozen = _mask_of(frozen, version(frozen), x.shape[1:])
         free = ~cast(Tensor, self._fit(frozen, x, "frozen"))
         return free.to(x.dtype) * eps
 
@@ -134,7 +134,7 @@ class ThreatModel:
 
 
 @lru_cache(maxsize=16)
-def _mask_of(indices: Tensor, shape: torch.Size) -> Tensor:
+def _mask_of(indices: Tensor, version_of_it: int, shape: torch.Size) -> Tensor:
     """Mark the features at some indices into the flattened example: bool, of the shape of one."""
     if int(indices.max()) >= shape.numel() or int(indices.min()) < 0:
         raise UserError(f"frozen features go up to index {int(indices.max())}, but an example has {shape.numel()}")

@@ -68,13 +68,18 @@ class MetricsLog:
 
     def load_state_dict(self, state: dict[str, list[dict[str, Any]]]) -> None:
         """Write the rows of a checkpoint again; the file may have one more, of an epoch that will run again, or be lost."""
-        rows = [{str(name): float(value) for name, value in row.items()} for row in state["rows"]]
-        self.rows = [row | {"epoch": int(row["epoch"])} for row in rows]
+        self.rows = [restored_row(row) for row in state["rows"]]
         self._write()
 
     def _write(self) -> None:
         if self._path is not None:
             write_atomically(self._path, "".join(as_json(row) + "\n" for row in self.rows).encode())
+
+
+def restored_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of an epoch as they were, from a checkpoint: counts are integers, all else is floating."""
+    floats = {str(name): float(value) for name, value in row.items()}  # which refuses what is no number, or too large
+    return floats | {str(name): value for name, value in row.items() if type(value) is int} | {"epoch": int(floats["epoch"])}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hauberk.attacks import PGD, frozen_model
 from hauberk.attacks.base import attack_batch
 from hauberk.core.arguments import unchecked
+from hauberk.core.device import constant, send
 from hauberk.core.distributed import World
 from hauberk.core.numerics import float32_mode
 from hauberk.core.random import ExampleRng
@@ -171,13 +172,14 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
             break
         x, y = fetch_for(model, plan.val, index)
         # The same starts every epoch, so that epochs are compared on equal terms.
-        rng = ExampleRng(config.seed, index.to(x.device), stage=-2)
+        rng = ExampleRng(config.seed, send(index, x.device), stage=-2)
         policy = method.precision
         with nullcontext(model) if policy is None else policy.attack_model(model, x, "eval") as form:
             point = attack_batch(attack, form, x, y, method.threat, seed=rng).x_adv
         with frozen_model(model) as view, float32_mode("fp32"), torch.no_grad():
             right, broken = view(x).argmax(1) == y, fooled(view(point), y, rejects)
-        weight = torch.ones(len(y), device=y.device) if plan.class_weights is None else plan.class_weights.to(y.device)[y]
+        each = plan.class_weights
+        weight = torch.ones(len(y), device=y.device) if each is None else constant(each, each.dtype, y.device)[y]
         sums += torch.stack([(weight * right).sum(), (weight * (right & ~broken)).sum(), weight.sum()])
     clean, robust, total = world.sum(sums).tolist()
     total = total or 1.0  # all weights may be 0

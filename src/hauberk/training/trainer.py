@@ -23,7 +23,7 @@ from hauberk.fastpath.frozen_copy import use_channels_last
 from hauberk.fastpath.precision import PrecisionPolicy, autotune_precision
 from hauberk.methods import Step
 from hauberk.training import checkpoint
-from hauberk.training.callbacks import CallbackList
+from hauberk.training.callbacks import CallbackList, restored_row
 from hauberk.training.ema import ExponentialMovingAverage
 from hauberk.training.export import save_model
 from hauberk.training.metrics import (
@@ -346,8 +346,8 @@ class Trainer:
         self.epoch, self.step, self.seconds = int(state["epoch"]), int(state["step"]), float(state["seconds"])
         self.n_rollbacks, self.epoch_start = int(state["n_rollbacks"]), dict(state["epoch_start"])
         if self.epoch:  # then one is the best
-            metrics = {name: float(value) for name, value in state["best"]["metrics"].items()}
-            self.best = {"epoch": int(state["best"]["epoch"]), "metrics": metrics | {"epoch": int(metrics["epoch"])}}
+            metrics = restored_row(state["best"]["metrics"])
+            self.best = {"epoch": int(state["best"]["epoch"]), "metrics": metrics}
             score(metrics, self.method.attack is not None)  # has all that the next epochs will be compared with
             like, best = self.eval_model.state_dict(), state["best_weights"]
             self.best_weights = {name: torch.empty_like(like[name], device="cpu").copy_(best[name]) for name in like}
