@@ -297,7 +297,7 @@ class Stream:
         self.right = [i for i in range(24) if self.clean[i].argmax() == self.y[i]]
         self.rng, self.left, self.broken = ExampleRng(3, torch.arange(24)), {}, {}
         calls = self.fetch, self.verify, self.leave
-        self.batcher = ContinuousBatcher(attack, ModelQueries(self.net), *calls, attack.n_runs(5), 5, 3)
+        self.batcher = ContinuousBatcher(attack, ModelQueries(self.net), *calls, range(attack.n_runs(5)), 5, 3)
 
     def fetch(self, examples, runs):
         index = torch.tensor(examples)

@@ -1,5 +1,6 @@
 """Attacks by name, and the suites of them that an evaluation runs."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -25,6 +26,8 @@ from hauberk.threat.model import check_batch
 AttackLike: TypeAlias = str | Attack[Any] | Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # its standard version, in order
+_FIRST_RUNS = {"apgd-ce": 1, "apgd-t": 3, "fab-t": 1}  # of these, which the suite "fast" gives every example
+_PART = re.compile(r"(.+)\[(\d*):(\d*)\]")
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,15 @@ class AttackPreset:
         attack: what runs.
         source: where its settings come from.
         in_l1: settings that are others in L1.
+        runs: which of its runs (restarts, targets): the first, and the one after the last; None where there is no such end.
+        whole: the attack that these runs are part of, whose random draws they have; "" for an attack of its own.
     """
 
     attack: Attack[Any]
     source: str
     in_l1: Mapping[str, Any] = field(default_factory=dict)
+    runs: tuple[int | None, int | None] = (None, None)
+    whole: str = ""
 
     def adapted(
         self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
@@ -131,13 +138,18 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
     """Return an attack with the name it is reported by.
 
     Args:
-        attack: the name of a preset; ``package.module:attribute``, which is imported; an attack of ours or of your own; or a
-            function ``f(model, x, y, threat) -> x_adv`` of inputs (b, ...) and labels (b,).
+        attack: the name of a preset, or of some of its runs as in "apgd-t[:3]", which aims at the three most likely wrong
+            classes; ``package.module:attribute``, which is imported; an attack of ours or of your own; or a function
+            ``f(model, x, y, threat) -> x_adv`` of inputs (b, ...) and labels (b,).
 
     Raises:
         UserError: if it is none of these; for an unknown name, with the nearest one.
     """
     if isinstance(attack, str):
+        if part := _PART.fullmatch(attack):
+            name, whole = find_attack(part[1])
+            first, last = (int(end) if end else None for end in (part[2], part[3]))
+            return f"{name}[{part[2]}:{part[3]}]", replace(whole, runs=(first, last), whole=name)
         if is_import_path(attack):
             return attack, replace(find_attack(import_object(attack, "attack"))[1], source=f"imported from {attack}")
         name = find_name("attack", attack, PRESETS)
@@ -212,6 +224,7 @@ class Suite:
         eot_iter: passes to average over for each look at the model.
         description: one line.
         attacks: what runs, by name.
+        sampled: those of the stages that run on a random sample of what stands after the others.
     """
 
     stages: dict[str, tuple[str, ...]]
@@ -219,6 +232,7 @@ class Suite:
     eot_iter: int
     description: str
     attacks: dict[str, AttackPreset] = field(default_factory=dict)
+    sampled: tuple[str, ...] = ()
 
     @property
     def sequential(self) -> bool:
@@ -233,6 +247,15 @@ def _suite(names: Sequence[str], description: str, *, sequential: bool, eot_iter
     return Suite(stages, {name: (*earlier, name) for name, earlier in stages.items()}, eot_iter, description)
 
 
+def _two_phases() -> Suite:
+    """AutoAttack, whose first runs all examples get, and whose others a sample of those that stand."""
+    first = tuple(f"{name}[:{runs}]" for name, runs in _FIRST_RUNS.items())
+    rest = tuple(f"{name}[{_FIRST_RUNS[name]}:]" if name in _FIRST_RUNS else name for name in AUTOATTACK)
+    text = "AutoAttack's accuracy, estimated: its first runs on all examples, the others on a random sample of those that stand"
+    suite = _suite((*first, *rest), text, sequential=True)
+    return replace(suite, columns={name: suite.columns[name] for name in first} | {"autoattack": first + rest}, sampled=rest)
+
+
 SUITES: dict[str, Suite] = {
     "quick": _suite(_QUICK, "FGSM, PGD-20, CW-30, PGD-100: a cheap upper bound", sequential=False),
     "papers": Suite(
@@ -243,6 +266,7 @@ SUITES: dict[str, Suite] = {
         "PGD-100 (ε/10), APGD-CE, AutoAttack",
     ),
     "standard": _suite(AUTOATTACK, "AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T, Square", sequential=True),
+    "fast": _two_phases(),
     "plus": _suite(
         ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
         "AutoAttack plus: APGD-CE and -DLR and FAB with 5 restarts, Square, APGD-T, FAB-T",
@@ -281,4 +305,5 @@ def find_suite(suite: str, attacks: Sequence[AttackLike] = (), sequential: bool 
     more = {name: () for name in also if name not in chosen.stages}
     stages = {**chosen.stages, **more}
     columns = {**chosen.columns, **{name: (name,) for name in more}}
-    return replace(chosen, stages=stages, columns=columns, attacks={name: found.get(name) or PRESETS[name] for name in stages})
+    presets = {name: found.get(name) or find_attack(name)[1] for name in stages}
+    return replace(chosen, stages=stages, columns=columns, attacks=presets)
