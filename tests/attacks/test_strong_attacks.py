@@ -145,18 +145,63 @@ def test_square_answers_proposals_that_change_nothing_without_a_pass(monkeypatch
     assert (slow.steps_taken[~slow.success] == 300).all()
 
 
-def test_the_windows_of_square_shrink_and_reach_every_pixel():
+def test_the_windows_of_square_shrink():
     windows = pick_windows((3, 8, 5), NORM_OBJECTS["Linf"])
     assert windows.sizes[0].prod() == pytest.approx(0.8 * 40, rel=0.1)
     assert windows.sizes[-1].tolist() == [1, 1]
     assert windows.size_at(torch.tensor([0, 10, 11, 50, 51, 9000])).tolist() == [0, 0, 1, 1, 2, 9]
-    draws = ExampleRng(0, torch.arange(2000)).uniform(torch.empty(2000, 2), 0)
-    hit = windows.mask(draws[:, 0], draws[:, 1], torch.full((2000,), 9))
-    assert hit.flatten(1).sum(1).eq(1).all()
-    assert hit.any(0).all()
     vector = pick_windows((1, 1, 20), NORM_OBJECTS["L2"])
     assert vector.patterns[0, 0].norm() == pytest.approx(1.0)
     assert (vector.sizes[:, 0] == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 6, 9), (1, 9, 4), (1, 1, 7), (1, 1, 2)])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_first_rows_and_columns_of_windows_have_the_official_law(shape, norm):
+    """``floor(u · max(side - size, 1))``: uniform, and never the last row and column; in a vector every place."""
+    windows = pick_windows(shape, NORM_OBJECTS[norm])
+    for k, size in enumerate(windows.host_sizes):
+        firsts = []
+        for side in (0, 1):
+            room = max(shape[1 + side] - size[side] + (1 in shape[1:]), 1)
+            draws = (torch.arange(4 * room) + 0.5) / (4 * room)
+            half, which = torch.full_like(draws, 0.5), torch.full((4 * room,), k)
+            cells = windows.cells(*((draws, half) if side == 0 else (half, draws)), which, size).sort(1).values
+            place = (cells // shape[2]) if side == 0 else (cells % shape[2])
+            first, last = place.min(1).values, place.max(1).values
+            assert torch.equal(first.bincount(), torch.full((room,), 4))
+            assert torch.equal(last - first, torch.full_like(first, size[side] - 1))
+            firsts.append(room)
+        if 1 not in shape[1:]:
+            assert all(first - 1 + s < side or s == side for first, s, side in zip(firsts, size, shape[1:], strict=True))
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+@pytest.mark.parametrize(
+    ("shape", "tile", "start"), [((2, 28, 28), 5, (1, 1)), ((1, 32, 34), 6, (1, 2)), ((1, 10, 14), 2, (0, 2))]
+)
+def test_the_tiles_that_square_starts_with_have_the_official_law(norm, shape, tile, start):
+    """25 tiles from ``(side - 5 (side // 5)) // 2`` on, each turned with probability 1/2, with a sign for each channel."""
+    count = 400
+    windows = pick_windows(shape, NORM_OBJECTS[norm])
+    tiles = windows.tiles(ExampleRng(0, torch.arange(count)), torch.zeros(count, dtype=torch.long), torch.empty(count, *shape))
+    (top, left), side = start, 5 * tile
+    inside = tiles[:, :, top : top + side, left : left + side]
+    assert tiles.count_nonzero() == inside.count_nonzero() == inside.numel()
+    inside = inside.unflatten(2, (5, tile)).unflatten(4, (5, tile)).transpose(3, 4)  # (B, C, 5, 5, tile, tile)
+    one = inside[0, 0, 0, 0]
+    one = one * one[0, 0].sign()
+    kinds = torch.stack([one, one.T])
+    match = (inside * inside[..., :1, :1].sign() == kinds[:, None, None, None, None]).flatten(-2).all(-1)  # (2, B, C, 5, 5)
+    assert match.any(0).all()
+    assert torch.equal(match[0].all(1), match[0].any(1))  # all channels of a tile are turned together
+    turned, up = match[0, :, 0].double(), (inside[..., 0, 0] > 0).double()
+    five_sigma = 5 * 0.5 / count**0.5
+    for each in (turned, up):
+        assert (each.mean(0) - 0.5).abs().max() < five_sigma  # each tile, each channel
+        assert (each.flatten(1).mean(1) - 0.5).abs().max() < 5 * 0.5 / 25**0.5  # each example has draws of its own
+        assert each.flatten(1).var(1).min() > 0
+    assert np.corrcoef(turned.flatten(1).T)[0, 1:].max() < 2 * five_sigma
 
 
 def test_fab_finds_points_that_are_near_the_boundary():

@@ -89,19 +89,22 @@ class Windows:
         return send(patterns, self.device)
 
     @cached_property
-    def tiling(self) -> Tensor:
-        """The pattern of a tile, repeated over the image, 0 in what is left over: (H, W)."""
+    def tilings(self) -> Tensor:
+        """The pattern of a tile in each place, as it is and turned, 0 in the margin that is left over, (2, H, W)."""
+        _, height, width = self.shape
         high, wide, tall, broad = self._tiles
-        whole = torch.zeros(self.shape[1:])
-        whole[: tall * high, : broad * wide] = _pattern(high, wide, self.norm, False).repeat(tall, broad)
+        whole = torch.zeros(2, height, width)
+        top, left = (height - tall * high) // 2, (width - broad * wide) // 2
+        for turned in (0, 1):
+            tiles = _pattern(high, wide, self.norm, bool(turned)).repeat(tall, broad)
+            whole[turned, top : top + tall * high, left : left + broad * wide] = tiles
         return send(whole, self.device)
 
     @property
     def _tiles(self) -> tuple[int, int, int, int]:
-        """Height and width of the tiles, and how many there are below and beside each other."""
+        """Height and width of the tiles, and how many there are below and beside each other: 5, where the image allows."""
         _, height, width = self.shape
-        high, wide = max(height // _TILES, 1), max(width // _TILES, 1)
-        return high, wide, height // high, width // wide
+        return max(height // _TILES, 1), max(width // _TILES, 1), min(height, _TILES), min(width, _TILES)
 
     def size_at(self, query: Tensor) -> Tensor:
         """Which size belongs to the queries (B,), counted from 0; (B,) int64."""
@@ -138,21 +141,30 @@ class Windows:
         return values.to(down.dtype) * self.mask(down, right, size)
 
     def tiles(self, rng: ExampleRng, tag: Tensor, like: Tensor) -> Tensor:
-        """Tiles over the whole image, each the pattern with a random sign for each channel: (B, C, H, W)."""
+        """Tiles in the middle of the image: the pattern, turned or not, with a sign for each channel. (B, C, H, W)."""
         channels, height, width = self.shape
         high, wide, tall, broad = self._tiles
-        up = rng.uniform(like.new_empty(len(like), channels, tall, broad), tag) < 0.5
-        sign = torch.where(up, 1.0, -1.0).repeat_interleave(high, 2).repeat_interleave(wide, 3)
-        padded = torch.nn.functional.pad(sign, (0, width - broad * wide, 0, height - tall * high))
-        return padded.to(like.dtype) * self.tiling.to(like.dtype)
+        row, column = (
+            ((torch.arange(side, device=like.device) - (side - size * count) // 2) // size).clamp(0, count - 1)
+            for side, size, count in ((height, high, tall), (width, wide, broad))
+        )
+        heads = rng.uniform(like.new_empty(len(like), channels + 1, tall, broad), tag) < 0.5
+        heads = heads[:, :, row[:, None], column]
+        sign = torch.where(heads[:, 1:], 1.0, -1.0).to(like.dtype)
+        return sign * torch.where(heads[:, :1], self.tilings[1], self.tilings[0]).to(like.dtype)
 
     def _inside(self, draw: Tensor, side: int, size: Tensor) -> Tensor:
         """Coordinates counted from the window's edge: (B, H) or (B, W)."""
         return torch.arange(self.shape[side], device=draw.device) - self._first(draw, side, size)[:, None]
 
     def _first(self, draw: Tensor, side: int, size: Tensor) -> Tensor:
-        """First row or column of windows, from uniform draws: (B,)."""
-        return (draw.double() * (self.shape[side] - self.sizes[size, side - 1] + 1)).long()
+        """First row or column of windows, from uniform draws: (B,).
+
+        As in the official code never the last that fits, unless it is the only one; in a vector each, lest its last feature
+        is never changed.
+        """
+        fit = self.shape[side] - self.sizes[size, side - 1] + (min(self.shape[1:]) == 1)
+        return (draw.double() * fit.clamp_min(1)).long()
 
 
 def _odd(side: int, most: int) -> int:
@@ -189,9 +201,9 @@ class Square(Attack[AttackState]):
     """Square attack (Andriushchenko et al. 2020), as in AutoAttack: random search on the margin, forward passes only.
 
     Each query changes one random window, ever smaller, and keeps the change if the margin falls. Vectors are taken as images of
-    one row, (B, H, W) as one channel. Each example has its own windows (in the official code a batch shares them), which can
-    also touch the last row and column (there they cannot). In L∞, proposals that change nothing count as queries but cost
-    no pass.
+    one row, (B, H, W) as one channel. Each example has its own windows (in the official code a batch shares them). As there,
+    windows smaller than an image never touch its last row and column. In L∞, proposals that change nothing count as queries
+    but cost no pass.
 
     Attributes:
         steps: queries; AutoAttack has 5,000.
@@ -229,7 +241,7 @@ class Square(Attack[AttackState]):
 
 
 def _first(state: AttackState) -> Tensor:
-    """L∞: vertical stripes of ± ε; L2 and L1: 5 by 5 tiles of the pattern, of random signs."""
+    """L∞: vertical stripes of ± ε; L2 and L1: 5 by 5 tiles of the pattern, of random signs, some turned."""
     feasible = state.feasible
     shape = image_shape(feasible.x)
     if feasible.norm.is_box:
