@@ -53,10 +53,9 @@ class Square(Attack[AttackState]):
         if bool((host_steps == 0).any()):
             asked = where_rows(begun == 0, _first(state), asked)
         logits = queries.logits(asked)
-        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"](logits, state.y).to(asked.dtype)
-        counts = state.step <= self.steps
-        wrong = fooled(logits, state.y, self.has_reject_class) & counts
-        state.offer(asked, logits, torch.where(counts, loss, -torch.inf), wrong)
+        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"](logits, state.y)
+        wrong = fooled(logits, state.y, self.has_reject_class)
+        state.offer(asked, logits, loss, wrong, allowed=state.step <= self.steps)
 
 
 def _first(state: AttackState) -> Tensor:
@@ -72,8 +71,9 @@ def _first(state: AttackState) -> Tensor:
 
 def _draw(state: AttackState, queries: int, numbers: int) -> tuple[Tensor, Tensor]:
     """The next queries of each row, counted from 0, (B, queries); and their uniform draws, (B, queries, numbers)."""
-    steps = state.step[:, None] + torch.arange(queries, device=state.step.device)
-    return steps - 1, state.rng.uniform(state.best.new_empty(*steps.shape, numbers), state.tag[:, None] + steps)
+    before = torch.stack([state.step + k for k in range(queries)], 1) if queries > 1 else state.step[:, None]
+    like = state.best_loss.new_empty(*before.shape, numbers)
+    return before - 1, state.rng.uniform(like, before + state.tag[:, None])
 
 
 def _flip(state: AttackState, query: int, last: int) -> Tensor:
@@ -102,7 +102,8 @@ def _flip(state: AttackState, query: int, last: int) -> Tensor:
         size, first, up = size[:, 0], first[:, 0], up[:, 0]
     rows, columns = windows.bands(first, size)
     # Far enough for any point between the bounds to be beyond one of them; nothing outside the window.
-    far = (torch.copysign(3 * feasible.radius.amax(), up)[:, :, None] * rows[:, None]).to(state.best.dtype)
+    reach = 3 * (feasible.radius.amax() if feasible.radius.ndim else feasible.radius)
+    far = (torch.copysign(reach, up)[:, :, None] * rows[:, None]).to(state.best.dtype)
     point = torch.addcmul(state.best.reshape(-1, *shape), far[..., None], columns.to(far.dtype)[:, None, None])
     return point.view_as(state.best).clamp_(feasible.lower, feasible.upper)
 

@@ -130,7 +130,7 @@ class Windows:
         _, height, width = self.shape
         spare = int(min(height, width) == 1)
         room = [(max(height - high + spare, 1), max(width - wide + spare, 1)) for high, wide in self.host_sizes]
-        return send(torch.tensor(room, dtype=torch.float64), self.device)
+        return send(torch.tensor(room, dtype=torch.float32), self.device)
 
     @cached_property
     def _bands(self) -> tuple[Tensor, Tensor]:

@@ -60,8 +60,8 @@ class ExampleRng:
         count = prod(like.shape[keys.ndim :])
         bits = _mix(keys.to(like.device)[..., None] + _positions(count, like.device)).view(like.shape)
         if like.dtype == torch.float64:
-            return _shift(bits, 11).double() * 2.0**-53
-        return (_shift(bits, 40).float() * 2.0**-24).to(like.dtype)
+            return _shift(bits, 11).double().mul_(2.0**-53)
+        return _shift(bits, 40).float().mul_(2.0**-24).to(like.dtype)
 
     def normal(self, like: Tensor, tag: int | Tensor) -> Tensor:
         """Standard normal draws, likewise, through the inverse distribution function."""
@@ -89,14 +89,14 @@ def batch_rng(seed: int | ExampleRng, x: Tensor) -> ExampleRng:
 
 def _shift(bits: Tensor, by: int) -> Tensor:
     """Shift right without the sign."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _mix(bits: Tensor) -> Tensor:
     """Scramble 64 bits: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
-    bits = (bits ^ _shift(bits, 30)) * _MIX1
-    bits = (bits ^ _shift(bits, 27)) * _MIX2
-    return bits ^ _shift(bits, 31)
+    bits = _shift(bits, 30).bitwise_xor_(bits).mul_(_MIX1)
+    bits = _shift(bits, 27).bitwise_xor_(bits).mul_(_MIX2)
+    return _shift(bits, 31).bitwise_xor_(bits)
 
 
 def _mix_number(number: int) -> int:
