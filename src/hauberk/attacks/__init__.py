@@ -2,7 +2,9 @@
 
 from hauberk.attacks.apgd import APGD, apgd
 from hauberk.attacks.base import Attack, run_attack
+from hauberk.attacks.ddn import DDN, ddn
 from hauberk.attacks.fab import FAB, fab
+from hauberk.attacks.fmn import FMN, fmn
 from hauberk.attacks.frozen_model import ModelQueries, frozen_model
 from hauberk.attacks.pgd import PGD, RelativeStep, cw, fgsm, friendly_pgd, lm_pgd, pgd
 from hauberk.attacks.presets import PRESETS, SUITES, AttackPreset, Suite, autoattack, find_attack, find_suite
@@ -14,7 +16,9 @@ from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, logit_m
 
 __all__ = [
     "APGD",
+    "DDN",
     "FAB",
+    "FMN",
     "PGD",
     "PRESETS",
     "SUITES",
@@ -35,11 +39,13 @@ __all__ = [
     "autoattack",
     "cw",
     "cw_loss",
+    "ddn",
     "dlr_loss",
     "fab",
     "fgsm",
     "find_attack",
     "find_suite",
+    "fmn",
     "friendly_pgd",
     "frozen_model",
     "initial_state",
