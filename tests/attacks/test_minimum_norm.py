@@ -195,3 +195,13 @@ def test_l0_by_brute_force():
         exact = int((fewest <= k).sum())
         assert int(by_pgd.sum()) >= 0.9 * exact
         assert int(by_fmn.sum()) >= 0.7 * exact
+
+
+def test_an_evaluation_in_l0_with_its_diagnostics():
+    model, x, y = sound(30)
+    result = hb.evaluate(model, (x, y), threat=hb.L0(2), attacks=["pgd-20", "fmn-100"], batch_size=16, quiet=True)
+    assert 0 < result.robust_accuracy < 1
+    assert all(one["norm"] in (None, 1.0, 2.0) for one in result.examples)
+    robust = [point["robust"] for point in result.curve]
+    assert robust == sorted(robust, reverse=True)
+    assert result.curve[-1]["robust"] == 0

@@ -24,8 +24,9 @@ class FMN(MinimumNormAttack["FMNState"]):
 
     A step of length α along the gradient of the margin, then a projection onto the ball of a radius of its own for each example
     (and onto the box). The radius shrinks by γ where the point is misclassified, and otherwise grows by γ, or, until a first
-    misclassified point is found, to the distance of the boundary of the linearised margin. α and γ fall along a cosine. Unlike
-    the public code, where some examples come to rest before the boundary or on it, this goes beyond it by γ of the way, and sees
+    misclassified point is found, to the distance of the boundary of the linearised margin. α and γ fall along a cosine.
+
+    In the public code some examples come to rest before the boundary or on it. This goes beyond it by γ of the way, and sees
     which features the box lets move.
 
     Attributes:
