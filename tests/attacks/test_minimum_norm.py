@@ -17,6 +17,7 @@ ATTACKS = {
     "fmn-L2": (hb.attacks.FMN(), "L2"),
     "fmn-L1": (hb.attacks.FMN(), "L1"),
     "fmn-L0": (hb.attacks.FMN(), "L0"),
+    "sigma-zero": (hb.attacks.SigmaZero(steps=300), "L0"),
     "ddn": (hb.attacks.DDN(), "L2"),
 }
 each = pytest.mark.parametrize(("attack", "norm"), list(ATTACKS.values()), ids=list(ATTACKS))

@@ -9,6 +9,7 @@ from hauberk.attacks.frozen_model import ModelQueries, frozen_model
 from hauberk.attacks.pgd import PGD, RelativeStep, cw, fgsm, friendly_pgd, lm_pgd, pgd
 from hauberk.attacks.presets import PRESETS, SUITES, AttackPreset, Suite, autoattack, find_attack, find_suite
 from hauberk.attacks.random_search import RandomSearch, random_search
+from hauberk.attacks.sigma_zero import SigmaZero, sigma_zero
 from hauberk.attacks.square import Square, square
 from hauberk.attacks.state import AttackInputs, AttackResult, AttackState, initial_state
 from hauberk.attacks.transfer import CallableAttack, Transfer, transfer
@@ -32,6 +33,7 @@ __all__ = [
     "ModelQueries",
     "RandomSearch",
     "RelativeStep",
+    "SigmaZero",
     "Square",
     "Suite",
     "Transfer",
@@ -54,6 +56,7 @@ __all__ = [
     "pgd",
     "random_search",
     "run_attack",
+    "sigma_zero",
     "square",
     "transfer",
 ]
