@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hauberk.methods import list_methods as list_methods
     from hauberk.methods import method as method
     from hauberk.methods import register_method as register_method
+    from hauberk.threat import L0 as L0
     from hauberk.threat import L1 as L1
     from hauberk.threat import L2 as L2
     from hauberk.threat import Linf as Linf
@@ -43,7 +44,7 @@ __getattr__, __dir__, __all__ = attach(
         "evaluation.evaluate": ["evaluate"],
         "evaluation.result": ["Evaluation"],
         "methods": ["AWP", "Method", "Step", "StepContext", "list_methods", "method", "register_method"],
-        "threat": ["L1", "L2", "Linf", "ThreatModel"],
+        "threat": ["L0", "L1", "L2", "Linf", "ThreatModel"],
         "training.export": ["load"],
         "training.train": ["Run", "train"],
         "weighting": ["probabilistic_margin"],

@@ -47,6 +47,7 @@ class APGD(MaximizingAttack["APGDState"]):
 
     def for_threat(self, threat: ThreatModel) -> Attack[Any]:
         """In L1 the sparse form."""
+        super().for_threat(threat)
         return APGDL1(self.steps, self.loss, self.targets, self.restarts) if threat.norm.p == 1 else self
 
     @property

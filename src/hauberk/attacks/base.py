@@ -26,7 +26,7 @@ from hauberk.core.device import send
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import AttackLoss, LossLike, find_attack_loss, fooled
-from hauberk.threat import ThreatModel
+from hauberk.threat import Norm, ThreatModel
 from hauberk.threat.model import check_batch, check_inputs
 
 
@@ -106,8 +106,19 @@ class Attack(Generic[State]):
         """
         raise UserError(f"{self} takes no target")
 
+    def defined_in(self, norm: Norm) -> bool:
+        """Whether there is such an attack in a norm; by default in all that are norms, which L0 is not."""
+        return norm.p >= 1
+
     def for_threat(self, threat: ThreatModel) -> "Attack[Any]":
-        """The form of the attack for a threat model."""
+        """The form of the attack for a threat model.
+
+        Raises:
+            UserError: if it is not defined in its norm.
+        """
+        if not self.defined_in(threat.norm):
+            others = "PGD and FMN are" + (", and SigmaZero" if threat.norm.p == 0 else "")
+            raise UserError(f"{type(self).__name__} is not defined in {threat.norm}; {others}")
         return self
 
     def adapted(

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from hauberk.attacks.apgd import APGD
 from hauberk.attacks.base import Attack, attack_batch, run_attack
+from hauberk.attacks.ddn import DDN
 from hauberk.attacks.fab import FAB
+from hauberk.attacks.fmn import FMN
 from hauberk.attacks.frozen_model import check_module
 from hauberk.attacks.pgd import LINE_SEARCH, NESTEROV, PGD
 from hauberk.attacks.random_search import RandomSearch
+from hauberk.attacks.sigma_zero import SigmaZero
 from hauberk.attacks.square import Square
 from hauberk.attacks.state import AttackResult
 from hauberk.attacks.transfer import CallableAttack, Transfer
@@ -100,6 +103,11 @@ PRESETS: dict[str, AttackPreset] = {
     "apgd-ce-5": AttackPreset(APGD(restarts=5), "AutoAttack plus: APGD on cross-entropy, 5 restarts"),
     "apgd-dlr-5": AttackPreset(APGD(loss="dlr", restarts=5), "AutoAttack plus: APGD on DLR, 5 restarts"),
     "fab-5": AttackPreset(FAB(targeted=False, restarts=5), "AutoAttack plus: untargeted FAB, 5 restarts"),
+    "fmn-100": AttackPreset(FMN(), "Pintor et al. 2021: FMN, 100 steps; counts what it finds within ε"),
+    "ddn-100": AttackPreset(DDN(), "Rony et al. 2019: DDN, 100 steps, in L2; counts what it finds within ε"),
+    "sigma-zero-1000": AttackPreset(
+        SigmaZero(), "Cinà et al. 2025: σ-zero, 1,000 steps, in L0; counts what it finds within k features"
+    ),
     "random-100": AttackPreset(RandomSearch(100), "100 random points: a check that gradients find more"),
     "random-10000": AttackPreset(RandomSearch(10_000), "10,000 random points, as Carlini et al. 2019 advise"),
     "transfer-fgsm": AttackPreset(Transfer(PGD(1, "eps", "clean")), "MART black box: FGSM on a surrogate, tried here"),
