@@ -2,6 +2,7 @@
 
 from hauberk.attacks.apgd import APGD, apgd
 from hauberk.attacks.base import Attack, run_attack
+from hauberk.attacks.bpda import BPDA
 from hauberk.attacks.fab import FAB, fab
 from hauberk.attacks.frozen_model import ModelQueries, frozen_model
 from hauberk.attacks.pgd import PGD, RelativeStep, cw, fgsm, friendly_pgd, lm_pgd, pgd
@@ -14,6 +15,7 @@ from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, logit_m
 
 __all__ = [
     "APGD",
+    "BPDA",
     "FAB",
     "PGD",
     "PRESETS",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hauberk.attacks.bpda import StandInLike, with_stand_in
 from hauberk.attacks.frozen_model import Mode, ModelQueries, check_module, check_surrogate, checked_first_pass, frozen_model
 from hauberk.attacks.state import (
     AttackInputs,
@@ -45,7 +46,8 @@ class Attack(Generic[State]):
             attack none at all).
         needs_clean_logits: whether ``init`` wants the logits of the clean inputs.
         uses_gradients: whether it is blind where gradients are masked.
-        sees_original: whether it is handed the caller's own module, where an evaluation has a faster copy for others.
+        sees_original: whether it is handed the caller's own module, where others see a faster copy of it, or the backward pass
+            of a stand-in.
         mode: of the model meanwhile, see :func:`hauberk.attacks.frozen_model`.
         return_last: whether it returns its last point, not the best it has seen.
         evaluate_last: whether it looks at the point that it returns.
@@ -216,6 +218,7 @@ def run_attack(
     eot_iter: int = 1,
     return_clean_logits: bool = False,
     radius_fraction: Tensor | None = None,
+    bpda: StandInLike | None = None,
 ) -> AttackResult:
     """Attack a batch, after a look at everything that is handed over.
 
@@ -235,6 +238,8 @@ def run_attack(
         eot_iter: passes to average over, for random models; AutoAttack's ``rand`` has 20.
         return_clean_logits: look at the clean inputs too, in the attack's mode, at one forward.
         radius_fraction: (B,), attack each example with ε, and steps, times its fraction in [0, 1].
+        bpda: a differentiable stand-in for the model in the backward pass, see :class:`hauberk.attacks.BPDA`; a module or a
+            function of inputs (B, ...) that returns what the model returns. Attacks without gradients do not ask it.
 
     Returns:
         AttackResult with ``x_adv`` (B, ...) inside the threat model.
@@ -243,6 +248,8 @@ def run_attack(
         UserError: if settings, threat model, inputs, labels and model do not fit together.
     """
     check_module(model)
+    if not attack.sees_original:
+        model = with_stand_in(model, bpda)
     y = check_inputs(x, y, threat)
     if isinstance(surrogate := getattr(attack, "surrogate", None), nn.Module):
         check_surrogate(surrogate, x, y)

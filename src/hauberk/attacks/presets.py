@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks.apgd import APGD
 from hauberk.attacks.base import Attack, attack_batch, run_attack
+from hauberk.attacks.bpda import StandInLike, with_stand_in
 from hauberk.attacks.fab import FAB
 from hauberk.attacks.frozen_model import check_module
 from hauberk.attacks.pgd import LINE_SEARCH, NESTEROV, PGD
@@ -152,7 +153,15 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
 
 
 @checked
-def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0) -> AttackResult:
+def autoattack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int | ExampleRng = 0,
+    bpda: StandInLike | None = None,
+) -> AttackResult:
     """Run AutoAttack (Croce and Hein 2020), standard version: APGD-CE, then APGD-T, FAB-T and Square, each on what stands.
 
     With fewer than 4 classes targeted APGD maximises ``z_t - z_y``, because targeted DLR is not defined.
@@ -163,6 +172,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
         y: labels, (B,), integers.
         threat: ball and box.
         seed: of all random draws; an integer, or an ``ExampleRng`` keyed by example.
+        bpda: as in :func:`hauberk.attacks.run_attack`.
 
     Returns:
         AttackResult: ``x_adv`` is the point of the attack that succeeded, otherwise of APGD-CE; so are ``kappa`` and the like.
@@ -172,6 +182,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
     """
     y = check_batch(x, y)
     check_module(model)
+    model = with_stand_in(model, bpda)
     rng = batch_rng(seed, x)
     first, *others = AUTOATTACK
     found = run_attack(PRESETS[first].adapted(threat, 10)[0], model, x, y, threat, seed=rng)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import ModelQueries, Suite, find_suite, frozen_model
+from hauberk.attacks.bpda import StandInLike, with_stand_in
 from hauberk.attacks.frozen_model import check_model, check_module, check_surrogate
 from hauberk.attacks.presets import AttackLike
 from hauberk.core.arguments import checked
@@ -53,6 +54,7 @@ def evaluate(
     seed: int = 0,
     precision: EvaluationPrecision = "fp32",
     surrogate: nn.Module | None = None,
+    bpda: StandInLike | None = None,
     has_reject_class: bool = False,
     diagnostics: str | Sequence[str | DiagnosticSpec] = "all",
     out: str | Path | None = None,
@@ -86,6 +88,9 @@ def evaluate(
             "bf16": these run on a copy in bfloat16; "auto": measure which is fastest and agrees. Clean pass, verdicts and
             diagnostics are by the model in true float32, whatever torch's switches say.
         surrogate: another classifier of the same inputs; adds the attack "transfer-pgd-20", crafted on it.
+        bpda: a differentiable stand-in for a model that hides its gradients, a module or a function of inputs (B, ...) that
+            returns what the model returns: attacks and diagnostics that go by gradients take them from it, see
+            :class:`hauberk.attacks.BPDA`. Verdicts are the model's own. Your own functions are handed the model as it is.
         has_reject_class: the model's last output is a class of adversarial inputs. Attacks then try to be misclassified without
             being recognised, robust accuracy is with rejection (an adversarial input does no harm if it gets its label or is
             recognised), and ``detection`` says how many adversarial inputs that do not try to hide are recognised, and how
@@ -104,6 +109,7 @@ def evaluate(
         UserError: for data, model and threat model that do not fit together, unknown names, or a folder in use.
     """
     check_module(model)
+    attacked = with_stand_in(model, bpda)
     chosen = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
     specs = find_diagnostics(diagnostics)
     source, folder, world = as_dataset(test_set), None if out is None else Path(out), get_world()
@@ -131,7 +137,7 @@ def evaluate(
         "float32": in_attacks, "threads": torch.get_num_threads(), "device": first_x.device.type, "model_id": model_id(model),
     }  # fmt: skip
     if folder is not None or world.size > 1:  # there are others to compare with
-        plan |= {"threat": threat.to_dict(), **_identity(model, surrogate, source, count)}
+        plan |= {"threat": threat.to_dict(), **_identity(model, surrogate, source, count), "bpda": _stand_in_identity(bpda)}
         plan["attacks"] = {name: code_digest(preset.attack) for name, preset in chosen.attacks.items()}
     if world.size > 1:
         _require_same_plan(plan, source, count, world)
@@ -141,14 +147,15 @@ def evaluate(
         closing(store),
         ProgressBar("evaluate", 1000, quiet=hidden) as display,
         deterministic_mode(first_x.device, algorithms=False),
-        frozen_model(model) as view,
+        frozen_model(attacked),
     ):
         torch.manual_seed(seed)  # for random models; frozen_model puts the caller's generator back
         if store.warning and world.is_main:
             display.warn(store.warning)
-        fp32 = view if used == "model" else make_inference_copy(view, first_x)
-        lowest = make_inference_copy(view, first_x, used) if used in ("tf32", "bf16") else fp32
-        reference_model, fp32_model, attack_model = (ModelQueries(form, chosen.eot_iter) for form in (view, fp32, lowest))
+        fp32 = model if used == "model" else make_inference_copy(model, first_x)
+        lowest = make_inference_copy(model, first_x, used) if used in ("tf32", "bf16") else fp32
+        forms = model, fp32, with_stand_in(lowest, bpda)
+        reference_model, fp32_model, attack_model = (ModelQueries(form, chosen.eot_iter) for form in forms)
         runner = EvaluationRunner(
             reference_model, fp32_model, attack_model, source=source, threat=threat,
             attacks={name: attack for name, (attack, _) in adapted.items()}, stages=chosen.stages, store=store,
@@ -159,8 +166,8 @@ def evaluate(
         try:
             with float32_mode("fp32"):
                 runner.clean_pass()
-                found = run_diagnostics(specs, "model", CleanInputs(view, first_x, chosen.eot_iter, source, threat))
-                more, curve = _run_on_sample(runner, specs)
+                found = run_diagnostics(specs, "model", CleanInputs(model, first_x, chosen.eot_iter, source, threat))
+                more, curve = _run_on_sample(runner, specs, bpda)
             for one in worst_first(found + more):
                 display.line(str(one))
             runner.run_attacks()
@@ -223,6 +230,13 @@ def _identity(model: nn.Module, surrogate: nn.Module | None, source: IndexedData
     }
 
 
+def _stand_in_identity(stand_in: StandInLike | None) -> str | None:
+    """Return what the backward pass is of."""
+    if isinstance(stand_in, nn.Module):
+        return f"{model_id(stand_in)} {model_code(stand_in)}"
+    return None if stand_in is None else code_digest(stand_in)
+
+
 def evaluated_digest(source: IndexedDataset, count: int) -> str:
     """Return the digest of data that the plan of an evaluation of the first ``count`` examples holds.
 
@@ -259,14 +273,17 @@ def _open_store(folder: Path | None, plan: dict[str, Any], world: World, point: 
     return store
 
 
-def _run_on_sample(runner: EvaluationRunner, specs: list[DiagnosticSpec]) -> tuple[list[Any], list[dict[str, Any]]]:
+def _run_on_sample(
+    runner: EvaluationRunner, specs: list[DiagnosticSpec], bpda: StandInLike | None
+) -> tuple[list[Any], list[dict[str, Any]]]:
     """Run diagnostics on the first examples that this process has and that are right; return them, and accuracy against ε."""
     some = runner.right()[:SAMPLE]
     if not len(some) or all(spec.evidence != "sample" for spec in specs):
         return [], []
-    model, queries = runner.reference_model, runner.fp32_model
-    x, y = fetch_for(model.model, runner.source, torch.from_numpy(some))
-    sample = Sample(model.model, queries, x, y, runner.threat, runner.seed, model.eot_iter, runner.has_reject_class)
+    model, fp32, draws = runner.reference_model.model, runner.fp32_model.model, runner.reference_model.eot_iter
+    x, y = fetch_for(model, runner.source, torch.from_numpy(some))
+    queries = runner.fp32_model if bpda is None else ModelQueries(with_stand_in(fp32, bpda), draws)
+    sample = Sample(with_stand_in(model, bpda), queries, x, y, runner.threat, runner.seed, draws, runner.has_reject_class)
     return run_diagnostics(specs, "sample", sample), sample.curve
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import ModelQueries, apgd, pgd, random_search, square
+from hauberk.attacks import BPDA, ModelQueries, apgd, pgd, random_search, square
 from hauberk.core.device import send
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.evaluation.result import Finding
@@ -34,7 +34,7 @@ class Sample:
     """What diagnostics that need "sample" are given; what several of them look at is measured once.
 
     Attributes:
-        model: in evaluation mode, lent by ``frozen_model``.
+        model: in evaluation mode, lent by ``frozen_model``; with the backward pass of its stand-in, if it has one.
         queries: the fastest form of it in its own precision.
         x: clean inputs that are classified right, (b, ...).
         y: labels, (b,).
@@ -127,7 +127,7 @@ def _zero(slope: Tensor) -> float:
 def false_gradients(sample: Sample) -> list[Finding]:
     """How far small steps change the margin otherwise than its gradient foretells, behind layers that round on purpose."""
     x, queries, (value, slope) = sample.x, _in_float32(sample.queries), sample.margin_gradient
-    if _zero(slope) > NO_GRADIENT:
+    if _zero(slope) > NO_GRADIENT or isinstance(sample.model, BPDA):  # the gradient of a stand-in is another one on purpose
         return []
     if queries is not sample.queries:
         _, value, slope = queries.value_and_grad(x, sample.margin, sample.y)
