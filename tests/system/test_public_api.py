@@ -106,6 +106,7 @@ ATTACK = {
     "eot_iter": [1],
     "target": [None],
     "bpda": [None],
+    "criterion": [None, hb.attacks.fooled],
     "radius_fraction": [None, torch.ones(6)],
 }
 SEVERAL = {"restarts": [1, 2], "loss": ["ce", "cw", "dlr"], "targets": [2]}
@@ -222,7 +223,7 @@ CALLS = {
         "attacks": [["fgsm"], [hb.attacks.PGD(1)], [lambda model, x, y, threat: x]], "sequential": [False, True],
         "n": [None, 2],
         "batch_size": [4], "seed": [0], "precision": ["fp32", "tf32"], "surrogate": [None], "bpda": [None],
-        "has_reject_class": [False],
+        "criterion": [None, hb.attacks.fooled], "loss": [None], "has_reject_class": [False],
         "diagnostics": ["cheap"], "out": [None], "save_adversarials": [False], "quiet": [True],
     }),
     "float32_mode": (computed, {"precision": ["model", "fp32", "tf32", "bf16"]}),

@@ -11,7 +11,7 @@ from hauberk.attacks.random_search import RandomSearch, random_search
 from hauberk.attacks.square import Square, square
 from hauberk.attacks.state import AttackInputs, AttackResult, AttackState, initial_state
 from hauberk.attacks.transfer import CallableAttack, Transfer, transfer
-from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, logit_margin
+from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, evades, fooled, logit_margin
 
 __all__ = [
     "APGD",
@@ -38,10 +38,12 @@ __all__ = [
     "cw",
     "cw_loss",
     "dlr_loss",
+    "evades",
     "fab",
     "fgsm",
     "find_attack",
     "find_suite",
+    "fooled",
     "friendly_pgd",
     "frozen_model",
     "initial_state",

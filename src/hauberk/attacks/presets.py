@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from hauberk.attacks.apgd import APGD
-from hauberk.attacks.base import Attack, attack_batch, run_attack
+from hauberk.attacks.base import GOAL, Attack, attack_batch, run_attack
 from hauberk.attacks.bpda import StandInLike, with_stand_in
 from hauberk.attacks.fab import FAB
 from hauberk.attacks.frozen_model import check_module
@@ -20,6 +20,7 @@ from hauberk.core.arguments import check_callable, checked
 from hauberk.core.errors import UserError, find_name, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.random import ExampleRng, batch_rng
+from hauberk.objectives.functional import AttackLoss
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_batch
 
@@ -43,10 +44,10 @@ class AttackPreset:
     in_l1: Mapping[str, Any] = field(default_factory=dict)
 
     def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+        self, threat: ThreatModel, n_classes: int, goal: AttackLoss = GOAL, surrogate: nn.Module | None = None
     ) -> tuple[Attack[Any], str]:
         """Return the attack as it is run; arguments, note and errors as :meth:`hauberk.attacks.Attack.adapted`."""
-        attack, note = self.attack.adapted(threat, n_classes, has_reject_class, surrogate)
+        attack, note = self.attack.adapted(threat, n_classes, goal, surrogate)
         return replace(attack, **self.in_l1) if threat.norm.p == 1 and self.in_l1 else attack, note  # type: ignore[type-var]
 
 

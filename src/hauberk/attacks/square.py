@@ -15,7 +15,7 @@ from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackState, where_rows
 from hauberk.core.device import send
 from hauberk.core.random import ExampleRng
-from hauberk.objectives.functional import ATTACK_LOSSES, fooled
+from hauberk.objectives.functional import LossLike
 from hauberk.threat import FeasibleSet, expand_to
 from hauberk.threat.norms import Norm
 
@@ -196,12 +196,13 @@ class Square(Attack[AttackState]):
     Attributes:
         steps: queries; AutoAttack has 5,000.
         restarts: independent runs.
-        has_reject_class: the model's last output is a class of adversarial inputs, which is to be avoided too.
+        loss: the larger, the better a point: "cw" (margin), "evade" for a model whose last output is a class of adversarial
+            inputs, or a function of outputs and labels.
     """
 
     steps: int = 5000
     restarts: int = 1
-    has_reject_class: bool = False
+    loss: LossLike = "cw"
     check_every = 20
     passes_per_step = 1
     uses_gradients = False
@@ -222,9 +223,9 @@ class Square(Attack[AttackState]):
         if bool((host_steps == 0).any()):
             asked = where_rows(fresh_rows, _first(state), asked)
         logits = queries.logits(asked)
-        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"](logits, state.y).to(asked.dtype)
+        loss = self.attack_loss(logits, state.y).to(asked.dtype)
         counts = state.step <= self.steps
-        wrong = fooled(logits, state.y, self.has_reject_class) & counts
+        wrong = state.criterion(logits, state.y) & counts
         state.offer(asked, logits, torch.where(counts, loss, -torch.inf), wrong)
 
 
