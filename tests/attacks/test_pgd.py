@@ -26,7 +26,7 @@ from hauberk.attacks.pgd import RelativeStep, parse_step_size
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.random import ExampleRng
 from hauberk.methods.inner import MinimumMargin
-from hauberk.objectives.functional import ATTACK_LOSSES, cw_loss, dlr_loss, logit_margin
+from hauberk.objectives.functional import ATTACK_LOSSES, cw_loss, dlr_loss, evades, logit_margin, make_goal
 from helpers import count_passes, fingerprint, same, tiny_batch, tiny_net
 
 THREATS = [hb.Linf("8/255"), hb.L2(0.5), hb.L1(4.0)]
@@ -561,8 +561,7 @@ def test_an_attack_of_ones_own_is_never_replaced(threat, monkeypatch):
     apgd, _ = PRESETS["apgd-3"].adapted(threat, 5)
     assert (apgd.steps, apgd.loss, apgd.targets, apgd.restarts) == (7, "ce-targeted", 2, 3)
     assert isinstance(apgd, APGDL1) == (threat.norm.name == "L1")
-    with pytest.raises(hb.UserError, match="does not know of a class of adversarial inputs"):
-        PRESETS["corner"].adapted(threat, 5, has_reject_class=True)
+    assert PRESETS["corner"].adapted(threat, 5, make_goal(evades))[0] is mine
 
 
 def test_autoattacks_rows_have_their_own_numbers_in_l1():

@@ -2,6 +2,7 @@
 
 from hauberk.attacks.apgd import APGD, apgd
 from hauberk.attacks.base import Attack, run_attack
+from hauberk.attacks.bpda import BPDA
 from hauberk.attacks.ddn import DDN, ddn
 from hauberk.attacks.fab import FAB, fab
 from hauberk.attacks.fmn import FMN, fmn
@@ -13,10 +14,11 @@ from hauberk.attacks.sigma_zero import SigmaZero, sigma_zero
 from hauberk.attacks.square import Square, square
 from hauberk.attacks.state import AttackInputs, AttackResult, AttackState, initial_state
 from hauberk.attacks.transfer import CallableAttack, Transfer, transfer
-from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, logit_margin
+from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, evades, fooled, logit_margin
 
 __all__ = [
     "APGD",
+    "BPDA",
     "DDN",
     "FAB",
     "FMN",
@@ -43,11 +45,13 @@ __all__ = [
     "cw_loss",
     "ddn",
     "dlr_loss",
+    "evades",
     "fab",
     "fgsm",
     "find_attack",
     "find_suite",
     "fmn",
+    "fooled",
     "friendly_pgd",
     "frozen_model",
     "initial_state",

@@ -1,6 +1,6 @@
 """DDN: decoupled direction and norm attack (Rony et al. 2019), in L2."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from hauberk.attacks.base import as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.minimum_norm import MinimumNormAttack, MinimumNormState, normalised, unit_slope
 from hauberk.attacks.state import AttackInputs, where_rows
-from hauberk.objectives.functional import ATTACK_LOSSES
+from hauberk.objectives.functional import LossLike
 from hauberk.threat import Norm
 
 LAST_STEP = 0.01  # of the first
@@ -29,6 +29,7 @@ class DDN(MinimumNormAttack["DDNState"]):
         gamma: γ.
         init_norm: first radius, in widths of the box.
         restarts: independent starts; the first is at the clean input.
+        loss: what each step goes up along.
     """
 
     steps: int = 100
@@ -36,6 +37,7 @@ class DDN(MinimumNormAttack["DDNState"]):
     gamma: float = 0.05
     init_norm: float = 1.0
     restarts: int = 1
+    loss: LossLike = field(default="ce", kw_only=True)
 
     def defined_in(self, norm: Norm) -> bool:
         """In L2."""
@@ -49,8 +51,7 @@ class DDN(MinimumNormAttack["DDNState"]):
     def step(self, state: "DDNState", queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look, step along the gradient, and go back to the sphere of the next radius."""
         norm, point = state.feasible.norm, state.point(state.offset)
-        loss = self.margin if self.has_reject_class else ATTACK_LOSSES["ce"]
-        logits, _, grad = queries.value_and_grad(point, loss, state.y)
+        logits, _, grad = queries.value_and_grad(point, self.attack_loss, state.y)
         wrong, _ = self.note(state, point, logits)
         slope = unit_slope(grad, state.scale)
         # Where there is no gradient, a random direction: otherwise nothing would ever move.

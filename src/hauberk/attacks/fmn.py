@@ -62,7 +62,7 @@ class FMN(MinimumNormAttack["FMNState"]):
     def step(self, state: "FMNState", queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look, step along the gradient, and project onto the ball of the next radius."""
         norm, point = state.feasible.norm, state.point(state.offset)
-        logits, value, grad = queries.value_and_grad(point, self.margin, state.y)
+        logits, value, grad = queries.value_and_grad(point, self.attack_loss, state.y)
         wrong, length = self.note(state, point, logits)
         slope = unit_slope(grad, state.scale)
         radius = self.next_radius(state, wrong, length, value.to(slope.dtype), slope)

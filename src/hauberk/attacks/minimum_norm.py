@@ -7,13 +7,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.base import Attack
+from hauberk.attacks.base import GOAL, Attack
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
-from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, find_attack_loss, fooled
+from hauberk.objectives.functional import AttackLoss, LossLike
 from hauberk.threat import ThreatModel
 
 _FAR = 1e12  # instead of infinity, where the box has no bound
-_MARGIN = find_attack_loss("cw", math.inf)  # which has a slope where an input is misclassified, too
 
 
 @dataclass
@@ -61,11 +60,12 @@ class MinimumNormAttack(Attack[MinState]):
 
     Attributes:
         within_eps: whether only points within ε count; set by an evaluation.
-        has_reject_class: the model's last output is a class of adversarial inputs, which is to be avoided too.
+        loss: what is above 0 where an input is misclassified, and rises towards there.
     """
 
     within_eps: bool = field(default=False, kw_only=True)
-    has_reject_class: bool = field(default=False, kw_only=True)
+    loss: LossLike = field(default="cw", kw_only=True)
+    confidence = math.inf  # so that the margin has a slope where an input is misclassified, too
 
     @property
     def stops_at_success(self) -> bool:  # type: ignore[override]
@@ -77,16 +77,11 @@ class MinimumNormAttack(Attack[MinState]):
         """To know which inputs are misclassified without an attack; by itself, the first look says so."""
         return self.within_eps
 
-    @property
-    def margin(self) -> AttackLoss:
-        """What is above 0 where an input is misclassified."""
-        return ATTACK_LOSSES["evade"] if self.has_reject_class else _MARGIN
-
     def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+        self, threat: ThreatModel, n_classes: int, goal: AttackLoss = GOAL, surrogate: nn.Module | None = None
     ) -> tuple[Attack[Any], str]:
         """Return the attack for an evaluation, to which only points within ε count."""
-        return super(MinimumNormAttack, replace(self, within_eps=True)).adapted(threat, n_classes, has_reject_class, surrogate)
+        return super(MinimumNormAttack, replace(self, within_eps=True)).adapted(threat, n_classes, goal, surrogate)
 
     def start(self, inputs: AttackInputs) -> dict[str, Any]:
         """Return the fields of :class:`MinimumNormState` at the clean input, or, in restarts, at a random point of ε/2."""
@@ -113,7 +108,7 @@ class MinimumNormAttack(Attack[MinState]):
 
     def note(self, state: MinimumNormState, point: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Note a look at points (B, ...) in the box; returns which are misclassified and how far they are, (B,) each."""
-        wrong, length = fooled(logits, state.y, self.has_reject_class), state.length(point)
+        wrong, length = state.criterion(logits, state.y), state.length(point)
         state.nearest = torch.where(wrong, torch.minimum(state.nearest, length), state.nearest)
         counts = wrong & state.feasible.contains(point) if self.within_eps else wrong
         state.offer(point, logits, torch.where(counts, -length, -torch.inf), counts)

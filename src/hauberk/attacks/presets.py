@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from hauberk.attacks.apgd import APGD
-from hauberk.attacks.base import Attack, attack_batch, run_attack
+from hauberk.attacks.base import GOAL, Attack, attack_batch, run_attack
+from hauberk.attacks.bpda import StandInLike, with_stand_in
 from hauberk.attacks.ddn import DDN
 from hauberk.attacks.fab import FAB
 from hauberk.attacks.fmn import FMN
@@ -23,6 +24,7 @@ from hauberk.core.arguments import check_callable, checked
 from hauberk.core.errors import UserError, find_name, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.random import ExampleRng, batch_rng
+from hauberk.objectives.functional import AttackLoss
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_batch
 
@@ -52,10 +54,10 @@ class AttackPreset:
     whole: str = ""
 
     def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+        self, threat: ThreatModel, n_classes: int, goal: AttackLoss = GOAL, surrogate: nn.Module | None = None
     ) -> tuple[Attack[Any], str]:
         """Return the attack as it is run; arguments, note and errors as :meth:`hauberk.attacks.Attack.adapted`."""
-        attack, note = self.attack.adapted(threat, n_classes, has_reject_class, surrogate)
+        attack, note = self.attack.adapted(threat, n_classes, goal, surrogate)
         return replace(attack, **self.in_l1) if threat.norm.p == 1 and self.in_l1 else attack, note  # type: ignore[type-var]
 
 
@@ -172,7 +174,15 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
 
 
 @checked
-def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0) -> AttackResult:
+def autoattack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int | ExampleRng = 0,
+    bpda: StandInLike | None = None,
+) -> AttackResult:
     """Run AutoAttack (Croce and Hein 2020), standard version: APGD-CE, then APGD-T, FAB-T and Square, each on what stands.
 
     With fewer than 4 classes targeted APGD maximises ``z_t - z_y``, because targeted DLR is not defined.
@@ -183,6 +193,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
         y: labels, (B,), integers.
         threat: ball and box.
         seed: of all random draws; an integer, or an ``ExampleRng`` keyed by example.
+        bpda: as in :func:`hauberk.attacks.run_attack`.
 
     Returns:
         AttackResult: ``x_adv`` is the point of the attack that succeeded, otherwise of APGD-CE; so are ``kappa`` and the like.
@@ -192,6 +203,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
     """
     y = check_batch(x, y)
     check_module(model)
+    model = with_stand_in(model, bpda)
     rng = batch_rng(seed, x)
     first, *others = AUTOATTACK
     found = run_attack(PRESETS[first].adapted(threat, 10)[0], model, x, y, threat, seed=rng)

@@ -61,7 +61,7 @@ class SigmaZero(MinimumNormAttack["SigmaZeroState"]):
     def step(self, state: "SigmaZeroState", queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look, take a step of Adam, and drop what is below the threshold."""
         point, change = state.point(state.offset), state.offset
-        logits, value, grad = queries.value_and_grad(point, self.margin, state.y)
+        logits, value, grad = queries.value_and_grad(point, self.attack_loss, state.y)
         wrong, _ = self.note(state, point, logits)
         of_margin = unit_slope(grad, state.scale) * (value < 0)[:, None]
         square = change.square()

@@ -38,6 +38,8 @@ class Evaluate:
     evaluation: EvaluationOptions = EvaluationOptions()
     surrogate: Path | None = None
     """Another run or exported model, to craft transfer attacks on."""
+    bpda: str = ""
+    """A package.module:function, or module, that stands in for the model in the backward pass of attacks (BPDA)."""
     n: Annotated[int | None, tyro.conf.arg(aliases=("--limit",))] = None
     """Number of examples to evaluate, the first ones; by default all. Under torchrun write --limit, as it takes --n itself."""
     batch_size: int = 256
@@ -83,7 +85,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from hauberk.core.distributed import init_distributed
-    from hauberk.core.imports import trusted_name
+    from hauberk.core.imports import import_object, trusted_name
     from hauberk.core.io import as_json, write_json
     from hauberk.data import Table, find_dataset, labels
     from hauberk.evaluation import evaluate as evaluate_model
@@ -124,6 +126,7 @@ def evaluate(arguments: Sequence[str]) -> int:
                 **asdict(options.evaluation),
                 **{name: getattr(options, name) for name in _PASSED_ON},
                 surrogate=surrogate,
+                bpda=import_object(options.bpda, "stand-in") if options.bpda else None,
                 has_reject_class=options.has_reject_class or card.get("has_reject_class") is True,
                 out=out,
                 quiet=options.quiet or options.json,

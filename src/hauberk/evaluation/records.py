@@ -36,6 +36,8 @@ _COST = {"i": "i", "rank": "i", "seconds": "f", "forwards": "f", "backwards": "f
 _DIGESTS = {
     "data_digest": "data: inputs, labels or their order",
     "model_id": "model: its weights, buffers or other tensors",
+    "goal": "criterion, loss or has_reject_class",
+    "bpda": "bpda: its code or its weights",
     "surrogate_id": "surrogate: its weights, buffers or other tensors",
 }
 _HARMLESS = ("threads", "python", "float32")  # which change rounding at most

@@ -25,8 +25,8 @@ from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import IndexedDataset, Subset, fetch_for, to_device
 from hauberk.evaluation.records import CLEAN, RecordStore
 from hauberk.evaluation.result import wilson_interval
-from hauberk.evaluation.verify import finite_margin, read_columns, verify_adversarial
-from hauberk.objectives.functional import ATTACK_LOSSES, logit_margin
+from hauberk.evaluation.verify import finite_margin, margin, predicted_class, read_columns, verify_adversarial
+from hauberk.objectives.functional import AttackLoss, fooled
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
 
@@ -53,6 +53,7 @@ class EvaluationRunner:
         shard: this process's examples, in the order they are attacked, (m,) int64.
         batch_size: how many examples are attacked at a time, in passes of that one shape.
         outputs: how many logits the model has.
+        goal: what the adversary is after.
         display: shows the progress.
         precision: that attacks with gradients run in.
         state_path: where the attack under way is saved; None for nowhere.
@@ -72,7 +73,7 @@ class EvaluationRunner:
     seed: int
     batch_size: int
     outputs: int
-    has_reject_class: bool
+    goal: AttackLoss
     display: ProgressBar
     precision: Precision = "fp32"
     state_path: Path | None = None
@@ -116,13 +117,16 @@ class EvaluationRunner:
             mine = self.shard[start : start + self.batch_size]
             x, y = self._fetch_batch(mine)
             logits, ids = self.reference_model.logits(x), send(content_ids(x), x.device)
-            check_logits(logits, y, self.outputs, probabilities=True)
+            check_logits(logits, y, self.outputs, probabilities=True, of_classes=self.goal.of_classes)
             if not start:
-                self._logits = logits.new_zeros(len(self.shard), logits.shape[1])  # at once: small pieces would scatter
+                self._logits = logits.new_zeros(len(self.shard), *logits.shape[1:])  # at once: small pieces would scatter
             self._logits[start : start + len(mine)] = logits[: len(mine)]
-            predicted = logits.argmax(1)
-            seen = {"id": ids, "label": y, "predicted": predicted, "margin": logit_margin(logits, y), "right": predicted == y}
-            if self.has_reject_class and not self.records[CLEAN]["known"][mine].all():
+            seen = {
+                "id": ids, "label": y if self.goal.of_classes else torch.full_like(ids, -1),
+                "predicted": predicted_class(logits, self.goal), "margin": margin(logits, y, self.goal),
+                "right": ~self._mistaken(logits, y),
+            }  # fmt: skip
+            if self.goal.extra_outputs and not self.records[CLEAN]["known"][mine].all():
                 seen["recognised"] = self._recognised(x, y, ExampleRng(self.seed, ids, _stage("detection")))
             found = {key: column[: len(mine)] for key, column in read_columns(seen).items()}
             before = self.records[CLEAN][mine]
@@ -133,6 +137,10 @@ class EvaluationRunner:
             new = ~before["known"]
             self.store.keep_points(mine, x[: len(mine)], new)
             self.store.write(CLEAN, mine[new], **{key: column[new] for key, column in found.items()})
+
+    def _mistaken(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Which clean inputs are mistaken, (b,) bool: to take one for adversarial is a mistake, too."""
+        return (fooled if self.goal.extra_outputs else self.goal.criterion)(logits, y)
 
     def _recognised(self, x: Tensor, y: Tensor, rng: ExampleRng) -> Tensor:
         """Which adversarial inputs are recognised when they only try to be misclassified, (b,) bool."""
@@ -181,7 +189,8 @@ class EvaluationRunner:
             rows = torch.from_numpy(self._row[examples])
             x, y = fetch_for(self.reference_model.model, self._mine, rows)
             row, run = send(torch.stack([rows, torch.tensor(runs)]), device)
-            return AttackInputs(self.threat.around(x), y, self._logits[row], run, draws.index_select(row))
+            region, logits, rng = self.threat.around(x), self._logits[row], draws.index_select(row)
+            return AttackInputs(region, y, logits, run, rng, criterion=self.goal.criterion)
 
         verify, leave = partial(self._verify, name), partial(self._leave, name)
         sizes = self.batch_size, self.init_batch_size, self._smaller_batch_sizes
@@ -199,7 +208,7 @@ class EvaluationRunner:
         points, sets, index = states.best[places], states.feasible.index_select(places), np.array(examples)
         y, size = states.y[places], self.verify_batch_size
         with float32_mode("fp32"):
-            seen = verify_adversarial(self.reference_model, sets, points, y, size, self.has_reject_class)
+            seen = verify_adversarial(self.reference_model, sets, points, y, size, self.goal)
         found = read_columns({**seen, "step": states.found_at[places]})
         holds = found.pop("holds")
         self.records[attack]["unverified"][index[~holds]] = True
@@ -212,14 +221,14 @@ class EvaluationRunner:
     def _leave(self, attack: str, states: AttackState, places: Tensor, examples: list[int]) -> None:
         """Keep that an attack has not broken some examples."""
         assert states.best_logits is not None  # there were looks
-        margin = finite_margin(states.best_logits[places], states.y[places]).cpu().numpy()
+        margin = finite_margin(states.best_logits[places], states.y[places], self.goal).cpu().numpy()
         self.store.write(attack, np.array(examples), broken=False, margin=margin)
 
     def _fetch_batch(self, examples: np.ndarray) -> tuple[Tensor, Tensor]:
         """Fetch examples and check them; copies of the first fill the batch."""
         full = np.concatenate([examples, examples[:1].repeat(self.batch_size - len(examples))])
         x, y = fetch_for(self.reference_model.model, self._mine, torch.from_numpy(self._row[full]))
-        check_inputs(x, y, self.threat, self.source.classes)
+        check_inputs(x, y, self.threat, self.source.classes, self.goal.of_classes)
         return x, y
 
     @cached_property
@@ -229,7 +238,7 @@ class EvaluationRunner:
         x = self.threat.around(x).random(ExampleRng(self.seed, torch.arange(len(x), device=x.device)))
 
         def bits(form: nn.Module, size: int) -> tuple[Tensor, Tensor]:
-            logits, _, grad = ModelQueries(form).value_and_grad(x[:size], ATTACK_LOSSES["cw"], y[:size])
+            logits, _, grad = ModelQueries(form).value_and_grad(x[:size], self.goal, y[:size])
             return logits, grad
 
         sizes = [len(y) * k // 8 for k in range(7, 0, -1) if len(y) * k // 8 >= _SMALLEST_BATCH]

@@ -214,6 +214,8 @@ def _attacks(found: dict[str, Any]) -> list[Block]:
 
 
 def _classes(found: dict[str, Any]) -> list[Block]:
+    if not found["by_class"]:  # a task without classes
+        return []
     counts = Counter(str(example["label"]) for example in found["examples"])
     figure = _accuracies("classes", "Robust accuracy of each class", "class", found["by_class"], counts)
     blocks: list[Block] = [figure]

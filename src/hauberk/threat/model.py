@@ -26,6 +26,7 @@ Features: TypeAlias = Sequence[int] | Tensor | None
 _LONGEST_FRACTION = 60
 _HUGE_EXPONENT = re.compile(r"[eE][+-]?(\d_?){4}")
 _NORMALISE = "normalisation belongs inside the model, nn.Sequential(hauberk.models.Normalize(mean, std), net)"
+OTHER_LABELS = "class numbers of one-hot labels are y.argmax(1), other labels need criterion= and a loss= of your own"
 _BOX_SLACK = 1e-6  # float rounding of the box's own bounds
 
 
@@ -336,16 +337,17 @@ def _from_plain(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf") else value
 
 
-def check_batch(x: Tensor, y: Tensor, what: str = "labels") -> Tensor:
+def check_batch(x: Tensor, y: Tensor, what: str = "labels", of_classes: bool = True) -> Tensor:
     """Check types and shapes of a batch as a caller hands it over, without waiting for a device.
 
     Args:
         x: inputs, (B, ...), floating.
         y: labels, (B,), integers of any width.
         what: those are.
+        of_classes: whether they are numbers of classes; otherwise they may be anything, (B, ...).
 
     Returns:
-        The labels, (B,) int64.
+        The labels, (B,) int64; if they are not of classes, as they are, floats in the dtype of the inputs.
 
     Raises:
         UserError: for what is no tensor that holds data, inputs that are not floating, labels that are no class numbers, and an
@@ -360,15 +362,32 @@ def check_batch(x: Tensor, y: Tensor, what: str = "labels") -> Tensor:
         raise UserError(f"inputs must have a batch dimension and features, got shape {tuple(x.shape)}")
     if len(x) == 0:
         raise UserError("the batch is empty")
+    if not of_classes:
+        return check_own_labels(x, y)
     if y.ndim != 1 or len(x) != len(y):
-        hint = "; class numbers of one-hot labels are y.argmax(1)" if y.ndim == 2 and len(x) == len(y) else ""
+        hint = f"; {OTHER_LABELS}" if y.ndim == 2 and len(x) == len(y) else ""
         raise UserError(f"inputs of shape {tuple(x.shape)} need {what} of shape ({len(x)},), got {tuple(y.shape)}{hint}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise UserError(f"{what} must be integers, got {y.dtype}; y.long() makes them so")
+        raise UserError(f"{what} must be integers, got {y.dtype}; y.long() makes them so; {OTHER_LABELS}")
     return y.long()
 
 
-def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None = None) -> Tensor:
+def check_own_labels(x: Tensor, y: Tensor) -> Tensor:
+    """Return labels (B, ...) that are not numbers of classes, floats in the dtype of the inputs, float32 at least.
+
+    Raises:
+        UserError: if there is not one for each input, or one is NaN or infinite.
+    """
+    if y.ndim < 1 or len(x) != len(y):
+        raise UserError(f"there are {len(x)} inputs, and labels of shape {tuple(y.shape)}; one is needed for each input")
+    if not y.is_floating_point():
+        return y
+    if not bool(y.isfinite().all()):
+        raise UserError("labels have NaN or infinite values")
+    return y.to(x.dtype if x.dtype.itemsize >= 4 else torch.float32)
+
+
+def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None = None, of_classes: bool = True) -> Tensor:
     """Check a batch or a whole data set.
 
     Args:
@@ -376,15 +395,16 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
         y: labels, (N,), integers of any width.
         threat: whose box the inputs must lie in.
         classes: number of classes, if known.
+        of_classes: whether labels are numbers of classes; otherwise they may be anything, (N, ...).
 
     Returns:
-        The labels, (N,) int64.
+        The labels, as :func:`check_batch`.
 
     Raises:
         UserError: for wrong types or shapes, NaN, inputs outside the box (normalised by mistake), labels out of range.
     """
     check_argument("threat", threat, ThreatModel)
-    y = check_batch(x, y)
+    y = check_batch(x, y, of_classes=of_classes)
     if not bool(x.isfinite().all()):
         raise UserError(f"the data has {int((~x.isfinite()).sum())} NaN or infinite values")
     region = threat.around(x)
@@ -394,7 +414,8 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
         seen = f"[{float(x.amin()):.3g}, {float(x.amax()):.3g}]"
         hint = "divide by 255" if float(x.amin()) >= 0 and float(x.amax()) > 1.5 else _NORMALISE
         raise UserError(f"inputs lie in {seen}, outside the threat model's box {box}; {hint}, or give low= and high=")
-    check_labels(y, classes)
+    if of_classes:
+        check_labels(y, classes)
     return y
 
 

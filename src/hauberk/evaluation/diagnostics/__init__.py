@@ -94,7 +94,7 @@ _TABLE: dict[Evidence, tuple[tuple[str, Callable[[Any], list[Finding]], float, f
     "sample": (
         ("gradients", gradients.zero_gradients, inf, gradients.NO_GRADIENT,
          "gradients do not reach the input (rounding, detach, saturation): attacks with gradients prove nothing here; "
-         "attack a differentiable stand-in (BPDA), or without gradients"),
+         "give a differentiable stand-in (bpda=), or attack without gradients"),
         ("gradients-of-cross-entropy", gradients.saturation, gradients.NO_GRADIENT, inf,
          "cross-entropy is saturated: attacks that maximise it prove nothing here; believe those on the margin"),
         ("gradients-tell-the-truth", gradients.false_gradients, 0.4, 0.6,  # honest networks stay below 0.25, others reach 0.9
