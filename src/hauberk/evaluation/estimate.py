@@ -4,9 +4,9 @@ Survivors are sorted by the margin that the first attacks have left, because tho
 break: the tenth with the least is one stratum, the rest another, and each is sampled at random without replacement. A first
 sample, the pilot, only plans: its examples count as what they are, and from what it showed follows how large the sample of
 the others must be, and how it is divided (Neyman 1934). The interval comes from that second sample alone, whose size was fixed
-before it was looked at, by exact hypergeometric limits in each stratum (Clopper and Pearson 1934, without replacement),
-combined as Zou and Donner (2008) do. Where it is still too wide, the sample grows; each look then has its own share of the 5 %,
-so that all intervals that could be shown hold together with 95 %.
+before it was looked at, and is exact: by the hypergeometric distributions of the strata, as Clopper and Pearson's (1934) is for
+one. Where it is still too wide, the sample grows; each look then has its own share of the 5 %, so that all intervals that could
+be shown hold together with 95 %.
 """
 
 import math
@@ -196,41 +196,88 @@ def _plan(fractions: np.ndarray, sizes: np.ndarray, wanted: float) -> tuple[int,
         counts = [
             (round(f * m), m, n) for f, m, n in zip(fractions, _allocate(sizes, favour, size), sizes.tolist(), strict=True)
         ]
-        _, low, high = combined_limits(counts, FIRST_SHARE)
-        return (high - low) / 2 > wanted
+        return _half_width(counts, FIRST_SHARE) > wanted
 
     return _last(wide, 0, int(sizes.sum()) - 1) + 1, favour
 
 
-def combined_limits(counts: Sequence[tuple[int, int, int]], error: float) -> tuple[float, int, int]:
-    """Estimate how many of all strata are broken, with limits.
+def _half_width(counts: Sequence[tuple[int, int, int]], error: float) -> float:
+    """About half the width of the interval: ``sqrt(Σ d_h²)`` with those of each stratum (Zou and Donner 2008)."""
+    ends = (exact_limits(*count, error) for count in counts)
+    return math.sqrt(sum((high - low) ** 2 for low, high in ends)) / 2
 
-    The limits ``T ± sqrt(Σ d_h²)`` are those of Zou and Donner (2008), with the distances ``d_h`` of the exact limits of each
-    stratum from its estimate ``N_h k_h / m_h``.
+
+def combined_limits(counts: Sequence[tuple[int, int, int]], error: float) -> tuple[float, int, int]:
+    """Estimate how many of one stratum, or of two together, are broken, with exact limits.
+
+    The estimate is ``T = Σ N_h k_h / m_h``. The limits are the smallest and the largest total under which so large, or so
+    small, a T had a chance above ``error / 2``, however the total is divided between the strata; divisions that the strata
+    themselves refute are left out, for a tenth of the error (Berger and Boos 1994).
 
     Args:
         counts: for each stratum, how many were broken, out of how many sampled, of how many.
-        error: the chance that the interval misses.
+        error: the chance that the interval misses, at most.
 
     Returns:
         The estimate, and the limits, which are whole numbers.
     """
-    value, below, above = 0.0, 0.0, 0.0
-    for k, m, n in counts:
-        here = n * k / m if m else 0.0
-        low, high = exact_limits(k, m, n, error)
-        value, below, above = value + here, below + (here - low) ** 2, above + (high - here) ** 2
-    least = sum(k for k, _, _ in counts)
-    most = sum(n - (m - k) for k, m, n in counts)
-    low_end = max(math.ceil(value - math.sqrt(below) - 1e-6), least)
-    return value, low_end, min(math.floor(value + math.sqrt(above) + 1e-6), most)
+    value = sum(n * k / m for k, m, n in counts if m)
+    if len(counts) == 1:
+        return (value, *exact_limits(*counts[0], error))
+    refuted, tail = 0.1 * error / 2, 0.9 * error / 2
+    ranges = [exact_limits(k, m, n, refuted / 2) for k, m, n in counts]
+    (first, second), ((low_1, high_1), (low_2, high_2)) = counts, ranges
+
+    def chance(total: int, of_so_many: bool) -> float:
+        """The largest chance of a T of at least (otherwise at most) what was seen, over the divisions of a total."""
+        divided = np.arange(max(low_1, total - high_2), min(high_1, total - low_2) + 1)
+        of_first, of_second = _chances(divided, *first[1:]), _chances(total - divided, *second[1:])
+        reach = np.arange(first[1] + 1) * _weight(first)
+        if of_so_many:  # the chance that the second stratum makes up for what the first has not
+            least = np.ceil((value - reach) / _weight(second) - 1e-9).clip(0, second[1] + 1).astype(int)
+            tails = np.concatenate([np.ones((len(divided), 1)), 1 - of_second.cumsum(1)], 1)
+        else:
+            least = np.floor((value - reach) / _weight(second) + 1e-9).clip(-1, second[1]).astype(int) + 1
+            tails = np.concatenate([np.zeros((len(divided), 1)), of_second.cumsum(1)], 1)
+        return float((of_first * tails[:, least]).sum(1).max())
+
+    middle = min(max(round(value), low_1 + low_2), high_1 + high_2)
+    high = _last(lambda total: chance(total, False) > tail, middle, high_1 + high_2)
+    low = -_last(lambda minus: chance(-minus, True) > tail, -middle, -(low_1 + low_2))
+    return value, low, high
+
+
+def _weight(count: tuple[int, int, int]) -> float:
+    """For how many of its stratum one that was sampled stands."""
+    _, drawn, size = count
+    return size / max(drawn, 1)
+
+
+def _chances(broken: np.ndarray, drawn: int, size: int) -> np.ndarray:
+    """The chance of each number of broken ones, 0 to ``drawn``, where so many (B,) of ``size`` are: (B, drawn + 1)."""
+    log_factorial = _log_factorials(size)
+
+    def choices(of: np.ndarray, some: np.ndarray) -> np.ndarray:
+        inside = (some >= 0) & (some <= of)
+        part = np.where(inside, some, 0)
+        return np.where(inside, log_factorial[of] - log_factorial[part] - log_factorial[of - part], -np.inf)
+
+    k, whole = np.arange(drawn + 1), broken[:, None]
+    chances = choices(whole, k) + choices(size - whole, drawn - k) - choices(np.array(size), np.array(drawn))
+    return np.asarray(np.exp(chances))
+
+
+@lru_cache(maxsize=8)
+def _log_factorials(size: int) -> np.ndarray:
+    """The logarithms of 0! to ``size``!, (size + 1,)."""
+    return np.concatenate([[0.0], np.log(np.arange(1, size + 1)).cumsum()])
 
 
 @lru_cache(maxsize=10_000)
 def exact_limits(k: int, m: int, n: int, error: float) -> tuple[int, int]:
     """Exact limits of how many of n are broken, where k of m that were drawn without replacement are.
 
-    They are the smallest and the largest number under which so few, or so many, had a chance above ``error / 2``.
+    They are the smallest and the largest number under which so many, or so few, had a chance above ``error / 2``.
     """
     from scipy.stats import hypergeom  # half a second to import
 
