@@ -14,8 +14,8 @@ from hauberk.cli.options import command, parse, say
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ThreatOptions, digest
 
-_CHANGES_NO_NUMBER = ("threads", "device", "out", "diagnostics", "card", "status", "json", "quiet")
-_PASSED_ON = ("n", "batch_size", "seed", "precision", "save_adversarials", "diagnostics")
+_CHANGES_NO_NUMBER = ("to", "threads", "device", "out", "diagnostics", "card", "status", "json", "quiet")
+_PASSED_ON = ("to", "n", "batch_size", "seed", "precision", "save_adversarials", "diagnostics")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Evaluate:
     """Another run or exported model, to craft transfer attacks on."""
     bpda: str = ""
     """A package.module:function, or module, that stands in for the model in the backward pass of attacks (BPDA)."""
+    to: float = 1.0
+    """Of the suite fast: go on until the interval of the estimate is within ± so many points; 0 for the full protocol. The same
+    command with another value goes on from there."""
     n: Annotated[int | None, tyro.conf.arg(aliases=("--limit",))] = None
     """Number of examples to evaluate, the first ones; by default all. Under torchrun write --limit, as it takes --n itself."""
     batch_size: int = 256

@@ -78,7 +78,7 @@ class EvaluationOptions:
 
     suite: str = "quick"
     """Attacks to run: quick (FGSM, PGD-20, CW-30, PGD-100), papers (the columns of the papers' tables), standard (AutoAttack),
-    plus, or rand (for random models); see 'hauberk attacks'."""
+    fast (its accuracy, estimated at a fraction of the price), plus, or rand (for random models); see 'hauberk attacks'."""
     attacks: tuple[str, ...] = ()
     """Attacks to run instead of a suite, such as pgd-40 cw-100, or package.module:attribute for your own."""
     sequential: bool = False
