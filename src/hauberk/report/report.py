@@ -23,7 +23,7 @@ from hauberk.report.reproduce import evaluate_command, reproduction_commands
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.callbacks import read_metrics
 
-_SUITES = {
+_SUITES = {name: k for k, name in enumerate(("plus", "standard", "fast", "papers", "rand", "custom", "quick"))}  # strongest first
     name: k for k, name in enumerate(("plus", "standard", "fast", "papers", "rand", "custom", "quick"))
 }  # the strongest first
 _OVERFIT = 0.03  # loss of robust validation accuracy from the best to the last epoch that is worth a word
