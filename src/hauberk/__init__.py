@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hauberk.core.numerics import float32_mode as float32_mode
     from hauberk.evaluation import Evaluation as Evaluation
     from hauberk.evaluation.evaluate import evaluate as evaluate
+    from hauberk.evaluation.robustbench import benchmark as benchmark
     from hauberk.methods import AWP as AWP
     from hauberk.methods import Method as Method
     from hauberk.methods import Step as Step
@@ -42,6 +43,7 @@ __getattr__, __dir__, __all__ = attach(
         "core.numerics": ["float32_mode"],
         "evaluation.evaluate": ["evaluate"],
         "evaluation.result": ["Evaluation"],
+        "evaluation.robustbench": ["benchmark"],
         "methods": ["AWP", "Method", "Step", "StepContext", "list_methods", "method", "register_method"],
         "threat": ["L1", "L2", "Linf", "ThreatModel"],
         "training.export": ["load"],
