@@ -32,7 +32,6 @@ from hauberk.threat.model import check_inputs
 
 SAVE_EVERY = 20.0  # seconds between two states of an attack under way
 SHOW_EVERY = 1.0
-_SMALLEST_BATCH = 16
 _SHARE = 50  # times as long as it took to show the progress, nothing is shown again
 
 
@@ -233,7 +232,10 @@ class EvaluationRunner:
 
     @cached_property
     def _smaller_batch_sizes(self) -> list[int]:
-        """Eighths of the batch size at which the model's forms compute the same bits as with the whole batch."""
+        """Numbers of rows at which the model's forms compute the same bits as with the whole batch, the largest first.
+
+        Eighths of the batch size, and powers of two below the least of them: an example that is left does not fill many rows.
+        """
         x, y = self._fetch_batch(self.shard[:1])
         x = self.threat.around(x).random(ExampleRng(self.seed, torch.arange(len(x), device=x.device)))
 
@@ -241,7 +243,8 @@ class EvaluationRunner:
             logits, _, grad = ModelQueries(form).value_and_grad(x[:size], self.goal, y[:size])
             return logits, grad
 
-        sizes = [len(y) * k // 8 for k in range(7, 0, -1) if len(y) * k // 8 >= _SMALLEST_BATCH]
+        eighths = [len(y) * k // 8 for k in range(7, 0, -1)]
+        sizes = sorted({n for n in (*eighths, *(1 << k for k in range(eighths[-1].bit_length()))) if n}, reverse=True)
         for form, precision in {(self.fp32_model.model, self.full_precision), (self.attack_model.model, self.precision)}:
             with float32_mode(precision):
                 whole = bits(form, len(y))

@@ -70,9 +70,12 @@ class FeasibleSet:
         if self.norm.is_box:
             return point.clamp(self.lower, self.upper)
         moved = self.norm.project((point - self.x).div_(self.scale).flatten(1), self.down.flatten(1), self.up.flatten(1))
-        change = moved.view_as(self.x) * self.radius
-        inside = _clip_rounding(self.x, self.x + change, change.abs_())
-        return inside.clamp_(self.lower, self.upper)
+        return self.moved_by(moved).clamp_(self.lower, self.upper)
+
+    def moved_by(self, change: Tensor) -> Tensor:
+        """Return the points of the box at changes in units of ε, (B, D) -> (B, ...), rounded so that they go no further."""
+        change = change.view_as(self.x) * self.radius
+        return _clip_rounding(self.x, self.x + change, change.abs_()).clamp_(self.low, self.high)
 
     def random(self, rng: ExampleRng, tag: int | Tensor = 0) -> Tensor:
         """Draw points uniformly in the ball, then project them into the box. Returns (B, ...)."""

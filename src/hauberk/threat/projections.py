@@ -18,6 +18,7 @@ _NEWTON = 20  # steps at most for a concave function, where few are needed; and 
 _BRACKETED = 150  # otherwise; from the sixth on, every other halves the number of floats that come into question
 _ROUNDING = 4  # times eps, of a sum
 _LARGEST_GROWTH = 1e30  # of a square in one step: up to here no sum can overflow
+_OPEN = 1e15  # in place of an infinite bound
 _CLOSE = 0.3  # times the root of the numbers' rounding: 1e-4 in float32, 4e-9 in float64
 
 
@@ -44,11 +45,11 @@ def project_l2_box(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     return kept.to(v.dtype)
 
 
-def project_l1_box(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """Solve ``min ‖u - v‖ : ‖u‖₁ ≤ 1, lo ≤ u ≤ hi`` for each row.
+def project_l1_box(v: Tensor, lo: Tensor, hi: Tensor, radius: float | Tensor = 1.0) -> Tensor:
+    """Solve ``min ‖u - v‖ : ‖u‖₁ ≤ radius, lo ≤ u ≤ hi`` for each row; radius: of all, or (B, 1).
 
-    ``|u_j| = clip(|v_j| - λ, 0, b_j)`` with the least λ ≥ 0 that keeps the sum ≤ 1. The sum falls in λ and is piecewise
-    linear, but neither convex nor concave: Newton within a bracket.
+    ``|u_j| = clip(|v_j| - λ, 0, b_j)`` with the least λ ≥ 0 that keeps the sum within the radius. The sum falls in λ and is
+    piecewise linear, but neither convex nor concave: Newton within a bracket.
     """
     size, bound = _size_and_bound(v, lo, hi)
     eps, bits = torch.finfo(size.dtype).eps, torch.int64 if size.dtype == torch.float64 else torch.int32
@@ -58,9 +59,9 @@ def project_l1_box(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     steps = _BRACKETED if v.device.type == "cpu" else _NEWTON
     for step in range(steps):
         u = torch.minimum((size - level).clamp_min_(0), bound)
-        excess = u.sum(1, keepdim=True) - 1
+        excess = u.sum(1, keepdim=True) - radius
         moving = (bound - u).mul_(u).sign_().sum(1, keepdim=True)
-        done = done | (excess.abs() <= _ROUNDING * eps * (1 + moving * level)) if step else excess <= 0
+        done = done | (excess.abs() <= _ROUNDING * eps * (radius + moving * level)) if step else excess <= 0
         if step == steps - 1 or _stop(done):
             break
         low, high = torch.where(excess > 0, level, low), torch.where(excess > 0, high, level)
@@ -68,7 +69,7 @@ def project_l1_box(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         middle, done = (low.view(bits) + between // 2).view(low.dtype), done | (between <= 1)
         trusted = (newton > low) & (newton < high) if step < 6 or step % 2 else torch.zeros_like(done)
         level = torch.where(done, level, torch.where(trusted, newton, middle))
-    kept: Tensor = u / (1 + excess).clamp_min(1) * v.sign()
+    kept: Tensor = u / (1 + excess / radius).clamp_min(1) * v.sign()
     return kept.to(v.dtype)
 
 
@@ -78,10 +79,10 @@ def _stop(done: Tensor) -> bool:
 
 
 def _size_and_bound(v: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-    """Fold the signs away: |v| and how far each coordinate may go in the direction of v, at most 1; in float32 or float64."""
+    """Fold the signs away: |v| and how far each coordinate may go in the direction of v; in float32 or float64."""
     v, lo, hi = (a.to(torch.promote_types(a.dtype, torch.float32)) for a in (v, lo, hi))
     sign = v.sign()
-    return v.abs(), torch.maximum(sign * hi.clamp_max(1), sign * lo.clamp_min(-1))
+    return v.abs(), torch.maximum(sign * hi.clamp_max(_OPEN), sign * lo.clamp_min(-_OPEN))
 
 
 def hyperplane_linf(w: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
