@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import FMN, PGD, Attack, ModelQueries, find_attack, frozen_model
+from hauberk.attacks import PGD, Attack, ModelQueries, find_attack, frozen_model
 from hauberk.attacks.base import attack_batch
 from hauberk.attacks.frozen_model import check_logits, check_model, check_module
 from hauberk.attacks.minimum_norm import MinimumNormAttack, distance, proportions
@@ -34,7 +34,7 @@ from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.models import model_id
 from hauberk.objectives.functional import logit_margin
 from hauberk.threat import ThreatModel, parse_eps
-from hauberk.threat.model import Epsilon, check_inputs
+from hauberk.threat.model import check_inputs
 
 NEAREST = ("fmn-100", "ddn-100", "sigma-zero-1000")  # by name, those that are defined in the norm
 WITHIN = ("apgd-ce", "apgd-t")
@@ -137,15 +137,20 @@ def robustness_curve(
 def _grid(threat: ThreatModel, eps: Sequence[float | str]) -> tuple[float, ...]:
     """The values of ε, from the smallest to the largest."""
     if not eps:
-        largest = float(torch.as_tensor(threat.eps).max())
+        largest = _largest(threat)
         values = [2 * largest * k / GRID for k in range(1, GRID + 1)]
         values = [max(round(value), 1) for value in values] if threat.norm.p == 0 else values
     else:
-        values = [float(torch.as_tensor(parse_eps(value)[0])) for value in eps]
+        values = [float(parse_eps(value)[0]) for value in eps]
     grid = tuple(sorted({float(value) for value in values}))
     if grid[0] <= 0:
         raise UserError("a robustness curve needs values of eps above 0, and a threat model whose eps is")
     return grid
+
+
+def _largest(threat: ThreatModel) -> float:
+    """ε, or that of the feature with the largest."""
+    return float(threat.eps.double().max()) if isinstance(threat.eps, Tensor) else threat.eps
 
 
 def _attacks(
@@ -210,7 +215,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self._passes = {"forwards": 0.0, "backwards": 0.0}
-        self._largest = float(torch.as_tensor(self.threat.eps).max())
+        self._largest = _largest(self.threat)
 
     @property
     def passes(self) -> dict[str, int]:
@@ -262,7 +267,6 @@ class _Search:
         self, found: _Found, points: Tensor, claimed: Tensor, by: int, x: Tensor, y: Tensor, rows: Tensor, eps: Tensor | None
     ) -> None:
         """Keep the points that are nearer than what is known, and hold when looked at again within their own distance."""
-        region = self.threat.around(x[rows])
         exact = self.threat.around(x[rows].double())
         away = distance(exact, points.double(), proportions(exact))
         away = away if eps is None else torch.minimum(away, eps)  # inside by the rounding of the inputs' own numbers

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 from rich.text import Text
 
@@ -81,7 +80,9 @@ class RobustnessCurve:
         shown.add_column("robust at most", justify="right")
         for eps in self.eps:
             low, high = self.interval(eps)
-            shown.add_row(Text(self.eps_name(eps)), f"{100 * self.robust_accuracy(eps):.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+            shown.add_row(
+                Text(self.eps_name(eps)), f"{100 * self.robust_accuracy(eps):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+            )
         return shown
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,4 +110,4 @@ class RobustnessCurve:
         return f"robust accuracy at most, in {self.norm} (clean {100 * self.clean_accuracy:.1f} %, n = {self.n}): {at}"
 
     def _robust(self, eps: float | str) -> int:
-        return int((self.distances > float(torch.as_tensor(parse_eps(eps)[0]))).sum())
+        return int((self.distances > float(parse_eps(eps)[0])).sum())
