@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from hauberk.core.errors import UserError as UserError
     from hauberk.core.numerics import float32_mode as float32_mode
     from hauberk.evaluation import Evaluation as Evaluation
+    from hauberk.evaluation.curve import robustness_curve as robustness_curve
     from hauberk.evaluation.evaluate import evaluate as evaluate
     from hauberk.evaluation.robustbench import benchmark as benchmark
+    from hauberk.evaluation.robustness_curve import RobustnessCurve as RobustnessCurve
     from hauberk.methods import AWP as AWP
     from hauberk.methods import Method as Method
     from hauberk.methods import Step as Step
@@ -42,7 +44,9 @@ __getattr__, __dir__, __all__ = attach(
         "core.distributed": ["init_distributed"],
         "core.errors": ["UserError"],
         "core.numerics": ["float32_mode"],
+        "evaluation.curve": ["robustness_curve"],
         "evaluation.evaluate": ["evaluate"],
+        "evaluation.robustness_curve": ["RobustnessCurve"],
         "evaluation.result": ["Evaluation"],
         "evaluation.robustbench": ["benchmark"],
         "methods": ["AWP", "Method", "Step", "StepContext", "list_methods", "method", "register_method"],

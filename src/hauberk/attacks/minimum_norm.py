@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hauberk.attacks.base import GOAL, Attack
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
 from hauberk.objectives.functional import AttackLoss, LossLike
-from hauberk.threat import ThreatModel
+from hauberk.threat import FeasibleSet, ThreatModel
 
 _FAR = 1e12  # instead of infinity, where the box has no bound
 
@@ -40,10 +40,8 @@ class MinimumNormState(AttackState):
         return self.feasible.clamp(x + (self.scale * offset).view_as(x))
 
     def length(self, point: Tensor) -> Tensor:
-        """How far inputs (B, ...) are from the clean ones, (B,), in units of the input along the feature with the largest ε."""
-        change = (point - self.feasible.x).flatten(1)
-        free = self.scale > 0
-        return self.feasible.norm.length(torch.where(free, change / torch.where(free, self.scale, 1.0), 0.0))
+        """How far inputs (B, ...) are from the clean ones, (B,), as :func:`distance`."""
+        return distance(self.feasible, point, self.scale)
 
 
 MinState = TypeVar("MinState", bound=MinimumNormState)
@@ -86,9 +84,7 @@ class MinimumNormAttack(Attack[MinState]):
     def start(self, inputs: AttackInputs) -> dict[str, Any]:
         """Return the fields of :class:`MinimumNormState` at the clean input, or, in restarts, at a random point of ε/2."""
         feasible, x = inputs.feasible, inputs.feasible.x
-        radius = feasible.radius.expand(x.shape).flatten(1)
-        peak = radius.amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        scale = radius if feasible.norm.p == 0 else radius / peak
+        scale = proportions(feasible)
         free = scale > 0
         low, high = (
             torch.where(free, ((bound - x).flatten(1) / torch.where(free, scale, 1.0)).clamp(-_FAR, _FAR), 0.0)
@@ -118,6 +114,23 @@ class MinimumNormAttack(Attack[MinState]):
         """Go from the first value to the last along a cosine over the steps of a run, (B,)."""
         turn = (state.step - 1).to(state.unit.dtype) * (math.pi / self.steps)
         return last + (first - last) * (1 + turn.cos()) / 2
+
+
+def proportions(feasible: FeasibleSet) -> Tensor:
+    """ε of each feature as a part of the largest, (B, D); in L0, where there is one ε, the widths of the box. 0 where frozen."""
+    radius = feasible.radius.expand(feasible.x.shape).flatten(1)
+    if feasible.norm.p == 0:
+        return radius
+    return radius / radius.amax(1, keepdim=True).clamp_min(torch.finfo(radius.dtype).tiny)
+
+
+def distance(feasible: FeasibleSet, point: Tensor, scale: Tensor) -> Tensor:
+    """How far points (B, ...) are from x, (B,), in units of the input along the feature with the largest ε.
+
+    ``scale`` is that of :func:`proportions`; what changes in frozen features is left out.
+    """
+    change, free = (point - feasible.x).flatten(1), scale > 0
+    return feasible.norm.length(torch.where(free, change / torch.where(free, scale, 1.0), 0.0))
 
 
 def unit_slope(grad: Tensor, scale: Tensor) -> Tensor:
