@@ -187,7 +187,7 @@ def evaluate(
                 found = run_diagnostics(
                     specs, "model", CleanInputs(model, first_x, chosen.eot_iter, source, threat, goal.of_classes)
                 )
-                more, curve = _run_on_sample(runner, specs, bpda)
+                more, curve = _run_on_sample(runner, specs, bpda, chosen)
             for one in worst_first(found + more):
                 display.line(str(one))
             if chosen.sampled:
@@ -307,7 +307,7 @@ def _open_store(folder: Path | None, plan: dict[str, Any], world: World, point: 
 
 
 def _run_on_sample(
-    runner: EvaluationRunner, specs: list[DiagnosticSpec], bpda: StandInLike | None
+    runner: EvaluationRunner, specs: list[DiagnosticSpec], bpda: StandInLike | None, suite: Suite
 ) -> tuple[list[Any], list[dict[str, Any]]]:
     """Run diagnostics on the first examples that this process has and that are right; return them, and accuracy against ε."""
     some = runner.right()[:SAMPLE]
@@ -315,8 +315,9 @@ def _run_on_sample(
         return [], []
     model, fp32, draws = runner.reference_model.model, runner.fp32_model.model, runner.reference_model.eot_iter
     x, y = fetch_for(model, runner.source, torch.from_numpy(some))
+    attacks = [preset.attack for preset in suite.attacks.values()]
     queries = runner.fp32_model if bpda is None else ModelQueries(with_stand_in(fp32, bpda), draws)
-    sample = Sample(with_stand_in(model, bpda), queries, x, y, runner.threat, runner.seed, draws, runner.goal)
+    sample = Sample(with_stand_in(model, bpda), queries, x, y, runner.threat, runner.seed, draws, runner.goal, attacks)
     return run_diagnostics(specs, "sample", sample), sample.curve
 
 

@@ -1,7 +1,7 @@
 """Diagnostics of gradients and of the search, on a few examples that are classified right, by attacks of their own."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import APGD, BPDA, ModelQueries, Square, apgd, pgd, random_search, square
+from hauberk.attacks import APGD, BPDA, Attack, ModelQueries, Square, apgd, pgd, random_search, square
 from hauberk.core.device import send
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.evaluation.result import Finding
@@ -44,6 +44,7 @@ class Sample:
         draws: passes to average over, for a random model.
         goal: what the adversary is after. Where the last output is a class of adversarial inputs, the attacks here do not try
             to hide from it, so nothing is measured by them then.
+        attacks: of the evaluation.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Sample:
     seed: int
     draws: int
     goal: AttackLoss
+    attacks: Sequence[Attack[Any]] = ()
 
     def rng(self, stage: int = 1) -> ExampleRng:
         """Random draws; each stage has its own."""
