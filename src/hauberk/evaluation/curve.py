@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, ModelQueries, find_attack, frozen_model
-from hauberk.attacks.base import attack_batch
+from hauberk.attacks.base import GOAL, attack_batch
 from hauberk.attacks.frozen_model import check_logits, check_model, check_module
 from hauberk.attacks.minimum_norm import MinimumNormAttack, distance, proportions
 from hauberk.attacks.presets import AttackLike
@@ -276,6 +276,6 @@ class _Search:
         rows, points, away = rows[nearer], points[nearer], away[nearer]
         largest = float(away.max())
         sets = self.threat.scaled(largest / self._largest).around(x[rows]).with_radius_scaled((away / largest).to(x.dtype))
-        holds = verify_adversarial(self.reference, sets, points, y[rows], len(x), False)["holds"]
+        holds = verify_adversarial(self.reference, sets, points, y[rows], len(x), GOAL)["holds"]
         found.distance[rows] = torch.where(holds, away, found.distance[rows])
         found.by[rows] = torch.where(holds, by, found.by[rows])

@@ -23,7 +23,9 @@ from hauberk.report.reproduce import evaluate_command, reproduction_commands
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.callbacks import read_metrics
 
-_STRONGEST_FIRST = "plus", "standard", "fast", "papers", "rand", "custom", "quick"  # of the suites
+_RANKS = {
+    name: k for k, name in enumerate(["plus", "standard", "fast", "papers", "rand", "custom", "quick"])
+}  # of suites, by strength
 _OVERFIT = 0.03  # loss of robust validation accuracy from the best to the last epoch that is worth a word
 _FEW = 30  # examples of a class below which its bar says little
 _MANY = 30  # classes above which bars say little
@@ -89,7 +91,7 @@ def _run_page(folder: Path) -> Page:
     card, plan = read_json(folder / "best.json"), read_json(folder / "run.json")
     rows = read_metrics(folder / "metrics.jsonl")
     evaluations = [read_json(path) for path in sorted(folder.glob("evaluations/*/evaluation.json"))]
-    evaluations.sort(key=lambda found: (_STRONGEST_FIRST.index(found["suite"]), -found["n"]))
+    evaluations.sort(key=lambda found: (_RANKS.get(found["suite"], len(_RANKS)), -found["n"]))
     threat, data = threat_from_dict(card["threat"]), card["data"]["name"]
     try:
         picture, caption = examples(folder, card)
