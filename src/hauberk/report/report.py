@@ -23,9 +23,8 @@ from hauberk.report.reproduce import evaluate_command, reproduction_commands
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.callbacks import read_metrics
 
-_RANKS = {
-    name: k for k, name in enumerate(["plus", "standard", "fast", "papers", "rand", "custom", "quick"])
-}  # of suites, by strength
+_BY_STRENGTH = "plus", "standard", "fast", "papers", "rand", "custom", "quick"  # suites
+_RANKS = {name: k for k, name in enumerate(_BY_STRENGTH)}
 _OVERFIT = 0.03  # loss of robust validation accuracy from the best to the last epoch that is worth a word
 _FEW = 30  # examples of a class below which its bar says little
 _MANY = 30  # classes above which bars say little
