@@ -33,7 +33,7 @@ def project_l2_box(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     least = (size.amax(1, keepdim=True).clamp_min(tiny) * size.shape[1] ** 0.5).reciprocal()  # where ‖t·v‖ ≤ 1
     t, done = torch.ones_like(least), torch.zeros_like(least, dtype=torch.bool)
     for step in range(_NEWTON):
-        u = torch.minimum(size * t, bound)
+        u = (size * t).clamp_max_(bound)
         squared = torch.linalg.vecdot(u, u)[:, None]
         done = done | ((1 - squared).abs() <= 2 * _ROUNDING * eps) if step else squared <= 1
         if step == _NEWTON - 1 or _stop(done):
@@ -41,7 +41,7 @@ def project_l2_box(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         moving = torch.linalg.vecdot(u, (bound - u).sign_().mul_(u))[:, None]
         growth = (1 + (1 - squared) / moving.clamp_min(tiny)).clamp_(0, _LARGEST_GROWTH)
         t = torch.where(done, t, torch.maximum(t * growth.sqrt_(), least))
-    kept: Tensor = u / squared.sqrt().clamp_min(1) * v.sign()
+    kept: Tensor = u.div_(squared.sqrt().clamp_min(1)).mul_(v.sign())
     return kept.to(v.dtype)
 
 
@@ -58,7 +58,7 @@ def project_l1_box(v: Tensor, lo: Tensor, hi: Tensor, radius: float | Tensor = 1
     done = torch.zeros_like(high, dtype=torch.bool)
     steps = _BRACKETED if v.device.type == "cpu" else _NEWTON
     for step in range(steps):
-        u = torch.minimum((size - level).clamp_min_(0), bound)
+        u = (size - level).clamp_min_(0).clamp_max_(bound)
         excess = u.sum(1, keepdim=True) - radius
         moving = (bound - u).mul_(u).sign_().sum(1, keepdim=True)
         done = done | (excess.abs() <= _ROUNDING * eps * (radius + moving * level)) if step else excess <= 0
@@ -69,7 +69,7 @@ def project_l1_box(v: Tensor, lo: Tensor, hi: Tensor, radius: float | Tensor = 1
         middle, done = (low.view(bits) + between // 2).view(low.dtype), done | (between <= 1)
         trusted = (newton > low) & (newton < high) if step < 6 or step % 2 else torch.zeros_like(done)
         level = torch.where(done, level, torch.where(trusted, newton, middle))
-    kept: Tensor = u / (1 + excess / radius).clamp_min(1) * v.sign()
+    kept: Tensor = u.div_((1 + excess / radius).clamp_min(1)).mul_(v.sign())
     return kept.to(v.dtype)
 
 
@@ -82,7 +82,8 @@ def _size_and_bound(v: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
     """Fold the signs away: |v| and how far each coordinate may go in the direction of v; in float32 or float64."""
     v, lo, hi = (a.to(torch.promote_types(a.dtype, torch.float32)) for a in (v, lo, hi))
     sign = v.sign()
-    return v.abs(), torch.maximum(sign * hi.clamp_max(_OPEN), sign * lo.clamp_min(-_OPEN))
+    up, down = hi.clamp_max(_OPEN).mul_(sign), lo.clamp_min(-_OPEN).mul_(sign)
+    return v.abs(), up.clamp_min_(down)
 
 
 def hyperplane_linf(w: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
