@@ -28,7 +28,7 @@ def project_l2_box(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     """Solve ``min ‖u - v‖ : ‖u‖₂ ≤ 1, lo ≤ u ≤ hi`` for each row.
 
     The KKT conditions give ``u = clip(t·v, lo, hi)`` with the largest t ≤ 1 that keeps ``‖u‖ ≤ 1``. As ``‖u‖²`` is concave and
-    piecewise linear in t², Newton on t² comes to that t from below; its first step, from t = 1, goes below.
+    piecewise linear in t², Newton on t² comes to that t from below; its first step, from above, goes below.
     """
     return _project(_onto_sphere, 2, v, lo, hi)
 
@@ -43,40 +43,44 @@ def project_l1_box(v: Tensor, lo: Tensor, hi: Tensor, radius: float | Tensor = 1
 
 
 def _project(onto: Callable[..., Tensor], p: int, v: Tensor, lo: Tensor, hi: Tensor, radius: float | Tensor = 1.0) -> Tensor:
-    """Clip rows that lie in the ball then, and bring the others ``onto`` its surface."""
+    """Clip rows that lie in the ball then, and bring the others ``onto`` its surface; in float32 or float64."""
+    dtype, (v, lo, hi) = v.dtype, (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (v, lo, hi))
     clipped = v.clamp(lo, hi)
     radius = torch.as_tensor(radius, dtype=v.dtype, device=v.device).expand(len(v), 1)
-    outside = torch.linalg.vector_norm(clipped, p, 1, keepdim=True) > radius
+    length = torch.linalg.vector_norm(clipped, p, 1, keepdim=True)
+    parts = v, lo, hi, radius, length
     if v.device.type != "cpu":
-        return torch.where(outside, onto(v, lo, hi, radius), clipped)
-    rows = outside.squeeze(1).nonzero().squeeze(1)
-    if not len(rows):
-        return clipped
+        return torch.where(length > radius, onto(*parts), clipped).to(dtype)
+    rows = (length > radius).squeeze(1).nonzero().squeeze(1)
     if len(rows) == len(v):
-        return onto(v, lo, hi, radius)
-    return clipped.index_copy_(0, rows, onto(*(part.index_select(0, rows) for part in (v, lo, hi, radius))))
+        clipped = onto(*parts)
+    elif len(rows):
+        clipped.index_copy_(0, rows, onto(*(part.index_select(0, rows) for part in parts)))
+    return clipped.to(dtype)
 
 
-def _onto_sphere(v: Tensor, lo: Tensor, hi: Tensor, _: Tensor) -> Tensor:
-    size, bound = _size_and_bound(v, lo, hi)
-    eps, tiny = torch.finfo(size.dtype).eps, torch.finfo(size.dtype).tiny
-    least = (size.amax(1, keepdim=True).clamp_min(tiny) * size.shape[1] ** 0.5).reciprocal()  # where ‖t·v‖ ≤ 1
+def _onto_sphere(v: Tensor, lo: Tensor, hi: Tensor, _: Tensor, length: Tensor) -> Tensor:
+    eps, tiny = torch.finfo(v.dtype).eps, torch.finfo(v.dtype).tiny
+    least = (v.abs().amax(1, keepdim=True).clamp_min(tiny) * v.shape[1] ** 0.5).reciprocal()  # where ‖t·v‖ ≤ 1
 
-    def newton(step: int, t: Tensor, size: Tensor, bound: Tensor, least: Tensor) -> tuple[Tensor, list[Tensor]]:
-        u = (size * t).clamp_max_(bound)
+    def newton(step: int, t: Tensor, v: Tensor, lo: Tensor, hi: Tensor, least: Tensor) -> tuple[Tensor, list[Tensor]]:
+        u = (v * t).clamp_(lo, hi)
         lack = 1 - torch.linalg.vecdot(u, u)[:, None]
-        moving = torch.linalg.vecdot(u, (bound - u).sign_().mul_(u))[:, None]
+        room = (hi - u).clamp_max_(u - lo)
+        moving = torch.linalg.vecdot(u, room.sign_().mul_(u))[:, None]
         growth = (1 + lack / moving.clamp_min(tiny)).clamp_(0, _LARGEST_GROWTH).sqrt_()
         done = lack.abs() <= 2 * _ROUNDING * eps
         return done, [torch.where(done, t, torch.maximum(t * growth, least))]
 
-    t = _iterate(newton, [torch.ones_like(least)], (size, bound, least), _NEWTON)
-    u = (size * t).clamp_max_(bound)
-    return u.div_(torch.linalg.vector_norm(u, dim=1, keepdim=True).clamp_min_(1)).mul_(v.sign()).to(v.dtype)
+    # The length of the clipped point, which is at least 1, shrinks no faster than t.
+    t = _iterate(newton, [length.reciprocal()], (v, lo, hi, least), _NEWTON)
+    u = (v * t).clamp_(lo, hi)
+    return u.div_(torch.linalg.vector_norm(u, dim=1, keepdim=True).clamp_min_(1))
 
 
-def _onto_simplex(v: Tensor, lo: Tensor, hi: Tensor, radius: Tensor) -> Tensor:
-    size, bound = _size_and_bound(v, lo, hi)
+def _onto_simplex(v: Tensor, lo: Tensor, hi: Tensor, radius: Tensor, _: Tensor) -> Tensor:
+    sign = v.sign()  # folded away until the end
+    size, bound = v.abs(), (hi.clamp_max(_OPEN) * sign).clamp_min_(lo.clamp_min(-_OPEN) * sign)
     eps, bits = torch.finfo(size.dtype).eps, torch.int64 if size.dtype == torch.float64 else torch.int32
 
     def newton(
@@ -98,7 +102,7 @@ def _onto_simplex(v: Tensor, lo: Tensor, hi: Tensor, radius: Tensor) -> Tensor:
     start = [torch.zeros_like(high), torch.zeros_like(high), high]
     level = _iterate(newton, start, (size, bound, radius), _BRACKETED if v.device.type == "cpu" else _NEWTON)
     u = (size - level).clamp_min_(0).clamp_max_(bound)
-    return u.div_((u.sum(1, keepdim=True) / radius).clamp_min_(1)).mul_(v.sign()).to(v.dtype)
+    return u.div_((u.sum(1, keepdim=True) / radius).clamp_min_(1)).mul_(sign)
 
 
 def _iterate(
@@ -122,14 +126,6 @@ def _iterate(
         if 2 * len(left) < len(rows):
             rows, state, given = rows[left], *([one.index_select(0, left) for one in part] for part in (state, given))
     return found if on_cpu else state[0]
-
-
-def _size_and_bound(v: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-    """Fold the signs away: |v| and how far each coordinate may go in the direction of v; in float32 or float64."""
-    v, lo, hi = (a.to(torch.promote_types(a.dtype, torch.float32)) for a in (v, lo, hi))
-    sign = v.sign()
-    up, down = hi.clamp_max(_OPEN).mul_(sign), lo.clamp_min(-_OPEN).mul_(sign)
-    return v.abs(), up.clamp_min_(down)
 
 
 def hyperplane_linf(w: Tensor, gap: Tensor, below: Tensor, above: Tensor) -> Tensor:
