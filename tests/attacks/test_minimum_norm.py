@@ -1,6 +1,7 @@
 """Minimum-norm attacks against distances that are known, or found by a dense search."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ ATTACKS = {
     "fmn-L1": (hb.attacks.FMN(), "L1"),
     "fmn-L0": (hb.attacks.FMN(), "L0"),
     "sigma-zero": (hb.attacks.SigmaZero(steps=300), "L0"),
+    "deepfool-Linf": (hb.attacks.DeepFool(), "Linf"),
+    "deepfool-L2": (hb.attacks.DeepFool(), "L2"),
+    "cw-l2": (hb.attacks.CWL2(steps=60, searches=5, step_size=0.05, first_constant=1.0), "L2"),
     "ddn": (hb.attacks.DDN(), "L2"),
 }
 each = pytest.mark.parametrize(("attack", "norm"), list(ATTACKS.values()), ids=list(ATTACKS))
@@ -53,6 +57,8 @@ def test_reach_the_boundary_of_a_linear_model(attack, norm, near_the_bounds):
     w = torch.randn(20, generator=generator, dtype=torch.float64)
     x = torch.rand(12, 20, generator=generator, dtype=torch.float64) * (0.1 if near_the_bounds else 1)
     model, y = linear(w), (x @ w > 0).long()
+    if isinstance(attack, hb.attacks.CWL2):  # which takes its time
+        attack = replace(attack, steps=200, searches=9, step_size=0.02, first_constant=0.1)
     found = attack(model, x, y, THREATS[norm])
     assert found.success.all()
     lengths = THREATS[norm].norm.length(found.x_adv - x)
@@ -85,7 +91,8 @@ def test_reach_the_optimum_of_a_small_network(attack, norm):
     lengths = threat.norm.length(found.x_adv - x)
     best = torch.stack([threat.norm.length(grid[classes != label] - one).min() for one, label in zip(x, y, strict=True)])
     reached = found.success & (lengths <= 1.05 * best + 0.005)  # the grid itself is that coarse
-    assert reached.double().mean() >= 0.8  # the others are led to another part of the boundary
+    # The others are led to another part of the boundary; DeepFool ends at the first point that it comes to.
+    assert reached.double().mean() >= (0.5 if isinstance(attack, hb.attacks.DeepFool) else 0.8)
 
 
 @each

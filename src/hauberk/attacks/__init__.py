@@ -3,7 +3,9 @@
 from hauberk.attacks.apgd import APGD, apgd
 from hauberk.attacks.base import Attack, run_attack
 from hauberk.attacks.bpda import BPDA
+from hauberk.attacks.cw_l2 import CWL2, cw_l2
 from hauberk.attacks.ddn import DDN, ddn
+from hauberk.attacks.deepfool import DeepFool, deepfool
 from hauberk.attacks.fab import FAB, fab
 from hauberk.attacks.fmn import FMN, fmn
 from hauberk.attacks.frozen_model import ModelQueries, frozen_model
@@ -19,6 +21,7 @@ from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, evades,
 __all__ = [
     "APGD",
     "BPDA",
+    "CWL2",
     "DDN",
     "FAB",
     "FMN",
@@ -32,6 +35,7 @@ __all__ = [
     "AttackResult",
     "AttackState",
     "CallableAttack",
+    "DeepFool",
     "ModelQueries",
     "RandomSearch",
     "RelativeStep",
@@ -42,8 +46,10 @@ __all__ = [
     "apgd",
     "autoattack",
     "cw",
+    "cw_l2",
     "cw_loss",
     "ddn",
+    "deepfool",
     "dlr_loss",
     "evades",
     "fab",

@@ -117,7 +117,7 @@ class MinimumNormAttack(Attack[MinState]):
 
 
 def proportions(feasible: FeasibleSet) -> Tensor:
-    """ε of each feature as a part of the largest, (B, D); in L0, where there is one, the widths of the box. 0 where frozen."""
+    """ε of each feature as a part of the largest, (B, D); in L0, where there is one ε, widths of the box. 0 where frozen."""
     radius = feasible.radius.expand(feasible.x.shape).flatten(1)
     if feasible.norm.p == 0:
         return radius

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from hauberk.attacks.apgd import APGD
 from hauberk.attacks.base import GOAL, Attack, attack_batch, run_attack
 from hauberk.attacks.bpda import StandInLike, with_stand_in
+from hauberk.attacks.cw_l2 import CWL2
 from hauberk.attacks.ddn import DDN
+from hauberk.attacks.deepfool import DeepFool
 from hauberk.attacks.fab import FAB
 from hauberk.attacks.fmn import FMN
 from hauberk.attacks.frozen_model import check_module
@@ -107,6 +109,10 @@ PRESETS: dict[str, AttackPreset] = {
     "fab-5": AttackPreset(FAB(targeted=False, restarts=5), "AutoAttack plus: untargeted FAB, 5 restarts"),
     "fmn-100": AttackPreset(FMN(), "Pintor et al. 2021: FMN, 100 steps; counts what it finds within ε"),
     "ddn-100": AttackPreset(DDN(), "Rony et al. 2019: DDN, 100 steps, in L2; counts what it finds within ε"),
+    "deepfool": AttackPreset(DeepFool(), "Moosavi-Dezfooli et al. 2016: DeepFool, in L2 and L∞; counts what it finds within ε"),
+    "cw-l2": AttackPreset(
+        CWL2(), "Carlini and Wagner 2017, L2: 9 constants of up to 10,000 steps; counts what it finds within ε"
+    ),
     "sigma-zero-1000": AttackPreset(
         SigmaZero(), "Cinà et al. 2025: σ-zero, 1,000 steps, in L0; counts what it finds within k features"
     ),

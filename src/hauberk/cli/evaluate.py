@@ -67,8 +67,8 @@ class Evaluate:
     """all: look for signs of masked gradients, and measure accuracy against ε, on a few examples; cheap: without attacks of
     their own."""
     curve: bool = False
-    """Measure robust accuracy at every ε instead, from the nearest adversarial examples that are found (--attacks
-    names others than the usual ones of the norm); table, curve.json and curve.svg."""
+    """Measure robust accuracy at every ε instead, from the nearest adversarial examples that minimum-norm attacks find (by
+    --attacks others than the usual ones of the norm); table, curve.json and curve.svg."""
     card: Path | None = None
     """File to write a card to, too, in the style of RobustBench."""
     status: bool = False
