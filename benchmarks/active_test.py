@@ -55,8 +55,14 @@ def honest(options: Tested) -> Iterator[tuple[str, nn.Module, tuple[Tensor, Tens
     ):
         yield file, hb.load(options.checkpoints / file, model=net), mnist, hb.Linf(eps)
     file = "abcrown_cifar_cnn_a_adv.model"
-    net = nn.Sequential(Normalize(*CIFAR), hb.load(options.checkpoints / file, model=cifar_net()))
-    yield file, net, first("cifar10", "test", options.cifar, options.test).fetch(everything), hb.Linf("2/255")
+    net = cifar_net()
+    net.load_state_dict(torch.load(options.checkpoints / file, weights_only=True, map_location="cpu"))
+    yield (
+        file,
+        nn.Sequential(Normalize(*CIFAR), net),
+        first("cifar10", "test", options.cifar, options.test).fetch(everything),
+        hb.Linf("2/255"),
+    )
     digits = [hb.data.load_data("digits", split) for split in ("train", "test")]
     run = hb.train("small-cnn", digits[0], method="standard", threat=hb.Linf(0.1), epochs=5, quiet=True)
     yield "small CNN, undefended, digits", run.model, digits[1].fetch(everything), hb.Linf(0.1)
