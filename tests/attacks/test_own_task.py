@@ -180,10 +180,31 @@ def test_an_evaluation_of_a_regression_counts_exactly_and_goes_on(kind, tmp_path
             hb.evaluate(model, (x, y + 0.01), criterion=off_by_far, **how, out=tmp_path)
 
 
+def test_a_loss_alone_takes_the_place_of_losses_by_name():
+    model, generator = tiny_net().eval(), torch.Generator().manual_seed(0)
+    x = torch.rand(20, 3, 8, 8, generator=generator)
+    y = model(x).argmax(1)
+
+    def last_class(logits, y):
+        return logits[:, -1] - logits.logsumexp(1)
+
+    mine = hb.attacks.PGD(5, loss=hb.attacks.AttackLoss(last_class))
+    attacks = ["pgd-10", "apgd-t", mine]
+    ev = hb.evaluate(model, (x, y), threat=hb.Linf(0.02), loss=last_class, attacks=attacks, diagnostics="cheap", quiet=True)
+    assert set(ev.provenance["substitutes"]) == {"pgd-10"}
+    assert "0x" not in str(mine)
+    assert str(mine) in ev.by_attack
+    assert np.allclose([one["clean_margin"] for one in ev.examples], -last_class(model(x), y).detach(), atol=1e-5)
+    assert ev.by_class
+
+
 def test_points_of_a_transfer_attack_are_judged_by_the_criterion():
     threat, dual = THREATS["Linf"]
     model, x, y, largest = regression(dual)
     how = {"attacks": ["transfer-pgd-20"], "surrogate": model, "diagnostics": "cheap", "quiet": True}
+    crafting = hb.attacks.PGD(20, loss=error)
+    found = hb.attacks.transfer(model, x, y, threat, surrogate=model, attack=crafting, criterion=off_by_far)
+    assert torch.equal(found.success, largest > LIMIT)
     ev = hb.evaluate(model, (x, y), threat=threat, criterion=off_by_far, loss=error, **how)
     assert ev.robust_accuracy == float(((largest <= LIMIT) & (error(model(x), y) <= LIMIT)).double().mean())
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,12 @@ class Transfer(_Tried):
         if goal.is_own:
             attack = replace(attack, attack=replace(self.attack, loss=loss_for(self.attack.loss, goal, n_classes)[0]))
         return super(Transfer, attack).adapted(threat, n_classes, goal)
+
+    @cached_property
+    def attack_loss(self) -> AttackLoss:
+        """What is maximised on the surrogate, if that is the caller's, and otherwise the margin."""
+        crafting = self.attack.attack_loss
+        return crafting if crafting.is_own else super().attack_loss
 
     def for_threat(self, threat: ThreatModel) -> Attack[Any]:
         """The attack within a threat model; a UserError without a surrogate."""

@@ -175,6 +175,11 @@ class AttackLoss:
     min_classes: int = 2
     prepare: Callable[[Tensor], Tensor] | None = None
 
+    def __str__(self) -> str:
+        """The function, in words that are the same in every process."""
+        name = getattr(self.function, "__qualname__", type(self.function).__name__)
+        return f"{getattr(self.function, '__module__', '')}:{name}"
+
     @property
     def is_own(self) -> bool:
         """Whether it is the caller's, and none of ``ATTACK_LOSSES``."""
