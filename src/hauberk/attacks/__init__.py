@@ -2,19 +2,26 @@
 
 from hauberk.attacks.apgd import APGD, apgd
 from hauberk.attacks.base import Attack, run_attack
+from hauberk.attacks.bpda import BPDA
+from hauberk.attacks.ddn import DDN, ddn
 from hauberk.attacks.fab import FAB, fab
+from hauberk.attacks.fmn import FMN, fmn
 from hauberk.attacks.frozen_model import ModelQueries, frozen_model
 from hauberk.attacks.pgd import PGD, RelativeStep, cw, fgsm, friendly_pgd, lm_pgd, pgd
 from hauberk.attacks.presets import PRESETS, SUITES, AttackPreset, Suite, autoattack, find_attack, find_suite
 from hauberk.attacks.random_search import RandomSearch, random_search
+from hauberk.attacks.sigma_zero import SigmaZero, sigma_zero
 from hauberk.attacks.square import Square, square
 from hauberk.attacks.state import AttackInputs, AttackResult, AttackState, initial_state
 from hauberk.attacks.transfer import CallableAttack, Transfer, transfer
-from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, logit_margin
+from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, evades, fooled, logit_margin
 
 __all__ = [
     "APGD",
+    "BPDA",
+    "DDN",
     "FAB",
+    "FMN",
     "PGD",
     "PRESETS",
     "SUITES",
@@ -28,6 +35,7 @@ __all__ = [
     "ModelQueries",
     "RandomSearch",
     "RelativeStep",
+    "SigmaZero",
     "Square",
     "Suite",
     "Transfer",
@@ -35,11 +43,15 @@ __all__ = [
     "autoattack",
     "cw",
     "cw_loss",
+    "ddn",
     "dlr_loss",
+    "evades",
     "fab",
     "fgsm",
     "find_attack",
     "find_suite",
+    "fmn",
+    "fooled",
     "friendly_pgd",
     "frozen_model",
     "initial_state",
@@ -48,6 +60,7 @@ __all__ = [
     "pgd",
     "random_search",
     "run_attack",
+    "sigma_zero",
     "square",
     "transfer",
 ]

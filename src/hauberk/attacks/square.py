@@ -11,7 +11,7 @@ from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.square_windows import Cells, Windows, image_shape, pick_windows
 from hauberk.attacks.state import AttackState, where_rows
-from hauberk.objectives.functional import ATTACK_LOSSES, fooled
+from hauberk.objectives.functional import LossLike
 from hauberk.threat import FeasibleSet, expand_to
 from hauberk.threat.norms import Norm
 
@@ -30,12 +30,13 @@ class Square(Attack[AttackState]):
     Attributes:
         steps: queries; AutoAttack has 5,000.
         restarts: independent runs.
-        has_reject_class: the model's last output is a class of adversarial inputs, which is to be avoided too.
+        loss: the larger, the better a point: "cw" (margin), "evade" for a model whose last output is a class of adversarial
+            inputs, or a function of outputs and labels.
     """
 
     steps: int = 5000
     restarts: int = 1
-    has_reject_class: bool = False
+    loss: LossLike = "cw"
     check_every = 20
     passes_per_step = 1
     uses_gradients = False
@@ -53,8 +54,8 @@ class Square(Attack[AttackState]):
         if bool((host_steps == 0).any()):
             asked = where_rows(begun == 0, _first(state), asked)
         logits = queries.logits(asked)
-        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"](logits, state.y)
-        wrong = fooled(logits, state.y, self.has_reject_class)
+        loss = self.attack_loss(logits, state.y)
+        wrong = state.criterion(logits, state.y)
         state.offer(asked, logits, loss, wrong, allowed=state.step <= self.steps)
 
 
