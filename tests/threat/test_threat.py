@@ -208,6 +208,9 @@ def test_noise_depends_on_the_example_only():
     ):
         assert not torch.equal(other, whole)
     assert torch.allclose(ExampleRng(7, ids, stage=2).uniform(like.double(), 1), whole.double(), atol=1e-7)
+    several = ExampleRng(7, ids, stage=2).uniform(torch.empty(5, 2, 7), torch.tensor([[1, 4]] * 5))
+    assert torch.equal(several[:, 0], whole)
+    assert torch.equal(several[:, 1], ExampleRng(7, ids, stage=2).uniform(like, 4))
 
 
 def test_noise_is_uniform_and_normal():
