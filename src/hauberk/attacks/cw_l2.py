@@ -91,7 +91,7 @@ class CWL2(MinimumNormAttack["CWL2State"]):
         curve = torch.tanh(state.origin + state.offset)
         inside = feasible.clamp(middle + half * curve.view_as(feasible.x))
         point = torch.where(free.view_as(inside), inside, feasible.x)
-        logits, value, grad = queries.value_and_grad(point, self.margin, state.y)
+        logits, value, grad = queries.value_and_grad(point, self.attack_loss, state.y)
         value = value.to(state.unit.dtype)
         sure = value > self.confidence if self.confidence else None
         wrong, _ = self.note(state, point, logits) if sure is None else self._note_sure(state, point, logits, sure)

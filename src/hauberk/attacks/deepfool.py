@@ -34,8 +34,8 @@ class DeepFool(MinimumNormAttack[MinimumNormState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.has_reject_class:
-            raise UserError("DeepFool is not defined for a model with a class of adversarial inputs; use FMN")
+        if self.loss != "cw":
+            raise UserError("DeepFool goes by the boundaries between classes, whatever is to be maximised; use FMN")
 
     @property
     def passes_per_step(self) -> int:  # type: ignore[override]
