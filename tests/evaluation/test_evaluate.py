@@ -1,5 +1,7 @@
 import importlib
+import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +19,7 @@ from hauberk.evaluation.records import CLEAN, Records, RecordStore
 from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.evaluation.verify import read_columns
 from hauberk.fastpath.precision import PrecisionPolicy
-from helpers import CHECKPOINTS, MNIST, ROOT, THREAT, Noisy, small_mnist_net, tiny_batch, tiny_net
+from helpers import CHECKPOINTS, MNIST, ROOT, THREAT, Noisy, small_mnist_net, sound, tiny_batch, tiny_net
 
 evaluate_module = importlib.import_module("hauberk.evaluation.evaluate")  # the name of the function hides it
 
@@ -544,6 +546,40 @@ def test_models_that_cannot_be_attacked_are_refused_by_all_that_attack(model, sa
 def test_arguments_that_do_not_fit_are_named(changes, says):
     with pytest.raises(hb.UserError, match=says):
         hb.evaluate(**{"model": tiny_net(), "test_set": tiny_batch(), "threat": THREAT, "quiet": True, **changes})
+
+
+@pytest.mark.parametrize("suite", ["standard", "fast", "quick"])
+def test_the_time_that_is_left_counts_the_passes_of_those_who_stand(suite, monkeypatch):
+    """By a clock that goes with the passes, what is said to be left never rises by more than a quarter, and comes true."""
+    runners, said, ticks, begin = [], [], itertools.count(), EvaluationRunner.clean_pass
+
+    def clock():
+        return (runners[0]._work_done + 1e-3 * next(ticks)) / 1000 if runners else 0.0
+
+    def clean_pass(self):
+        runners.append(self)
+        begin(self)
+
+    def reach(self, fraction, title, left):
+        if left is not None:
+            said.append((clock(), fraction, left))
+
+    monkeypatch.setattr(EvaluationRunner, "clean_pass", clean_pass)
+    monkeypatch.setattr("hauberk.evaluation.runner.time.monotonic", clock)
+    monkeypatch.setattr("hauberk.core.progress.ProgressBar.reach", reach)
+    monkeypatch.setattr("hauberk.evaluation.runner.SHOW_EVERY", 0.0)
+    monkeypatch.setattr("hauberk.evaluation.runner._SHARE", 0)
+    monkeypatch.setattr("hauberk.evaluation.estimate.PILOT", (1 / 40, 5, 200))
+    for name, steps in {"apgd-ce": 20, "apgd-t": 20, "fab-t": 10, "square": 200}.items():
+        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], attack=replace(PRESETS[name].attack, steps=steps)))
+    model, x, y = sound(60)
+    hb.evaluate(model, (x, y), threat=hb.Linf(0.01), suite=suite, to=20.0, batch_size=16, diagnostics="cheap")
+    assert len(said) > 20
+    when, done, left = np.array(said).T
+    assert (left[1:] <= 1.25 * np.minimum.accumulate(left)[:-1] + 0.02 * left[0]).all()
+    assert (np.diff(done) >= -0.1).all()
+    assert 0.5 <= left[0] / (when[-1] - when[0]) <= 3  # at first as if nobody were broken any more
+    assert left[-1] < 0.1 * left[0]
 
 
 def test_showing_the_progress_takes_a_small_part_of_the_time(monkeypatch):
