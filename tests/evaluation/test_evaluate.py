@@ -601,3 +601,35 @@ def test_showing_the_progress_takes_a_small_part_of_the_time(monkeypatch):
             clock[0] += 0.1
             runner._pause("fgsm", queue, np.arange(3))
         assert least <= len(shown) <= most
+
+
+def test_several_threat_models_give_each_and_their_union(tmp_path):
+    model, x, y = sound(40)
+    threats = [hb.Linf(0.01), hb.L2(0.1), hb.L1(0.5)]
+    how = {"attacks": ["pgd-10", "fgsm"], "diagnostics": "cheap", "quiet": True, "batch_size": 16}
+    union = hb.evaluate(model, (x, y), threat=threats, out=tmp_path, **how)
+    alone = [hb.evaluate(model, (x, y), threat=threat, **how) for threat in threats]
+    assert [r.examples for r in union.results.values()] == [one.examples for one in alone]
+    robust = np.logical_and.reduce([[b is None for b in one.broken_by] for one in alone])
+    assert 0 < robust.sum() <= min(sum(b is None for b in one.broken_by) for one in alone)
+    assert union.robust_accuracy == robust.mean()
+    assert union.interval == wilson_interval(int(robust.sum()), 40)
+    assert union.by_attack == {str(threat): one.robust_accuracy for threat, one in zip(threats, alone, strict=True)}
+    assert [b is None for b in union.broken_by] == robust.tolist()
+    assert "Linf(0.01): pgd-10" in union.broken_by or "Linf(0.01): fgsm" in union.broken_by
+    per_class = [robust[(y == c).numpy()].mean() for c in union.by_class]
+    assert list(union.by_class.values()) == pytest.approx(per_class)
+    assert union.provenance["passes"]["forwards"] == sum(one.provenance["passes"]["forwards"] for one in alone)
+    assert f"under L2(0.1) {100 * alone[1].robust_accuracy:.1f} %" in str(union)
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert stored["robust_accuracy"] == union.robust_accuracy
+    assert (tmp_path / "L2-0-1" / "verdicts-0.jsonl").exists()
+    assert hb.evaluate(model, (x, y), threat=threats, out=tmp_path, **how).examples == union.examples
+    refused = (
+        ([], "quick", "several that differ"),
+        (threats[:1] * 2, "quick", "differ"),
+        (threats, "fast", "one threat model at a time"),
+    )
+    for threat, suite, says in refused:
+        with pytest.raises(hb.UserError, match=says):
+            hb.evaluate(model, (x, y), threat=threat, suite=suite, quiet=True)

@@ -35,6 +35,8 @@ class Evaluate:
     """The package.module:factory to build a model with that its card cannot build (this imports your module)."""
     data: DataOptions = DataOptions("", "")
     threat: ThreatOptions = ThreatOptions()
+    union: tuple[str, ...] = ()
+    """Further threat models, each NORM:EPS as in L2:0.5 L1:12: robust accuracy under each of them, and under all at once."""
     evaluation: EvaluationOptions = EvaluationOptions()
     surrogate: Path | None = None
     """Another run or exported model, to craft transfer attacks on."""
@@ -115,6 +117,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         threat = threat_from_dict(card["threat"])
     else:
         threat = named.default_threat(options.threat.norm, options.threat.eps)
+    others = [named.default_threat(*_norm_and_eps(text)) for text in options.union]
     has_reject_class = options.has_reject_class or card.get("has_reject_class") is True
     if options.curve and (has_reject_class or options.surrogate or options.card):
         raise UserError("--curve knows of no class of adversarial inputs, no surrogate and no card; leave them out")
@@ -133,7 +136,7 @@ def evaluate(arguments: Sequence[str]) -> int:
             result = evaluate_model(
                 model,
                 test,
-                threat=threat,
+                threat=[threat, *others] if others else threat,
                 **asdict(options.evaluation),
                 **{name: getattr(options, name) for name in _PASSED_ON},
                 surrogate=surrogate,
@@ -157,7 +160,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     if options.json:
         print(as_json(result.to_dict() | ({"risk": asdict(risk)} if risk else {})))
         return 0
-    Console().print(table({options.target.name: result}))
+    Console().print(table(result.results or {options.target.name: result}))
     for warning in result.warnings:
         say(warning)
     for found in result.diagnostics:
@@ -200,6 +203,13 @@ def _curve(options: Evaluate, model: Any, test: Any, threat: Any, out: Path) -> 
     Console().print(curve.table())
     say(f"Written to {out / 'curve.json'}, drawn in {out / 'curve.svg'}")
     return 0
+
+
+def _norm_and_eps(text: str) -> tuple[str, str]:
+    norm, _, eps = text.partition(":")
+    if not eps:
+        raise UserError(f"--union takes threat models such as L2:0.5, not {text!r}")
+    return norm, eps
 
 
 def _folder(options: Evaluate) -> Path:

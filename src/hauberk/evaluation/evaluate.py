@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -30,6 +31,7 @@ from hauberk.evaluation.records import CLEAN, PLAN, Records, RecordStore, differ
 from hauberk.evaluation.result import Evaluation, shuffled_order, worst_first
 from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.evaluation.two_phase import run_two_phases
+from hauberk.evaluation.union import evaluate_union
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.fastpath.precision import autotune_precision
 from hauberk.models import model_code, model_id
@@ -48,7 +50,7 @@ def evaluate(
     model: nn.Module,
     test_set: Any,
     *,
-    threat: ThreatModel,
+    threat: ThreatModel | Sequence[ThreatModel],
     suite: str = "quick",
     attacks: Sequence[AttackLike] = (),
     sequential: bool = False,
@@ -80,7 +82,8 @@ def evaluate(
     Args:
         model: classifier from inputs (B, ...) in the box to logits (B, C), on the device to use; unchanged afterwards.
         test_set: a pair (x, y) of arrays, a map-style ``Dataset``, or what ``hauberk.data.load_data`` returns.
-        threat: what the adversary may do.
+        threat: what the adversary may do; several of them for each and for their union: ``results`` has one evaluation for
+            each, and an example is robust if it is so under all.
         suite: "quick": FGSM, PGD-20, CW-30 and PGD-100, a cheap upper bound; "papers": the columns of the MAIL and MART tables;
             "standard": AutoAttack; "fast": its accuracy, estimated with an interval at a fraction of the price; "plus" and
             "rand": AutoAttack's larger version, and the one for randomised defences.
@@ -122,6 +125,11 @@ def evaluate(
     Raises:
         UserError: for data, model and threat model that do not fit together, unknown names, or a folder in use.
     """
+    if not isinstance(threat, ThreatModel):
+        if suite == "fast" and not attacks:
+            raise UserError("the suite 'fast' estimates one threat model at a time; give one, or take suite='standard'")
+        settings = {name: value for name, value in locals().items() if name not in ("threat", "out")}
+        return evaluate_union(partial(evaluate, **settings), threat, out)
     check_module(model)
     attacked = with_stand_in(model, bpda)
     chosen = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -127,6 +127,8 @@ class Evaluation:
         records: the columns that all this is counted from.
         sampled: where the last attacks ran on a sample only (suite "fast"), that sample, and the estimate of what they would
             leave of all examples; ``robust_accuracy`` is then this estimate, and so is what is counted from those attacks.
+        results: where there were several threat models, the evaluation of each, by name. All else is then of their union: an
+            example is robust if it is so under all, and ``by_attack`` has the robust accuracy under each.
     """
 
     threat: str
@@ -142,6 +144,7 @@ class Evaluation:
     provenance: dict[str, Any]
     records: Records
     sampled: Sampled | None = None
+    results: dict[str, "Evaluation"] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -269,10 +272,18 @@ class Evaluation:
             also = ", recognises {:.1f} %, false alarms {:.1f} %".format(*rates)
         warned = warning_line(self.diagnostics)
         kind = f"{self.sampled}; in the population {kind}" if self.sampled else kind
+        what = "attacks: " + ", ".join(self.by_attack)
+        if self.results:
+            each = (f"{name} {100 * r.robust_accuracy:.1f} % [{_points(r.interval)}]" for name, r in self.results.items())
+            what = "of which under " + ", ".join(each)
         return (f"{warned}: " if warned else "") + (
             f"{kind} at most {100 * self.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under "
-            f"{self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, attacks: {', '.join(self.by_attack)}{also}"
+            f"{self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, {what}{also}"
         )
+
+
+def _points(ends: Interval) -> str:
+    return ", ".join(f"{100 * end:.1f}" for end in ends)
 
 
 def _or_none(column: np.ndarray, there: np.ndarray) -> list[Any]:

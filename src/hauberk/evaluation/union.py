@@ -1,0 +1,73 @@
+"""Several threat models at once: an example is robust if it is so under each of them."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hauberk.core.distributed import get_world
+from hauberk.core.errors import UserError
+from hauberk.evaluation.records import CLEAN, Records
+from hauberk.evaluation.result import Evaluation
+from hauberk.threat import ThreatModel
+
+
+def evaluate_union(evaluate: Callable[..., Evaluation], threats: Sequence[ThreatModel], out: str | Path | None) -> Evaluation:
+    """Evaluate under each of the threat models, in folders of their own, and count what is robust under all.
+
+    Args:
+        evaluate: takes ``threat`` and ``out``.
+        threats: the threat models.
+        out: folder; None for none.
+
+    Raises:
+        UserError: for no threat model, the same one twice, and an estimate of one, which says little of the union.
+    """
+    names = [str(threat) for threat in threats]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"threat takes one threat model or several that differ, got {', '.join(names) or 'none'}")
+    folders = [None if out is None else Path(out) / re.sub(r"\W+", "-", name).strip("-") for name in names]
+    results = {name: evaluate(threat=threat, out=folder) for name, threat, folder in zip(names, threats, folders, strict=True)}
+    union = _union_of(results)
+    if out is not None and get_world().is_main:
+        union.save(Path(out) / "evaluation.json")
+    return union
+
+
+def _union_of(results: dict[str, Evaluation]) -> Evaluation:
+    """The evaluation whose attacks are those of all ``results``, by the names of the threat models."""
+    first, records = next(iter(results.values())), _joined(results)
+    left = np.bincount(records[CLEAN]["label"][records.robust], minlength=1) if first.by_class else np.zeros(1, dtype=int)
+    members = np.bincount(records[CLEAN]["label"]) if first.by_class else left
+    passes = [result.provenance["passes"] for result in results.values()]
+    return replace(
+        first,
+        threat=" and ".join(results),
+        sequential=False,
+        robust_accuracy=int(records.robust.sum()) / records.n,
+        by_attack={name: result.robust_accuracy for name, result in results.items()},
+        by_class={c: int(left[c]) / int(members[c]) if c < len(left) else 0.0 for c in first.by_class},
+        curve=[],
+        diagnostics=[replace(d, name=f"{name}: {d.name}") for name, result in results.items() for d in result.diagnostics],
+        provenance=first.provenance
+        | {
+            "passes": {kind: sum(some[kind] for some in passes) for kind in passes[0]},
+            "seconds": round(sum(result.provenance["seconds"] for result in results.values()), 3),
+            "attacks": {f"{name}: {a}": s for name, r in results.items() for a, s in r.provenance["attacks"].items()},
+        },
+        records=records,
+        results=results,
+    )
+
+
+def _joined(results: dict[str, Evaluation]) -> Records:
+    """The records of all, in which each attack bears the name of its threat model, too."""
+    first = next(iter(results.values())).records
+    joined = Records(first.n, [f"{name}: {attack}" for name, result in results.items() for attack in result.records.attacks])
+    joined[CLEAN][:] = first[CLEAN]
+    for name, result in results.items():
+        for attack in result.records.attacks:
+            joined[f"{name}: {attack}"][:] = result.records[attack]
+    return joined
