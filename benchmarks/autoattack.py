@@ -1,30 +1,47 @@
-"""Hauberk's AutoAttack beside the official one (PyPI ``pyautoattack``): same network, images, machine, one run.
+"""Hauberk's AutoAttack beside the official one (PyPI ``pyautoattack``): all of ``standard``, same network, images, machine.
 
-    python benchmarks/autoattack.py fast_adversarial_mnist_fgsm.pth --data-dir FOLDER --limit 1000
+    python benchmarks/autoattack.py --checkpoints FOLDER --data-dir FOLDER --network wong --norm L2 --eps 1.5 --n 100
 
-FILE is the MNIST network of Wong et al. (2020), or one of the same shape. Both may use all cores: the official code by
-threads, Hauberk as it likes best, by processes of one thread, too. Seconds are those of the evaluation alone, without imports.
-Prints a table for docs/results.md.
+Networks and data are those of ``components.py``, which compares attack by attack; every run is kept in ``--out``, and the same
+command goes on. With one thread and one process, the default, both sides run in this process, in turn, and their CPU time is
+compared; with more, Hauberk runs in as many processes of one thread, and the time on the clock is compared. Prints a table
+for docs/results.md: means over the seeds ± standard errors, medians of the ratio of seconds, passes of an example.
 """
 
-import argparse
 import json
 import logging
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import components
 import torch
-from common import print_head, print_row, where
-from networks import small_net
+import tyro
+from common import STOPPED, print_head, print_row, where
 from torch import Tensor, nn
 
 import hauberk as hb
 from hauberk.core.distributed import init_distributed
+from hauberk.core.io import make_folder, read_json, write_json
 
-WAYS = (("fp32", 1), ("fp32", 0), ("bf16", 1), ("bf16", 0))  # precision and processes, 0: as many as threads
+
+@dataclass(frozen=True)
+class Options(components.Options):
+    """What is compared, and on what."""
+
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """What Hauberk's attacks run in."""
+    processes: int = 1
+    """Hauberk's processes, and the official code's threads."""
+    out: Path = Path("runs/autoattack")
+    """Folder of the runs."""
+    part_of: Path | None = None
+    """Set by this script itself: file that the first of several processes writes to."""
 
 
 class Counter:
@@ -32,7 +49,7 @@ class Counter:
 
     def __init__(self, model: nn.Module):
         self.forwards = self.backwards = 0
-        model.register_forward_hook(self._forward)
+        self.hook = model.register_forward_hook(self._forward)
 
     def _forward(self, module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
         self.forwards += len(logits)
@@ -43,83 +60,97 @@ class Counter:
         self.backwards += len(grad)
 
 
-def official(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> tuple[float, float]:
-    """Robust accuracy and seconds of the official code, with its own batch size."""
+def seconds(options: Options) -> float:
+    """CPU seconds of this process, or on the clock where there are several."""
+    return time.process_time() if options.processes == 1 else time.perf_counter()
+
+
+def official(options: Options, model: nn.Module, x: Tensor, y: Tensor, seed: int) -> list[float]:
+    """Robust accuracy, seconds and passes of the official code, with its own batch size."""
     from pyautoattack import AutoAttack
 
-    begun = time.perf_counter()
-    attack = AutoAttack(model, eps=eps, norm="Linf", seed=seed, version="standard")
+    counter, begun = Counter(model), seconds(options)
+    attack = AutoAttack(model, eps=options.eps, norm=options.norm, seed=seed, version="standard")
     adversarial, _ = attack.run_standard_evaluation(x, y)
-    seconds = time.perf_counter() - begun
+    took = seconds(options) - begun
+    counter.hook.remove()
     with torch.no_grad():
-        return float((model(adversarial).argmax(1) == y).float().mean()), seconds
+        robust = float((model(adversarial).argmax(1) == y).float().mean())
+    return [robust, took, counter.forwards, counter.backwards]
 
 
-def ours(options: argparse.Namespace, precision: str, processes: int, seed: int) -> tuple[float, float, int, int]:
-    """Robust accuracy, seconds and passes of Hauberk, in processes of its own."""
+def ours(options: Options, model: nn.Module, x: Tensor, y: Tensor, seed: int) -> list[float]:
+    """Robust accuracy, seconds and passes of Hauberk, with the re-check of every success and without diagnostics."""
+    threat, begun = getattr(hb, options.norm)(options.eps), seconds(options)
+    how: dict[str, Any] = {"suite": "standard", "seed": seed, "precision": options.precision}
+    found = hb.evaluate(model, (x, y), threat=threat, diagnostics=[], quiet=True, **how)
+    return [found.robust_accuracy, seconds(options) - begun, *found.provenance["passes"].values()]
+
+
+def ours_in_processes(options: Options, seed: int) -> list[float]:
+    """The same in processes of one thread each."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
-        world = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), __file__, str(options.file)]
         settings = {
-            "--data-dir": options.data_dir,
-            "--eps": options.eps,
-            "--limit": options.limit,
-            "--seeds": seed,
-            "--ours": found,
-            "--precision": precision,
-            "--threads": options.threads // processes,
-        }
+            "--checkpoints": options.checkpoints, "--network": options.network, "--data-dir": options.data_dir,
+            "--norm": options.norm, "--eps": options.eps, "--n": options.n, "--seeds": seed, "--precision": options.precision,
+            "--processes": options.processes, "--part-of": found,
+        }  # fmt: skip
+        world = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(options.processes), __file__]
         subprocess.run(world + [str(word) for pair in settings.items() for word in pair], check=True, capture_output=True)
-        robust, seconds, forwards, backwards = json.loads(found.read_text())
-    return robust, seconds, forwards, backwards
+        return list(json.loads(found.read_text()))
 
 
-def one_of_ours(options: argparse.Namespace, model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """What each process of Hauberk's does."""
+def part(options: Options, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """What each of several processes does."""
+    assert options.part_of is not None
     with init_distributed() as world:
         world.all_gather_object(None)  # all begin at once
-        begun = time.perf_counter()
-        threat, seed, precision = hb.Linf(options.eps), options.seeds[0], options.precision
-        result = hb.evaluate(model, (x, y), threat=threat, suite="standard", seed=seed, precision=precision, quiet=True)
-        found = [result.robust_accuracy, time.perf_counter() - begun, *result.provenance["passes"].values()]
+        found = ours(options, model, x, y, options.seeds)
         if world.is_main:
-            options.ours.write_text(json.dumps(found))
+            options.part_of.write_text(json.dumps(found))
+
+
+def both(options: Options, model: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, list[float]]:
+    """Run both sides, which begin in turn."""
+    found = {}
+    for side in sorted(components.SIDES, reverse=bool(seed % 2)):
+        if side == "official":
+            found[side] = official(options, model, x, y, seed)
+        elif options.processes == 1:
+            found[side] = ours(options, model, x, y, seed)
+        else:
+            found[side] = ours_in_processes(options, seed)
+    return found
 
 
 def main() -> None:
-    """Run all of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--eps", type=float, default=0.3)
-    parser.add_argument("--limit", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--precision", default="fp32", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    """Run what is not kept yet, and print the table."""
+    options, begun = tyro.cli(Options), time.monotonic()
+    torch.set_num_threads(1 if options.part_of else options.processes)
     logging.basicConfig(level=logging.WARNING)
-    model = hb.load(options.file, model=small_net()).eval()
-    x, y = hb.data.load_data("mnist", "test", options.data_dir).fetch(torch.arange(options.limit))
-    if options.ours:
-        one_of_ours(options, model, x, y)
+    model, data = components.load_network(options), components.NETWORKS[options.network][2]
+    x, y = hb.data.load_data(data, "test", options.data_dir).fetch(torch.arange(options.n))
+    if options.part_of:
+        part(options, model, x, y)
         return
-    print(f"{options.file.name}, Linf {options.eps}, first {options.limit} images, {where()}")
-    print_head("seed", "", "robust %", "seconds", "of official", "forwards", "backwards", "forwards per robust example")
-
-    def row(seed: int, name: str, robust: float, seconds: float, forwards: int, backwards: int) -> None:
-        each = f"{forwards / max(robust * options.limit, 1):,.0f}"
-        print_row(seed, name, 100 * robust, seconds, f"{seconds / base:.2f}", f"{forwards:,}", f"{backwards:,}", each)
-
-    for seed in options.seeds:
-        counter = Counter(model)
-        robust, base = official(model, x, y, options.eps, seed)
-        row(seed, f"official, {options.threads} threads", robust, base, counter.forwards, counter.backwards)
-        model._forward_hooks.clear()
-        for precision, processes in dict.fromkeys((p, many or options.threads) for p, many in WAYS):
-            name = f"Hauberk, {precision}, {processes} processes of {options.threads // processes} threads"
-            row(seed, name, *ours(options, precision, processes, seed))
+    case = f"{options.network}-{options.norm}-{options.eps}-n{options.n}-{options.precision}-{options.processes}"
+    make_folder(options.out)
+    runs = []
+    for seed in range(options.seeds):
+        kept = options.out / f"{case}-{seed}.json"
+        if not kept.exists():
+            if time.monotonic() - begun > 60 * options.minutes:
+                raise SystemExit(STOPPED)
+            write_json(kept, both(options, model, x, y, seed))
+        runs.append(read_json(kept))
+    print(f"{options.network}, {options.norm} {options.eps}, first {options.n} images, {options.seeds} seeds, {where()}")
+    print_head("", "robust %", "CPU s" if options.processes == 1 else "seconds", "of official", "forwards", "backwards")
+    for side in sorted(components.SIDES, reverse=True):
+        robust, took, forwards, backwards = zip(*(run[side] for run in runs), strict=True)
+        ratio = statistics.median(run[side][1] / run["official"][1] for run in runs)
+        passes = (f"{statistics.mean(count) / options.n:,.0f}" for count in (forwards, backwards))
+        print_row(side, components.with_error(robust), statistics.mean(took), f"{ratio:.2f}", *passes)
 
 
 if __name__ == "__main__":

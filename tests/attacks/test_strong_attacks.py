@@ -1,4 +1,5 @@
 from importlib import import_module
+from math import prod
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 import hauberk as hb
 from hauberk.attacks import PRESETS, AttackInputs, ModelQueries, run_attack
 from hauberk.attacks.apgd_l1 import APGDL1
-from hauberk.attacks.square import Square, pick_windows
+from hauberk.attacks.square import Square, _move_mass
+from hauberk.attacks.square_windows import HALVED_AFTER, pick_windows
 from hauberk.core.random import ExampleRng
 from hauberk.threat import NORMS as NORM_OBJECTS
 from hauberk.threat import FeasibleSet
@@ -137,7 +139,7 @@ def test_square_answers_proposals_that_change_nothing_without_a_pass(monkeypatch
     x, _ = tiny_batch(16, (1, 8, 8))
     y = model(x).argmax(1)
     fast = hb.attacks.square(model, x, y, hb.Linf(0.02), steps=300, seed=3)
-    monkeypatch.setattr(import_module("hauberk.attacks.square"), "_PROPOSALS", 1)
+    monkeypatch.setattr(import_module("hauberk.attacks.square"), "_MOST_CELLS", 0)
     slow = hb.attacks.square(model, x, y, hb.Linf(0.02), steps=300, seed=3)
     assert torch.equal(fast.x_adv, slow.x_adv)
     assert torch.equal(fast.first_success, slow.first_success)
@@ -145,18 +147,103 @@ def test_square_answers_proposals_that_change_nothing_without_a_pass(monkeypatch
     assert (slow.steps_taken[~slow.success] == 300).all()
 
 
-def test_the_windows_of_square_shrink_and_reach_every_pixel():
+def test_the_windows_of_square_shrink():
     windows = pick_windows((3, 8, 5), NORM_OBJECTS["Linf"])
-    assert windows.sizes[0].prod() == pytest.approx(0.8 * 40, rel=0.1)
-    assert windows.sizes[-1].tolist() == [1, 1]
-    assert windows.size_at(torch.tensor([0, 10, 11, 50, 51, 9000])).tolist() == [0, 0, 1, 1, 2, 9]
-    draws = ExampleRng(0, torch.arange(2000)).uniform(torch.empty(2000, 2), 0)
-    hit = windows.mask(draws[:, 0], draws[:, 1], torch.full((2000,), 9))
-    assert hit.flatten(1).sum(1).eq(1).all()
-    assert hit.any(0).all()
+    assert prod(windows.host_sizes[0]) == pytest.approx(0.8 * 40, rel=0.1)
+    assert windows.host_sizes[-1] == (1, 1)
+    assert windows.size_at(torch.tensor([[1, 11, 12], [51, 52, 9001]])).tolist() == [[0, 0, 1], [1, 2, 9]]
+    for query in (0, 1, *HALVED_AFTER, 9001):
+        assert windows.largest_from(query) == windows.size_at(torch.tensor(query))
     vector = pick_windows((1, 1, 20), NORM_OBJECTS["L2"])
-    assert vector.patterns[0, 0].norm() == pytest.approx(1.0)
-    assert (vector.sizes[:, 0] == 1).all()
+    assert vector.cells(0).patterns[0, 0].norm() == pytest.approx(1.0)
+    assert all(high == 1 for high, _ in vector.host_sizes)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 6, 9), (1, 9, 4), (1, 1, 7), (1, 1, 2)])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_the_windows_of_square_have_the_official_law(shape, norm):
+    """First rows and columns are ``floor(u · max(side - size, 1))``: never the last of an image; in a vector every place."""
+    windows, (_, height, width) = pick_windows(shape, NORM_OBJECTS[norm]), shape
+    for k, (high, wide) in enumerate(windows.host_sizes):
+        room = torch.tensor([max(height - high + (1 in shape[1:]), 1), max(width - wide + (1 in shape[1:]), 1)])
+        draws = (torch.arange(4 * room.prod()) + 0.5) / (4 * room.prod())
+        draws = torch.stack([draws, (draws * room[0]) % 1], 1)
+        size = torch.full((len(draws),), k)
+        first = windows.first(draws, size)
+        assert torch.equal((first[:, 0] * room[1] + first[:, 1]).bincount(), torch.full((int(room.prod()),), 4))
+        mask = torch.zeros(len(draws), height, width)
+        for row, (top, left) in enumerate(first.tolist()):
+            mask[row, top : top + high, left : left + wide] = 1
+        assert mask.sum((1, 2)).eq(high * wide).all()
+        if height > high and 1 not in shape[1:]:
+            assert not mask[:, -1].any()
+        if width > wide and 1 not in shape[1:]:
+            assert not mask[:, :, -1].any()
+        rows, columns = windows.bands(first, size)
+        assert torch.equal(rows[:, :, None] * columns[:, None], mask)
+        for largest in {0, k}:  # also among larger ones
+            cells = windows.cells(largest)
+            places = windows.places(first) + cells.offsets[size]
+            assert torch.equal(torch.zeros(len(draws), height * width).scatter(1, places, 1.0).view_as(mask), mask)
+            assert cells.valid[k].sum() == high * wide
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_square_moves_mass_as_in_the_paper(norm):
+    """Against the formula, on windows that overlap, with a smaller one among larger ones."""
+    windows, p = pick_windows((2, 9, 8), NORM_OBJECTS[norm]), NORM_OBJECTS[norm].p
+    generator = torch.Generator().manual_seed(0)
+    offset = torch.randn(3, 2, 9, 8, generator=generator, dtype=torch.float64)
+    offset *= torch.tensor([0.02, 0.2, 0.01]).view(3, 1, 1, 1) / (1 if p == 2 else 4)
+    size, cells = torch.tensor([3, 4, 2]), windows.cells(2)
+    first = torch.tensor([[[1, 2], [2, 3]], [[0, 0], [4, 3]], [[1, 1], [1, 1]]])
+    places = windows.places(first) + cells.offsets[size][:, None]
+    pattern = cells.patterns[size, torch.tensor([0, 1, 0])][:, None].double() * torch.tensor([1.0, -1.0])[:, None]
+    moved = _move_mass(
+        offset.flatten(2).clone(), pattern, places[:, 0], places[:, 1], cells.valid[size], NORM_OBJECTS[norm]
+    ).view_as(offset)
+    for row in range(3):
+        high, wide = windows.host_sizes[int(size[row])]
+        here, there = ((slice(top, top + high), slice(left, left + wide)) for top, left in first[row].tolist())
+        expected = offset[row].clone()
+        spent = offset[row].norm(p=p)
+        for channel in range(2):
+            image, union = offset[row, channel], torch.zeros(9, 8, dtype=torch.bool)
+            union[here] = union[there] = True
+            shape = pattern[row, channel, : high * wide].view(high, wide) + image[here] / image[here].norm(p=p)
+            left = max(1 - float(spent) ** p, 0) / 2
+            budget = (left + image[union].norm(p=p) ** 2) ** 0.5 if p == 2 else 2 * (left + image[union].norm(p=p))
+            expected[channel][there] = 0
+            expected[channel][here] = shape / shape.norm(p=p) * budget
+        assert torch.allclose(moved[row], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+@pytest.mark.parametrize(
+    ("shape", "tile", "start"), [((2, 28, 28), 5, (1, 1)), ((1, 32, 34), 6, (1, 2)), ((1, 10, 14), 2, (0, 2))]
+)
+def test_the_tiles_that_square_starts_with_have_the_official_law(norm, shape, tile, start):
+    """25 tiles from ``(side - 5 (side // 5)) // 2`` on, each turned with probability 1/2, with a sign for each channel."""
+    count = 400
+    windows = pick_windows(shape, NORM_OBJECTS[norm])
+    tiles = windows.tiles(ExampleRng(0, torch.arange(count)), torch.zeros(count, dtype=torch.long), torch.empty(count, *shape))
+    (top, left), side = start, 5 * tile
+    inside = tiles[:, :, top : top + side, left : left + side]
+    assert tiles.count_nonzero() == inside.count_nonzero() == inside.numel()
+    inside = inside.unflatten(2, (5, tile)).unflatten(4, (5, tile)).transpose(3, 4)  # (B, C, 5, 5, tile, tile)
+    one = inside[0, 0, 0, 0]
+    one = one * one[0, 0].sign()
+    kinds = torch.stack([one, one.T])
+    match = (inside * inside[..., :1, :1].sign() == kinds[:, None, None, None, None]).flatten(-2).all(-1)  # (2, B, C, 5, 5)
+    assert match.any(0).all()
+    assert torch.equal(match[0].all(1), match[0].any(1))  # all channels of a tile are turned together
+    turned, up = match[0, :, 0].double(), (inside[..., 0, 0] > 0).double()
+    five_sigma = 5 * 0.5 / count**0.5
+    for each in (turned, up):
+        assert (each.mean(0) - 0.5).abs().max() < five_sigma  # each tile, each channel
+        assert (each.flatten(1).mean(1) - 0.5).abs().max() < 5 * 0.5 / 25**0.5  # each example has draws of its own
+        assert each.flatten(1).var(1).min() > 0
+    assert np.corrcoef(turned.flatten(1).T)[0, 1:].max() < 2 * five_sigma
 
 
 def test_fab_finds_points_that_are_near_the_boundary():

@@ -32,6 +32,7 @@ from hauberk.data import (
     find_dataset,
     labels,
     load_data,
+    standard_subset,
     to_device,
 )
 from hauberk.data.augment import PADDING
@@ -456,3 +457,28 @@ def test_joined_data_sets_may_leave_one_out_and_be_many():
     assert len(joined) == 7
     assert joined.fetch(torch.tensor([6, 0, 5]))[1].tolist() == [2, 0, 2]
     assert joined.fetch(torch.tensor([6, 3]))[0].flatten().tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("n", [1, 7, 30, 60])
+def test_the_standard_subset_is_the_same_in_any_order_with_equal_shares(n):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (60, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    y = torch.tensor([0] * 3 + [1] * 20 + [2] * 37)[torch.randperm(60, generator=generator)]
+    shuffle = torch.randperm(60, generator=generator)
+    subset, other = standard_subset((x, y), n), standard_subset((x[shuffle], y[shuffle]), n)
+    assert data_digest(subset) == data_digest(other)
+    assert torch.equal(subset.indices, shuffle[other.indices])
+    floats = standard_subset((x.double().numpy() / 255, y.numpy()), n)  # as they are stored elsewhere
+    assert torch.equal(floats.indices, subset.indices)
+    assert len(subset.indices.unique()) == n
+    assert torch.equal(standard_subset((x, y), 60).indices[:n], subset.indices)
+    shares = labels(subset).bincount(minlength=3)
+    assert shares[0] == min(3, -(-n // 3))  # all there are
+    assert n == 60 or shares[1] - shares[2] in (0, 1)
+    assert not torch.equal(subset.indices.sort().values, torch.arange(n)) or n == 60
+
+
+@pytest.mark.parametrize("n", [0, 61, -1])
+def test_the_standard_subset_has_as_many_as_there_are(n):
+    with pytest.raises(hb.UserError, match="n must be 1 to 60"):
+        standard_subset((torch.rand(60, 4), torch.arange(60) % 3), n)

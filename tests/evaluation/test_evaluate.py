@@ -172,6 +172,26 @@ def test_the_same_verdicts_at_any_batch_size_order_and_neighbours():
     assert fewer.provenance["subset"] == "first 13 of 40"
 
 
+class Sign(nn.Module):
+    """Elementwise, so that passes of any size compute the same bits."""
+
+    def forward(self, x):
+        return torch.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], 1)
+
+
+@pytest.mark.parametrize(("standing", "rows"), [(1, 1), (3, 4), (10, 16)])
+def test_a_few_examples_that_stand_fill_a_few_rows(standing, rows):
+    x = torch.full((64, 1), 0.51)
+    x[20 : 20 + standing] = 0.9  # the others are broken at once
+    y, passes = torch.zeros(64, dtype=torch.int64), []
+    for steps in (40, 140):
+        pgd = hb.attacks.PGD(steps)
+        ev = hb.evaluate(Sign(), (x, y), threat=hb.Linf(0.1), attacks=[pgd], diagnostics=[], quiet=True)
+        assert ev.robust_accuracy == standing / 64
+        passes.append(ev.provenance["passes"]["forwards"])
+    assert passes[1] - passes[0] == 100 * rows
+
+
 def test_a_success_that_does_not_hold_again_does_not_count():
     class Forgets(nn.Module):
         """Wrong under gradients, right when looked at: what a claimed success must survive is a second look."""
@@ -208,7 +228,7 @@ def flags(right=850, unverified=0, n=1000, **broken):
         attacked = i[:right]
         verdicts = {"broken": attacked < count, "margin": 0.0, "unverified": attacked < unverified}
         records.set(name.replace("_", "-"), attacked, **verdicts)
-    found = run_diagnostics(DIAGNOSTICS.values(), "verdicts", Verdicts(records, suite, outputs=10))
+    found = run_diagnostics(DIAGNOSTICS.values(), "verdicts", Verdicts(records, suite, 10, np.ones(records.n)))
     return {d.name: d.verdict for d in found}
 
 

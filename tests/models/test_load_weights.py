@@ -2,9 +2,10 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import hauberk as hb
-from hauberk.models import ModelSpec
+from hauberk.models import ModelSpec, Normalize
 from hauberk.training.export import save_model
 from helpers import tiny_batch, tiny_net
 
@@ -121,3 +122,69 @@ def test_cards_with_senseless_models(field, tmp_path):
         (tmp_path / "best.json").write_text(json.dumps(card))
         with pytest.raises(hb.UserError):
             hb.load(tmp_path)
+
+
+WRN = ModelSpec("wrn-10-1", (3, 8, 8), 5)
+
+
+def as_published(weights, prefix):
+    """Names of TRADES' wide ResNet, with the stage that it never calls."""
+    named = {}
+    for name, value in weights.items():
+        stage, _, rest = name.partition(".")
+        inner = f"{stage}.layer.{rest.replace('shortcut', 'convShortcut')}" if stage.startswith("block") else name
+        named[prefix + inner] = value
+        if stage == "block1":
+            named[f"{prefix}sub_block1{inner.removeprefix('block1')}"] = torch.zeros_like(value)
+    return named
+
+
+@pytest.mark.parametrize("holder", ["", "state_dict", "model_state_dict", "last"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.model.", "_orig_mod."])
+def test_state_dicts_of_others_fit_a_wide_resnet(holder, prefix, tmp_path):
+    torch.manual_seed(0)
+    net, x = WRN.build().eval(), tiny_batch()[0]
+    weights = as_published(net.state_dict(), prefix)
+    best = {name: torch.full_like(value, 3) for name, value in weights.items()}
+    torch.save({holder: weights, "epoch": 7, "best": best} if holder else weights, tmp_path / "net.pt")
+    for other in (WRN.build(), nn.Sequential(Normalize([0.0] * 3, [1.0] * 3), WRN.build())):
+        assert torch.equal(hb.load(tmp_path / "net.pt", model=other, which="last")(x), net(x))
+
+
+class Wrapped(nn.Module):
+    """As RobustBench wraps networks: statistics as buffers, the network behind them."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.register_buffer("mu", torch.full((1, 3, 1, 1), 0.4))
+        self.register_buffer("sigma", torch.full((1, 3, 1, 1), 0.2))
+        self.model = net
+
+    def forward(self, x):
+        return self.model((x - self.mu) / self.sigma)
+
+
+def test_a_normalisation_in_a_file_is_never_lost(tmp_path):
+    build, x = WRN.build, tiny_batch()[0]
+    right = Wrapped(build()).eval()
+    torch.save({"state_dict": right.state_dict()}, tmp_path / "with.pt")
+    torch.save(nn.DataParallel(right.model).state_dict(), tmp_path / "without.pt")
+    other = Wrapped(build())
+    other.mu.zero_()
+    assert torch.equal(hb.load(tmp_path / "with.pt", model=other)(x), right(x))  # the file's count
+    assert torch.equal(hb.load(tmp_path / "without.pt", model=Wrapped(build()))(x), right(x))  # the model keeps its own
+    same = nn.Sequential(Normalize([0.4] * 3, [0.2] * 3), build())
+    assert torch.allclose(hb.load(tmp_path / "with.pt", model=same)(x), right(x), atol=1e-5)
+    for wrong in (build(), nn.Sequential(Normalize([0.5] * 3, [0.2] * 3), build())):
+        with pytest.raises(hb.UserError, match=r"normalises its inputs \(mu \[0.4, 0.4, 0.4\]"):
+            hb.load(tmp_path / "with.pt", model=wrong)
+
+
+def test_names_that_differ_in_another_way_are_refused(tmp_path):
+    net = WRN.build()
+    torch.save({f"{'a' if name < 'c' else 'b'}.{name}": value for name, value in net.state_dict().items()}, tmp_path / "net.pt")
+    with pytest.raises(hb.UserError, match="do not fit this model"):
+        hb.load(tmp_path / "net.pt", model=net)
+    torch.save({"epoch": 3, "state": net.state_dict()}, tmp_path / "net.pt")
+    with pytest.raises(hb.UserError, match="not a state dict"):
+        hb.load(tmp_path / "net.pt", model=net)

@@ -25,6 +25,7 @@ from hauberk.data import (
     make_table,
     pseudo_label,
     read_table,
+    standard_subset,
 )
 from hauberk.evaluation import wilson_interval
 from hauberk.experiments import Experiment
@@ -226,6 +227,12 @@ CALLS = {
         "criterion": [None, hb.attacks.fooled], "loss": [None], "has_reject_class": [False],
         "diagnostics": ["cheap"], "out": [None], "save_adversarials": [False], "quiet": [True],
     }),
+    "benchmark": (hb.benchmark, {
+        "model": BATCH["model"], "n_examples": [4], "dataset": [(X, Y)], "threat_model": ["Linf", "L2"], "eps": [0.1],
+        "batch_size": [4], "data_dir": ["data"], "subset": ["first", "standard"], "suite": ["quick"], "seed": [0],
+        "out": [None],
+    }),
+    "standard_subset": (standard_subset, {"data": [(X, Y)], "n": [3]}),
     "float32_mode": (computed, {"precision": ["model", "fp32", "tf32", "bf16"]}),
     "Linf": (hb.Linf, {"eps": [0.1, "8/255", [0.1] * 4], "low": [0.0], "high": [1.0], "frozen": [None, [1]],
     "monotone": [None, [1] * 4]}),

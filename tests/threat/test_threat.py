@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -15,34 +16,66 @@ from hauberk.threat.projections import project_l1_box, project_l2_box
 NORMS = {"Linf": hb.Linf, "L2": hb.L2, "L1": hb.L1}
 
 
-def reference_projection(v, lo, hi, p):
-    """Solve the projection by bisection on its multiplier, one row at a time."""
+def projection_by_sorting(v, lo, hi, p):
+    """Solve the projection by sorting the breakpoints of its multiplier, one row at a time, in float64."""
+    size, bound = np.abs(v), np.where(v > 0, hi, -lo)
+    if p == 2:
+        ends = np.divide(bound, size, out=np.full_like(size, np.inf), where=size > 0)
+        levels = np.unique(np.append(ends, [0.0, 1.0]).clip(0, 1))
+    else:
+        levels = np.unique(np.concatenate([size, size - bound, [0.0]]).clip(0))[::-1]
 
-    def point(multiplier):
-        if p == 2:
-            return np.clip(v / (1 + multiplier), lo, hi)
-        return np.clip(np.sign(v) * np.maximum(np.abs(v) - multiplier, 0), lo, hi)
+    def at(level):  # grows along the levels
+        return np.minimum(level * size if p == 2 else (size - level).clip(0), bound)
 
-    low, high = 0.0, 1e6
-    if np.linalg.norm(point(0.0), p) <= 1:
-        return point(0.0)
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.linalg.norm(point(middle), p) > 1 else (low, middle)
-    return point(high)
+    last = sum((at(level) ** p).sum() <= 1 for level in levels) - 1
+    if last == len(levels) - 1:
+        return at(levels[last]) * np.sign(v)
+    before, after = levels[last], levels[last + 1]
+    if p == 1:
+        moving = (size >= before) & (size - bound <= after)
+        return at(before - (1 - at(before).sum()) / max(moving.sum(), 1)) * np.sign(v)
+    moving = ends >= after
+    return at(np.sqrt((1 - (bound[~moving] ** 2).sum()) / (size[moving] ** 2).sum())) * np.sign(v)
 
 
 @pytest.mark.parametrize(("onto", "p"), [(project_l2_box, 2), (project_l1_box, 1)])
-@settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 10**6), dims=st.integers(1, 12), scale=st.sampled_from([0.1, 1.0, 5.0, 100.0]))
-def test_projections_solve_their_problem(onto, p, seed, dims, scale):
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    dims=st.sampled_from([1, 2, 7, 40, 200]),
+    scale=st.sampled_from([1e-30, 1e-3, 1.0, 5.0, 100.0, 1e30]),
+    how=st.sampled_from(["plain", "ties", "frozen", "zeros", "open", "narrow", "uneven"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_projections_agree_with_sorting(onto, p, seed, dims, scale, how, dtype):
     rng = np.random.default_rng(seed)
-    v = rng.normal(size=(3, dims)) * scale
+    v = rng.normal(size=(3, dims))
     lo, hi = -rng.uniform(0, 1, (3, dims)), rng.uniform(0, 1, (3, dims))
-    lo[rng.random((3, dims)) < 0.2] = 0  # already at the bound
-    ours = onto(*map(torch.from_numpy, (v, lo, hi))).numpy()
-    for row in range(3):
-        assert np.allclose(ours[row], reference_projection(v[row], lo[row], hi[row], p), atol=1e-7)
+    if how == "ties":
+        v, lo, hi = np.sign(v), np.full_like(lo, -0.25), np.full_like(hi, 0.25)
+    elif how == "open":
+        lo, hi = np.full_like(lo, -np.inf), np.full_like(hi, np.inf)
+    elif how == "narrow":
+        lo, hi = 1e-3 * lo, 1e-3 * hi
+    elif how == "uneven":
+        v, hi = v * 10.0 ** rng.uniform(-3, 3, v.shape), hi * 10.0 ** rng.uniform(-6, 0, v.shape)
+    out = rng.random((3, dims)) < 0.3
+    v[out & (how == "zeros")] = 0
+    lo[out & (how == "frozen")] = hi[out & (how == "frozen")] = 0
+    v, lo, hi = (torch.from_numpy(a).to(dtype) for a in (v * scale, lo, hi))
+    ours = onto(v, lo, hi)
+    assert ours.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    assert bool((ours.double().norm(p=p, dim=1) <= 1 + 32 * eps).all())
+    assert bool(((ours >= lo) & (ours <= hi)).all())
+    size, bound = v.double().numpy(), (lo.double().numpy(), hi.double().numpy())
+    nearest = np.stack([projection_by_sorting(size[row], bound[0][row], bound[1][row], p) for row in range(3)])
+    # In L1 a coordinate is |v| - λ, which has no more digits after the point than v has.
+    rounding = 8 * eps * (1 + (0 if p == 2 else np.abs(size).max(1, keepdims=True)))
+    assert np.all(np.abs(ours.double().numpy() - nearest) <= rounding)
+    for row in range(3):  # to the last bit whatever the others are, and how many they are
+        assert torch.equal(onto(v[row : row + 1], lo[row : row + 1], hi[row : row + 1])[0], ours[row])
 
 
 def test_projection_is_nearest_by_a_general_solver():
@@ -175,6 +208,9 @@ def test_noise_depends_on_the_example_only():
     ):
         assert not torch.equal(other, whole)
     assert torch.allclose(ExampleRng(7, ids, stage=2).uniform(like.double(), 1), whole.double(), atol=1e-7)
+    several = ExampleRng(7, ids, stage=2).uniform(torch.empty(5, 2, 7), torch.tensor([[1, 4]] * 5))
+    assert torch.equal(several[:, 0], whole)
+    assert torch.equal(several[:, 1], ExampleRng(7, ids, stage=2).uniform(like, 4))
 
 
 def test_noise_is_uniform_and_normal():
@@ -205,3 +241,68 @@ def test_numbers_for_each_feature_are_those_of_now_and_may_be_made_under_inferen
     eps.mul_(2)
     frozen.fill_(1)
     assert torch.equal(threat.around(x).radius, torch.tensor([0.2, 0.0]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(0, 5), double=st.booleans(), wide=st.booleans())
+def test_l0_projection_is_the_nearest_point(seed, k, double, wide):
+    """Of all points with at most k changes in the box, by trying all sets of features."""
+    dtype, generator = torch.float64 if double else torch.float32, torch.Generator().manual_seed(seed)
+    high = 7.0 if wide else 1.0
+    x = torch.rand(3, 5, generator=generator, dtype=dtype) * high
+    x[0, 0], x[1, 1] = 0, high
+    frozen = torch.rand(5, generator=generator) < 0.3
+    threat = hb.L0(k, high=high, frozen=frozen)
+    point = x + high * torch.randn(3, 5, generator=generator, dtype=dtype)
+    ours = threat.project(point, x)
+    assert threat.contains(ours, x).all()
+    assert ((ours != x).sum(1) <= k).all()
+    assert torch.equal(ours[:, frozen], x[:, frozen])
+    clipped = torch.where(frozen, x, point.clamp(0, high))
+    for row in range(3):
+        best = min(
+            float((torch.where(chosen, clipped[row], x[row]) - point[row]).norm())
+            for chosen in (torch.tensor(bits) for bits in itertools.product([False, True], repeat=5))
+            if chosen.sum() <= k
+        )
+        assert float((ours[row] - point[row]).norm()) == pytest.approx(best, rel=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.sampled_from([0, 1, 3, 40, 500]), one_way=st.booleans())
+def test_l0_starts_and_steps_never_leave(seed, k, one_way):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(4, 3, 5, 5, generator=generator)
+    ways = torch.randint(-1, 2, (3, 5, 5), generator=generator) if one_way else None
+    region = hb.L0(k, monotone=ways).around(x)
+    points = [region.random(ExampleRng(seed, torch.arange(4)))]
+    for size in (0.1, 1.0, 100.0):
+        points.append(region.step(points[-1], torch.randn(4, 3, 5, 5, generator=generator), size))
+    points.append(region.step(points[-1], torch.zeros_like(x), 1.0))
+    for point in points:
+        assert region.contains(point).all()
+        assert ((point != x).flatten(1).sum(1) <= k).all()
+        if ways is not None:
+            assert (point >= x)[:, ways > 0].all()
+    half = region.with_radius_scaled(torch.tensor([0.0, 0.5, 1.0, 1.0]))
+    counts = (half.project(torch.rand(4, 3, 5, 5, generator=generator)) != x).flatten(1).sum(1)
+    assert counts.tolist() <= [0, k // 2, k, k]
+
+
+def test_l0_counts_exactly():
+    x = torch.full((4, 3), 0.5)
+    point = x.clone()
+    point[1, 0] = 1.0
+    point[2, :2] = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))
+    point[3, 0] = 1.25
+    threat = hb.L0(1)
+    assert threat.contains(point, x).tolist() == [True, True, False, False]
+    assert threat.constraint_violation(point, x).tolist() == [0.0, 0.0, 1.0, 0.25]
+    assert str(threat) == "L0(1)"
+    assert str(threat_from_dict(threat.to_dict())) == "L0(1)"
+    for wrong in ("8/255", 0.5, [1.0, 2.0, 1.0]):
+        with pytest.raises(hb.UserError, match="how many features"):
+            hb.L0(wrong)
+    for ask in (threat.norm.project, threat.norm.steepest, threat.norm.onto_hyperplane):
+        with pytest.raises(hb.UserError, match="SigmaZero"):
+            ask(*[x] * (3 if ask == threat.norm.project else 4))

@@ -47,6 +47,7 @@ class APGD(MaximizingAttack["APGDState"]):
 
     def for_threat(self, threat: ThreatModel) -> Attack[Any]:
         """In L1 the sparse form."""
+        super().for_threat(threat)
         return APGDL1(self.steps, self.loss, self.targets, self.restarts) if threat.norm.p == 1 else self
 
     @property
@@ -80,7 +81,7 @@ class APGD(MaximizingAttack["APGDState"]):
         feasible, point, sizes = state.feasible, state.point, state.step_size
         follow = where_rows(state.step > 1, torch.full_like(sizes, MOMENTUM), torch.ones_like(sizes))
         ahead = feasible.step(point, state.grad, sizes)
-        moved = feasible.project(point + follow * (ahead - point) + (1 - follow) * (point - state.previous))
+        moved = feasible.project(point.lerp(ahead, follow).addcmul_(1 - follow, point - state.previous))
         host_steps = np.minimum(host_steps, self.steps)
         if bool((host_steps == self.steps).all()):  # nobody steps any more
             logits, grad = queries.logits(moved), torch.zeros_like(moved)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hauberk.attacks.base import MaximizingAttack
 from hauberk.attacks.frozen_model import ModelQueries
-from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
+from hauberk.attacks.state import AttackInputs, AttackState, initial_state, replace_rows, where_rows
 from hauberk.core.device import send
 from hauberk.objectives.functional import LossLike
 from hauberk.threat import FeasibleSet
@@ -20,6 +20,7 @@ SHRINK = 1.5  # of step size and support
 LEAST_STEP = 0.1  # of the present radius
 STILL_SPARSER = 0.95
 _WIDEST = 3.0  # radius in ε that a search begins with
+_FIRST, _CHECK = 1, 2  # columns of the plan
 
 
 @dataclass(frozen=True)
@@ -55,39 +56,44 @@ class APGDL1(MaximizingAttack["APGDL1State"]):
         return APGDL1State(
             **initial_state(inputs),
             target=inputs.reference(self.attack_loss, self.targets),
+            below=_in_eps(feasible, feasible.low),
+            above=_in_eps(feasible, feasible.high),
             offset=start,
             grad=torch.zeros_like(start),
             step_size=ones,
             support=ones,
             nonzero=ones,
-            high_offset=start.clone(),
+            high_offset=start.clone(),  # on a CPU its rows are replaced in place
             high_grad=torch.zeros_like(start),
             high_loss=lowest,
         )
 
     def step(self, state: "APGDL1State", queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Step, look, and adapt steps and sparsity; offsets are in units of ε."""
-        feasible = state.feasible
-        low, high = (_in_eps(feasible, side) for side in (feasible.low, feasible.high))
-        plan = send(torch.from_numpy(self._plan[np.minimum(host_steps, self.max_steps - 1)]), state.y.device)
-        radius, first, check = plan[:, 0].to(low.dtype)[:, None], plan[:, 1] > 0, plan[:, 2] > 0
-        begun = _onto(state.high_offset, radius, low, high)
-        _begin_radius(state, first, begun)
-        ahead = _onto(state.offset + radius * state.step_size[:, None] * _sparse_direction(state), radius, low, high)
-        moved = where_rows(first, begun, ahead)
-        point = feasible.x + moved.view_as(feasible.x) * feasible.radius
+        feasible, plan = state.feasible, self._plan[np.minimum(host_steps, self.max_steps - 1)]
+        radius, first, check = send(torch.from_numpy(plan), state.y.device).unbind(1)
+        radius, first, check = radius.to(state.offset.dtype)[:, None], first > 0, check > 0
+        if plan[:, _FIRST].any():
+            begun = project_l1_box(state.high_offset, state.below, state.above, radius)
+            _begin_radius(state, first, begun)
+        moved = state.offset
+        if not plan[:, _FIRST].all():
+            ahead = state.offset.addcmul(radius * state.step_size[:, None], _sparse_direction(state))
+            moved = project_l1_box(ahead, state.below, state.above, radius)
+            moved = where_rows(first, state.offset, moved) if plan[:, _FIRST].any() else moved
+        point = feasible.moved_by(moved)
         logits, loss, grad = queries.value_and_grad(point, self.attack_loss, state.y, state.target)
         loss, counts = loss.to(point.dtype), radius[:, 0] <= 1
-        inside = feasible.project(point)  # mends rounding only, where the point counts
         wrong = state.criterion(logits, state.y) & counts
-        state.offer(inside, logits, torch.where(counts, loss, -torch.inf), wrong)
+        state.offer(point, logits, torch.where(counts, loss, -torch.inf), wrong)
         state.offset = moved
         state.grad = (grad * feasible.radius).flatten(1)
         higher = loss > state.high_loss
-        state.high_offset = where_rows(higher, moved, state.high_offset)
-        state.high_grad = where_rows(higher, state.grad, state.high_grad)
+        state.high_offset = replace_rows(higher, moved, state.high_offset)
+        state.high_grad = replace_rows(higher, state.grad, state.high_grad)
         state.high_loss = torch.where(higher, loss, state.high_loss)
-        _check(state, check)
+        if plan[:, _CHECK].any():
+            _check(state, check)
 
     @cached_property
     def _plan(self) -> np.ndarray:
@@ -106,6 +112,8 @@ class APGDL1State(AttackState):
     """L1-APGD under way; offsets from the clean input in units of ε, (B, D)."""
 
     target: Tensor
+    below: Tensor  # bounds of the box
+    above: Tensor
     offset: Tensor
     grad: Tensor
     step_size: Tensor  # in units of the present radius
@@ -119,10 +127,6 @@ class APGDL1State(AttackState):
 def _in_eps(feasible: FeasibleSet, side: Tensor) -> Tensor:
     """How far a side of the box is, in units of ε, (B, D): 0 where frozen, and no further than any radius, if it is open."""
     return torch.where(feasible.radius > 0, (side - feasible.x) / feasible.scale, 0.0).clamp(-_WIDEST, _WIDEST).flatten(1)
-
-
-def _onto(offset: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return radius * project_l1_box(offset / radius, low / radius, high / radius)
 
 
 def _begin_radius(state: APGDL1State, first: Tensor, begun: Tensor) -> None:
@@ -140,9 +144,17 @@ def _sparse_direction(state: APGDL1State) -> Tensor:
     size = state.grad.abs()
     dims = size.shape[1]
     place = ((1 - state.support) * dims).clamp(0, dims - 1).long()
-    least = size.sort(dim=1).values.gather(1, place[:, None])
-    sign = state.grad.sign() * (size >= least)
-    return sign / (sign.abs().sum(1, keepdim=True) + 1e-10)
+    least = _sorted(size).gather(1, place[:, None])
+    chosen = (size - least).sign_().add_(1).clamp_max_(1)  # on a CPU faster than comparing
+    sign = chosen.mul_(state.grad.sign())
+    return sign.div_(torch.linalg.vector_norm(sign, ord=1, dim=1, keepdim=True) + 1e-10)
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """Sort rows (B, D); on a CPU NumPy does it ten times as fast."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=1))
+    return values.sort(dim=1).values
 
 
 def _check(state: APGDL1State, check: Tensor) -> None:

@@ -27,7 +27,7 @@ from hauberk.core.device import send
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, Criterion, LossLike, find_attack_loss, loss_for, make_goal
-from hauberk.threat import ThreatModel
+from hauberk.threat import Norm, ThreatModel
 from hauberk.threat.model import check_batch, check_inputs
 
 GOAL = ATTACK_LOSSES["cw"]  # of an adversary who wants an input to be misclassified
@@ -124,8 +124,19 @@ class Attack(Generic[State]):
         """
         raise UserError(f"{self} takes no target")
 
+    def defined_in(self, norm: Norm) -> bool:
+        """Whether there is such an attack in a norm; by default in all that are norms, which L0 is not."""
+        return norm.p >= 1
+
     def for_threat(self, threat: ThreatModel) -> "Attack[Any]":
-        """The form of the attack for a threat model."""
+        """The form of the attack for a threat model.
+
+        Raises:
+            UserError: if it is not defined in its norm.
+        """
+        if not self.defined_in(threat.norm):
+            others = "PGD and FMN are" + (", and SigmaZero" if threat.norm.p == 0 else "")
+            raise UserError(f"{type(self).__name__} is not defined in {threat.norm}; {others}")
         return self
 
     def adapted(

@@ -16,7 +16,7 @@ from hauberk.attacks.state import AttackInputs, AttackState, initial_state, wher
 from hauberk.core.arguments import check_fields, shown
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import AttackLoss, Criterion, LossLike
-from hauberk.threat import ThreatModel, expand_to, parse_fraction
+from hauberk.threat import Norm, ThreatModel, expand_to, parse_fraction
 from hauberk.threat.model import check_fits
 
 NORMAL_START = 0.001  # of TRADES' public code
@@ -172,6 +172,10 @@ class PGD(MaximizingAttack["PGDState"]):
     def max_steps(self) -> int:
         """Looks in a run."""
         return self.steps + self.evaluate_last
+
+    def defined_in(self, norm: Norm) -> bool:
+        """In all, L0 among them (Croce and Hein 2019)."""
+        return True
 
     def aimed(self) -> "PGD":
         """Return the attack with a target, which is ``-CE(f(x), t)`` for cross-entropy; "cw" and "dlr" take none."""

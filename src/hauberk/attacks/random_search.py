@@ -9,6 +9,7 @@ from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackState, where_rows
 from hauberk.objectives.functional import LossLike
+from hauberk.threat import Norm
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class RandomSearch(Attack[AttackState]):
     check_every = 10
     passes_per_step = 1
     uses_gradients = False
+
+    def defined_in(self, norm: Norm) -> bool:
+        """In all."""
+        return True
 
     def step(self, state: AttackState, queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look at one more point."""

@@ -15,7 +15,7 @@ from hauberk.attacks.pgd import PGD
 from hauberk.attacks.state import AttackState
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import AttackLoss, LossLike, loss_for
-from hauberk.threat import ThreatModel
+from hauberk.threat import Norm, ThreatModel
 
 _PGD_20 = PGD(20, "eps/10")  # of TRADES and MART
 
@@ -30,6 +30,10 @@ class _Tried(Attack[AttackState]):
     check_every = 1
     passes_per_step = 1
     uses_gradients = False
+
+    def defined_in(self, norm: Norm) -> bool:
+        """In all."""
+        return True
 
     def for_threat(self, threat: ThreatModel) -> Attack[Any]:
         """The attack that tells the threat model to what makes the points."""

@@ -6,6 +6,7 @@ on any device, normal ones up to the last digits of its ``erfinv``.
 """
 
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -50,13 +51,17 @@ class ExampleRng:
     def uniform(self, like: Tensor, tag: int | Tensor) -> Tensor:
         """Uniform draws in [0, 1) of the shape, dtype and device of ``like`` (B, ...); each tag is independent.
 
-        A tag is an integer, or one for each example, (B,) int64.
+        A tag is an integer, or one for each example, (B,) int64, or several, (B, K), for ``like`` of shape (B, K, ...).
         """
-        keys = self.keys + (_TAG * (tag + 1) if isinstance(tag, Tensor) else _wrap(_TAG * (tag + 1)))
-        bits = _mix(keys.to(like.device)[:, None] + _positions(like[0].numel(), like.device)).view(like.shape)
+        if isinstance(tag, Tensor):
+            keys = self.keys.view(-1, *[1] * (tag.ndim - 1)) + _TAG * (tag + 1)
+        else:
+            keys = self.keys + _wrap(_TAG * (tag + 1))
+        count = prod(like.shape[keys.ndim :])
+        bits = _mix(keys.to(like.device)[..., None] + _positions(count, like.device)).view(like.shape)
         if like.dtype == torch.float64:
-            return _shift(bits, 11).double() * 2.0**-53
-        return (_shift(bits, 40).float() * 2.0**-24).to(like.dtype)
+            return _shift(bits, 11).double().mul_(2.0**-53)
+        return _shift(bits, 40).float().mul_(2.0**-24).to(like.dtype)
 
     def normal(self, like: Tensor, tag: int | Tensor) -> Tensor:
         """Standard normal draws, likewise, through the inverse distribution function."""
@@ -84,14 +89,14 @@ def batch_rng(seed: int | ExampleRng, x: Tensor) -> ExampleRng:
 
 def _shift(bits: Tensor, by: int) -> Tensor:
     """Shift right without the sign."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _mix(bits: Tensor) -> Tensor:
     """Scramble 64 bits: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
-    bits = (bits ^ _shift(bits, 30)) * _MIX1
-    bits = (bits ^ _shift(bits, 27)) * _MIX2
-    return bits ^ _shift(bits, 31)
+    bits = _shift(bits, 30).bitwise_xor_(bits).mul_(_MIX1)
+    bits = _shift(bits, 27).bitwise_xor_(bits).mul_(_MIX2)
+    return _shift(bits, 31).bitwise_xor_(bits)
 
 
 def _mix_number(number: int) -> int:

@@ -18,6 +18,7 @@ from hauberk.data.dataset import (
     to_device,
 )
 from hauberk.data.named import DATASETS, DatasetInfo, find_dataset, load_data
+from hauberk.data.standard_subset import standard_subset
 from hauberk.data.table import Reach, Table, TableDataset, infer_schema, make_table, reach_of, read_frame, read_table
 from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
 
@@ -55,5 +56,6 @@ __all__ = [
     "read_frame",
     "read_schema",
     "read_table",
+    "standard_subset",
     "to_device",
 ]

@@ -29,6 +29,7 @@ from hauberk.evaluation.diagnostics.results import CleanInputs, Verdicts
 from hauberk.evaluation.records import CLEAN, PLAN, Records, RecordStore, difference
 from hauberk.evaluation.result import Evaluation, shuffled_order, worst_first
 from hauberk.evaluation.runner import EvaluationRunner
+from hauberk.evaluation.two_phase import run_two_phases
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.fastpath.precision import autotune_precision
 from hauberk.models import model_code, model_id
@@ -51,6 +52,7 @@ def evaluate(
     suite: str = "quick",
     attacks: Sequence[AttackLike] = (),
     sequential: bool = False,
+    to: float = 1.0,
     n: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -80,10 +82,13 @@ def evaluate(
         test_set: a pair (x, y) of arrays, a map-style ``Dataset``, or what ``hauberk.data.load_data`` returns.
         threat: what the adversary may do.
         suite: "quick": FGSM, PGD-20, CW-30 and PGD-100, a cheap upper bound; "papers": the columns of the MAIL and MART tables;
-            "standard": AutoAttack; "plus" and "rand": its larger version, and the one for randomised defences.
+            "standard": AutoAttack; "fast": its accuracy, estimated with an interval at a fraction of the price; "plus" and
+            "rand": AutoAttack's larger version, and the one for randomised defences.
         attacks: attacks instead of a suite: names (``hauberk.attacks.PRESETS``), objects such as ``hb.attacks.PGD(steps=50)``,
             or functions ``f(model, x, y, threat) -> x_adv`` of a frozen model; what yours claim is verified as what ours do.
         sequential: run each of them only on the examples that are still robust.
+        to: of the suite "fast": go on until the interval of the estimate is within ± so many points (hundredths of all
+            examples); 0 for all examples, which is what "standard" does. May be another when an evaluation goes on.
         n: evaluate the first n examples only.
         batch_size: examples at a time.
         seed: of all random draws.
@@ -125,7 +130,7 @@ def evaluate(
     check_draws(chosen.eot_iter, goal)
     source, folder, world = as_dataset(test_set, goal.of_classes), None if out is None else Path(out), get_world()
     count = len(source) if n is None else n
-    _check_options(count, len(source), batch_size, save_adversarials and folder is None)
+    _check_options(count, len(source), batch_size, to, save_adversarials and folder is None)
     first_x, first_y = fetch_for(model, source, torch.arange(min(count, _FIRST)))
     check_inputs(first_x, first_y, threat, source.classes, goal.of_classes)
     classes = None if source.classes is None else source.classes + goal.extra_outputs
@@ -153,7 +158,7 @@ def evaluate(
     if world.size > 1:
         _require_same_plan(plan, source, count, world)
     store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
-    hidden = quiet or not world.is_main
+    hidden, order, sampled = quiet or not world.is_main, shuffled_order(seed, count), None
     with (
         closing(store),
         ProgressBar("evaluate", 1000, quiet=hidden) as display,
@@ -169,8 +174,10 @@ def evaluate(
         reference_model, fp32_model, attack_model = (ModelQueries(form, chosen.eot_iter) for form in forms)
         runner = EvaluationRunner(
             reference_model, fp32_model, attack_model, source=source, threat=threat,
-            attacks={name: attack for name, (attack, _) in adapted.items()}, stages=chosen.stages, store=store,
-            shard=world.local_shard(shuffled_order(seed, count)).numpy(), seed=seed, batch_size=width, outputs=outputs,
+            attacks={name: attack for name, (attack, _) in adapted.items()},
+            runs={name: range(adapted[name][0].n_runs(outputs))[slice(*one.runs)] for name, one in chosen.attacks.items()},
+            draws={name: one.whole or name for name, one in chosen.attacks.items()}, stages=chosen.stages, store=store,
+            shard=world.local_shard(order).numpy(), seed=seed, batch_size=width, outputs=outputs,
             goal=goal, display=display, precision=used,
             state_path=None if folder is None else folder / f"state-{world.rank}.pt",
         )  # fmt: skip
@@ -183,7 +190,10 @@ def evaluate(
                 more, curve = _run_on_sample(runner, specs, bpda, chosen)
             for one in worst_first(found + more):
                 display.line(str(one))
-            runner.run_attacks()
+            if chosen.sampled:
+                sampled = run_two_phases(runner, chosen, world, order.numpy(), to / 100)
+            else:
+                runner.run_attacks(chosen.stages)
         finally:
             store.write_cost(runner.passes)
     records = store.records
@@ -201,11 +211,12 @@ def evaluate(
         "processes": world.size, "dtype": str(first_x.dtype), "model_id": plan["model_id"], "versions": versions(),
         "machine": machine(first_x.device),
     }  # fmt: skip
+    weights = np.ones(count) if sampled is None else sampled.weights
     result = Evaluation(
         str(threat), plan["suite"], chosen.sequential,
-        **_fractions(records, chosen, goal, outputs), curve=curve,
-        diagnostics=found + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs, goal)),
-        provenance=provenance, records=records,
+        **_fractions(records, chosen, weights, goal, outputs), curve=curve,
+        diagnostics=found + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs, weights, goal)),
+        provenance=provenance, records=records, sampled=sampled,
     )  # fmt: skip
     if folder is not None and world.is_main:
         result.save(folder / "evaluation.json")
@@ -219,7 +230,9 @@ def _goal(criterion: Criterion | None, loss: Callable[[Tensor, Tensor], Tensor] 
     return make_goal(evades if has_reject_class else criterion, loss)
 
 
-def _check_options(count: int, there: int, batch_size: int, no_folder: bool) -> None:
+def _check_options(count: int, there: int, batch_size: int, to: float, no_folder: bool) -> None:
+    if not 0 <= to <= 100:
+        raise UserError(f"to must be 0 to 100 points, got {to}")
     if not 1 <= count <= there:
         raise UserError(f"n must be 1 to {there}, got {count}")
     if batch_size < 1:
@@ -308,21 +321,25 @@ def _run_on_sample(
     return run_diagnostics(specs, "sample", sample), sample.curve
 
 
-def _fractions(records: Records, suite: Suite, goal: AttackLoss, outputs: int) -> dict[str, Any]:
-    """Count accuracies, and rates of detection, as fields of an :class:`Evaluation`."""
+def _fractions(records: Records, suite: Suite, weights: np.ndarray, goal: AttackLoss, outputs: int) -> dict[str, Any]:
+    """Count accuracies, and rates of detection, as fields of an :class:`Evaluation`; each example as ``weights`` (n,) says."""
     right, robust, clean = records.right, records.robust, records[CLEAN]
     counted = clean["label"] >= 0  # none of a task without classes
     members = np.bincount(clean["label"][counted])
-    left = np.bincount(clean["label"][counted & robust], minlength=len(members))
-    standing = {name: right & ~records.broken(attacks) for name, attacks in suite.columns.items()}
+    left = np.bincount(clean["label"][counted & robust], weights[counted & robust], minlength=len(members))
+
+    def standing(attacks: Sequence[str]) -> float:
+        some = right & ~records.broken(attacks)
+        return float(weights[some].sum() if set(attacks) & set(suite.sampled) else some.sum()) / records.n
+
     rates = {
         "detection_rate": int(clean["recognised"][right].sum()) / max(int(right.sum()), 1),
         "false_alarms": int((clean["predicted"] == outputs - 1).sum()) / records.n,
     }
     return {
         "clean_accuracy": int(right.sum()) / records.n,
-        "robust_accuracy": int(robust.sum()) / records.n,
-        "by_attack": {name: int(mask.sum()) / records.n for name, mask in standing.items()},
-        "by_class": {c: int(left[c]) / int(members[c]) for c in np.flatnonzero(members).tolist()},
+        "robust_accuracy": float(weights[robust].sum()) / records.n,
+        "by_attack": {name: standing(attacks) for name, attacks in suite.columns.items()},
+        "by_class": {c: float(left[c]) / int(members[c]) for c in np.flatnonzero(members).tolist()},
         "detection": rates if goal.extra_outputs else None,
     }

@@ -93,6 +93,17 @@ class Records:
         """Which examples are right and nothing has broken yet, (n,) bool."""
         return np.asarray(self.right & ~self.broken(self.attacks))
 
+    def least_margin(self, examples: np.ndarray | slice = slice(None), attacks: Iterable[str] | None = None) -> np.ndarray:
+        """The least margin of examples (all, or those given) that was seen without an attack and by these, or all, of them.
+
+        (b,); NaN where none was finite.
+        """
+        margin = self[CLEAN]["margin"][examples]
+        for name in self.attacks if attacks is None else attacks:
+            table = self[name][examples]
+            margin = np.fmin(margin, np.where(table["known"], table["margin"], np.nan))
+        return np.asarray(margin)
+
     def cost(self) -> dict[str, Any]:
         """Return passes of all processes, and wall-clock seconds, over all sessions."""
         costs, main = self.costs.values(), [cost for (rank, _), cost in self.costs.items() if rank == 0]

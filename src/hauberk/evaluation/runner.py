@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,7 +32,6 @@ from hauberk.threat.model import check_inputs
 
 SAVE_EVERY = 20.0  # seconds between two states of an attack under way
 SHOW_EVERY = 1.0
-_SMALLEST_BATCH = 16
 _SHARE = 50  # times as long as it took to show the progress, nothing is shown again
 
 
@@ -46,6 +45,8 @@ class EvaluationRunner:
         attack_model: the form of it that attacks with gradients see.
         source: the examples.
         attacks: what runs, by name, adapted to model and threat model.
+        runs: which of its runs each of them has.
+        draws: the name that the random draws of each belong to.
         stages: for each of them, in order, those whose victims it leaves alone.
         store: where verdicts go.
         shard: this process's examples, in the order they are attacked, (m,) int64.
@@ -63,6 +64,8 @@ class EvaluationRunner:
     source: IndexedDataset
     threat: ThreatModel
     attacks: Mapping[str, Attack[Any]]
+    runs: Mapping[str, range]
+    draws: Mapping[str, str]
     stages: Mapping[str, tuple[str, ...]]
     store: RecordStore
     shard: np.ndarray
@@ -78,6 +81,8 @@ class EvaluationRunner:
         self.records = self.store.records
         self.init_batch_size, self.verify_batch_size = max(1, self.batch_size // 2), max(1, self.batch_size // 8)
         self._shown = self._saved = time.monotonic()
+        self._begun: tuple[float, int] | None = None  # when the attacks began, and what had been done before
+        self._ahead: Callable[[], float] = float  # what is to do after the attack under way
         # Logits of the clean inputs, a row for each of ``shard``; and which row an example has.
         self._logits = torch.zeros(0)
         self._row = np.zeros(self.records.n, dtype=np.int64)
@@ -143,13 +148,33 @@ class EvaluationRunner:
         assert logits is not None  # the best point was looked at
         return logits.isfinite().all(1) & (logits.argmax(1) == logits.shape[1] - 1)
 
-    def run_attacks(self) -> None:
-        """Run all attacks, after the clean pass, as far as the records do not know them yet."""
-        for name, earlier in self.stages.items():
-            right = self.right()
-            todo = right[~self.records.broken(earlier, right) & ~self.records[name]["known"][right]]
+    def run_attacks(
+        self, names: Iterable[str], among: np.ndarray | None = None, ahead: Mapping[str, float] | None = None
+    ) -> None:
+        """Run some of the attacks, after the clean pass, as far as the records do not know them yet.
+
+        Examples come in the order of the margin that is left, the least first, because these are the ones that are broken: so
+        what is known early is near to what is known at the end.
+
+        Args:
+            names: which attacks, in order.
+            among: on which examples, (m,) int64; None for all.
+            ahead: for how many examples attacks are expected to run later, by name; for the time that is left.
+        """
+        right = self.right() if among is None else np.intersect1d(self.right(), among)
+        self._begun = self._begun or (time.monotonic(), self._work_done)
+        names = tuple(names)
+        for k, name in enumerate(names):
+            todo = self._todo(name, right)
             if len(todo):
-                self._run_attack(name, todo)
+                margin = self.records.least_margin(todo)
+                self._ahead = partial(self._work_ahead, names[k + 1 :], right, ahead or {})
+                self._run_attack(name, todo[np.argsort(np.nan_to_num(margin, nan=-np.inf), kind="stable")])
+
+    def _todo(self, name: str, among: np.ndarray) -> np.ndarray:
+        """Those of some examples that are right which an attack has still to be run on."""
+        todo = ~self.records.broken(self.stages[name], among) & ~self.records[name]["known"][among]
+        return among[todo] if self.runs[name] else among[:0]
 
     def _run_attack(self, name: str, todo: np.ndarray) -> None:
         attack = self.attacks[name]
@@ -157,7 +182,7 @@ class EvaluationRunner:
         model = self.reference_model if attack.sees_original else model
         device = self._logits.device
         ids = send(torch.from_numpy(self.records[CLEAN]["id"][self.shard]), device)
-        draws = ExampleRng(self.seed, ids, _stage(name))
+        draws = ExampleRng(self.seed, ids, _stage(self.draws[name]))
 
         def fetch(examples: list[int], runs: list[int]) -> AttackInputs:
             rows = torch.from_numpy(self._row[examples])
@@ -168,7 +193,7 @@ class EvaluationRunner:
 
         verify, leave = partial(self._verify, name), partial(self._leave, name)
         sizes = self.batch_size, self.init_batch_size, self._smaller_batch_sizes
-        queue = ContinuousBatcher(attack, model, fetch, verify, leave, attack.n_runs(self.outputs), *sizes)
+        queue = ContinuousBatcher(attack, model, fetch, verify, leave, self.runs[name], *sizes)
         known = self._resume(name, queue, todo)
         queue.add(i for i in todo.tolist() if i not in known)
         self._saved = time.monotonic()
@@ -207,7 +232,10 @@ class EvaluationRunner:
 
     @cached_property
     def _smaller_batch_sizes(self) -> list[int]:
-        """Eighths of the batch size at which the model's forms compute the same bits as with the whole batch."""
+        """Numbers of rows at which the model's forms compute the same bits as with the whole batch, the largest first.
+
+        Eighths of the batch size, and powers of two below the least of them: an example that is left does not fill many rows.
+        """
         x, y = self._fetch_batch(self.shard[:1])
         x = self.threat.around(x).random(ExampleRng(self.seed, torch.arange(len(x), device=x.device)))
 
@@ -215,7 +243,8 @@ class EvaluationRunner:
             logits, _, grad = ModelQueries(form).value_and_grad(x[:size], self.goal, y[:size])
             return logits, grad
 
-        sizes = [len(y) * k // 8 for k in range(7, 0, -1) if len(y) * k // 8 >= _SMALLEST_BATCH]
+        eighths = [len(y) * k // 8 for k in range(7, 0, -1)]
+        sizes = sorted({n for n in (*eighths, *(1 << k for k in range(eighths[-1].bit_length()))) if n}, reverse=True)
         for form, precision in {(self.fp32_model.model, self.full_precision), (self.attack_model.model, self.precision)}:
             with float32_mode(precision):
                 whole = bits(form, len(y))
@@ -237,14 +266,33 @@ class EvaluationRunner:
 
     def _show(self, attack: str, left: int, part_done: float) -> None:
         """Show the progress: how many examples are left of an attack, and how much of them is done, in examples."""
-        names, n = list(self.stages), len(self.shard)
-        costs = [self.attacks[name].cost(self.outputs) for name in names]  # passes of an example
-        k = names.index(attack)
-        done = n * sum(costs[:k]) + (n - left + part_done) * costs[k]
-        robust = self.records.robust[self.shard]
-        low, high = wilson_interval(int(robust.sum()), n)
-        bound = f"robust ≤ {robust.mean():.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-        self.display.reach(done / (n * sum(costs)), f"{attack}: {left} left, {bound}")
+        assert self._begun is not None  # by run_attacks
+        robust, n = int(self.records.robust[self.shard].sum()), len(self.shard)
+        low, high = wilson_interval(robust, n)
+        rest = self._cost(attack) * self._rows(left) * (1 - part_done / max(left, 1)) + self._ahead()
+        seconds, done = time.monotonic() - self._begun[0], self._work_done - self._begun[1]
+        said = f"{attack}: {left} left, robust ≤ {robust / n:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+        self.display.reach(done / (done + rest), said, left=seconds * rest / done if done else None)
+
+    @property
+    def _work_done(self) -> int:
+        """What passes have cost so far, in forward passes of an example: one backward takes as long as two of them."""
+        return self.passes["forwards"] + 2 * self.passes["backwards"]
+
+    def _cost(self, attack: str) -> float:
+        """What an attack costs for an example that stands, likewise."""
+        form = self.attacks[attack]
+        return len(self.runs[attack]) * form.max_steps * (form.passes_per_step + form.uses_gradients)
+
+    def _rows(self, examples: float) -> float:
+        """How many rows go through the passes that so many examples need: no fewer than a batch has."""
+        narrow = (size for size in self._smaller_batch_sizes if size >= examples)
+        return examples and max(examples, min(narrow, default=self.batch_size))
+
+    def _work_ahead(self, later: Sequence[str], among: np.ndarray, expected: Mapping[str, float]) -> float:
+        """What later attacks will cost, likewise, on those of some examples that stand, and on those that are expected."""
+        known = sum(self._cost(name) * self._rows(len(self._todo(name, among))) for name in later)
+        return known + sum(self._cost(name) * self._rows(count) for name, count in expected.items())
 
     def _resume(self, attack: str, queue: ContinuousBatcher[Any], todo: np.ndarray) -> set[int]:
         """Go on with the saved state of this attack, if there is one; return the examples that it knows."""

@@ -38,6 +38,8 @@ class FeasibleSet:
         # In every norm no coordinate moves by more than its radius, so these bounds lose nothing; in L∞ they are the set.
         self.lower = torch.maximum(_clip_rounding(x, x - self.radius, self.radius), self.low)
         self.upper = torch.minimum(_clip_rounding(x, x + self.radius, self.radius), self.high)
+        if not norm.is_box:  # the same as changes in units of ε, which every projection needs; 0 where frozen
+            self.down, self.up = ((bound - x).div_(self.scale) for bound in (self.lower, self.upper))
 
     def index_select(self, index: Tensor) -> "FeasibleSet":
         """Return the sets of some of the examples. index: (b,) int64."""
@@ -67,10 +69,13 @@ class FeasibleSet:
         """Return the nearest points inside (in the scaled coordinates where ε is per feature). (B, ...) -> (B, ...)."""
         if self.norm.is_box:
             return point.clamp(self.lower, self.upper)
-        moved = self.norm.project(self._scaled(point), self._scaled(self.lower), self._scaled(self.upper))
-        change = moved.view_as(self.x) * self.radius
-        inside = _clip_rounding(self.x, self.x + change, change.abs())
-        return inside.clamp(self.lower, self.upper)
+        moved = self.norm.project((point - self.x).div_(self.scale).flatten(1), self.down.flatten(1), self.up.flatten(1))
+        return self.moved_by(moved).clamp_(self.lower, self.upper)
+
+    def moved_by(self, change: Tensor) -> Tensor:
+        """Return the points of the box at changes in units of ε, (B, D) -> (B, ...), rounded so that they go no further."""
+        change = change.view_as(self.x) * self.radius
+        return _clip_rounding(self.x, self.x + change, change.abs_()).clamp_(self.low, self.high)
 
     def random(self, rng: ExampleRng, tag: int | Tensor = 0) -> Tensor:
         """Draw points uniformly in the ball, then project them into the box. Returns (B, ...)."""
@@ -152,10 +157,6 @@ class FeasibleSet:
         """Lengths (B,) of changes in units of ε, both (B, D) in float64; frozen features left out."""
         return self.norm.length(torch.where(radius > 0, change / radius.clamp_min(1e-300), 0.0))
 
-    def _scaled(self, point: Tensor) -> Tensor:
-        """Return (B, D) offsets from x in units of ε; 0 where frozen."""
-        return torch.where(self.radius > 0, (point - self.x) / self.scale, torch.zeros_like(point)).flatten(1)
-
 
 def _add_scaled(point: Tensor, size: float | Tensor, direction: Tensor) -> Tensor:
     """``point + size * direction`` at one launch."""
@@ -165,5 +166,10 @@ def _add_scaled(point: Tensor, size: float | Tensor, direction: Tensor) -> Tenso
 
 
 def _clip_rounding(x: Tensor, point: Tensor, reach: Tensor) -> Tensor:
-    """Where rounding has carried ``point`` further from ``x`` than ``reach``, go back to the next float."""
-    return torch.where((point - x).abs() > reach, torch.nextafter(point, x), point)
+    """Where rounding has carried ``point`` further from ``x`` than ``reach``, go back to the next float.
+
+    By arithmetic: a mask without order costs ``torch.where`` twice as long on a CPU.
+    """
+    back = x - point
+    back.mul_(back.abs().sub_(reach).sign_().relu_()).add_(point)  # x where it is too far, otherwise the point itself
+    return torch.nextafter(point, back)

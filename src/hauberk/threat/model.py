@@ -16,6 +16,7 @@ from hauberk.core.arguments import check_argument, checked, shown
 from hauberk.core.device import constant, version
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
 from hauberk.threat.feasible_set import FeasibleSet
+from hauberk.threat.l0 import L0_NORM
 from hauberk.threat.norms import NORMS, Norm
 
 Bound: TypeAlias = float | Sequence[float] | Tensor
@@ -34,8 +35,8 @@ class ThreatModel:
     """The set an adversarial example must stay in: a ball around the clean input, cut with a box.
 
     ``S(x) = {x' : ‖(x' - x) / ε‖_p ≤ 1,  low ≤ x' ≤ high,  x'_j = x_j for frozen j}``, and ``x'_j ≥ x_j`` or ``x'_j ≤ x_j`` for
-    features that can only rise or fall. A feature with ε 0 cannot be changed. Make one with :func:`Linf`, :func:`L2` or
-    :func:`L1`.
+    features that can only rise or fall. A feature with ε 0 cannot be changed. Make one with :func:`Linf`, :func:`L2`,
+    :func:`L1` or :func:`L0`.
 
     Attributes:
         norm: the norm of the ball, one of ``hauberk.threat.NORMS``, or your own :class:`~hauberk.threat.Norm`.
@@ -74,7 +75,8 @@ class ThreatModel:
             low, high = (constant(bound, x.dtype, x.device) for bound in (low, high))
             low, high = torch.where(way > 0, x, low), torch.where(way < 0, x, high)
         eps = self._fit(self.eps, x, "eps")
-        return FeasibleSet(x, self.norm, self._radius(x, eps), low, high, eps)
+        kind: type[FeasibleSet] = self.norm.feasible_set or FeasibleSet
+        return kind(x, self.norm, self._radius(x, eps), low, high, eps)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bring points back to the nearest ones inside ``S(x)``. Shapes: (B, ...), (B, ...) -> (B, ...)."""
@@ -187,6 +189,28 @@ def L1(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = Non
     return make_threat("L1", eps, low, high, frozen, monotone)
 
 
+def L0(k: int | str, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
+    """L0 threat model: at most k features differ, each by as much as the box allows.
+
+    Features are counted, as sigma-zero and FMN do: a pixel of three channels is three of them.
+
+    Args:
+        k: how many, a whole number or its text.
+        low: as in :func:`Linf`; so are ``high``, ``frozen`` and ``monotone``.
+        high: upper bound of valid inputs.
+        frozen: features that nobody can change.
+        monotone: features that can only rise or fall.
+
+    Raises:
+        UserError: if k is no whole number of at least 0, and as :func:`Linf`.
+
+    Example:
+        >>> L0(8)
+        L0(8)
+    """
+    return make_threat(L0_NORM, k, low, high, frozen, monotone)
+
+
 def make_threat(
     norm: str | Norm, eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None
 ) -> ThreatModel:
@@ -200,6 +224,8 @@ def make_threat(
             raise unknown_name("norm", norm, NORMS)
         norm = NORMS[norm]
     radius, text = parse_eps(eps)
+    if norm is L0_NORM and not (isinstance(radius, float) and radius.is_integer()):
+        raise UserError(f"in L0 eps is how many features may change, one whole number, got {text}")
     lower, upper = _number_or_tensor(low, "low"), _number_or_tensor(high, "high")
     try:
         width = torch.as_tensor(upper) - torch.as_tensor(lower)

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import json_file, make_folder, read_json, read_tensors, versions, write_atomically, write_together
 from hauberk.core.numerics import float32_mode
 from hauberk.models import ModelSpec
+from hauberk.models.state_dicts import find_state_dict, fit_names
 
 FORMAT = "hauberk-card/1"
 _TORCH_FILES = (".pt", ".pth")
@@ -69,9 +70,10 @@ def load(
 
     Args:
         path: a run's folder, an exported ``.safetensors`` file or its ``.json`` card; or a state dict of plain PyTorch
-            (``.pt``, ``.pth``), for which ``model`` is needed.
+            (``.pt``, ``.pth``), such as RobustBench's, for which ``model`` is needed. What wrappers put before all names may
+            differ from the model's (see :func:`hauberk.models.state_dicts.fit_names`).
         model: the network to load the weights into; needed where the card cannot build it.
-        which: of a run: the best checkpoint by validation, or the last.
+        which: of a run, or of a checkpoint that has both: the best by validation, or the last.
         allow_code: build a model that the card names as ``module:factory``, which imports that module.
         device: where to put it.
 
@@ -94,7 +96,9 @@ def load(
             raise UserError(f"this card would import {spec.name!r}; pass model=, or allow_code=True if you trust it")
         with torch.random.fork_rng(devices=[]):
             model = spec.build()
-    tensors, own = _read_weights(weights, card.get("weights_digest")), model.state_dict()
+    tensors, own = _read_weights(weights, card.get("weights_digest"), which), model.state_dict()
+    if is_plain:
+        tensors = fit_names(tensors, model, str(path))
     for name, value in tensors.items():
         if name in own and value.is_floating_point() != own[name].is_floating_point():
             raise UserError(f"the weights in {weights} do not fit this model: {name} is {value.dtype}, not {own[name].dtype}")
@@ -107,7 +111,7 @@ def load(
     return model.to(where).eval()
 
 
-def _read_weights(path: Path, digest: str | None) -> dict[str, Tensor]:
+def _read_weights(path: Path, digest: str | None, which: str) -> Mapping[str, Tensor]:
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -120,11 +124,10 @@ def _read_weights(path: Path, digest: str | None) -> dict[str, Tensor]:
             return load_tensors(raw)
         except safetensors.SafetensorError as error:
             raise UserError(f"{path} is not a whole safetensors file: {error}") from error
-    content = read_tensors(raw, path)
-    content = content.get("state_dict", content)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    found = find_state_dict(read_tensors(raw, path), which)
+    if found is None:
         raise UserError(f"{path} is not a state dict")
-    return content
+    return found
 
 
 def read_card(path: Path, which: str = "best") -> tuple[dict[str, Any], Path]:

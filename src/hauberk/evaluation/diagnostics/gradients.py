@@ -1,5 +1,6 @@
 """Diagnostics of gradients and of the search, on a few examples that are classified right, by attacks of their own."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import BPDA, Attack, ModelQueries, apgd, pgd, random_search, square
+from hauberk.attacks import APGD, BPDA, Attack, ModelQueries, Square, apgd, pgd, random_search, square
 from hauberk.core.device import send
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.evaluation.result import Finding
@@ -76,10 +77,11 @@ class Sample:
         return value, slope
 
     def apgd(self, factor: float = 1.0, steps: int = _STEPS, loss: str = "ce", stage: int = 1) -> Tensor:
-        """Which inputs APGD breaks within ``factor`` times ε, (b,) bool."""
+        """Which inputs APGD (in L0 PGD) breaks within ``factor`` times ε, (b,) bool."""
         how: dict[str, Any] = {"steps": steps, "loss": self.loss(loss), "seed": self.rng(stage), "eot_iter": self.draws}
         how["criterion"] = self.goal.criterion
-        return apgd(self.model, self.x, self.y, self.threat.scaled(factor), **how).success
+        attack = apgd if APGD().defined_in(self.threat.norm) else pgd
+        return attack(self.model, self.x, self.y, self.threat.scaled(factor), **how).success
 
     @cached_property
     def broken(self) -> Tensor:
@@ -141,7 +143,7 @@ def false_gradients(sample: Sample) -> list[Finding]:
     if queries is not sample.queries:
         _, value, slope = queries.value_and_grad(x, sample.goal, sample.y)
     region, rng = sample.threat.around(x), sample.rng()
-    size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / sample.threat.norm.p)
+    size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / (sample.threat.norm.p or math.inf))
     missed, moved, still = (torch.zeros_like(value) for _ in range(3))
     with _unrounded(queries.model) as layers:
         for k in range(_DIRECTIONS):
@@ -219,7 +221,7 @@ def random_points(sample: Sample) -> list[Finding]:
 
 def black_box(sample: Sample) -> list[Finding]:
     """Which fraction of the inputs Square breaks, which asks for no gradient, and APGD on neither loss does."""
-    if sample.has_reject_class:
+    if sample.has_reject_class or not Square().defined_in(sample.threat.norm):
         return []
     how: dict[str, Any] = {"loss": sample.loss(), "criterion": sample.goal.criterion, "seed": sample.rng()}
     found = square(sample.model, sample.x, sample.y, sample.threat, steps=_QUERIES, **how).success

@@ -30,12 +30,14 @@ class Verdicts:
         records: what was found for each example.
         suite: what was run.
         outputs: how many logits the model has.
+        weights: for how many examples each stands, (n,).
         goal: what the adversary was after.
     """
 
     records: Records
     suite: Suite
     outputs: int
+    weights: np.ndarray
     goal: AttackLoss = ATTACK_LOSSES["cw"]
 
     def attack(self, name: str) -> Attack[Any]:
@@ -148,7 +150,8 @@ def _without_gradients(found: Verdicts, in_autoattack: bool) -> list[Finding]:
             more = np.flatnonzero(found.records.broken([name]) & ~found.records.broken(white_box)).tolist()
             shown = f" ({', '.join(map(str, more[:10]))}{', ...' if len(more) > 10 else ''})" if more else ""
             measured = f"{name} breaks {len(more)} examples that no attack with gradients breaks{shown}"
-            findings.append(Finding(_more_than_one(len(more), found), measured, f"{name}-beats-gradients"))
+            fraction = float(found.weights[more].sum()) / found.records.n if len(more) > 1 else 0.0
+            findings.append(Finding(fraction, measured, f"{name}-beats-gradients"))
     return findings
 
 
