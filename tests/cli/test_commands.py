@@ -319,13 +319,16 @@ def test_a_model_from_python_is_resumed_in_python(workplace, capsys):
 
 def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
     (workplace / "ownnets.py").write_text(
-        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\nstand_in = net()\n"
     )
     monkeypatch.syspath_prepend(str(workplace))
     assert main(["train", "--model", "ownnets:net", "--out", "own", *QUICK]) == 0
     assert main(["evaluate", "own", "--n", "10", "--quiet"]) == 2
     assert "allow" in capsys.readouterr().err
     assert main(["evaluate", "own", "--model", "ownnets:net", "--n", "10", "--quiet"]) == 0
+    through = ["--model", "ownnets:net", "--bpda", "ownnets:stand_in", "--attacks", "fgsm", "--diagnostics", "cheap"]
+    assert main(["evaluate", "own", *through, "--n", "10", "--quiet"]) == 0
+    assert len(list((workplace / "own" / "evaluations").iterdir())) == 2
     assert main(["train", "--resume", "own", "--quiet"]) == 2
     assert main(["train", "--resume", "own", "--model", "ownnets:net", "--quiet"]) == 0
 
