@@ -105,6 +105,7 @@ def evaluate(
     """
     check_module(model)
     chosen = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
+    chosen = chosen if attacks else chosen.for_threat(threat)  # the caller's own attacks stay in order of cost
     specs = find_diagnostics(diagnostics)
     source, folder, world = as_dataset(test_set), None if out is None else Path(out), get_world()
     count = len(source) if n is None else n
