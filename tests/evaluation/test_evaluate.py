@@ -301,6 +301,22 @@ def test_suites_name_whole_attacks_in_order_of_cost():
     assert PRESETS["pgd-plus-rst"].attack.restarts == 5
 
 
+def test_fab_goes_before_targeted_apgd_where_the_ball_is_no_box():
+    suite, quick = find_suite("standard"), find_suite("quick")
+    assert list(suite.for_threat(hb.Linf(0.1)).stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    for threat in (hb.L2(0.1), hb.L1(0.1)):
+        other = suite.for_threat(threat)
+        assert list(other.columns) == ["apgd-ce", "fab-t", "apgd-t", "square"]
+        assert other.sequential
+        assert other.attacks == suite.attacks
+        assert quick.for_threat(threat) is quick
+    x, _ = tiny_batch(12)
+    model = tiny_net(seed=2).eval()
+    y = model(x).argmax(1)
+    ev = hb.evaluate(model, (x, y), threat=hb.L2(0.2), suite="standard", diagnostics=[], quiet=True)
+    assert list(ev.by_attack) == ["apgd-ce", "fab-t", "apgd-t", "square"]
+
+
 def test_attacks_with_the_name_of_a_code_judge_what_it_judges():
     """The codes of TRADES, MART, MAIL, FAT and Madry judge where an attack ends; RST's counts every point."""
     last = {name for name, preset in PRESETS.items() if preset.attack.return_last}

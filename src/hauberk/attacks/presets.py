@@ -211,7 +211,7 @@ def autoattack(
     check_module(model)
     model = with_stand_in(model, bpda)
     rng = batch_rng(seed, x)
-    first, *others = AUTOATTACK
+    first, *others = SUITES["standard"].for_threat(threat).stages
     found = run_attack(PRESETS[first].adapted(threat, 10)[0], model, x, y, threat, seed=rng)
     assert found.clean_logits is not None  # it stops at a success
     classes = found.clean_logits.shape[1]
@@ -265,6 +265,17 @@ class Suite:
         """Whether each attack runs only on what stands, so that columns count the victims of all so far."""
         names = list(self.stages)
         return len(names) > 1 and all(self.stages[name] == tuple(names[:k]) for k, name in enumerate(names))
+
+    def for_threat(self, threat: ThreatModel) -> "Suite":
+        """The suite with FAB-T before APGD-T where attacks run in turn and the ball is no box, as FAB-T breaks more there.
+
+        Only the passes depend on that, and which attack breaks an example first: draws are keyed by attack.
+        """
+        if threat.norm.is_box or not self.sequential or not {"apgd-t", "fab-t"} <= self.stages.keys():
+            return self
+        names = ["apgd-t" if name == "fab-t" else "fab-t" if name == "apgd-t" else name for name in self.stages]
+        other = _suite(names, self.description, sequential=True, eot_iter=self.eot_iter)
+        return replace(other, attacks={name: self.attacks[name] for name in names if name in self.attacks})
 
 
 def _suite(names: Sequence[str], description: str, *, sequential: bool, eot_iter: int = 1) -> Suite:

@@ -133,6 +133,7 @@ def evaluate(
     check_module(model)
     attacked = with_stand_in(model, bpda)
     chosen = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
+    chosen = chosen if attacks else chosen.for_threat(threat)  # the caller's own attacks stay in order of cost
     specs = find_diagnostics(diagnostics)
     goal = _goal(criterion, loss, has_reject_class)
     check_draws(chosen.eot_iter, goal)
