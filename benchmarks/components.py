@@ -63,11 +63,11 @@ class Options:
     """Stop before a run once so much time has passed."""
 
 
-def load_network(options: Options) -> nn.Module:
-    """Return the network, with the normalisation that it was trained with inside."""
-    file, build, data = NETWORKS[options.network]
+def load_network(name: str, checkpoints: Path) -> nn.Module:
+    """Return a published network, with the normalisation that it was trained with inside."""
+    file, build, data = NETWORKS[name]
     net = build()
-    weights = torch.load(options.checkpoints / file, map_location="cpu", weights_only=True)
+    weights = torch.load(checkpoints / file, map_location="cpu", weights_only=True)
     net.load_state_dict(weights.get("state_dict", weights))
     return (nn.Sequential(Normalize(CIFAR_MEAN, CIFAR_STD), net) if data == "cifar10" else net).eval()
 
@@ -114,7 +114,7 @@ def main() -> None:
     options, begun = tyro.cli(Options), time.monotonic()
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
-    model, data = load_network(options), NETWORKS[options.network][2]
+    model, data = load_network(options.network, options.checkpoints), NETWORKS[options.network][2]
     x, y = hb.data.load_data(data, "test", options.data_dir).fetch(torch.arange(options.n))
     case = f"{options.network}-{options.norm}-{options.eps}-n{options.n}"
     make_folder(options.out)

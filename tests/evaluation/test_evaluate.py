@@ -636,7 +636,7 @@ def test_several_threat_models_give_each_and_their_union(tmp_path):
     per_class = [robust[(y == c).numpy()].mean() for c in union.by_class]
     assert list(union.by_class.values()) == pytest.approx(per_class)
     assert union.provenance["passes"]["forwards"] == sum(one.provenance["passes"]["forwards"] for one in alone)
-    assert f"under L2(0.1) {100 * alone[1].robust_accuracy:.1f} %" in str(union)
+    assert f"L2(0.1) {100 * alone[1].robust_accuracy:.1f} %" in str(union)
     stored = json.loads((tmp_path / "evaluation.json").read_text())
     assert stored["robust_accuracy"] == union.robust_accuracy
     assert (tmp_path / "L2-0-1" / "verdicts-0.jsonl").exists()
