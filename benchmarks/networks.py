@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from hauberk.models import Normalize
 from hauberk.models.resnet import BasicBlock, PreActBlock
 
 
@@ -14,6 +15,14 @@ def small_net(shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Module:
     convolutions = [nn.Conv2d(channels, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()]
     flat = 32 * (height // 4) * (width // 4)
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(flat, 100), nn.ReLU(), nn.Linear(100, 10))
+
+
+def cifar_net() -> nn.Module:
+    """The network "cnn_a" of the verification benchmarks (Zhang et al. 2022) on CIFAR-10, with its normalisation before it."""
+    convolutions = [nn.Conv2d(3, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()]
+    layers = [nn.Flatten(), nn.Linear(2048, 100), nn.ReLU(), nn.Linear(100, 10)]
+    normalize = Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    return nn.Sequential(normalize, nn.Sequential(*convolutions, *layers))
 
 
 class TradesNet(nn.Module):

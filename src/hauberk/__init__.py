@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from hauberk.core.errors import UserError as UserError
     from hauberk.core.numerics import float32_mode as float32_mode
     from hauberk.evaluation import Evaluation as Evaluation
+    from hauberk.evaluation.curve import robustness_curve as robustness_curve
     from hauberk.evaluation.evaluate import evaluate as evaluate
     from hauberk.evaluation.robustbench import benchmark as benchmark
+    from hauberk.evaluation.robustness_curve import RobustnessCurve as RobustnessCurve
     from hauberk.methods import AWP as AWP
     from hauberk.methods import Method as Method
     from hauberk.methods import Step as Step
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from hauberk.methods import list_methods as list_methods
     from hauberk.methods import method as method
     from hauberk.methods import register_method as register_method
+    from hauberk.threat import L0 as L0
     from hauberk.threat import L1 as L1
     from hauberk.threat import L2 as L2
     from hauberk.threat import Linf as Linf
@@ -41,11 +44,13 @@ __getattr__, __dir__, __all__ = attach(
         "core.distributed": ["init_distributed"],
         "core.errors": ["UserError"],
         "core.numerics": ["float32_mode"],
+        "evaluation.curve": ["robustness_curve"],
         "evaluation.evaluate": ["evaluate"],
+        "evaluation.robustness_curve": ["RobustnessCurve"],
         "evaluation.result": ["Evaluation"],
         "evaluation.robustbench": ["benchmark"],
         "methods": ["AWP", "Method", "Step", "StepContext", "list_methods", "method", "register_method"],
-        "threat": ["L1", "L2", "Linf", "ThreatModel"],
+        "threat": ["L0", "L1", "L2", "Linf", "ThreatModel"],
         "training.export": ["load"],
         "training.train": ["Run", "train"],
         "weighting": ["probabilistic_margin"],

@@ -26,7 +26,7 @@ from hauberk.attacks.pgd import RelativeStep, parse_step_size
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.random import ExampleRng
 from hauberk.methods.inner import MinimumMargin
-from hauberk.objectives.functional import ATTACK_LOSSES, cw_loss, dlr_loss, logit_margin
+from hauberk.objectives.functional import ATTACK_LOSSES, cw_loss, dlr_loss, evades, logit_margin, make_goal
 from helpers import count_passes, fingerprint, same, tiny_batch, tiny_net
 
 THREATS = [hb.Linf("8/255"), hb.L2(0.5), hb.L1(4.0)]
@@ -244,7 +244,9 @@ def test_presets_run_and_say_where_they_come_from():
         assert preset.attack.cost() >= 1
         if name.startswith("transfer"):
             continue
-        for threat in (hb.Linf(0.031), hb.L2(0.5), hb.L1(2.0)):
+        for threat in (hb.Linf(0.031), hb.L2(0.5), hb.L1(2.0), hb.L0(3)):
+            if not preset.attack.defined_in(threat.norm):
+                continue
             program, note = replace(preset, attack=replace(preset.attack, steps=10)).adapted(threat, 5)
             found = run_attack(program, model, x, y, threat)
             assert not note
@@ -297,7 +299,7 @@ class Stream:
         self.right = [i for i in range(24) if self.clean[i].argmax() == self.y[i]]
         self.rng, self.left, self.broken = ExampleRng(3, torch.arange(24)), {}, {}
         calls = self.fetch, self.verify, self.leave
-        self.batcher = ContinuousBatcher(attack, ModelQueries(self.net), *calls, attack.n_runs(5), 5, 3)
+        self.batcher = ContinuousBatcher(attack, ModelQueries(self.net), *calls, range(attack.n_runs(5)), 5, 3)
 
     def fetch(self, examples, runs):
         index = torch.tensor(examples)
@@ -559,8 +561,7 @@ def test_an_attack_of_ones_own_is_never_replaced(threat, monkeypatch):
     apgd, _ = PRESETS["apgd-3"].adapted(threat, 5)
     assert (apgd.steps, apgd.loss, apgd.targets, apgd.restarts) == (7, "ce-targeted", 2, 3)
     assert isinstance(apgd, APGDL1) == (threat.norm.name == "L1")
-    with pytest.raises(hb.UserError, match="does not know of a class of adversarial inputs"):
-        PRESETS["corner"].adapted(threat, 5, has_reject_class=True)
+    assert PRESETS["corner"].adapted(threat, 5, make_goal(evades))[0] is mine
 
 
 def test_autoattacks_rows_have_their_own_numbers_in_l1():

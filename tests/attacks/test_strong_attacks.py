@@ -151,8 +151,8 @@ def test_the_windows_of_square_shrink():
     windows = pick_windows((3, 8, 5), NORM_OBJECTS["Linf"])
     assert prod(windows.host_sizes[0]) == pytest.approx(0.8 * 40, rel=0.1)
     assert windows.host_sizes[-1] == (1, 1)
-    assert windows.size_at(torch.tensor([[0, 10, 11], [50, 51, 9000]])).tolist() == [[0, 0, 1], [1, 2, 9]]
-    for query in (-1, 0, *HALVED_AFTER, 9000):
+    assert windows.size_at(torch.tensor([[1, 11, 12], [51, 52, 9001]])).tolist() == [[0, 0, 1], [1, 2, 9]]
+    for query in (0, 1, *HALVED_AFTER, 9001):
         assert windows.largest_from(query) == windows.size_at(torch.tensor(query))
     vector = pick_windows((1, 1, 20), NORM_OBJECTS["L2"])
     assert vector.cells(0).patterns[0, 0].norm() == pytest.approx(1.0)
@@ -183,7 +183,7 @@ def test_the_windows_of_square_have_the_official_law(shape, norm):
         assert torch.equal(rows[:, :, None] * columns[:, None], mask)
         for largest in {0, k}:  # also among larger ones
             cells = windows.cells(largest)
-            places = windows.places(first)[:, None] + cells.offsets[size]
+            places = windows.places(first) + cells.offsets[size]
             assert torch.equal(torch.zeros(len(draws), height * width).scatter(1, places, 1.0).view_as(mask), mask)
             assert cells.valid[k].sum() == high * wide
 
@@ -197,7 +197,7 @@ def test_square_moves_mass_as_in_the_paper(norm):
     offset *= torch.tensor([0.02, 0.2, 0.01]).view(3, 1, 1, 1) / (1 if p == 2 else 4)
     size, cells = torch.tensor([3, 4, 2]), windows.cells(2)
     first = torch.tensor([[[1, 2], [2, 3]], [[0, 0], [4, 3]], [[1, 1], [1, 1]]])
-    places = windows.places(first)[..., None] + cells.offsets[size][:, None]
+    places = windows.places(first) + cells.offsets[size][:, None]
     pattern = cells.patterns[size, torch.tensor([0, 1, 0])][:, None].double() * torch.tensor([1.0, -1.0])[:, None]
     moved = _move_mass(
         offset.flatten(2).clone(), pattern, places[:, 0], places[:, 1], cells.valid[size], NORM_OBJECTS[norm]

@@ -28,7 +28,7 @@ from hauberk.models.resnet import BasicBlock
 from hauberk.training.trainer import Trainer
 
 SHAPE, CLASSES, BATCH, LATE = (3, 8, 8), 4, 8, 200
-THREATS = {"Linf": hb.Linf("8/255"), "L2": hb.L2(0.5), "L1": hb.L1(5.0)}
+THREATS = {"Linf": hb.Linf("8/255"), "L2": hb.L2(0.5), "L1": hb.L1(5.0), "L0": hb.L0(8)}
 _EACH = torch.full(SHAPE, 0.03)
 PER_FEATURE = hb.Linf(_EACH, low=0 * _EACH, high=1 + _EACH, frozen=[0, 5], monotone=[[[1.0]], [[-1.0]], [[0.0]]])
 UNFIXED = ("standard", "free-at", "fgsm-at")  # methods whose attack has no number of steps
@@ -139,7 +139,7 @@ def attacks(only: str) -> Iterator[Case]:
     """Every preset in every threat model: three steps of a stream of rows that are not in step."""
     for name, preset in PRESETS.items():
         for kind, threat in (THREATS | {"per feature": PER_FEATURE}).items():
-            if only not in (case := f"{name} {kind}"):
+            if only not in (case := f"{name} {kind}") or not preset.attack.defined_in(threat.norm):
                 continue
             with SimulatedGpu() as gpu:
                 attack = replace(preset.attack, steps=12) if preset.attack.steps > 12 else preset.attack

@@ -228,7 +228,7 @@ def flags(right=850, unverified=0, n=1000, **broken):
         attacked = i[:right]
         verdicts = {"broken": attacked < count, "margin": 0.0, "unverified": attacked < unverified}
         records.set(name.replace("_", "-"), attacked, **verdicts)
-    found = run_diagnostics(DIAGNOSTICS.values(), "verdicts", Verdicts(records, suite, outputs=10))
+    found = run_diagnostics(DIAGNOSTICS.values(), "verdicts", Verdicts(records, suite, 10, np.ones(records.n)))
     return {d.name: d.verdict for d in found}
 
 

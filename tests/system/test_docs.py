@@ -185,8 +185,8 @@ def test_every_public_name_is_on_the_page_of_the_api(room):
             assert re.search(rf"\b{name}\b", page), name
 
 
-NO_SOURCE = {"frozen_model", "find_attack", "find_suite", "run_attack", "initial_state", "logit_margin", "random_search",
-             "transfer",
+NO_SOURCE = {"frozen_model", "fooled", "evades", "find_attack", "find_suite", "run_attack", "initial_state", "logit_margin",
+             "random_search", "transfer",
              "standard", "kl_divergence", "effective_size", "summary"}  # fmt: skip
 
 

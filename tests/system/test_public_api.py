@@ -25,6 +25,7 @@ from hauberk.data import (
     make_table,
     pseudo_label,
     read_table,
+    standard_subset,
 )
 from hauberk.evaluation import wilson_interval
 from hauberk.experiments import Experiment
@@ -99,7 +100,16 @@ MADE = (
 )  # fmt: skip
 
 BATCH = {"model": [lambda: nn.Linear(4, 3)], "x": [X.clone], "y": [Y], "threat": [THREAT, hb.L2(0.3)]}
-ATTACK = {**BATCH, "seed": [0, 7], "steps": [1, 2], "eot_iter": [1], "target": [None], "radius_fraction": [None, torch.ones(6)]}
+ATTACK = {
+    **BATCH,
+    "seed": [0, 7],
+    "steps": [1, 2],
+    "eot_iter": [1],
+    "target": [None],
+    "bpda": [None],
+    "criterion": [None, hb.attacks.fooled],
+    "radius_fraction": [None, torch.ones(6)],
+}
 SEVERAL = {"restarts": [1, 2], "loss": ["ce", "cw", "dlr"], "targets": [2]}
 PGD = {
     **SEVERAL, "step_size": [0.01, "eps/4", "2/255"], "start": ["uniform", "clean", X], "confidence": [0.0, 50.0],
@@ -213,9 +223,16 @@ CALLS = {
         "model": BATCH["model"], "test_set": [(X, Y), as_dataset((X, Y))], "threat": [THREAT], "suite": ["quick"],
         "attacks": [["fgsm"], [hb.attacks.PGD(1)], [lambda model, x, y, threat: x]], "sequential": [False, True],
         "n": [None, 2],
-        "batch_size": [4], "seed": [0], "precision": ["fp32", "tf32"], "surrogate": [None], "has_reject_class": [False],
+        "batch_size": [4], "seed": [0], "precision": ["fp32", "tf32"], "surrogate": [None], "bpda": [None],
+        "criterion": [None, hb.attacks.fooled], "loss": [None], "has_reject_class": [False],
         "diagnostics": ["cheap"], "out": [None], "save_adversarials": [False], "quiet": [True],
     }),
+    "benchmark": (hb.benchmark, {
+        "model": BATCH["model"], "n_examples": [4], "dataset": [(X, Y)], "threat_model": ["Linf", "L2"], "eps": [0.1],
+        "batch_size": [4], "data_dir": ["data"], "subset": ["first", "standard"], "suite": ["quick"], "seed": [0],
+        "out": [None],
+    }),
+    "standard_subset": (standard_subset, {"data": [(X, Y)], "n": [3]}),
     "float32_mode": (computed, {"precision": ["model", "fp32", "tf32", "bf16"]}),
     "Linf": (hb.Linf, {"eps": [0.1, "8/255", [0.1] * 4], "low": [0.0], "high": [1.0], "frozen": [None, [1]],
     "monotone": [None, [1] * 4]}),

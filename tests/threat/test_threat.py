@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -207,6 +208,9 @@ def test_noise_depends_on_the_example_only():
     ):
         assert not torch.equal(other, whole)
     assert torch.allclose(ExampleRng(7, ids, stage=2).uniform(like.double(), 1), whole.double(), atol=1e-7)
+    several = ExampleRng(7, ids, stage=2).uniform(torch.empty(5, 2, 7), torch.tensor([[1, 4]] * 5))
+    assert torch.equal(several[:, 0], whole)
+    assert torch.equal(several[:, 1], ExampleRng(7, ids, stage=2).uniform(like, 4))
 
 
 def test_noise_is_uniform_and_normal():
@@ -237,3 +241,68 @@ def test_numbers_for_each_feature_are_those_of_now_and_may_be_made_under_inferen
     eps.mul_(2)
     frozen.fill_(1)
     assert torch.equal(threat.around(x).radius, torch.tensor([0.2, 0.0]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(0, 5), double=st.booleans(), wide=st.booleans())
+def test_l0_projection_is_the_nearest_point(seed, k, double, wide):
+    """Of all points with at most k changes in the box, by trying all sets of features."""
+    dtype, generator = torch.float64 if double else torch.float32, torch.Generator().manual_seed(seed)
+    high = 7.0 if wide else 1.0
+    x = torch.rand(3, 5, generator=generator, dtype=dtype) * high
+    x[0, 0], x[1, 1] = 0, high
+    frozen = torch.rand(5, generator=generator) < 0.3
+    threat = hb.L0(k, high=high, frozen=frozen)
+    point = x + high * torch.randn(3, 5, generator=generator, dtype=dtype)
+    ours = threat.project(point, x)
+    assert threat.contains(ours, x).all()
+    assert ((ours != x).sum(1) <= k).all()
+    assert torch.equal(ours[:, frozen], x[:, frozen])
+    clipped = torch.where(frozen, x, point.clamp(0, high))
+    for row in range(3):
+        best = min(
+            float((torch.where(chosen, clipped[row], x[row]) - point[row]).norm())
+            for chosen in (torch.tensor(bits) for bits in itertools.product([False, True], repeat=5))
+            if chosen.sum() <= k
+        )
+        assert float((ours[row] - point[row]).norm()) == pytest.approx(best, rel=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.sampled_from([0, 1, 3, 40, 500]), one_way=st.booleans())
+def test_l0_starts_and_steps_never_leave(seed, k, one_way):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(4, 3, 5, 5, generator=generator)
+    ways = torch.randint(-1, 2, (3, 5, 5), generator=generator) if one_way else None
+    region = hb.L0(k, monotone=ways).around(x)
+    points = [region.random(ExampleRng(seed, torch.arange(4)))]
+    for size in (0.1, 1.0, 100.0):
+        points.append(region.step(points[-1], torch.randn(4, 3, 5, 5, generator=generator), size))
+    points.append(region.step(points[-1], torch.zeros_like(x), 1.0))
+    for point in points:
+        assert region.contains(point).all()
+        assert ((point != x).flatten(1).sum(1) <= k).all()
+        if ways is not None:
+            assert (point >= x)[:, ways > 0].all()
+    half = region.with_radius_scaled(torch.tensor([0.0, 0.5, 1.0, 1.0]))
+    counts = (half.project(torch.rand(4, 3, 5, 5, generator=generator)) != x).flatten(1).sum(1)
+    assert counts.tolist() <= [0, k // 2, k, k]
+
+
+def test_l0_counts_exactly():
+    x = torch.full((4, 3), 0.5)
+    point = x.clone()
+    point[1, 0] = 1.0
+    point[2, :2] = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))
+    point[3, 0] = 1.25
+    threat = hb.L0(1)
+    assert threat.contains(point, x).tolist() == [True, True, False, False]
+    assert threat.constraint_violation(point, x).tolist() == [0.0, 0.0, 1.0, 0.25]
+    assert str(threat) == "L0(1)"
+    assert str(threat_from_dict(threat.to_dict())) == "L0(1)"
+    for wrong in ("8/255", 0.5, [1.0, 2.0, 1.0]):
+        with pytest.raises(hb.UserError, match="how many features"):
+            hb.L0(wrong)
+    for ask in (threat.norm.project, threat.norm.steepest, threat.norm.onto_hyperplane):
+        with pytest.raises(hb.UserError, match="SigmaZero"):
+            ask(*[x] * (3 if ask == threat.norm.project else 4))

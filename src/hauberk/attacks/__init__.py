@@ -2,19 +2,29 @@
 
 from hauberk.attacks.apgd import APGD, apgd
 from hauberk.attacks.base import Attack, run_attack
+from hauberk.attacks.bpda import BPDA
+from hauberk.attacks.cw_l2 import CWL2, cw_l2
+from hauberk.attacks.ddn import DDN, ddn
+from hauberk.attacks.deepfool import DeepFool, deepfool
 from hauberk.attacks.fab import FAB, fab
+from hauberk.attacks.fmn import FMN, fmn
 from hauberk.attacks.frozen_model import ModelQueries, frozen_model
 from hauberk.attacks.pgd import PGD, RelativeStep, cw, fgsm, friendly_pgd, lm_pgd, pgd
 from hauberk.attacks.presets import PRESETS, SUITES, AttackPreset, Suite, autoattack, find_attack, find_suite
 from hauberk.attacks.random_search import RandomSearch, random_search
+from hauberk.attacks.sigma_zero import SigmaZero, sigma_zero
 from hauberk.attacks.square import Square, square
 from hauberk.attacks.state import AttackInputs, AttackResult, AttackState, initial_state
 from hauberk.attacks.transfer import CallableAttack, Transfer, transfer
-from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, logit_margin
+from hauberk.objectives.functional import AttackLoss, cw_loss, dlr_loss, evades, fooled, logit_margin
 
 __all__ = [
     "APGD",
+    "BPDA",
+    "CWL2",
+    "DDN",
     "FAB",
+    "FMN",
     "PGD",
     "PRESETS",
     "SUITES",
@@ -25,21 +35,29 @@ __all__ = [
     "AttackResult",
     "AttackState",
     "CallableAttack",
+    "DeepFool",
     "ModelQueries",
     "RandomSearch",
     "RelativeStep",
+    "SigmaZero",
     "Square",
     "Suite",
     "Transfer",
     "apgd",
     "autoattack",
     "cw",
+    "cw_l2",
     "cw_loss",
+    "ddn",
+    "deepfool",
     "dlr_loss",
+    "evades",
     "fab",
     "fgsm",
     "find_attack",
     "find_suite",
+    "fmn",
+    "fooled",
     "friendly_pgd",
     "frozen_model",
     "initial_state",
@@ -48,6 +66,7 @@ __all__ = [
     "pgd",
     "random_search",
     "run_attack",
+    "sigma_zero",
     "square",
     "transfer",
 ]

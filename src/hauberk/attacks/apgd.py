@@ -47,6 +47,7 @@ class APGD(MaximizingAttack["APGDState"]):
 
     def for_threat(self, threat: ThreatModel) -> Attack[Any]:
         """In L1 the sparse form."""
+        super().for_threat(threat)
         return APGDL1(self.steps, self.loss, self.targets, self.restarts) if threat.norm.p == 1 else self
 
     @property
@@ -70,8 +71,8 @@ class APGD(MaximizingAttack["APGDState"]):
             high_point=start.clone(),  # on a CPU its rows are replaced in place
             high_grad=torch.zeros_like(x),
             high_loss=lowest,
-            rises=torch.zeros_like(inputs.y) - 1,  # the start itself is no rise
-            reduced=torch.ones_like(inputs.y, dtype=torch.bool),
+            rises=torch.zeros_like(inputs.run) - 1,  # the start itself is no rise
+            reduced=torch.ones_like(inputs.run, dtype=torch.bool),
             high_before=lowest,
         )
 
@@ -88,7 +89,7 @@ class APGD(MaximizingAttack["APGDState"]):
         else:
             logits, loss, grad = queries.value_and_grad(moved, self.attack_loss, state.y, state.target)
         loss = loss.to(moved.dtype)
-        state.observe(moved, logits, loss, self.has_reject_class)
+        state.observe(moved, logits, loss)
         state.rises = state.rises + (loss > state.loss)
         state.previous, state.point, state.grad, state.loss = point, moved, grad, loss
         higher = loss > state.high_loss

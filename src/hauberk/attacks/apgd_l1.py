@@ -12,7 +12,7 @@ from hauberk.attacks.base import MaximizingAttack
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, replace_rows, where_rows
 from hauberk.core.device import send
-from hauberk.objectives.functional import LossLike, fooled
+from hauberk.objectives.functional import LossLike
 from hauberk.threat import FeasibleSet
 from hauberk.threat.projections import project_l1_box
 
@@ -84,7 +84,7 @@ class APGDL1(MaximizingAttack["APGDL1State"]):
         point = feasible.moved_by(moved)
         logits, loss, grad = queries.value_and_grad(point, self.attack_loss, state.y, state.target)
         loss, counts = loss.to(point.dtype), radius[:, 0] <= 1
-        wrong = fooled(logits, state.y, self.has_reject_class) & counts
+        wrong = state.criterion(logits, state.y) & counts
         state.offer(point, logits, torch.where(counts, loss, -torch.inf), wrong)
         state.offset = moved
         state.grad = (grad * feasible.radius).flatten(1)

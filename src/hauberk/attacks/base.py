@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hauberk.attacks.bpda import StandInLike, with_stand_in
 from hauberk.attacks.frozen_model import Mode, ModelQueries, check_module, check_surrogate, checked_first_pass, frozen_model
 from hauberk.attacks.state import (
     AttackInputs,
@@ -25,9 +26,19 @@ from hauberk.core.arguments import check_fields, checked
 from hauberk.core.device import send
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.random import ExampleRng, batch_rng
-from hauberk.objectives.functional import AttackLoss, LossLike, find_attack_loss, fooled
-from hauberk.threat import ThreatModel
+from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, Criterion, LossLike, find_attack_loss, loss_for, make_goal
+from hauberk.threat import Norm, ThreatModel
 from hauberk.threat.model import check_batch, check_inputs
+
+GOAL = ATTACK_LOSSES["cw"]  # of an adversary who wants an input to be misclassified
+
+
+def check_draws(eot_iter: int, goal: AttackLoss) -> None:
+    """Refuse, by a UserError, a number of passes to average over that makes no sense."""
+    if eot_iter < 1:
+        raise UserError(f"eot_iter must be at least 1, got {eot_iter}")
+    if eot_iter > 1 and not goal.of_classes:
+        raise UserError("several passes are averaged as probabilities of classes; average other outputs inside the model")
 
 
 class Attack(Generic[State]):
@@ -45,11 +56,13 @@ class Attack(Generic[State]):
             attack none at all).
         needs_clean_logits: whether ``init`` wants the logits of the clean inputs.
         uses_gradients: whether it is blind where gradients are masked.
-        sees_original: whether it is handed the caller's own module, where an evaluation has a faster copy for others.
+        sees_original: whether it is handed the caller's own module, where others see a faster copy of it, or the backward pass
+            of a stand-in.
         mode: of the model meanwhile, see :func:`hauberk.attacks.frozen_model`.
         return_last: whether it returns its last point, not the best it has seen.
         evaluate_last: whether it looks at the point that it returns.
-        has_reject_class: whether the model's last output is a class of adversarial inputs, which is to be avoided too.
+        loss: what it maximises, or goes by to tell a better point from a worse; see
+            :func:`hauberk.objectives.functional.find_attack_loss`.
     """
 
     steps: int
@@ -63,13 +76,18 @@ class Attack(Generic[State]):
     mode: Mode = "eval"
     return_last: bool = False
     evaluate_last: bool = True
-    has_reject_class: bool = False
+    loss: LossLike = "cw"
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("steps", "restarts", "targets"):
             if getattr(self, name, 1) < 1:
                 raise UserError(f"{type(self).__name__} needs at least 1 {name[:-1]}, got {getattr(self, name)}")
+
+    @cached_property
+    def attack_loss(self) -> AttackLoss:
+        """The loss as an object."""
+        return find_attack_loss(self.loss, getattr(self, "confidence", 0.0))
 
     @property
     def max_steps(self) -> int:
@@ -106,30 +124,39 @@ class Attack(Generic[State]):
         """
         raise UserError(f"{self} takes no target")
 
+    def defined_in(self, norm: Norm) -> bool:
+        """Whether there is such an attack in a norm; by default in all that are norms, which L0 is not."""
+        return norm.p >= 1
+
     def for_threat(self, threat: ThreatModel) -> "Attack[Any]":
-        """The form of the attack for a threat model."""
+        """The form of the attack for a threat model.
+
+        Raises:
+            UserError: if it is not defined in its norm.
+        """
+        if not self.defined_in(threat.norm):
+            others = "PGD and FMN are" + (", and SigmaZero" if threat.norm.p == 0 else "")
+            raise UserError(f"{type(self).__name__} is not defined in {threat.norm}; {others}")
         return self
 
     def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+        self, threat: ThreatModel, n_classes: int, goal: AttackLoss = GOAL, surrogate: nn.Module | None = None
     ) -> tuple["Attack[Any]", str]:
-        """Return the attack for a threat model and a model, and what was put in place of what is not defined there.
+        """Return the attack for a threat model and a task, and what was put in place of what is not defined there.
 
         Args:
             threat: ball and box.
             n_classes: number of the model's outputs.
-            has_reject_class: whether the last of them is a class of adversarial inputs.
+            goal: what the adversary is after, see :func:`hauberk.objectives.functional.make_goal`.
             surrogate: the model that transfer attacks are crafted on.
 
         Raises:
-            UserError: where it does not know of a class of adversarial inputs and the model has one.
+            UserError: where it goes by classes and the task has none.
         """
-        attack: Attack[Any] = self
-        if "has_reject_class" in getattr(self, "__dataclass_fields__", ()):
-            attack = replace(self, has_reject_class=has_reject_class)  # type: ignore[type-var]
-        elif has_reject_class and not self.has_reject_class:
-            raise UserError(f"{self} does not know of a class of adversarial inputs; leave out has_reject_class")
-        return attack.for_threat(threat), ""
+        if "loss" not in getattr(self, "__dataclass_fields__", ()):  # an attack of the caller's, which sees to it
+            return self.for_threat(threat), ""
+        loss, note = loss_for(self.loss, goal, n_classes)
+        return replace(self, loss=loss).for_threat(threat), note  # type: ignore[type-var]
 
     def cost(self, n_classes: int = 10) -> int:
         """Passes of an example that stands."""
@@ -171,36 +198,9 @@ class MaximizingAttack(Attack[State]):
         super().__post_init__()
         find_attack_loss(self.loss)
 
-    @cached_property
-    def attack_loss(self) -> AttackLoss:
-        """The loss as an object."""
-        return find_attack_loss(self.loss, self.confidence)
-
-    @property
-    def has_reject_class(self) -> bool:  # type: ignore[override]
-        """Whether the loss takes the model's last output for a class of adversarial inputs."""
-        return self.attack_loss.has_reject_class
-
     def n_runs(self, n_classes: int) -> int:
         """Restarts, times targets."""
         return self.restarts * count_targets(self.attack_loss, self.targets, n_classes)
-
-    def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
-    ) -> tuple[Attack[Any], str]:
-        """Return the attack with a loss that is defined for such a model, and what was put in place of which."""
-        if not isinstance(self.loss, str):
-            return super().adapted(threat, n_classes, has_reject_class, surrogate)
-        needed = self.attack_loss.min_classes
-        loss, note = self.loss, ""
-        if has_reject_class and loss in ("ce", "cw", "dlr"):
-            loss = "evade"
-        elif has_reject_class and loss in ("ce-targeted", "cw-targeted", "dlr-targeted"):
-            loss = "evade-targeted"
-        elif not has_reject_class and n_classes < needed:
-            loss = loss.replace("dlr", "cw")
-            note = f"the loss {loss!r} in place of {self.loss!r}, which needs {needed} classes"
-        return replace(self, loss=loss).for_threat(threat), note  # type: ignore[type-var]
 
 
 @checked
@@ -213,9 +213,11 @@ def run_attack(
     *,
     seed: int | ExampleRng = 0,
     target: Tensor | None = None,
+    criterion: Criterion | None = None,
     eot_iter: int = 1,
     return_clean_logits: bool = False,
     radius_fraction: Tensor | None = None,
+    bpda: StandInLike | None = None,
 ) -> AttackResult:
     """Attack a batch, after a look at everything that is handed over.
 
@@ -232,9 +234,14 @@ def run_attack(
         seed: of the random draws: an integer, or an ``ExampleRng`` keyed by example.
         target: (B,) int64, classes to aim at; ``success`` still says whether the label is lost, ``logits`` whether the target
             was reached.
+        criterion: a function of outputs (B, ...) and labels (B, ...) that says which outputs are mistakes, (B,) bool; None for
+            misclassification. With a loss of your own besides, outputs and labels may be anything that these two understand,
+            such as floats (B, L).
         eot_iter: passes to average over, for random models; AutoAttack's ``rand`` has 20.
         return_clean_logits: look at the clean inputs too, in the attack's mode, at one forward.
         radius_fraction: (B,), attack each example with ε, and steps, times its fraction in [0, 1].
+        bpda: a differentiable stand-in for the model in the backward pass, see :class:`hauberk.attacks.BPDA`; a module or a
+            function of inputs (B, ...) that returns what the model returns. Attacks without gradients do not ask it.
 
     Returns:
         AttackResult with ``x_adv`` (B, ...) inside the threat model.
@@ -243,22 +250,26 @@ def run_attack(
         UserError: if settings, threat model, inputs, labels and model do not fit together.
     """
     check_module(model)
-    y = check_inputs(x, y, threat)
+    if not attack.sees_original:
+        model = with_stand_in(model, bpda)
+    goal = make_goal(criterion, attack.attack_loss if attack.attack_loss.is_own else None)
+    y = check_inputs(x, y, threat, of_classes=goal.of_classes)
     if isinstance(surrogate := getattr(attack, "surrogate", None), nn.Module):
-        check_surrogate(surrogate, x, y)
-    if eot_iter < 1:
-        raise UserError(f"eot_iter must be at least 1, got {eot_iter}")
+        check_surrogate(surrogate, x, y, goal.of_classes)
+    check_draws(eot_iter, goal)
     if target is not None:
         target = check_batch(x, target, "targets")
     if radius_fraction is not None:
-        inside = radius_fraction.shape == y.shape and bool(((radius_fraction >= 0) & (radius_fraction <= 1)).all())
+        inside = radius_fraction.shape == y.shape[:1] and bool(((radius_fraction >= 0) & (radius_fraction <= 1)).all())
         if not inside:
             raise UserError(f"radius_fraction must be {len(y)} numbers from 0 to 1, one for each example")
     if isinstance(seed, ExampleRng) and len(seed.keys) != len(x):
         raise UserError(f"seed has draws for {len(seed.keys)} examples, the batch has {len(x)}")
-    with checked_first_pass(model, x, y, int(attack.has_reject_class), clean=False, target=target):
+    extra = max(goal.extra_outputs, attack.attack_loss.extra_outputs)
+    with checked_first_pass(model, x, y, extra, clean=False, target=target, of_classes=goal.of_classes):
         return attack_batch(
-            attack, model, x, y, threat, seed=seed, target=target, eot_iter=eot_iter,
+            attack, model, x, y, threat, seed=seed, target=target,
+            criterion=None if criterion is None else goal.criterion, eot_iter=eot_iter,
             return_clean_logits=return_clean_logits, radius_fraction=radius_fraction,
         )  # fmt: skip
 
@@ -272,13 +283,18 @@ def attack_batch(
     *,
     seed: int | ExampleRng,
     target: Tensor | None = None,
+    criterion: Criterion | None = None,
     eot_iter: int = 1,
     return_clean_logits: bool = False,
     radius_fraction: Tensor | None = None,
 ) -> AttackResult:
-    """Attack a batch that is known to fit the model, with labels (B,) int64; arguments as in :func:`run_attack`."""
+    """Attack a batch that is known to fit the model, with labels (B,) int64; arguments as in :func:`run_attack`.
+
+    Without a criterion, that of the loss says what is a mistake.
+    """
     attack = attack.for_threat(threat)
     attack = attack if target is None else attack.aimed()
+    criterion = attack.attack_loss.criterion if criterion is None else criterion
     with frozen_model(model, attack.mode) as frozen:
         rng = batch_rng(seed, x)
         # Autograd refuses what was made under inference_mode; and nothing that is returned is the caller's own tensor.
@@ -289,14 +305,15 @@ def attack_batch(
         queries = ModelQueries(frozen, eot_iter)
         wants_clean = return_clean_logits or (attack.needs_clean_logits and target is None)
         clean = queries.logits(x) if wants_clean else None
-        inputs = AttackInputs(feasible, y, clean, torch.zeros_like(y), rng, target, in_step=True)
+        run_of = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        inputs = AttackInputs(feasible, y, clean, run_of, rng, target, in_step=True, criterion=criterion)
         wrong = None
         if attack.stops_at_success:
             if clean is None:
                 raise UserError(f"{attack} stops at a success, so it needs to look at the clean inputs")
-            wrong = fooled(clean, y, attack.has_reject_class)
+            wrong = criterion(clean, y)
         outcome = Outcome(inputs, wrong, keeps_best=not attack.return_last)
-        for run in range(attack.n_runs(2 if clean is None else clean.shape[1])):
+        for run in range(attack.n_runs(2 if clean is None else clean[0].numel())):
             if not _run_once(attack, queries, outcome, run):
                 break
     return outcome.result(queries.forwards, queries.backwards, attack.evaluate_last, getattr(attack, "steps", attack.max_steps))

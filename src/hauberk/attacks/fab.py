@@ -11,7 +11,7 @@ from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, count_targets, initial_state, where_rows
 from hauberk.core.errors import UserError
-from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, fooled
+from hauberk.objectives.functional import LossLike
 from hauberk.threat.norms import Norm
 
 ALPHA_MAX = 0.1  # how far at most towards the projection of the clean input
@@ -38,18 +38,21 @@ class FAB(Attack["FABState"]):
             boundaries, at one backward pass for each class and step.
         targets: how many classes to aim at.
         restarts: runs (for each target), the first from the clean input, the others from random points at ε/2.
-        has_reject_class: the model's last output is a class of adversarial inputs, which is to be avoided too.
+        loss: whose boundary it looks for: "cw-targeted", or "evade-targeted" for a model whose last output is a class of
+            adversarial inputs, which is to be avoided too.
     """
 
     steps: int = 100
     targeted: bool = True
     targets: int = 9
     restarts: int = 1
-    has_reject_class: bool = False
+    loss: LossLike = "cw-targeted"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.has_reject_class and not self.targeted:
+        if self.loss not in ("cw-targeted", "evade-targeted"):
+            raise UserError(f"FAB looks for the boundary of 'cw-targeted' or 'evade-targeted', not of {self.loss!r:.40}")
+        if self.loss == "evade-targeted" and not self.targeted:
             raise UserError("untargeted FAB is not defined for a model with a class of adversarial inputs; use FAB-T")
 
     @property
@@ -57,22 +60,18 @@ class FAB(Attack["FABState"]):
         """Two forwards and one backward, or one for each class (of ten)."""
         return 3 if self.targeted else 12
 
-    @property
-    def _loss(self) -> AttackLoss:
-        return ATTACK_LOSSES["evade-targeted" if self.has_reject_class else "cw-targeted"]
-
     def n_runs(self, n_classes: int) -> int:
         """Restarts, times targets."""
-        return self.restarts * (count_targets(self._loss, self.targets, n_classes) if self.targeted else 1)
+        return self.restarts * (count_targets(self.attack_loss, self.targets, n_classes) if self.targeted else 1)
 
     def init(self, inputs: AttackInputs) -> "FABState":
         """Start at the clean input, or at a random point near it."""
         feasible, x = inputs.feasible, inputs.feasible.x
         assert inputs.clean_logits is not None  # needs_clean_logits
-        targets = count_targets(self._loss, self.targets, inputs.clean_logits.shape[1]) if self.targeted else 1
+        targets = count_targets(self.attack_loss, self.targets, inputs.clean_logits.shape[1]) if self.targeted else 1
         near = x + 0.5 * (feasible.random_far(inputs.rng, inputs.tag) - x)
         point = where_rows(inputs.run >= targets, near, x)
-        target = inputs.reference(self._loss, self.targets) if self.targeted else inputs.y
+        target = inputs.reference(self.attack_loss, self.targets) if self.targeted else inputs.y
         scale, free = feasible.scale, (feasible.radius > 0).to(x.dtype)
         return FABState(
             **initial_state(inputs),
@@ -97,7 +96,7 @@ class FAB(Attack["FABState"]):
         moved = (at * (1 - alpha)).addcmul_(from_here, ETA * (1 - alpha)).addcmul_(from_clean, ETA * alpha)
         point = feasible.clamp(x + moved.view_as(x) * feasible.radius)
         logits = queries.logits(point)
-        wrong = fooled(logits, state.y, self.has_reject_class)
+        wrong = state.criterion(logits, state.y)
         length = norm.length(((point - x) / feasible.radius.clamp_min(_TINY)).flatten(1))
         inside = wrong & (length <= (1 if norm.is_box else 1 - _ROUNDING))
         offered = feasible.project(point) if norm.is_box else point  # what is not inside is never kept
@@ -107,7 +106,7 @@ class FAB(Attack["FABState"]):
     def _boundary(self, state: "FABState", queries: ModelQueries, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The linearised boundary to aim at: how much the logit gap has to grow, (B,), and its gradient, (B, D)."""
         if self.targeted:
-            _, value, grad = queries.value_and_grad(state.point, self._loss, state.y, state.target)
+            _, value, grad = queries.value_and_grad(state.point, self.attack_loss, state.y, state.target)
             return -value.to(grad.dtype), grad.flatten(1) * scale
         best: tuple[Tensor, ...] = ()  # distance, gap and normal of the nearest boundary so far; of equal ones the first
         for classes, logits, grads in queries.logit_gradients(state.point, state.y):

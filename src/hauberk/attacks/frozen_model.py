@@ -253,26 +253,34 @@ def check_logits(
     *,
     clean: bool = True,
     probabilities: bool = False,
+    of_classes: bool = True,
 ) -> None:
     """Check what a model returned for inputs with labels ``y`` (B,); so many ``extra_outputs`` are no class of a label.
+
+    Outputs that are not ``of_classes`` may have any shape (B, ...).
 
     Raises:
         UserError: if it is not (B, C), C or a label does not fit; on ``clean`` inputs also if it is not finite or, unless they
             are allowed, holds probabilities.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
+    shaped = isinstance(logits, Tensor) and (logits.ndim == 2 if of_classes else logits.ndim > 0)
+    if not shaped or len(logits) != len(y):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else shown(logits)
+        if not of_classes:
+            raise UserError(f"the model must return a tensor of shape ({len(y)}, ...), it returned {got}")
         hint = "; wrap it in a module that returns the logits alone" if isinstance(logits, tuple | list | dict) else ""
         raise UserError(f"the model must return logits of shape ({len(y)}, classes), it returned {got}{hint}")
     if not logits.is_floating_point():
         raise UserError(f"the model must return logits as floating-point numbers, it returned {logits.dtype}")
+    if clean and not bool(logits.isfinite().all()):
+        raise UserError("the model returns NaN or infinite logits on clean inputs")
+    if not of_classes:
+        return
     if logits.shape[1] < 2:
         raise UserError("the model returns one number per input; a classifier needs one logit for each of at least 2 classes")
     if classes is not None and logits.shape[1] != classes:
         raise UserError(f"the model has {logits.shape[1]} outputs, but the data has {classes} classes")
     check_labels(y, logits.shape[1] - extra_outputs)
-    if clean and not bool(logits.isfinite().all()):
-        raise UserError("the model returns NaN or infinite logits on clean inputs")
     if clean and not probabilities and are_probabilities(logits):
         raise UserError("the model returns probabilities; return logits instead (remove the softmax), or attacks will fail")
 
@@ -299,7 +307,14 @@ def are_probabilities(logits: Tensor) -> bool:
 
 @contextmanager
 def checked_first_pass(
-    model: nn.Module, x: Tensor, y: Tensor, extra_outputs: int = 0, *, clean: bool = True, target: Tensor | None = None
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    extra_outputs: int = 0,
+    *,
+    clean: bool = True,
+    target: Tensor | None = None,
+    of_classes: bool = True,
 ) -> Iterator[None]:
     """Check the logits of the first pass that the model makes inside the block, at no extra pass.
 
@@ -310,6 +325,7 @@ def checked_first_pass(
         extra_outputs: outputs the model must have besides the classes of the labels.
         clean: as in :func:`check_logits`; the inputs of an attack need not be.
         target: classes that an attack aims at, (B,), if any.
+        of_classes: whether labels are numbers of classes, and outputs logits of them.
 
     Raises:
         UserError: as :func:`check_logits`, and if the model cannot take such inputs.
@@ -320,12 +336,12 @@ def checked_first_pass(
             return  # an attack of the caller's own may look at a part of the batch first
         handle.remove()
         _check_kept(before, [value for value in inputs if isinstance(value, Tensor)])
-        check_logits(logits, y, extra_outputs=extra_outputs, clean=clean)
+        check_logits(logits, y, extra_outputs=extra_outputs, clean=clean, of_classes=of_classes)
         if target is not None:
             check_labels(target, logits.shape[1] - extra_outputs, "targets")
 
     if isinstance(model, torch.jit.ScriptModule):  # which takes no hooks
-        check_model(model, x, y, None, extra_outputs=extra_outputs, clean=clean)
+        check_model(model, x, y, None, extra_outputs=extra_outputs, clean=clean, of_classes=of_classes)
         yield
         return
     before: list[Tensor] = []  # the inputs of the pass, once it has begun
@@ -358,11 +374,11 @@ def _no_answer(model: nn.Module, x: Tensor, error: Exception) -> UserError:
     return UserError(f"the model cannot take {what}: {type(error).__name__}: {in_one_line(error)}{advice}")
 
 
-def check_surrogate(model: nn.Module, x: Tensor, y: Tensor) -> None:
+def check_surrogate(model: nn.Module, x: Tensor, y: Tensor, of_classes: bool = True) -> None:
     """Check the model that transfer attacks are crafted on, by one pass; raises UserError as :func:`check_model`."""
     try:
         check_module(model)
-        check_model(model, x, y, probabilities=True)
+        check_model(model, x, y, probabilities=True, of_classes=of_classes)
     except UserError as error:
         raise UserError(f"surrogate: {error}") from error
 
@@ -376,11 +392,12 @@ def check_model(
     *,
     clean: bool = True,
     probabilities: bool = False,
+    of_classes: bool = True,
 ) -> int:
     """Run one batch through the model, in evaluation mode and leaving it as it was, and check the answer.
 
     Returns:
-        The number of classes.
+        The number of classes, or of the outputs for one input.
 
     Raises:
         UserError: as :func:`check_logits`, and if the model cannot take inputs of this shape.
@@ -393,5 +410,5 @@ def check_model(
         except Exception as error:  # the forward of somebody's model may raise anything
             raise _no_answer(model, x, error) from error
         _check_kept([before], [point])
-        check_logits(logits, y, classes, extra_outputs, clean=clean, probabilities=probabilities)
-    return int(logits.shape[1])
+        check_logits(logits, y, classes, extra_outputs, clean=clean, probabilities=probabilities, of_classes=of_classes)
+    return int(logits[0].numel())

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.base import Attack, MaximizingAttack, as_function
+from hauberk.attacks.base import GOAL, Attack, MaximizingAttack, as_function
 from hauberk.attacks.frozen_model import Mode, ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
 from hauberk.core.arguments import check_fields, shown
 from hauberk.core.errors import UserError
-from hauberk.objectives.functional import LossLike, fooled
-from hauberk.threat import ThreatModel, expand_to, parse_fraction
+from hauberk.objectives.functional import AttackLoss, Criterion, LossLike
+from hauberk.threat import Norm, ThreatModel, expand_to, parse_fraction
 from hauberk.threat.model import check_fits
 
 NORMAL_START = 0.001  # of TRADES' public code
@@ -173,6 +173,10 @@ class PGD(MaximizingAttack["PGDState"]):
         """Looks in a run."""
         return self.steps + self.evaluate_last
 
+    def defined_in(self, norm: Norm) -> bool:
+        """In all, L0 among them (Croce and Hein 2019)."""
+        return True
+
     def aimed(self) -> "PGD":
         """Return the attack with a target, which is ``-CE(f(x), t)`` for cross-entropy; "cw" and "dlr" take none."""
         if self.loss != "ce" and self.attack_loss.reference != "target":
@@ -180,16 +184,16 @@ class PGD(MaximizingAttack["PGDState"]):
         return replace(self, loss="ce-targeted" if self.loss == "ce" else self.loss, targets=1)
 
     def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+        self, threat: ThreatModel, n_classes: int, goal: AttackLoss = GOAL, surrogate: nn.Module | None = None
     ) -> tuple[Attack[Any], str]:
         """Return the attack with a loss that is defined for such a model, unless its settings are for training only."""
         if self.mode != "eval" or self.tau is not None or self.step_noise or isinstance(self.start, Tensor):
             raise UserError("these settings are for training; evaluation attacks in mode 'eval', from a start by name")
-        return super().adapted(threat, n_classes, has_reject_class, surrogate)
+        return super().adapted(threat, n_classes, goal, surrogate)
 
     def init(self, inputs: AttackInputs) -> "PGDState":
         """Draw the starts."""
-        feasible, y = inputs.feasible, inputs.y
+        feasible, none = inputs.feasible, torch.zeros_like(inputs.run)
         if isinstance(self._step_size, Tensor):
             check_fits(self._step_size, feasible.x.shape[1:], "step_size")
         if isinstance(self.start, Tensor) and self.start.shape != feasible.x.shape:
@@ -204,17 +208,17 @@ class PGD(MaximizingAttack["PGDState"]):
             start = feasible.x + NORMAL_START * inputs.rng.normal(feasible.x, inputs.tag)
             start = feasible.project(start) if self.start == "normal" else start
         fields = initial_state(inputs, replaces_best=not self.return_last)
-        looks = Looks(self.has_reject_class) if inputs.in_step and self._sees_nothing else None
+        looks = Looks(inputs.criterion) if inputs.in_step and self._sees_nothing else None
         return PGDState(
             **fields,
             reference=inputs.reference(self.attack_loss, self.targets),
             point=start,
             previous=start if self.nesterov else None,
             velocity=torch.zeros_like(start) if self.momentum else None,
-            chances=None if self.tau is None else torch.full_like(y, self.tau),
-            stopped=None if self.tau is None else torch.zeros_like(y, dtype=torch.bool),
-            right=torch.zeros_like(y) if looks is None else fields["step"],  # nobody asks for it then
-            moves=torch.zeros_like(y) if looks is None else fields["step"],
+            chances=None if self.tau is None else torch.full_like(none, self.tau),
+            stopped=None if self.tau is None else torch.zeros_like(none, dtype=torch.bool),
+            right=none if looks is None else fields["step"],  # nobody asks for it then
+            moves=none if looks is None else fields["step"],
             lps=inputs.clean_logits,
             looks=looks,
         )
@@ -271,8 +275,8 @@ class PGD(MaximizingAttack["PGDState"]):
 
     def _observe(self, state: "PGDState", point: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
         """Note a look; returns which are misclassified."""
-        wrong = fooled(logits, state.y, self.attack_loss.has_reject_class)
-        state.lps = logits if state.lps is None else torch.where((state.found_at < 0)[:, None], logits, state.lps)
+        wrong = state.criterion(logits, state.y)
+        state.lps = logits if state.lps is None else where_rows(state.found_at < 0, logits, state.lps)
         state.right = state.right + (~wrong & (state.step < self.steps))
         first = torch.where(wrong & (state.found_at < 0), state.step, state.found_at)
         if self.return_last:
@@ -330,19 +334,19 @@ class Looks:
     """Logits of all iterates of a batch, so that what there is to count is counted once and not at each step.
 
     Attributes:
-        has_reject_class: whether the model's last output is a class of adversarial inputs.
+        criterion: which outputs are mistakes.
         logits: (B, C) of each iterate.
     """
 
-    has_reject_class: bool
+    criterion: Criterion
     logits: list[Tensor] = field(default_factory=list)
 
     def counts(self, y: Tensor) -> dict[str, Tensor]:
         """Return what an :class:`AttackResult` says of examples with labels y, (B,)."""
         steps, logits = len(self.logits), torch.stack(self.logits)
-        wrong = fooled(logits.flatten(0, 1), y.repeat(steps), self.has_reject_class).view(steps, -1)
+        wrong = self.criterion(logits.flatten(0, 1), y.repeat(steps, *[1] * (y.ndim - 1))).view(steps, -1)
         first = torch.where(wrong.any(0), wrong.byte().argmax(0), -1)
-        place = (first % steps).view(1, -1, 1).expand(1, -1, logits.shape[2])
+        place = expand_to(first % steps, logits[0]).expand_as(logits[0])[None]
         return {
             "success": wrong[-1],
             "logits_lps": logits.gather(0, place)[0],

@@ -1,5 +1,6 @@
 """Attacks by name, and the suites of them that an evaluation runs."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -7,11 +8,17 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from hauberk.attacks.apgd import APGD
-from hauberk.attacks.base import Attack, attack_batch, run_attack
+from hauberk.attacks.base import GOAL, Attack, attack_batch, run_attack
+from hauberk.attacks.bpda import StandInLike, with_stand_in
+from hauberk.attacks.cw_l2 import CWL2
+from hauberk.attacks.ddn import DDN
+from hauberk.attacks.deepfool import DeepFool
 from hauberk.attacks.fab import FAB
+from hauberk.attacks.fmn import FMN
 from hauberk.attacks.frozen_model import check_module
 from hauberk.attacks.pgd import LINE_SEARCH, NESTEROV, PGD
 from hauberk.attacks.random_search import RandomSearch
+from hauberk.attacks.sigma_zero import SigmaZero
 from hauberk.attacks.square import Square
 from hauberk.attacks.state import AttackResult
 from hauberk.attacks.transfer import CallableAttack, Transfer
@@ -19,12 +26,15 @@ from hauberk.core.arguments import check_callable, checked
 from hauberk.core.errors import UserError, find_name, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.random import ExampleRng, batch_rng
+from hauberk.objectives.functional import AttackLoss
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_batch
 
 AttackLike: TypeAlias = str | Attack[Any] | Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # its standard version, in order
+_FIRST_RUNS = {"apgd-ce": 1, "apgd-t": 3, "fab-t": 1}  # of these, which the suite "fast" gives every example
+_PART = re.compile(r"(.+)\[(\d*):(\d*)\]")
 
 
 @dataclass(frozen=True)
@@ -35,17 +45,21 @@ class AttackPreset:
         attack: what runs.
         source: where its settings come from.
         in_l1: settings that are others in L1.
+        runs: which of its runs (restarts, targets): the first, and the one after the last; None where there is no such end.
+        whole: the attack that these runs are part of, whose random draws they have; "" for an attack of its own.
     """
 
     attack: Attack[Any]
     source: str
     in_l1: Mapping[str, Any] = field(default_factory=dict)
+    runs: tuple[int | None, int | None] = (None, None)
+    whole: str = ""
 
     def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+        self, threat: ThreatModel, n_classes: int, goal: AttackLoss = GOAL, surrogate: nn.Module | None = None
     ) -> tuple[Attack[Any], str]:
         """Return the attack as it is run; arguments, note and errors as :meth:`hauberk.attacks.Attack.adapted`."""
-        attack, note = self.attack.adapted(threat, n_classes, has_reject_class, surrogate)
+        attack, note = self.attack.adapted(threat, n_classes, goal, surrogate)
         return replace(attack, **self.in_l1) if threat.norm.p == 1 and self.in_l1 else attack, note  # type: ignore[type-var]
 
 
@@ -93,6 +107,15 @@ PRESETS: dict[str, AttackPreset] = {
     "apgd-ce-5": AttackPreset(APGD(restarts=5), "AutoAttack plus: APGD on cross-entropy, 5 restarts"),
     "apgd-dlr-5": AttackPreset(APGD(loss="dlr", restarts=5), "AutoAttack plus: APGD on DLR, 5 restarts"),
     "fab-5": AttackPreset(FAB(targeted=False, restarts=5), "AutoAttack plus: untargeted FAB, 5 restarts"),
+    "fmn-100": AttackPreset(FMN(), "Pintor et al. 2021: FMN, 100 steps; counts what it finds within ε"),
+    "ddn-100": AttackPreset(DDN(), "Rony et al. 2019: DDN, 100 steps, in L2; counts what it finds within ε"),
+    "deepfool": AttackPreset(DeepFool(), "Moosavi-Dezfooli et al. 2016: DeepFool, in L2 and L∞; counts what it finds within ε"),
+    "cw-l2": AttackPreset(
+        CWL2(), "Carlini and Wagner 2017, L2: 9 constants of up to 10,000 steps; counts what it finds within ε"
+    ),
+    "sigma-zero-1000": AttackPreset(
+        SigmaZero(), "Cinà et al. 2025: σ-zero, 1,000 steps, in L0; counts what it finds within k features"
+    ),
     "random-100": AttackPreset(RandomSearch(100), "100 random points: a check that gradients find more"),
     "random-10000": AttackPreset(RandomSearch(10_000), "10,000 random points, as Carlini et al. 2019 advise"),
     "transfer-fgsm": AttackPreset(Transfer(PGD(1, "eps", "clean")), "MART black box: FGSM on a surrogate, tried here"),
@@ -131,13 +154,18 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
     """Return an attack with the name it is reported by.
 
     Args:
-        attack: the name of a preset; ``package.module:attribute``, which is imported; an attack of ours or of your own; or a
-            function ``f(model, x, y, threat) -> x_adv`` of inputs (b, ...) and labels (b,).
+        attack: the name of a preset, or of some of its runs as in "apgd-t[:3]", which aims at the three most likely wrong
+            classes; ``package.module:attribute``, which is imported; an attack of ours or of your own; or a function
+            ``f(model, x, y, threat) -> x_adv`` of inputs (b, ...) and labels (b,).
 
     Raises:
         UserError: if it is none of these; for an unknown name, with the nearest one.
     """
     if isinstance(attack, str):
+        if part := _PART.fullmatch(attack):
+            name, whole = find_attack(part[1])
+            first, last = (int(end) if end else None for end in (part[2], part[3]))
+            return f"{name}[{part[2]}:{part[3]}]", replace(whole, runs=(first, last), whole=name)
         if is_import_path(attack):
             return attack, replace(find_attack(import_object(attack, "attack"))[1], source=f"imported from {attack}")
         name = find_name("attack", attack, PRESETS)
@@ -152,7 +180,15 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
 
 
 @checked
-def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int | ExampleRng = 0) -> AttackResult:
+def autoattack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int | ExampleRng = 0,
+    bpda: StandInLike | None = None,
+) -> AttackResult:
     """Run AutoAttack (Croce and Hein 2020), standard version: APGD-CE, then APGD-T, FAB-T and Square, each on what stands.
 
     With fewer than 4 classes targeted APGD maximises ``z_t - z_y``, because targeted DLR is not defined.
@@ -163,6 +199,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
         y: labels, (B,), integers.
         threat: ball and box.
         seed: of all random draws; an integer, or an ``ExampleRng`` keyed by example.
+        bpda: as in :func:`hauberk.attacks.run_attack`.
 
     Returns:
         AttackResult: ``x_adv`` is the point of the attack that succeeded, otherwise of APGD-CE; so are ``kappa`` and the like.
@@ -172,6 +209,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, s
     """
     y = check_batch(x, y)
     check_module(model)
+    model = with_stand_in(model, bpda)
     rng = batch_rng(seed, x)
     first, *others = SUITES["standard"].for_threat(threat).stages
     found = run_attack(PRESETS[first].adapted(threat, 10)[0], model, x, y, threat, seed=rng)
@@ -212,6 +250,7 @@ class Suite:
         eot_iter: passes to average over for each look at the model.
         description: one line.
         attacks: what runs, by name.
+        sampled: those of the stages that run on a random sample of what stands after the others.
     """
 
     stages: dict[str, tuple[str, ...]]
@@ -219,6 +258,7 @@ class Suite:
     eot_iter: int
     description: str
     attacks: dict[str, AttackPreset] = field(default_factory=dict)
+    sampled: tuple[str, ...] = ()
 
     @property
     def sequential(self) -> bool:
@@ -244,6 +284,15 @@ def _suite(names: Sequence[str], description: str, *, sequential: bool, eot_iter
     return Suite(stages, {name: (*earlier, name) for name, earlier in stages.items()}, eot_iter, description)
 
 
+def _two_phases() -> Suite:
+    """AutoAttack, whose first runs all examples get, and whose others a sample of those that stand."""
+    first = tuple(f"{name}[:{runs}]" for name, runs in _FIRST_RUNS.items())
+    rest = tuple(f"{name}[{_FIRST_RUNS[name]}:]" if name in _FIRST_RUNS else name for name in AUTOATTACK)
+    text = "AutoAttack's accuracy, estimated: its first runs on all examples, the others on a random sample of those that stand"
+    suite = _suite((*first, *rest), text, sequential=True)
+    return replace(suite, columns={name: suite.columns[name] for name in first} | {"autoattack": first + rest}, sampled=rest)
+
+
 SUITES: dict[str, Suite] = {
     "quick": _suite(_QUICK, "FGSM, PGD-20, CW-30, PGD-100: a cheap upper bound", sequential=False),
     "papers": Suite(
@@ -254,6 +303,7 @@ SUITES: dict[str, Suite] = {
         "PGD-100 (ε/10), APGD-CE, AutoAttack",
     ),
     "standard": _suite(AUTOATTACK, "AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T, Square", sequential=True),
+    "fast": _two_phases(),
     "plus": _suite(
         ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
         "AutoAttack plus: APGD-CE and -DLR and FAB with 5 restarts, Square, APGD-T, FAB-T",
@@ -292,4 +342,5 @@ def find_suite(suite: str, attacks: Sequence[AttackLike] = (), sequential: bool 
     more = {name: () for name in also if name not in chosen.stages}
     stages = {**chosen.stages, **more}
     columns = {**chosen.columns, **{name: (name,) for name in more}}
-    return replace(chosen, stages=stages, columns=columns, attacks={name: found.get(name) or PRESETS[name] for name in stages})
+    presets = {name: found.get(name) or find_attack(name)[1] for name in stages}
+    return replace(chosen, stages=stages, columns=columns, attacks=presets)

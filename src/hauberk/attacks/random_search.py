@@ -8,7 +8,8 @@ import torch
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.state import AttackState, where_rows
-from hauberk.objectives.functional import ATTACK_LOSSES
+from hauberk.objectives.functional import LossLike
+from hauberk.threat import Norm
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,19 @@ class RandomSearch(Attack[AttackState]):
 
     Attributes:
         steps: how many points.
-        has_reject_class: the model's last output is a class of adversarial inputs, which is to be avoided too.
+        loss: the larger, the better a point: "cw" (margin), "evade" for a model whose last output is a class of adversarial
+            inputs, or a function of outputs and labels.
     """
 
     steps: int = 100
-    has_reject_class: bool = False
+    loss: LossLike = "cw"
     check_every = 10
     passes_per_step = 1
     uses_gradients = False
+
+    def defined_in(self, norm: Norm) -> bool:
+        """In all."""
+        return True
 
     def step(self, state: AttackState, queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look at one more point."""
@@ -39,8 +45,8 @@ class RandomSearch(Attack[AttackState]):
             points.append(torch.where(state.rng.uniform(feasible.x, tag + 3) < 0.5, feasible.upper, feasible.lower))
         point = points[0] if len(points) == 1 else where_rows(state.step % 2 == 0, *points)
         logits = queries.logits(point)
-        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"](logits, state.y)
-        state.observe(point, logits, loss, self.has_reject_class)
+        loss = self.attack_loss(logits, state.y)
+        state.observe(point, logits, loss)
 
 
 random_search = as_function(RandomSearch, "random_search", "Look at random points: a check on all other attacks.")

@@ -37,7 +37,7 @@ class ContinuousBatcher(Generic[State]):
         fetch: gives the inputs of some examples.
         verify: is shown the examples that claim success, and says for which it holds; the others go on.
         leave: is told of the examples that have had all their runs.
-        n_runs: how many runs each example has at most.
+        runs: which of the runs of the attack each example has at most.
         batch_size: number of rows.
         init_batch_size: how many examples are set up at once, in a fixed shape likewise; they wait until rows are free.
         smaller_batch_sizes: smaller numbers of rows, to fall back on when there are too few examples to fill them;
@@ -49,7 +49,7 @@ class ContinuousBatcher(Generic[State]):
     fetch: Fetch
     verify: Verify
     leave: Leave
-    n_runs: int
+    runs: range
     batch_size: int
     init_batch_size: int
     smaller_batch_sizes: Sequence[int] = ()
@@ -65,7 +65,7 @@ class ContinuousBatcher(Generic[State]):
 
     def add(self, examples: Iterable[int]) -> None:
         """Let examples wait for their first run."""
-        self.waiting.extend((example, 0) for example in examples)
+        self.waiting.extend((example, self.runs.start) for example in examples)
 
     def run(self, pause: Callable[[], None] = lambda: None) -> None:
         """Run until everybody has left. ``pause`` is called whenever the rows are at rest."""
@@ -85,8 +85,9 @@ class ContinuousBatcher(Generic[State]):
     def part_done(self) -> float:
         """How much of those that have not left is done, in examples."""
         busy = self.owner != _FREE
-        work = self.run_of[busy] + np.minimum(self.host_steps[busy] / self.attack.max_steps, 1.0)
-        return float(work.sum() + sum(run for _, run in (*self.ready, *self.waiting))) / self.n_runs
+        runs = [*self.run_of[busy].tolist(), *(run for _, run in (*self.ready, *self.waiting))]
+        steps = float(np.minimum(self.host_steps[busy] / self.attack.max_steps, 1.0).sum())
+        return float(steps + sum(run - self.runs.start for run in runs)) / len(self.runs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as tensors and plain types."""
@@ -164,7 +165,7 @@ class ContinuousBatcher(Generic[State]):
                 state.reject(send(torch.from_numpy(claims[~holds]), state.y.device))
         self.host_steps[busy] = steps[busy]
         ended = np.flatnonzero((self.owner != _FREE) & (steps >= self.attack.max_steps))
-        last = self.run_of[ended] + 1 >= self.n_runs
+        last = self.run_of[ended] + 1 >= self.runs.stop
         for place in ended[~last].tolist():
             # First in the queue, so that examples leave in the order they came: a partial result needs that.
             self.waiting.appendleft((int(self.owner[place]), int(self.run_of[place]) + 1))

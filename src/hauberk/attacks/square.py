@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
-from hauberk.attacks.square_windows import image_shape, pick_windows
+from hauberk.attacks.square_windows import Cells, Windows, image_shape, pick_windows
 from hauberk.attacks.state import AttackState, where_rows
-from hauberk.objectives.functional import ATTACK_LOSSES, fooled
+from hauberk.objectives.functional import LossLike
 from hauberk.threat import FeasibleSet, expand_to
 from hauberk.threat.norms import Norm
 
@@ -30,12 +30,13 @@ class Square(Attack[AttackState]):
     Attributes:
         steps: queries; AutoAttack has 5,000.
         restarts: independent runs.
-        has_reject_class: the model's last output is a class of adversarial inputs, which is to be avoided too.
+        loss: the larger, the better a point: "cw" (margin), "evade" for a model whose last output is a class of adversarial
+            inputs, or a function of outputs and labels.
     """
 
     steps: int = 5000
     restarts: int = 1
-    has_reject_class: bool = False
+    loss: LossLike = "cw"
     check_every = 20
     passes_per_step = 1
     uses_gradients = False
@@ -49,12 +50,12 @@ class Square(Attack[AttackState]):
         """Ask the model about one change of each row; in L∞ the next proposal takes the place of one that changes nothing."""
         propose = _flip if state.feasible.norm.is_box else _move
         begun = state.step
-        asked = propose(state, int(host_steps.min()) - 1, self.steps)
+        asked = propose(state, int(host_steps.min()), self.steps)
         if bool((host_steps == 0).any()):
             asked = where_rows(begun == 0, _first(state), asked)
         logits = queries.logits(asked)
-        loss = ATTACK_LOSSES["evade" if self.has_reject_class else "cw"](logits, state.y)
-        wrong = fooled(logits, state.y, self.has_reject_class)
+        loss = self.attack_loss(logits, state.y)
+        wrong = state.criterion(logits, state.y)
         state.offer(asked, logits, loss, wrong, allowed=state.step <= self.steps)
 
 
@@ -69,63 +70,59 @@ def _first(state: AttackState) -> Tensor:
     return _place(feasible, pick_windows(shape, feasible.norm, feasible.x.device).tiles(state.rng, state.tag, feasible.x))
 
 
-def _draw(state: AttackState, queries: int, numbers: int) -> tuple[Tensor, Tensor]:
-    """The next queries of each row, counted from 0, (B, queries); and their uniform draws, (B, queries, numbers)."""
-    before = torch.stack([state.step + k for k in range(queries)], 1) if queries > 1 else state.step[:, None]
-    like = state.best_loss.new_empty(*before.shape, numbers)
-    return before - 1, state.rng.uniform(like, before + state.tag[:, None])
+def _draw(state: AttackState, windows: Windows, queries: int, numbers: int) -> Tensor:
+    """Uniform draws for the next queries of each row, (B, queries, numbers)."""
+    steps = state.step[:, None] if queries == 1 else state.step[:, None] + windows.ahead[:queries]
+    return state.rng.uniform(state.best_loss.new_empty(*steps.shape, numbers), steps + state.tag[:, None])
 
 
-def _flip(state: AttackState, query: int, last: int) -> Tensor:
+def _flip(state: AttackState, soonest: int, last: int) -> Tensor:
     """L∞: a square at the corner that its draws say; where that changes nothing, the next one, and the first is passed over.
 
     Args:
         state: what there is; its steps go on where a proposal is passed over.
-        query: the first of the next queries of any row, or an earlier one.
-        last: step of the last query.
+        soonest: the first query, counted from 1, that any row may be at; 0 where one looks at its start.
+        last: the last query.
     """
-    feasible = state.feasible
-    shape = image_shape(state.best)
+    feasible, shape = state.feasible, image_shape(state.best)
     windows = pick_windows(shape, feasible.norm, state.best.device)
-    largest = windows.largest_from(query)
-    looks = prod(windows.host_sizes[largest]) <= _MOST_CELLS
-    queries, draws = _draw(state, 1 + looks, 2 + shape[0])
-    size = windows.size_at(queries)
-    first = windows.first(draws[..., :2], size)
-    up = 0.5 - draws[..., 2:]  # its sign
+    largest = windows.largest_from(soonest)
+    looks = soonest > 0 and prod(windows.host_sizes[largest]) <= _MOST_CELLS
+    draws = _draw(state, windows, 1 + looks, 2 + shape[0])
+    drawn = draws[:, 0]
     if looks:
-        cells = windows.places(first[:, :1]) + windows.cells(largest).offsets[size[:, 0]]
-        passed = (state.step < last) & (state.step > 0) & ~_changes(state, cells, up[:, 0] >= 0)
-        size, first, up = (where_rows(passed, each[:, 1], each[:, 0]) for each in (size, first, up))
+        passed = _changes_nothing(state, windows, windows.cells(largest), drawn) & (state.step < last)
+        drawn = where_rows(passed, draws[:, 1], drawn)
         state.step = state.step + passed
-    else:
-        size, first, up = size[:, 0], first[:, 0], up[:, 0]
-    rows, columns = windows.bands(first, size)
+    size = windows.size_at(state.step)
+    rows, columns = windows.bands(windows.first(drawn[:, :2], size), size)
     # Far enough for any point between the bounds to be beyond one of them; nothing outside the window.
     reach = 3 * (feasible.radius.amax() if feasible.radius.ndim else feasible.radius)
-    far = (torch.copysign(reach, up)[:, :, None] * rows[:, None]).to(state.best.dtype)
+    far = (torch.copysign(reach, 0.5 - drawn[:, 2:])[:, :, None] * rows[:, None]).to(state.best.dtype)
     point = torch.addcmul(state.best.reshape(-1, *shape), far[..., None], columns.to(far.dtype)[:, None, None])
     return point.view_as(state.best).clamp_(feasible.lower, feasible.upper)
 
 
-def _changes(state: AttackState, cells: Tensor, up: Tensor) -> Tensor:
-    """Whether pixels ``cells`` (B, N) are not all where they are sent: up or down by channel, (B, C) bool. (B,) bool."""
-    index = cells[:, None].expand(-1, up.shape[1], -1)
+def _changes_nothing(state: AttackState, windows: Windows, cells: Cells, drawn: Tensor) -> Tensor:
+    """Whether all pixels of the window that is drawn, (B, 2 + C), are already where its draws send them. (B,) bool."""
+    size, channels = windows.size_at(state.step), drawn.shape[1] - 2
+    places = windows.places(windows.first(drawn[:, :2], size)) + cells.offsets[size]
+    index = places[:, None].expand(-1, channels, -1)
     images = (state.best, state.feasible.upper, state.feasible.lower)
-    now, high, low = (image.reshape(*up.shape, -1).gather(2, index) for image in images)
-    return (now != torch.where(up[..., None], high, low)).flatten(1).any(1)
+    now, high, low = (image.reshape(len(drawn), channels, -1).gather(2, index) for image in images)
+    return (now == torch.where((drawn[:, 2:] <= 0.5)[..., None], high, low)).flatten(1).all(1)
 
 
-def _move(state: AttackState, query: int, last: int) -> Tensor:
+def _move(state: AttackState, soonest: int, last: int) -> Tensor:
     """L2, L1: mass moved from two windows into one of them, as a pattern; arguments as of :func:`_flip`."""
     feasible = state.feasible
     shape = channels, *_ = image_shape(state.best)
     windows = pick_windows(shape, feasible.norm, state.best.device)
-    cells = windows.cells(windows.largest_from(query))
-    queries, draws = (each.squeeze(1) for each in _draw(state, 1, 5 + channels))
-    size = windows.size_at(queries)
+    cells = windows.cells(windows.largest_from(soonest))
+    draws = _draw(state, windows, 1, 5 + channels)[:, 0]
+    size = windows.size_at(state.step)
     first = windows.first(draws[:, :4].unflatten(1, (2, 2)), size[:, None])
-    here, there = (windows.places(first)[..., None] + cells.offsets[size][:, None]).unbind(1)
+    here, there = (windows.places(first) + cells.offsets[size][:, None]).unbind(1)
     sign = torch.where(draws[:, 5:] < 0.5, 1.0, -1.0)[..., None]
     pattern = cells.patterns[size, (draws[:, 4] < 0.5).long()][:, None] * sign
     offset = ((state.best - feasible.x) / feasible.scale).reshape(-1, channels, shape[1] * shape[2])

@@ -77,13 +77,18 @@ class Windows:
     host_sizes: Sequence[tuple[int, int]]
     device: torch.device
 
+    @cached_property
+    def ahead(self) -> Tensor:
+        """How far ahead of a row's next query it may look, (2,)."""
+        return send(torch.arange(2), self.device)
+
     def size_at(self, query: Tensor) -> Tensor:
-        """Which size belongs to queries (...), counted from 0; (...) int64."""
+        """Which size belongs to queries (...), counted from 1; (...) int64."""
         return torch.bucketize(query, self._after)
 
     def largest_from(self, query: int) -> int:
         """Which size the largest window from a query on has."""
-        return bisect_left(HALVED_AFTER, query)
+        return bisect_left(HALVED_AFTER, query - 1)
 
     def first(self, draws: Tensor, size: Tensor) -> Tensor:
         """First rows and columns of windows, from uniform draws (..., 2): (..., 2) int64.
@@ -95,12 +100,13 @@ class Windows:
 
     def bands(self, first: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns of windows that begin at ``first`` (..., 2): 1 inside and 0 outside, (..., H) and (..., W)."""
+        top, left = (self._sides - first).unbind(-1)
         rows, columns = self._bands
-        return rows[size, self.shape[1] - first[..., 0]], columns[size, self.shape[2] - first[..., 1]]
+        return rows[size, top], columns[size, left]
 
     def places(self, first: Tensor) -> Tensor:
-        """Where windows begin in the flattened image; (..., 2) -> (...)."""
-        return first[..., 0] * self.shape[2] + first[..., 1]
+        """Where windows begin in the flattened image; (..., 2) -> (..., 1)."""
+        return (first * self._strides).sum(-1, keepdim=True)
 
     def cells(self, largest: int) -> Cells:
         """The pixels of windows of one size and all smaller ones."""
@@ -121,8 +127,18 @@ class Windows:
 
     @cached_property
     def _after(self) -> Tensor:
-        """Queries after which p is halved, (K,)."""
-        return send(torch.tensor(HALVED_AFTER), self.device)
+        """Last queries, counted from 1, before p is halved, (K,)."""
+        return send(torch.tensor(HALVED_AFTER) + 1, self.device)
+
+    @cached_property
+    def _sides(self) -> Tensor:
+        """Height and width."""
+        return send(torch.tensor(self.shape[1:]), self.device)
+
+    @cached_property
+    def _strides(self) -> Tensor:
+        """How far apart rows are in the flattened image, and columns."""
+        return send(torch.tensor([self.shape[2], 1]), self.device)
 
     @cached_property
     def _room(self) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hauberk.core.random import ExampleRng
-from hauberk.objectives.functional import AttackLoss, fooled
+from hauberk.objectives.functional import AttackLoss, Criterion, fooled
 from hauberk.threat import FeasibleSet, ThreatModel, expand_to
 
 RUN_TAGS = 100_000  # random draws of different runs never share a tag
@@ -30,7 +30,7 @@ class AttackResult:
             or, where an example's attack ends with a success, of the run that ended it.
         first_success: (B,) int64, index of the first misclassified iterate of that run (0 is the start), -1 if none.
         steps_taken: (B,) int64, in that run: K, or fewer where the example stopped.
-        logits: (B, C) at ``x_adv``, detached; None where the attack was told not to look at its last point.
+        logits: (B, C) at ``x_adv``, detached, or what else the model returns; None where the attack was told not to look there.
         logits_lps: (B, C) at the first misclassified iterate (least PGD steps), or at the last one seen where there is none.
         clean_logits: (B, C) of the clean inputs in the attack's mode, where the attack looked at them; otherwise None.
         forwards: forward passes of the whole batch; a fraction where finished examples were left out.
@@ -79,12 +79,13 @@ class AttackInputs:
 
     Attributes:
         feasible: where their adversarial examples must stay; ``feasible.x`` are the clean inputs, (b, ...).
-        y: labels, (b,).
+        y: labels, (b,); of a task with a criterion and a loss of its own, (b, ...).
         clean_logits: (b, C) of the clean inputs; None where the attack does not need them.
         run: which of the attack's runs (targets, restarts) each is at, (b,) int64.
         rng: random draws, keyed by example.
         target: the class that each example is to be taken for, (b,); None to aim at the most likely wrong ones in turn.
         in_step: whether these are a batch whose rows go through the attack together, and not rows that others will fill.
+        criterion: which outputs are mistakes.
     """
 
     feasible: FeasibleSet
@@ -94,6 +95,7 @@ class AttackInputs:
     rng: ExampleRng
     target: Tensor | None = None
     in_step: bool = False
+    criterion: Criterion = fooled
 
     @property
     def tag(self) -> Tensor:
@@ -110,7 +112,7 @@ class AttackInputs:
         if self.target is not None:
             return self.target
         assert self.clean_logits is not None
-        logits = self.clean_logits[:, :-1] if loss.has_reject_class else self.clean_logits
+        logits = self.clean_logits[:, : self.clean_logits.shape[1] - loss.extra_outputs]
         others = logits.scatter(1, self.y[:, None], torch.inf)  # the label comes first, whatever the model thinks
         ranked = others.argsort(dim=1, descending=True, stable=True)
         turn = self.run % count_targets(loss, max_targets, self.clean_logits.shape[1])
@@ -119,7 +121,7 @@ class AttackInputs:
 
 def count_targets(loss: AttackLoss, max_targets: int, n_classes: int) -> int:
     """How many runs the targets make: 1 for a loss without, otherwise at most one for each wrong class."""
-    return 1 if loss.reference != "target" else min(max_targets, n_classes - 1 - loss.has_reject_class)
+    return 1 if loss.reference != "target" else min(max_targets, n_classes - 1 - loss.extra_outputs)
 
 
 @dataclass
@@ -127,7 +129,7 @@ class AttackState:
     """What every attack keeps of each example; attacks add fields of their own.
 
     Attributes:
-        feasible, y, rng: as in :class:`AttackInputs`.
+        feasible, y, rng, criterion: as in :class:`AttackInputs`.
         tag: first tag of this run's random draws, (B,) int64.
         step: how many looks there have been, (B,) int64.
         best: best point so far, (B, ...): misclassified before not, then the larger loss, a loss that is NaN last.
@@ -140,6 +142,7 @@ class AttackState:
     feasible: FeasibleSet
     y: Tensor
     rng: ExampleRng
+    criterion: Criterion
     tag: Tensor
     step: Tensor
     best: Tensor
@@ -161,9 +164,9 @@ class AttackState:
         self.found = self.found | wrong
         self.step = self.step + 1
 
-    def observe(self, point: Tensor, logits: Tensor, loss: Tensor, has_reject_class: bool = False) -> Tensor:
+    def observe(self, point: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
         """Note a look at points inside the threat model; returns which are misclassified, (B,)."""
-        wrong = fooled(logits, self.y, has_reject_class)
+        wrong = self.criterion(logits, self.y)
         self.offer(point, logits, loss, wrong)
         return wrong
 
@@ -196,19 +199,20 @@ def is_better(wrong: Tensor, loss: Tensor, best_wrong: Tensor, best_loss: Tensor
 
 def initial_state(inputs: AttackInputs, replaces_best: bool = True) -> dict[str, Any]:
     """Return the fields of :class:`AttackState` before the first look; on a CPU the best point is replaced row by row."""
-    x, y, clean = inputs.feasible.x, inputs.y, inputs.clean_logits
+    x, y, clean, none = inputs.feasible.x, inputs.y, inputs.clean_logits, torch.zeros_like(inputs.run)
     dtype = x.dtype if x.dtype.itemsize >= 4 else torch.float32
     return {
         "feasible": inputs.feasible,
         "y": y,
         "rng": inputs.rng,
+        "criterion": inputs.criterion,
         "tag": inputs.tag,
-        "step": torch.zeros_like(y),
+        "step": none,
         "best": x.clone() if replaces_best else x,
         "best_logits": None if clean is None else clean.clone(),
         "best_loss": torch.full((len(y),), -torch.inf, dtype=dtype, device=x.device),
-        "found": torch.zeros_like(y, dtype=torch.bool),
-        "found_at": torch.full_like(y, -1),
+        "found": torch.zeros_like(none, dtype=torch.bool),
+        "found_at": torch.full_like(none, -1),
     }
 
 
@@ -220,8 +224,8 @@ def select(rows: Rows, index: Tensor) -> Rows:
     """Keep some rows of a state, or some of the inputs. index: (b,) int64."""
 
     def rows_of(value: Any) -> Any:
-        if value is None or isinstance(value, bool):
-            return value
+        if value is None or isinstance(value, bool) or callable(value):
+            return value  # the same for all rows
         return value[index] if isinstance(value, Tensor) else value.index_select(index)
 
     return type(rows)(**{f.name: rows_of(getattr(rows, f.name)) for f in fields(rows)})
@@ -233,7 +237,7 @@ def scatter(state: State, places: Tensor, new: State) -> None:
         old, value = getattr(state, f.name), getattr(new, f.name)
         if isinstance(old, Tensor):
             setattr(state, f.name, old.index_copy(0, places, value))
-        elif old is not None:
+        elif old is not None and not callable(old):
             setattr(state, f.name, old.index_copy(places, value))
 
 
@@ -241,15 +245,15 @@ def state_dict(state: AttackState) -> dict[str, Tensor]:
     """Return all there is to know about a state, as tensors."""
     values = {f.name: getattr(state, f.name) for f in fields(state)}
     feasible, rng = values.pop("feasible"), values.pop("rng")
-    return {"x": feasible.x, "rng": rng.keys, **{name: value for name, value in values.items() if value is not None}}
+    return {"x": feasible.x, "rng": rng.keys, **{name: value for name, value in values.items() if isinstance(value, Tensor)}}
 
 
 def from_state_dict(like: State, saved: dict[str, Tensor], threat: ThreatModel) -> State:
     """Make a state of the same kind as ``like``, on its device, from what :func:`state_dict` returned."""
     values: dict[str, Any] = {name: value.to(like.y.device) for name, value in saved.items()}
     feasible = threat.around(values.pop("x"))
-    values = {f.name: None for f in fields(like) if getattr(like, f.name) is None} | values
-    return type(like)(feasible=feasible, rng=ExampleRng.of_keys(values.pop("rng")), **values)
+    shared = {f.name: value for f in fields(like) if (value := getattr(like, f.name)) is None or callable(value)}
+    return type(like)(**{**shared, "feasible": feasible, "rng": ExampleRng.of_keys(values.pop("rng")), **values})
 
 
 def where_rows(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
@@ -280,13 +284,13 @@ class Outcome:
         self.inputs, self.stops_at_success, self.keeps_best = inputs, wrong is not None, keeps_best
         self.values: dict[str, Any] = {}
         if wrong is not None:
-            clean, y = inputs.clean_logits, inputs.y
+            clean = inputs.clean_logits
             assert clean is not None  # what is wrong without an attack was seen there
-            none = torch.zeros_like(y)
+            none = torch.zeros_like(inputs.run)
             self.values = {
                 "x_adv": inputs.feasible.x,
                 "success": wrong,
-                "loss": torch.full(y.shape, -torch.inf, device=y.device),
+                "loss": torch.full(none.shape, -torch.inf, device=none.device),
                 "logits": clean,
                 "logits_lps": clean,
                 "kappa": none,
@@ -300,7 +304,7 @@ class Outcome:
 
     def inputs_of(self, index: Tensor | None, run: int) -> AttackInputs:
         """The inputs of some of the examples for one run."""
-        inputs = replace(self.inputs, run=torch.full_like(self.inputs.y, run)) if run else self.inputs
+        inputs = replace(self.inputs, run=torch.full_like(self.inputs.run, run)) if run else self.inputs
         return inputs if index is None else select(inputs, index)
 
     def take(self, state: AttackState, index: Tensor | None, run: int) -> None:

@@ -2,19 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.base import Attack, as_function, attack_batch
+from hauberk.attacks.base import GOAL, Attack, as_function, attack_batch
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.pgd import PGD
 from hauberk.attacks.state import AttackState
 from hauberk.core.errors import UserError
-from hauberk.objectives.functional import logit_margin
-from hauberk.threat import ThreatModel
+from hauberk.objectives.functional import AttackLoss, LossLike, loss_for
+from hauberk.threat import Norm, ThreatModel
 
 _PGD_20 = PGD(20, "eps/10")  # of TRADES and MART
 
@@ -24,11 +25,15 @@ class _Tried(Attack[AttackState]):
     """An attack that looks once at points which it has from elsewhere."""
 
     threat: ThreatModel | None = field(default=None, kw_only=True)
-    has_reject_class: bool = field(default=False, kw_only=True)
+    loss: LossLike = field(default="cw", kw_only=True)
     steps = 1
     check_every = 1
     passes_per_step = 1
     uses_gradients = False
+
+    def defined_in(self, norm: Norm) -> bool:
+        """In all."""
+        return True
 
     def for_threat(self, threat: ThreatModel) -> Attack[Any]:
         """The attack that tells the threat model to what makes the points."""
@@ -43,14 +48,14 @@ class _Tried(Attack[AttackState]):
         assert self.threat is not None  # given by ``for_threat``
         point = self.craft(state, queries, self.threat)
         logits = queries.logits(point)
-        state.observe(point, logits, -logit_margin(logits, state.y), self.has_reject_class)
+        state.observe(point, logits, self.attack_loss(logits, state.y))
 
 
 @dataclass(frozen=True, eq=False)
 class Transfer(_Tried):
     """Adversarial examples crafted on a surrogate (the black-box tables of TRADES and MART), at one pass of the model.
 
-    Who runs it fills in ``threat``, and ``has_reject_class``: that the model's last output is a class of adversarial inputs.
+    Who runs it fills in ``threat``, and ``loss``, which goes with the result.
 
     Attributes:
         attack: what runs on the surrogate, PGD-20 with steps of ε/10 as in TRADES and MART; its last point is tried.
@@ -61,11 +66,19 @@ class Transfer(_Tried):
     surrogate: nn.Module | None = None
 
     def adapted(
-        self, threat: ThreatModel, n_classes: int, has_reject_class: bool = False, surrogate: nn.Module | None = None
+        self, threat: ThreatModel, n_classes: int, goal: AttackLoss = GOAL, surrogate: nn.Module | None = None
     ) -> tuple[Attack[Any], str]:
-        """Return the attack with the surrogate that it is crafted on."""
+        """Return the attack with the surrogate that it is crafted on, whose outputs are those of the task."""
         attack = self if surrogate is None else replace(self, surrogate=surrogate)
-        return super(Transfer, attack).adapted(threat, n_classes, has_reject_class)
+        if goal.is_own:
+            attack = replace(attack, attack=replace(self.attack, loss=loss_for(self.attack.loss, goal, n_classes)[0]))
+        return super(Transfer, attack).adapted(threat, n_classes, goal)
+
+    @cached_property
+    def attack_loss(self) -> AttackLoss:
+        """What is maximised on the surrogate, if that is the caller's, and otherwise the margin."""
+        crafting = self.attack.attack_loss
+        return crafting if crafting.is_own else super().attack_loss
 
     def for_threat(self, threat: ThreatModel) -> Attack[Any]:
         """The attack within a threat model; a UserError without a surrogate."""
@@ -88,7 +101,7 @@ class Transfer(_Tried):
 class CallableAttack(_Tried):
     """A function of the user's as an attack. What it returns is looked at, and checked, as every other claim.
 
-    Who runs it fills in ``threat``, and ``has_reject_class``: that the model's last output is a class of adversarial inputs.
+    Who runs it fills in ``threat``, and ``loss``, which goes with the result.
 
     Attributes:
         function: ``f(model, x, y, threat) -> x_adv``, of a frozen model in evaluation mode, inputs (b, ...) and labels (b,).

@@ -14,8 +14,8 @@ from hauberk.cli.options import command, parse, say
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ThreatOptions, digest
 
-_CHANGES_NO_NUMBER = ("threads", "device", "out", "diagnostics", "card", "status", "json", "quiet")
-_PASSED_ON = ("n", "batch_size", "seed", "precision", "save_adversarials", "diagnostics")
+_CHANGES_NO_NUMBER = ("to", "threads", "device", "out", "diagnostics", "card", "status", "json", "quiet")
+_PASSED_ON = ("to", "n", "batch_size", "seed", "precision", "save_adversarials", "diagnostics")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Evaluate:
     evaluation: EvaluationOptions = EvaluationOptions()
     surrogate: Path | None = None
     """Another run or exported model, to craft transfer attacks on."""
+    bpda: str = ""
+    """A package.module:function, or module, that stands in for the model in the backward pass of attacks (BPDA)."""
+    to: float = 1.0
+    """Of the suite fast: go on until the interval of the estimate is within ± so many points; 0 for the full protocol. The same
+    command with another value goes on from there."""
     n: Annotated[int | None, tyro.conf.arg(aliases=("--limit",))] = None
     """Number of examples to evaluate, the first ones; by default all. Under torchrun write --limit, as it takes --n itself."""
     batch_size: int = 256
@@ -61,6 +66,9 @@ class Evaluate:
     diagnostics: Literal["all", "cheap"] = "all"
     """all: look for signs of masked gradients, and measure accuracy against ε, on a few examples; cheap: without attacks of
     their own."""
+    curve: bool = False
+    """Measure robust accuracy at every ε instead, from the nearest adversarial examples that minimum-norm attacks find (by
+    --attacks others than the usual ones of the norm); table, curve.json and curve.svg."""
     card: Path | None = None
     """File to write a card to, too, in the style of RobustBench."""
     status: bool = False
@@ -83,7 +91,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from hauberk.core.distributed import init_distributed
-    from hauberk.core.imports import trusted_name
+    from hauberk.core.imports import import_object, trusted_name
     from hauberk.core.io import as_json, write_json
     from hauberk.data import Table, find_dataset, labels
     from hauberk.evaluation import evaluate as evaluate_model
@@ -107,6 +115,9 @@ def evaluate(arguments: Sequence[str]) -> int:
         threat = threat_from_dict(card["threat"])
     else:
         threat = named.default_threat(options.threat.norm, options.threat.eps)
+    has_reject_class = options.has_reject_class or card.get("has_reject_class") is True
+    if options.curve and (has_reject_class or options.surrogate or options.card):
+        raise UserError("--curve knows of no class of adversarial inputs, no surrogate and no card; leave them out")
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with init_distributed(timeout=timedelta(days=1)) as world:  # their parts may take times that differ by hours
@@ -115,6 +126,8 @@ def evaluate(arguments: Sequence[str]) -> int:
         classes = test.classes or int(labels(test).max()) + 1
         built = ModelSpec(options.model, test.input_shape, classes).build() if options.model else None
         model = load(options.target, model=built, which=options.which, device=device)
+        if options.curve:
+            return _curve(options, model, test, threat, out)
         surrogate = None if options.surrogate is None else load(options.surrogate, device=device)
         try:
             result = evaluate_model(
@@ -124,7 +137,8 @@ def evaluate(arguments: Sequence[str]) -> int:
                 **asdict(options.evaluation),
                 **{name: getattr(options, name) for name in _PASSED_ON},
                 surrogate=surrogate,
-                has_reject_class=options.has_reject_class or card.get("has_reject_class") is True,
+                bpda=import_object(options.bpda, "stand-in") if options.bpda else None,
+                has_reject_class=has_reject_class,
                 out=out,
                 quiet=options.quiet or options.json,
             )
@@ -156,10 +170,43 @@ def evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _curve(options: Evaluate, model: Any, test: Any, threat: Any, out: Path) -> int:
+    """Measure robust accuracy at every ε."""
+    from rich.console import Console
+
+    from hauberk.core.io import as_json, write_atomically
+    from hauberk.evaluation import robustness_curve
+    from hauberk.experiments.figures import figure_file
+    from hauberk.report.figures import robustness_curve as draw
+
+    settings = {name: getattr(options, name) for name in ("n", "batch_size", "seed")}
+    try:
+        curve = robustness_curve(
+            model,
+            test,
+            threat=threat,
+            attacks=options.evaluation.attacks,
+            out=out,
+            quiet=options.quiet or options.json,
+            **settings,
+        )
+    except KeyboardInterrupt:
+        say("Stopped; the same command goes on from there", file=sys.stderr)
+        return 1
+    write_atomically(out / "curve.svg", figure_file(draw(curve), "svg"))
+    if options.json:
+        print(as_json(curve.to_dict()))
+        return 0
+    Console().print(curve.table())
+    say(f"Written to {out / 'curve.json'}, drawn in {out / 'curve.svg'}")
+    return 0
+
+
 def _folder(options: Evaluate) -> Path:
     """Where an evaluation with these options is kept: one folder for each combination that gives other numbers."""
     beside = options.target if options.target.is_dir() else options.target.parent
     told = {key: value for key, value in asdict(options).items() if key not in _CHANGES_NO_NUMBER}
     told |= {"target": options.target.name, "data": options.data.name}
     kind = "custom" if options.evaluation.attacks else options.evaluation.suite
+    kind = "curve" if options.curve else kind
     return beside / "evaluations" / f"{kind}-{digest(told)}"

@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from hauberk.core.errors import printable
 
@@ -22,6 +23,16 @@ PLAIN_EVERY = 30.0  # seconds between two lines where there is no terminal
 def warn(text: str) -> None:
     """Print a line that has to be read even where nothing else is printed."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time that is left, as it was said; where nothing was, as the steps so far let expect."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        if left is None:
+            return super().render(task)
+        return Text(str(timedelta(seconds=round(left))), style="progress.remaining")
 
 
 class ProgressBar:
@@ -40,13 +51,13 @@ class ProgressBar:
     def __init__(self, title: str, total: int, done: int = 0, quiet: bool = False):
         self.console = Console(quiet=quiet, highlight=False)
         steps = "{task.description}", BarColumn(), "{task.percentage:3.0f} %", "{task.fields[rate]}"
-        times = TimeElapsedColumn(), "left", TimeRemainingColumn(elapsed_when_finished=False)
+        times = TimeElapsedColumn(), "left", _TimeLeft(elapsed_when_finished=False)
         self.hidden = quiet
         hidden = quiet or not self.console.is_terminal
         self._progress = Progress(*steps, *times, console=self.console, transient=True, disable=hidden)
         self._begun = self._printed = time.monotonic()
         self._seen, self._total = 0, total
-        self._task = self._progress.add_task(title, total=total, completed=done, rate="")
+        self._task = self._progress.add_task(title, total=total, completed=done, rate="", left=None)
 
     def advance(self, examples: int, title: str) -> None:
         """Count one step of so many examples."""
@@ -55,14 +66,17 @@ class ProgressBar:
         rate = f"{self._seen / elapsed:,.0f} examples/s" if elapsed else ""
         self._progress.update(self._task, advance=1, rate=rate, description=title)
 
-    def reach(self, fraction: float, title: str | None = None) -> None:
-        """Say how much is done in all, from 0 to 1; off a terminal, print the title once in a while."""
-        self._progress.update(self._task, completed=fraction * self._total, description=title)
+    def reach(self, fraction: float, title: str | None = None, left: float | None = None) -> None:
+        """Say how much is done in all, from 0 to 1, and how many seconds are left; off a terminal, print it once in a while.
+
+        Where it is not said how long is left, that is as if all were to go on as fast as so far.
+        """
         now = time.monotonic()
+        left = (now - self._begun) / max(fraction, 1e-9) * (1 - fraction) if left is None else left
+        self._progress.update(self._task, completed=fraction * self._total, description=title, left=left)
         if title and not self.console.is_terminal and now - self._printed > PLAIN_EVERY:
             self._printed = now
-            left = timedelta(seconds=round((now - self._begun) / max(fraction, 1e-9) * (1 - fraction)))
-            self.line(f"{fraction:.0%} {title}, about {left} to go")
+            self.line(f"{fraction:.0%} {title}, about {timedelta(seconds=round(left))} to go")
 
     def line(self, text: str) -> None:
         """Print one plain line above the bar."""

@@ -16,7 +16,7 @@ from hauberk.core.arguments import check_argument, checked, shown
 from hauberk.core.device import send
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.threat import ThreatModel
-from hauberk.threat.model import check_inputs, check_labels
+from hauberk.threat.model import OTHER_LABELS, check_inputs, check_labels, check_own_labels
 
 _MEMORY_FRACTION = 0.25  # of a device's free memory that a data set may take at most
 _CHUNK_NUMBERS = 2**20  # numbers looked at together
@@ -67,7 +67,7 @@ class TensorDataset(IndexedDataset):
 
     Attributes:
         x: inputs, (N, ...): uint8, meaning [0, 1] in steps of 1/255, or floating.
-        y: labels, (N,) int64.
+        y: labels, (N,) int64; of a task with a criterion and a loss of its own, of any kind, (N, ...).
     """
 
     x: Tensor
@@ -93,8 +93,8 @@ class TensorDataset(IndexedDataset):
 class MapDataset(IndexedDataset):
     """Examples of a map-style data set: ``items[i]`` is a pair ``(x, y)``, asked for when it is needed."""
 
-    def __init__(self, items: Any):
-        self.items, self.name = items, type(items).__name__
+    def __init__(self, items: Any, of_classes: bool = True):
+        self.items, self.name, self.of_classes = items, type(items).__name__, of_classes
 
     def __len__(self) -> int:
         return len(self.items)
@@ -109,10 +109,13 @@ class MapDataset(IndexedDataset):
                 raise UserError(f"the data set fails at example {i}: {type(error).__name__}: {in_one_line(error)}") from error
         try:
             x = torch.stack([torch.as_tensor(np.asarray(pair[0])) for pair in pairs])
-            y = torch.tensor([int(pair[1]) for pair in pairs])
+            if self.of_classes:
+                y = torch.tensor([int(pair[1]) for pair in pairs])
+            else:
+                y = torch.stack([torch.as_tensor(np.asarray(pair[1])) for pair in pairs])
         except Exception as error:
-            problem = in_one_line(error)
-            raise UserError(f"the data set must give pairs of an array and an integer label: {problem}") from error
+            kind, problem = "integer label" if self.of_classes else "label", in_one_line(error)
+            raise UserError(f"the data set must give pairs of an array and an {kind}: {problem}") from error
         return _as_floats(x), y
 
 
@@ -163,12 +166,13 @@ class ConcatDataset(IndexedDataset):
         return x[order], y[order]
 
 
-def as_dataset(data: Any) -> IndexedDataset:
+def as_dataset(data: Any, of_classes: bool = True) -> IndexedDataset:
     """Make an indexed data set of whatever the caller has.
 
     Args:
         data: one already; a pair (x, y) of tensors or NumPy arrays, uint8 inputs meaning steps of 1/255; a map-style torch
             ``Dataset``; or a ``DataLoader``, of which only the data set is used, because order and batches are Hauberk's.
+        of_classes: whether labels are numbers of classes; otherwise they may be any numbers, (N, ...).
 
     Raises:
         UserError: if it is none of these, or empty.
@@ -179,11 +183,11 @@ def as_dataset(data: Any) -> IndexedDataset:
     if isinstance(data, IndexedDataset):
         dataset = data
     elif isinstance(data, torch_data.TensorDataset) and len(data.tensors) == 2:
-        dataset = _of_arrays(*data.tensors)
+        dataset = _of_arrays(data.tensors[0], data.tensors[1], of_classes)
     elif isinstance(data, tuple | list) and len(data) == 2:
-        dataset = _of_arrays(*data)
+        dataset = _of_arrays(data[0], data[1], of_classes)
     elif _is_map_style(data):
-        dataset = MapDataset(data)
+        dataset = MapDataset(data, of_classes)
     else:
         raise UserError(f"data must be a pair (x, y) of arrays or a map-style Dataset, which has a length; not {shown(data)}")
     if len(dataset) == 0:
@@ -214,7 +218,8 @@ def fetch_for(model: nn.Module, dataset: IndexedDataset, index: Tensor) -> tuple
         raise UserError(f"the data has NaN or infinite values, among examples {index.tolist()[:5]}...")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
-    return _as_floats(send(x, like.device)).to(dtype), send(y, like.device)
+    x, y = _as_floats(send(x, like.device)).to(dtype), send(y, like.device)
+    return x, y.to(dtype) if y.is_floating_point() else y
 
 
 def in_memory(dataset: IndexedDataset) -> bool:
@@ -359,7 +364,7 @@ def data_digest(dataset: IndexedDataset) -> str:
     for x, y in _pieces(dataset):
         kind = kind or f"{x.dtype} {tuple(x.shape[1:])}"
         inputs.update(_bytes(x))
-        targets.update(_bytes(y.long()))
+        targets.update(_bytes(y if y.is_floating_point() else y.long()))
     return hashlib.sha256(f"{len(dataset)}{kind}".encode() + inputs.digest() + targets.digest()).hexdigest()[:16]
 
 
@@ -406,7 +411,7 @@ def _as_floats(x: Tensor) -> Tensor:
     return x.float() / torch.full((), 255.0, device=x.device) if x.dtype == torch.uint8 else x
 
 
-def _of_arrays(x: Any, y: Any) -> TensorDataset:
+def _of_arrays(x: Any, y: Any, of_classes: bool = True) -> TensorDataset:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable")  # such as a file mapped for reading; nobody writes
@@ -418,11 +423,13 @@ def _of_arrays(x: Any, y: Any) -> TensorDataset:
     shape = tuple(inputs.shape)
     if inputs.ndim < 2:
         raise UserError(f"inputs must have a batch dimension and features, got shape {shape}")
-    if targets.ndim != 1 or len(targets) != len(inputs):
-        hint = "; class numbers of one-hot labels are y.argmax(1)" if targets.ndim == 2 and len(inputs) == len(targets) else ""
-        raise UserError(f"inputs of shape {shape} need labels of shape ({len(inputs)},), got {tuple(targets.shape)}{hint}")
-    if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise UserError(f"labels must be integers, got {targets.dtype}")
     if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
         raise UserError(f"inputs have dtype {inputs.dtype}; give floats inside the box, or uint8 images")
+    if not of_classes and len(inputs):
+        return TensorDataset(inputs, check_own_labels(torch.zeros(len(inputs), dtype=torch.float64), targets))
+    if targets.ndim != 1 or len(targets) != len(inputs):
+        hint = f"; {OTHER_LABELS}" if targets.ndim == 2 and len(inputs) == len(targets) else ""
+        raise UserError(f"inputs of shape {shape} need labels of shape ({len(inputs)},), got {tuple(targets.shape)}{hint}")
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise UserError(f"labels must be integers, got {targets.dtype}; {OTHER_LABELS}")
     return TensorDataset(inputs, targets.long())

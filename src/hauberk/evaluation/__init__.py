@@ -1,8 +1,10 @@
 """Robustness numbers: evaluation, its results and their intervals, and diagnostics that say whether to believe them."""
 
+from hauberk.evaluation.curve import robustness_curve
 from hauberk.evaluation.diagnostics import DIAGNOSTICS, DiagnosticSpec
 from hauberk.evaluation.evaluate import evaluate
 from hauberk.evaluation.result import Diagnostic, Evaluation, Finding, PartialResult, partial_result, table, wilson_interval
+from hauberk.evaluation.robustness_curve import RobustnessCurve
 from hauberk.evaluation.tabular_risk import Risk, measure_risk
 
 __all__ = [
@@ -13,9 +15,11 @@ __all__ = [
     "Finding",
     "PartialResult",
     "Risk",
+    "RobustnessCurve",
     "evaluate",
     "measure_risk",
     "partial_result",
+    "robustness_curve",
     "table",
     "wilson_interval",
 ]

@@ -1,6 +1,6 @@
 """evaluate: robust accuracy of a model, resumable, repeatable, and every success verified."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import ModelQueries, Suite, find_suite, frozen_model
+from hauberk.attacks.base import check_draws
+from hauberk.attacks.bpda import StandInLike, with_stand_in
 from hauberk.attacks.frozen_model import check_model, check_module, check_surrogate
 from hauberk.attacks.presets import AttackLike
 from hauberk.core.arguments import checked
@@ -27,9 +29,11 @@ from hauberk.evaluation.diagnostics.results import CleanInputs, Verdicts
 from hauberk.evaluation.records import CLEAN, PLAN, Records, RecordStore, difference
 from hauberk.evaluation.result import Evaluation, shuffled_order, worst_first
 from hauberk.evaluation.runner import EvaluationRunner
+from hauberk.evaluation.two_phase import run_two_phases
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.fastpath.precision import autotune_precision
 from hauberk.models import model_code, model_id
+from hauberk.objectives.functional import AttackLoss, Criterion, evades, make_goal
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
 
@@ -48,11 +52,15 @@ def evaluate(
     suite: str = "quick",
     attacks: Sequence[AttackLike] = (),
     sequential: bool = False,
+    to: float = 1.0,
     n: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
     precision: EvaluationPrecision = "fp32",
     surrogate: nn.Module | None = None,
+    bpda: StandInLike | None = None,
+    criterion: Criterion | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     has_reject_class: bool = False,
     diagnostics: str | Sequence[str | DiagnosticSpec] = "all",
     out: str | Path | None = None,
@@ -74,10 +82,13 @@ def evaluate(
         test_set: a pair (x, y) of arrays, a map-style ``Dataset``, or what ``hauberk.data.load_data`` returns.
         threat: what the adversary may do.
         suite: "quick": FGSM, PGD-20, CW-30 and PGD-100, a cheap upper bound; "papers": the columns of the MAIL and MART tables;
-            "standard": AutoAttack; "plus" and "rand": its larger version, and the one for randomised defences.
+            "standard": AutoAttack; "fast": its accuracy, estimated with an interval at a fraction of the price; "plus" and
+            "rand": AutoAttack's larger version, and the one for randomised defences.
         attacks: attacks instead of a suite: names (``hauberk.attacks.PRESETS``), objects such as ``hb.attacks.PGD(steps=50)``,
             or functions ``f(model, x, y, threat) -> x_adv`` of a frozen model; what yours claim is verified as what ours do.
         sequential: run each of them only on the examples that are still robust.
+        to: of the suite "fast": go on until the interval of the estimate is within ± so many points (hundredths of all
+            examples); 0 for all examples, which is what "standard" does. May be another when an evaluation goes on.
         n: evaluate the first n examples only.
         batch_size: examples at a time.
         seed: of all random draws.
@@ -86,6 +97,14 @@ def evaluate(
             "bf16": these run on a copy in bfloat16; "auto": measure which is fastest and agrees. Clean pass, verdicts and
             diagnostics are by the model in true float32, whatever torch's switches say.
         surrogate: another classifier of the same inputs; adds the attack "transfer-pgd-20", crafted on it.
+        bpda: a differentiable stand-in for a model that hides its gradients, a module or a function of inputs (B, ...) that
+            returns what the model returns: attacks and diagnostics that go by gradients take them from it, see
+            :class:`hauberk.attacks.BPDA`. Verdicts are the model's own. Your own functions are handed the model as it is.
+        criterion: a function of outputs and labels that says which outputs are mistakes, (B,) bool; None for misclassification.
+            With a loss besides, labels and outputs may be anything that these two understand, such as floats (B, L): what goes
+            by classes is then left out (``by_class``, some diagnostics) or refused (attacks with targets).
+        loss: a function of outputs and labels, (B,), that all attacks maximise which have no loss of your own; "margin" in
+            records is then minus this.
         has_reject_class: the model's last output is a class of adversarial inputs. Attacks then try to be misclassified without
             being recognised, robust accuracy is with rejection (an adversarial input does no harm if it gets its label or is
             recognised), and ``detection`` says how many adversarial inputs that do not try to hide are recognised, and how
@@ -104,19 +123,22 @@ def evaluate(
         UserError: for data, model and threat model that do not fit together, unknown names, or a folder in use.
     """
     check_module(model)
+    attacked = with_stand_in(model, bpda)
     chosen = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
     chosen = chosen if attacks else chosen.for_threat(threat)  # the caller's own attacks stay in order of cost
     specs = find_diagnostics(diagnostics)
-    source, folder, world = as_dataset(test_set), None if out is None else Path(out), get_world()
+    goal = _goal(criterion, loss, has_reject_class)
+    check_draws(chosen.eot_iter, goal)
+    source, folder, world = as_dataset(test_set, goal.of_classes), None if out is None else Path(out), get_world()
     count = len(source) if n is None else n
-    _check_options(count, len(source), batch_size, save_adversarials and folder is None)
+    _check_options(count, len(source), batch_size, to, save_adversarials and folder is None)
     first_x, first_y = fetch_for(model, source, torch.arange(min(count, _FIRST)))
-    check_inputs(first_x, first_y, threat, source.classes)
-    classes = None if source.classes is None else source.classes + has_reject_class
-    outputs = check_model(model, first_x, first_y, classes, probabilities=True)
+    check_inputs(first_x, first_y, threat, source.classes, goal.of_classes)
+    classes = None if source.classes is None else source.classes + goal.extra_outputs
+    outputs = check_model(model, first_x, first_y, classes, probabilities=True, of_classes=goal.of_classes)
     if surrogate is not None:
-        check_surrogate(surrogate, first_x, first_y)
-    adapted = {name: one.adapted(threat, outputs, has_reject_class, surrogate) for name, one in chosen.attacks.items()}
+        check_surrogate(surrogate, first_x, first_y, goal.of_classes)
+    adapted = {name: one.adapted(threat, outputs, goal, surrogate) for name, one in chosen.attacks.items()}
     width = min(batch_size, count)
     if precision == "auto":
         used = world.on_main_process(lambda: _measured_precision(model, source, width, folder))
@@ -127,44 +149,52 @@ def evaluate(
     plan: dict[str, Any] = {
         "suite": "custom" if attacks else suite, "stages": {name: list(earlier) for name, earlier in chosen.stages.items()},
         "n": count, "seed": seed, "batch_size": width, "precision": precision, "attack_precision": used,
-        "has_reject_class": has_reject_class,
+        "goal": code_digest(goal),
         "save_adversarials": save_adversarials,  # stored with the verdicts: those of an earlier session could not be made up
         "float32": in_attacks, "threads": torch.get_num_threads(), "device": first_x.device.type, "model_id": model_id(model),
     }  # fmt: skip
     if folder is not None or world.size > 1:  # there are others to compare with
-        plan |= {"threat": threat.to_dict(), **_identity(model, surrogate, source, count)}
+        plan |= {"threat": threat.to_dict(), **_identity(model, surrogate, source, count), "bpda": _stand_in_identity(bpda)}
         plan["attacks"] = {name: code_digest(preset.attack) for name, preset in chosen.attacks.items()}
     if world.size > 1:
         _require_same_plan(plan, source, count, world)
     store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
-    hidden = quiet or not world.is_main
+    hidden, order, sampled = quiet or not world.is_main, shuffled_order(seed, count), None
     with (
         closing(store),
         ProgressBar("evaluate", 1000, quiet=hidden) as display,
         deterministic_mode(first_x.device, algorithms=False),
-        frozen_model(model) as view,
+        frozen_model(attacked),
     ):
         torch.manual_seed(seed)  # for random models; frozen_model puts the caller's generator back
         if store.warning and world.is_main:
             display.warn(store.warning)
-        fp32 = view if used == "model" else make_inference_copy(view, first_x)
-        lowest = make_inference_copy(view, first_x, used) if used in ("tf32", "bf16") else fp32
-        reference_model, fp32_model, attack_model = (ModelQueries(form, chosen.eot_iter) for form in (view, fp32, lowest))
+        fp32 = model if used == "model" else make_inference_copy(model, first_x)
+        lowest = make_inference_copy(model, first_x, used) if used in ("tf32", "bf16") else fp32
+        forms = model, fp32, with_stand_in(lowest, bpda)
+        reference_model, fp32_model, attack_model = (ModelQueries(form, chosen.eot_iter) for form in forms)
         runner = EvaluationRunner(
             reference_model, fp32_model, attack_model, source=source, threat=threat,
-            attacks={name: attack for name, (attack, _) in adapted.items()}, stages=chosen.stages, store=store,
-            shard=world.local_shard(shuffled_order(seed, count)).numpy(), seed=seed, batch_size=width, outputs=outputs,
-            has_reject_class=has_reject_class, display=display, precision=used,
+            attacks={name: attack for name, (attack, _) in adapted.items()},
+            runs={name: range(adapted[name][0].n_runs(outputs))[slice(*one.runs)] for name, one in chosen.attacks.items()},
+            draws={name: one.whole or name for name, one in chosen.attacks.items()}, stages=chosen.stages, store=store,
+            shard=world.local_shard(order).numpy(), seed=seed, batch_size=width, outputs=outputs,
+            goal=goal, display=display, precision=used,
             state_path=None if folder is None else folder / f"state-{world.rank}.pt",
         )  # fmt: skip
         try:
             with float32_mode("fp32"):
                 runner.clean_pass()
-                found = run_diagnostics(specs, "model", CleanInputs(view, first_x, chosen.eot_iter, source, threat))
-                more, curve = _run_on_sample(runner, specs)
+                found = run_diagnostics(
+                    specs, "model", CleanInputs(model, first_x, chosen.eot_iter, source, threat, goal.of_classes)
+                )
+                more, curve = _run_on_sample(runner, specs, bpda, chosen)
             for one in worst_first(found + more):
                 display.line(str(one))
-            runner.run_attacks()
+            if chosen.sampled:
+                sampled = run_two_phases(runner, chosen, world, order.numpy(), to / 100)
+            else:
+                runner.run_attacks(chosen.stages)
         finally:
             store.write_cost(runner.passes)
     records = store.records
@@ -182,18 +212,28 @@ def evaluate(
         "processes": world.size, "dtype": str(first_x.dtype), "model_id": plan["model_id"], "versions": versions(),
         "machine": machine(first_x.device),
     }  # fmt: skip
+    weights = np.ones(count) if sampled is None else sampled.weights
     result = Evaluation(
         str(threat), plan["suite"], chosen.sequential,
-        **_fractions(records, chosen, outputs - 1 if has_reject_class else None), curve=curve,
-        diagnostics=found + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs)),
-        provenance=provenance, records=records,
+        **_fractions(records, chosen, weights, goal, outputs), curve=curve,
+        diagnostics=found + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs, weights, goal)),
+        provenance=provenance, records=records, sampled=sampled,
     )  # fmt: skip
     if folder is not None and world.is_main:
         result.save(folder / "evaluation.json")
     return result
 
 
-def _check_options(count: int, there: int, batch_size: int, no_folder: bool) -> None:
+def _goal(criterion: Criterion | None, loss: Callable[[Tensor, Tensor], Tensor] | None, has_reject_class: bool) -> AttackLoss:
+    """What the adversary is after: ``has_reject_class`` is short for the criterion ``evades``."""
+    if has_reject_class and criterion not in (None, evades):
+        raise UserError("has_reject_class is a criterion itself; give one of the two")
+    return make_goal(evades if has_reject_class else criterion, loss)
+
+
+def _check_options(count: int, there: int, batch_size: int, to: float, no_folder: bool) -> None:
+    if not 0 <= to <= 100:
+        raise UserError(f"to must be 0 to 100 points, got {to}")
     if not 1 <= count <= there:
         raise UserError(f"n must be 1 to {there}, got {count}")
     if batch_size < 1:
@@ -222,6 +262,13 @@ def _identity(model: nn.Module, surrogate: nn.Module | None, source: IndexedData
         "surrogate_code": None if surrogate is None else model_code(surrogate),
         **{name: versions()[name] for name in ("hauberk", "torch", "python")},
     }
+
+
+def _stand_in_identity(stand_in: StandInLike | None) -> str | None:
+    """Return what the backward pass is of."""
+    if isinstance(stand_in, nn.Module):
+        return f"{model_id(stand_in)} {model_code(stand_in)}"
+    return None if stand_in is None else code_digest(stand_in)
 
 
 def evaluated_digest(source: IndexedDataset, count: int) -> str:
@@ -260,31 +307,40 @@ def _open_store(folder: Path | None, plan: dict[str, Any], world: World, point: 
     return store
 
 
-def _run_on_sample(runner: EvaluationRunner, specs: list[DiagnosticSpec]) -> tuple[list[Any], list[dict[str, Any]]]:
+def _run_on_sample(
+    runner: EvaluationRunner, specs: list[DiagnosticSpec], bpda: StandInLike | None, suite: Suite
+) -> tuple[list[Any], list[dict[str, Any]]]:
     """Run diagnostics on the first examples that this process has and that are right; return them, and accuracy against ε."""
     some = runner.right()[:SAMPLE]
     if not len(some) or all(spec.evidence != "sample" for spec in specs):
         return [], []
-    model, queries = runner.reference_model, runner.fp32_model
-    x, y = fetch_for(model.model, runner.source, torch.from_numpy(some))
-    sample = Sample(model.model, queries, x, y, runner.threat, runner.seed, model.eot_iter, runner.has_reject_class)
+    model, fp32, draws = runner.reference_model.model, runner.fp32_model.model, runner.reference_model.eot_iter
+    x, y = fetch_for(model, runner.source, torch.from_numpy(some))
+    attacks = [preset.attack for preset in suite.attacks.values()]
+    queries = runner.fp32_model if bpda is None else ModelQueries(with_stand_in(fp32, bpda), draws)
+    sample = Sample(with_stand_in(model, bpda), queries, x, y, runner.threat, runner.seed, draws, runner.goal, attacks)
     return run_diagnostics(specs, "sample", sample), sample.curve
 
 
-def _fractions(records: Records, suite: Suite, reject_class: int | None) -> dict[str, Any]:
-    """Count accuracies, and rates of detection, as fields of an :class:`Evaluation`."""
+def _fractions(records: Records, suite: Suite, weights: np.ndarray, goal: AttackLoss, outputs: int) -> dict[str, Any]:
+    """Count accuracies, and rates of detection, as fields of an :class:`Evaluation`; each example as ``weights`` (n,) says."""
     right, robust, clean = records.right, records.robust, records[CLEAN]
-    members = np.bincount(clean["label"])
-    left = np.bincount(clean["label"][robust], minlength=len(members))
-    standing = {name: right & ~records.broken(attacks) for name, attacks in suite.columns.items()}
+    counted = clean["label"] >= 0  # none of a task without classes
+    members = np.bincount(clean["label"][counted])
+    left = np.bincount(clean["label"][counted & robust], weights[counted & robust], minlength=len(members))
+
+    def standing(attacks: Sequence[str]) -> float:
+        some = right & ~records.broken(attacks)
+        return float(weights[some].sum() if set(attacks) & set(suite.sampled) else some.sum()) / records.n
+
     rates = {
         "detection_rate": int(clean["recognised"][right].sum()) / max(int(right.sum()), 1),
-        "false_alarms": int((clean["predicted"] == reject_class).sum()) / records.n,
+        "false_alarms": int((clean["predicted"] == outputs - 1).sum()) / records.n,
     }
     return {
         "clean_accuracy": int(right.sum()) / records.n,
-        "robust_accuracy": int(robust.sum()) / records.n,
-        "by_attack": {name: int(mask.sum()) / records.n for name, mask in standing.items()},
-        "by_class": {c: int(left[c]) / int(members[c]) for c in np.flatnonzero(members).tolist()},
-        "detection": None if reject_class is None else rates,
+        "robust_accuracy": float(weights[robust].sum()) / records.n,
+        "by_attack": {name: standing(attacks) for name, attacks in suite.columns.items()},
+        "by_class": {c: float(left[c]) / int(members[c]) for c in np.flatnonzero(members).tolist()},
+        "detection": rates if goal.extra_outputs else None,
     }

@@ -36,6 +36,8 @@ _COST = {"i": "i", "rank": "i", "seconds": "f", "forwards": "f", "backwards": "f
 _DIGESTS = {
     "data_digest": "data: inputs, labels or their order",
     "model_id": "model: its weights, buffers or other tensors",
+    "goal": "criterion, loss or has_reject_class",
+    "bpda": "bpda: its code or its weights",
     "surrogate_id": "surrogate: its weights, buffers or other tensors",
 }
 _HARMLESS = ("threads", "python", "float32")  # which change rounding at most
@@ -90,6 +92,17 @@ class Records:
     def robust(self) -> np.ndarray:
         """Which examples are right and nothing has broken yet, (n,) bool."""
         return np.asarray(self.right & ~self.broken(self.attacks))
+
+    def least_margin(self, examples: np.ndarray | slice = slice(None), attacks: Iterable[str] | None = None) -> np.ndarray:
+        """The least margin of examples (all, or those given) that was seen without an attack and by these, or all, of them.
+
+        (b,); NaN where none was finite.
+        """
+        margin = self[CLEAN]["margin"][examples]
+        for name in self.attacks if attacks is None else attacks:
+            table = self[name][examples]
+            margin = np.fmin(margin, np.where(table["known"], table["margin"], np.nan))
+        return np.asarray(margin)
 
     def cost(self) -> dict[str, Any]:
         """Return passes of all processes, and wall-clock seconds, over all sessions."""

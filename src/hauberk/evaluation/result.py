@@ -17,9 +17,10 @@ from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError, printable
 from hauberk.core.io import as_json, read_json, write_atomically
 from hauberk.core.random import ExampleRng
+from hauberk.evaluation.estimate import Sampled
 from hauberk.evaluation.records import CLEAN, COST, PLAN, Records
 
-FORMAT = "hauberk-evaluation/3"
+FORMAT = "hauberk-evaluation/4"
 Interval: TypeAlias = tuple[float, float]
 Verdict: TypeAlias = Literal["ok", "warning", "invalid"]
 
@@ -106,7 +107,8 @@ def wilson_interval(successes: int, n: int) -> Interval:
 class Evaluation:
     """Robustness of a model, measured: an upper bound, because a stronger attack may find more.
 
-    All accuracies are fractions of all examples, in [0, 1]; intervals are Wilson's, 95 %.
+    All accuracies are fractions of all examples, in [0, 1]; intervals are Wilson's, 95 %, for the population that the examples
+    were drawn from.
 
     Attributes:
         threat: printable threat model.
@@ -123,6 +125,8 @@ class Evaluation:
         diagnostics: whether the number can be believed.
         provenance: seed, batch size, passes, seconds, versions, machine.
         records: the columns that all this is counted from.
+        sampled: where the last attacks ran on a sample only (suite "fast"), that sample, and the estimate of what they would
+            leave of all examples; ``robust_accuracy`` is then this estimate, and so is what is counted from those attacks.
     """
 
     threat: str
@@ -137,6 +141,7 @@ class Evaluation:
     diagnostics: list[Diagnostic]
     provenance: dict[str, Any]
     records: Records
+    sampled: Sampled | None = None
 
     @property
     def n(self) -> int:
@@ -148,15 +153,15 @@ class Evaluation:
         """For each example, in order, what was found, as plain types; made when it is first asked for.
 
         That is "i", "label", "predicted" and "clean_margin" (``z_y - max_{k≠y} z_k``) without an attack; "broken_by"; "run",
-        "step" and "norm" (of the change, in units of the input) of that success; the least "margin" that was seen; and
-        "unverified", the attacks whose claimed success did not hold.
+        "step" and "norm" (of the change, in units of the input) of that success; the least "margin" that was seen;
+        "unverified", the attacks whose claimed success did not hold; and, where the last attacks ran on a sample, the "weight":
+        for how many examples it stands, 0 where they have not run on it.
         """
-        clean, margin, broken_by = self.records[CLEAN], self.records[CLEAN]["margin"], np.array(self.broken_by)
+        clean, margin, broken_by = self.records[CLEAN], self.records.least_margin(), np.array(self.broken_by)
         seen = {"run": np.full(self.n, -1), "step": np.full(self.n, -1), "norm": np.full(self.n, -1.0)}
         unverified: list[list[str]] = [[] for _ in range(self.n)]
         for name in self.records.attacks:
             table = self.records[name]
-            margin = np.fmin(margin, np.where(table["known"], table["margin"], np.nan))
             for key, column in seen.items():
                 column[broken_by == name] = table[key][broken_by == name]
             for i in np.flatnonzero(table["known"] & table["unverified"]).tolist():
@@ -167,6 +172,8 @@ class Evaluation:
             **{key: _or_none(column, column >= 0) for key, column in seen.items()},
             "margin": _or_none(margin, np.isfinite(margin)), "unverified": unverified,
         }  # fmt: skip
+        if self.sampled is not None:
+            columns["weight"] = self.sampled.weights.tolist()
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     @property
@@ -181,8 +188,12 @@ class Evaluation:
 
     @property
     def interval(self) -> Interval:
-        """95 % interval of the robust accuracy."""
-        return self.interval_of(self.robust_accuracy)
+        """95 % interval of the robust accuracy; of an estimate, wider by what the sample leaves open (Zou and Donner 2008)."""
+        low, high = self.interval_of(self.robust_accuracy)
+        if self.sampled is None:
+            return low, high
+        here, (least, most) = self.robust_accuracy, self.sampled.interval
+        return max(here - math.hypot(here - low, here - least), 0.0), min(here + math.hypot(high - here, most - here), 1.0)
 
     def interval_of(self, accuracy: float) -> Interval:
         """95 % interval of one of the accuracies over all examples."""
@@ -203,8 +214,17 @@ class Evaluation:
             "clean_interval": list(self.interval_of(self.clean_accuracy)),
             "interval": list(self.interval),
             "by_class": {str(label): accuracy for label, accuracy in self.by_class.items()},
+            "estimate": self._estimate(),
             "diagnostics": [asdict(d) for d in self.diagnostics],
         }
+
+    def _estimate(self) -> dict[str, Any] | None:
+        """What is known of the estimate, as plain types."""
+        if self.sampled is None:
+            return None
+        found = self.sampled.estimate
+        counts = {name: getattr(found, name) for name in ("survivors", "sampled", "looks")}
+        return {**counts, "interval": list(self.sampled.interval), "text": str(self.sampled)}
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON, each example on a line of its own.
@@ -225,9 +245,10 @@ class Evaluation:
             architecture: its network.
         """
         percent = f"{100 * self.robust_accuracy:.2f}"
-        whole = self.suite in ("standard", "papers")
+        whole = self.suite in ("standard", "papers", "fast")
         autoattack = self.by_attack["autoattack"] if self.suite == "papers" else self.robust_accuracy
         footnote = [warning_line(self.diagnostics) or "no warnings", f"{self.threat}, n = {self.n}, suite {self.suite}"]
+        footnote += [str(self.sampled)] if self.sampled else []
         return {
             **dict.fromkeys(("link", "authors", "additional_data", "venue")),
             "name": name, "dataset": dataset, "architecture": architecture,
@@ -247,6 +268,7 @@ class Evaluation:
             rates = (100 * self.detection[key] for key in ("detection_rate", "false_alarms"))
             also = ", recognises {:.1f} %, false alarms {:.1f} %".format(*rates)
         warned = warning_line(self.diagnostics)
+        kind = f"{self.sampled}; in the population {kind}" if self.sampled else kind
         return (f"{warned}: " if warned else "") + (
             f"{kind} at most {100 * self.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under "
             f"{self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, attacks: {', '.join(self.by_attack)}{also}"
@@ -300,20 +322,19 @@ class PartialResult:
         n: examples in all.
         looked: how many have been looked at without an attack.
         at_most: no more than this fraction of all can be robust: nothing has broken them yet.
-        after: for each attack that has begun, how many examples, the first of a random order, it has finished with, how many of
-            these are robust to it and those before it, and the 95 % interval for all examples.
+        after: for each attack that has begun, with how many examples it is done, of how many that stood before it, and how many
+            it has broken. Those with the least margin come first, so that the rest is broken more seldom.
     """
 
     n: int
     looked: int
     at_most: float
-    after: dict[str, tuple[int, int, tuple[float, float]]]
+    after: dict[str, tuple[int, int, int]]
 
     def __str__(self) -> str:
         lines = [f"robust accuracy at most {self.at_most:.1%} (n = {self.n}, {self.looked} looked at)"]
-        for attack, (done, robust, (low, high)) in self.after.items():
-            found = f"{robust / done:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-            lines.append(f"after {printable(attack)}: {found} of {done} examples in random order")
+        for attack, (done, standing, broken) in self.after.items():
+            lines.append(f"{printable(attack)}: {broken} broken, {done} of {standing} done, those with the least margin first")
         return "\n".join(lines)
 
 
@@ -321,23 +342,20 @@ class PartialResult:
 def partial_result(folder: str | Path) -> PartialResult:
     """Read what the evaluation in a folder knows so far.
 
-    Because examples are taken in a random order, those that an attack has finished with stand for all of them.
+    Examples are taken in the order of their margin, so the accuracy that is left is near the final one early.
 
     Raises:
         UserError: if there is no evaluation in the folder, or it is damaged.
     """
-    stages, seed, n = _read_plan(Path(folder) / PLAN)
+    stages, n = _read_plan(Path(folder) / PLAN)
     records = Records(n, stages)
     records.read(Path(folder))
-    order, looked, after = shuffled_order(seed, n).numpy(), records[CLEAN]["known"], {}
+    after, seen = {}, int(records[CLEAN]["known"].sum())
     for attack, earlier in stages.items():
-        attacked = records.right & ~records.broken(earlier)
-        finished = (looked & (~attacked | records[attack]["known"]))[order]
-        done = n if finished.all() else int(finished.argmin())
-        robust = int((attacked & ~records[attack]["broken"])[order[:done]].sum())
-        if done:
-            after[attack] = (done, robust, wilson_interval(robust, done))
-    seen = int(looked.sum())
+        known = records[attack]["known"]
+        if known.any():
+            standing = int((records.right & ~records.broken(earlier)).sum())
+            after[attack] = (int(known.sum()), standing, int(records[attack]["broken"].sum()))
     return PartialResult(n, seen, (n - seen + int(records.robust.sum())) / n, after)
 
 
@@ -346,15 +364,15 @@ def shuffled_order(seed: int, n: int) -> Tensor:
     return ExampleRng(seed, torch.arange(n)).uniform(torch.empty(n, 1, dtype=torch.float64), 0).squeeze(1).argsort()
 
 
-def _read_plan(path: Path) -> tuple[dict[str, list[str]], int, int]:
-    """Return the attacks, each with those whose victims it leaves alone, the seed and the number of examples."""
+def _read_plan(path: Path) -> tuple[dict[str, list[str]], int]:
+    """Return the attacks, each with those whose victims it leaves alone, and the number of examples."""
     plan = read_json(path)
-    stages, seed, n = plan.get("stages"), plan.get("seed"), plan.get("n")
+    stages, n = plan.get("stages"), plan.get("n")
     if not isinstance(stages, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) and name not in (CLEAN, COST) for name in names)
         for names in (list(stages), *stages.values())
     ):
         raise UserError(f"{path} is not the plan of an evaluation: its stages are {stages!r:.40}")
-    if type(seed) is not int or type(n) is not int or not 1 <= n <= _MOST // max(len(stages), 1) or abs(seed) >= 2**63:
-        raise UserError(f"{path} is not the plan of an evaluation: seed {seed!r:.40}, n {n!r:.40}")
-    return stages, seed, n
+    if type(n) is not int or not 1 <= n <= _MOST // max(len(stages), 1):
+        raise UserError(f"{path} is not the plan of an evaluation: n {n!r:.40}")
+    return stages, n

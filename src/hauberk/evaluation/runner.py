@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,8 +25,8 @@ from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import IndexedDataset, Subset, fetch_for, to_device
 from hauberk.evaluation.records import CLEAN, RecordStore
 from hauberk.evaluation.result import wilson_interval
-from hauberk.evaluation.verify import finite_margin, read_columns, verify_adversarial
-from hauberk.objectives.functional import ATTACK_LOSSES, logit_margin
+from hauberk.evaluation.verify import finite_margin, margin, predicted_class, read_columns, verify_adversarial
+from hauberk.objectives.functional import AttackLoss, fooled
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
 
@@ -45,11 +45,14 @@ class EvaluationRunner:
         attack_model: the form of it that attacks with gradients see.
         source: the examples.
         attacks: what runs, by name, adapted to model and threat model.
+        runs: which of its runs each of them has.
+        draws: the name that the random draws of each belong to.
         stages: for each of them, in order, those whose victims it leaves alone.
         store: where verdicts go.
         shard: this process's examples, in the order they are attacked, (m,) int64.
         batch_size: how many examples are attacked at a time, in passes of that one shape.
         outputs: how many logits the model has.
+        goal: what the adversary is after.
         display: shows the progress.
         precision: that attacks with gradients run in.
         state_path: where the attack under way is saved; None for nowhere.
@@ -61,13 +64,15 @@ class EvaluationRunner:
     source: IndexedDataset
     threat: ThreatModel
     attacks: Mapping[str, Attack[Any]]
+    runs: Mapping[str, range]
+    draws: Mapping[str, str]
     stages: Mapping[str, tuple[str, ...]]
     store: RecordStore
     shard: np.ndarray
     seed: int
     batch_size: int
     outputs: int
-    has_reject_class: bool
+    goal: AttackLoss
     display: ProgressBar
     precision: Precision = "fp32"
     state_path: Path | None = None
@@ -76,6 +81,8 @@ class EvaluationRunner:
         self.records = self.store.records
         self.init_batch_size, self.verify_batch_size = max(1, self.batch_size // 2), max(1, self.batch_size // 8)
         self._shown = self._saved = time.monotonic()
+        self._begun: tuple[float, int] | None = None  # when the attacks began, and what had been done before
+        self._ahead: Callable[[], float] = float  # what is to do after the attack under way
         # Logits of the clean inputs, a row for each of ``shard``; and which row an example has.
         self._logits = torch.zeros(0)
         self._row = np.zeros(self.records.n, dtype=np.int64)
@@ -109,13 +116,16 @@ class EvaluationRunner:
             mine = self.shard[start : start + self.batch_size]
             x, y = self._fetch_batch(mine)
             logits, ids = self.reference_model.logits(x), send(content_ids(x), x.device)
-            check_logits(logits, y, self.outputs, probabilities=True)
+            check_logits(logits, y, self.outputs, probabilities=True, of_classes=self.goal.of_classes)
             if not start:
-                self._logits = logits.new_zeros(len(self.shard), logits.shape[1])  # at once: small pieces would scatter
+                self._logits = logits.new_zeros(len(self.shard), *logits.shape[1:])  # at once: small pieces would scatter
             self._logits[start : start + len(mine)] = logits[: len(mine)]
-            predicted = logits.argmax(1)
-            seen = {"id": ids, "label": y, "predicted": predicted, "margin": logit_margin(logits, y), "right": predicted == y}
-            if self.has_reject_class and not self.records[CLEAN]["known"][mine].all():
+            seen = {
+                "id": ids, "label": y if self.goal.of_classes else torch.full_like(ids, -1),
+                "predicted": predicted_class(logits, self.goal), "margin": margin(logits, y, self.goal),
+                "right": ~self._mistaken(logits, y),
+            }  # fmt: skip
+            if self.goal.extra_outputs and not self.records[CLEAN]["known"][mine].all():
                 seen["recognised"] = self._recognised(x, y, ExampleRng(self.seed, ids, _stage("detection")))
             found = {key: column[: len(mine)] for key, column in read_columns(seen).items()}
             before = self.records[CLEAN][mine]
@@ -127,6 +137,10 @@ class EvaluationRunner:
             self.store.keep_points(mine, x[: len(mine)], new)
             self.store.write(CLEAN, mine[new], **{key: column[new] for key, column in found.items()})
 
+    def _mistaken(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Which clean inputs are mistaken, (b,) bool: to take one for adversarial is a mistake, too."""
+        return (fooled if self.goal.extra_outputs else self.goal.criterion)(logits, y)
+
     def _recognised(self, x: Tensor, y: Tensor, rng: ExampleRng) -> Tensor:
         """Which adversarial inputs are recognised when they only try to be misclassified, (b,) bool."""
         attack = PGD(20, loss="cw")
@@ -134,13 +148,33 @@ class EvaluationRunner:
         assert logits is not None  # the best point was looked at
         return logits.isfinite().all(1) & (logits.argmax(1) == logits.shape[1] - 1)
 
-    def run_attacks(self) -> None:
-        """Run all attacks, after the clean pass, as far as the records do not know them yet."""
-        for name, earlier in self.stages.items():
-            right = self.right()
-            todo = right[~self.records.broken(earlier, right) & ~self.records[name]["known"][right]]
+    def run_attacks(
+        self, names: Iterable[str], among: np.ndarray | None = None, ahead: Mapping[str, float] | None = None
+    ) -> None:
+        """Run some of the attacks, after the clean pass, as far as the records do not know them yet.
+
+        Examples come in the order of the margin that is left, the least first, because these are the ones that are broken: so
+        what is known early is near to what is known at the end.
+
+        Args:
+            names: which attacks, in order.
+            among: on which examples, (m,) int64; None for all.
+            ahead: for how many examples attacks are expected to run later, by name; for the time that is left.
+        """
+        right = self.right() if among is None else np.intersect1d(self.right(), among)
+        self._begun = self._begun or (time.monotonic(), self._work_done)
+        names = tuple(names)
+        for k, name in enumerate(names):
+            todo = self._todo(name, right)
             if len(todo):
-                self._run_attack(name, todo)
+                margin = self.records.least_margin(todo)
+                self._ahead = partial(self._work_ahead, names[k + 1 :], right, ahead or {})
+                self._run_attack(name, todo[np.argsort(np.nan_to_num(margin, nan=-np.inf), kind="stable")])
+
+    def _todo(self, name: str, among: np.ndarray) -> np.ndarray:
+        """Those of some examples that are right which an attack has still to be run on."""
+        todo = ~self.records.broken(self.stages[name], among) & ~self.records[name]["known"][among]
+        return among[todo] if self.runs[name] else among[:0]
 
     def _run_attack(self, name: str, todo: np.ndarray) -> None:
         attack = self.attacks[name]
@@ -148,17 +182,18 @@ class EvaluationRunner:
         model = self.reference_model if attack.sees_original else model
         device = self._logits.device
         ids = send(torch.from_numpy(self.records[CLEAN]["id"][self.shard]), device)
-        draws = ExampleRng(self.seed, ids, _stage(name))
+        draws = ExampleRng(self.seed, ids, _stage(self.draws[name]))
 
         def fetch(examples: list[int], runs: list[int]) -> AttackInputs:
             rows = torch.from_numpy(self._row[examples])
             x, y = fetch_for(self.reference_model.model, self._mine, rows)
             row, run = send(torch.stack([rows, torch.tensor(runs)]), device)
-            return AttackInputs(self.threat.around(x), y, self._logits[row], run, draws.index_select(row))
+            region, logits, rng = self.threat.around(x), self._logits[row], draws.index_select(row)
+            return AttackInputs(region, y, logits, run, rng, criterion=self.goal.criterion)
 
         verify, leave = partial(self._verify, name), partial(self._leave, name)
         sizes = self.batch_size, self.init_batch_size, self._smaller_batch_sizes
-        queue = ContinuousBatcher(attack, model, fetch, verify, leave, attack.n_runs(self.outputs), *sizes)
+        queue = ContinuousBatcher(attack, model, fetch, verify, leave, self.runs[name], *sizes)
         known = self._resume(name, queue, todo)
         queue.add(i for i in todo.tolist() if i not in known)
         self._saved = time.monotonic()
@@ -172,7 +207,7 @@ class EvaluationRunner:
         points, sets, index = states.best[places], states.feasible.index_select(places), np.array(examples)
         y, size = states.y[places], self.verify_batch_size
         with float32_mode("fp32"):
-            seen = verify_adversarial(self.reference_model, sets, points, y, size, self.has_reject_class)
+            seen = verify_adversarial(self.reference_model, sets, points, y, size, self.goal)
         found = read_columns({**seen, "step": states.found_at[places]})
         holds = found.pop("holds")
         self.records[attack]["unverified"][index[~holds]] = True
@@ -185,14 +220,14 @@ class EvaluationRunner:
     def _leave(self, attack: str, states: AttackState, places: Tensor, examples: list[int]) -> None:
         """Keep that an attack has not broken some examples."""
         assert states.best_logits is not None  # there were looks
-        margin = finite_margin(states.best_logits[places], states.y[places]).cpu().numpy()
+        margin = finite_margin(states.best_logits[places], states.y[places], self.goal).cpu().numpy()
         self.store.write(attack, np.array(examples), broken=False, margin=margin)
 
     def _fetch_batch(self, examples: np.ndarray) -> tuple[Tensor, Tensor]:
         """Fetch examples and check them; copies of the first fill the batch."""
         full = np.concatenate([examples, examples[:1].repeat(self.batch_size - len(examples))])
         x, y = fetch_for(self.reference_model.model, self._mine, torch.from_numpy(self._row[full]))
-        check_inputs(x, y, self.threat, self.source.classes)
+        check_inputs(x, y, self.threat, self.source.classes, self.goal.of_classes)
         return x, y
 
     @cached_property
@@ -205,7 +240,7 @@ class EvaluationRunner:
         x = self.threat.around(x).random(ExampleRng(self.seed, torch.arange(len(x), device=x.device)))
 
         def bits(form: nn.Module, size: int) -> tuple[Tensor, Tensor]:
-            logits, _, grad = ModelQueries(form).value_and_grad(x[:size], ATTACK_LOSSES["cw"], y[:size])
+            logits, _, grad = ModelQueries(form).value_and_grad(x[:size], self.goal, y[:size])
             return logits, grad
 
         eighths = [len(y) * k // 8 for k in range(7, 0, -1)]
@@ -231,14 +266,33 @@ class EvaluationRunner:
 
     def _show(self, attack: str, left: int, part_done: float) -> None:
         """Show the progress: how many examples are left of an attack, and how much of them is done, in examples."""
-        names, n = list(self.stages), len(self.shard)
-        costs = [self.attacks[name].cost(self.outputs) for name in names]  # passes of an example
-        k = names.index(attack)
-        done = n * sum(costs[:k]) + (n - left + part_done) * costs[k]
-        robust = self.records.robust[self.shard]
-        low, high = wilson_interval(int(robust.sum()), n)
-        bound = f"robust ≤ {robust.mean():.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-        self.display.reach(done / (n * sum(costs)), f"{attack}: {left} left, {bound}")
+        assert self._begun is not None  # by run_attacks
+        robust, n = int(self.records.robust[self.shard].sum()), len(self.shard)
+        low, high = wilson_interval(robust, n)
+        rest = self._cost(attack) * self._rows(left) * (1 - part_done / max(left, 1)) + self._ahead()
+        seconds, done = time.monotonic() - self._begun[0], self._work_done - self._begun[1]
+        said = f"{attack}: {left} left, robust ≤ {robust / n:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+        self.display.reach(done / (done + rest), said, left=seconds * rest / done if done else None)
+
+    @property
+    def _work_done(self) -> int:
+        """What passes have cost so far, in forward passes of an example: one backward takes as long as two of them."""
+        return self.passes["forwards"] + 2 * self.passes["backwards"]
+
+    def _cost(self, attack: str) -> float:
+        """What an attack costs for an example that stands, likewise."""
+        form = self.attacks[attack]
+        return len(self.runs[attack]) * form.max_steps * (form.passes_per_step + form.uses_gradients)
+
+    def _rows(self, examples: float) -> float:
+        """How many rows go through the passes that so many examples need: no fewer than a batch has."""
+        narrow = (size for size in self._smaller_batch_sizes if size >= examples)
+        return examples and max(examples, min(narrow, default=self.batch_size))
+
+    def _work_ahead(self, later: Sequence[str], among: np.ndarray, expected: Mapping[str, float]) -> float:
+        """What later attacks will cost, likewise, on those of some examples that stand, and on those that are expected."""
+        known = sum(self._cost(name) * self._rows(len(self._todo(name, among))) for name in later)
+        return known + sum(self._cost(name) * self._rows(count) for name, count in expected.items())
 
     def _resume(self, attack: str, queue: ContinuousBatcher[Any], todo: np.ndarray) -> set[int]:
         """Go on with the saved state of this attack, if there is one; return the examples that it knows."""

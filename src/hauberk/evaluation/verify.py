@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.frozen_model import ModelQueries
-from hauberk.objectives.functional import fooled, logit_margin
+from hauberk.objectives.functional import AttackLoss, logit_margin
 from hauberk.threat import FeasibleSet
 
 
 def verify_adversarial(
-    queries: ModelQueries, region: FeasibleSet, points: Tensor, y: Tensor, batch_size: int, has_reject_class: bool
+    queries: ModelQueries, region: FeasibleSet, points: Tensor, y: Tensor, batch_size: int, goal: AttackLoss
 ) -> dict[str, Tensor]:
     """Check claimed adversarial examples (b, ...) with labels (b,) again, in passes of one fixed shape, the last filled up.
 
     Returns:
-        Columns (b,) on the device: "holds", whether a point is misclassified, and within ball and box; and "predicted",
+        Columns (b,) on the device: "holds", whether a point is a mistake, and within ball and box; and "predicted",
         "margin", "finite" and "norm", as in :class:`hauberk.evaluation.records.Records`.
     """
     parts = []
@@ -26,10 +26,10 @@ def verify_adversarial(
         parts.append(queries.logits(filled)[: len(part)])
     logits = torch.cat(parts)
     return {
-        "holds": fooled(logits, y, has_reject_class) & region.contains(points),
-        "predicted": logits.argmax(1),
-        "margin": finite_margin(logits, y),
-        "finite": logits.isfinite().all(1),
+        "holds": goal.criterion(logits, y) & region.contains(points),
+        "predicted": predicted_class(logits, goal),
+        "margin": finite_margin(logits, y, goal),
+        "finite": finite_rows(logits),
         "norm": region.norm.length((points - region.x).flatten(1).double()),
     }
 
@@ -46,6 +46,21 @@ def read_columns(columns: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return read
 
 
-def finite_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The margin ``z_y - max_{k≠y} z_k``, and 0 where logits are not finite: (B, C), (B,) -> (B,)."""
-    return torch.where(logits.isfinite().all(1), logit_margin(logits, y), 0.0)
+def predicted_class(logits: Tensor, goal: AttackLoss) -> Tensor:
+    """The class of the largest logit, or -1 where outputs are not of classes: (B, ...) -> (B,)."""
+    return logits.argmax(1) if goal.of_classes else torch.full((len(logits),), -1, device=logits.device)
+
+
+def margin(logits: Tensor, y: Tensor, goal: AttackLoss) -> Tensor:
+    """What is left until a mistake: ``z_y - max_{k≠y} z_k``; minus the loss of a task that has its own. (B, ...) -> (B,)."""
+    return -goal(logits, y) if goal.is_own else logit_margin(logits, y)
+
+
+def finite_margin(logits: Tensor, y: Tensor, goal: AttackLoss) -> Tensor:
+    """The margin, and 0 where outputs are not finite: (B, ...), (B, ...) -> (B,)."""
+    return torch.where(finite_rows(logits), margin(logits, y, goal), 0.0)
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """Which outputs are finite: (B, ...) -> (B,) bool."""
+    return logits.isfinite().reshape(len(logits), -1).all(1)

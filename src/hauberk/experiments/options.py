@@ -45,8 +45,8 @@ class SubsetOptions:
 class ThreatOptions:
     """What the adversary may do: norm, eps."""
 
-    norm: Literal["Linf", "L2", "L1"] = "Linf"
-    """Norm of the threat model."""
+    norm: Literal["Linf", "L2", "L1", "L0"] = "Linf"
+    """Norm of the threat model; in L0 eps is how many features may change."""
     eps: str = ""
     """Radius ε of the threat model in the units of the data, such as 0.3 or 8/255; for a table, a factor of each feature's own.
     By default what the literature uses on the data set (L∞ only)."""
@@ -78,7 +78,7 @@ class EvaluationOptions:
 
     suite: str = "quick"
     """Attacks to run: quick (FGSM, PGD-20, CW-30, PGD-100), papers (the columns of the papers' tables), standard (AutoAttack),
-    plus, or rand (for random models); see 'hauberk attacks'."""
+    fast (its accuracy, estimated at a fraction of the price), plus, or rand (for random models); see 'hauberk attacks'."""
     attacks: tuple[str, ...] = ()
     """Attacks to run instead of a suite, such as pgd-40 cw-100, or package.module:attribute for your own."""
     sequential: bool = False

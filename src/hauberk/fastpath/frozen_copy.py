@@ -215,7 +215,9 @@ def _look(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, the gradient of how far they are spread, and logits without a graph (tracing forgets a model's own switches)."""
     x = x.detach().clone().requires_grad_()
     logits = model(x)
-    (grad,) = torch.autograd.grad(logits.float().logsumexp(1).sum(), x, allow_unused=True, materialize_grads=True)
+    (grad,) = torch.autograd.grad(
+        logits.float().reshape(len(x), -1).logsumexp(1).sum(), x, allow_unused=True, materialize_grads=True
+    )
     with torch.no_grad():
         return logits.detach().float(), grad, model(x).float()
 

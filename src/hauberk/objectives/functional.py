@@ -1,11 +1,11 @@
-"""Functions of logits (B, C) and labels (B,): divergences, margins, and what attacks maximise.
+"""Functions of logits (B, C) and labels (B,): divergences, margins, what counts as a mistake, and what attacks maximise.
 
 Those that take a logarithm widen half precision to float32, whatever the network runs in; the others compute in the dtype they
 are given, because models answer attacks and objectives through code that has widened it once.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from hauberk.core.arguments import check_callable, shown
 from hauberk.core.errors import UserError, unknown_name
+
+Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # outputs (B, ...) and labels (B, ...) to (B,) bool: a mistake
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -52,18 +54,42 @@ def mask_class(values: Tensor, y: Tensor, fill: float = -torch.inf) -> Tensor:
     return values.scatter(1, y[:, None], fill)
 
 
-def fooled(logits: Tensor, y: Tensor, has_reject_class: bool = False) -> Tensor:
-    """Say which examples are misclassified. (B, C), (B,) -> (B,) bool.
+def fooled(logits: Tensor, y: Tensor) -> Tensor:
+    """Say which examples are misclassified: the usual criterion. (B, C), (B,) -> (B,) bool.
 
-    Where the last output is a class of adversarial inputs, taking it is no mistake. Logits that are NaN or infinite are no
-    answer, so they are a mistake, whatever class the largest stands for.
+    Logits that are NaN or infinite are no answer, so they are a mistake, whatever class the largest stands for.
+    """
+    return (logits.argmax(1) != y) | ~_finite(logits)
+
+
+def evades(logits: Tensor, y: Tensor) -> Tensor:
+    """Say which are misclassified, and not taken for the last class, that of adversarial inputs. (B, K + 1), (B,) -> (B,) bool.
+
+    Logits that are not finite are a mistake, likewise.
     """
     predicted = logits.argmax(1)
-    wrong = predicted != y
-    if has_reject_class:
-        wrong &= predicted != logits.shape[1] - 1
-    finite: Tensor = torch.linalg.vector_norm(logits, torch.inf, dim=1) < torch.inf
-    return wrong | ~finite
+    return ((predicted != y) & (predicted != logits.shape[1] - 1)) | ~_finite(logits)
+
+
+def checked_criterion(criterion: Criterion) -> Criterion:
+    """Return a criterion of the caller's whose answers are checked, and for which outputs that are not finite are a mistake."""
+    if criterion in (fooled, evades) or (isinstance(criterion, partial) and criterion.func is _mistakes):
+        return criterion
+    check_callable("criterion", criterion, "outputs", "y")
+    return partial(_mistakes, criterion)
+
+
+def _mistakes(criterion: Criterion, outputs: Tensor, y: Tensor) -> Tensor:
+    wrong = criterion(outputs, y)
+    if not isinstance(wrong, Tensor) or wrong.shape != outputs.shape[:1] or wrong.dtype != torch.bool:
+        raise UserError(f"criterion must return a bool for each of {len(outputs)} examples, it returned {shown(wrong)}")
+    return wrong | ~_finite(outputs)
+
+
+def _finite(outputs: Tensor) -> Tensor:
+    """Which outputs are finite. (B, ...) -> (B,) bool."""
+    finite: Tensor = torch.linalg.vector_norm(outputs.reshape(len(outputs), -1), torch.inf, dim=1) < torch.inf
+    return finite
 
 
 def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -127,20 +153,37 @@ def evade_loss(logits: Tensor, y: Tensor) -> Tensor:
 class AttackLoss:
     """What an attack maximises: larger is more adversarial. Called with logits (B, C), labels (B,) and the reference: (B,).
 
+    It knows what it is to succeed, too: so a whole task, such as regression, is one loss with its criterion, see
+    :func:`make_goal`. Outputs and labels may then have other shapes, (B, ...).
+
     Attributes:
         function: of logits, labels and, if there is one, the reference.
         reference: what it compares with besides the labels: nothing, the logits of the clean inputs (B, C), or a target class
             for each example (B,).
         prepare: what is made of the logits of the clean inputs, once, before the function is given them; None to leave them.
-        has_reject_class: whether it takes the last output for a class of adversarial inputs.
+        criterion: which outputs are mistakes.
+        extra_outputs: how many of the last outputs are no class of a label: 1 for a class of adversarial inputs.
+        of_classes: whether labels are numbers of classes, and outputs logits of them.
         min_classes: with fewer classes it is not defined.
     """
 
     function: Callable[..., Tensor]
     reference: Literal["none", "clean", "target"] = "none"
-    has_reject_class: bool = False
+    criterion: Criterion = fooled
+    extra_outputs: int = 0
+    of_classes: bool = True
     min_classes: int = 2
     prepare: Callable[[Tensor], Tensor] | None = None
+
+    def __str__(self) -> str:
+        """The function, in words that are the same in every process."""
+        name = getattr(self.function, "__qualname__", type(self.function).__name__)
+        return f"{getattr(self.function, '__module__', '')}:{name}"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the caller's, and none of ``ATTACK_LOSSES``."""
+        return all(self.function is not loss.function for loss in ATTACK_LOSSES.values())
 
     def __call__(self, logits: Tensor, y: Tensor, reference: Tensor | None = None) -> Tensor:
         """Return the loss of each example, (B,)."""
@@ -175,11 +218,11 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
     "cw": AttackLoss(cw_loss),
     "dlr": AttackLoss(dlr_loss, min_classes=3),
     "slm": AttackLoss(soft_logit_margin),
-    "evade": AttackLoss(evade_loss, has_reject_class=True),
+    "evade": AttackLoss(evade_loss, criterion=evades, extra_outputs=1),
     "ce-targeted": AttackLoss(_targeted_ce, "target"),
     "cw-targeted": AttackLoss(_targeted_cw, "target"),
     "dlr-targeted": AttackLoss(targeted_dlr_loss, "target", min_classes=4),
-    "evade-targeted": AttackLoss(_targeted_evade, "target", has_reject_class=True),
+    "evade-targeted": AttackLoss(_targeted_evade, "target", evades, extra_outputs=1),
 }
 
 
@@ -207,3 +250,53 @@ def find_attack_loss(loss: LossLike, confidence: float = 0.0) -> AttackLoss:
     if loss not in ATTACK_LOSSES:
         raise unknown_name("attack loss", loss, ATTACK_LOSSES)
     return ATTACK_LOSSES[loss]
+
+
+def make_goal(criterion: Criterion | None = None, loss: LossLike | None = None) -> AttackLoss:
+    """Return what attacks on a task are after.
+
+    Args:
+        criterion: which outputs are mistakes; None for misclassification. With a loss besides, labels and outputs may be
+            anything; without, or with :func:`fooled` or :func:`evades`, they are of classes.
+        loss: what to maximise; None leaves each attack its own.
+
+    Raises:
+        UserError: for a criterion that is no function, and a loss that needs a target or the clean outputs.
+    """
+    goal = ATTACK_LOSSES["evade" if criterion is evades else "cw"] if loss is None else find_attack_loss(loss)
+    if goal.reference != "none":
+        raise UserError("the loss of a task is a function of outputs and labels alone")
+    if criterion is None:
+        return goal
+    known = criterion in (fooled, evades)
+    checked = checked_criterion(criterion)
+    return replace(goal, criterion=checked, extra_outputs=int(criterion is evades), of_classes=known or not goal.is_own)
+
+
+def loss_for(loss: LossLike, goal: AttackLoss, n_classes: int) -> tuple[LossLike, str]:
+    """Return what an attack with this loss maximises on a task, and what was put in place of what is not defined there.
+
+    Args:
+        loss: of the attack; a loss of the caller's, and not one by name, stays as it is.
+        goal: of the task, see :func:`make_goal`.
+        n_classes: number of the model's outputs.
+
+    Raises:
+        UserError: for a loss by name that is of classes, such as one with targets, where the task has none.
+    """
+    if not isinstance(loss, str):
+        return loss, ""
+    known = find_attack_loss(loss)
+    if goal.is_own and known.reference == "none":
+        return goal, f"the loss of the caller in place of {loss!r}"
+    if not goal.of_classes:
+        what = f"the loss {loss!r} goes by classes, which a task with its own criterion and loss does not have"
+        raise UserError(f"{what}; leave out apgd-t, fab-t and the like: attacks=['apgd-ce', 'square'], or suite='quick'")
+    if goal.extra_outputs and loss in ("ce", "cw", "dlr"):
+        return "evade", ""
+    if goal.extra_outputs and loss in ("ce-targeted", "cw-targeted", "dlr-targeted"):
+        return "evade-targeted", ""
+    if not goal.extra_outputs and n_classes < known.min_classes:
+        replaced = loss.replace("dlr", "cw")
+        return replaced, f"the loss {replaced!r} in place of {loss!r}, which needs {known.min_classes} classes"
+    return loss, ""

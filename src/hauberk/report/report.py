@@ -23,7 +23,8 @@ from hauberk.report.reproduce import evaluate_command, reproduction_commands
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training.callbacks import read_metrics
 
-_SUITES = {name: k for k, name in enumerate(("plus", "standard", "papers", "rand", "custom", "quick"))}  # the strongest first
+_BY_STRENGTH = "plus", "standard", "fast", "papers", "rand", "custom", "quick"  # suites
+_RANKS = {name: k for k, name in enumerate(_BY_STRENGTH)}
 _OVERFIT = 0.03  # loss of robust validation accuracy from the best to the last epoch that is worth a word
 _FEW = 30  # examples of a class below which its bar says little
 _MANY = 30  # classes above which bars say little
@@ -89,7 +90,7 @@ def _run_page(folder: Path) -> Page:
     card, plan = read_json(folder / "best.json"), read_json(folder / "run.json")
     rows = read_metrics(folder / "metrics.jsonl")
     evaluations = [read_json(path) for path in sorted(folder.glob("evaluations/*/evaluation.json"))]
-    evaluations.sort(key=lambda found: (_SUITES.get(found["suite"], len(_SUITES)), -found["n"]))
+    evaluations.sort(key=lambda found: (_RANKS.get(found["suite"], len(_RANKS)), -found["n"]))
     threat, data = threat_from_dict(card["threat"]), card["data"]["name"]
     try:
         picture, caption = examples(folder, card)
@@ -172,7 +173,8 @@ def evaluation_page(found: dict[str, Any], subject: str) -> Page:
     """Return the report of an evaluation (the JSON that :meth:`hauberk.Evaluation.save` writes); ``subject`` is its line."""
     diagnostics, origin = [Diagnostic(**stored) for stored in found["diagnostics"]], found["provenance"]
     interval, clean = (f"95 % interval {_interval(found[name])}" for name in ("interval", "clean_interval"))
-    notes = [warning_line(diagnostics), interval, f"worst case over {', '.join(found['by_attack'])}", found["threat"]]
+    estimate = (found["estimate"] or {}).get("text", "")
+    notes = [warning_line(diagnostics), estimate, interval, f"worst case over {', '.join(found['by_attack'])}", found["threat"]]
     label = "robust accuracy with rejection, at most" if found["detection"] else "robust accuracy, at most"
     metrics = [
         Metric(label, f"{100 * found['robust_accuracy']:.1f} %{warning_mark(diagnostics)}", "; ".join(filter(None, notes))),
@@ -203,8 +205,9 @@ def _attacks(found: dict[str, Any]) -> list[Block]:
     accuracies = {"clean": found["clean_accuracy"], **found["by_attack"], "worst case": found["robust_accuracy"]}
     order = "each on what the ones before it left" if found["sequential"] else "each alone on all that is right without it"
     figure = _accuracies("attacks", "Accuracy under each attack", "attack", accuracies, dict.fromkeys(accuracies, found["n"]))
-    outcomes = {"clean": "wrong without an attack", None: "robust"}
-    counts = Counter(outcomes.get(example["broken_by"], example["broken_by"]) for example in found["examples"]).most_common()
+    outcomes = {"clean": "wrong without an attack", None: "robust", "open": "stands, not in the sample"}
+    broken_by = ("open" if example.get("weight") == 0 else example["broken_by"] for example in found["examples"])
+    counts = Counter(outcomes.get(attack, attack) for attack in broken_by).most_common()
     picture = bars(dict(counts), xlabel="examples")
     return [
         Table(figure.name, f"{figure.caption} ({order})", figure.header, figure.rows),
@@ -214,6 +217,8 @@ def _attacks(found: dict[str, Any]) -> list[Block]:
 
 
 def _classes(found: dict[str, Any]) -> list[Block]:
+    if not found["by_class"]:  # a task without classes
+        return []
     counts = Counter(str(example["label"]) for example in found["examples"])
     figure = _accuracies("classes", "Robust accuracy of each class", "class", found["by_class"], counts)
     blocks: list[Block] = [figure]

@@ -17,7 +17,7 @@ from hauberk.report.html import Code, Section
 from hauberk.training.published import resolve
 
 _OF_THIS_MACHINE = ("device", "save_minutes", "on_divergence")  # change nothing of the result
-_PLAIN_THREAT = re.compile(r"(Linf|L2|L1)\(([^,()]+)\)")  # the usual box, nothing frozen
+_PLAIN_THREAT = re.compile(r"(Linf|L2|L1|L0)\(([^,()]+)\)")  # the usual box, nothing frozen
 _SCALED = "If it was given --eps, a factor of the table's own ε, give that again; run.json has ε of each input."
 
 

@@ -1,10 +1,11 @@
 """What the adversary may do: threat models, and the sets they lay around inputs."""
 
 from hauberk.threat.feasible_set import FeasibleSet, expand_to
-from hauberk.threat.model import L1, L2, Linf, ThreatModel, make_threat, parse_eps, parse_fraction, threat_from_dict
+from hauberk.threat.model import L0, L1, L2, Linf, ThreatModel, make_threat, parse_eps, parse_fraction, threat_from_dict
 from hauberk.threat.norms import NORMS, Norm
 
 __all__ = [
+    "L0",
     "L1",
     "L2",
     "NORMS",

@@ -16,6 +16,7 @@ from hauberk.core.arguments import check_argument, checked, shown
 from hauberk.core.device import constant, version
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
 from hauberk.threat.feasible_set import FeasibleSet
+from hauberk.threat.l0 import L0_NORM
 from hauberk.threat.norms import NORMS, Norm
 
 Bound: TypeAlias = float | Sequence[float] | Tensor
@@ -25,6 +26,7 @@ Features: TypeAlias = Sequence[int] | Tensor | None
 _LONGEST_FRACTION = 60
 _HUGE_EXPONENT = re.compile(r"[eE][+-]?(\d_?){4}")
 _NORMALISE = "normalisation belongs inside the model, nn.Sequential(hauberk.models.Normalize(mean, std), net)"
+OTHER_LABELS = "class numbers of one-hot labels are y.argmax(1), other labels need criterion= and a loss= of your own"
 _BOX_SLACK = 1e-6  # float rounding of the box's own bounds
 
 
@@ -33,8 +35,8 @@ class ThreatModel:
     """The set an adversarial example must stay in: a ball around the clean input, cut with a box.
 
     ``S(x) = {x' : ‖(x' - x) / ε‖_p ≤ 1,  low ≤ x' ≤ high,  x'_j = x_j for frozen j}``, and ``x'_j ≥ x_j`` or ``x'_j ≤ x_j`` for
-    features that can only rise or fall. A feature with ε 0 cannot be changed. Make one with :func:`Linf`, :func:`L2` or
-    :func:`L1`.
+    features that can only rise or fall. A feature with ε 0 cannot be changed. Make one with :func:`Linf`, :func:`L2`,
+    :func:`L1` or :func:`L0`.
 
     Attributes:
         norm: the norm of the ball, one of ``hauberk.threat.NORMS``, or your own :class:`~hauberk.threat.Norm`.
@@ -73,7 +75,8 @@ class ThreatModel:
             low, high = (constant(bound, x.dtype, x.device) for bound in (low, high))
             low, high = torch.where(way > 0, x, low), torch.where(way < 0, x, high)
         eps = self._fit(self.eps, x, "eps")
-        return FeasibleSet(x, self.norm, self._radius(x, eps), low, high, eps)
+        kind: type[FeasibleSet] = self.norm.feasible_set or FeasibleSet
+        return kind(x, self.norm, self._radius(x, eps), low, high, eps)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bring points back to the nearest ones inside ``S(x)``. Shapes: (B, ...), (B, ...) -> (B, ...)."""
@@ -186,6 +189,28 @@ def L1(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = Non
     return make_threat("L1", eps, low, high, frozen, monotone)
 
 
+def L0(k: int | str, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
+    """L0 threat model: at most k features differ, each by as much as the box allows.
+
+    Features are counted, as sigma-zero and FMN do: a pixel of three channels is three of them.
+
+    Args:
+        k: how many, a whole number or its text.
+        low: as in :func:`Linf`; so are ``high``, ``frozen`` and ``monotone``.
+        high: upper bound of valid inputs.
+        frozen: features that nobody can change.
+        monotone: features that can only rise or fall.
+
+    Raises:
+        UserError: if k is no whole number of at least 0, and as :func:`Linf`.
+
+    Example:
+        >>> L0(8)
+        L0(8)
+    """
+    return make_threat(L0_NORM, k, low, high, frozen, monotone)
+
+
 def make_threat(
     norm: str | Norm, eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None
 ) -> ThreatModel:
@@ -199,6 +224,8 @@ def make_threat(
             raise unknown_name("norm", norm, NORMS)
         norm = NORMS[norm]
     radius, text = parse_eps(eps)
+    if norm is L0_NORM and not (isinstance(radius, float) and radius.is_integer()):
+        raise UserError(f"in L0 eps is how many features may change, one whole number, got {text}")
     lower, upper = _number_or_tensor(low, "low"), _number_or_tensor(high, "high")
     try:
         width = torch.as_tensor(upper) - torch.as_tensor(lower)
@@ -310,16 +337,17 @@ def _from_plain(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf") else value
 
 
-def check_batch(x: Tensor, y: Tensor, what: str = "labels") -> Tensor:
+def check_batch(x: Tensor, y: Tensor, what: str = "labels", of_classes: bool = True) -> Tensor:
     """Check types and shapes of a batch as a caller hands it over, without waiting for a device.
 
     Args:
         x: inputs, (B, ...), floating.
         y: labels, (B,), integers of any width.
         what: those are.
+        of_classes: whether they are numbers of classes; otherwise they may be anything, (B, ...).
 
     Returns:
-        The labels, (B,) int64.
+        The labels, (B,) int64; if they are not of classes, as they are, floats in the dtype of the inputs.
 
     Raises:
         UserError: for what is no tensor that holds data, inputs that are not floating, labels that are no class numbers, and an
@@ -334,15 +362,32 @@ def check_batch(x: Tensor, y: Tensor, what: str = "labels") -> Tensor:
         raise UserError(f"inputs must have a batch dimension and features, got shape {tuple(x.shape)}")
     if len(x) == 0:
         raise UserError("the batch is empty")
+    if not of_classes:
+        return check_own_labels(x, y)
     if y.ndim != 1 or len(x) != len(y):
-        hint = "; class numbers of one-hot labels are y.argmax(1)" if y.ndim == 2 and len(x) == len(y) else ""
+        hint = f"; {OTHER_LABELS}" if y.ndim == 2 and len(x) == len(y) else ""
         raise UserError(f"inputs of shape {tuple(x.shape)} need {what} of shape ({len(x)},), got {tuple(y.shape)}{hint}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise UserError(f"{what} must be integers, got {y.dtype}; y.long() makes them so")
+        raise UserError(f"{what} must be integers, got {y.dtype}; y.long() makes them so; {OTHER_LABELS}")
     return y.long()
 
 
-def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None = None) -> Tensor:
+def check_own_labels(x: Tensor, y: Tensor) -> Tensor:
+    """Return labels (B, ...) that are not numbers of classes, floats in the dtype of the inputs, float32 at least.
+
+    Raises:
+        UserError: if there is not one for each input, or one is NaN or infinite.
+    """
+    if y.ndim < 1 or len(x) != len(y):
+        raise UserError(f"there are {len(x)} inputs, and labels of shape {tuple(y.shape)}; one is needed for each input")
+    if not y.is_floating_point():
+        return y
+    if not bool(y.isfinite().all()):
+        raise UserError("labels have NaN or infinite values")
+    return y.to(x.dtype if x.dtype.itemsize >= 4 else torch.float32)
+
+
+def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None = None, of_classes: bool = True) -> Tensor:
     """Check a batch or a whole data set.
 
     Args:
@@ -350,15 +395,16 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
         y: labels, (N,), integers of any width.
         threat: whose box the inputs must lie in.
         classes: number of classes, if known.
+        of_classes: whether labels are numbers of classes; otherwise they may be anything, (N, ...).
 
     Returns:
-        The labels, (N,) int64.
+        The labels, as :func:`check_batch`.
 
     Raises:
         UserError: for wrong types or shapes, NaN, inputs outside the box (normalised by mistake), labels out of range.
     """
     check_argument("threat", threat, ThreatModel)
-    y = check_batch(x, y)
+    y = check_batch(x, y, of_classes=of_classes)
     if not bool(x.isfinite().all()):
         raise UserError(f"the data has {int((~x.isfinite()).sum())} NaN or infinite values")
     region = threat.around(x)
@@ -368,7 +414,8 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
         seen = f"[{float(x.amin()):.3g}, {float(x.amax()):.3g}]"
         hint = "divide by 255" if float(x.amin()) >= 0 and float(x.amax()) > 1.5 else _NORMALISE
         raise UserError(f"inputs lie in {seen}, outside the threat model's box {box}; {hint}, or give low= and high=")
-    check_labels(y, classes)
+    if of_classes:
+        check_labels(y, classes)
     return y
 
 

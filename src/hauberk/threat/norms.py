@@ -25,11 +25,13 @@ class Norm:
         p: its order.
         is_box: whether the ball is a box, so that bounds of single coordinates describe it (L∞ only); then nobody asks for
             ``project`` and ``steepest``.
+        feasible_set: class of the sets that a threat model lays around inputs; None for the usual one.
     """
 
     name: str
     p: float
     is_box: bool = False
+    feasible_set: type | None = None
 
     @property
     def dual(self) -> "Norm":
@@ -44,6 +46,10 @@ class Norm:
     def project(self, change: Tensor, low: Tensor, high: Tensor, /) -> Tensor:
         """Nearest points (in L2 distance) of the unit ball cut with the box ``low ≤ 0 ≤ high``. All (B, D)."""
         raise NotImplementedError
+
+    def within(self, change: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Nearest points of the ball of a ``radius`` (B, 1), above 0, cut with the box. Others (B, D), in the radius' units."""
+        return radius * self.project(change / radius, low / radius, high / radius)
 
     def steepest(self, slope: Tensor, point: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Direction of length 1 along which a function with this slope rises most; points and bounds (B, D) likewise."""
@@ -71,6 +77,9 @@ class _Linf(Norm):
 
     def length(self, change: Tensor) -> Tensor:
         return change.abs().amax(-1)
+
+    def within(self, change: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(change, torch.maximum(low, -radius)), torch.minimum(high, radius))
 
     def sample(self, rng: ExampleRng, like: Tensor, free: Tensor, tag: int | Tensor) -> Tensor:
         return 2 * rng.uniform(like, tag) - 1

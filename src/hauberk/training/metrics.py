@@ -19,7 +19,6 @@ from hauberk.data import fetch_for
 from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.methods import Output
 from hauberk.methods.output import weighting_report
-from hauberk.objectives.functional import fooled
 from hauberk.training.plan import Plan
 from hauberk.weighting import probabilistic_margin
 
@@ -177,7 +176,7 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
         with nullcontext(model) if policy is None else policy.attack_model(model, x, "eval") as form:
             point = attack_batch(attack, form, x, y, method.threat, seed=rng).x_adv
         with frozen_model(model) as view, float32_mode("fp32"), torch.no_grad():
-            right, broken = view(x).argmax(1) == y, fooled(view(point), y, rejects)
+            right, broken = view(x).argmax(1) == y, attack.attack_loss.criterion(view(point), y)
         each = plan.class_weights
         weight = torch.ones(len(y), device=y.device) if each is None else constant(each, each.dtype, y.device)[y]
         sums += torch.stack([(weight * right).sum(), (weight * (right & ~broken)).sum(), weight.sum()])

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from hauberk.core.arguments import check_callable, check_fields
 from hauberk.core.errors import unknown_name
-from hauberk.evaluation.diagnostics import gradients, results
+from hauberk.evaluation.diagnostics import active, gradients, results
 from hauberk.evaluation.result import Diagnostic, Finding, Verdict
 
 Evidence: TypeAlias = Literal["model", "sample", "verdicts"]
@@ -94,7 +94,7 @@ _TABLE: dict[Evidence, tuple[tuple[str, Callable[[Any], list[Finding]], float, f
     "sample": (
         ("gradients", gradients.zero_gradients, inf, gradients.NO_GRADIENT,
          "gradients do not reach the input (rounding, detach, saturation): attacks with gradients prove nothing here; "
-         "attack a differentiable stand-in (BPDA), or without gradients"),
+         "give a differentiable stand-in (bpda=), or attack without gradients"),
         ("gradients-of-cross-entropy", gradients.saturation, gradients.NO_GRADIENT, inf,
          "cross-entropy is saturated: attacks that maximise it prove nothing here; believe those on the margin"),
         ("gradients-tell-the-truth", gradients.false_gradients, 0.4, 0.6,  # honest networks stay below 0.25, others reach 0.9
@@ -110,6 +110,9 @@ _TABLE: dict[Evidence, tuple[tuple[str, Callable[[Any], list[Finding]], float, f
          "a search without gradients finds more than gradients do: gradients are masked; run AutoAttack, and believe Square"),
         ("rounding-breaks-no-more", gradients.rounded_points, 0, 0.1,
          "the model tells attacked images from others by their grey values; attack it with points rounded to those"),
+        ("attacks-find-planted-examples", active.planted_examples, 0.25, 0.5,  # honest networks stay below 0.2, others pass 0.8
+         "the attacks miss adversarial examples that are there by construction: they prove nothing on this model; attack it "
+         "with one made for it (bpda=), or without gradients"),
         ("optimisation-is-finished", gradients.more_steps, 0.15, inf,
          "the search has not converged: attacks of few steps say little here; look at those with the most"),
         ("one-start-is-enough", gradients.another_start, 0.15, inf,

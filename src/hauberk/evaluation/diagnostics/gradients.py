@@ -1,6 +1,7 @@
 """Diagnostics of gradients and of the search, on a few examples that are classified right, by attacks of their own."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import ModelQueries, apgd, pgd, random_search, square
+from hauberk.attacks import APGD, BPDA, Attack, ModelQueries, Square, apgd, pgd, random_search, square
 from hauberk.core.device import send
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.evaluation.result import Finding
-from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, cw_loss, fooled
+from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, LossLike, cw_loss, fooled
 from hauberk.threat import ThreatModel
 
 SAMPLE = 48  # examples
@@ -34,15 +35,16 @@ class Sample:
     """What diagnostics that need "sample" are given; what several of them look at is measured once.
 
     Attributes:
-        model: in evaluation mode, lent by ``frozen_model``.
+        model: in evaluation mode, lent by ``frozen_model``; with the backward pass of its stand-in, if it has one.
         queries: the fastest form of it in its own precision.
         x: clean inputs that are classified right, (b, ...).
         y: labels, (b,).
         threat: the threat model.
         seed: of random draws, which are keyed by the content of each example.
         draws: passes to average over, for a random model.
-        has_reject_class: the last output is a class of adversarial inputs. The attacks here do not try to hide from it, so
-            nothing is measured by them then.
+        goal: what the adversary is after. Where the last output is a class of adversarial inputs, the attacks here do not try
+            to hide from it, so nothing is measured by them then.
+        attacks: of the evaluation.
     """
 
     model: nn.Module
@@ -52,27 +54,34 @@ class Sample:
     threat: ThreatModel
     seed: int
     draws: int
-    has_reject_class: bool
+    goal: AttackLoss
+    attacks: Sequence[Attack[Any]] = ()
 
     def rng(self, stage: int = 1) -> ExampleRng:
         """Random draws; each stage has its own."""
         return ExampleRng(self.seed, send(content_ids(self.x), self.x.device), stage=stage)
 
     @property
-    def margin(self) -> AttackLoss:
-        """The margin that attacks maximise, of logits (b, C) and labels (b,)."""
-        return ATTACK_LOSSES["evade" if self.has_reject_class else "cw"]
+    def has_reject_class(self) -> bool:
+        """Whether the last output is a class of adversarial inputs."""
+        return self.goal.extra_outputs > 0
+
+    def loss(self, usual: str = "cw") -> LossLike:
+        """What an attack maximises: the usual loss, unless the task has its own."""
+        return self.goal if self.goal.is_own else usual
 
     @cached_property
     def margin_gradient(self) -> tuple[Tensor, Tensor]:
-        """The margin at the inputs, (b,), and its gradient, (b, ...)."""
-        _, value, slope = self.queries.value_and_grad(self.x, self.margin, self.y)
+        """What is maximised, the margin turned round, at the inputs, (b,), and its gradient, (b, ...)."""
+        _, value, slope = self.queries.value_and_grad(self.x, self.goal, self.y)
         return value, slope
 
     def apgd(self, factor: float = 1.0, steps: int = _STEPS, loss: str = "ce", stage: int = 1) -> Tensor:
-        """Which inputs APGD breaks within ``factor`` times ε, (b,) bool."""
-        how: dict[str, Any] = {"steps": steps, "loss": loss, "seed": self.rng(stage), "eot_iter": self.draws}
-        return apgd(self.model, self.x, self.y, self.threat.scaled(factor), **how).success
+        """Which inputs APGD (in L0 PGD) breaks within ``factor`` times ε, (b,) bool."""
+        how: dict[str, Any] = {"steps": steps, "loss": self.loss(loss), "seed": self.rng(stage), "eot_iter": self.draws}
+        how["criterion"] = self.goal.criterion
+        attack = apgd if APGD().defined_in(self.threat.norm) else pgd
+        return attack(self.model, self.x, self.y, self.threat.scaled(factor), **how).success
 
     @cached_property
     def broken(self) -> Tensor:
@@ -82,7 +91,7 @@ class Sample:
     @cached_property
     def broken_by_margin(self) -> Tensor:
         """Which inputs APGD on the margin breaks, (b,) bool."""
-        return self.apgd(loss="cw")
+        return self.broken if self.goal.is_own else self.apgd(loss="cw")
 
     @cached_property
     def factors(self) -> tuple[float, ...]:
@@ -116,6 +125,8 @@ def zero_gradients(sample: Sample) -> list[Finding]:
 
 def saturation(sample: Sample) -> list[Finding]:
     """For which fraction of the inputs the gradient of cross-entropy is zero."""
+    if not sample.goal.of_classes:
+        return []
     none = _zero(sample.queries.value_and_grad(sample.x, ATTACK_LOSSES["ce"], sample.y)[2])
     return [Finding(none, f"the gradient of cross-entropy is zero for {none:.0%} of the inputs")]
 
@@ -127,25 +138,25 @@ def _zero(slope: Tensor) -> float:
 def false_gradients(sample: Sample) -> list[Finding]:
     """How far small steps change the margin otherwise than its gradient foretells, behind layers that round on purpose."""
     x, queries, (value, slope) = sample.x, _in_float32(sample.queries), sample.margin_gradient
-    if _zero(slope) > NO_GRADIENT:
+    if _zero(slope) > NO_GRADIENT or isinstance(sample.model, BPDA):  # the gradient of a stand-in is another one on purpose
         return []
     if queries is not sample.queries:
-        _, value, slope = queries.value_and_grad(x, sample.margin, sample.y)
+        _, value, slope = queries.value_and_grad(x, sample.goal, sample.y)
     region, rng = sample.threat.around(x), sample.rng()
-    size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / sample.threat.norm.p)
+    size = _SMALL_STEP * region.radius / x[0].numel() ** (1 / (sample.threat.norm.p or math.inf))
     missed, moved, still = (torch.zeros_like(value) for _ in range(3))
     with _unrounded(queries.model) as layers:
         for k in range(_DIRECTIONS):
             sign = torch.where(rng.uniform(x, k) < 0.5, -1.0, 1.0).to(x.dtype)
             point = torch.minimum(torch.maximum(x + size * sign, region.lower), region.upper)
-            change = sample.margin(queries.logits(point), sample.y) - value
+            change = sample.goal(queries.logits(point), sample.y) - value
             foretold = (slope * (point - x)).flatten(1).sum(1)
             missed, moved = missed + (change - foretold).abs(), moved + change.abs()
             logits = queries.logits(x)
-            still = still + (sample.margin(logits, sample.y) - value).abs()
+            still = still + (sample.goal(logits, sample.y) - value).abs()
     # What chance in the model and the rounding of inputs and logits do to these sums without any step.
     floor = still + _DIRECTIONS * torch.finfo(queries.precision or x.dtype).eps * (
-        (slope * x).flatten(1).abs().sum(1) + logits.abs().amax(1)
+        (slope * x).flatten(1).abs().sum(1) + logits.abs().reshape(len(x), -1).amax(1)
     )
     beyond = (missed - _CLEAR * floor).clamp_min(0)
     counted = (moved > 0) | (beyond > 0)
@@ -179,8 +190,8 @@ def _unrounded(model: nn.Module) -> Iterator[list[str]]:
 
 
 def large_eps(sample: Sample) -> list[Finding]:
-    """Which fraction of the inputs is robust within an ε as large as the box."""
-    if not sample.curve:
+    """Which fraction of the inputs is robust within an ε as large as the box, where one is certainly misclassified."""
+    if not sample.curve or sample.goal.criterion is not fooled:
         return []
     left = sample.curve[-1]["robust"]
     measured = f"with ε as large as the box, {left:.0%} of {len(sample.x)} inputs are robust to APGD-{_CURVE_STEPS}"
@@ -201,7 +212,8 @@ def random_points(sample: Sample) -> list[Finding]:
     """How many inputs random points break that a quick APGD does not."""
     if not sample.curve:
         return []
-    found = random_search(sample.model, sample.x, sample.y, sample.threat, steps=_RANDOM_POINTS, seed=sample.rng()).success
+    how: dict[str, Any] = {"loss": sample.loss(), "criterion": sample.goal.criterion, "seed": sample.rng()}
+    found = random_search(sample.model, sample.x, sample.y, sample.threat, steps=_RANDOM_POINTS, **how).success
     missed = int((found & ~sample.broken_at[CURVE.index(1.0)]).sum())
     measured = f"{_RANDOM_POINTS} random points break {missed} of {len(sample.x)} inputs that APGD-{_CURVE_STEPS} does not"
     return [Finding(missed, measured)]
@@ -209,9 +221,10 @@ def random_points(sample: Sample) -> list[Finding]:
 
 def black_box(sample: Sample) -> list[Finding]:
     """Which fraction of the inputs Square breaks, which asks for no gradient, and APGD on neither loss does."""
-    if sample.has_reject_class:
+    if sample.has_reject_class or not Square().defined_in(sample.threat.norm):
         return []
-    found = square(sample.model, sample.x, sample.y, sample.threat, steps=_QUERIES, seed=sample.rng()).success
+    how: dict[str, Any] = {"loss": sample.loss(), "criterion": sample.goal.criterion, "seed": sample.rng()}
+    found = square(sample.model, sample.x, sample.y, sample.threat, steps=_QUERIES, **how).success
     return [
         _besides(
             found & ~sample.broken & ~sample.broken_by_margin, f"Square with {_QUERIES} queries", f"APGD-{_STEPS} does not"
@@ -229,9 +242,11 @@ def rounded_points(sample: Sample) -> list[Finding]:
     def margin(logits: Tensor, y: Tensor) -> Tensor:
         return cw_loss(logits[:, some], y)  # does not try to hide
 
-    last = pgd(sample.model, x, y, sample.threat, steps=_CURVE_STEPS, loss=margin, return_last=True, seed=sample.rng()).x_adv
+    how: dict[str, Any] = {"steps": _CURVE_STEPS, "loss": sample.goal if sample.goal.is_own else margin}
+    how |= {"return_last": True, "seed": sample.rng(), "criterion": sample.goal.criterion if sample.goal.is_own else None}
+    last = pgd(sample.model, x, y, sample.threat, **how).x_adv
     rounded = x + (_GREY * (last - x)).trunc() / _GREY  # towards the image, which keeps to ball and box
-    broken, then = (fooled(sample.queries.logits(point), y, sample.has_reject_class) for point in (last, rounded))
+    broken, then = (sample.goal.criterion(sample.queries.logits(point), y) for point in (last, rounded))
     return [_besides(then & ~broken, f"PGD-{_CURVE_STEPS} with its points rounded to 1/{_GREY}", "it does not as they are")]
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, Suite
+from hauberk.attacks.base import MaximizingAttack
 from hauberk.attacks.frozen_model import ModelQueries, are_probabilities
 from hauberk.attacks.presets import AUTOATTACK
 from hauberk.data import IndexedDataset, reach_of
 from hauberk.evaluation.records import Records
 from hauberk.evaluation.result import Finding
-from hauberk.objectives.functional import find_attack_loss
+from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, find_attack_loss
 from hauberk.threat import ThreatModel
 
 _MARGIN_LOSSES = ("cw", "dlr", "dlr-targeted", "cw-targeted")
@@ -29,11 +30,15 @@ class Verdicts:
         records: what was found for each example.
         suite: what was run.
         outputs: how many logits the model has.
+        weights: for how many examples each stands, (n,).
+        goal: what the adversary was after.
     """
 
     records: Records
     suite: Suite
     outputs: int
+    weights: np.ndarray
+    goal: AttackLoss = ATTACK_LOSSES["cw"]
 
     def attack(self, name: str) -> Attack[Any]:
         """What ran under a name."""
@@ -57,7 +62,7 @@ class Verdicts:
 
 
 def _loss(attack: Attack[Any]) -> str:
-    return str(getattr(attack, "loss", ""))
+    return str(attack.loss) if isinstance(attack, MaximizingAttack) else ""
 
 
 def _single_step(attack: Attack[Any]) -> bool:
@@ -66,6 +71,8 @@ def _single_step(attack: Attack[Any]) -> bool:
 
 def clean_accuracy(found: Verdicts) -> list[Finding]:
     """Whether the model hardly beats chance (1) or does (0)."""
+    if not found.goal.of_classes:
+        return []
     accuracy = float(found.records.right.mean())
     measured = f"clean accuracy {accuracy:.1%}, chance {1 / found.outputs:.1%}"
     return [Finding(float(hardly_beats_chance(accuracy, found.outputs)), measured)]
@@ -102,6 +109,8 @@ def single_step(found: Verdicts) -> list[Finding]:
 
 def margin_gap(found: Verdicts) -> list[Finding]:
     """Which larger fraction of the examples attacks on the margin break than those on cross-entropy, at least."""
+    if found.goal.is_own:  # which all of them maximise
+        return []
     margin = [name for name in found.apart if _loss(found.attack(name)) in _MARGIN_LOSSES]
     return _gap(found, margin, found.cross_entropy, "attacks on the margin break", "those on cross-entropy")
 
@@ -141,7 +150,8 @@ def _without_gradients(found: Verdicts, in_autoattack: bool) -> list[Finding]:
             more = np.flatnonzero(found.records.broken([name]) & ~found.records.broken(white_box)).tolist()
             shown = f" ({', '.join(map(str, more[:10]))}{', ...' if len(more) > 10 else ''})" if more else ""
             measured = f"{name} breaks {len(more)} examples that no attack with gradients breaks{shown}"
-            findings.append(Finding(_more_than_one(len(more), found), measured, f"{name}-beats-gradients"))
+            fraction = float(found.weights[more].sum()) / found.records.n if len(more) > 1 else 0.0
+            findings.append(Finding(fraction, measured, f"{name}-beats-gradients"))
     return findings
 
 
@@ -168,6 +178,7 @@ class CleanInputs:
         draws: passes that the evaluation averages over; more than 1 is for random models.
         source: the data.
         threat: the threat model.
+        of_classes: whether its outputs are logits of classes.
     """
 
     model: nn.Module
@@ -175,10 +186,11 @@ class CleanInputs:
     draws: int
     source: IndexedDataset
     threat: ThreatModel
+    of_classes: bool = True
 
     def look(self, x: Tensor) -> Tensor:
         """Logits of inputs, in one pass: (k, ...) -> (k, C)."""
-        return ModelQueries(self.model).logits(x)
+        return ModelQueries(self.model).logits(x).reshape(len(x), -1)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -199,6 +211,8 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 def probabilities(clean: CleanInputs) -> list[Finding]:
     """Whether the outputs look like those of a softmax."""
+    if not clean.of_classes:
+        return []
     found = are_probabilities(clean.logits)
     return [Finding(float(found), f"the outputs are {'' if found else 'no '}probabilities")]
 
@@ -244,7 +258,7 @@ def gradients_in_forward(clean: CleanInputs) -> list[Finding]:
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         nonlocal before
         before = used  # the forward pass ends here
-        return logits.sum(1)
+        return logits.reshape(len(logits), -1).sum(1)
 
     with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, unpack):
         ModelQueries(clean.model).value_and_grad(clean.x[:2], find_attack_loss(loss), clean.x[:2])

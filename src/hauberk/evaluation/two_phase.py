@@ -1,0 +1,56 @@
+"""The suite "fast" under way: first attacks on all examples, the others on a random sample of those that stand."""
+
+import numpy as np
+
+from hauberk.attacks import Suite
+from hauberk.core.distributed import World
+from hauberk.evaluation.estimate import Sampled, expected_sample, next_sample
+from hauberk.evaluation.records import Records
+from hauberk.evaluation.runner import EvaluationRunner
+
+
+def run_two_phases(runner: EvaluationRunner, suite: Suite, world: World, order: np.ndarray, half_width: float) -> Sampled:
+    """Run a suite that has ``sampled`` attacks.
+
+    Args:
+        runner: after the clean pass.
+        suite: what runs.
+        world: the processes, each of which has some of the examples; all come to the same samples.
+        order: a random order of all examples, (n,) int64.
+        half_width: half the width that the interval may have, as a fraction of all examples; 0 for no estimate.
+    """
+    records, wanted = runner.records, half_width * runner.records.n
+    first = [name for name in suite.stages if name not in suite.sampled]
+    rest = [name for name in suite.sampled if runner.runs[name]]
+
+    def ahead(known: int) -> dict[str, float]:
+        standing = int(records.robust[runner.shard].sum())
+        return dict.fromkeys(rest, max(expected_sample(standing, wanted / world.size) - known, 0))
+
+    runner.run_attacks(first, ahead=ahead(0))
+    _share(records, world)
+    survivors = order[(records.right & ~records.broken(first))[order]]
+    margin = records.least_margin(survivors, first)
+    while True:
+        asked, estimate = next_sample(margin, _verdicts(records, survivors, rest), wanted)
+        if estimate is not None:
+            break
+        known = int(np.isfinite(_verdicts(records, survivors, rest)).sum())
+        runner.run_attacks(rest, survivors[asked], ahead(known + len(asked)))
+        _share(records, world)
+    weights = np.ones(records.n)
+    weights[survivors] = estimate.weights
+    return Sampled(estimate, weights)
+
+
+def _verdicts(records: Records, examples: np.ndarray, attacks: list[str]) -> np.ndarray:
+    """1 for the examples (b,) that any of the attacks broke, 0 for those that all of them left, NaN for the others."""
+    left = np.logical_and.reduce([np.ones(len(examples), bool), *(records[name]["known"][examples] for name in attacks)])
+    return np.where(records.broken(attacks, examples), 1.0, np.where(left, 0.0, np.nan))
+
+
+def _share(records: Records, world: World) -> None:
+    """Let all processes know what each has found."""
+    if world.size > 1:
+        for known in world.all_gather_object(records.known()):
+            records.add(known)
