@@ -96,7 +96,7 @@ def ours_in_processes(options: Options, seed: int) -> list[float]:
             "--norm": options.norm, "--eps": options.eps, "--n": options.n, "--seeds": seed, "--precision": options.precision,
             "--processes": options.processes, "--part-of": found,
         }  # fmt: skip
-        world = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(options.processes), __file__]
+        world = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(options.processes), "--", __file__]
         subprocess.run(world + [str(word) for pair in settings.items() for word in pair], check=True, capture_output=True)
         return list(json.loads(found.read_text()))
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hauberk.core.device import constant
+
 _NEWTON = 20  # steps at most for a concave function, where few are needed; and on a GPU
 _BRACKETED = 150  # otherwise; from the sixth on, every other halves the number of floats that come into question
 _ROUNDING = 4  # times eps, of a sum
@@ -46,7 +48,7 @@ def _project(onto: Callable[..., Tensor], p: int, v: Tensor, lo: Tensor, hi: Ten
     """Clip rows that lie in the ball then, and bring the others ``onto`` its surface; in float32 or float64."""
     dtype, (v, lo, hi) = v.dtype, (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (v, lo, hi))
     clipped = v.clamp(lo, hi)
-    radius = torch.as_tensor(radius, dtype=v.dtype, device=v.device).expand(len(v), 1)
+    radius = constant(radius, v.dtype, v.device).expand(len(v), 1)
     length = torch.linalg.vector_norm(clipped, p, 1, keepdim=True)
     parts = v, lo, hi, radius, length
     if v.device.type != "cpu":
