@@ -44,6 +44,13 @@ def test_combined_limits_of_two_strata_cover_whatever_is_broken_where(sizes, dra
         assert covered >= 1 - error - 1e-9
 
 
+def test_a_part_of_many_divisions_is_enough(monkeypatch):
+    counts = [((30, 80, 300), (5, 90, 900)), ((0, 40, 200), (2, 150, 3000)), ((60, 70, 120), (0, 30, 400))]
+    few = [combined_limits(pair, 0.03) for pair in counts]
+    monkeypatch.setattr("hauberk.evaluation.estimate._MANY", 10**6)
+    assert few == [combined_limits(pair, 0.03) for pair in counts]
+
+
 # Of each: examples in all, survivors, and how likely the rest of the protocol breaks one, by its rank of margin (0 to 1).
 POPULATIONS = {
     "nothing more is broken": (2000, 900, lambda rank: 0 * rank),

@@ -20,6 +20,7 @@ LOWEST = 10  # one part in so many of the survivors, those with the least margin
 PILOT = (1 / 40, 50, 200)  # of the survivors, at least, at most
 PILOT_FAVOUR = 3.0  # how much likelier the pilot takes one of the lowest
 SAFETY = 0.9  # of the half-width that is asked for, the second sample is planned to reach
+_MANY = 32  # divisions of a total between the strata
 GROWTH = 1.3  # of the sample from one look to the next
 FIRST_SHARE, NEXT_SHARE = 0.03, 0.01  # of the 5 %: the first look, the second; each later one has half of the one before
 
@@ -229,8 +230,21 @@ def combined_limits(counts: Sequence[tuple[int, int, int]], error: float) -> tup
     (first, second), ((low_1, high_1), (low_2, high_2)) = counts, ranges
 
     def chance(total: int, of_so_many: bool) -> float:
-        """The largest chance of a T of at least (otherwise at most) what was seen, over the divisions of a total."""
-        divided = np.arange(max(low_1, total - high_2), min(high_1, total - low_2) + 1)
+        """The largest chance of a T of at least (otherwise at most) what was seen, over the divisions of a total.
+
+        It changes little from one division to the next, so of many divisions some are looked at, and all near the best of them.
+        """
+        divisions = np.arange(max(low_1, total - high_2), min(high_1, total - low_2) + 1)
+        stride = -(-len(divisions) // _MANY)
+        some = np.union1d(divisions[::stride], divisions[-1:])
+        chances = chances_of(total, some, of_so_many)
+        if stride > 1:
+            near = divisions[np.abs(divisions - some[chances.argmax()]) < stride]
+            chances = chances_of(total, near, of_so_many)
+        return float(chances.max())
+
+    def chances_of(total: int, divided: np.ndarray, of_so_many: bool) -> np.ndarray:
+        """Those chances, of each number (B,) that the first stratum may have of the total, (B,)."""
         of_first, of_second = _chances(divided, *first[1:]), _chances(total - divided, *second[1:])
         reach = np.arange(first[1] + 1) * _weight(first)
         if of_so_many:  # the chance that the second stratum makes up for what the first has not
@@ -239,7 +253,7 @@ def combined_limits(counts: Sequence[tuple[int, int, int]], error: float) -> tup
         else:
             least = np.floor((value - reach) / _weight(second) + 1e-9).clip(-1, second[1]).astype(int) + 1
             tails = np.concatenate([np.zeros((len(divided), 1)), of_second.cumsum(1)], 1)
-        return float((of_first * tails[:, least]).sum(1).max())
+        return np.asarray((of_first * tails[:, least]).sum(1))
 
     middle = min(max(round(value), low_1 + low_2), high_1 + high_2)
     high = _last(lambda total: chance(total, False) > tail, middle, high_1 + high_2)
