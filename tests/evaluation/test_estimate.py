@@ -1,16 +1,21 @@
 """The two-phase estimate of the suite "fast": limits, coverage, and the full protocol as its end."""
 
+import io
 import itertools
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import hypergeom
 
 import hauberk as hb
 from hauberk.attacks import PRESETS, SUITES, find_attack, find_suite
+from hauberk.evaluation import table
 from hauberk.evaluation.estimate import combined_limits, exact_limits, expected_sample, next_sample
+from hauberk.report.report import evaluation_page
 from helpers import sound
 
 
@@ -140,6 +145,15 @@ def test_the_full_run_of_fast_is_standard_and_goes_on_from_the_estimate(tmp_path
     assert first.interval[0] <= low
     assert high <= first.interval[1]
     assert f"estimated from {found.sampled} of {found.survivors} survivors" in str(first)
+    # Wherever it is shown, the estimate has the interval of its own, the others Wilson's.
+    ends = ", ".join(f"{100 * end:.1f}" for end in first.interval)
+    page = evaluation_page(json.loads(json.dumps(first.to_dict())), "a network")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table({"a network": first}))
+    assert console.export_text().count(f"{100 * first.robust_accuracy:.1f} [{ends}]") == 2
+    rows = {row[0]: row[3] for row in next(s for s in page.sections if s.heading == "Attacks").blocks[0].rows}
+    assert rows["autoattack"] == rows["worst case"] != rows["apgd-ce[:1]"]
+    assert str(first.sampled) in page.metrics[0].note
     members = np.bincount(y.numpy())
     assert sum(first.by_class[c] * members[c] for c in first.by_class) / len(y) == pytest.approx(first.robust_accuracy)
     assert sum(e["weight"] for e in first.examples) == pytest.approx(len(y))

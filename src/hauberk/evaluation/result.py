@@ -203,6 +203,15 @@ class Evaluation:
         return wilson_interval(round(accuracy * self.n), self.n)
 
     @property
+    def accuracies(self) -> dict[str, tuple[float, Interval]]:
+        """Accuracies with their 95 % intervals: "clean", by attack, and "worst case"."""
+        exact = {
+            name: (share, self.interval_of(share)) for name, share in {"clean": self.clean_accuracy, **self.by_attack}.items()
+        }
+        estimated = {"autoattack": (self.robust_accuracy, self.interval)} if self.sampled else {}
+        return {**exact, **estimated, "worst case": (self.robust_accuracy, self.interval)}
+
+    @property
     def warnings(self) -> list[Diagnostic]:
         """Diagnostics that are not "ok", the worst first."""
         return worst_first(self.diagnostics)
@@ -301,7 +310,8 @@ def table(results: Mapping[str, Evaluation]) -> Table:
     """
     some = next(iter(results.values()))
     warned = [f"{name}: {said}" for name, result in results.items() if (said := warning_line(result.diagnostics))]
-    title = [f"Accuracy in % under {some.threat}, n = {some.n}, with 95 % intervals", *warned]
+    under = f" under {some.threat}" if all(result.threat == some.threat for result in results.values()) else ""
+    title = [f"Accuracy in %{under}, n = {some.n}, with 95 % intervals", *warned]
     shown = Table(
         title=Text(printable("\n".join(title), keep="\n")),
         caption="Under attack: upper bounds, a stronger attack may find more.",
@@ -310,18 +320,16 @@ def table(results: Mapping[str, Evaluation]) -> Table:
     for name, result in results.items():
         shown.add_column(Text(printable(name) + warning_mark(result.diagnostics)), justify="right")
 
-    def add_row(title: str, accuracies: list[float]) -> None:
-        cells = []
-        for result, accuracy in zip(results.values(), accuracies, strict=True):
-            low, high = result.interval_of(accuracy)
-            cells.append(f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+    def add_row(title: str, name: str) -> None:
+        rows = (result.accuracies[name] for result in results.values())
+        cells = (f"{100 * accuracy:.1f} [{_points(ends)}]" for accuracy, ends in rows)
         shown.add_row(Text(printable(title)), *map(Text, cells))
 
-    add_row("clean", [result.clean_accuracy for result in results.values()])
+    add_row("clean", "clean")
     for k, attack in enumerate(some.by_attack):
-        add_row(f"+ {attack}" if some.sequential and k else attack, [r.by_attack[attack] for r in results.values()])
+        add_row(f"+ {attack}" if some.sequential and k else attack, attack)
     shown.add_section()
-    add_row("worst case", [result.robust_accuracy for result in results.values()])
+    add_row("worst case", "worst case")
     return shown
 
 

@@ -204,15 +204,17 @@ def evaluation_page(found: dict[str, Any], subject: str) -> Page:
 def _attacks(found: dict[str, Any]) -> list[Block]:
     accuracies = {"clean": found["clean_accuracy"], **found["by_attack"], "worst case": found["robust_accuracy"]}
     order = "each on what the ones before it left" if found["sequential"] else "each alone on all that is right without it"
-    figure = _accuracies("attacks", "Accuracy under each attack", "attack", accuracies, dict.fromkeys(accuracies, found["n"]))
+    known = dict.fromkeys(("autoattack", "worst case"), tuple(found["interval"])) if found["estimate"] else None
+    counts = dict.fromkeys(accuracies, found["n"])
+    figure = _accuracies("attacks", "Accuracy under each attack", "attack", accuracies, counts, known)
     outcomes = {"clean": "wrong without an attack", None: "robust", "open": "stands, not in the sample"}
     broken_by = ("open" if example.get("weight") == 0 else example["broken_by"] for example in found["examples"])
-    counts = Counter(outcomes.get(attack, attack) for attack in broken_by).most_common()
-    picture = bars(dict(counts), xlabel="examples")
+    broken = Counter(outcomes.get(attack, attack) for attack in broken_by).most_common()
+    picture = bars(dict(broken), xlabel="examples")
     return [
         Table(figure.name, f"{figure.caption} ({order})", figure.header, figure.rows),
         replace(figure, caption=f"{figure.caption}, with 95 % intervals", rows=()),
-        Figure("evaluation-broken", "What broke how many examples first", ["", "examples"], counts, picture),
+        Figure("evaluation-broken", "What broke how many examples first", ["", "examples"], broken, picture),
     ]
 
 
@@ -229,9 +231,19 @@ def _classes(found: dict[str, Any]) -> list[Block]:
     return blocks
 
 
-def _accuracies(name: str, caption: str, what: str, accuracies: Mapping[str, float], counts: Mapping[str, int]) -> Figure:
-    """Draw accuracies of so many examples each, with their intervals."""
-    ends = {key: wilson_interval(round(share * counts[key]), counts[key] or 1) for key, share in accuracies.items()}
+def _accuracies(
+    name: str,
+    caption: str,
+    what: str,
+    accuracies: Mapping[str, float],
+    counts: Mapping[str, int],
+    known: Mapping[str, tuple[float, ...]] | None = None,
+) -> Figure:
+    """Draw accuracies of so many examples each, with their intervals: those that are ``known``, otherwise Wilson's."""
+    ends: dict[str, tuple[float, ...]] = {
+        key: wilson_interval(round(share * counts[key]), counts[key] or 1) for key, share in accuracies.items()
+    }
+    ends |= known or {}
     rows = [[key, counts[key], f"{100 * share:.1f}", _interval(ends[key])] for key, share in accuracies.items()]
     percents = {key: 100 * share for key, share in accuracies.items()}
     picture = bars(percents, [(100 * low, 100 * high) for low, high in ends.values()], xlabel="accuracy, %", xlim=(0, 100))
