@@ -36,6 +36,7 @@ class CWL2(MinimumNormAttack["CWL2State"]):
         first_constant: c of the first search.
         confidence: κ: points count only where their margin is beyond it.
         abort_early: whether a search ends where a tenth of its steps has not brought the loss of the example down.
+        within_eps: whether only points within ε count, as in an evaluation, which sets it.
     """
 
     steps: int = 10_000

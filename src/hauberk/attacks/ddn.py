@@ -30,6 +30,7 @@ class DDN(MinimumNormAttack["DDNState"]):
         init_norm: first radius, in widths of the box.
         restarts: independent starts; the first is at the clean input.
         loss: what each step goes up along.
+        within_eps: whether only points within ε count, as in an evaluation, which sets it.
     """
 
     steps: int = 100

@@ -27,6 +27,8 @@ class DeepFool(MinimumNormAttack[MinimumNormState]):
     Attributes:
         steps: most looks at the model, each with a gradient for each class.
         overshoot: η.
+        within_eps: whether only points within ε count, as in an evaluation, which sets it.
+        loss: the margin; there is no other that it could go by.
     """
 
     steps: int = 50

@@ -35,6 +35,8 @@ class FMN(MinimumNormAttack["FMNState"]):
         gamma: first γ.
         gamma_final: last γ.
         restarts: independent starts; the first is at the clean input.
+        within_eps: whether only points within ε count, as in an evaluation, which sets it.
+        loss: what is above 0 where an input is misclassified, and rises towards there.
     """
 
     steps: int = 100

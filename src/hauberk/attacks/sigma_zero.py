@@ -33,6 +33,8 @@ class SigmaZero(MinimumNormAttack["SigmaZeroState"]):
         threshold: first τ.
         threshold_rate: times the step, what τ moves by.
         restarts: independent starts; the first is at the clean input.
+        within_eps: whether only points within ε count, as in an evaluation, which sets it.
+        loss: what is above 0 where an input is misclassified, and rises towards there.
     """
 
     steps: int = 1000

@@ -2,6 +2,7 @@
 
 from hauberk.evaluation.curve import robustness_curve
 from hauberk.evaluation.diagnostics import DIAGNOSTICS, DiagnosticSpec
+from hauberk.evaluation.estimate import Estimate, Sampled
 from hauberk.evaluation.evaluate import evaluate
 from hauberk.evaluation.result import Diagnostic, Evaluation, Finding, PartialResult, partial_result, table, wilson_interval
 from hauberk.evaluation.robustness_curve import RobustnessCurve
@@ -11,11 +12,13 @@ __all__ = [
     "DIAGNOSTICS",
     "Diagnostic",
     "DiagnosticSpec",
+    "Estimate",
     "Evaluation",
     "Finding",
     "PartialResult",
     "Risk",
     "RobustnessCurve",
+    "Sampled",
     "evaluate",
     "measure_risk",
     "partial_result",
