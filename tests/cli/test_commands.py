@@ -127,7 +127,7 @@ def test_train_then_evaluate(workplace, capsys):
     (saved,) = (workplace / "runs/digits-mart/evaluations").glob("quick-*/evaluation.json")
     assert shown == json.loads(saved.read_text())
     assert main(["evaluate", str(saved.parent), "--status"]) == 0
-    assert "after pgd-100" in capsys.readouterr().out
+    assert "pgd-100: " in capsys.readouterr().out
     assert (shown["n"], shown["threat"]) == (40, "Linf(0.05)")
     assert (
         main(["evaluate", "runs/digits-mart", "--n", "40", "--eps", "0.01", "--attacks", "fgsm", "--quiet", "--threads", "1"])
