@@ -40,6 +40,11 @@ def test_benchmark_takes_their_positions_and_all_examples_of_fewer(digits):
     assert clean >= robust
 
 
+def test_benchmark_says_where_its_number_means_nothing(digits, capsys):
+    hb.benchmark(torch.nn.Sequential(digits, torch.nn.Softmax(1)), 20, "digits", suite="quick")
+    assert "INVALID logits: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -7,6 +7,7 @@ from torch import nn
 
 from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError
+from hauberk.core.progress import warn
 from hauberk.data import DATASETS, as_dataset, load_data, standard_subset
 from hauberk.evaluation.evaluate import evaluate
 from hauberk.threat import ThreatModel
@@ -66,6 +67,8 @@ def benchmark(
     chosen = standard_subset(source, n) if subset == "standard" else source
     threat = _threat(dataset, threat_model, eps)
     result = evaluate(model, chosen, threat=threat, suite=suite, n=n, batch_size=batch_size, seed=seed, out=out, quiet=True)
+    for doubt in result.warnings:  # which two numbers cannot say
+        warn(str(doubt))
     return result.clean_accuracy, result.robust_accuracy
 
 
