@@ -78,9 +78,9 @@ class Options:
     """CPU threads."""
 
 
-def costs(norm: str = "Linf") -> tuple[int, int]:
+def costs() -> tuple[int, int]:
     """Passes of an example that stands: of the first attacks, and of the rest."""
-    threat = hb.Linf(0.1) if norm == "Linf" else hb.L2(0.1)
+    threat = hb.Linf(0.1)
     total = {False: 0, True: 0}
     for name, preset in SUITE.attacks.items():
         attack, _ = preset.adapted(threat, 10)
@@ -99,10 +99,10 @@ def sample(margin: np.ndarray, truth: np.ndarray, wanted: float, draws: np.rando
         known[asked] = truth[order][asked]
 
 
-def part_of_price(sampled: float, survivors: int) -> float:
+def price(found: dict[str, Any]) -> str:
     """Passes of ``fast`` as a part of AutoAttack's, both on survivors alone."""
     begin, rest = costs()
-    return (begin + rest * sampled / survivors) / (begin + rest)
+    return f"{(begin + rest * found['sampled'] / found['survivors']) / (begin + rest):.2f}"
 
 
 def simulated(margin: np.ndarray, truth: np.ndarray, n: int, draws: int) -> dict[str, float]:
@@ -111,7 +111,7 @@ def simulated(margin: np.ndarray, truth: np.ndarray, n: int, draws: int) -> dict
     found = [sample(margin, truth, 0.01 * n, generator) for _ in range(draws)]
     sampled = float(np.mean([one.sampled for one in found]))
     return {
-        "broken": int(count), "sampled": sampled, "price": part_of_price(sampled, len(truth)),
+        "broken": int(count), "sampled": sampled, "survivors": len(truth),
         "covered": float(np.mean([one.low <= count <= one.high for one in found])),
         "half": float(np.mean([(one.high - one.low) / 2 for one in found])) / n,
         "error": float(np.sqrt(np.mean([(one.broken - count) ** 2 for one in found]))) / n,
@@ -184,7 +184,7 @@ def main() -> None:
         half, error = (f"{100 * found[key]:.2f}" for key in ("half", "error"))
         covered = f"{100 * found['covered']:.1f}"
         sampled = f"{found['sampled']:,.0f}"
-        print_row(name, POPULATIONS[name][0], found["broken"], covered, half, error, sampled, f"{found['price']:.2f}")
+        print_row(name, POPULATIONS[name][0], found["broken"], covered, half, error, sampled, price(found))
     print()
     print_head("network", "clean", "standard", "fast", "sampled", "agree", "passes", "CPU s", "price at n = 10,000 and ± 1")
     for name in filter(some.__contains__, EVALUATED):
@@ -194,9 +194,9 @@ def main() -> None:
         counts = f"{found['estimate']['sampled']} of {found['estimate']['survivors']}"
         clean, whole, fast = (f"{100 * found[key]:.1f}" for key in ("clean", "standard", "fast"))
         large = found["large"]
-        price = f"{large['price']:.2f} (± {100 * large['half']:.2f}, covered {100 * large['covered']:.0f} %)"
+        of_10000 = f"{price(large)} (± {100 * large['half']:.2f}, covered {100 * large['covered']:.0f} %)"
         agree = f"{found['agree']} of {found['attacked']}"
-        print_row(name, clean, whole, f"{fast} [{low:.1f}, {high:.1f}]", counts, agree, passes, seconds, price)
+        print_row(name, clean, whole, f"{fast} [{low:.1f}, {high:.1f}]", counts, agree, passes, seconds, of_10000)
 
 
 if __name__ == "__main__":

@@ -119,11 +119,13 @@ def test_parts_of_an_attack_are_its_runs():
     with pytest.raises(hb.UserError, match="did you mean"):
         find_attack("apgd-s[:3]")
     suite = find_suite("fast")
-    assert suite.sequential
-    for whole in ("apgd-ce", "apgd-t", "fab-t"):  # together the parts are the whole, each run once
-        parts = [range(9)[slice(*one.runs)] for one in suite.attacks.values() if one.whole == whole]
-        assert sorted(run for part in parts for run in part) == list(range(9))
-    assert set(suite.sampled) < set(suite.stages)
+    for form in (suite, suite.for_threat(hb.L2(1))):
+        assert form.sequential
+        for whole in ("apgd-ce", "apgd-t", "fab-t", "square"):  # together the parts are the whole, each run once
+            parts = [range(9)[slice(*one.runs)] for name, one in form.attacks.items() if whole in (one.whole, name)]
+            assert sorted(run for part in parts for run in part) == list(range(9))
+        assert set(form.sampled) < set(form.stages) == set(form.attacks)
+    assert "fab-t[:1]" in suite.for_threat(hb.L1(1)).stages
     assert list(SUITES["fast"].columns)[-1] == "autoattack"
 
 
