@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from broken_defences import BROKEN, Defence
 from common import Options, first, parse, print_head, print_row, when
-from networks import TradesNet, small_net
+from networks import CHECKPOINTS, load_checkpoint
 from torch import Tensor, nn
 
 import hauberk as hb
-from hauberk.models import Normalize
 
 NAME = "attacks-find-planted-examples"
-CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 @dataclass(frozen=True)
@@ -38,31 +36,13 @@ class Tested(Options):
     """Examples."""
 
 
-def cifar_net() -> nn.Module:
-    """The network "CNN-A" of the verifier α,β-CROWN, without its normalisation."""
-    layers = [nn.Conv2d(3, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 100), nn.ReLU(), nn.Linear(100, 10))
-
-
 def honest(options: Tested) -> Iterator[tuple[str, nn.Module, tuple[Tensor, Tensor], hb.ThreatModel]]:
     """Networks without a defence but their training, with data and threat model."""
     everything = torch.arange(options.test)
     mnist = first("mnist", "test", options.data_dir, options.test).fetch(everything)
-    for file, net, eps in (
-        ("trades_mnist_smallcnn.pt", TradesNet(), 0.3),
-        ("convex_adversarial_models_mnist.pth", small_net(), 0.1),
-        ("fast_adversarial_mnist_fgsm.pth", small_net(), 0.3),
-    ):
-        yield file, hb.load(options.checkpoints / file, model=net), mnist, hb.Linf(eps)
-    file = "abcrown_cifar_cnn_a_adv.model"
-    net = cifar_net()
-    net.load_state_dict(torch.load(options.checkpoints / file, weights_only=True, map_location="cpu"))
-    yield (
-        file,
-        nn.Sequential(Normalize(*CIFAR), net),
-        first("cifar10", "test", options.cifar, options.test).fetch(everything),
-        hb.Linf("2/255"),
-    )
+    cifar = first("cifar10", "test", options.cifar, options.test).fetch(everything)
+    for name, data, eps in (("trades", mnist, 0.3), ("convex", mnist, 0.1), ("wong", mnist, 0.3), ("cnn-a", cifar, "2/255")):
+        yield CHECKPOINTS[name].file, load_checkpoint(name, options.checkpoints), data, hb.Linf(eps)
     digits = [hb.data.load_data("digits", split) for split in ("train", "test")]
     run = hb.train("small-cnn", digits[0], method="standard", threat=hb.Linf(0.1), epochs=5, quiet=True)
     yield "small CNN, undefended, digits", run.model, digits[1].fetch(everything), hb.Linf(0.1)
@@ -89,7 +69,7 @@ def main() -> None:
     for name, model, data, threat in honest(options):
         print_row(name, *tested(model, data, threat))
     mnist = first("mnist", "test", options.data_dir, options.test).fetch(torch.arange(options.test))
-    net = hb.load(options.checkpoints / "convex_adversarial_models_mnist.pth", model=small_net())
+    net = load_checkpoint("convex", options.checkpoints)
     for name, (rule, how) in BROKEN.items():
         print_row(f"BROKEN {name}", *tested(Defence(net, rule), mnist, hb.Linf(0.15), **how))
     for name in ("jpeg", "quantised", "gradient at the data only", "flipped gradient"):

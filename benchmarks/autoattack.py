@@ -16,18 +16,19 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import components
 import torch
 import tyro
-from common import STOPPED, print_head, print_row, where
+from common import kept, print_head, print_row, where
+from networks import CHECKPOINTS, load_checkpoint
 from torch import Tensor, nn
 
 import hauberk as hb
 from hauberk.core.distributed import init_distributed
-from hauberk.core.io import make_folder, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -126,24 +127,20 @@ def both(options: Options, model: nn.Module, x: Tensor, y: Tensor, seed: int) ->
 
 def main() -> None:
     """Run what is not kept yet, and print the table."""
-    options, begun = tyro.cli(Options), time.monotonic()
+    options = tyro.cli(Options)
+    stop_at = time.monotonic() + 60 * options.minutes
     torch.set_num_threads(1 if options.part_of else options.processes)
     logging.basicConfig(level=logging.WARNING)
-    model, data = components.load_network(options), components.NETWORKS[options.network][2]
+    model, data = load_checkpoint(options.network, options.checkpoints), CHECKPOINTS[options.network].data
     x, y = hb.data.load_data(data, "test", options.data_dir).fetch(torch.arange(options.n))
     if options.part_of:
         part(options, model, x, y)
         return
     case = f"{options.network}-{options.norm}-{options.eps}-n{options.n}-{options.precision}-{options.processes}"
-    make_folder(options.out)
-    runs = []
-    for seed in range(options.seeds):
-        kept = options.out / f"{case}-{seed}.json"
-        if not kept.exists():
-            if time.monotonic() - begun > 60 * options.minutes:
-                raise SystemExit(STOPPED)
-            write_json(kept, both(options, model, x, y, seed))
-        runs.append(read_json(kept))
+    runs = [
+        kept(options.out / f"{case}-{seed}.json", partial(both, options, model, x, y, seed), stop_at)
+        for seed in range(options.seeds)
+    ]
     print(f"{options.network}, {options.norm} {options.eps}, first {options.n} images, {options.seeds} seeds, {where()}")
     print_head("", "robust %", "CPU s" if options.processes == 1 else "seconds", "of official", "forwards", "backwards")
     for side in sorted(components.SIDES, reverse=True):

@@ -1,8 +1,11 @@
 """What benchmarks share: options, runs that are kept and never made twice, and how results are printed."""
 
 import platform
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +13,7 @@ import torch
 import tyro
 
 import hauberk as hb
-from hauberk.core.io import machine, read_json, versions
+from hauberk.core.io import machine, make_folder, read_json, versions, write_json
 from hauberk.data import Subset, load_data
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -73,6 +76,16 @@ def print_row(*cells: Any) -> None:
 def write_page(name: str, lines: list[str]) -> None:
     """Write a page of the docs."""
     (DOCS / name).write_text("\n".join(lines) + "\n")
+
+
+def kept(path: Path, make: Callable[[], Any], stop_at: float = inf) -> Any:
+    """Return what was found before, or find it and keep it as JSON; not after ``stop_at``, by the monotonic clock."""
+    if not path.exists():
+        if time.monotonic() > stop_at:
+            raise SystemExit(STOPPED)
+        make_folder(path.parent)
+        write_json(path, make())
+    return read_json(path)
 
 
 def with_interval(found: dict[str, Any]) -> str:

@@ -10,31 +10,21 @@ means over the seeds ± standard errors, and the median over the seeds of the ra
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import nan, sqrt
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
-from common import STOPPED, print_head, print_row, where
-from networks import TradesNet, small_net
+from common import kept, print_head, print_row, where
+from networks import CHECKPOINTS, load_checkpoint
 from torch import Tensor, nn
 
 import hauberk as hb
 from hauberk.attacks.presets import AUTOATTACK
-from hauberk.core.io import make_folder, read_json, write_json
-from hauberk.models import Normalize
-
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-# Files, networks and data sets of published checkpoints.
-NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], str]] = {
-    "wong": ("fast_adversarial_mnist_fgsm.pth", small_net, "mnist"),
-    "convex": ("convex_adversarial_models_mnist.pth", small_net, "mnist"),
-    "trades": ("trades_mnist_smallcnn.pt", TradesNet, "mnist"),
-    "cnn-a": ("abcrown_cifar_cnn_a_adv.model", lambda: small_net((3, 32, 32)), "cifar10"),
-}
 
 
 @dataclass(frozen=True)
@@ -61,15 +51,6 @@ class Options:
     """Folder of the runs."""
     minutes: float = 1e9
     """Stop before a run once so much time has passed."""
-
-
-def load_network(name: str, checkpoints: Path) -> nn.Module:
-    """Return a published network, with the normalisation that it was trained with inside."""
-    file, build, data = NETWORKS[name]
-    net = build()
-    weights = torch.load(checkpoints / file, map_location="cpu", weights_only=True)
-    net.load_state_dict(weights.get("state_dict", weights))
-    return (nn.Sequential(Normalize(CIFAR_MEAN, CIFAR_STD), net) if data == "cifar10" else net).eval()
 
 
 def official(model: nn.Module, x: Tensor, y: Tensor, options: Options, attack: str, seed: int) -> float:
@@ -111,23 +92,19 @@ def with_error(values: Sequence[float]) -> str:
 
 def main() -> None:
     """Run what is not kept yet, and print the table."""
-    options, begun = tyro.cli(Options), time.monotonic()
+    options = tyro.cli(Options)
+    stop_at = time.monotonic() + 60 * options.minutes
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
-    model, data = load_network(options.network, options.checkpoints), NETWORKS[options.network][2]
+    model, data = load_checkpoint(options.network, options.checkpoints), CHECKPOINTS[options.network].data
     x, y = hb.data.load_data(data, "test", options.data_dir).fetch(torch.arange(options.n))
     case = f"{options.network}-{options.norm}-{options.eps}-n{options.n}"
-    make_folder(options.out)
     rows = []
     for attack in options.attacks:
         runs = []
         for seed in range(options.seeds):
-            kept = options.out / f"{case}-{attack}-{seed}.json"
-            if not kept.exists():
-                if time.monotonic() - begun > 60 * options.minutes:
-                    raise SystemExit(STOPPED)
-                write_json(kept, both(options, model, x, y, attack, seed))
-            runs.append(read_json(kept))
+            run = partial(both, options, model, x, y, attack, seed)
+            runs.append(kept(options.out / f"{case}-{attack}-{seed}.json", run, stop_at))
         shares = {side: with_error([run[side][0] for run in runs]) for side in SIDES}
         seconds = {side: statistics.mean(run[side][1] for run in runs) for side in SIDES}
         ratio = statistics.median(run["ours"][1] / run["official"][1] for run in runs)

@@ -8,7 +8,6 @@ Prints rows of a table for docs/results.md.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,7 @@ from typing import Annotated
 import torch
 import tyro
 from common import first, print_head, print_row, when
-from networks import TradesNet, cifar_net, small_net
+from networks import CHECKPOINTS, load_checkpoint
 from torch import nn
 
 import hauberk as hb
@@ -29,21 +28,6 @@ from hauberk.threat import make_threat
 OTHER_SEED = 1
 
 
-@dataclass(frozen=True)
-class Network:
-    """A checkpoint, the network that it is of, and its data."""
-
-    file: str
-    build: Callable[[], nn.Module]
-    data: str = "mnist"
-
-
-NETWORKS = {
-    "wong": Network("fast_adversarial_mnist_fgsm.pth", small_net),
-    "trades": Network("trades_mnist_smallcnn.pt", TradesNet),
-    "convex": Network("convex_adversarial_models_mnist.pth", small_net),
-    "cnn-a": Network("abcrown_cifar_cnn_a_adv.model", cifar_net, "cifar10"),
-}
 CASES = {  # by network, the norm and an ε in the middle of its curve
     "wong-Linf": "0.3", "wong-L2": "1.5", "trades-Linf": "0.3", "trades-L2": "1.5", "convex-Linf": "0.1", "convex-L2": "1.5",
     "cnn-a-Linf": "4/255", "cnn-a-L2": "0.5", "cnn-a-L1": "5", "cnn-a-L0": "8", "wong-L1": "8", "wong-L0": "8",
@@ -77,9 +61,8 @@ def main(options: Options) -> None:
     print_head("network", "norm", "n", "CPU s", "passes an example", "ε: curve %, beyond it %", "largest")
     for case in options.only:
         name, norm = case.rsplit("-", 1)
-        network, threat = NETWORKS[name], make_threat(norm, CASES[case])
-        model = loaded(options.checkpoints / network.file, network.build())
-        test = first(network.data, "test", options.data_dir, options.n)
+        threat, model = make_threat(norm, CASES[case]), load_checkpoint(name, options.checkpoints)
+        test = first(CHECKPOINTS[name].data, "test", options.data_dir, options.n)
         begun = time.process_time()
         curve = hb.robustness_curve(model, test, threat=threat, out=options.out / f"{case}-{options.n}", quiet=True)
         seconds = time.process_time() - begun
@@ -91,15 +74,6 @@ def main(options: Options) -> None:
         ]
         passes = sum(curve.provenance["passes"].values()) / curve.n
         print_row(name, norm, curve.n, seconds, f"{passes:,.0f}", "; ".join(points), 100 * max(beyond.values()) / curve.n)
-
-
-def loaded(path: Path, net: nn.Module) -> nn.Module:
-    """Return a network with the weights of a checkpoint."""
-    if path.suffix != ".model":
-        return hb.load(path, model=net)
-    *_, without_normalisation = net.children()
-    without_normalisation.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    return net.eval()
 
 
 def broken_beyond(

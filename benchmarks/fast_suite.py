@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from common import first, print_head, print_row, trained, where
-from components import NETWORKS, load_network
+from common import first, kept, print_head, print_row, trained, where
+from networks import CHECKPOINTS, load_checkpoint
 from torch import nn
 
 import hauberk as hb
 from hauberk.attacks import find_suite
-from hauberk.core.io import make_folder, read_json, write_json
 from hauberk.data import load_data
 from hauberk.evaluation.estimate import Estimate, next_sample
 
@@ -118,14 +117,6 @@ def simulated(margin: np.ndarray, truth: np.ndarray, n: int, draws: int) -> dict
     }  # fmt: skip
 
 
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what was found before, or find it and keep it."""
-    if not path.exists():
-        write_json(path, make())
-    found: dict[str, Any] = read_json(path)
-    return found
-
-
 def of_population(name: str, draws: int) -> dict[str, Any]:
     """Simulate one of the populations."""
     survivors, chance = POPULATIONS[name]
@@ -137,8 +128,8 @@ def of_population(name: str, draws: int) -> dict[str, Any]:
 def network(name: str, options: Options) -> nn.Module:
     """Load a published network, or train one."""
     kind, data, eps = EVALUATED[name]
-    if kind in NETWORKS:
-        return load_network(kind, options.checkpoints)
+    if kind in CHECKPOINTS:
+        return load_checkpoint(kind, options.checkpoints)
     folder = options.out / kind
     train_set = first(data, "train", options.data_dir, options.train)
     trained(folder, "small-cnn", train_set, hb.Linf(eps), method=kind, epochs=8, eps_warmup=0.3, threads=options.threads)
@@ -175,7 +166,6 @@ def main() -> None:
     """Run, or read, all of it."""
     options = tyro.cli(Options)
     torch.set_num_threads(options.threads)
-    make_folder(options.out)
     print(f"{options}, {where()}, first attacks {costs()[0]} passes, the rest {costs()[1]}\n")
     some = set(options.only) or {*POPULATIONS, *EVALUATED}
     print_head("population", "survivors", "the rest breaks", "covered, %", "± points", "error", "sampled", "of the price")

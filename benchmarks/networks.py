@@ -1,6 +1,9 @@
 """Networks of published checkpoints, ResNet-50, and small ones of several kinds for MNIST."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +51,33 @@ class TradesNet(nn.Module):
         """Return logits (B, 10) of images (B, 1, 28, 28)."""
         logits: Tensor = self.classifier(self.feature_extractor(x).flatten(1))
         return logits
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published file, the network that it is of, and its data set."""
+
+    file: str
+    build: Callable[[], nn.Module]
+    data: str = "mnist"
+
+
+CHECKPOINTS = {
+    "wong": Checkpoint("fast_adversarial_mnist_fgsm.pth", small_net),
+    "trades": Checkpoint("trades_mnist_smallcnn.pt", TradesNet),
+    "convex": Checkpoint("convex_adversarial_models_mnist.pth", small_net),
+    "cnn-a": Checkpoint("abcrown_cifar_cnn_a_adv.model", cifar_net, "cifar10"),
+}
+
+
+def load_checkpoint(name: str, folder: Path) -> nn.Module:
+    """Return a published network; a normalisation before it, which its file has not, is its own."""
+    known = CHECKPOINTS[name]
+    net = known.build()
+    weights = torch.load(folder / known.file, map_location="cpu", weights_only=True)
+    inner = list(net.children())[-1] if isinstance(next(net.children()), Normalize) else net
+    inner.load_state_dict(weights.get("state_dict", weights))
+    return net.eval()
 
 
 class Bottleneck(nn.Module):

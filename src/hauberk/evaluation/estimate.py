@@ -20,9 +20,9 @@ LOWEST = 10  # one part in so many of the survivors, those with the least margin
 PILOT = (1 / 40, 50, 200)  # of the survivors, at least, at most
 PILOT_FAVOUR = 3.0  # how much likelier the pilot takes one of the lowest
 SAFETY = 0.9  # of the half-width that is asked for, the second sample is planned to reach
-_MANY = 32  # divisions of a total between the strata
 GROWTH = 1.3  # of the sample from one look to the next
 FIRST_SHARE, NEXT_SHARE = 0.03, 0.01  # of the 5 %: the first look, the second; each later one has half of the one before
+_MANY = 32  # divisions of a total between the strata
 
 
 @dataclass(frozen=True)

@@ -206,9 +206,7 @@ def evaluate(
         finally:
             store.write_cost(runner.passes)
     records = store.records
-    if world.size > 1:
-        for known in world.all_gather_object(records.known()):
-            records.add(known)
+    records.share(world)
     found, curve = world.on_main_process(lambda: (found + more, curve))
     provenance = {
         "seed": seed, "batch_size": batch_size, "precision": used, "float32": in_attacks,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from hauberk.core.distributed import World
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import as_json, json_roundtrip, make_folder, read_json, write_json, write_zeros
 from hauberk.core.lock import exclusive_lock
@@ -123,6 +124,12 @@ class Records:
         self.costs |= known["costs"]
         for name, (index, rows) in known["tables"].items():
             self[name][index] = rows
+
+    def share(self, world: World) -> None:
+        """Let all processes know what each has found."""
+        if world.size > 1:
+            for known in world.all_gather_object(self.known()):
+                self.add(known)
 
     def read(self, folder: Path) -> None:
         """Take in what all processes have written to a folder; a line cut short by a crash is left out.

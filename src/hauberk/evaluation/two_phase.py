@@ -28,16 +28,16 @@ def run_two_phases(runner: EvaluationRunner, suite: Suite, world: World, order: 
         return dict.fromkeys(rest, max(expected_sample(standing, wanted / world.size) - known, 0))
 
     runner.run_attacks(first, ahead=ahead(0))
-    _share(records, world)
+    records.share(world)
     survivors = order[(records.right & ~records.broken(first))[order]]
     margin = records.least_margin(survivors, first)
     while True:
-        asked, estimate = next_sample(margin, _verdicts(records, survivors, rest), wanted)
+        broken = _verdicts(records, survivors, rest)
+        asked, estimate = next_sample(margin, broken, wanted)
         if estimate is not None:
             break
-        known = int(np.isfinite(_verdicts(records, survivors, rest)).sum())
-        runner.run_attacks(rest, survivors[asked], ahead(known + len(asked)))
-        _share(records, world)
+        runner.run_attacks(rest, survivors[asked], ahead(int(np.isfinite(broken).sum()) + len(asked)))
+        records.share(world)
     weights = np.ones(records.n)
     weights[survivors] = estimate.weights
     return Sampled(estimate, weights)
@@ -47,10 +47,3 @@ def _verdicts(records: Records, examples: np.ndarray, attacks: list[str]) -> np.
     """1 for the examples (b,) that any of the attacks broke, 0 for those that all of them left, NaN for the others."""
     left = np.logical_and.reduce([np.ones(len(examples), bool), *(records[name]["known"][examples] for name in attacks)])
     return np.where(records.broken(attacks, examples), 1.0, np.where(left, 0.0, np.nan))
-
-
-def _share(records: Records, world: World) -> None:
-    """Let all processes know what each has found."""
-    if world.size > 1:
-        for known in world.all_gather_object(records.known()):
-            records.add(known)
