@@ -9,6 +9,7 @@ import torch
 
 import hauberk as hb
 from hauberk.attacks.presets import AUTOATTACK, PRESETS
+from hauberk.methods import registry
 
 pytest.register_assert_rewrite("helpers")
 import helpers
@@ -44,6 +45,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _registered_methods(monkeypatch):
+    """A method that a test registers is known to that test alone."""
+    monkeypatch.setattr(registry, "_BUILDERS", {**registry._BUILDERS})
 
 
 @pytest.fixture(params=["cpu", "cuda"])
