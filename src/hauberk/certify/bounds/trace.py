@@ -1,0 +1,143 @@
+"""A model read as a graph: its operations are watched while it computes one batch, and each is known or refused by name."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hauberk.certify.bounds.activations import Round
+from hauberk.certify.bounds.graph import Graph
+from hauberk.certify.bounds.operations import OPERATIONS, SAME, SHAPE_ONLY, read_batch_norm, read_linear, read_view
+from hauberk.certify.bounds.recorder import DTYPES, Recorder, Unknown, shape_of
+from hauberk.core.errors import UserError
+from hauberk.models import StraightThroughRound
+
+
+class _Watch(TorchDispatchMode):
+    """Watches the operations on what depends on the input; all others make constants."""
+
+    def __init__(self, recorder: Recorder):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder, self.paused = recorder, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, r = kwargs or {}, self.recorder
+        if self.paused or func.overloadpacket in SHAPE_ONLY or not any(map(r.is_known, _flat((args, kwargs)))):
+            return func(*args, **kwargs)
+        if func in SAME:
+            out = func(*args, **kwargs)
+            r.alias(out, args[0])
+            return out
+        return self.handle(OPERATIONS.get(func.overloadpacket), str(func.overloadpacket).rpartition(".")[2], func, args, kwargs)
+
+    def handle(self, read: Callable[..., None] | None, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation, and add what it does to the graph."""
+        r = self.recorder
+        self.paused += 1
+        try:
+            if read is read_view and r.known[id(args[0])][1] is None:  # what has no bounds may be moved about, but not used
+                result = func(*args, **kwargs)
+                r.alias(result, args[0])
+                return result
+            for value in filter(r.is_known, _flat((args, kwargs))):
+                r.number(value)  # refuses what has no bounds
+            result = func(*args, **kwargs)
+            if read is None:
+                raise Unknown
+            several = isinstance(result, tuple | list)
+            read(r, result[0] if several else result, *args, **kwargs)
+            for other in result[1:] if several else ():  # such as the places of the largest values
+                if isinstance(other, Tensor):
+                    r.known[id(other)] = other, None
+        except Unknown as problem:
+            what = str(problem) or "has no bounds"
+            raise UserError(f"{r.layers[-1]} cannot be certified: the operation {name.rstrip('_')} {what}") from problem
+        finally:
+            self.paused -= 1
+        return result
+
+
+class _Whole(TorchFunctionMode):
+    """Hands over linear layers and batch normalisations as they are called, before torch takes them apart."""
+
+    def __init__(self, watch: _Watch):
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _WHOLE and not self.watch.paused and any(map(self.watch.recorder.is_known, _flat((args, kwargs)))):
+            return self.watch.handle(_WHOLE[func], func.__name__, func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _batch_norm(r: Recorder, out: Tensor, x: Tensor, *rest: Any) -> None:
+    read_batch_norm(r, out, x, *rest[:7])  # without the switch of cuDNN
+
+
+_WHOLE: dict[Any, Callable[..., None]] = {F.linear: read_linear, torch.batch_norm: _batch_norm}
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, tuple | list | dict):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+@contextmanager
+def _named_layers(model: nn.Module, watch: _Watch) -> Iterator[None]:
+    """Keep track of which layer is at work, and take those as a whole that are known."""
+    r = watch.recorder
+
+    def enter(name: str, module: nn.Module, inputs: Any) -> None:
+        r.layers.append(f"layer {name} ({type(module).__name__})" if name else r.layers[-1])
+        watch.paused += isinstance(module, StraightThroughRound)
+
+    def leave(module: nn.Module, inputs: Any, out: Any) -> None:
+        if isinstance(module, StraightThroughRound):
+            watch.paused -= 1
+            if not watch.paused and out is not inputs[0]:
+                x = inputs[0]
+                r.add(Round(r.layers[-1], (r.number(x),), shape_of(x), x.dtype, module.integers, module.groups), out)
+        r.layers.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda m, i, name=name: enter(name, m, i)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace(model: nn.Module, x: Tensor) -> Graph:
+    """Read a model in evaluation mode, lent by ``frozen_model``, as a graph with float64 constants.
+
+    Args:
+        model: from inputs (B, ...) to outputs (B, C).
+        x: two inputs or more, (B, ...).
+
+    Raises:
+        UserError: if it does something that there are no bounds for; the layer and the operation are named.
+    """
+    x = x.detach().clone()
+    if x.dtype not in DTYPES:
+        raise UserError(f"there are certificates for float32 and float64, and not for inputs in {x.dtype}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UserError("a TorchScript model cannot be certified; give the module that it was made of")
+    recorder = Recorder(x)
+    watch = _Watch(recorder)
+    with torch.no_grad(), _named_layers(model, watch), _Whole(watch), watch:
+        out = model(x)
+    if not recorder.is_known(out):
+        raise UserError("the model's output does not depend on its input by operations that can be followed")
+    return Graph(recorder.nodes, recorder.number(out))
