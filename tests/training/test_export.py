@@ -101,7 +101,7 @@ def test_an_export_that_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
         patch.setitem(sys.modules, "onnxscript", None)
         refused(run, tmp_path / "model.onnx", r"hauberk\[onnx\]")
     with monkeypatch.context() as patch:
-        patch.setattr("hauberk.training.export._CLOSE", -1.0)
+        patch.setattr("hauberk.models.programs._CLOSE", -1.0)
         refused(run, tmp_path / "model.pt2", "computes other logits")
     with monkeypatch.context() as patch:
         patch.setattr(torch.export, "export", lambda *given, **more: 1 / 0)
@@ -164,5 +164,5 @@ def test_where_no_file_can_be_written_an_export_says_so_in_a_line(run, tmp_path,
 
 def test_an_onnx_file_too_large_for_the_format_is_refused(run, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr("hauberk.training.export._LARGEST_ONNX", 1000)
+    monkeypatch.setattr("hauberk.models.programs._LARGEST_ONNX", 1000)
     refused(run, tmp_path / "model.onnx", "at most 2 GB")

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import json_file, make_folder, read_json, read_tensors, versions, write_atomically, write_together
 from hauberk.core.numerics import float32_mode
 from hauberk.models import ModelSpec
+from hauberk.models.programs import onnx_program, torch_program
 from hauberk.models.state_dicts import find_state_dict, fit_names
 
 FORMAT = "hauberk-card/1"
@@ -30,8 +30,6 @@ FORMATS = {
     ".pt2": "torch.export: a program that needs no Python code of the model",
     ".onnx": "ONNX; needs onnx and onnxscript",
 }
-_LARGEST_ONNX = 2**31 - 2**20  # bytes of weights; the rest for the program itself
-_CLOSE = 1e-4  # largest difference of logits, relative to their size
 
 
 def save_model(path: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
@@ -216,52 +214,5 @@ def _state_dict(net: nn.Module, x: Tensor) -> bytes:
     return content.getvalue()
 
 
-def _torch_export(net: nn.Module, x: Tensor) -> bytes:
-    content = io.BytesIO()
-    torch.export.save(_program(net, x), content)
-    content.seek(0)
-    _compare(net(x), torch.export.load(content).module()(x))
-    return content.getvalue()
-
-
-def _onnx(net: nn.Module, x: Tensor) -> bytes:
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError("ONNX needs onnx and onnxscript; pip install 'hauberk[onnx]'") from error
-    if sum(value.nbytes for value in net.state_dict().values()) > _LARGEST_ONNX:
-        raise UserError("one ONNX file holds at most 2 GB, and this network is larger; export it to .pt2")
-    program = _program(net, x)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's about itself
-        exported = torch.onnx.export(program, (), input_names=["input"], output_names=["logits"], verbose=False)
-    assert exported is not None  # of an exported program it never is
-    content: bytes = exported.model_proto.SerializeToString()
-    try:
-        import onnxruntime
-    except ImportError:
-        return content  # nothing here that could run it
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    for some in (x, x[:2]):
-        logits = session.run(None, {session.get_inputs()[0].name: some.numpy()})[0]
-        _compare(net(some), torch.from_numpy(logits))
-    return content
-
-
-def _program(net: nn.Module, x: Tensor) -> "torch.export.ExportedProgram":
-    try:
-        with torch.no_grad():
-            return torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-    except Exception as error:  # an exporter may refuse other people's modules in any way
-        raise UserError(f"torch.export refuses this model: {in_one_line(error)}") from error
-
-
-def _compare(ours: Tensor, theirs: Tensor) -> None:
-    ours = ours.detach()
-    apart = float((ours - theirs.detach()).abs().max() / ours.abs().max().clamp_min(1e-12))
-    if not apart < _CLOSE:
-        raise UserError(f"the exported model computes other logits (relative difference {apart:.2g}); it was not kept")
-
-
 # What a file of each ending holds; given the network and some inputs.
-_PROGRAMS: dict[str, Callable[[nn.Module, Tensor], bytes]] = {".pth": _state_dict, ".pt2": _torch_export, ".onnx": _onnx}
+_PROGRAMS: dict[str, Callable[[nn.Module, Tensor], bytes]] = {".pth": _state_dict, ".pt2": torch_program, ".onnx": onnx_program}
