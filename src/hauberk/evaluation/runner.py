@@ -170,10 +170,12 @@ class EvaluationRunner:
                 margin = self.records.least_margin(todo)
                 self._ahead = partial(self._work_ahead, names[k + 1 :], right, ahead or {})
                 self._run_attack(name, todo[np.argsort(np.nan_to_num(margin, nan=-np.inf), kind="stable")])
+        self.records.check_certified()
 
     def _todo(self, name: str, among: np.ndarray) -> np.ndarray:
         """Those of some examples that are right which an attack has still to be run on."""
-        todo = ~self.records.broken(self.stages[name], among) & ~self.records[name]["known"][among]
+        done = self.records[name]["known"] | self.records.spared
+        todo = ~self.records.broken(self.stages[name], among) & ~done[among]
         return among[todo] if self.runs[name] else among[:0]
 
     def _run_attack(self, name: str, todo: np.ndarray) -> None:
