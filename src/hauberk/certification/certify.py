@@ -127,7 +127,7 @@ def certify(
         mine = world.local_shard(torch.arange(count))
         left = mine[torch.from_numpy(~records.known[mine.numpy()])]
         try:
-            for done, index in enumerate(left.split(batch_size)):
+            for done, index in enumerate(left.split(batch_size) if len(left) else ()):
                 batch = _certify_batch(model, graph, source, threat, index, chosen, steps)
                 records.write(index.numpy(), **{name: value.cpu().numpy() for name, value in batch.items()})
                 known = int(records.known[mine.numpy()].sum())
