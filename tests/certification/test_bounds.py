@@ -14,8 +14,8 @@ from hauberk.certification.bounds.crown import (
     interval_bound,
     interval_bounds,
     lower_bound,
-    optimised_bound,
 )
+from hauberk.certification.bounds.optimised import optimised_bound
 from hauberk.certification.bounds.region import Region
 from hauberk.certification.bounds.trace import trace
 from hauberk.models import Normalize, StraightThroughRound

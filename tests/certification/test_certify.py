@@ -111,6 +111,7 @@ def test_goes_on_where_it_stopped(tmp_path, monkeypatch):
     again = hb.certify(model, (x, y), **call)
     assert fetched == list(range(16, 40))
     assert again.examples == whole.examples
+    assert hb.certify(model, (x, y), **call).examples == whole.examples  # with nothing left to do
     saved = json.loads((tmp_path / "c" / "certificates.json").read_text())
     assert saved["examples"] == again.examples
     assert saved["certified_accuracy"] == whole.certified_accuracy
