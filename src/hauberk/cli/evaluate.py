@@ -107,8 +107,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     card, name, named, test, threat = target.card, target.name, target.named, target.test, target.threat
     others = [named.default_threat(*_norm_and_eps(text)) for text in options.union]
     has_reject_class = options.has_reject_class or card.get("has_reject_class") is True
-    if options.curve and (has_reject_class or options.surrogate or options.card):
-        raise UserError("--curve knows of no class of adversarial inputs, no surrogate and no card; leave them out")
+    if options.curve and (has_reject_class or options.surrogate or options.card or options.evaluation.certify):
+        raise UserError("--curve knows of no class of adversarial inputs, surrogate, card or certificates; leave them out")
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with init_distributed(timeout=timedelta(days=1)) as world:  # their parts may take times that differ by hours

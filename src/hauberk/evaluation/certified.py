@@ -14,7 +14,7 @@ from hauberk.core.errors import UserError
 from hauberk.core.intervals import Interval, wilson_interval
 from hauberk.data import Subset
 from hauberk.evaluation.runner import EvaluationRunner
-from hauberk.objectives.functional import AttackLoss
+from hauberk.objectives.functional import AttackLoss, fooled
 
 CONTROLS = 16  # certified examples that are attacked all the same
 
@@ -50,10 +50,10 @@ class Certified:
 
 def check_certifiable(goal: AttackLoss, draws: int) -> None:
     """Refuse, by a UserError, to certify what certificates do not speak of."""
-    if not goal.of_classes or goal.is_own or goal.extra_outputs:
-        raise UserError("certificates say that no point is misclassified; there are none for criterion=, loss= or a reject class")
+    if goal.criterion is not fooled:
+        raise UserError("certificates are of classes: there are none with criterion= or a reject class")
     if draws > 1:
-        raise UserError("a random model has no certificates; hb.certify_smoothed certifies the classifier that it is on average")
+        raise UserError("a random model has no certificates; hb.certify_smoothed certifies what it is on average")
 
 
 def certify_standing(runner: EvaluationRunner, suite: Suite, world: World, folder: Path | None) -> Certified:

@@ -179,6 +179,7 @@ def evaluation_page(found: dict[str, Any], subject: str) -> Page:
     label = "robust accuracy with rejection, at most" if found["detection"] else "robust accuracy, at most"
     metrics = [
         Metric(label, f"{100 * found['robust_accuracy']:.1f} %{warning_mark(diagnostics)}", "; ".join(filter(None, notes))),
+        *_floor(found),
         Metric("clean accuracy", f"{100 * found['clean_accuracy']:.1f} %", clean),
         Metric("examples", f"{found['n']:,}", f"{origin['data']}, {origin['subset']}"),
         *(Metric("of the table", *d.measured.partition("; ")[::2]) for d in diagnostics if d.name == "columns-can-change"),
@@ -202,8 +203,19 @@ def evaluation_page(found: dict[str, Any], subject: str) -> Page:
     return Page(f"Evaluation, {found['suite']}", subject, metrics, alerts, filled)
 
 
+def _floor(found: dict[str, Any]) -> list[Metric]:
+    """What was proved, where it was asked for."""
+    proved = found["certified"]
+    if proved is None:
+        return []
+    by = ", ".join(f"{count} by {name}" for name, count in proved["by"].items()) or "none"
+    notes = f"95 % interval {_interval(proved['interval'])}", by, f"undecided {100 * proved['undecided']:.1f} %"
+    return [Metric("robust accuracy, at least", f"{100 * proved['accuracy']:.1f} %", "; ".join(notes))]
+
+
 def _attacks(found: dict[str, Any]) -> list[Block]:
     accuracies = {"clean": found["clean_accuracy"], **found["by_attack"], "worst case": found["robust_accuracy"]}
+    accuracies |= {"certified": found["certified"]["accuracy"]} if found["certified"] else {}
     order = "each on what the ones before it left" if found["sequential"] else "each alone on all that is right without it"
     known = dict.fromkeys(("autoattack", "worst case"), tuple(found["interval"])) if found["estimate"] else None
     counts = dict.fromkeys(accuracies, found["n"])
