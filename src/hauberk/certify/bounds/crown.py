@@ -8,6 +8,7 @@ ball and box is known.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +24,15 @@ AT_ONCE_CPU, AT_ONCE = 2**19, 2**25
 _STEP, _DECAY = 0.25, 0.9  # of the ascent on slopes
 
 
+class InputSet(Protocol):
+    """What a bound that has come back to the inputs asks of their sets."""
+
+    def lowest(self, a: Tensor) -> Tensor:
+        """Bound linear functions from below. a: coefficients (B, S, ...) -> (B, S)."""
+
+
 def lower_bound(
-    graph: Graph, bounds: Bounds, region: Region, number: int, c: Tensor, alphas: Mapping[int, Tensor] | None = None
+    graph: Graph, bounds: Bounds, region: InputSet, number: int, c: Tensor, alphas: Mapping[int, Tensor] | None = None
 ) -> Tensor:
     """Bound linear functions of a node's value from below, for every input of a set.
 
@@ -63,7 +71,7 @@ def both_bounds(graph: Graph, bounds: Bounds, region: Region, number: int, c: Te
 def _finish(
     graph: Graph,
     bounds: Bounds,
-    region: Region,
+    region: InputSet,
     coefficients: dict[int, Tensor],
     total: Tensor,
     alphas: Mapping[int, Tensor],
