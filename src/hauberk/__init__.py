@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from hauberk import data as data
     from hauberk import objectives as objectives
     from hauberk import weighting as weighting
+    from hauberk.certification.certify import certify as certify
+    from hauberk.certification.result import Certificates as Certificates
     from hauberk.core.distributed import init_distributed as init_distributed
     from hauberk.core.errors import UserError as UserError
     from hauberk.core.numerics import float32_mode as float32_mode
@@ -41,6 +43,8 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submodules=["attacks", "data", "objectives", "weighting"],
     submod_attrs={
+        "certification.certify": ["certify"],
+        "certification.result": ["Certificates"],
         "core.distributed": ["init_distributed"],
         "core.errors": ["UserError"],
         "core.numerics": ["float32_mode"],

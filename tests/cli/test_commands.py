@@ -134,6 +134,14 @@ def test_train_then_evaluate(workplace, capsys):
         == 0
     )
     table = capsys.readouterr().out
+    certify = ["certify", "runs/digits-mart", "--n", "12", "--eps", "0.005", "--threads", "1", "--methods", "ibp", "crown"]
+    assert main([*certify, "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "robust accuracy at least" in said
+    assert "hauberk evaluate runs/digits-mart" in said
+    (folder,) = (workplace / "runs/digits-mart/certificates").iterdir()
+    assert main([*certify, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == json.loads((folder / "certificates.json").read_text())["examples"]
     assert "upper bound" in table
     assert "fgsm" in table
     assert main(["evaluate", "runs/digits-mart", "--n", "4", "--curve", "--quiet", "--threads", "1"]) == 0
@@ -199,6 +207,8 @@ def test_lists(capsys):
         (["study", "weights", "--epochs", "-1"], "epochs must be positive"),
         (["evaluate", "runs/none"], "does not exist"),
         (["evaluate", "notes.json"], "not a Hauberk card"),
+        (["certify", "runs/none"], "does not exist"),
+        (["certify", "net.pth"], "give --data"),
         (["evaluate", "net.pth", "--data", "digits"], "pass model="),
         (["methods", "mail"], "did you mean|known"),
         (["data", "cifar10", "--download", "--data-dir", "d"], "torchvision|failed"),

@@ -227,6 +227,11 @@ CALLS = {
         "criterion": [None, hb.attacks.fooled], "loss": [None], "has_reject_class": [False],
         "diagnostics": ["cheap"], "out": [None], "save_adversarials": [False], "quiet": [True],
     }),
+    "certify": (hb.certify, {
+        "model": BATCH["model"], "test_set": [(X, Y), as_dataset((X, Y))], "threat": [THREAT, hb.L2(0.3), hb.L1(0.5)],
+        "methods": [("ibp",), ("crown", "alpha-crown")], "steps": [1, 3], "n": [None, 2], "batch_size": [4], "out": [None],
+        "quiet": [True],
+    }),
     "benchmark": (hb.benchmark, {
         "model": BATCH["model"], "n_examples": [4], "dataset": [(X, Y)], "threat_model": ["Linf", "L2"], "eps": [0.1],
         "batch_size": [4], "data_dir": ["data"], "subset": ["first", "standard"], "suite": ["quick"], "seed": [0],

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from hauberk.attacks import PGD
-from hauberk.certify.training import IBP, SABR, CrownIBP
+from hauberk.certification.training import IBP, SABR, CrownIBP
 from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path

@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hauberk.certify.bounds.activations import LeakyReLU
-from hauberk.certify.bounds.graph import Affine, Bounds, Graph, Input, Interval, propagate
-from hauberk.certify.bounds.region import Region
-from hauberk.certify.bounds.windows import Window, go_back, plan
+from hauberk.certification.bounds.activations import LeakyReLU
+from hauberk.certification.bounds.graph import Affine, Bounds, Graph, Input, Interval, propagate
+from hauberk.certification.bounds.region import Region
+from hauberk.certification.bounds.windows import Window, go_back, plan
 
 # Numbers of a tensor of coefficients at once, of which some ten are there at a time: on a CPU 4 MiB each, which stay in its
 # cache (ten times as many cost twice the time), otherwise 256 MiB.
@@ -91,6 +91,15 @@ def _finish(
 
 def _add(coefficients: dict[int, Tensor], number: int, part: Tensor) -> None:
     coefficients[number] = coefficients[number] + part if number in coefficients else part
+
+
+def interval_bounds(graph: Graph, region: Region) -> Bounds:
+    """Bound all values of a network by intervals, each from those of its inputs (Gowal et al. 2018).
+
+    Where a set is no box, values that are affine functions of the inputs are bounded on the set itself, and the rest from them.
+    """
+    wanted = {i for i, exact in enumerate(graph.separable()) if i and exact and not region.norm.is_box}
+    return propagate(graph, region.interval, partial(_refined, graph, region, wanted, set()))
 
 
 def crown_bounds(graph: Graph, region: Region) -> Bounds:

@@ -7,11 +7,17 @@ from torch.nn import functional as F
 
 import hauberk as hb
 from hauberk.attacks import frozen_model
-from hauberk.certify.bounds import crown
-from hauberk.certify.bounds.crown import both_bounds, crown_bounds, interval_bound, lower_bound, optimised_bound
-from hauberk.certify.bounds.graph import propagate
-from hauberk.certify.bounds.region import Region
-from hauberk.certify.bounds.trace import trace
+from hauberk.certification.bounds import crown
+from hauberk.certification.bounds.crown import (
+    both_bounds,
+    crown_bounds,
+    interval_bound,
+    interval_bounds,
+    lower_bound,
+    optimised_bound,
+)
+from hauberk.certification.bounds.region import Region
+from hauberk.certification.bounds.trace import trace
 from hauberk.models import Normalize, StraightThroughRound
 from helpers import long_or
 
@@ -172,7 +178,7 @@ def all_bounds(net, x, threat, steps=6):
     region = threat.around(x)
     with frozen_model(net) as model, torch.no_grad():
         graph, sets, c = trace(model, x), Region(region), margins(n=len(x))
-        by_interval = propagate(graph, sets.interval)
+        by_interval = interval_bounds(graph, sets)
         by_crown = crown_bounds(graph, sets)
         return graph, region, by_interval, by_crown, {
             "ibp": interval_bound(graph, by_interval, c),

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hauberk.certify.bounds.graph import Interval, Node
-from hauberk.certify.bounds.rounding import ELEMENTARY, SAFETY, allowance, gamma, smallest, unit_roundoff
+from hauberk.certification.bounds.graph import Interval, Node
+from hauberk.certification.bounds.rounding import ELEMENTARY, SAFETY, allowance, gamma, smallest, unit_roundoff
 from hauberk.models import StraightThroughRound
 
 _BISECTIONS = 60

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hauberk.certify.bounds.activations import Round
-from hauberk.certify.bounds.graph import Graph
-from hauberk.certify.bounds.operations import OPERATIONS, SAME, SHAPE_ONLY, read_batch_norm, read_linear, read_view
-from hauberk.certify.bounds.recorder import DTYPES, Recorder, Unknown, shape_of
-from hauberk.core.errors import UserError
+from hauberk.certification.bounds.activations import Round
+from hauberk.certification.bounds.graph import Graph
+from hauberk.certification.bounds.operations import OPERATIONS, SAME, SHAPE_ONLY, read_batch_norm, read_linear, read_view
+from hauberk.certification.bounds.recorder import DTYPES, Recorder, Unknown, shape_of
+from hauberk.core.errors import UserError, in_one_line
 from hauberk.models import StraightThroughRound
 
 
@@ -137,8 +137,9 @@ def trace(model: nn.Module, x: Tensor) -> Graph:
         UserError: if it does something that there are no bounds for; the layer and the operation are named.
     """
     x = x.detach().clone()
-    if x.dtype not in DTYPES:
-        raise UserError(f"there are certificates for float32 and float64, and not for inputs in {x.dtype}")
+    for value in (x, *model.parameters(), *model.buffers()):
+        if value.is_floating_point() and value.dtype not in DTYPES:
+            raise UserError(f"there are certificates for networks in float32 and float64, and not in {value.dtype}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise UserError("a TorchScript model cannot be certified; give the module that it was made of")
     return record(model, Recorder(x), x)
@@ -148,7 +149,12 @@ def record(model: nn.Module, recorder: Recorder, x: Tensor) -> Graph:
     """Let a recorder, made for inputs x, watch a model compute them; see :func:`trace`."""
     watch = _Watch(recorder)
     with torch.no_grad(), _named_layers(model, watch), _Whole(watch), watch:
-        out = model(x)
+        try:
+            out = model(x)
+        except UserError:
+            raise
+        except Exception as error:  # somebody's code may do without torch what nobody can follow
+            raise UserError(f"the model cannot be followed: {type(error).__name__}: {in_one_line(error)}") from error
     if not recorder.is_known(out):
         raise UserError("the model's output does not depend on its input by operations that can be followed")
     return Graph(recorder.nodes, recorder.number(out))

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hauberk.certify.bounds.activations import Activation
-from hauberk.certify.bounds.graph import Affine, Bounds, Graph, Input, Node
-from hauberk.certify.bounds.maps import Convolution, Identity, Scale
-from hauberk.certify.bounds.region import Region
+from hauberk.certification.bounds.activations import Activation
+from hauberk.certification.bounds.graph import Affine, Bounds, Graph, Input, Node
+from hauberk.certification.bounds.maps import Convolution, Identity, Scale
+from hauberk.certification.bounds.region import Region
 
 _MOST = 0.5  # of an image that a window may be
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.frozen_model import kept_buffers
-from hauberk.certify.bounds.crown import lower_bound
-from hauberk.certify.bounds.graph import Affine, Bounds, Graph, Interval, Node
-from hauberk.certify.bounds.recorder import Recorder
-from hauberk.certify.bounds.trace import flat, record
+from hauberk.certification.bounds.crown import lower_bound
+from hauberk.certification.bounds.graph import Affine, Bounds, Graph, Interval, Node
+from hauberk.certification.bounds.recorder import Recorder
+from hauberk.certification.bounds.trace import flat, record
 
 _MOST_TAPES = 4  # of a model: in training and in evaluation mode, for two shapes
 
@@ -182,7 +182,7 @@ class Box:
         return ends.squeeze(2)
 
 
-def interval_bounds(graph: Graph, box: Box) -> Bounds:
+def propagate_box(graph: Graph, box: Box) -> Bounds:
     """Bound all values of a graph by intervals (Gowal et al. 2018), without an allowance for rounding."""
     bounds = Bounds([box.interval], [None])
     for node in graph.nodes[1 : graph.output + 1]:
@@ -196,7 +196,7 @@ def interval_lower_bound(graph: Graph, bounds: Bounds, c: Tensor) -> Tensor:
 
     Args:
         graph: of the network.
-        bounds: of :func:`interval_bounds`.
+        bounds: of :func:`propagate_box`.
         c: coefficients (B, S, C).
 
     Returns:

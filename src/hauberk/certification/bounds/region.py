@@ -6,8 +6,8 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from hauberk.certify.bounds.graph import Interval
-from hauberk.certify.bounds.rounding import allowance
+from hauberk.certification.bounds.graph import Interval
+from hauberk.certification.bounds.rounding import allowance
 from hauberk.core.errors import UserError
 from hauberk.threat import FeasibleSet, Norm, ThreatModel
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hauberk.certify.bounds.graph import Affine, Input, Node
-from hauberk.certify.bounds.maps import Function, LinearMap, Scale, Shape
+from hauberk.certification.bounds.graph import Affine, Input, Node
+from hauberk.certification.bounds.maps import Function, LinearMap, Scale, Shape
 
 DTYPES = (torch.float32, torch.float64)
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hauberk.certify.bounds.differentiable import (
+from hauberk.certification.bounds.differentiable import (
     Box,
     crown_lower_bound,
-    interval_bounds,
+    propagate_box,
     interval_lower_bound,
     present_graph,
 )
@@ -44,7 +44,7 @@ def worst_case_margins(model: nn.Module, x: Tensor, box: Box, y: Tensor, crown_s
         classes = graph.nodes[graph.output].size
         every = torch.eye(classes, dtype=x.dtype, device=x.device)
         c = F.one_hot(y, classes).to(x.dtype)[:, None] - every
-        bounds = interval_bounds(graph, box)
+        bounds = propagate_box(graph, box)
         margins = interval_lower_bound(graph, bounds, c)
         if crown_share:
             margins = crown_share * crown_lower_bound(graph, bounds, box, c) + (1 - crown_share) * margins

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hauberk.certify.bounds.activations import LeakyReLU, MaxPool, Sigmoidal
-from hauberk.certify.bounds.maps import Convolution, Dense, Function, Identity, LinearMap, Reshape, Scale
-from hauberk.certify.bounds.recorder import Recorder, Unknown, shape_of
-from hauberk.certify.bounds.rounding import ELEMENTARY
+from hauberk.certification.bounds.activations import LeakyReLU, MaxPool, Sigmoidal
+from hauberk.certification.bounds.maps import Convolution, Dense, Function, Identity, LinearMap, Reshape, Scale
+from hauberk.certification.bounds.recorder import Recorder, Unknown, shape_of
+from hauberk.certification.bounds.rounding import ELEMENTARY
 
 aten = torch.ops.aten
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hauberk.certify.bounds.maps import LinearMap, Shape
-from hauberk.certify.bounds.rounding import allowance, smallest
+from hauberk.certification.bounds.maps import LinearMap, Shape
+from hauberk.certification.bounds.rounding import allowance, smallest
 
 Interval = tuple[Tensor, Tensor]
 
