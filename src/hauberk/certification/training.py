@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from hauberk.certification.bounds.differentiable import (
     Box,
     crown_lower_bound,
-    propagate_box,
     interval_lower_bound,
     present_graph,
+    propagate_box,
 )
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, LossTerms, Objective, StepContext
