@@ -79,8 +79,8 @@ class Recorder:
         if out.dtype not in DTYPES:
             raise Unknown(f"computes in {out.dtype}")
         self.nodes.append(node)
-        storage = out.untyped_storage().data_ptr()
         if id(out) in self.known:  # in place: other views of the same memory have changed with it
+            storage = out.untyped_storage().data_ptr()
             for key, (tensor, _) in list(self.known.items()):
                 if tensor.untyped_storage().data_ptr() == storage:
                     self.known[key] = tensor, None
