@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from hauberk.methods import Step as Step
     from hauberk.methods import StepContext as StepContext
     from hauberk.methods import list_methods as list_methods
-    from hauberk.methods import method as method
     from hauberk.methods import register_method as register_method
+    from hauberk.methods.registry import method as method
     from hauberk.threat import L0 as L0
     from hauberk.threat import L1 as L1
     from hauberk.threat import L2 as L2

@@ -55,6 +55,7 @@ class StepContext:
         sizes: b of each.
         precision: the :class:`~hauberk.fastpath.precision.PrecisionPolicy` of the passes, None where all go through the model.
         return_clean_logits: whether the attack should look at the clean inputs too, for the weighting.
+        eps_scale: how far ε has grown in its warm-up; ``threat`` has ε times this already.
     """
 
     model: nn.Module
@@ -76,6 +77,7 @@ class StepContext:
     sizes: Sequence[int] = ()
     precision: Any = None
     return_clean_logits: bool = False
+    eps_scale: float = 1.0
 
     @property
     def progress(self) -> float:
@@ -134,12 +136,14 @@ class Objective:
 
     Attributes:
         needs: which logits are to be computed: "clean", "adversarial" or both.
+        computes: which logits it computes itself and puts into the context, for weightings and metrics.
         equation: what it computes of an example, in one line; behind a semicolon, what its names mean.
         extra_outputs: outputs the model needs besides the classes of the data.
         function: of logits, logits_adv, labels and the hyperparameters.
     """
 
     needs: ClassVar[frozenset[str]] = CLEAN | ADVERSARIAL
+    computes: ClassVar[frozenset[str]] = frozenset()
     equation: str
     extra_outputs: ClassVar[int] = 0
     function: ClassVar[Callable[..., LossTerms]]

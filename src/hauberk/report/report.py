@@ -32,6 +32,7 @@ _MANY = 30  # classes above which bars say little
 # What the curves of a training show, by the key in its metrics.
 _ACCURACIES = {
     "val_robust_accuracy": "validation, under attack",
+    "val_certified_accuracy": "validation, certified",
     "val_clean_accuracy": "validation, clean",
     "train_robust_accuracy": "training, under attack",
     "train_clean_accuracy": "training, clean",
@@ -112,6 +113,7 @@ def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: 
     best, data = card["metrics"], card["data"]
     note = f"{data.get('val', 0):,} held-out training examples; no test"
     notes = {"val_robust_accuracy": f"PGD on {note}", "val_clean_accuracy": f"on {note}"}
+    notes |= {"val_certified_accuracy": f"intervals on {note}"}
     found = [Metric(_ACCURACIES[key], f"{100 * best[key]:.1f} %", note) for key, note in notes.items() if key in best]
     found.append(Metric("best epoch", f"{card['epoch']} of {len(rows)}", f"{sum(row['seconds'] for row in rows[-1:]):,.0f} s"))
     with suppress(UserError):  # a table that is no longer there

@@ -8,6 +8,7 @@ ball and box is known.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,10 +24,17 @@ from hauberk.certification.bounds.windows import Window, go_back, plan
 AT_ONCE_CPU, AT_ONCE = 2**19, 2**25
 
 
+class InputSet(Protocol):
+    """What a bound that has come back to the inputs asks of their sets."""
+
+    def lowest(self, a: Tensor) -> Tensor:
+        """Bound linear functions from below. a: coefficients (B, S, ...) -> (B, S)."""
+
+
 def lower_bound(
     graph: Graph,
     bounds: Bounds,
-    region: Region,
+    region: InputSet,
     number: int,
     c: Tensor,
     alphas: Mapping[int, Tensor] | None = None,
@@ -73,7 +81,7 @@ def both_bounds(graph: Graph, bounds: Bounds, region: Region, number: int, c: Te
 def _finish(
     graph: Graph,
     bounds: Bounds,
-    region: Region,
+    region: InputSet,
     coefficients: dict[int, Tensor],
     total: Tensor,
     alphas: Mapping[int, Tensor],

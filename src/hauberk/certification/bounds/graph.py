@@ -97,6 +97,11 @@ class Affine(Node):
     def _rounds(self) -> int:
         return max(one.terms for one in self.maps) + self.roundings + (self.bias is not None) + len(self.maps) - 1
 
+    @property
+    def moves(self) -> bool:
+        """Whether numbers only move in it, so that neither the network nor bounds round."""
+        return self._rounds() == 0 and not any(one.mixes for one in self.maps)
+
     def evaluate(self, *x: Tensor) -> Tensor:
         total = sum((one.apply(part) for one, part in zip(self.maps[1:], x[1:], strict=True)), self.maps[0].apply(x[0]))
         return total if self.bias is None else total + self.bias
@@ -109,12 +114,15 @@ class Affine(Node):
         )
         if self.bias is not None:
             total = total + (self.bias.abs() if self.offset is None else self.offset)
-        if count == 0 and not any(one.mixes for one in self.maps):  # numbers that only move, in bounds too
+        if self.moves:
             return None
         error: Tensor = allowance(self.dtype, count, size) * total + smallest(self.dtype, count)
         return error
 
     def interval(self, error: Tensor | None, *inputs: Interval) -> Interval:
+        if self.moves:  # the middle of an interval is rounded even where its ends are not
+            low, high = (self.evaluate(*(pair[side] for pair in inputs)) for side in (0, 1))
+            return torch.minimum(low, high), torch.maximum(low, high)
         middle = self.evaluate(*((low + high) / 2 for low, high in inputs))
         halves = [(high - low) / 2 for low, high in inputs]
         half = sum(
@@ -122,9 +130,6 @@ class Affine(Node):
             self.maps[0].magnitude(halves[0]),
         )
         reach = half if error is None else half + error
-        if error is None:  # the middle of an interval is rounded even where its ends are not
-            low, high = (self.evaluate(*(pair[side] for pair in inputs)) for side in (0, 1))
-            return torch.minimum(low, high), torch.maximum(low, high)
         return middle - reach, middle + reach
 
     def backward(self, a: Tensor, relaxed: Any, alpha: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -29,7 +29,7 @@ def read_linear(r: Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Tenso
     """Read ``x Wᵀ + b``."""
     if not r.is_known(x) or r.is_known(weight) or r.is_known(bias) or x.ndim < 2:
         raise Unknown("multiplies with what depends on the input")
-    r.affine(out, [(x, Dense(weight.detach().double(), shape_of(x)))], bias)
+    r.affine(out, [(x, Dense(r.value(weight, x), shape_of(x)))], bias)
 
 
 def _addmm(r: Recorder, out: Tensor, bias: Tensor, x: Tensor, weight: Tensor, **scales: Any) -> None:
@@ -46,7 +46,7 @@ def _convolution(r: Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Tens
     if r.is_known(weight) or r.is_known(bias) or x.ndim < 3:
         raise Unknown("convolves with what depends on the input")
     bias = None if bias is None else bias.view(-1, *[1] * (x.ndim - 2))
-    r.affine(out, [(x, Convolution(weight.detach().double(), shape_of(x), *options))], bias)
+    r.affine(out, [(x, Convolution(r.value(weight, x), shape_of(x), *options))], bias)
 
 
 def read_batch_norm(
@@ -61,11 +61,11 @@ def read_batch_norm(
     momentum: float,
     eps: float,
 ) -> None:
-    """Read a batch normalisation by fixed statistics, a product and a sum for each channel."""
+    """Read a batch normalisation, a product and a sum for each channel."""
     if training or mean is None or var is None:
-        raise Unknown("depends on the other examples of a batch")
+        mean, var = r.batch_statistics(x)
     view = (-1, *[1] * (x.ndim - 2))
-    weight, bias, mean, var = (None if one is None else one.detach().double().view(view) for one in (weight, bias, mean, var))
+    weight, bias, mean, var = (None if one is None else r.value(one, x).view(view) for one in (weight, bias, mean, var))
     factor = (var + eps).rsqrt() * (1 if weight is None else weight)
     moved = mean * factor
     constant = -moved if bias is None else bias - moved
@@ -252,7 +252,7 @@ def _pair(value: Any) -> tuple[int, int]:
 def _cat(r: Recorder, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> None:
     (d,) = _dims(dim, out.ndim)
     maps: list[tuple[Tensor, LinearMap]] = []
-    bias, begin = torch.zeros(out.shape[1:], dtype=torch.float64, device=out.device), 0
+    bias, begin = r.value(torch.zeros(out.shape[1:], dtype=torch.float64, device=out.device), out), 0
     for part in parts:
         size = part.shape[d]
         if r.is_known(part):

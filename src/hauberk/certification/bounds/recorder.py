@@ -51,6 +51,23 @@ class Recorder:
             raise Unknown("uses what has no bounds: a view of what was changed in place, or the places of largest values")
         return node
 
+    def read(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Let a function of operations.py add what an operation does, given the recorder, its value and its arguments."""
+        function(self, *args, **kwargs)
+
+    def compute(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run an operation on what does not depend on the input."""
+        return function(*args, **kwargs)
+
+    def value(self, constant: Tensor, like: Tensor) -> Tensor:
+        """A constant of the network as bounds on a tensor are computed with it."""
+        numbers: Tensor = constant.detach().double()
+        return numbers
+
+    def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel that a batch normalisation in training mode uses."""
+        raise Unknown("depends on the other examples of a batch")
+
     def alias(self, out: Any, value: Tensor) -> None:
         """Let a tensor stand for the same node as another."""
         self.known[id(out)] = (out, self.known[id(value)][1])
@@ -62,8 +79,8 @@ class Recorder:
         if out.dtype not in DTYPES:
             raise Unknown(f"computes in {out.dtype}")
         self.nodes.append(node)
-        storage = out.untyped_storage().data_ptr()
         if id(out) in self.known:  # in place: other views of the same memory have changed with it
+            storage = out.untyped_storage().data_ptr()
             for key, (tensor, _) in list(self.known.items()):
                 if tensor.untyped_storage().data_ptr() == storage:
                     self.known[key] = tensor, None
@@ -79,8 +96,8 @@ class Recorder:
     ) -> None:
         """Append an affine node."""
         shape = tuple(out.shape[1:])
-        bias = None if bias is None else bias.detach().double().expand(shape).contiguous()
-        offset = None if offset is None else offset.detach().double().expand(shape)
+        bias = None if bias is None else self.value(bias, out).expand(shape).contiguous()
+        offset = None if offset is None else self.value(offset, out).expand(shape)
         inputs = tuple(self.number(value) for value, _ in parts)
         maps = [one for _, one in parts]
         self.add(Affine(self.layers[-1], inputs, shape, out.dtype, maps, bias, offset, roundings), out)
@@ -92,13 +109,13 @@ class Recorder:
         self.affine(out, [(x, Function(function, shape_of(x), terms, mixes))])
 
     def constant(self, value: Any, like: Tensor) -> Tensor:
-        """A number or tensor that does not depend on the input, as float64 for one example of shape ``like``."""
+        """A number or tensor that does not depend on the input, as :meth:`value`, for one example of shape ``like``."""
         if not isinstance(value, Tensor):
-            return torch.tensor(float(value), dtype=torch.float64, device=like.device)
-        numbers: Tensor = value.detach().double()
+            return self.value(torch.full((), float(value), dtype=torch.float64, device=like.device), like)
+        numbers = self.value(value, like)
         if numbers.ndim < like.ndim:
             return numbers
-        if numbers.shape[0] not in (1, self.batch) or not bool((numbers == numbers[:1]).all()):
+        if len(numbers) not in (1, self.batch) or (len(numbers) > 1 and not bool((numbers == numbers[:1]).all())):
             raise Unknown("depends on the place in the batch")
         return numbers[0]
 

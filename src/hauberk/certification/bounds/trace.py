@@ -1,6 +1,6 @@
 """A model read as a graph: its operations are watched while it computes one batch, and each is known or refused by name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,10 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, r = kwargs or {}, self.recorder
-        if self.paused or func.overloadpacket in SHAPE_ONLY or not any(map(r.is_known, _flat((args, kwargs)))):
+        if self.paused or func.overloadpacket in SHAPE_ONLY:
             return func(*args, **kwargs)
+        if not any(map(r.is_known, flat((args, kwargs)))):
+            return r.compute(func, args, kwargs)
         if func in SAME:
             out = func(*args, **kwargs)
             r.alias(out, args[0])
@@ -44,13 +46,13 @@ class _Watch(TorchDispatchMode):
                 result = func(*args, **kwargs)
                 r.alias(result, args[0])
                 return result
-            for value in filter(r.is_known, _flat((args, kwargs))):
+            for value in filter(r.is_known, flat((args, kwargs))):
                 r.number(value)  # refuses what has no bounds
             result = func(*args, **kwargs)
             if read is None:
                 raise Unknown
             several = isinstance(result, tuple | list)
-            read(r, result[0] if several else result, *args, **kwargs)
+            r.read(read, result[0] if several else result, *args, **kwargs)
             for other in result[1:] if several else ():  # such as the places of the largest values
                 if isinstance(other, Tensor):
                     r.known[id(other)] = other, None
@@ -71,7 +73,7 @@ class _Whole(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _WHOLE and not self.watch.paused and any(map(self.watch.recorder.is_known, _flat((args, kwargs)))):
+        if func in _WHOLE and not self.watch.paused and any(map(self.watch.recorder.is_known, flat((args, kwargs)))):
             return self.watch.handle(_WHOLE[func], func.__name__, func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -80,13 +82,18 @@ def _batch_norm(r: Recorder, out: Tensor, x: Tensor, *rest: Any) -> None:
     read_batch_norm(r, out, x, *rest[:7])  # without the switch of cuDNN
 
 
+def _round(r: Recorder, out: Tensor, x: Tensor, integers: Sequence[int], groups: Sequence[Sequence[int]]) -> None:
+    r.add(Round(r.layers[-1], (r.number(x),), shape_of(x), x.dtype, integers, groups), out)
+
+
 _WHOLE: dict[Any, Callable[..., None]] = {F.linear: read_linear, torch.batch_norm: _batch_norm}
 
 
-def _flat(values: Any) -> Iterator[Any]:
+def flat(values: Any) -> Iterator[Any]:
+    """Everything in nested lists, tuples and dicts."""
     for value in values.values() if isinstance(values, dict) else values:
         if isinstance(value, tuple | list | dict):
-            yield from _flat(value)
+            yield from flat(value)
         else:
             yield value
 
@@ -105,7 +112,7 @@ def _named_layers(model: nn.Module, watch: _Watch) -> Iterator[None]:
             watch.paused -= 1
             if not watch.paused and out is not inputs[0]:
                 x = inputs[0]
-                r.add(Round(r.layers[-1], (r.number(x),), shape_of(x), x.dtype, module.integers, module.groups), out)
+                r.read(_round, out, x, module.integers, module.groups)
         r.layers.pop()
 
     handles = []
@@ -135,7 +142,11 @@ def trace(model: nn.Module, x: Tensor) -> Graph:
             raise UserError(f"there are certificates for networks in float32 and float64, and not in {value.dtype}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise UserError("a TorchScript model cannot be certified; give the module that it was made of")
-    recorder = Recorder(x)
+    return record(model, Recorder(x), x)
+
+
+def record(model: nn.Module, recorder: Recorder, x: Tensor) -> Graph:
+    """Let a recorder, made for inputs x, watch a model compute them; see :func:`trace`."""
     watch = _Watch(recorder)
     with torch.no_grad(), _named_layers(model, watch), _Whole(watch), watch:
         try:
