@@ -15,13 +15,13 @@ from torch import Tensor
 
 from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError, printable
+from hauberk.core.intervals import Interval, wilson_interval
 from hauberk.core.io import as_json, read_json, write_atomically
 from hauberk.core.random import ExampleRng
 from hauberk.evaluation.estimate import Sampled
 from hauberk.evaluation.records import CLEAN, COST, PLAN, Records
 
 FORMAT = "hauberk-evaluation/4"
-Interval: TypeAlias = tuple[float, float]
 Verdict: TypeAlias = Literal["ok", "warning", "invalid"]
 
 _MOST = 10**8  # examples times attacks: more would not fit into memory
@@ -78,29 +78,6 @@ def warning_mark(diagnostics: Sequence[Diagnostic]) -> str:
     """Return what stands behind a number with warnings where there is no room for their names."""
     verdicts = {d.verdict for d in diagnostics}
     return " (INVALID)" if "invalid" in verdicts else " (!)" if "warning" in verdicts else ""
-
-
-@checked
-def wilson_interval(successes: int, n: int) -> Interval:
-    """Wilson's score interval (1927), 95 %, for a proportion p: ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``.
-
-    Args:
-        successes: how many.
-        n: out of how many, at least 1.
-
-    Returns:
-        Lower and upper end, in [0, 1].
-
-    Raises:
-        UserError: for other counts.
-    """
-    if not 0 <= successes <= n or n < 1:
-        raise UserError(f"successes must be 0 to n, and n at least 1, got {successes} and {n}")
-    p, z = successes / n, 1.959963984540054
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 @dataclass(frozen=True, eq=False)

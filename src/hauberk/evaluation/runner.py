@@ -18,13 +18,13 @@ from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.device import send
 from hauberk.core.errors import SCHEMA_ERRORS, UserError
+from hauberk.core.intervals import wilson_interval
 from hauberk.core.io import read_state, write_state
 from hauberk.core.numerics import Precision, float32_mode
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import IndexedDataset, Subset, fetch_for, to_device
 from hauberk.evaluation.records import CLEAN, RecordStore
-from hauberk.evaluation.result import wilson_interval
 from hauberk.evaluation.verify import finite_margin, margin, predicted_class, read_columns, verify_adversarial
 from hauberk.objectives.functional import AttackLoss, fooled
 from hauberk.threat import ThreatModel

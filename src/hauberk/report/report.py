@@ -11,10 +11,11 @@ from typing import Any
 from matplotlib import rc_context
 
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
+from hauberk.core.intervals import wilson_interval
 from hauberk.core.io import read_json
 from hauberk.data import Table as DataTable
 from hauberk.data import find_dataset, reach_of
-from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, wilson_interval, worst_first
+from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, worst_first
 from hauberk.experiments.comparison import Comparison, column_title
 from hauberk.experiments.studies import STUDIES, StudyResult, find_study
 from hauberk.report.figures import band, bars, examples, histogram, lines

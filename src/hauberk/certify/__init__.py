@@ -1,0 +1,1 @@
+"""Certificates: lower bounds of robustness that no attack can pass."""
