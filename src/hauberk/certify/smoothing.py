@@ -116,6 +116,7 @@ def certify_smoothed(
             for start in range(0, len(mine), group):
                 some = mine[start : start + group]
                 x, y = fetch_for(view, source, torch.tensor(some))
+                x = x.detach()
                 ids = send(content_ids(x), x.device)
                 chosen = sampler.counts(x, ExampleRng(seed, ids, _SELECT), selection_draws).argmax(1)
                 error = sampling_error(x, sigma).cpu().numpy()
@@ -180,6 +181,7 @@ def predict_smoothed(
 
     check_module(model)
     _check_settings(sigma, alpha, draws=draws, batch_size=batch_size)
+    x = x.detach()
     if x.ndim < 2 or not len(x) or not x.is_floating_point():
         raise UserError(f"x must be inputs of shape (B, ...), floating, got {tuple(x.shape)}, {x.dtype}")
     outputs = check_model(model, x[:_FIRST], x.new_zeros(len(x[:_FIRST]), dtype=torch.int64), probabilities=True)
