@@ -4,12 +4,15 @@ from dataclasses import fields, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import hauberk as hb
 from hauberk import objectives as every
+from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
 from hauberk.methods import get_method_spec
 from hauberk.objectives import kl_divergence
+from hauberk.objectives.smoothing import gaussian_noise
 
 
 def logits_pair(n=7, classes=4, scale=3.0, seed=0):
@@ -176,8 +179,10 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     clean, adv, _ = logits_pair(9, 5)
     y = (adv.argmax(1) + 1) % 4  # none is right at x', as MMA wants it
     y = torch.where(y == adv.argmax(1), (y + 1) % 4, y)
-    context = StepContext(None, clean, y, None, None, logits=clean, logits_adv=adv)
+    rng, sigma = ExampleRng(0, torch.arange(9)), getattr(objective, "sigma", 0.0)
+    context = StepContext(nn.Identity(), clean, y, None, rng, x_adv=adv, logits=clean, logits_adv=adv)
     terms, weight = objective(context), torch.linspace(0, 2, 9, dtype=torch.float64)
     constants = {"beta": getattr(objective, "beta", None), "c": getattr(objective, "clean_share", None)}
+    constants |= {"σ": sigma, "n": gaussian_noise(clean, 1.0, 1, rng)[:, 0]}
     shown = value_of(objective.equation, clean, adv, y, weight, constants)
     assert torch.allclose(weight * terms.robust + terms.regularizer, shown, rtol=1e-10, atol=1e-12)

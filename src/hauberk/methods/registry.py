@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
-from hauberk.attacks import PGD
+from hauberk.attacks import PGD, SmoothAdv
 from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
@@ -15,7 +15,7 @@ from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
 from hauberk.methods.method import Method
-from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, Objective, Standard, Trades
+from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, NoisyAT, NoisyStandard, Objective, Standard, Trades
 from hauberk.threat import ThreatModel
 from hauberk.weighting.gairat import COUNTS, Gairat
 from hauberk.weighting.mail import MARGINS, Mail
@@ -138,6 +138,13 @@ METHODS: dict[str, MethodSpec] = {
         Mart(beta=6.0), "MART with its boosted cross-entropy reweighted by probabilistic margins",
         "Wang et al. 2021 (MAIL); the paper's Appendix C is not public, this is its code's form",
         _UNIFORM, weighting=Mail(slope=2.0, bias=0.0), official=_MAIL_CODE),
+    "gaussian": MethodSpec(
+        NoisyStandard(), "training with Gaussian noise, no attack, for randomised smoothing",
+        "Cohen et al. 2019, smoothing: σ 0.12, 0.25, 0.5 or 1 on CIFAR-10"),
+    "smoothadv": MethodSpec(
+        NoisyAT(), "adversarial training of the smoothed classifier, at adversarial inputs with Gaussian noise",
+        "Salman et al. 2019, smoothing-adversarial: in L2, ε 64/256 to 512/256, m 1 to 8, ε warm-up of 10 epochs",
+        SmoothAdv(10, "eps/5", "clean")),
     "adversarial-class": MethodSpec(
         AdversarialClass(), "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
         "the idea is in the lecture notes among the sources; the construction is ours",
