@@ -11,8 +11,8 @@ from scipy.stats import beta, binomtest, norm
 from torch import nn
 
 import hauberk as hb
-from hauberk.certify.noise import grid_step, noisy_inputs, sampling_error
-from hauberk.certify.smoothing_result import certified_radius
+from hauberk.certify.smoothing.certificates import certified_radius
+from hauberk.certify.smoothing.noise import grid_step, noisy_inputs, sampling_error
 from hauberk.core.intervals import clopper_pearson_lower
 from hauberk.core.random import ExampleRng
 from helpers import TESTS, TORCHRUN, long_or, require_success, tiny_net
@@ -163,15 +163,33 @@ def test_no_input_within_a_certified_radius_has_another_class():
     x = torch.rand(40, 2, generator=generator, dtype=torch.float64)
     found = hb.certify_smoothed(net, (x, torch.zeros(40, dtype=torch.int64)), sigma=SIGMA, draws=5000, quiet=True)
     assert (found.radius > 0.3 * SIGMA).sum() > 15
-    nodes = torch.linspace(-5, 5, 161, dtype=torch.float64)
+    nodes = torch.linspace(-5, 5, 101, dtype=torch.float64)
     grid = torch.cartesian_prod(nodes, nodes) * SIGMA
     weight = torch.exp(-0.5 * (nodes[:, None] ** 2 + nodes**2)).flatten()
-    turns = torch.linspace(0, 2 * torch.pi, 13, dtype=torch.float64)[:-1]
+    turns = torch.linspace(0, 2 * torch.pi, 9, dtype=torch.float64)[:-1]
     around = torch.stack([turns.cos(), turns.sin()], 1)
     for i in np.flatnonzero(~found.abstained):
         for point in x[i] + found.radius[i] * 0.999 * around:
             mass = torch.zeros(3, dtype=torch.float64).index_add(0, net(point + grid).argmax(1), weight)
             assert int(mass.argmax()) == found.predicted[i]
+
+
+def test_an_attack_on_the_smoothed_classifier_stays_outside_the_certified_radius():
+    """SmoothADV with many draws finds the way to the boundary, and never crosses it within the radius."""
+    model, x, y = half_space(20, spread=1.5)
+    found = hb.certify_smoothed(model, (x, y), sigma=SIGMA, draws=10_000, quiet=True)
+    standing, true = found.radius > 0.2 * SIGMA, model.signed_distance(x).abs()
+    assert standing.sum() > 10
+    crossed = {}
+    for times in (0.999, 1.2):
+        for i in np.flatnonzero(standing):
+            radius = times * (found.radius[i] if times < 1 else float(true[i]))
+            attack = hb.attacks.SmoothAdv(steps=20, sigma=SIGMA, draws=50, return_last=True)
+            point = attack(model, x[i : i + 1], y[i : i + 1], hb.L2(radius, low=-99, high=99)).x_adv
+            side = (model.signed_distance(point) > 0).long()
+            crossed.setdefault(times, []).append(bool(side != y[i]))
+    assert not any(crossed[0.999])
+    assert all(crossed[1.2])
 
 
 @pytest.mark.parametrize("batch_size", [1, 37, 256, 5000])

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hauberk.attacks import ModelQueries, frozen_model
 from hauberk.attacks.frozen_model import check_model, check_module
-from hauberk.certify.noise import noisy_inputs, sampling_error
-from hauberk.certify.smoothing_records import SmoothingRecords
-from hauberk.certify.smoothing_result import ABSTAINED, SmoothedCertificates
+from hauberk.certify.smoothing.certificates import ABSTAINED, SmoothedCertificates
+from hauberk.certify.smoothing.noise import noisy_inputs, sampling_error
+from hauberk.certify.smoothing.records import SmoothingRecords
 from hauberk.core.arguments import checked
 from hauberk.core.device import send
 from hauberk.core.distributed import get_world
@@ -57,8 +57,8 @@ def certify_smoothed(
 
     Noisy inputs lie outside the box, too, and are passed to the network as they are, as in the paper. They are rounded to a
     grid of σ/128 or finer, so that floating point tells the network nothing of the input that the theorem forbids; what the
-    rounding of the draws may change is taken off p_A (see ``hauberk.certify.noise``). An output that is not finite counts
-    for no class.
+    rounding of the draws may change is taken off p_A (see ``hauberk.certify.smoothing.noise``). An output that is not finite
+    counts for no class.
 
     The draws are keyed by (seed, content of the example, number of the draw): counts do not depend on order, batch size,
     processes or interruptions, but for the rounding of the network's own sums. Within a ``torch.distributed`` process group
