@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from hauberk import data as data
     from hauberk import objectives as objectives
     from hauberk import weighting as weighting
-    from hauberk.certify.smoothing import SmoothedCertificates as SmoothedCertificates
-    from hauberk.certify.smoothing import certify_smoothed as certify_smoothed
-    from hauberk.certify.smoothing import predict_smoothed as predict_smoothed
+    from hauberk.certification.smoothing import SmoothedCertificates as SmoothedCertificates
+    from hauberk.certification.smoothing import certify_smoothed as certify_smoothed
+    from hauberk.certification.smoothing import predict_smoothed as predict_smoothed
     from hauberk.core.distributed import init_distributed as init_distributed
     from hauberk.core.errors import UserError as UserError
     from hauberk.core.numerics import float32_mode as float32_mode
@@ -44,7 +44,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submodules=["attacks", "data", "objectives", "weighting"],
     submod_attrs={
-        "certify.smoothing": ["SmoothedCertificates", "certify_smoothed", "predict_smoothed"],
+        "certification.smoothing": ["SmoothedCertificates", "certify_smoothed", "predict_smoothed"],
         "core.distributed": ["init_distributed"],
         "core.errors": ["UserError"],
         "core.numerics": ["float32_mode"],

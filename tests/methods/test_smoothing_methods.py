@@ -36,6 +36,7 @@ def test_gaussian_by_its_equation(draws):
     noise = gaussian_noise(x, 0.25, draws, rng)
     losses = [F.cross_entropy(model(x + noise[:, j]), y) for j in range(draws)]
     assert torch.allclose(out.loss, torch.stack(losses).mean(), rtol=1e-12)
+    assert torch.allclose(out.logits, torch.stack([model(x + noise[:, j]).softmax(1) for j in range(draws)]).mean(0).log())
     assert out.x_adv is None
     assert (out.forwards, out.backwards) == (draws, 0)
 
@@ -113,6 +114,16 @@ def test_passes_are_counted_for_each_copy(name, settings, forwards, backwards, c
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_smoothadv_goes_with_weights_of_every_measure():
+    x, y = tiny_batch(8)
+    for measure, more in (("pm-adv", 0), ("pm-nat", 1), ("kappa", 0)):
+        method = hb.method("smoothadv", THREAT, steps=2, draws=2, measure=measure, burn_in=0)
+        out = method(tiny_net().train(), x, y, epoch=0)
+        assert out.forwards == 6 + more
+        assert out.weights.std() > 0
+        assert out.weights.mean().item() == pytest.approx(1, abs=1e-5)
+
+
 def test_settings_reach_attack_and_objective():
     method = hb.method("smoothadv", THREAT, sigma=0.5, draws=4, steps=6)
     for part in (method.attack, method.objective):
@@ -130,6 +141,10 @@ def test_settings_reach_attack_and_objective():
         (lambda: hb.method("gaussian", THREAT, sigma=-1.0), "sigma must not be negative"),
         (lambda: hb.method("gaussian", THREAT, steps=3), "unknown setting of gaussian"),
         (lambda: hb.method("at", THREAT, sigma=0.5), "unknown setting of at"),
+        (
+            lambda: hb.method("gaussian", THREAT)(tiny_net(), *tiny_batch(), class_weights=torch.ones(3)),
+            "number for each class",
+        ),
         (lambda: hb.attacks.SmoothAdv(draws=0), "at least 1 draw"),
         (lambda: hb.Method(THREAT, objective=hb.objectives.NoisyAT())(tiny_net(), *tiny_batch()), "so it needs an attack"),
         *(

@@ -30,7 +30,8 @@ def log_mean_softmax(logits: Tensor) -> Tensor:
 class NoisyStandard(Objective):
     """Cross-entropy at inputs with Gaussian noise (Cohen, Rosenfeld and Kolter 2019): ``ℓ = mean_j CE(f(x + σn_j), y)``.
 
-    It makes the pass over all noisy copies itself, as one batch.
+    It makes the pass over all noisy copies itself, as one batch. Where nothing else has computed logits of x, those of the
+    output are the logarithms of the mean probabilities over the draws, so that metrics of clean inputs are of noisy ones.
 
     Attributes:
         sigma: σ, in the units of the input.
@@ -55,8 +56,9 @@ class NoisyStandard(Objective):
             raise UserError(f"{type(self).__name__} adds noise to adversarial inputs, so it needs an attack")
         noise = gaussian_noise(x, self.sigma, self.draws, context.rng)
         logits = context.forward((x[:, None] + noise).flatten(0, 1)).unflatten(0, noise.shape[:2])
-        if self.at_adversarial and context.logits_adv is None:
-            context.logits_adv = log_mean_softmax(logits)
+        field = "logits_adv" if self.at_adversarial else "logits"
+        if getattr(context, field) is None:
+            setattr(context, field, log_mean_softmax(logits))
         loss = cross_entropy(logits.flatten(0, 1), context.y.repeat_interleave(self.draws)).view(-1, self.draws).mean(1)
         return LossTerms(loss, torch.zeros_like(loss))
 

@@ -1,6 +1,7 @@
 """Randomised smoothing (Cohen, Rosenfeld and Kolter 2019): CERTIFY over a data set, PREDICT for a batch."""
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from hauberk.attacks import ModelQueries, frozen_model
 from hauberk.attacks.frozen_model import check_model, check_module
-from hauberk.certify.smoothing.certificates import ABSTAINED, SmoothedCertificates
-from hauberk.certify.smoothing.noise import noisy_inputs, sampling_error
-from hauberk.certify.smoothing.records import SmoothingRecords
+from hauberk.certification.records import CertificateRecords
+from hauberk.certification.smoothing.certificates import ABSTAINED, SmoothedCertificates
+from hauberk.certification.smoothing.noise import noisy_inputs, sampling_error
 from hauberk.core.arguments import checked
 from hauberk.core.device import send
 from hauberk.core.distributed import get_world
@@ -27,6 +28,7 @@ from hauberk.models import model_code, model_id
 
 SmoothingPrecision: TypeAlias = Literal["model", "fp32", "tf32"]
 
+_COLUMNS = {"label": np.int64, "selected": np.int64, "count": np.int64, "error": np.float64}
 _SELECT, _ESTIMATE, _PREDICT = 1, 2, 3  # stages of the random draws
 _FIRST = 16  # examples that are looked at before anything else
 
@@ -57,8 +59,8 @@ def certify_smoothed(
 
     Noisy inputs lie outside the box, too, and are passed to the network as they are, as in the paper. They are rounded to a
     grid of σ/128 or finer, so that floating point tells the network nothing of the input that the theorem forbids; what the
-    rounding of the draws may change is taken off p_A (see ``hauberk.certify.smoothing.noise``). An output that is not finite
-    counts for no class.
+    rounding of the draws may change is taken off p_A (see ``hauberk.certification.smoothing.noise``). An output that is not
+    finite counts for no class.
 
     The draws are keyed by (seed, content of the example, number of the draw): counts do not depend on order, batch size,
     processes or interruptions, but for the rounding of the network's own sums. Within a ``torch.distributed`` process group
@@ -95,14 +97,15 @@ def certify_smoothed(
     _check_settings(sigma, alpha, draws=draws, selection_draws=selection_draws, batch_size=batch_size)
     first_x, first_y = fetch_for(model, source, torch.arange(min(count, _FIRST)))
     outputs = check_model(model, first_x, first_y, source.classes, probabilities=True)
+    digest = data_digest(Subset(source, torch.arange(count)))
     plan = {
-        "n": count, "sigma": sigma, "draws": draws, "selection_draws": selection_draws, "seed": seed, "precision": precision,
-        "data": source.name, "data_digest": data_digest(Subset(source, torch.arange(count))), "model_id": model_id(model),
+        "certificates": "smoothing", "n": count, "sigma": sigma, "draws": draws, "selection_draws": selection_draws,
+        "seed": seed, "precision": precision, "data": source.name, "data_digest": digest, "model_id": model_id(model),
         "model_code": model_code(model), **{name: versions()[name] for name in ("hauberk", "torch")},
     }  # fmt: skip
     begun = time.monotonic()
     with (
-        closing(SmoothingRecords(folder, plan, world)) as records,
+        closing(CertificateRecords(folder, plan, _COLUMNS, world)) as records,
         ProgressBar("certify", 1000, quiet=quiet or not world.is_main) as display,
         deterministic_mode(first_x.device, algorithms=False),
         float32_mode(precision),
@@ -112,31 +115,40 @@ def certify_smoothed(
         sampler = _Sampler(ModelQueries(view), outputs, sigma, min(batch_size, draws))
         mine = world.local_shard(np.flatnonzero(~records.known).tolist())
         group = max(1, sampler.rows // selection_draws)  # so many examples choose their class in one pass
+        whole, done = len(mine) * (draws + selection_draws), 0
+
+        def show() -> None:
+            part = min(sampler.queries.forwards / whole, 1.0)
+            display.reach(part, f"{done} of {len(mine)} examples")
+
         try:
             for start in range(0, len(mine), group):
                 some = mine[start : start + group]
                 x, y = fetch_for(view, source, torch.tensor(some))
                 x = x.detach()
                 ids = send(content_ids(x), x.device)
-                chosen = sampler.counts(x, ExampleRng(seed, ids, _SELECT), selection_draws).argmax(1)
+                chosen = sampler.counts(x, ExampleRng(seed, ids, _SELECT), selection_draws, show).argmax(1)
                 error = sampling_error(x, sigma).cpu().numpy()
                 rng = ExampleRng(seed, ids, _ESTIMATE)
                 for k, example in enumerate(some):
                     row = torch.tensor([k], device=x.device)
-                    seen = sampler.counts(x[row], rng.index_select(row), draws)[0]
-                    records.write(example, int(y[k]), int(chosen[k]), int(seen[chosen[k]]), float(error[k]))
-                    done = (start + k + 1) / len(mine)
-                    display.reach(done, f"{start + k + 1} of {len(mine)} examples")
+                    seen = sampler.counts(x[row], rng.index_select(row), draws, show)[0]
+                    found = {"label": y[k].item(), "selected": chosen[k], "count": seen[chosen[k]], "error": error[k]}
+                    records.write(np.array([example]), **{name: np.array([value]) for name, value in found.items()})
+                    done += 1
         finally:
-            records.write_cost(sampler.queries.forwards, time.monotonic() - begun)
+            records.write_cost(time.monotonic() - begun)
         records.share()
     columns = records.columns
+    if not ((columns["count"] >= 0) & (columns["count"] <= draws) & (columns["error"] >= 0)).all():
+        raise UserError(f"the counts in {folder} cannot be of {draws} draws; choose another folder")
     result = SmoothedCertificates(
         sigma, draws, selection_draws, alpha, columns["label"].copy(), columns["selected"].copy(), columns["count"].copy(),
         columns["error"].copy(),
         provenance={
             "seed": seed, "batch_size": batch_size, "precision": precision, "data": source.name,
-            "subset": "all" if count == len(source) else f"first {count} of {len(source)}", **records.cost(),
+            "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
+            "passes": {"forwards": count * (draws + selection_draws), "backwards": 0}, "seconds": records.seconds,
             "processes": world.size, "model_id": plan["model_id"], "versions": versions(), "machine": machine(first_x.device),
         },
     )  # fmt: skip
@@ -209,8 +221,8 @@ class _Sampler:
     def __init__(self, queries: ModelQueries, outputs: int, sigma: float, rows: int):
         self.queries, self.outputs, self.sigma, self.rows = queries, outputs, sigma, rows
 
-    def counts(self, x: Tensor, rng: ExampleRng, draws: int) -> np.ndarray:
-        """Return how many of so many noisy copies of each input (B, ...) get each class, (B, C) int64."""
+    def counts(self, x: Tensor, rng: ExampleRng, draws: int, show: Callable[[], None] = lambda: None) -> np.ndarray:
+        """Return how many of so many noisy copies of each input (B, ...) get each class, (B, C) int64; ``show`` each pass."""
         width = self.outputs + 1  # the last is for outputs that are not finite
         total = len(x) * draws
         counts = torch.zeros(len(x) * width + 1, dtype=torch.int64, device=x.device)  # the last is for rows that fill a pass
@@ -222,6 +234,7 @@ class _Sampler:
             given = torch.where(logits.isfinite().all(1), logits.argmax(1), self.outputs)
             place = torch.where(row < total, example * width + given, len(x) * width)
             counts.index_add_(0, place, torch.ones_like(place))
+            show()
         found: np.ndarray = counts[:-1].view(len(x), width)[:, : self.outputs].cpu().numpy()
         return found
 

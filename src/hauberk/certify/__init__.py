@@ -1,1 +1,0 @@
-"""Certificates: lower bounds of robustness that no attack can pass."""
