@@ -381,6 +381,7 @@ def test_noise_is_gaussian_rounded_to_a_grid():
         ({"batch_size": 0}, "batch_size must be positive"),
         ({"n": 4}, "n must be 1 to 3"),
         ({"sigma": "a"}, "sigma must be a finite number"),
+        ({"test_set": (torch.full((3, 8), torch.nan), torch.zeros(3, dtype=torch.int64))}, "NaN or infinite"),
         ({"model": nn.Linear(5, 2)}, "cannot take inputs of shape"),
         ({"model": nn.Linear(8, 1).double()}, "at least 2 classes"),
     ],

@@ -96,7 +96,7 @@ def certify_smoothed(
         raise UserError(f"n must be 1 to {len(source)}, got {count}")
     _check_settings(sigma, alpha, draws=draws, selection_draws=selection_draws, batch_size=batch_size)
     first_x, first_y = fetch_for(model, source, torch.arange(min(count, _FIRST)))
-    outputs = check_model(model, first_x, first_y, source.classes, probabilities=True)
+    outputs = check_model(model, _checked_inputs(first_x), first_y, source.classes, probabilities=True)
     digest = data_digest(Subset(source, torch.arange(count)))
     plan = {
         "certificates": "smoothing", "n": count, "sigma": sigma, "draws": draws, "selection_draws": selection_draws,
@@ -125,7 +125,7 @@ def certify_smoothed(
             for start in range(0, len(mine), group):
                 some = mine[start : start + group]
                 x, y = fetch_for(view, source, torch.tensor(some))
-                x = x.detach()
+                x = _checked_inputs(x)
                 ids = send(content_ids(x), x.device)
                 chosen = sampler.counts(x, ExampleRng(seed, ids, _SELECT), selection_draws, show).argmax(1)
                 error = sampling_error(x, sigma).cpu().numpy()
@@ -193,9 +193,7 @@ def predict_smoothed(
 
     check_module(model)
     _check_settings(sigma, alpha, draws=draws, batch_size=batch_size)
-    x = x.detach()
-    if x.ndim < 2 or not len(x) or not x.is_floating_point():
-        raise UserError(f"x must be inputs of shape (B, ...), floating, got {tuple(x.shape)}, {x.dtype}")
+    x = _checked_inputs(x)
     outputs = check_model(model, x[:_FIRST], x.new_zeros(len(x[:_FIRST]), dtype=torch.int64), probabilities=True)
     with float32_mode("fp32"), frozen_model(model) as view:
         torch.manual_seed(seed)
@@ -237,6 +235,15 @@ class _Sampler:
             show()
         found: np.ndarray = counts[:-1].view(len(x), width)[:, : self.outputs].cpu().numpy()
         return found
+
+
+def _checked_inputs(x: Tensor) -> Tensor:
+    """Return inputs (B, ...) without a graph, or raise a UserError for what are none."""
+    if x.ndim < 2 or not len(x) or not x.is_floating_point():
+        raise UserError(f"x must be inputs of shape (B, ...), floating, got {tuple(x.shape)}, {x.dtype}")
+    if not bool(x.isfinite().all()):
+        raise UserError("the inputs have NaN or infinite values")
+    return x.detach()
 
 
 def _check_settings(sigma: float, alpha: float, **counts: int) -> None:
