@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from hauberk import weighting as weighting
     from hauberk.certification.certify import certify as certify
     from hauberk.certification.result import Certificates as Certificates
+    from hauberk.certification.smoothing import SmoothedCertificates as SmoothedCertificates
+    from hauberk.certification.smoothing import certify_smoothed as certify_smoothed
+    from hauberk.certification.smoothing import predict_smoothed as predict_smoothed
     from hauberk.core.distributed import init_distributed as init_distributed
     from hauberk.core.errors import UserError as UserError
     from hauberk.core.numerics import float32_mode as float32_mode
@@ -45,6 +48,7 @@ __getattr__, __dir__, __all__ = attach(
     submod_attrs={
         "certification.certify": ["certify"],
         "certification.result": ["Certificates"],
+        "certification.smoothing": ["SmoothedCertificates", "certify_smoothed", "predict_smoothed"],
         "core.distributed": ["init_distributed"],
         "core.errors": ["UserError"],
         "core.numerics": ["float32_mode"],

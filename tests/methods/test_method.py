@@ -11,7 +11,15 @@ THREAT = hb.Linf("8/255")
 
 
 @pytest.mark.parametrize(
-    ("name", "forwards", "backwards"), [("standard", 1, 0), ("at", 11, 10), ("mart", 12, 10), ("trades", 13, 10)]
+    ("name", "forwards", "backwards"),
+    [
+        ("standard", 1, 0),
+        ("at", 11, 10),
+        ("mart", 12, 10),
+        ("trades", 13, 10),
+        ("gaussian", 1, 0),
+        ("smoothadv", 11, 10),
+    ],
 )
 def test_a_step_makes_no_pass_too_many(name, forwards, backwards):
     model = tiny_net().train()

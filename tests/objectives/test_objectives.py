@@ -4,12 +4,15 @@ from dataclasses import fields, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import hauberk as hb
 from hauberk import objectives as every
+from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
 from hauberk.methods import get_method_spec
 from hauberk.objectives import kl_divergence
+from hauberk.objectives.smoothing import gaussian_noise
 
 
 def logits_pair(n=7, classes=4, scale=3.0, seed=0):
@@ -184,13 +187,17 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     clean, adv, _ = logits_pair(9, 5)
     y = (adv.argmax(1) + 1) % 4  # none is right at x', as MMA wants it
     y = torch.where(y == adv.argmax(1), (y + 1) % 4, y)
+    rng, sigma = ExampleRng(0, torch.arange(9)), getattr(objective, "sigma", 0.0)
     # Bounds are those of a linear network, which are exact and easily had by hand; ε has grown to 0.4 of itself.
     net, threat = torch.nn.Linear(3, 5, dtype=torch.float64), hb.Linf(0.3, low=-9, high=9)
     x = adv[:, :3].detach().clamp(-5, 5)
     clean = net(x) if objective.computes else clean
-    context = StepContext(net, x, y, threat, None, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
+    context = StepContext(net, x, y, threat, rng, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
+    if sigma:  # logits are the inputs of a network that hands them on
+        context = StepContext(nn.Identity(), clean, y, None, rng, x_adv=adv, logits=clean, logits_adv=adv)
     terms, weight = objective(context), torch.linspace(0, 2, 9, dtype=torch.float64)
     constants = {"beta": getattr(objective, "beta", None), "c": getattr(objective, "clean_share", None)}
+    constants |= {"σ": sigma, "n": gaussian_noise(clean, 1.0, 1, rng)[:, 0]}
     share = getattr(objective, "subselection_ratio", None)
     normal = net.weight[y][:, None] - net.weight
     middle = torch.einsum("bkd,bd->bk", normal, x if share is None else x + 0.05) + net.bias[y][:, None] - net.bias

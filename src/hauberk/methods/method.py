@@ -355,7 +355,7 @@ class Method(nn.Module):
             y=context.y,
             all_weights=whole,
             measure=measure,
-            forwards=(0 if attack is None else attack.forwards) + made,
+            forwards=(0 if attack is None else attack.forwards) + made + context.more_forwards,
             backwards=0 if attack is None else attack.backwards,
             burning_in=context.epoch < context.burn_in,
         )

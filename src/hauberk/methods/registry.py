@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
-from hauberk.attacks import PGD
+from hauberk.attacks import PGD, SmoothAdv
 from hauberk.certification.training import IBP, SABR, CrownIBP
 from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
@@ -16,7 +16,7 @@ from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.methods.method import Method
-from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, Objective, Standard, Trades
+from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, NoisyAT, NoisyStandard, Objective, Standard, Trades
 from hauberk.threat import ThreatModel
 from hauberk.weighting.gairat import COUNTS, Gairat
 from hauberk.weighting.mail import MARGINS, Mail
@@ -149,6 +149,13 @@ METHODS: dict[str, MethodSpec] = {
         SABR(), "certified training by interval bounds on a small box around an adversarial input",
         "Müller et al. 2023, SABR's public code: λ by data set and ε",
         PGD(8, "eps/2", "uniform"), inner=SmallBall),
+    "gaussian": MethodSpec(
+        NoisyStandard(), "training with Gaussian noise, no attack, for randomised smoothing",
+        "Cohen et al. 2019, smoothing: σ 0.12, 0.25, 0.5 or 1 on CIFAR-10"),
+    "smoothadv": MethodSpec(
+        NoisyAT(), "adversarial training of the smoothed classifier, at adversarial inputs with Gaussian noise",
+        "Salman et al. 2019, smoothing-adversarial: in L2, ε 64/256 to 512/256, m 1 to 8, ε warm-up of 10 epochs",
+        SmoothAdv(10, "eps/5", "clean")),
     "adversarial-class": MethodSpec(
         AdversarialClass(), "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
         "the idea is in the lecture notes among the sources; the construction is ours",
