@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +16,18 @@ from hauberk.certification.records import CertificateRecords
 from hauberk.core.distributed import World
 from hauberk.data import load_data
 from hauberk.threat import Norm
-from helpers import CHECKPOINTS, MNIST, fingerprint, long_or, same, small_mnist_net, tiny_batch, tiny_net
+from helpers import (
+    CHECKPOINTS,
+    MNIST,
+    TORCHRUN,
+    fingerprint,
+    long_or,
+    require_success,
+    same,
+    small_mnist_net,
+    tiny_batch,
+    tiny_net,
+)
 
 
 def data(n=40, model=None):
@@ -256,3 +269,35 @@ def test_the_network_of_wong_and_kolter():
     test = load_data("mnist", "test", folder=MNIST)
     result = hb.certify(net, test, threat=hb.Linf(0.1), n=long_or(64, 10_000), quiet=True)
     assert result.certified_accuracy >= long_or(0.95, 0.942)
+
+
+WORK = """
+import sys
+import torch
+import hauberk as hb
+from torch import nn
+
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+x = torch.rand(21, 6)
+with torch.no_grad(), hb.init_distributed() as world:
+    y = net(x).argmax(1)
+    result = hb.certify(net, (x, y), threat=hb.L2(0.2), batch_size=4, out=sys.argv[1], quiet=True)
+    for rank, other in enumerate(world.all_gather_object((result.examples, result.provenance["seconds"]))):
+        assert other[0] == result.examples, rank
+"""
+
+
+def test_several_processes_share_the_examples(tmp_path):
+    command = [sys.executable, *TORCHRUN, "2", "work.py", str(tmp_path / "both")]
+    (tmp_path / "work.py").write_text(WORK)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    require_success(done.returncode, done.stderr)
+    files = [tmp_path / "both" / f"certificates-{rank}.jsonl" for rank in (0, 1)]
+    assert [len(path.read_text().splitlines()) for path in files] == [12, 11]  # and what it took
+    done = subprocess.run([sys.executable, "work.py", str(tmp_path / "one")], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    both, one = (json.loads((tmp_path / name / "certificates.json").read_text()) for name in ("both", "one"))
+    assert [row["proved_by"] for row in both["examples"]] == [row["proved_by"] for row in one["examples"]]
+    assert 0 < one["certified_accuracy"] < 1
+    assert both["provenance"]["processes"] == 2

@@ -11,7 +11,9 @@ from scipy.optimize import LinearConstraint, linprog, milp, minimize
 from torch import nn
 
 import hauberk as hb
-from hauberk.certification.bounds.crown import crown_bounds, interval_bound, interval_bounds, lower_bound, optimised_bound
+from hauberk.certification import branch_and_bound
+from hauberk.certification.bounds.crown import crown_bounds, interval_bound, interval_bounds, lower_bound
+from hauberk.certification.bounds.optimised import optimised_bound
 from hauberk.certification.bounds.region import Region
 from hauberk.certification.bounds.trace import trace
 from hauberk.threat import NORMS
@@ -255,3 +257,37 @@ def test_the_least_value_of_a_linear_function_on_ball_and_box_is_exact(kind):
         scale = np.abs(slope).sum()
         assert found <= expected + 1e-7 * scale
         assert found >= expected - 1e-6 * scale
+
+
+@pytest.mark.parametrize("by", ["boxes", "signs"])
+def test_branch_and_bound_decides_as_the_integer_program_does(by, monkeypatch):
+    if by == "signs":
+        monkeypatch.setattr(branch_and_bound, "_FEW_FEATURES", 0)
+    decided, proved, needed, nets = 0, 0, 0, long_or(30, 200)
+    for seed in range(nets):
+        net = mlp(seed, (4, 8, 8, 2), 1.0 + seed % 3)
+        x = torch.rand(1, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        threat = hb.Linf((0.05, 0.1, 0.3)[seed % 3])
+        with torch.no_grad():
+            y = net(x).argmax(1)
+        if y == 1:
+            with torch.no_grad():  # the integer program is of class 0
+                net[-1].weight.copy_(net[-1].weight.flip(0)), net[-1].bias.copy_(net[-1].bias.flip(0))
+            y = 1 - y
+        region = threat.around(x)
+        low, high = region.lower[0].numpy(), region.upper[0].numpy()
+        _, bounds = crown_by_hand(net, low, high)
+        truth = program(net, low, high, bounds, 1, 1)
+        if abs(truth) < 1e-4:
+            continue
+        alone = hb.certify(net, (x, y), threat=threat, quiet=True)
+        found = hb.certify(net, (x, y), threat=threat, methods=["crown", "branch-and-bound"], branches=400, quiet=True)
+        assert found.certified[0] <= (truth > 0), seed
+        assert not alone.certified[0] or found.certified[0]
+        assert found.bound[0] <= truth + 1e-6
+        decided += int(found.certified[0] == (truth > 0))
+        proved += int(found.certified[0])
+        needed += int(found.certified[0] and not alone.certified[0])
+    assert decided >= 0.95 * nets
+    assert proved >= 0.3 * nets
+    assert needed > 0

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 
 from hauberk.attacks import frozen_model
 from hauberk.attacks.frozen_model import check_model, check_module
-from hauberk.certification.bounds.crown import crown_bounds, interval_bound, interval_bounds, lower_bound, optimised_bound
-from hauberk.certification.bounds.graph import Bounds, Graph
+from hauberk.certification.bounds.crown import interval_bounds
+from hauberk.certification.bounds.graph import Graph
 from hauberk.certification.bounds.region import Region, check_threat
 from hauberk.certification.bounds.trace import trace
+from hauberk.certification.methods import METHODS, Undecided
 from hauberk.certification.records import CertificateRecords
 from hauberk.certification.result import Certificates
 from hauberk.core.arguments import checked
@@ -32,7 +32,6 @@ from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
 
 _FIRST = 16  # examples that are looked at before anything else
-_ALPHAS_AT_ONCE = 2**22  # numbers of slopes that are optimised together; autograd keeps some twenty times as many
 COLUMNS = {"label": np.int64, "predicted": np.int64, "margin": np.float64, "bound": np.float64, "proof": np.int64}
 
 
@@ -44,6 +43,7 @@ def certify(
     threat: ThreatModel,
     methods: Sequence[str] = ("ibp", "crown-ibp", "crown", "alpha-crown"),
     steps: int = 20,
+    branches: int = 1000,
     n: int | None = None,
     batch_size: int = 32,
     out: str | Path | None = None,
@@ -71,8 +71,11 @@ def certify(
         methods: bounds to try, cheapest first, each on what those before have left undecided: "ibp", interval bound
             propagation (Gowal et al. 2018); "crown-ibp", linear relaxation between bounds of intervals (Zhang et al. 2020);
             "crown", between bounds of its own (Zhang et al. 2018); "alpha-crown", with lower slopes of ReLUs optimised for each
-            class (Xu et al. 2021), the intermediate bounds being those of CROWN.
+            class (Xu et al. 2021), the intermediate bounds being those of CROWN; "branch-and-bound", only if it is named here,
+            cuts what is still open into parts that are bounded by themselves (Bunel et al. 2020, Wang et al. 2021): boxes where
+            up to 24 features can change, otherwise signs of ReLUs; it is complete but for the number of parts.
         steps: of the optimisation of "alpha-crown".
+        branches: how many parts "branch-and-bound" may bound for each example and class.
         n: certify the first n examples only.
         batch_size: examples at a time.
         out: folder to keep verdicts in as they come; called again with the same arguments, it goes on there.
@@ -101,14 +104,14 @@ def certify(
     count = len(source) if n is None else n
     if not 1 <= count <= len(source):
         raise UserError(f"n must be 1 to {len(source)}, got {count}")
-    if batch_size < 1 or steps < 1:
-        raise UserError(f"batch_size and steps must be positive, got {batch_size} and {steps}")
+    if min(batch_size, steps, branches) < 1:
+        raise UserError(f"batch_size, steps and branches must be positive, got {batch_size}, {steps} and {branches}")
     first_x, first_y = fetch_for(model, source, torch.arange(min(count, _FIRST)))
     check_inputs(first_x, first_y, threat, source.classes)
     check_model(model, first_x, first_y, source.classes, probabilities=True)
     plan: dict[str, Any] = {
-        "certificates": "bounds", "n": count, "methods": list(chosen), "steps": steps, "threat": threat.to_dict(),
-        "model_id": model_id(model),
+        "certificates": "bounds", "n": count, "methods": list(chosen), "steps": steps, "branches": branches,
+        "threat": threat.to_dict(), "model_id": model_id(model),
     }  # fmt: skip
     if folder is not None or world.size > 1:  # there are others to compare with
         digest = data_digest(Subset(source, torch.arange(count if in_memory(source) else min(count, _FIRST))))
@@ -128,7 +131,7 @@ def certify(
         left = mine[torch.from_numpy(~records.known[mine.numpy()])]
         try:
             for done, index in enumerate(left.split(batch_size) if len(left) else ()):
-                batch = _certify_batch(model, graph, source, threat, index, chosen, steps)
+                batch = _certify_batch(model, graph, source, threat, index, chosen, steps, branches)
                 records.write(index.numpy(), **{name: value.cpu().numpy() for name, value in batch.items()})
                 known = int(records.known[mine.numpy()].sum())
                 proved = int((records.columns["proof"][records.known] >= 0).sum())
@@ -141,7 +144,7 @@ def certify(
     result = Certificates(
         str(threat), tuple(chosen), **records.columns,
         provenance={
-            "steps": steps, "batch_size": batch_size, "data": source.name,
+            "steps": steps, "branches": branches, "batch_size": batch_size, "data": source.name,
             "subset": "all" if count == len(source) else f"first {count} of {len(source)}", "seconds": records.seconds,
             "processes": world.size, "dtype": str(first_x.dtype), "model_id": plan["model_id"], "versions": versions(),
             "machine": machine(first_x.device),
@@ -158,103 +161,7 @@ def _left(begun: float, done: int, left: Tensor, batch_size: int) -> float:
     return (time.monotonic() - begun) / spent * (len(left) - spent)
 
 
-@dataclass
-class _Undecided:
-    """Some examples of a batch, and what is known of them.
-
-    Attributes:
-        region: their sets.
-        others: the other classes, those with the largest logits first, (B, C - 1) int64.
-        y: labels, (B,).
-        intervals: bounds of all values by intervals.
-        bounds: by CROWN, once they have been asked for.
-    """
-
-    graph: Graph
-    region: Region
-    others: Tensor
-    y: Tensor
-    intervals: Bounds
-    bounds: Bounds | None = None
-
-    def index_select(self, index: Tensor) -> "_Undecided":
-        """Return some of them. index: (b,) int64."""
-        bounds = None if self.bounds is None else self.bounds.index_select(index)
-        return _Undecided(
-            self.graph,
-            self.region.index_select(index),
-            self.others[index],
-            self.y[index],
-            self.intervals.index_select(index),
-            bounds,
-        )
-
-    def by_crown(self) -> Bounds:
-        """Bounds of all values by CROWN."""
-        if self.bounds is None:
-            self.bounds = crown_bounds(self.graph, self.region)
-        return self.bounds
-
-    def margins(self, others: Tensor) -> Tensor:
-        """Coefficients (B, S, C) of ``z_y - z_k`` for classes k, (B, S)."""
-        classes = self.graph.nodes[self.graph.output].shape[0]
-        eye = torch.eye(classes, dtype=torch.float64, device=others.device)
-        return eye[self.y][:, None] - eye[others]
-
-
-def _by_intervals(some: _Undecided, steps: int) -> Tensor:
-    return interval_bound(some.graph, some.intervals, some.margins(some.others))
-
-
-def _by_crown_ibp(some: _Undecided, steps: int) -> Tensor:
-    return _lower_bounds(some, some.intervals)
-
-
-def _by_crown(some: _Undecided, steps: int) -> Tensor:
-    return _lower_bounds(some, some.by_crown())
-
-
-def _by_alpha_crown(some: _Undecided, steps: int) -> Tensor:
-    """Only what is open is optimised: first the class that CROWN says the least of, and the others where that succeeds."""
-    found = _lower_bounds(some, some.by_crown())
-    worst = found.argmin(1, keepdim=True)
-    found.scatter_(1, worst, _optimised(some, worst, found.gather(1, worst), steps))
-    rows = ((found.gather(1, worst).squeeze(1) > 0) & (found <= 0).any(1)).nonzero().squeeze(1)
-    if len(rows):
-        rest, open_ = some.index_select(rows), found[rows] <= 0
-        most = int(open_.sum(1).max())
-        which = open_.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :most]
-        better = _optimised(rest, which, found[rows].gather(1, which), steps)
-        found[rows] = found[rows].scatter(1, which, better)
-    return found
-
-
-def _optimised(some: _Undecided, which: Tensor, found: Tensor, steps: int) -> Tensor:
-    """Bounds for some of the other classes, by their places (B, S) in ``others``; no less than what was ``found``, (B, S)."""
-    numbers = which.shape[1] * sum(node.size for node in some.graph.nodes)
-    parts = []
-    for rows in torch.arange(len(which), device=which.device).split(max(_ALPHAS_AT_ONCE // numbers, 1)):
-        part = some.index_select(rows)
-        c = part.margins(part.others.gather(1, which[rows]))
-        parts.append(optimised_bound(part.graph, part.by_crown(), part.region, c, steps))
-    return torch.maximum(torch.cat(parts), found)
-
-
-def _lower_bounds(some: _Undecided, bounds: Bounds) -> Tensor:
-    """CROWN's bounds for all other classes, (B, C - 1), some classes at a time."""
-    graph = some.graph
-    chunk = max(2**23 // (len(some.y) * graph.largest), 1)
-    return torch.cat(
-        [lower_bound(graph, bounds, some.region, graph.output, some.margins(part)) for part in some.others.split(chunk, 1)], 1
-    )
-
-
-METHODS: dict[str, Callable[[_Undecided, int], Tensor]] = {
-    "ibp": _by_intervals, "crown-ibp": _by_crown_ibp, "crown": _by_crown, "alpha-crown": _by_alpha_crown,
-}  # fmt: skip
-
-
-def _find_methods(names: Sequence[str]) -> dict[str, Callable[[_Undecided, int], Tensor]]:
+def _find_methods(names: Sequence[str]) -> dict[str, Callable[[Undecided, int], Tensor]]:
     """The bounds of these names, the cheapest first."""
     for name in names:
         if name not in METHODS:
@@ -270,8 +177,9 @@ def _certify_batch(
     source: IndexedDataset,
     threat: ThreatModel,
     index: Tensor,
-    methods: dict[str, Callable[[_Undecided, int], Tensor]],
+    methods: dict[str, Callable[[Undecided, int], Tensor]],
     steps: int,
+    branches: int,
 ) -> dict[str, Tensor]:
     """Certify some examples; returns the columns of their records."""
     x, y = fetch_for(model, source, index)
@@ -280,12 +188,13 @@ def _certify_batch(
     predicted, own = logits.argmax(1), logits.gather(1, y[:, None])
     others = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
     margin = (own - logits.gather(1, others[:, :1])).squeeze(1)
-    region = Region(threat.around(x))
+    sets = threat.around(x)
+    region = Region(sets)
     intervals = interval_bounds(graph, region)
     _check_inside(logits, *intervals.intervals[graph.output])
     bound = torch.full_like(others, -torch.inf, dtype=torch.float64)
     proof = torch.full_like(y, -1)
-    some, rows = _Undecided(graph, region, others, y, intervals), torch.arange(len(y), device=y.device)
+    some, rows = Undecided(graph, region, others, y, intervals, model, sets, branches), torch.arange(len(y), device=y.device)
     keep = (margin > 0).nonzero().squeeze(1)
     for number, how in enumerate(methods.values()):
         if not len(keep):

@@ -35,11 +35,18 @@ class Certify:
     """The package.module:factory to build a model with that its card cannot build (this imports your module)."""
     data: DataOptions = DataOptions("", "")
     threat: ThreatOptions = ThreatOptions()
-    methods: tuple[Literal["ibp", "crown-ibp", "crown", "alpha-crown"], ...] = ("ibp", "crown-ibp", "crown", "alpha-crown")
-    """Bounds to try, the cheapest first: intervals, linear relaxation between intervals, between bounds of its own, and with
-    optimised slopes."""
+    methods: tuple[Literal["ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound"], ...] = (
+        "ibp",
+        "crown-ibp",
+        "crown",
+        "alpha-crown",
+    )
+    """Bounds to try, the cheapest first: intervals; linear relaxation between intervals, between bounds of its own, and with
+    optimised slopes; branch and bound, for tables and small networks."""
     steps: int = 20
     """Steps of the optimisation of slopes."""
+    branches: int = 1000
+    """Number of parts that branch and bound may cut each example and class into."""
     n: Annotated[int | None, tyro.conf.arg(aliases=("--limit",))] = None
     """Number of examples to certify, the first ones; by default all. Under torchrun write --limit, as it takes --n itself."""
     batch_size: int = 32
@@ -81,6 +88,7 @@ def certify(arguments: Sequence[str]) -> int:
                 threat=target.threat,
                 methods=options.methods,
                 steps=options.steps,
+                branches=options.branches,
                 n=options.n,
                 batch_size=options.batch_size,
                 out=out,

@@ -16,12 +16,12 @@ from torch import Tensor
 from hauberk.certification.bounds.activations import LeakyReLU
 from hauberk.certification.bounds.graph import Affine, Bounds, Graph, Input, Interval, propagate
 from hauberk.certification.bounds.region import Region
+from hauberk.certification.bounds.rounding import allowance
 from hauberk.certification.bounds.windows import Window, go_back, plan
 
 # Numbers of a tensor of coefficients at once, of which some ten are there at a time: on a CPU 4 MiB each, which stay in its
 # cache (ten times as many cost twice the time), otherwise 256 MiB.
 AT_ONCE_CPU, AT_ONCE = 2**19, 2**25
-_STEP, _DECAY = 0.25, 0.9  # of the ascent on slopes
 
 
 class InputSet(Protocol):
@@ -32,7 +32,14 @@ class InputSet(Protocol):
 
 
 def lower_bound(
-    graph: Graph, bounds: Bounds, region: InputSet, number: int, c: Tensor, alphas: Mapping[int, Tensor] | None = None
+    graph: Graph,
+    bounds: Bounds,
+    region: InputSet,
+    number: int,
+    c: Tensor,
+    alphas: Mapping[int, Tensor] | None = None,
+    betas: Mapping[int, Tensor] | None = None,
+    seen: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Bound linear functions of a node's value from below, for every input of a set.
 
@@ -43,11 +50,14 @@ def lower_bound(
         number: of the node.
         c: coefficients (B, S, ...).
         alphas: for the number of a ReLU, slopes (B, S, ...) of its lower lines; others take their own.
+        betas: for the number of a ReLU, multipliers (B, S, ...) of its inputs z, at least 0 where the set is cut with z ≥ 0, at
+            most 0 where it is with z ≤ 0, and 0 elsewhere: the bound then holds on what is cut out.
+        seen: where to put the coefficients (B, S, ...) of the input and of the outputs of ReLUs, by number.
 
     Returns:
         (B, S).
     """
-    return _finish(graph, bounds, region, {number: c}, c.new_zeros(c.shape[:2]), alphas or {})
+    return _finish(graph, bounds, region, {number: c}, c.new_zeros(c.shape[:2]), alphas or {}, betas or {}, seen)
 
 
 def both_bounds(graph: Graph, bounds: Bounds, region: Region, number: int, c: Tensor) -> Interval:
@@ -64,7 +74,7 @@ def both_bounds(graph: Graph, bounds: Bounds, region: Region, number: int, c: Te
     for i, part in zip(node.inputs, parts, strict=True):
         _add(coefficients, i, torch.cat([part, -part], 1))
     total = torch.cat([constant - error, -constant - error], 1)
-    low, minus_high = _finish(graph, bounds, region, coefficients, total, {}).chunk(2, 1)
+    low, minus_high = _finish(graph, bounds, region, coefficients, total, {}, {}).chunk(2, 1)
     return low, -minus_high
 
 
@@ -75,15 +85,23 @@ def _finish(
     coefficients: dict[int, Tensor],
     total: Tensor,
     alphas: Mapping[int, Tensor],
+    betas: Mapping[int, Tensor],
+    seen: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Go back to the inputs from any set of nodes."""
     while coefficients:
         number = max(coefficients)
         node, a = graph.nodes[number], coefficients.pop(number)
         if isinstance(node, Input):
+            if seen is not None:
+                seen[number] = a.detach()
             return total + region.lowest(a)
         parts, constant, error = node.backward(a, bounds.of(graph, number), alphas.get(number))
         total = total + constant - error
+        if number in betas:
+            parts = [parts[0] - betas[number]]
+        if seen is not None and isinstance(node, LeakyReLU):
+            seen[number] = a.detach()
         for i, part in zip(node.inputs, parts, strict=True):
             _add(coefficients, i, part)
     return total
@@ -146,7 +164,7 @@ def _of_single(graph: Graph, bounds: Bounds, region: Region, number: int, index:
         return both_bounds(graph, bounds, region, number, c.view(*index.shape, *shape))
     total, a, reached = go_back(graph, bounds, region, way, index)
     if a is not None:
-        total = _finish(graph, bounds, region, {reached: a}, total, {})
+        total = _finish(graph, bounds, region, {reached: a}, total, {}, {})
     low, minus_high = total.chunk(2, 1)
     return low, -minus_high
 
@@ -163,42 +181,6 @@ def interval_bound(graph: Graph, bounds: Bounds, c: Tensor) -> Tensor:
         parts, total, ends = [c], c.new_zeros(c.shape[:2]), [(low, high)]
     for part, (least, most) in zip(parts, ends, strict=True):
         total = total + torch.minimum(part * least[:, None], part * most[:, None]).flatten(2).sum(2)
-        reach = torch.maximum(least.abs(), most.abs()).flatten(1)
-        total = total - 1e-11 * (part.abs().flatten(2) @ reach[:, :, None]).squeeze(2)
+        reach = allowance(torch.float64, 0, part[0, 0].numel()) * torch.maximum(least.abs(), most.abs()).flatten(1)
+        total = total - (part.abs().flatten(2) @ reach[:, :, None]).squeeze(2)
     return total
-
-
-def optimised_bound(graph: Graph, bounds: Bounds, region: Region, c: Tensor, steps: int) -> Tensor:
-    """The best of CROWN's bounds while the lower slopes of ReLUs are moved to raise it (α-CROWN), for the output. (B, S).
-
-    Each function of each example has slopes of its own, which Adam moves ``steps`` times; the intermediate bounds stay.
-    """
-    alphas, limits = {}, {}
-    for number, node in enumerate(graph.nodes[: graph.output + 1]):
-        if isinstance(node, LeakyReLU):
-            low, high = bounds.intervals[node.inputs[0]]
-            chosen = bounds.of(graph, number)[0]
-            start = chosen[:, None].expand(c.shape[0], c.shape[1], *node.shape).clone()
-            alphas[number] = start.requires_grad_()
-            free = node.choice(low, high)[:, None]
-            limits[number] = torch.where(free, node.slope, chosen[:, None]), torch.where(free, 1.0, chosen[:, None])
-    best = c.new_full(c.shape[:2], -torch.inf)
-    if not alphas:
-        return torch.maximum(best, lower_bound(graph, bounds, region, graph.output, c))
-    optimizer = torch.optim.Adam(alphas.values(), lr=_STEP)
-    for step in range(steps + 1):
-        with torch.enable_grad():
-            bound = lower_bound(graph, bounds, region, graph.output, c, alphas)
-            loss = -bound.sum()
-        best = torch.maximum(best, bound.detach())
-        if step == steps or bool((best > 0).all()):
-            break
-        grads = torch.autograd.grad(loss, list(alphas.values()))
-        for alpha, grad in zip(alphas.values(), grads, strict=True):
-            alpha.grad = grad
-        optimizer.step()
-        with torch.no_grad():
-            for number, alpha in alphas.items():
-                alpha.copy_(alpha.clamp(*limits[number]))
-        optimizer.param_groups[0]["lr"] *= _DECAY
-    return best

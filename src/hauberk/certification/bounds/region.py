@@ -32,12 +32,22 @@ class Region:
         x = region.x
         self.norm, self.slack = region.norm, _slack(region)
         lower, upper = region.lower.double(), region.upper.double()
-        self.lower, self.upper = torch.minimum(lower, upper).expand_as(x), torch.maximum(lower, upper).expand_as(x)
         radius = region.radius.double().expand_as(x)
         self.x, self.scale = x.double(), torch.where(radius > 0, radius, 1.0)
+        self._set(torch.minimum(lower, upper).expand_as(x), torch.maximum(lower, upper).expand_as(x))
+
+    def _set(self, lower: Tensor, upper: Tensor) -> None:
+        """Take over a box, (B, ...) each, and what follows from it."""
+        self.lower, self.upper = lower, upper
         self.down, self.up = (self.lower - self.x) / self.scale, (self.upper - self.x) / self.scale
         reach = torch.maximum(self.lower.abs(), self.upper.abs()) + 2 * self.x.abs() + self.scale
-        self.loss = self.slack + allowance(torch.float64, 0, x[0].numel()) * reach
+        self.loss = self.slack + allowance(torch.float64, 0, self.x[0].numel()) * reach
+
+    def within(self, lower: Tensor, upper: Tensor) -> "Region":
+        """Return the parts of the sets in a smaller box, (B, ...) each."""
+        part = copy(self)
+        part._set(lower, upper)
+        return part
 
     def index_select(self, index: Tensor) -> "Region":
         """Return the sets of some of the examples. index: (b,) int64."""
