@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from hauberk import data as data
     from hauberk import objectives as objectives
     from hauberk import weighting as weighting
+    from hauberk.certification.certify import certify as certify
+    from hauberk.certification.result import Certificates as Certificates
+    from hauberk.certification.smoothing import SmoothedCertificates as SmoothedCertificates
+    from hauberk.certification.smoothing import certify_smoothed as certify_smoothed
+    from hauberk.certification.smoothing import predict_smoothed as predict_smoothed
     from hauberk.core.distributed import init_distributed as init_distributed
     from hauberk.core.errors import UserError as UserError
     from hauberk.core.numerics import float32_mode as float32_mode
@@ -22,8 +27,8 @@ if TYPE_CHECKING:
     from hauberk.methods import Step as Step
     from hauberk.methods import StepContext as StepContext
     from hauberk.methods import list_methods as list_methods
-    from hauberk.methods import method as method
     from hauberk.methods import register_method as register_method
+    from hauberk.methods.registry import method as method
     from hauberk.threat import L0 as L0
     from hauberk.threat import L1 as L1
     from hauberk.threat import L2 as L2
@@ -41,6 +46,9 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submodules=["attacks", "data", "objectives", "weighting"],
     submod_attrs={
+        "certification.certify": ["certify"],
+        "certification.result": ["Certificates"],
+        "certification.smoothing": ["SmoothedCertificates", "certify_smoothed", "predict_smoothed"],
         "core.distributed": ["init_distributed"],
         "core.errors": ["UserError"],
         "core.numerics": ["float32_mode"],

@@ -134,6 +134,36 @@ def test_train_then_evaluate(workplace, capsys):
         == 0
     )
     table = capsys.readouterr().out
+    certify = ["certify", "runs/digits-mart", "--n", "12", "--eps", "0.005", "--threads", "1", "--methods", "ibp", "crown"]
+    assert main([*certify, "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "robust accuracy at least" in said
+    assert "hauberk evaluate runs/digits-mart" in said
+    (folder,) = (workplace / "runs/digits-mart/certificates").iterdir()
+    assert main([*certify, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == json.loads((folder / "certificates.json").read_text())["examples"]
+    smoothed = [
+        "certify",
+        "runs/digits-mart",
+        "--n",
+        "6",
+        "--threads",
+        "1",
+        "--smoothing",
+        "0.25",
+        "--draws",
+        "200",
+        "--seed",
+        "1",
+    ]
+    assert main([*smoothed, "--quiet"]) == 0
+    assert "smoothed" in capsys.readouterr().out
+    assert main([*smoothed, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["examples"]) == 6
+    assert (
+        main(["evaluate", "runs/digits-mart", "--n", "12", "--eps", "0.005", "--attacks", "fgsm", "--certify", "--quiet"]) == 0
+    )
+    assert "certified, at least" in capsys.readouterr().out
     assert "upper bound" in table
     assert "fgsm" in table
     assert main(["evaluate", "runs/digits-mart", "--n", "4", "--curve", "--quiet", "--threads", "1"]) == 0
@@ -199,6 +229,9 @@ def test_lists(capsys):
         (["study", "weights", "--epochs", "-1"], "epochs must be positive"),
         (["evaluate", "runs/none"], "does not exist"),
         (["evaluate", "notes.json"], "not a Hauberk card"),
+        (["certify", "runs/none"], "does not exist"),
+        (["certify", "net.pth"], "give --data"),
+        (["certify", "net.pth", "--smoothing", "0.25", "--eps", "0.1"], "leave --eps out"),
         (["evaluate", "net.pth", "--data", "digits"], "pass model="),
         (["methods", "mail"], "did you mean|known"),
         (["data", "cifar10", "--download", "--data-dir", "d"], "torchvision|failed"),

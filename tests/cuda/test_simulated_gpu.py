@@ -16,8 +16,11 @@ from simulated_gpu import build
 HERE, SOURCES = Path(__file__).parent, Path(hauberk.__file__).parent
 # Launches beside those of the passes: of a training step with 2 attack steps, and of one attack step more. They may fall.
 MOST, MOST_OF_AN_ATTACK_STEP = 200, 8
-FORMULA_NEEDS_MORE = {  # friendly examples leave one by one; MMA looks at ten points of a line; the evading loss has two maxima
+# Friendly examples leave one by one; MMA looks at ten points of a line; the evading loss has two maxima; bounds of every layer,
+# and their gradients, are two forwards and more of which the step's own passes are none.
+FORMULA_NEEDS_MORE = {
     "fat": (220, 65), "fat-trades": (220, 65), "fat-mart": (220, 65), "mma": (400, 15), "adversarial-class": (200, 27),
+    "ibp": (600, 8), "crown-ibp": (600, 8), "sabr": (680, 8),
 }  # fmt: skip
 
 

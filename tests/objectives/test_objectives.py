@@ -4,12 +4,15 @@ from dataclasses import fields, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import hauberk as hb
 from hauberk import objectives as every
+from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
 from hauberk.methods import get_method_spec
 from hauberk.objectives import kl_divergence
+from hauberk.objectives.smoothing import gaussian_noise
 
 
 def logits_pair(n=7, classes=4, scale=3.0, seed=0):
@@ -149,7 +152,8 @@ def value_of(equation, clean, adv, y, weight, constants):
 
     formula = equation.partition(";")[0]
     formula = re.sub(r"‖([^‖]+)‖²", r"sum_of_squares(\1)", re.sub(r"mean_k \((.+?)\)²", r"mean_of_squares(\1)", formula))
-    for sign, python in (("x'", "adv"), ("x*", "star"), ("·", "*"), ("‖", ", "), ("ω", "weight"), ("β", "beta")):
+    signs = {"x'": "adv", "x*": "star", "·": "*", "‖": ", ", "ω": "weight", "β": "beta", "κ": "kappa"}
+    for sign, python in signs.items():
         formula = formula.replace(sign, python)
     right = (clean.argmax(1) == y)[:, None]
     names = {
@@ -165,7 +169,14 @@ def value_of(equation, clean, adv, y, weight, constants):
 SHOWN = [
     (name, changed)
     for name in hb.list_methods()
-    for changed in ({}, {"beta": 0.7}, {"pairing": "logits"}, {"direction": "adv-to-clean"}, {"clean_share": 0.0})
+    for changed in (
+        {},
+        {"beta": 0.7},
+        {"pairing": "logits"},
+        {"direction": "adv-to-clean"},
+        {"clean_share": 0.0},
+        {"kappa": 0.3},
+    )
     if set(changed) <= {field.name for field in fields(get_method_spec(name).objective)}
 ]
 
@@ -176,8 +187,21 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     clean, adv, _ = logits_pair(9, 5)
     y = (adv.argmax(1) + 1) % 4  # none is right at x', as MMA wants it
     y = torch.where(y == adv.argmax(1), (y + 1) % 4, y)
-    context = StepContext(None, clean, y, None, None, logits=clean, logits_adv=adv)
+    rng, sigma = ExampleRng(0, torch.arange(9)), getattr(objective, "sigma", 0.0)
+    # Bounds are those of a linear network, which are exact and easily had by hand; ε has grown to 0.4 of itself.
+    net, threat = torch.nn.Linear(3, 5, dtype=torch.float64), hb.Linf(0.3, low=-9, high=9)
+    x = adv[:, :3].detach().clamp(-5, 5)
+    clean = net(x) if objective.computes else clean
+    context = StepContext(net, x, y, threat, rng, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
+    if sigma:  # logits are the inputs of a network that hands them on
+        context = StepContext(nn.Identity(), clean, y, None, rng, x_adv=adv, logits=clean, logits_adv=adv)
     terms, weight = objective(context), torch.linspace(0, 2, 9, dtype=torch.float64)
     constants = {"beta": getattr(objective, "beta", None), "c": getattr(objective, "clean_share", None)}
+    constants |= {"σ": sigma, "n": gaussian_noise(clean, 1.0, 1, rng)[:, 0]}
+    share = getattr(objective, "subselection_ratio", None)
+    normal = net.weight[y][:, None] - net.weight
+    middle = torch.einsum("bkd,bd->bk", normal, x if share is None else x + 0.05) + net.bias[y][:, None] - net.bias
+    constants["m"] = middle - 0.3 * (1 if share is None else share) * normal.abs().sum(2)
+    constants["kappa"] = 1 - 0.4 * (1 - getattr(objective, "kappa", 1))
     shown = value_of(objective.equation, clean, adv, y, weight, constants)
     assert torch.allclose(weight * terms.robust + terms.regularizer, shown, rtol=1e-10, atol=1e-12)

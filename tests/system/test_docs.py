@@ -174,6 +174,7 @@ def test_every_command_and_attack_is_documented():
 
 
 ROOMS = ["", ".attacks", ".objectives", ".weighting", ".data", ".models", ".methods", ".training", ".evaluation", ".threat",
+         ".certification.smoothing",
          ".experiments", ".experiments.studies", ".report"]  # fmt: skip
 
 

@@ -227,6 +227,21 @@ CALLS = {
         "criterion": [None, hb.attacks.fooled], "loss": [None], "has_reject_class": [False],
         "diagnostics": ["cheap"], "out": [None], "save_adversarials": [False], "quiet": [True],
     }),
+    "certify": (hb.certify, {
+        "model": BATCH["model"], "test_set": [(X, Y), as_dataset((X, Y))], "threat": [THREAT, hb.L2(0.3), hb.L1(0.5)],
+        "methods": [("ibp",), ("crown", "alpha-crown")], "steps": [1, 3], "n": [None, 2], "batch_size": [4], "out": [None],
+        "quiet": [True],
+    }),
+    "certify_smoothed": (hb.certify_smoothed, {
+        "model": BATCH["model"], "test_set": [(X, Y), as_dataset((X, Y))], "sigma": [0.25, 1], "draws": [20],
+        "selection_draws": [5], "alpha": [0.001, 0.5], "n": [None, 2], "batch_size": [7, 100], "seed": [0],
+        "precision": ["fp32", "model"], "out": [None], "quiet": [True],
+    }),
+    "predict_smoothed": (hb.predict_smoothed, {
+        "model": BATCH["model"], "x": [X.clone()], "sigma": [0.25], "draws": [20], "alpha": [0.1], "batch_size": [50],
+        "seed": [0],
+    }),
+    "SmoothAdv": (hb.attacks.SmoothAdv, {"steps": [2], "sigma": [0.1], "draws": [1, 2]}),
     "benchmark": (hb.benchmark, {
         "model": BATCH["model"], "n_examples": [4], "dataset": [(X, Y)], "threat_model": ["Linf", "L2"], "eps": [0.1],
         "batch_size": [4], "data_dir": ["data"], "subset": ["first", "standard"], "suite": ["quick"], "seed": [0],

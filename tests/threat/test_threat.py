@@ -213,6 +213,20 @@ def test_noise_depends_on_the_example_only():
     assert torch.equal(several[:, 1], ExampleRng(7, ids, stage=2).uniform(like, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_uniform_draw_is_no_infinite_normal_one(dtype):
+    """Of 2²⁴ numbers in float32 one is so large that the middle of its interval rounds to 1."""
+
+    class Extreme(ExampleRng):
+        def uniform(self, like, tag):
+            largest = 1 - 2.0 ** (-53 if like.dtype == torch.float64 else -24)
+            return torch.tensor([0.0, largest], dtype=like.dtype)
+
+    low, high = Extreme(0, torch.arange(1)).normal(torch.empty(1, 2, dtype=dtype), 0).tolist()
+    assert -9 < low < -5
+    assert 5 < high < 9
+
+
 def test_noise_is_uniform_and_normal():
     from scipy import stats
 

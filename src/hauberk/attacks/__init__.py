@@ -13,6 +13,7 @@ from hauberk.attacks.pgd import PGD, RelativeStep, cw, fgsm, friendly_pgd, lm_pg
 from hauberk.attacks.presets import PRESETS, SUITES, AttackPreset, Suite, autoattack, find_attack, find_suite
 from hauberk.attacks.random_search import RandomSearch, random_search
 from hauberk.attacks.sigma_zero import SigmaZero, sigma_zero
+from hauberk.attacks.smoothadv import SmoothAdv
 from hauberk.attacks.square import Square, square
 from hauberk.attacks.state import AttackInputs, AttackResult, AttackState, initial_state
 from hauberk.attacks.transfer import CallableAttack, Transfer, transfer
@@ -40,6 +41,7 @@ __all__ = [
     "RandomSearch",
     "RelativeStep",
     "SigmaZero",
+    "SmoothAdv",
     "Square",
     "Suite",
     "Transfer",

@@ -332,11 +332,13 @@ def checked_first_pass(
     """
 
     def check(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
-        if inputs and isinstance(inputs[0], Tensor) and len(inputs[0]) != len(y):
+        rows = len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else len(y)
+        if not rows or rows % len(y):
             return  # an attack of the caller's own may look at a part of the batch first
         handle.remove()
         _check_kept(before, [value for value in inputs if isinstance(value, Tensor)])
-        check_logits(logits, y, extra_outputs=extra_outputs, clean=clean, of_classes=of_classes)
+        several = y.repeat(rows // len(y), *[1] * (y.ndim - 1))  # one may look at several copies of it, too
+        check_logits(logits, several, extra_outputs=extra_outputs, clean=clean, of_classes=of_classes)
         if target is not None:
             check_labels(target, logits.shape[1] - extra_outputs, "targets")
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hauberk.cli.options import command, parse, say
+from hauberk.cli.target import find_target, load_target
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ThreatOptions, digest
 
@@ -93,42 +94,26 @@ def evaluate(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from hauberk.core.distributed import init_distributed
-    from hauberk.core.imports import import_object, trusted_name
+    from hauberk.core.imports import import_object
     from hauberk.core.io import as_json, write_json
-    from hauberk.data import Table, find_dataset, labels
+    from hauberk.data import Table
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.evaluation import measure_risk
-    from hauberk.models import ModelSpec
-    from hauberk.threat import threat_from_dict
-    from hauberk.training import load, pick_device, read_card
+    from hauberk.training import load, pick_device
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    foreign = options.target.suffix in (".pt", ".pth")
-    card: dict[str, Any] = {} if foreign else read_card(options.target, options.which)[0]
-    trained_on = card.get("data", {})
-    name = options.data.name or trusted_name(str(trained_on.get("name", "")), "", "--data ")
-    if not name:
-        raise UserError("the card does not say which data set to use; give --data")
-    folder = options.data.data_dir or str(trained_on.get("folder") or "data")
-    named = find_dataset(name)
-    test = named.load("test", folder, verify=options.data.verify)
-    if "threat" in card and not options.threat.eps:
-        threat = threat_from_dict(card["threat"])
-    else:
-        threat = named.default_threat(options.threat.norm, options.threat.eps)
+    target = find_target(options)
+    card, name, named, test, threat = target.card, target.name, target.named, target.test, target.threat
     others = [named.default_threat(*_norm_and_eps(text)) for text in options.union]
     has_reject_class = options.has_reject_class or card.get("has_reject_class") is True
-    if options.curve and (has_reject_class or options.surrogate or options.card):
-        raise UserError("--curve knows of no class of adversarial inputs, no surrogate and no card; leave them out")
+    if options.curve and (has_reject_class or options.surrogate or options.card or options.evaluation.certify):
+        raise UserError("--curve knows of no class of adversarial inputs, surrogate, card or certificates; leave them out")
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with init_distributed(timeout=timedelta(days=1)) as world:  # their parts may take times that differ by hours
         device = pick_device(options.device)
-        # A model that the user has named is built; any other is left to the card.
-        classes = test.classes or int(labels(test).max()) + 1
-        built = ModelSpec(options.model, test.input_shape, classes).build() if options.model else None
-        model = load(options.target, model=built, which=options.which, device=device)
+        model = load_target(options, target, device)
         if options.curve:
             return _curve(options, model, test, threat, out)
         surrogate = None if options.surrogate is None else load(options.surrogate, device=device)

@@ -66,7 +66,9 @@ class ExampleRng:
     def normal(self, like: Tensor, tag: int | Tensor) -> Tensor:
         """Standard normal draws, likewise, through the inverse distribution function."""
         half = 2.0**-54 if like.dtype == torch.float64 else 2.0**-25
-        return torch.erfinv((self.uniform(like, tag) + half) * 2 - 1) * 2**0.5
+        middle = (self.uniform(like, tag) + half) * 2 - 1
+        # The largest uniform draw, one in 2²⁴ of them, rounds up to 1, whose inverse is infinite.
+        return torch.erfinv(middle.clamp_max_(1 - 2 * half)) * 2**0.5
 
 
 @lru_cache(maxsize=16)

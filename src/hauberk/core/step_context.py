@@ -55,6 +55,8 @@ class StepContext:
         sizes: b of each.
         precision: the :class:`~hauberk.fastpath.precision.PrecisionPolicy` of the passes, None where all go through the model.
         return_clean_logits: whether the attack should look at the clean inputs too, for the weighting.
+        eps_scale: how far ε has grown in its warm-up; ``threat`` has ε times this already.
+        more_forwards: passes of the batch that parts have made by :meth:`forward`.
     """
 
     model: nn.Module
@@ -76,6 +78,8 @@ class StepContext:
     sizes: Sequence[int] = ()
     precision: Any = None
     return_clean_logits: bool = False
+    eps_scale: float = 1.0
+    more_forwards: float = 0
 
     @property
     def progress(self) -> float:
@@ -85,6 +89,14 @@ class StepContext:
     def attack_model(self, mode: str) -> AbstractContextManager[nn.Module]:
         """Lend what an attack in a mode should look at: the model, or a faster copy of it."""
         return nullcontext(self.model) if self.precision is None else self.precision.attack_model(self.model, self.x, mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (b', C), at least float32 and with a graph, of other inputs (b', ...) than x and x', in a pass more."""
+        with self.autocast():
+            logits: Tensor = self.model(x)
+        whole, rest = divmod(len(x), len(self.x))
+        self.more_forwards += whole if not rest else len(x) / len(self.x)
+        return logits.float() if logits.element_size() < 4 else logits
 
     def autocast(self) -> AbstractContextManager[object]:
         """Run the passes inside the block in lower precision, where that is wanted."""
@@ -134,12 +146,14 @@ class Objective:
 
     Attributes:
         needs: which logits are to be computed: "clean", "adversarial" or both.
+        computes: which logits it computes itself and puts into the context, for weightings and metrics.
         equation: what it computes of an example, in one line; behind a semicolon, what its names mean.
         extra_outputs: outputs the model needs besides the classes of the data.
         function: of logits, logits_adv, labels and the hyperparameters.
     """
 
     needs: ClassVar[frozenset[str]] = CLEAN | ADVERSARIAL
+    computes: ClassVar[frozenset[str]] = frozenset()
     equation: str
     extra_outputs: ClassVar[int] = 0
     function: ClassVar[Callable[..., LossTerms]]

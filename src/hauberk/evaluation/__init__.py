@@ -1,10 +1,11 @@
 """Robustness numbers: evaluation, its results and their intervals, and diagnostics that say whether to believe them."""
 
+from hauberk.core.intervals import wilson_interval
 from hauberk.evaluation.curve import robustness_curve
 from hauberk.evaluation.diagnostics import DIAGNOSTICS, DiagnosticSpec
 from hauberk.evaluation.estimate import Estimate, Sampled
 from hauberk.evaluation.evaluate import evaluate
-from hauberk.evaluation.result import Diagnostic, Evaluation, Finding, PartialResult, partial_result, table, wilson_interval
+from hauberk.evaluation.result import Diagnostic, Evaluation, Finding, PartialResult, partial_result, table
 from hauberk.evaluation.robustness_curve import RobustnessCurve
 from hauberk.evaluation.tabular_risk import Risk, measure_risk
 

@@ -37,7 +37,7 @@ from hauberk.threat import ThreatModel, parse_eps
 from hauberk.threat.model import check_inputs
 
 NEAREST = ("fmn-100", "ddn-100", "sigma-zero-1000")  # by name, those that are defined in the norm
-WITHIN = ("apgd-ce", "apgd-t")
+WITHIN = ("apgd-ce-5", "apgd-t")
 WITHIN_L0 = (PGD(100, "eps", loss="cw", restarts=3),)
 GRID = 16  # values of ε, up to twice that of the threat model
 _TABLE = "nearest"
@@ -72,7 +72,7 @@ def robustness_curve(
         threat: norm, box, frozen features; with one ε for each feature, distances are along the one with the largest.
         eps: the grid, numbers or fractions such as "8/255"; by default 16 values up to twice the ε of the threat model.
         attacks: minimum-norm attacks, by name or as objects; by default FMN, DDN in L2 and sigma-zero in L0.
-        within: attacks of a given ε; by default APGD on cross-entropy and targeted APGD, in L0 PGD.
+        within: attacks of a given ε; by default APGD on cross-entropy with 5 restarts and targeted APGD, in L0 PGD.
         n: the first n examples only.
         batch_size: examples at a time.
         seed: of all random draws, which are keyed by the content of the example.

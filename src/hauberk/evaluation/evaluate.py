@@ -15,6 +15,7 @@ from hauberk.attacks.base import check_draws
 from hauberk.attacks.bpda import StandInLike, with_stand_in
 from hauberk.attacks.frozen_model import check_model, check_module, check_surrogate
 from hauberk.attacks.presets import AttackLike
+from hauberk.certification.bounds.region import check_threat
 from hauberk.core.arguments import checked
 from hauberk.core.distributed import World, get_world
 from hauberk.core.errors import UserError
@@ -24,6 +25,7 @@ from hauberk.core.numerics import Precision, deterministic_mode, float32_mode, f
 from hauberk.core.progress import ProgressBar
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
+from hauberk.evaluation.certified import certify_standing, check_certifiable
 from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run_diagnostics
 from hauberk.evaluation.diagnostics.gradients import SAMPLE, Sample
 from hauberk.evaluation.diagnostics.results import CleanInputs, Verdicts
@@ -65,6 +67,7 @@ def evaluate(
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     has_reject_class: bool = False,
     diagnostics: str | Sequence[str | DiagnosticSpec] = "all",
+    certify: bool = False,
     out: str | Path | None = None,
     save_adversarials: bool = False,
     quiet: bool = False,
@@ -114,6 +117,9 @@ def evaluate(
             many clean inputs are taken for adversarial.
         diagnostics: "all" of ``hauberk.evaluation.DIAGNOSTICS``, with accuracy against ε; "cheap": those that run no attacks of
             their own; or a list of their names and of your own :class:`hauberk.evaluation.DiagnosticSpec`.
+        certify: prove, after the first attack, for as many as possible of the examples that stand that no attack can break them
+            (see :func:`hauberk.certify`, whose defaults these are); only 16 of these are attacked any further, as a check, and
+            the result has a lower bound of robust accuracy, too.
         out: folder to keep verdicts in as they come; called again with the same arguments, the evaluation goes on there.
         save_adversarials: keep the inputs too, in ``adversarials.npy`` of that folder, (N, ...): the first verified adversarial
             example of each example, or the clean input where there is none.
@@ -123,7 +129,9 @@ def evaluate(
         Evaluation; look at its ``warnings`` before its numbers.
 
     Raises:
-        UserError: for data, model and threat model that do not fit together, unknown names, or a folder in use.
+        UserError: for data, model and threat model that do not fit together, unknown names, a folder in use, or a model or a
+            threat model that there are no certificates for, where they are asked for.
+        RuntimeError: if an attack breaks an example that was certified.
     """
     if not isinstance(threat, ThreatModel):
         if suite == "fast" and not attacks:
@@ -137,6 +145,9 @@ def evaluate(
     specs = find_diagnostics(diagnostics)
     goal = _goal(criterion, loss, has_reject_class)
     check_draws(chosen.eot_iter, goal)
+    if certify:
+        check_certifiable(goal, chosen.eot_iter)
+        check_threat(threat)
     source, folder, world = as_dataset(test_set, goal.of_classes), None if out is None else Path(out), get_world()
     count = len(source) if n is None else n
     _check_options(count, len(source), batch_size, to, save_adversarials and folder is None)
@@ -157,7 +168,7 @@ def evaluate(
     plan: dict[str, Any] = {
         "suite": "custom" if attacks else suite, "stages": {name: list(earlier) for name, earlier in chosen.stages.items()},
         "n": count, "seed": seed, "batch_size": width, "precision": precision, "attack_precision": used,
-        "goal": code_digest(goal),
+        "goal": code_digest(goal), "certify": certify,
         "save_adversarials": save_adversarials,  # stored with the verdicts: those of an earlier session could not be made up
         "float32": in_attacks, "threads": torch.get_num_threads(), "device": first_x.device.type, "model_id": model_id(model),
     }  # fmt: skip
@@ -167,7 +178,8 @@ def evaluate(
     if world.size > 1:
         _require_same_plan(plan, source, count, world)
     store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
-    hidden, order, sampled = quiet or not world.is_main, shuffled_order(seed, count), None
+    hidden, order = quiet or not world.is_main, shuffled_order(seed, count)
+    certified, sampled = None, None
     with (
         closing(store),
         ProgressBar("evaluate", 1000, quiet=hidden) as display,
@@ -199,6 +211,8 @@ def evaluate(
                 more, curve = _run_on_sample(runner, specs, bpda, chosen)
             for one in worst_first(found + more):
                 display.line(str(one))
+            if certify:
+                certified = certify_standing(runner, chosen, world, folder)
             if chosen.sampled:
                 sampled = run_two_phases(runner, chosen, world, order.numpy(), to / 100)
             else:
@@ -207,6 +221,7 @@ def evaluate(
             store.write_cost(runner.passes)
     records = store.records
     records.share(world)
+    records.check_certified()
     found, curve = world.on_main_process(lambda: (found + more, curve))
     provenance = {
         "seed": seed, "batch_size": batch_size, "precision": used, "float32": in_attacks,
@@ -223,7 +238,7 @@ def evaluate(
         str(threat), plan["suite"], chosen.sequential,
         **_fractions(records, chosen, weights, goal, outputs), curve=curve,
         diagnostics=found + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs, weights, goal)),
-        provenance=provenance, records=records, sampled=sampled,
+        provenance=provenance, records=records, sampled=sampled, certified=certified,
     )  # fmt: skip
     if folder is not None and world.is_main:
         result.save(folder / "evaluation.json")

@@ -55,6 +55,10 @@ class Records:
     they were not, the example counts as misclassified, with a margin of 0); "unverified" is whether a claimed success did not
     hold.
 
+    Attributes:
+        certified: which examples are proved robust, (n,) bool.
+        spared: which of these no attack is run on any more, (n,) bool.
+
     Args:
         n: how many examples there are.
         attacks: names of the attacks, in order.
@@ -63,6 +67,7 @@ class Records:
     def __init__(self, n: int, attacks: Iterable[str]):
         self.n, self.attacks = n, tuple(attacks)
         self.costs: dict[tuple[int, int], dict[str, Any]] = {}  # by rank and session
+        self.certified, self.spared = np.zeros(n, bool), np.zeros(n, bool)
         self._tables: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -93,6 +98,20 @@ class Records:
     def robust(self) -> np.ndarray:
         """Which examples are right and nothing has broken yet, (n,) bool."""
         return np.asarray(self.right & ~self.broken(self.attacks))
+
+    def check_certified(self) -> None:
+        """Stop where an attack has broken what was certified: one of the two is wrong, and so is every number.
+
+        Raises:
+            RuntimeError: if there is such an example.
+        """
+        both = np.flatnonzero(self.certified & self.broken(self.attacks))
+        if len(both):
+            attack = next(name for name in self.attacks if self[name]["broken"][both[0]])
+            raise RuntimeError(
+                f"example {both[0]} was certified, and {attack} broke it all the same: a bound is wrong, or the model does not "
+                "compute the same twice; please report this"
+            )
 
     def least_margin(self, examples: np.ndarray | slice = slice(None), attacks: Iterable[str] | None = None) -> np.ndarray:
         """The least margin of examples (all, or those given) that was seen without an attack and by these, or all, of them.

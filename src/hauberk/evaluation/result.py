@@ -1,6 +1,7 @@
 """The result of an evaluation: numbers with their intervals, whether they can be believed, and where they come from."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError, printable
+from hauberk.core.intervals import Interval, wilson_interval
 from hauberk.core.io import as_json, read_json, write_atomically
 from hauberk.core.random import ExampleRng
+from hauberk.evaluation.certified import Certified
 from hauberk.evaluation.estimate import Sampled
 from hauberk.evaluation.records import CLEAN, COST, PLAN, Records
 
-FORMAT = "hauberk-evaluation/4"
-Interval: TypeAlias = tuple[float, float]
+FORMAT = "hauberk-evaluation/5"
 Verdict: TypeAlias = Literal["ok", "warning", "invalid"]
 
 _MOST = 10**8  # examples times attacks: more would not fit into memory
@@ -80,29 +82,6 @@ def warning_mark(diagnostics: Sequence[Diagnostic]) -> str:
     return " (INVALID)" if "invalid" in verdicts else " (!)" if "warning" in verdicts else ""
 
 
-@checked
-def wilson_interval(successes: int, n: int) -> Interval:
-    """Wilson's score interval (1927), 95 %, for a proportion p: ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``.
-
-    Args:
-        successes: how many.
-        n: out of how many, at least 1.
-
-    Returns:
-        Lower and upper end, in [0, 1].
-
-    Raises:
-        UserError: for other counts.
-    """
-    if not 0 <= successes <= n or n < 1:
-        raise UserError(f"successes must be 0 to n, and n at least 1, got {successes} and {n}")
-    p, z = successes / n, 1.959963984540054
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Robustness of a model, measured: an upper bound, because a stronger attack may find more.
@@ -127,6 +106,7 @@ class Evaluation:
         records: the columns that all this is counted from.
         sampled: where the last attacks ran on a sample only (suite "fast"), that sample, and the estimate of what they would
             leave of all examples; ``robust_accuracy`` is then this estimate, and so is what is counted from those attacks.
+        certified: what was proved, where ``certify`` was asked for: with its ``accuracy`` and ``interval`` a lower bound.
         results: where there were several threat models, the evaluation of each, by name. All else is then of their union: an
             example is robust if it is so under all, and ``by_attack`` has the robust accuracy under each.
     """
@@ -144,6 +124,7 @@ class Evaluation:
     provenance: dict[str, Any]
     records: Records
     sampled: Sampled | None = None
+    certified: Certified | None = None
     results: dict[str, "Evaluation"] = field(default_factory=dict)
 
     @property
@@ -158,7 +139,8 @@ class Evaluation:
         That is "i", "label", "predicted" and "clean_margin" (``z_y - max_{k≠y} z_k``) without an attack; "broken_by"; "run",
         "step" and "norm" (of the change, in units of the input) of that success; the least "margin" that was seen;
         "unverified", the attacks whose claimed success did not hold; and, where the last attacks ran on a sample, the "weight":
-        for how many examples it stands, 0 where they have not run on it.
+        for how many examples it stands, 0 where they have not run on it; and, where certificates were asked for,
+        "certified_by", the bound that proved it robust.
         """
         clean, margin, broken_by = self.records[CLEAN], self.records.least_margin(), np.array(self.broken_by)
         seen = {"run": np.full(self.n, -1), "step": np.full(self.n, -1), "norm": np.full(self.n, -1.0)}
@@ -177,6 +159,8 @@ class Evaluation:
         }  # fmt: skip
         if self.sampled is not None:
             columns["weight"] = self.sampled.weights.tolist()
+        if self.certified is not None:
+            columns["certified_by"] = self.certified.proved_by
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     @property
@@ -203,13 +187,19 @@ class Evaluation:
         return wilson_interval(round(accuracy * self.n), self.n)
 
     @property
+    def undecided(self) -> float:
+        """Fraction of all examples that is neither certified nor broken; an estimate where robust accuracy is one."""
+        return self.robust_accuracy - (0.0 if self.certified is None else self.certified.accuracy)
+
+    @property
     def accuracies(self) -> dict[str, tuple[float, Interval]]:
-        """Accuracies with their 95 % intervals: "clean", by attack, and "worst case"."""
+        """Accuracies with their 95 % intervals: "clean", by attack, "worst case", and "certified" where that was asked for."""
         exact = {
             name: (share, self.interval_of(share)) for name, share in {"clean": self.clean_accuracy, **self.by_attack}.items()
         }
         estimated = {"autoattack": (self.robust_accuracy, self.interval)} if self.sampled else {}
-        return {**exact, **estimated, "worst case": (self.robust_accuracy, self.interval)}
+        proved = {} if self.certified is None else {"certified": (self.certified.accuracy, self.certified.interval)}
+        return {**exact, **estimated, "worst case": (self.robust_accuracy, self.interval), **proved}
 
     @property
     def warnings(self) -> list[Diagnostic]:
@@ -227,6 +217,7 @@ class Evaluation:
             "interval": list(self.interval),
             "by_class": {str(label): accuracy for label, accuracy in self.by_class.items()},
             "estimate": self._estimate(),
+            "certified": self._certified(),
             "diagnostics": [asdict(d) for d in self.diagnostics],
         }
 
@@ -237,6 +228,16 @@ class Evaluation:
         found = self.sampled.estimate
         counts = {name: getattr(found, name) for name in ("survivors", "sampled", "looks")}
         return {**counts, "interval": list(self.sampled.interval), "text": str(self.sampled)}
+
+    def _certified(self) -> dict[str, Any] | None:
+        """What was proved, as plain types."""
+        if self.certified is None:
+            return None
+        found = self.certified
+        return {
+            "accuracy": found.accuracy, "interval": list(found.interval), "undecided": self.undecided,
+            "by": dict(Counter(name for name in found.proved_by if name)), "seconds": found.seconds,
+        }  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON, each example on a line of its own.
@@ -273,7 +274,6 @@ class Evaluation:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        low, high = self.interval
         kind, also = "robust accuracy", ""
         if self.detection:
             kind += " with rejection"
@@ -285,9 +285,13 @@ class Evaluation:
         if self.results:
             each = (f"{name} {100 * r.robust_accuracy:.1f} % [{_points(r.interval)}]" for name, r in self.results.items())
             what = "of which under " + ", ".join(each)
+        bounds = f"{kind} at most {100 * self.robust_accuracy:.1f} % [{_points(self.interval)}]"
+        if self.certified is not None:
+            floor = f"certified {100 * self.certified.accuracy:.1f} % [{_points(self.certified.interval)}]"
+            most = f"{100 * self.robust_accuracy:.1f} % [{_points(self.interval)}] (attacked)"
+            bounds = f"{floor} ≤ {kind} ≤ {most}, undecided {100 * self.undecided:.1f} %"
         return (f"{warned}: " if warned else "") + (
-            f"{kind} at most {100 * self.robust_accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under "
-            f"{self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, {what}{also}"
+            f"{bounds} under {self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, {what}{also}"
         )
 
 
@@ -330,6 +334,8 @@ def table(results: Mapping[str, Evaluation]) -> Table:
         add_row(f"+ {attack}" if some.sequential and k else attack, attack)
     shown.add_section()
     add_row("worst case", "worst case")
+    if some.certified is not None:
+        add_row("certified, at least", "certified")
     return shown
 
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hauberk.core.errors import printable
+from hauberk.core.intervals import Interval, wilson_interval
 from hauberk.core.io import as_json, write_atomically
-from hauberk.evaluation.result import Interval, wilson_interval
 from hauberk.threat import parse_eps
 
 FORMAT = "hauberk-curve/1"

@@ -18,13 +18,13 @@ from hauberk.attacks.frozen_model import check_logits
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.device import send
 from hauberk.core.errors import SCHEMA_ERRORS, UserError
+from hauberk.core.intervals import wilson_interval
 from hauberk.core.io import read_state, write_state
 from hauberk.core.numerics import Precision, float32_mode
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import IndexedDataset, Subset, fetch_for, to_device
 from hauberk.evaluation.records import CLEAN, RecordStore
-from hauberk.evaluation.result import wilson_interval
 from hauberk.evaluation.verify import finite_margin, margin, predicted_class, read_columns, verify_adversarial
 from hauberk.objectives.functional import AttackLoss, fooled
 from hauberk.threat import ThreatModel
@@ -170,10 +170,12 @@ class EvaluationRunner:
                 margin = self.records.least_margin(todo)
                 self._ahead = partial(self._work_ahead, names[k + 1 :], right, ahead or {})
                 self._run_attack(name, todo[np.argsort(np.nan_to_num(margin, nan=-np.inf), kind="stable")])
+        self.records.check_certified()
 
     def _todo(self, name: str, among: np.ndarray) -> np.ndarray:
         """Those of some examples that are right which an attack has still to be run on."""
-        todo = ~self.records.broken(self.stages[name], among) & ~self.records[name]["known"][among]
+        done = self.records[name]["known"] | self.records.spared
+        todo = ~self.records.broken(self.stages[name], among) & ~done[among]
         return among[todo] if self.runs[name] else among[:0]
 
     def _run_attack(self, name: str, todo: np.ndarray) -> None:

@@ -29,7 +29,7 @@ def run_two_phases(runner: EvaluationRunner, suite: Suite, world: World, order: 
 
     runner.run_attacks(first, ahead=ahead(0))
     records.share(world)
-    survivors = order[(records.right & ~records.broken(first))[order]]
+    survivors = order[(records.right & ~records.broken(first) & ~records.spared)[order]]
     margin = records.least_margin(survivors, first)
     while True:
         broken = _verdicts(records, survivors, rest)

@@ -9,6 +9,7 @@ import numpy as np
 
 from hauberk.core.distributed import get_world
 from hauberk.core.errors import UserError
+from hauberk.evaluation.certified import joined
 from hauberk.evaluation.records import CLEAN, Records
 from hauberk.evaluation.result import Evaluation
 from hauberk.threat import ThreatModel
@@ -58,6 +59,7 @@ def _union_of(results: dict[str, Evaluation]) -> Evaluation:
             "attacks": {f"{name}: {a}": s for name, r in results.items() for a, s in r.provenance["attacks"].items()},
         },
         records=records,
+        certified=None if first.certified is None else joined([r.certified for r in results.values() if r.certified]),
         results=results,
     )
 

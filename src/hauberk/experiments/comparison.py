@@ -13,7 +13,7 @@ from hauberk.core.text_table import Ranked, TextTable
 from hauberk.experiments.experiment import EVALUATION, LAST_EVALUATION, Experiment
 from hauberk.experiments.paper_tables import Printed, find_table
 
-CLEAN, WORST = "clean", "worst case"
+CLEAN, WORST, CERTIFIED = "clean", "worst case", "certified"
 # The columns of the MAIL paper's Table 2, by what the suite "papers" calls them.
 _PAPER = {CLEAN: "NAT", "pgd-100-last": "PGD", "apgd-ce": "APGD", "cw-20-last": "CW", "autoattack": "AA"}
 
@@ -168,6 +168,7 @@ def collect(experiments: Sequence[Experiment], out: Path, table: str = "") -> Co
     try:
         names = (CLEAN, *first["by_attack"], *([] if "autoattack" in first["by_attack"] else [WORST]))
         columns = tuple(_PAPER) if one.evaluation.suite == "papers" and not one.evaluation.attacks else names
+        columns = (*columns[:1], CERTIFIED, *columns[1:]) if first["certified"] else columns
         values, last = accuracies(found), accuracies(ended) if ended else {}
         doubts = {method: _doubts([found[method, seed] for seed in seeds]) for method in methods}
         for method in methods if ended else ():
@@ -190,6 +191,8 @@ def column_title(column: str) -> str:
 def _accuracy(found: dict[str, Any], column: str) -> float:
     if column == CLEAN:
         return float(found["clean_accuracy"])
+    if column == CERTIFIED:
+        return float(found["certified"]["accuracy"])
     return float(found["robust_accuracy"] if column == WORST else found["by_attack"][column])
 
 

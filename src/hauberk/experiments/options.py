@@ -74,7 +74,7 @@ class PresetOptions:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """The attacks of an evaluation: suite, attacks, sequential."""
+    """What an evaluation does: suite, attacks, sequential, certify."""
 
     suite: str = "quick"
     """Attacks to run: quick (FGSM, PGD-20, CW-30, PGD-100), papers (the columns of the papers' tables), standard (AutoAttack),
@@ -83,6 +83,9 @@ class EvaluationOptions:
     """Attacks to run instead of a suite, such as pgd-40 cw-100, or package.module:attribute for your own."""
     sequential: bool = False
     """Run each of these attacks only on the examples that are still robust, instead of on all."""
+    certify: bool = False
+    """Prove for as many examples as possible that no attack can break them, which bounds robust accuracy from below; attacks
+    are then run on the others only. See 'hauberk certify'."""
 
 
 def _texts(kind: type) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from hauberk.core.step_context import StepContext
 from hauberk.methods.awp import AWP
-from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
+from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.methods.method import Method, Step
 from hauberk.methods.output import Output
 from hauberk.methods.registry import (
@@ -25,6 +25,7 @@ __all__ = [
     "MethodSpec",
     "MinimumMargin",
     "Output",
+    "SmallBall",
     "Step",
     "StepContext",
     "default_settings",

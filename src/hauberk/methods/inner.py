@@ -55,6 +55,24 @@ class BatchAttack:
             return attack_batch(attack, model, x, y, threat, seed=context.rng, return_clean_logits=clean)
 
 
+class SmallBall(BatchAttack):
+    """An attack in a smaller ball around each input, which leaves room for a box around what it finds (SABR, Müller 2023).
+
+    Args:
+        attack: what to run.
+        subselection_ratio: λ; the ball has radius (1 - λ)ε.
+        evaluate_last: as of :class:`BatchAttack`.
+    """
+
+    def __init__(self, attack: Attack[Any], subselection_ratio: float = 0.4, evaluate_last: bool = False):
+        super().__init__(attack, evaluate_last=evaluate_last)
+        self.subselection_ratio = subselection_ratio
+
+    def __call__(self, context: StepContext) -> AttackResult:
+        """Attack the batch."""
+        return super().__call__(replace(context, threat=context.threat.scaled(1 - self.subselection_ratio)))
+
+
 class MinimumMargin(nn.Module):
     """MMA's search for the nearest adversarial example (Ding et al. 2020, AN-PGD), each with a radius that is remembered.
 

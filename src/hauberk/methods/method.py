@@ -45,7 +45,8 @@ class Method(nn.Module):
         attack: an attack of :mod:`hauberk.attacks`; or a callable of the :class:`~hauberk.core.step_context.StepContext` that
             returns adversarial inputs (B, ...) inside the threat model, or an ``AttackResult``; None for standard training.
         objective: a callable of the context that returns (ℓ, r), (B,) each; its ``needs`` say which logits are computed
-            ("clean", "adversarial"; both where it says nothing). By default cross-entropy at the adversarial inputs.
+            ("clean", "adversarial"; both where it says nothing), its ``computes`` which it puts into the context itself. By
+            default cross-entropy at the adversarial inputs.
         weighting: a callable of the context that returns weights (B,), which are used as they are (``context.mean_one``
             scales them); None for weights 1.
         weight_perturbation: :class:`hauberk.AWP`, or anything with its ``warmup`` and ``direction``; None for none.
@@ -104,13 +105,16 @@ class Method(nn.Module):
         own = getattr(weighting, "burn_in", 0)
         self.burn_in: int | Literal["first-drop"] = own if burn_in is None or weighting is None else burn_in
         self.burn_in_is_chosen = self.burn_in != "first-drop"
-        self.needs = frozenset(getattr(self.objective, "needs", CLEAN | ADVERSARIAL)) | getattr(weighting, "needs", frozenset())
+        computed = frozenset(getattr(self.objective, "computes", ()))
+        self.needs = frozenset(getattr(self.objective, "needs", CLEAN | ADVERSARIAL)) | (
+            getattr(weighting, "needs", frozenset()) - computed
+        )
         self.passes_before, self.passes_of_loss, self.passes_after = _split_passes(passes, self.needs, self.inner is not None)
         self._calls = 0
         self._last: StepContext | None = None  # the batch that the passes after the optimiser's step will see
         if self.inner is None and self.needs >= ADVERSARIAL:
             raise UserError(f"{name} needs logits of adversarial inputs, but has no attack")
-        if self.inner is None and weighting is not None:
+        if weighting is not None and not self.sees_worst_cases:
             raise UserError(f"{name} does not attack, so there is nothing to weigh by")
         if weight_perturbation is not None and self.n_replays > 1:
             raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
@@ -119,6 +123,11 @@ class Method(nn.Module):
     def attack(self) -> Any:
         """The inner maximisation: its attack where there is one behind it, or what was given, or None."""
         return getattr(self.inner, "attack", self.inner)
+
+    @property
+    def sees_worst_cases(self) -> bool:
+        """Whether it trains on worst cases, which an attack finds or the objective bounds."""
+        return self.inner is not None or frozenset(getattr(self.objective, "computes", ())) >= ADVERSARIAL
 
     @property
     def extra_outputs(self) -> int:
@@ -227,6 +236,7 @@ class Method(nn.Module):
             model, x, y, threat, rng, epoch or 0, index, self.schedule, self._burn_in, world=world, sizes=sizes,
             precision=self.precision,
             return_clean_logits=bool(getattr(self.weighting, "needs_clean_logits", _nothing)(self.needs)),
+            eps_scale=eps_scale,
         )  # fmt: skip
         first: AbstractContextManager[None] = nullcontext()
         if self._calls == 0:
@@ -345,7 +355,7 @@ class Method(nn.Module):
             y=context.y,
             all_weights=whole,
             measure=measure,
-            forwards=(0 if attack is None else attack.forwards) + made,
+            forwards=(0 if attack is None else attack.forwards) + made + context.more_forwards,
             backwards=0 if attack is None else attack.backwards,
             burning_in=context.epoch < context.burn_in,
         )

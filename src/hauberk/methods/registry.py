@@ -6,16 +6,17 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
-from hauberk.attacks import PGD
+from hauberk.attacks import PGD, SmoothAdv
+from hauberk.certification.training import IBP, SABR, CrownIBP
 from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.numerics import Precision
 from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.awp import AWP
-from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin
+from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.methods.method import Method
-from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, Objective, Standard, Trades
+from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, NoisyAT, NoisyStandard, Objective, Standard, Trades
 from hauberk.threat import ThreatModel
 from hauberk.weighting.gairat import COUNTS, Gairat
 from hauberk.weighting.mail import MARGINS, Mail
@@ -138,6 +139,23 @@ METHODS: dict[str, MethodSpec] = {
         Mart(beta=6.0), "MART with its boosted cross-entropy reweighted by probabilistic margins",
         "Wang et al. 2021 (MAIL); the paper's Appendix C is not public, this is its code's form",
         _UNIFORM, weighting=Mail(slope=2.0, bias=0.0), official=_MAIL_CODE),
+    "ibp": MethodSpec(
+        IBP(), "certified training: the worst logits that interval bounds allow, no attack; let ε grow (eps_warmup)",
+        "Gowal et al. 2018"),
+    "crown-ibp": MethodSpec(
+        CrownIBP(), "certified training by CROWN-IBP's bounds, which give way to intervals while ε grows (eps_warmup)",
+        "Zhang et al. 2020"),
+    "sabr": MethodSpec(
+        SABR(), "certified training by interval bounds on a small box around an adversarial input",
+        "Müller et al. 2023, SABR's public code: λ by data set and ε",
+        PGD(8, "eps/2", "uniform"), inner=SmallBall),
+    "gaussian": MethodSpec(
+        NoisyStandard(), "training with Gaussian noise, no attack, for randomised smoothing",
+        "Cohen et al. 2019, smoothing: σ 0.12, 0.25, 0.5 or 1 on CIFAR-10"),
+    "smoothadv": MethodSpec(
+        NoisyAT(), "adversarial training of the smoothed classifier, at adversarial inputs with Gaussian noise",
+        "Salman et al. 2019, smoothing-adversarial: in L2, ε 64/256 to 512/256, m 1 to 8, ε warm-up of 10 epochs",
+        SmoothAdv(10, "eps/5", "clean")),
     "adversarial-class": MethodSpec(
         AdversarialClass(), "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
         "the idea is in the lecture notes among the sources; the construction is ours",
@@ -283,7 +301,7 @@ def method(
     spec = get_method_spec(name)
     _check_names(name, spec, parts, overrides)
     chosen = {"preset": preset} | spec.changes(preset) | overrides
-    used = {key: chosen[key] for key in ("evaluate_last",) if key in chosen}
+    used = {key: chosen[key] for key in _names_of_inner(spec) if key in chosen}
     made = Method(
         threat,
         parts.get("attack", spec.attack and spec.inner(_changed(spec.attack, chosen), **used)),
@@ -331,12 +349,17 @@ _NAMES_OF_WEIGHTING = list(dict.fromkeys([*_names(Mail), *_names(Gairat)]))
 _NAMES_OF_AWP = {"gamma": "gamma", "awp_warmup": "warmup"}
 
 
+def _names_of_inner(spec: MethodSpec) -> list[str]:
+    """Settings of how the attack is used, which a preset or the caller may set; one that the objective has too is for both."""
+    return [name for name in inspect.signature(spec.inner).parameters if name not in ("attack", "taus")]
+
+
 def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Refuse settings of parts that the method does not have, or that were given whole."""
     known = [
         "passes",
         *(_NAMES_OF_ATTACK if spec.attack and "attack" not in parts else ()),
-        *(("evaluate_last",) if getattr(spec.inner, "func", spec.inner) is BatchAttack and "attack" not in parts else ()),
+        *(_names_of_inner(spec) if "attack" not in parts else ()),
         *(_names(spec.objective) if "objective" not in parts else ()),
         *(_NAMES_OF_WEIGHTING if "weighting" not in parts else ("burn_in",)),
         *(_NAMES_OF_AWP if "weight_perturbation" not in parts else ()),

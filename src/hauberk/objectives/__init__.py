@@ -6,6 +6,7 @@ from hauberk.objectives.functional import kl_divergence
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
 from hauberk.objectives.mart import Mart, mart
 from hauberk.objectives.mma import MMA, mma
+from hauberk.objectives.smoothing import NoisyAT, NoisyStandard
 from hauberk.objectives.trades import Trades, trades
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "AdversarialClass",
     "LossTerms",
     "Mart",
+    "NoisyAT",
+    "NoisyStandard",
     "Objective",
     "PresetName",
     "Standard",

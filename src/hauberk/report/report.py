@@ -11,10 +11,11 @@ from typing import Any
 from matplotlib import rc_context
 
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
+from hauberk.core.intervals import wilson_interval
 from hauberk.core.io import read_json
 from hauberk.data import Table as DataTable
 from hauberk.data import find_dataset, reach_of
-from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, wilson_interval, worst_first
+from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, worst_first
 from hauberk.experiments.comparison import Comparison, column_title
 from hauberk.experiments.studies import STUDIES, StudyResult, find_study
 from hauberk.report.figures import band, bars, examples, histogram, lines
@@ -31,6 +32,7 @@ _MANY = 30  # classes above which bars say little
 # What the curves of a training show, by the key in its metrics.
 _ACCURACIES = {
     "val_robust_accuracy": "validation, under attack",
+    "val_certified_accuracy": "validation, certified",
     "val_clean_accuracy": "validation, clean",
     "train_robust_accuracy": "training, under attack",
     "train_clean_accuracy": "training, clean",
@@ -111,6 +113,7 @@ def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: 
     best, data = card["metrics"], card["data"]
     note = f"{data.get('val', 0):,} held-out training examples; no test"
     notes = {"val_robust_accuracy": f"PGD on {note}", "val_clean_accuracy": f"on {note}"}
+    notes |= {"val_certified_accuracy": f"intervals on {note}"}
     found = [Metric(_ACCURACIES[key], f"{100 * best[key]:.1f} %", note) for key, note in notes.items() if key in best]
     found.append(Metric("best epoch", f"{card['epoch']} of {len(rows)}", f"{sum(row['seconds'] for row in rows[-1:]):,.0f} s"))
     with suppress(UserError):  # a table that is no longer there
@@ -178,6 +181,7 @@ def evaluation_page(found: dict[str, Any], subject: str) -> Page:
     label = "robust accuracy with rejection, at most" if found["detection"] else "robust accuracy, at most"
     metrics = [
         Metric(label, f"{100 * found['robust_accuracy']:.1f} %{warning_mark(diagnostics)}", "; ".join(filter(None, notes))),
+        *_floor(found),
         Metric("clean accuracy", f"{100 * found['clean_accuracy']:.1f} %", clean),
         Metric("examples", f"{found['n']:,}", f"{origin['data']}, {origin['subset']}"),
         *(Metric("of the table", *d.measured.partition("; ")[::2]) for d in diagnostics if d.name == "columns-can-change"),
@@ -201,8 +205,19 @@ def evaluation_page(found: dict[str, Any], subject: str) -> Page:
     return Page(f"Evaluation, {found['suite']}", subject, metrics, alerts, filled)
 
 
+def _floor(found: dict[str, Any]) -> list[Metric]:
+    """What was proved, where it was asked for."""
+    proved = found["certified"]
+    if proved is None:
+        return []
+    by = ", ".join(f"{count} by {name}" for name, count in proved["by"].items()) or "none"
+    notes = f"95 % interval {_interval(proved['interval'])}", by, f"undecided {100 * proved['undecided']:.1f} %"
+    return [Metric("robust accuracy, at least", f"{100 * proved['accuracy']:.1f} %", "; ".join(notes))]
+
+
 def _attacks(found: dict[str, Any]) -> list[Block]:
     accuracies = {"clean": found["clean_accuracy"], **found["by_attack"], "worst case": found["robust_accuracy"]}
+    accuracies |= {"certified": found["certified"]["accuracy"]} if found["certified"] else {}
     order = "each on what the ones before it left" if found["sequential"] else "each alone on all that is right without it"
     known = dict.fromkeys(("autoattack", "worst case"), tuple(found["interval"])) if found["estimate"] else None
     counts = dict.fromkeys(accuracies, found["n"])

@@ -157,14 +157,16 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
 
     The attack runs in the precision of the training. Both verdicts are the network's own in true float32: they choose the best
     epoch, so they should be what an evaluation of its weights would say. The one at the point found takes the place of the
-    attack's own last look. Each process looks at its share. With class weights, an example counts as much as in the loss:
-    otherwise a network that knows only the frequent class could be the best.
+    attack's own last look. Where the method's objective has ``certified(model, x, y, threat)``, it says of which inputs bounds
+    prove robustness, and their share is measured too. Each process looks at its part. With class weights, an example counts as
+    much as in the loss: otherwise a network that knows only the frequent class could be the best.
     """
     config, method = plan.config, plan.method
     # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
     rejects = method.extra_outputs > 0
     attack = PGD(config.val_steps, loss="evade" if rejects else "ce", return_last=True, evaluate_last=False)
-    sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
+    proves = getattr(method.objective, "certified", None)
+    sums = torch.zeros(4, dtype=torch.float64, device=next(model.parameters()).device)
     at_once = -(-config.batch_size // world.size)
     for index in world.local_shard(torch.arange(len(plan.val))).split(at_once):
         if not len(index):
@@ -177,12 +179,14 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
             point = attack_batch(attack, form, x, y, method.threat, seed=rng).x_adv
         with frozen_model(model) as view, float32_mode("fp32"), torch.no_grad():
             right, broken = view(x).argmax(1) == y, attack.attack_loss.criterion(view(point), y)
+            proved = torch.zeros_like(right) if proves is None else proves(view, x, y, method.threat)
         each = plan.class_weights
         weight = torch.ones(len(y), device=y.device) if each is None else constant(each, each.dtype, y.device)[y]
-        sums += torch.stack([(weight * right).sum(), (weight * (right & ~broken)).sum(), weight.sum()])
-    clean, robust, total = world.sum(sums).tolist()
+        sums += torch.stack([(weight * those).sum() for those in (right, right & ~broken, proved, torch.ones_like(right))])
+    clean, robust, certified, total = world.sum(sums).tolist()
     total = total or 1.0  # all weights may be 0
-    return {"val_clean_accuracy": clean / total, "val_robust_accuracy": robust / total}
+    found = {"val_clean_accuracy": clean / total, "val_robust_accuracy": robust / total}
+    return found if proves is None else found | {"val_certified_accuracy": certified / total}
 
 
 class TrainingDiverged(Exception):
@@ -215,11 +219,12 @@ def check_catastrophic_overfitting(row: dict[str, Any], best: dict[str, Any], he
 def score(row: dict[str, Any], attacks: bool) -> tuple[float, ...]:
     """Rank an epoch by its metrics; larger is better. With nothing held out, the last epoch is the best.
 
-    A method that does not attack is judged by clean accuracy first.
+    A method that sees no worst cases is judged by clean accuracy first, one that proves robustness by what it proves.
     """
     if "val_clean_accuracy" not in row:
         return (row["epoch"],)
-    names = ("val_robust_accuracy", "val_clean_accuracy")
+    names = ["val_robust_accuracy", "val_clean_accuracy"]
+    names = ["val_certified_accuracy", *names] if "val_certified_accuracy" in row else names
     return tuple(row[name] for name in (names if attacks else names[::-1]))
 
 
@@ -244,6 +249,7 @@ def epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:
         "train_robust_accuracy": "train robust",
         "val_clean_accuracy": "val clean",
         "val_robust_accuracy": "val PGD",
+        "val_certified_accuracy": "val certified",
     }
     accuracies = [f"{label} {100 * row[name]:.1f} %" for name, label in names.items() if name in row]
     head = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['loss']:.4f}"

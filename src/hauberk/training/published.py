@@ -1,7 +1,7 @@
 """Training settings by data set, network and method, each with where it comes from. Data only, free of torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -81,6 +81,12 @@ OFFICIAL: dict[tuple[str, str], Published] = {
 }
 
 
+# What a method needs of the training on any data, where the data's own settings do not say it.
+BY_METHOD: dict[str, Published] = {
+    name: Published({"eps_warmup": 0.5}, "ε grows over half of the training (SABR's public code, CIFAR-10)")
+    for name in ("ibp", "crown-ibp", "sabr")
+}
+
 # The schedule "express": the least time to the robust accuracy of 100 epochs, on parts of CIFAR-10 and Fashion-MNIST.
 EXPRESS = Published(
     {"epochs": 40, "lr": 0.1, "weight_decay": 5e-4, "schedule": "one-cycle", "ema": -1.0, "precision": "auto"},
@@ -147,6 +153,10 @@ def resolve(
         found = Published(found.settings | EXPRESS.settings, EXPRESS.source)
     elif preset == "official" and data == "cifar10":
         found = OFFICIAL.get((method, family), found)
+    wanted = BY_METHOD.get(method.partition("+")[0], nothing)
+    missing = {key: value for key, value in wanted.settings.items() if key not in found.settings}
+    if missing:
+        found = replace(found, settings=found.settings | missing, source=f"{found.source}; {wanted.source}")
     own = {} if found.methods and method not in found.methods else found.hyperparameters
     added = {key: value for key, value in own.items() if key not in hyperparameters}
     return Resolved({**found.settings, **settings}, {**added, **hyperparameters}, found.source, added)

@@ -248,7 +248,7 @@ class Trainer:
                 check_catastrophic_overfitting(row, self.best.get("metrics", {}), len(plan.val), classes)
         row |= {"lr": float(self.lr), "seconds": self.seconds, "examples_per_second": rate}
         # What came before the method's weights were on is another method's network, however well it does.
-        attacks = method.attack is not None
+        attacks = method.sees_worst_cases
         first = not self.best or self.best["epoch"] < method.first_full_epoch <= self.epoch
         better = first or score(row, attacks) > score(self.best["metrics"], attacks)
         if better:
@@ -348,7 +348,7 @@ class Trainer:
         if self.epoch:  # then one is the best
             metrics = restored_row(state["best"]["metrics"])
             self.best = {"epoch": int(state["best"]["epoch"]), "metrics": metrics}
-            score(metrics, self.method.attack is not None)  # has all that the next epochs will be compared with
+            score(metrics, self.method.sees_worst_cases)  # has all that the next epochs will be compared with
             like, best = self.eval_model.state_dict(), state["best_weights"]
             self.best_weights = {name: torch.empty_like(like[name], device="cpu").copy_(best[name]) for name in like}
         self.method.load_state_dict(self._moved(state["method"]))

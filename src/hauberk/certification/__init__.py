@@ -1,0 +1,1 @@
+"""Certificates: lower bounds of robust accuracy, which no attack can pass."""

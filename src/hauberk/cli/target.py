@@ -1,0 +1,69 @@
+"""What a command is to look at: a trained model, and data set and threat model of its training unless others are given."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hauberk.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hauberk.data import DatasetInfo, IndexedDataset, Table
+    from hauberk.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Target:
+    """A trained model on disk, and what it is to be looked at with.
+
+    Attributes:
+        card: of the model; empty if it has none.
+        name: of the data set.
+        named: that data set.
+        test: its test set.
+        threat: the threat model.
+    """
+
+    card: dict[str, Any]
+    name: str
+    named: "DatasetInfo | Table"
+    test: "IndexedDataset"
+    threat: "ThreatModel"
+
+
+def find_target(options: Any) -> Target:
+    """Read the card and the data that options name: ``target``, ``which``, ``model``, ``data`` and ``threat``.
+
+    Raises:
+        UserError: if the card does not say which data set to use, or either cannot be read.
+    """
+    from hauberk.core.imports import trusted_name
+    from hauberk.data import find_dataset
+    from hauberk.threat import threat_from_dict
+    from hauberk.training import read_card
+
+    foreign = options.target.suffix in (".pt", ".pth")
+    card: dict[str, Any] = {} if foreign else read_card(options.target, options.which)[0]
+    trained_on = card.get("data", {})
+    name = options.data.name or trusted_name(str(trained_on.get("name", "")), "", "--data ")
+    if not name:
+        raise UserError("the card does not say which data set to use; give --data")
+    folder = options.data.data_dir or str(trained_on.get("folder") or "data")
+    named = find_dataset(name)
+    test = named.load("test", folder, verify=options.data.verify)
+    if "threat" in card and not options.threat.eps:
+        threat = threat_from_dict(card["threat"])
+    else:
+        threat = named.default_threat(options.threat.norm, options.threat.eps)
+    return Target(card, name, named, test, threat)
+
+
+def load_target(options: Any, target: Target, device: Any) -> "nn.Module":
+    """Load the model; one that the user has named is built, any other is left to the card."""
+    from hauberk.data import labels
+    from hauberk.models import ModelSpec
+    from hauberk.training import load
+
+    classes = target.test.classes or int(labels(target.test).max()) + 1
+    built = ModelSpec(options.model, target.test.input_shape, classes).build() if options.model else None
+    return load(options.target, model=built, which=options.which, device=device)
