@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hauberk.core.intervals import Interval, wilson_interval
-from hauberk.core.io import as_json, write_atomically
+from hauberk.core.io import write_result
 
 FORMAT = "hauberk-certificates/1"
 
@@ -95,9 +95,7 @@ class Certificates:
         Raises:
             UserError: if it cannot be written.
         """
-        whole = as_json(self.to_dict() | {"examples": []}, indent=2)
-        lines = ",\n".join("    " + as_json(example) for example in self.examples)
-        write_atomically(Path(path), whole.replace('"examples": []', f'"examples": [\n{lines}\n  ]', 1).encode() + b"\n")
+        write_result(Path(path), self.to_dict())
 
     def __str__(self) -> str:
         low, high = (100 * end for end in self.interval)

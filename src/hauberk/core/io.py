@@ -145,6 +145,13 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json_file(content))
 
 
+def write_result(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON as :func:`write_atomically`, each of its "examples" on a line of its own."""
+    whole = as_json(content | {"examples": []}, indent=2)
+    lines = ",\n".join("    " + as_json(example) for example in content["examples"])
+    write_atomically(path, whole.replace('"examples": []', f'"examples": [\n{lines}\n  ]', 1).encode() + b"\n")
+
+
 def json_file(content: Any) -> bytes:
     """Return what is in a JSON file, as :func:`as_json` puts it."""
     return (as_json(content, indent=2) + "\n").encode()

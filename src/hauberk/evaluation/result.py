@@ -17,7 +17,7 @@ from torch import Tensor
 from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError, printable
 from hauberk.core.intervals import Interval, wilson_interval
-from hauberk.core.io import as_json, read_json, write_atomically
+from hauberk.core.io import read_json, write_result
 from hauberk.core.random import ExampleRng
 from hauberk.evaluation.certified import Certified
 from hauberk.evaluation.estimate import Sampled
@@ -245,9 +245,7 @@ class Evaluation:
         Raises:
             UserError: if it cannot be written.
         """
-        whole = as_json(self.to_dict() | {"examples": []}, indent=2)
-        lines = ",\n".join("    " + as_json(example) for example in self.examples)
-        write_atomically(Path(path), whole.replace('"examples": []', f'"examples": [\n{lines}\n  ]', 1).encode() + b"\n")
+        write_result(Path(path), self.to_dict())
 
     def robustbench_card(self, name: str, dataset: str, architecture: str = "") -> dict[str, Any]:
         """Return a card with the fields of RobustBench's model cards; accuracies in percent, as text, as there.

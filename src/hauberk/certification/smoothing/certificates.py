@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hauberk.core.errors import UserError, printable
 from hauberk.core.intervals import Interval, clopper_pearson_lower, wilson_interval
-from hauberk.core.io import as_json, write_atomically
+from hauberk.core.io import write_result
 
 FORMAT = "hauberk-smoothing/1"
 ABSTAINED = -1
@@ -160,12 +160,12 @@ class SmoothedCertificates:
         }  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Write the result as JSON.
+        """Write the result as JSON, each example on a line of its own.
 
         Raises:
             UserError: if it cannot be written.
         """
-        write_atomically(Path(path), as_json(self.to_dict(), indent=1).encode() + b"\n")
+        write_result(Path(path), self.to_dict())
 
     def __str__(self) -> str:
         points = ", ".join(
