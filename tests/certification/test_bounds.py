@@ -194,7 +194,7 @@ def test_every_value_of_every_point_lies_within_the_bounds(name, kind):
     for seed in range(long_or(1, 6)):
         net, x = network(name, seed), inputs(seed)
         graph, region, by_interval, by_crown, found = all_bounds(net, x, THREATS[kind])
-        for point in points(region, long_or(24, 200), seed):
+        for point in points(region, long_or(14, 200), seed):
             values = [point.double()]
             for node in graph.nodes[1:]:
                 values.append(node.evaluate(*(values[i] for i in node.inputs)))

@@ -263,7 +263,7 @@ def test_the_least_value_of_a_linear_function_on_ball_and_box_is_exact(kind):
 def test_branch_and_bound_decides_as_the_integer_program_does(by, monkeypatch):
     if by == "signs":
         monkeypatch.setattr(branch_and_bound, "_FEW_FEATURES", 0)
-    decided, proved, needed, nets = 0, 0, 0, long_or(30, 200)
+    decided, proved, needed, nets = 0, 0, 0, long_or(20, 200)
     for seed in range(nets):
         net = mlp(seed, (4, 8, 8, 2), 1.0 + seed % 3)
         x = torch.rand(1, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
