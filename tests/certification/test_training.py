@@ -1,5 +1,7 @@
 """Certified training: bounds with gradients beside the certifier's, the formulas by hand, and what they are for."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -19,6 +21,8 @@ from hauberk.certification.training import IBP, SABR, CrownIBP, worst_case_margi
 from hauberk.core.io import read_state
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
+from hauberk.training.config import TrainConfig
+from hauberk.training.published import BY_METHOD, resolve
 from helpers import THREAT, Signalling, count_passes, easy_data, long_or, settings, tiny_batch, tiny_net
 
 NAMES = ("ibp", "crown-ibp", "sabr")
@@ -218,6 +222,25 @@ def test_one_reading_serves_for_all_steps_and_the_weights_are_the_present_ones()
     model.train()
     worst_case_margins(model, x, box, y)
     assert len(_TAPES[model]) == 2
+
+
+def test_what_is_remembered_of_a_model_goes_with_it():
+    model, (x, y) = tiny_net(), tiny_batch()
+    worst_case_margins(model, x, box_of(THREAT, x), y)
+    gone, count = weakref.ref(model), len(_TAPES)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert len(_TAPES) < count
+
+
+def test_eps_grows_where_nobody_says_otherwise():
+    for name in ("ibp", "crown-ibp+awp", "sabr"):
+        assert resolve("digits", "mlp", name).settings["eps_warmup"] == 0.5
+        assert resolve("else", "mlp", name, settings={"eps_warmup": 0.2}).settings["eps_warmup"] == 0.2
+    assert resolve("mnist", "small-cnn", "ibp").settings["eps_warmup"] == 0.3  # which the data set's own settings say
+    assert "eps_warmup" not in resolve("digits", "mlp", "at").settings
+    assert all(TrainConfig(**row.settings) and row.source for row in BY_METHOD.values())
 
 
 def test_weights_that_are_computed_from_parameters_have_gradients():

@@ -124,7 +124,8 @@ class SABR(IBP):
     """Small adversarial bounding boxes (Müller et al. 2023): :class:`IBP` on a small box around an adversarial input.
 
     PGD finds x' in the ball of radius (1 - λ)ε; intervals bound the logits on the ball of radius λε around x', which lies in
-    that of radius ε around x, and in the box. Such networks want better bounds than intervals when they are certified.
+    that of radius ε around x, and in the box. The public code attacks the whole ball, by steps that fall from ε/2, and moves x'
+    inwards. Such networks want better bounds than intervals when they are certified.
 
     Attributes:
         kappa: κ at the end; the public code has 0.

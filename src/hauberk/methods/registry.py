@@ -147,7 +147,7 @@ METHODS: dict[str, MethodSpec] = {
         "Zhang et al. 2020"),
     "sabr": MethodSpec(
         SABR(), "certified training by interval bounds on a small box around an adversarial input",
-        "Müller et al. 2023, SABR's public code: λ by data set and ε",
+        "Müller et al. 2023; its public code attacks the whole ball by steps that fall from ε/2, and moves x' inwards",
         PGD(8, "eps/2", "uniform"), inner=SmallBall),
     "gaussian": MethodSpec(
         NoisyStandard(), "training with Gaussian noise, no attack, for randomised smoothing",
