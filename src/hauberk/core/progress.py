@@ -36,7 +36,7 @@ class _TimeLeft(TimeRemainingColumn):
 
 
 class ProgressBar:
-    """A bar, with lines above it; a context manager.
+    """A bar, with lines above it; a context manager. One within another is shown below it.
 
     Args:
         title: in front of the bar.
@@ -54,7 +54,8 @@ class ProgressBar:
         times = TimeElapsedColumn(), "left", _TimeLeft(elapsed_when_finished=False)
         self.hidden = quiet
         hidden = quiet or not self.console.is_terminal
-        self._progress = Progress(*steps, *times, console=self.console, transient=True, disable=hidden)
+        own = Progress(*steps, *times, console=self.console, transient=True, disable=hidden)
+        self._progress: Progress = _SHOWN[-1]._progress if _SHOWN and not hidden else own
         self._begun = self._printed = time.monotonic()
         self._seen, self._total = 0, total
         self._task = self._progress.add_task(title, total=total, completed=done, rate="", left=None)
@@ -62,7 +63,7 @@ class ProgressBar:
     def advance(self, examples: int, title: str) -> None:
         """Count one step of so many examples."""
         self._seen += examples
-        elapsed = self._progress.tasks[0].elapsed
+        elapsed = next(task.elapsed for task in self._progress.tasks if task.id == self._task)
         rate = f"{self._seen / elapsed:,.0f} examples/s" if elapsed else ""
         self._progress.update(self._task, advance=1, rate=rate, description=title)
 
@@ -87,11 +88,20 @@ class ProgressBar:
         warn(text) if self.console.quiet else self.line(text)
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if not self._progress.disable:
+            self._progress.start()
+            _SHOWN.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if self in _SHOWN:
+            _SHOWN.remove(self)
+            self._progress.remove_task(self._task)
+            if not _SHOWN:
+                self._progress.stop()
+
+
+_SHOWN: list[ProgressBar] = []  # bars on the terminal, the outermost first
 
 
 _ECHO = 3.0  # seconds within which torchrun repeats a signal

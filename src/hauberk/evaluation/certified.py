@@ -78,7 +78,7 @@ def certify_standing(runner: EvaluationRunner, suite: Suite, world: World, folde
         Subset(runner.source, torch.from_numpy(standing)),
         threat=runner.threat,
         out=None if folder is None else folder / "certificates",
-        quiet=True,
+        quiet=runner.display.hidden,
     )
     runner.display.line(str(found))
     for i, name in zip(standing.tolist(), found.proved_by, strict=True):
