@@ -491,6 +491,7 @@ def table_1(tmp_path):
                 "clean_accuracy": share + 0.4,
                 "robust_accuracy": share,
                 "by_attack": attacks,
+                "certified": None,
                 "diagnostics": [],
             }
             (folder / "evaluation.json").write_text(json.dumps({**one, "diagnostics": []}))
