@@ -92,6 +92,23 @@ def test_no_test_is_made_up_where_there_is_nothing_to_test():
     assert isnan(adjusted["y"])
 
 
+@pytest.mark.parametrize("suite", ["quick", "papers"])
+def test_what_is_certified_stands_beside_what_is_attacked(tmp_path, suite):
+    some = [Experiment(method="ibp", seed=seed, evaluation=EvaluationOptions(suite, certify=True)) for seed in range(2)]
+    attacks = ["pgd-100-last", "apgd-ce", "cw-20-last", "autoattack"]
+    for seed, one in enumerate(some):
+        one.folder(tmp_path).mkdir(parents=True)
+        found = {
+            "n": 50, "clean_accuracy": 0.9, "robust_accuracy": 0.6 + seed / 10, "diagnostics": [],
+            "by_attack": dict.fromkeys(attacks, 0.7), "certified": {"accuracy": 0.4 + seed / 10},
+        }  # fmt: skip
+        (one.folder(tmp_path) / "evaluation.json").write_text(json.dumps(found))
+    compared = collect(some, tmp_path)
+    assert compared.columns == ("clean", "certified", *attacks)
+    assert compared.values["ibp"]["certified"] == pytest.approx((40, 50))
+    assert "45.00 ± 7.07" in compared.table().to_markdown()
+
+
 def test_every_form_of_the_table_says_the_same():
     found = made_up({"a": [50.0, 52.0], "b": [53.0, 58.0], "c": [10.0, 20.0]}, seeds=2)
     markdown = found.table().to_markdown()
