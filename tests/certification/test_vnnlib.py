@@ -61,6 +61,18 @@ def test_questions_hold_the_whole_threat_model(tmp_path):
         assert "e-" not in "".join(re.findall(r"X_\d (\S+)\)\)", text))
 
 
+def test_inputs_outside_the_box_are_refused(tmp_path):
+    with pytest.raises(hb.UserError, match="outside"):
+        export_vnnlib(network(), (torch.cat([X, X + 2]), torch.cat([Y, Y])), tmp_path, threat=THREAT)
+
+
+def test_a_convolution_is_the_same(tmp_path):
+    net = nn.Sequential(nn.Unflatten(1, (1, 1, 3)), nn.Conv2d(1, 2, (1, 2), stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3))
+    export_vnnlib(net, (X, Y), tmp_path, threat=THREAT)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"input": X.numpy()})[0]), net(X).detach())
+
+
 def test_the_model_is_the_same(tmp_path):
     net = network()
     export_vnnlib(net, (X, Y), tmp_path, threat=THREAT)
@@ -121,6 +133,6 @@ def test_verdicts_are_bound_to_what_they_are_about(tmp_path):
 def test_what_cannot_be_said_is_refused(tmp_path):
     with pytest.raises(hb.UserError, match="VNN-LIB says boxes only"):
         export_vnnlib(network(), (X, Y), tmp_path, threat=hb.L2(0.5))
-    for given in ({"examples": torch.tensor([4])}, {"examples": torch.tensor([-1])}, {"n": 5}, {"n": 0}):
+    for given in ({"examples": torch.tensor([4])}, {"examples": torch.tensor([-1])}, {"n": 5}, {"n": 0}, {"n": -1}):
         with pytest.raises(hb.UserError, match="of the 4 in the test set"):
             export_vnnlib(network(), (X, Y), tmp_path, threat=THREAT, **given)

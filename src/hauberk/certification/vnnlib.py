@@ -23,6 +23,7 @@ from hauberk.data.dataset import IndexedDataset, data_digest
 from hauberk.models import model_id
 from hauberk.models.programs import onnx_program
 from hauberk.threat import ThreatModel
+from hauberk.threat.model import check_inputs
 
 MODEL, INSTANCES, ABOUT = "model.onnx", "instances.csv", "instances.json"
 FORMAT = "hauberk-vnnlib/1"
@@ -67,10 +68,11 @@ def export_vnnlib(
     if not threat.norm.is_box:
         raise UserError(f"VNN-LIB says boxes only, so questions about {threat.norm} cannot be handed over")
     source, folder = as_dataset(test_set), Path(out)
-    which = torch.arange(len(source) if n is None else n) if examples is None else examples.flatten().long().cpu()
+    which = torch.arange(max(len(source) if n is None else n, 0)) if examples is None else examples.flatten().long().cpu()
     if len(which) == 0 or int(which.min()) < 0 or int(which.max()) >= len(source):
         raise UserError(f"examples and n must be of the {len(source)} in the test set, and at least one")
     first_x, first_y = fetch_for(model, source, which[:3])
+    check_inputs(first_x, first_y, threat, source.classes)
     classes = check_model(model, first_x, first_y)
     make_folder(folder / "vnnlib")
     like = first_x[torch.arange(3) % len(first_x)]
@@ -79,6 +81,7 @@ def export_vnnlib(
     rows, about = [], _about(model, source, threat)
     for index in which.tolist():
         x, y = fetch_for(model, source, torch.tensor([index]))
+        check_inputs(x, y, threat, source.classes)
         low, high = (bound[0].flatten().tolist() for bound in Region(threat.around(x)).interval)
         name = f"vnnlib/{index}.vnnlib"
         write_atomically(folder / name, _question(low, high, int(y), classes, f"example {index}, {threat}").encode())
@@ -113,6 +116,8 @@ def read_verdicts(model: nn.Module, test_set: Any, folder: str | Path, results: 
     for key, value in json_roundtrip(_about(model, source, threat)).items():
         if asked.get(key) != value:
             raise UserError(f"the questions in {folder} are about another {_WORDS[key]}")
+    if not isinstance(asked.get("examples"), list):
+        raise UserError(f"{folder / ABOUT} does not say which examples were asked about")
     try:
         rows = list(csv.reader(Path(results).read_text().splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hauberk.cli.options import command, parse, say
-from hauberk.cli.target import find_target, load_target
+from hauberk.cli.target import TargetOptions, find_target, load_target
 from hauberk.core.errors import UserError
-from hauberk.experiments.options import DataOptions, ThreatOptions, digest
+from hauberk.experiments.options import digest
 
 _CHANGES_NO_NUMBER = ("threads", "device", "batch_size", "out", "json", "quiet")
 
 
 @dataclass(frozen=True)
-class Certify:
+class Certify(TargetOptions):
     """Prove for as many examples of the test set as possible that no attack within the threat model can succeed.
 
     Example: hauberk certify runs/mnist-trades --eps 0.05
@@ -28,14 +28,6 @@ class Certify:
     Data set, its folder, and threat model are those of the training unless others are given.
     """
 
-    target: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run, or an exported .safetensors or .json file, or a PyTorch state dict (with --model)."""
-    which: Literal["best", "last"] = "best"
-    """Checkpoint of a run to take: the best one by validation, or the last."""
-    model: str = ""
-    """The package.module:factory to build a model with that its card cannot build (this imports your module)."""
-    data: DataOptions = DataOptions("", "")
-    threat: ThreatOptions = ThreatOptions()
     methods: tuple[Literal["ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound"], ...] = (
         "ibp",
         "crown-ibp",

@@ -11,16 +11,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hauberk.cli.options import command, parse, say
-from hauberk.cli.target import find_target, load_target
+from hauberk.cli.target import TargetOptions, find_target, load_target
 from hauberk.core.errors import UserError
-from hauberk.experiments.options import DataOptions, EvaluationOptions, ThreatOptions, digest
+from hauberk.experiments.options import EvaluationOptions, digest
 
 _CHANGES_NO_NUMBER = ("to", "threads", "device", "out", "diagnostics", "card", "status", "json", "quiet")
 _PASSED_ON = ("to", "n", "batch_size", "seed", "precision", "save_adversarials", "diagnostics")
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(TargetOptions):
     """Measure clean and robust accuracy of a trained model on the test set.
 
     Example: hauberk evaluate runs/mnist-trades --attacks pgd-40 cw-100
@@ -28,14 +28,6 @@ class Evaluate:
     Data set, its folder, and threat model are those of the training unless others are given.
     """
 
-    target: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run, or an exported .safetensors or .json file, or a PyTorch state dict (with --model)."""
-    which: Literal["best", "last"] = "best"
-    """Checkpoint of a run to take: the best one by validation, or the last."""
-    model: str = ""
-    """The package.module:factory to build a model with that its card cannot build (this imports your module)."""
-    data: DataOptions = DataOptions("", "")
-    threat: ThreatOptions = ThreatOptions()
     union: tuple[str, ...] = ()
     """Further threat models, each NORM:EPS as in L2:0.5 L1:12: robust accuracy under each of them, and under all at once."""
     evaluation: EvaluationOptions = EvaluationOptions()

@@ -1,15 +1,33 @@
 """What a command is to look at: a trained model, and data set and threat model of its training unless others are given."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from hauberk.core.errors import UserError
+from hauberk.experiments.options import DataOptions, ThreatOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
     from hauberk.data import DatasetInfo, IndexedDataset, Table
     from hauberk.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """What names a model on disk, and what it is to be looked at with."""
+
+    target: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or an exported .safetensors or .json file, or a PyTorch state dict (with --model)."""
+    which: Literal["best", "last"] = "best"
+    """Checkpoint of a run to take: the best one by validation, or the last."""
+    model: str = ""
+    """The package.module:factory to build a model with that its card cannot build (this imports your module)."""
+    data: DataOptions = DataOptions("", "")
+    threat: ThreatOptions = ThreatOptions()
 
 
 @dataclass(frozen=True)
@@ -31,8 +49,8 @@ class Target:
     threat: "ThreatModel"
 
 
-def find_target(options: Any) -> Target:
-    """Read the card and the data that options name: ``target``, ``which``, ``model``, ``data`` and ``threat``.
+def find_target(options: TargetOptions) -> Target:
+    """Read the card and the data that options name.
 
     Raises:
         UserError: if the card does not say which data set to use, or either cannot be read.
@@ -58,7 +76,7 @@ def find_target(options: Any) -> Target:
     return Target(card, name, named, test, threat)
 
 
-def load_target(options: Any, target: Target, device: Any) -> "nn.Module":
+def load_target(options: TargetOptions, target: Target, device: Any) -> "nn.Module":
     """Load the model; one that the user has named is built, any other is left to the card."""
     from hauberk.data import labels
     from hauberk.models import ModelSpec

@@ -55,13 +55,13 @@ class Records:
     they were not, the example counts as misclassified, with a margin of 0); "unverified" is whether a claimed success did not
     hold.
 
-    Attributes:
-        certified: which examples are proved robust, (n,) bool.
-        spared: which of these no attack is run on any more, (n,) bool.
-
     Args:
         n: how many examples there are.
         attacks: names of the attacks, in order.
+
+    Attributes:
+        certified: which examples are proved robust, (n,) bool.
+        spared: which of these no attack is run on any more, (n,) bool.
     """
 
     def __init__(self, n: int, attacks: Iterable[str]):
