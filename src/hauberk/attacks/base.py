@@ -22,7 +22,7 @@ from hauberk.attacks.state import (
     initial_state,
     select,
 )
-from hauberk.core.arguments import check_fields, checked
+from hauberk.core.arguments import check_fields, checked, shown
 from hauberk.core.device import send
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.random import ExampleRng, batch_rng
@@ -217,6 +217,7 @@ def run_attack(
     eot_iter: int = 1,
     return_clean_logits: bool = False,
     radius_fraction: Tensor | None = None,
+    reference: Tensor | None = None,
     bpda: StandInLike | None = None,
 ) -> AttackResult:
     """Attack a batch, after a look at everything that is handed over.
@@ -240,6 +241,8 @@ def run_attack(
         eot_iter: passes to average over, for random models; AutoAttack's ``rand`` has 20.
         return_clean_logits: look at the clean inputs too, in the attack's mode, at one forward.
         radius_fraction: (B,), attack each example with ε, and steps, times its fraction in [0, 1].
+        reference: (B, C), what the loss compares with: logits in place of those of the clean inputs, such as a teacher's, for
+            "kl"; probabilities for "soft-ce".
         bpda: a differentiable stand-in for the model in the backward pass, see :class:`hauberk.attacks.BPDA`; a module or a
             function of inputs (B, ...) that returns what the model returns. Attacks without gradients do not ask it.
 
@@ -263,6 +266,8 @@ def run_attack(
         inside = radius_fraction.shape == y.shape[:1] and bool(((radius_fraction >= 0) & (radius_fraction <= 1)).all())
         if not inside:
             raise UserError(f"radius_fraction must be {len(y)} numbers from 0 to 1, one for each example")
+    if reference is not None and (reference.ndim != 2 or len(reference) != len(x) or not reference.is_floating_point()):
+        raise UserError(f"reference must be floating, ({len(x)}, C), got {shown(reference)}")
     if isinstance(seed, ExampleRng) and len(seed.keys) != len(x):
         raise UserError(f"seed has draws for {len(seed.keys)} examples, the batch has {len(x)}")
     extra = max(goal.extra_outputs, attack.attack_loss.extra_outputs)
@@ -270,7 +275,7 @@ def run_attack(
         return attack_batch(
             attack, model, x, y, threat, seed=seed, target=target,
             criterion=None if criterion is None else goal.criterion, eot_iter=eot_iter,
-            return_clean_logits=return_clean_logits, radius_fraction=radius_fraction,
+            return_clean_logits=return_clean_logits, radius_fraction=radius_fraction, reference=reference,
         )  # fmt: skip
 
 
@@ -287,6 +292,7 @@ def attack_batch(
     eot_iter: int = 1,
     return_clean_logits: bool = False,
     radius_fraction: Tensor | None = None,
+    reference: Tensor | None = None,
 ) -> AttackResult:
     """Attack a batch that is known to fit the model, with labels (B,) int64; arguments as in :func:`run_attack`.
 
@@ -294,6 +300,8 @@ def attack_batch(
     """
     attack = attack.for_threat(threat)
     attack = attack if target is None else attack.aimed()
+    if reference is None and attack.attack_loss.reference == "given":
+        raise UserError(f"{attack} compares with probabilities that it has to be given: reference=")
     criterion = attack.attack_loss.criterion if criterion is None else criterion
     with frozen_model(model, attack.mode) as frozen:
         rng = batch_rng(seed, x)
@@ -303,10 +311,11 @@ def attack_batch(
         if radius_fraction is not None:
             feasible = feasible.with_radius_scaled(radius_fraction)
         queries = ModelQueries(frozen, eot_iter)
-        wants_clean = return_clean_logits or (attack.needs_clean_logits and target is None)
+        known = target is not None or (reference is not None and attack.attack_loss.reference in ("clean", "given"))
+        wants_clean = return_clean_logits or attack.stops_at_success or (attack.needs_clean_logits and not known)
         clean = queries.logits(x) if wants_clean else None
         run_of = torch.zeros(len(y), dtype=torch.int64, device=y.device)
-        inputs = AttackInputs(feasible, y, clean, run_of, rng, target, in_step=True, criterion=criterion)
+        inputs = AttackInputs(feasible, y, clean, run_of, rng, target, reference, in_step=True, criterion=criterion)
         wrong = None
         if attack.stops_at_success:
             if clean is None:

@@ -84,6 +84,7 @@ class AttackInputs:
         run: which of the attack's runs (targets, restarts) each is at, (b,) int64.
         rng: random draws, keyed by example.
         target: the class that each example is to be taken for, (b,); None to aim at the most likely wrong ones in turn.
+        given: what the loss is to compare with, (b, C); None for the logits of the clean inputs.
         in_step: whether these are a batch whose rows go through the attack together, and not rows that others will fill.
         criterion: which outputs are mistakes.
     """
@@ -94,6 +95,7 @@ class AttackInputs:
     run: Tensor
     rng: ExampleRng
     target: Tensor | None = None
+    given: Tensor | None = None
     in_step: bool = False
     criterion: Criterion = fooled
 
@@ -103,10 +105,11 @@ class AttackInputs:
         return self.run * RUN_TAGS
 
     def reference(self, loss: AttackLoss, max_targets: int) -> Tensor:
-        """What the loss compares with: clean logits, targets, or (as it does not look at it) the labels."""
-        if loss.reference == "clean":
-            assert self.clean_logits is not None
-            return self.clean_logits if loss.prepare is None else loss.prepare(self.clean_logits)
+        """What the loss compares with: clean logits, what is given, targets, or (as it does not look at it) the labels."""
+        if loss.reference in ("clean", "given"):
+            compared = self.clean_logits if self.given is None else self.given
+            assert compared is not None  # attack_batch has seen to it
+            return compared if loss.prepare is None else loss.prepare(compared)
         if loss.reference == "none":
             return self.y
         if self.target is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hauberk.core.arguments import check_fields, unchecked
@@ -56,6 +57,8 @@ class StepContext:
         precision: the :class:`~hauberk.fastpath.precision.PrecisionPolicy` of the passes, None where all go through the model.
         return_clean_logits: whether the attack should look at the clean inputs too, for the weighting.
         eps_scale: how far ε has grown in its warm-up; ``threat`` has ε times this already.
+        targets: probabilities of the classes in place of labels, (b, C), for the attack's cross-entropy and the loss; or None.
+        label_smoothing: α of the targets of the loss.
         more_forwards: passes of the batch that parts have made by :meth:`forward`.
     """
 
@@ -79,6 +82,8 @@ class StepContext:
     precision: Any = None
     return_clean_logits: bool = False
     eps_scale: float = 1.0
+    targets: Tensor | None = None
+    label_smoothing: float = 0.0
     more_forwards: float = 0
 
     @property
@@ -97,6 +102,19 @@ class StepContext:
         whole, rest = divmod(len(x), len(self.x))
         self.more_forwards += whole if not rest else len(x) / len(self.x)
         return logits.float() if logits.element_size() < 4 else logits
+
+    @property
+    def loss_targets(self) -> Tensor | None:
+        """Probabilities of the classes that the loss compares with, (b, C): ``(1 - α)·t + α/C``; None for labels as they are.
+
+        t are ``targets``, or 1 for the label and 0 for the other classes. Logits have been computed.
+        """
+        if self.targets is None and not self.label_smoothing:
+            return None
+        logits = self.logits if self.logits is not None else self.logits_adv
+        assert logits is not None
+        targets = F.one_hot(self.y, logits.shape[1]) if self.targets is None else self.targets
+        return (1 - self.label_smoothing) * targets.to(logits.dtype) + self.label_smoothing / logits.shape[1]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Run the passes inside the block in lower precision, where that is wanted."""
@@ -149,7 +167,8 @@ class Objective:
         computes: which logits it computes itself and puts into the context, for weightings and metrics.
         equation: what it computes of an example, in one line; behind a semicolon, what its names mean.
         extra_outputs: outputs the model needs besides the classes of the data.
-        function: of logits, logits_adv, labels and the hyperparameters.
+        function: of logits, logits_adv, labels and the hyperparameters; and of ``targets``, where it takes probabilities of the
+            classes, (B, C), in place of labels.
     """
 
     needs: ClassVar[frozenset[str]] = CLEAN | ADVERSARIAL
@@ -160,7 +179,15 @@ class Objective:
 
     def __call__(self, context: StepContext) -> LossTerms:
         """Return the terms of a batch whose logits have been computed."""
-        return unchecked(type(self).function)(context.logits, context.logits_adv, context.y, **vars(self))
+        targets = context.loss_targets
+        soft = {} if targets is None else {"targets": targets}
+        return unchecked(type(self).function)(context.logits, context.logits_adv, context.y, **vars(self), **soft)
+
+    @property
+    def takes_targets(self) -> bool:
+        """Whether the loss is defined for probabilities of the classes in place of labels."""
+        function = getattr(type(self), "function", None)
+        return function is not None and "targets" in (unchecked(function).__kwdefaults__ or {})
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -5,17 +5,11 @@ from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.methods.method import Method, Step
 from hauberk.methods.output import Output
-from hauberk.methods.registry import (
-    METHODS,
-    MethodSpec,
-    default_settings,
-    get_method_spec,
-    list_methods,
-    method,
-    register_method,
-)
+from hauberk.methods.registry import ADDITIONS, default_settings, get_method_spec, list_methods, method, register_method
+from hauberk.methods.table import METHODS, MethodSpec
 
 __all__ = [
+    "ADDITIONS",
     "AWP",
     "METHODS",
     "BatchAttack",

@@ -50,9 +50,11 @@ class BatchAttack:
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
         attack, x, y, threat = self.attack_at(context.progress), context.x, context.y, context.threat
-        clean = context.return_clean_logits
+        more: dict[str, Any] = {"seed": context.rng, "return_clean_logits": context.return_clean_logits}
+        if context.targets is not None and isinstance(attack, PGD) and attack.loss == "ce":
+            attack, more["reference"] = replace(attack, loss="soft-ce"), context.targets
         with context.attack_model(attack.mode) as model:
-            return attack_batch(attack, model, x, y, threat, seed=context.rng, return_clean_logits=clean)
+            return attack_batch(attack, model, x, y, threat, **more)
 
 
 class SmallBall(BatchAttack):

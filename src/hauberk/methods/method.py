@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -55,6 +56,9 @@ class Method(nn.Module):
         seed: of the random starts.
         precision: what the passes run on, see :func:`hauberk.method`.
         compiled: likewise.
+        targets: a callable of the context that returns probabilities of the classes, (B, C), for the attack's cross-entropy and
+            the loss to compare with in place of the labels; None for the labels.
+        label_smoothing: α, in [0, 1), of the loss, as in ``torch.nn.CrossEntropyLoss``; the attack keeps the labels.
         burn_in: number of epochs with weights 1, or "first-drop"; by default the weighting's own, 0 for a function.
         passes: order of a step: "attack"; "clean" and "adversarial", the passes in training mode; and "step", where the
             optimiser moves the weights. What is needed and not named comes right after the attack. A pass that is repeated,
@@ -74,6 +78,8 @@ class Method(nn.Module):
         weighting: Callable[[StepContext], Tensor] | None = None,
         weight_perturbation: Any = None,
         *,
+        targets: Callable[[StepContext], Tensor] | None = None,
+        label_smoothing: float = 0.0,
         name: str = "custom",
         settings: dict[str, Any] | None = None,
         seed: int = 0,
@@ -85,8 +91,9 @@ class Method(nn.Module):
         super().__init__()
         self.threat, self.name, self.seed = threat, name, seed
         parts = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
+        parts |= {"targets": targets, "label_smoothing": label_smoothing or None}
         given = {key: part for key, part in parts.items() if part is not None}
-        for key in ("objective", "weighting"):
+        for key in ("objective", "weighting", "targets"):
             if key in given:
                 check_callable(key, given[key], "context")
         if weight_perturbation is not None and not callable(getattr(weight_perturbation, "direction", None)):
@@ -100,6 +107,7 @@ class Method(nn.Module):
         self.objective = AT() if objective is None else objective
         self.weighting = weighting
         self.weight_perturbation = weight_perturbation
+        self.targets, self.label_smoothing = targets, label_smoothing
         self.precision = make_policy(precision, compiled)  # None: all passes go through the model
         self.schedule = Schedule()
         own = getattr(weighting, "burn_in", 0)
@@ -112,12 +120,20 @@ class Method(nn.Module):
         self.passes_before, self.passes_of_loss, self.passes_after = _split_passes(passes, self.needs, self.inner is not None)
         self._calls = 0
         self._last: StepContext | None = None  # the batch that the passes after the optimiser's step will see
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+        if targets is not None or label_smoothing:
+            self._require_soft_labels()
         if self.inner is None and self.needs >= ADVERSARIAL:
             raise UserError(f"{name} needs logits of adversarial inputs, but has no attack")
         if weighting is not None and not self.sees_worst_cases:
             raise UserError(f"{name} does not attack, so there is nothing to weigh by")
         if weight_perturbation is not None and self.n_replays > 1:
             raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
+
+    def _require_soft_labels(self) -> None:
+        if not getattr(self.objective, "takes_targets", True):
+            raise UserError(f"the loss of {self.name} is of labels, and not defined for probabilities of the classes")
 
     @property
     def attack(self) -> Any:
@@ -157,7 +173,9 @@ class Method(nn.Module):
         """
         fitted = copy(self)
         fitted._modules = dict(self._modules)
-        fitted.inner = getattr(self.inner, "fresh", lambda: self.inner)()
+        for name in ("inner", "objective", "weighting", "targets"):
+            part = getattr(self, name)
+            setattr(fitted, name, getattr(part, "fresh", partial(_same, part))())
         fitted._last = None
         fitted.schedule = Schedule(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
         fitted.precision = self.precision and PrecisionPolicy(self.precision.precision, self.precision.compiled)
@@ -196,6 +214,7 @@ class Method(nn.Module):
         eps_scale: float = 1.0,
         world: World = SINGLE_PROCESS,
         sizes: Sequence[int] | None = None,
+        targets: Tensor | None = None,
     ) -> Output:
         """Attack a batch and compute the loss to minimise.
 
@@ -210,6 +229,8 @@ class Method(nn.Module):
             eps_scale: attack with ε times this, for ε warm-up.
             world: processes that each have a part of the batch; see :class:`hauberk.Step`.
             sizes: how many examples each has, where that is known; otherwise they tell each other.
+            targets: (B, C), probabilities of the classes in place of the labels (of mixed images, say), for the attack's
+                cross-entropy and the loss; ``y`` are then the labels to count successes by.
 
         Returns:
             Output, with ``loss = mean(c_y · (ω · ℓ + r))``; with several processes what gives this, averaged over them.
@@ -223,7 +244,9 @@ class Method(nn.Module):
                 length of a training that nobody has told, or waits for an epoch and none is given.
         """
         y = check_batch(x, y)
-        self._check_more(x, epoch, index, class_weights, rng, eps_scale)
+        self._check_more(x, epoch, index, class_weights, rng, eps_scale, targets)
+        if targets is not None:
+            self._require_soft_labels()
         if rng is None:
             places = torch.arange(len(x), device=x.device) + (world.rank << 32)
             rng = ExampleRng(self.seed, places, stage=self._calls)
@@ -237,6 +260,8 @@ class Method(nn.Module):
             precision=self.precision,
             return_clean_logits=bool(getattr(self.weighting, "needs_clean_logits", _nothing)(self.needs)),
             eps_scale=eps_scale,
+            targets=targets,
+            label_smoothing=self.label_smoothing,
         )  # fmt: skip
         first: AbstractContextManager[None] = nullcontext()
         if self._calls == 0:
@@ -259,7 +284,7 @@ class Method(nn.Module):
                 self._look(self._last, self.passes_after, frozenset())
             self._last.world.average(running_statistics(model))
             self._last = None
-        for part in (self.inner, self.objective, self.weighting, self.weight_perturbation):
+        for part in (self.inner, self.objective, self.weighting, self.weight_perturbation, self.targets):
             getattr(part, "after_step", _nothing)(model)
 
     def _float32_mode(self) -> AbstractContextManager[None]:
@@ -274,6 +299,7 @@ class Method(nn.Module):
         class_weights: Tensor | None,
         rng: ExampleRng | None,
         eps_scale: float,
+        targets: Tensor | None,
     ) -> None:
         """Check what comes with a batch, without waiting for a device."""
         if epoch is not None and epoch < 0:
@@ -284,6 +310,8 @@ class Method(nn.Module):
             raise UserError(f"rng has draws for {len(rng.keys)} examples, the batch has {len(x)}")
         if eps_scale < 0:
             raise UserError(f"eps_scale must not be negative, got {eps_scale}")
+        if targets is not None and (targets.ndim != 2 or len(targets) != len(x) or not targets.is_floating_point()):
+            raise UserError(f"targets must be probabilities of shape ({len(x)}, C), got {shown(targets)}")
 
     def _check_first_call(self, model: nn.Module, x: Tensor, y: Tensor, epoch: int | None) -> None:
         check_module(model)
@@ -322,6 +350,8 @@ class Method(nn.Module):
 
     def _step(self, context: StepContext, class_weights: Tensor | None) -> Output:
         model, awp, passes = context.model, self.weight_perturbation, self.passes_of_loss
+        if self.targets is not None:
+            context.targets = _called("targets", self.targets, context).detach()
         self._look(context, self.passes_before, self.needs)
         if self.inner is not None:
             self._attack(self.inner, context)
@@ -483,6 +513,11 @@ def _as_terms(found: Any, y: Tensor) -> tuple[Tensor, Tensor]:
             return robust, regularizer
     got = ", ".join(map(shown, found)) if isinstance(found, tuple | list) else shown(found)
     raise UserError(f"the objective must return two tensors of shape ({len(y)},), l and r, it returned {got}")
+
+
+def _same(part: Any) -> Any:
+    """Stand in for the function that makes a part anew, where nothing is remembered."""
+    return part
 
 
 def _nothing(argument: Any) -> None:

@@ -1,183 +1,46 @@
-"""The table of methods: what each is made of, and where that comes from; and ``hb.method``, which builds one by its name."""
+"""``hb.method``, which makes a method by its name: a row of the table, and what is added to it behind a "+"."""
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from dataclasses import fields, replace
 from typing import Any
 
-from hauberk.attacks import PGD, SmoothAdv
-from hauberk.certification.training import IBP, SABR, CrownIBP
+from hauberk.attacks import PGD
 from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.numerics import Precision
 from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.awp import AWP
-from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.methods.method import Method
-from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, NoisyAT, NoisyStandard, Objective, Standard, Trades
+from hauberk.methods.table import METHODS, MethodSpec
+from hauberk.objectives import Trades
 from hauberk.threat import ThreatModel
+from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
 from hauberk.weighting.mail import MARGINS, Mail
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """One row of the table; adding a method is adding a row.
-
-    Attributes:
-        objective: the loss, with its hyperparameters.
-        summary: what it is, in one line.
-        source: where it comes from.
-        attack: the inner maximisation as the paper states it; None where there is none.
-        weighting: instance weights; None for weights 1.
-        awp: weight perturbation; None for none.
-        official: what the authors' public code does otherwise, by the name of the setting.
-        further: what other sources do otherwise, by the name of their preset.
-        inner: how the attack is used in training.
-    """
-
-    objective: Objective
-    summary: str
-    source: str
-    attack: PGD | None = None
-    weighting: MeasuredWeighting | None = None
-    awp: AWP | None = None
-    official: dict[str, Any] = field(default_factory=dict)
-    further: dict[str, dict[str, Any]] = field(default_factory=dict)
-    inner: Callable[..., InnerAttack] = BatchAttack
-
-    def changes(self, preset: str) -> dict[str, Any]:
-        """Return what a preset does otherwise than the paper. Raises UserError if this method has no such preset."""
-        presets = {"paper": {}, "official": self.official, **self.further}
-        if preset not in presets:
-            raise UserError(f"preset is {' or '.join(map(repr, presets))} for this method, not {preset!r}")
-        return presets[preset]
-
-
-def _friendly(*epochs: int) -> Callable[..., InnerAttack]:
-    """Friendly training with τ 0, 1, 2, ... up to these epochs of the sources' training, in proportion in another."""
-    return partial(BatchAttack, taus=tuple((epoch / epochs[-1], tau) for tau, epoch in enumerate(epochs)))
-
-
-# At ε = 8/255, ε/4 is the papers' 2/255 and 1.25 ε is 10/255. The public codes' 0.007 at ε = 0.031 is 7/31 ε.
-_OFFICIAL = {"step_size": "7*eps/31"}
-# TRADES, MART and MAIL take the first gradient at x + 0.001·N(0, 1) as it is; FAT clips it.
-_UNPROJECTED = {**_OFFICIAL, "start": "normal-unprojected"}
-# TRADES' code makes the clean pass of its divergence anew.
-_TRADES_CODE = {**_UNPROJECTED, "passes": ("attack", "clean", "adversarial", "clean")}
-# cifar10_challenge, robust_overfitting, AT-AWP and fast_adversarial attack in training mode, the others in evaluation mode.
-# The second and third look at the last point to choose among restarts, and at the clean inputs for the log after the step.
-_RICE_CODE = {"mode": "train", "evaluate_last": True, "passes": ("attack", "adversarial", "step", "clean")}
-_UNIFORM = PGD(10, "eps/4", "uniform")
-_KL = PGD(10, "eps/4", "normal", loss="kl")
-
-_MAIL_CODE = {**_UNPROJECTED, "burn_in": 76}  # counted from 0
-
-METHODS: dict[str, MethodSpec] = {
-    "standard": MethodSpec(Standard(), "standard training, no attack", "empirical risk minimisation"),
-    "fgsm-at": MethodSpec(
-        AT(), "single-step adversarial training from a random start; watch for catastrophic overfitting",
-        "Wong et al. 2020, fast_adversarial",
-        PGD(1, "1.25*eps", "uniform"), official={"mode": "train"}),
-    "free-at": MethodSpec(
-        AT(), "free adversarial training: each batch 8 times, input and weight gradients from the same pass",
-        "Shafahi et al. 2019",
-        PGD(1, "eps", "uniform"), inner=lambda attack: FreeReplay()),  # whose step is the last backward pass
-    "at": MethodSpec(
-        AT(), "adversarial training: cross-entropy at the worst input", "Madry et al. 2018, cifar10_challenge",
-        _UNIFORM, official=_RICE_CODE),
-    "trades": MethodSpec(
-        Trades(), "clean cross-entropy, and KL between clean and adversarial predictions", "Zhang et al. 2019, trades.py",
-        _KL, official=_TRADES_CODE),
-    "mart": MethodSpec(
-        Mart(), "boosted cross-entropy, and KL weighted by 1 - p_y of the clean input", "Wang et al. 2020, mart.py",
-        _UNIFORM, official=_UNPROJECTED,
-        # A note among the sources: clean pass before the attack, which is in training mode; weight and clean logits detached.
-        further={"note": {"beta": 6.0, "mode": "train", "passes": ("clean", "attack", "adversarial")}}),
-    "alp": MethodSpec(
-        ALP(), "adversarial pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM),
-    "clp": MethodSpec(
-        CLP(), "clean loss and pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM),
-    "mma": MethodSpec(
-        MMA(), "margin maximisation: train at the nearest adversarial example within ε = d_max",
-        "Ding et al. 2020, mma_training: d_max 12/255 on CIFAR-10",
-        PGD(10, "eps/4", "uniform", loss="slm"), inner=MinimumMargin),
-    "fat": MethodSpec(
-        AT(), "friendly adversarial training: early-stopped PGD",
-        "Zhang et al. 2020, FAT.py: τ 0, 1, 2 up to epochs 50, 90, 120",
-        _UNIFORM, official={**_OFFICIAL, "step_noise": 0.001}, inner=_friendly(50, 90, 120)),
-    "fat-trades": MethodSpec(
-        Trades(), "TRADES with friendly adversarial inputs",
-        "Zhang et al. 2020, FAT_for_TRADES.py: τ 0, 1, 2, 3 up to epochs 30, 50, 70, 85",
-        _KL, official=_OFFICIAL, inner=_friendly(30, 50, 70, 85)),
-    "fat-mart": MethodSpec(
-        Mart(beta=6.0), "MART with friendly adversarial inputs",
-        "Zhang et al. 2020, FAT_for_MART.py: τ 0 to 4 up to epochs 20, 40, 60, 80, 90",
-        PGD(10, "eps/4", "normal"), official={**_OFFICIAL, "passes": ("attack", "adversarial", "clean")},
-        inner=_friendly(20, 40, 60, 80, 90)),
-    "gairat": MethodSpec(
-        AT(), "geometry-aware reweighting by how many PGD iterates are classified right", "Zhang et al. 2021, GAIRAT.py",
-        _UNIFORM, weighting=Gairat(), official={**_OFFICIAL, "burn_in": 59}),  # --begin_epoch 60, counted from 1
-    "gair-trades": MethodSpec(
-        Trades(beta=5.0), "TRADES reweighted as GAIRAT does (TRADES-LPS of the MAIL paper's Table 1)",
-        "Wang et al. 2021, Section 4.2; no public code (GAIR-RST's loss of this name mixes two attacks by the weights)",
-        _KL, weighting=Gairat()),
-    "gair-mart": MethodSpec(
-        Mart(beta=6.0), "MART reweighted as GAIRAT does (MART-LPS of the MAIL paper's Table 1)",
-        "Wang et al. 2021, Section 4.2; no public code",
-        _UNIFORM, weighting=Gairat()),
-    "mail-at": MethodSpec(
-        AT(), "adversarial training reweighted by probabilistic margins", "Wang et al. 2021 (MAIL), Eq. 9",
-        _UNIFORM, weighting=Mail(slope=10.0, bias=-0.5), official=_MAIL_CODE),
-    "mail-trades": MethodSpec(
-        Trades(beta=5.0, direction="adv-to-clean"), "TRADES reweighted by probabilistic margins",
-        "Wang et al. 2021 (MAIL), Eq. 10",
-        _KL, weighting=Mail(slope=2.0, bias=0.0), official={**_MAIL_CODE, "direction": "clean-to-adv"}),
-    "mail-mart": MethodSpec(
-        Mart(beta=6.0), "MART with its boosted cross-entropy reweighted by probabilistic margins",
-        "Wang et al. 2021 (MAIL); the paper's Appendix C is not public, this is its code's form",
-        _UNIFORM, weighting=Mail(slope=2.0, bias=0.0), official=_MAIL_CODE),
-    "ibp": MethodSpec(
-        IBP(), "certified training: the worst logits that interval bounds allow, no attack; let ε grow (eps_warmup)",
-        "Gowal et al. 2018"),
-    "crown-ibp": MethodSpec(
-        CrownIBP(), "certified training by CROWN-IBP's bounds, which give way to intervals while ε grows (eps_warmup)",
-        "Zhang et al. 2020"),
-    "sabr": MethodSpec(
-        SABR(), "certified training by interval bounds on a small box around an adversarial input",
-        "Müller et al. 2023; its public code attacks the whole ball by steps that fall from ε/2, and moves x' inwards",
-        PGD(8, "eps/2", "uniform"), inner=SmallBall),
-    "gaussian": MethodSpec(
-        NoisyStandard(), "training with Gaussian noise, no attack, for randomised smoothing",
-        "Cohen et al. 2019, smoothing: σ 0.12, 0.25, 0.5 or 1 on CIFAR-10"),
-    "smoothadv": MethodSpec(
-        NoisyAT(), "adversarial training of the smoothed classifier, at adversarial inputs with Gaussian noise",
-        "Salman et al. 2019, smoothing-adversarial: in L2, ε 64/256 to 512/256, m 1 to 8, ε warm-up of 10 epochs",
-        SmoothAdv(10, "eps/5", "clean")),
-    "adversarial-class": MethodSpec(
-        AdversarialClass(), "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
-        "the idea is in the lecture notes among the sources; the construction is ours",
-        PGD(10, "eps/4", "uniform", loss="evade")),
-}  # fmt: skip
 
 _BUILDERS: dict[str, Callable[..., Method]] = {}  # methods of the caller's own
 
 
 @checked
 def get_method_spec(name: str) -> MethodSpec:
-    """Return the row of a method, with weight perturbation for a name that ends in ``+awp``.
+    """Return the row of a method, with what the name has behind a "+", such as ``+awp``.
 
     Raises:
         UserError: if there is none of that name, with the nearest one.
     """
-    base, plus, _ = find_method(name).partition("+")
+    base, *additions = find_method(name).split("+")
     if base not in METHODS:
         raise UserError(f"{base!r} is no row of the table of methods, but built by a function")
     spec = METHODS[base]
-    if not plus:
-        return spec
+    for addition in additions:
+        spec = ADDITIONS[addition](base, spec)
+    return spec
+
+
+def _with_awp(base: str, spec: MethodSpec) -> MethodSpec:
+    """Add adversarial weight perturbation (Wu et al. 2020)."""
     summary = spec.summary + ", at adversarially perturbed weights (Wu et al. 2020)"
     if not isinstance(spec.objective, Trades):
         return replace(spec, awp=AWP(0.01), summary=summary)
@@ -185,6 +48,9 @@ def get_method_spec(name: str) -> MethodSpec:
     if base == "trades":  # TRADES-AWP's own code steps by 2/255 at ε 8/255, and sees x' first
         official |= {"step_size": "eps/4", "passes": ("attack", "adversarial", "clean", "clean")}
     return replace(spec, awp=AWP(0.005), official=official, summary=summary)
+
+
+ADDITIONS: dict[str, Callable[[str, MethodSpec], MethodSpec]] = {"awp": _with_awp}  # by what stands behind the "+"
 
 
 def find_method(name: str) -> str:
@@ -195,10 +61,13 @@ def find_method(name: str) -> str:
     """
     if is_import_path(name):
         return name
-    base, plus, suffix = name.partition("+")
-    if plus and suffix.lower() != "awp":
-        raise UserError(f"the only addition is '+awp', not {plus + suffix!r:.60}")
-    return find_name("method", base, [*METHODS, *_BUILDERS]) + ("+awp" if plus else "")
+    base, *additions = name.split("+")
+    added = [addition.lower() for addition in additions]
+    for addition in added:
+        if addition not in ADDITIONS or added.count(addition) > 1:
+            known = " and ".join(f"'+{one}'" for one in ADDITIONS)
+            raise UserError(f"what can be added to a method, once, is {known}, not {'+' + addition!r:.60}")
+    return "+".join([find_name("method", base, [*METHODS, *_BUILDERS]), *sorted(added, key=list(ADDITIONS).index)])
 
 
 @checked
@@ -218,7 +87,7 @@ def register_method(name: str, build: Callable[..., Method]) -> None:
 
 
 def list_methods() -> dict[str, str]:
-    """Return every method's name with one line on what it is and where it comes from; rows of papers also take ``+awp``."""
+    """Return every method's name with one line on what it is and where it comes from; rows take ``ADDITIONS``, too."""
     rows = {name: f"{spec.summary} ({spec.source})" for name, spec in METHODS.items()}
     own = {name: (build.__doc__ or "registered by the caller").strip().splitlines()[0] for name, build in _BUILDERS.items()}
     return rows | own
@@ -252,6 +121,8 @@ def method(
     objective: Any = None,
     weighting: Any = None,
     weight_perturbation: Any = None,
+    targets: Any = None,
+    label_smoothing: float = 0.0,
     **overrides: Any,
 ) -> Method:
     """Make a method by name.
@@ -271,8 +142,10 @@ def method(
             (``torch.compiler.reset``), so that no CUDA graphs pile up.
         attack: in place of the row's; this and the next three as :class:`hauberk.Method` takes them, or their import paths.
         objective: in place of the row's.
-        weighting: in place of the row's.
+        weighting: in place of the row's; one of ``hauberk.weighting.WEIGHTINGS`` by its name, too.
         weight_perturbation: in place of the row's.
+        targets: in place of the row's.
+        label_smoothing: α of the loss, as :class:`hauberk.Method` takes it.
         **overrides: any setting of the attack (``steps``, ``step_size``, ``start``, ``loss``, ``mode``, ...), of the
             objective (``beta``, ...), of the weighting (``measure``, ``kind``, ``slope``, ``bias``, ``lam``, ``burn_in``,
             ...) or of the weight perturbation (``gamma``, ``awp_warmup``); ``passes`` as :class:`hauberk.Method` takes them;
@@ -291,6 +164,7 @@ def method(
     """
     name = find_method(name)
     given = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
+    given |= {"targets": targets, "label_smoothing": label_smoothing or None}
     given = {key: value for key, value in given.items() if value is not None}
     settings = {"preset": preset, "seed": seed, **given, **overrides}
     parts, overrides = ({key: _imported(key, value) for key, value in some.items()} for some in (given, overrides))
@@ -299,6 +173,8 @@ def method(
     if name in _BUILDERS:
         return _built(_BUILDERS[name], name, threat, {k: v for k, v in settings.items() if k != "preset" or v != "paper"})
     spec = get_method_spec(name)
+    if isinstance(parts.get("weighting"), str):  # the settings are then of that one
+        spec = replace(spec, weighting=WEIGHTINGS[find_name("weighting", parts.pop("weighting"), WEIGHTINGS)])
     _check_names(name, spec, parts, overrides)
     chosen = {"preset": preset} | spec.changes(preset) | overrides
     used = {key: chosen[key] for key in _names_of_inner(spec) if key in chosen}
@@ -308,6 +184,8 @@ def method(
         parts.get("objective", _changed(spec.objective, chosen)),
         parts["weighting"] if "weighting" in parts else _weighting(name, spec, chosen),
         parts.get("weight_perturbation", _awp(spec, chosen)),
+        targets=parts.get("targets"),
+        label_smoothing=parts.get("label_smoothing", 0.0),
         name=name,
         settings=settings,
         seed=seed,
@@ -345,13 +223,19 @@ def _names(part: Any) -> list[str]:
 
 
 _NAMES_OF_ATTACK = [name for name in _names(PGD) if name not in ("tau", "return_last", "evaluate_last", "targets")]
-_NAMES_OF_WEIGHTING = list(dict.fromkeys([*_names(Mail), *_names(Gairat)]))
 _NAMES_OF_AWP = {"gamma": "gamma", "awp_warmup": "warmup"}
 
 
 def _names_of_inner(spec: MethodSpec) -> list[str]:
     """Settings of how the attack is used, which a preset or the caller may set; one that the objective has too is for both."""
     return [name for name in inspect.signature(spec.inner).parameters if name not in ("attack", "taus")]
+
+
+def _names_of_weighting(spec: MethodSpec) -> list[str]:
+    """Settings of the weighting; MAIL's and GAIRAT's can be exchanged, or put where there is none, by the measure."""
+    if not isinstance(spec.weighting, Mail | Gairat | None):
+        return _names(spec.weighting)
+    return list(dict.fromkeys([*_names(Mail), *_names(Gairat)]))
 
 
 def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: dict[str, Any]) -> None:
@@ -361,7 +245,7 @@ def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: 
         *(_NAMES_OF_ATTACK if spec.attack and "attack" not in parts else ()),
         *(_names_of_inner(spec) if "attack" not in parts else ()),
         *(_names(spec.objective) if "objective" not in parts else ()),
-        *(_NAMES_OF_WEIGHTING if "weighting" not in parts else ("burn_in",)),
+        *(_names_of_weighting(spec) if "weighting" not in parts else ("burn_in",)),
         *(_NAMES_OF_AWP if "weight_perturbation" not in parts else ()),
     ]
     for key in overrides:
@@ -376,7 +260,10 @@ def _changed(part: Any, chosen: dict[str, Any]) -> Any:
 
 def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredWeighting | None:
     """The weighting, of the kind that its measure asks for: MAIL's of margins, GAIRAT's of counts."""
-    own = [key for key in chosen if key in _NAMES_OF_WEIGHTING]
+    if not isinstance(spec.weighting, Mail | Gairat | None):
+        other: MeasuredWeighting = _changed(spec.weighting, chosen)
+        return other
+    own = [key for key in chosen if key in _names_of_weighting(spec)]
     measure = chosen.get("measure", getattr(spec.weighting, "measure", None))
     if measure is None:
         if own:

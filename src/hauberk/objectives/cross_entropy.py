@@ -11,7 +11,15 @@ from hauberk.threat.model import checked_batch
 
 
 @checked_batch
-def at(logits: Tensor | None, logits_adv: Tensor, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper") -> LossTerms:
+def at(
+    logits: Tensor | None,
+    logits_adv: Tensor,
+    y: Tensor,
+    *,
+    beta: float = 0.0,
+    preset: PresetName = "paper",
+    targets: Tensor | None = None,
+) -> LossTerms:
     """Adversarial training (Madry et al. 2018, Eq. 2.1): ``ℓ = CE(f(x'), y)``, ``r = 0``.
 
     Args:
@@ -20,19 +28,26 @@ def at(logits: Tensor | None, logits_adv: Tensor, y: Tensor, *, beta: float = 0.
         y: labels, (B,), integers.
         beta: weight of one of the terms; not used here, but every objective is called alike.
         preset: ``"paper"`` or ``"official"``, the authors' code; they differ in :func:`hauberk.objectives.mart` only.
+        targets: probabilities of the classes, (B, C), that cross-entropy takes in place of the labels.
 
     Returns:
         LossTerms, (B,) each.
     """
-    return _only(logits_adv, y)
+    return _only(logits_adv, y if targets is None else targets)
 
 
 @checked_batch
 def standard(
-    logits: Tensor, logits_adv: Tensor | None, y: Tensor, *, beta: float = 0.0, preset: PresetName = "paper"
+    logits: Tensor,
+    logits_adv: Tensor | None,
+    y: Tensor,
+    *,
+    beta: float = 0.0,
+    preset: PresetName = "paper",
+    targets: Tensor | None = None,
 ) -> LossTerms:
     """Standard training: ``ℓ = CE(f(x), y)``, ``r = 0``. Arguments as in :func:`hauberk.objectives.at`."""
-    return _only(logits, y)
+    return _only(logits, y if targets is None else targets)
 
 
 def _only(logits: Tensor, y: Tensor) -> LossTerms:

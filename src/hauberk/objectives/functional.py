@@ -30,8 +30,9 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of each example in at least float32. (B, C), (B,) -> (B,)."""
-    return F.cross_entropy(at_least_float32(logits), y, reduction="none")
+    """Cross-entropy of each example in at least float32. (B, C), and (B,) or probabilities (B, C) -> (B,)."""
+    logits = at_least_float32(logits)
+    return F.cross_entropy(logits, y.to(logits.dtype) if y.ndim == 2 else y, reduction="none")
 
 
 def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
@@ -158,8 +159,8 @@ class AttackLoss:
 
     Attributes:
         function: of logits, labels and, if there is one, the reference.
-        reference: what it compares with besides the labels: nothing, the logits of the clean inputs (B, C), or a target class
-            for each example (B,).
+        reference: what it compares with besides the labels: nothing, the logits of the clean inputs (B, C), a target class
+            for each example (B,), or what the attack is given to compare with, (B, C).
         prepare: what is made of the logits of the clean inputs, once, before the function is given them; None to leave them.
         criterion: which outputs are mistakes.
         extra_outputs: how many of the last outputs are no class of a label: 1 for a class of adversarial inputs.
@@ -168,7 +169,7 @@ class AttackLoss:
     """
 
     function: Callable[..., Tensor]
-    reference: Literal["none", "clean", "target"] = "none"
+    reference: Literal["none", "clean", "target", "given"] = "none"
     criterion: Criterion = fooled
     extra_outputs: int = 0
     of_classes: bool = True
@@ -200,6 +201,10 @@ def _kl(logits: Tensor, y: Tensor, log_p: Tensor) -> Tensor:
     return F.kl_div(log_softmax(logits), log_p, reduction="none", log_target=True).sum(1)
 
 
+def _soft_cross_entropy(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(logits, targets)
+
+
 def _targeted_ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return -cross_entropy(logits, target)
 
@@ -215,6 +220,7 @@ def _targeted_evade(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 ATTACK_LOSSES: dict[str, AttackLoss] = {
     "ce": AttackLoss(cross_entropy),
     "kl": AttackLoss(_kl, "clean", prepare=log_softmax),
+    "soft-ce": AttackLoss(_soft_cross_entropy, "given"),
     "cw": AttackLoss(cw_loss),
     "dlr": AttackLoss(dlr_loss, min_classes=3),
     "slm": AttackLoss(soft_logit_margin),
@@ -230,7 +236,8 @@ def find_attack_loss(loss: LossLike, confidence: float = 0.0) -> AttackLoss:
     """Return a loss by its name, or a callable as a loss.
 
     Args:
-        loss: ``"ce"`` cross-entropy; ``"kl"`` KL from the clean prediction (TRADES); ``"cw"`` Carlini-Wagner margin;
+        loss: ``"ce"`` cross-entropy; ``"kl"`` KL from the clean prediction (TRADES); ``"soft-ce"`` cross-entropy with
+            probabilities (B, C) that are given as ``reference``; ``"cw"`` Carlini-Wagner margin;
             ``"dlr"`` difference of logits ratio (AutoAttack); ``"slm"`` soft logit margin (MMA); ``"evade"`` margin against
             the label and the class of adversarial inputs together; with a target class ``"ce-targeted"``,
             ``"cw-targeted"`` (``z_t - z_y``), ``"dlr-targeted"`` (AutoAttack), ``"evade-targeted"``. Or a function of logits

@@ -22,6 +22,7 @@ def alp(
     beta: float = 1.0,
     pairing: Pairing = "probabilities",
     preset: PresetName = "paper",
+    targets: Tensor | None = None,
 ) -> LossTerms:
     """Adversarial logit pairing (Kannan et al. 2018), in two readings.
 
@@ -35,9 +36,10 @@ def alp(
     Raises:
         UserError: for an unknown pairing.
     """
-    robust = cross_entropy(logits_adv, y)
+    labels = y if targets is None else targets
+    robust = cross_entropy(logits_adv, labels)
     regular = beta * _distance(logits, logits_adv, pairing)
-    return LossTerms(robust, regular + cross_entropy(logits, y) if pairing == "logits" else regular)
+    return LossTerms(robust, regular + cross_entropy(logits, labels) if pairing == "logits" else regular)
 
 
 @checked_batch
@@ -49,6 +51,7 @@ def clp(
     beta: float = 1.0,
     pairing: Pairing = "probabilities",
     preset: PresetName = "paper",
+    targets: Tensor | None = None,
 ) -> LossTerms:
     """Clean logit pairing, in two readings.
 
@@ -61,7 +64,7 @@ def clp(
     Raises:
         UserError: for an unknown pairing, and without ``logits_adv`` where it pairs with them.
     """
-    clean = cross_entropy(logits, y)
+    clean = cross_entropy(logits, y if targets is None else targets)
     if pairing == "logits":
         paired = beta * _distance(logits, logits.roll(-1, 0), pairing)
         return LossTerms(paired * 0, clean + paired)

@@ -14,7 +14,15 @@ MartPreset: TypeAlias = Literal["paper", "official", "note"]
 
 
 @checked_batch
-def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, preset: MartPreset = "paper") -> LossTerms:
+def mart(
+    logits: Tensor,
+    logits_adv: Tensor,
+    y: Tensor,
+    *,
+    beta: float = 5.0,
+    preset: MartPreset = "paper",
+    targets: Tensor | None = None,
+) -> LossTerms:
     """MART (Wang et al. 2020): ``ℓ = BCE(p(x'), y)``, ``r = β·KL(p(x)‖p(x'))·(1 - p_y(x))``.
 
     ``BCE(p, y) = -log p_y - log(1 - max_{k≠y} p_k)``. The gradient flows through p(x'), p(x) and the weight.
@@ -24,7 +32,8 @@ def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, pr
     against log 0 and flatten the loss: ``log(1.0001 - p_k + 1e-12)`` (the margin term then ends at 9.21 and gives a confidently
     wrong example no gradient), ``log(p'_k + 1e-12)`` in the divergence, weight ``1.0000001 - p_y``. "note", after a reader's
     trainer, has the margin term of the public code and takes p(x), in the divergence and in the weight, as a constant: no
-    gradient comes from the clean logits.
+    gradient comes from the clean logits. With ``targets``, probabilities (B, C), ``-log p_y`` becomes cross-entropy with them;
+    margin and weight stay those of the labels.
     """
     logits = logits.detach() if preset == "note" else logits
     log_clean, log_adv = log_softmax(logits), log_softmax(logits_adv)
@@ -40,7 +49,8 @@ def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 5.0, pr
         weight = 1.0000001 - p_true
     else:
         divergence, weight = kl_divergence(logits, logits_adv), 1 - p_true
-    return LossTerms(margin - gather_class(log_adv, y), beta * divergence * weight)
+    fit = -gather_class(log_adv, y) if targets is None else -(targets * log_adv).sum(1)
+    return LossTerms(margin + fit, beta * divergence * weight)
 
 
 @dataclass(frozen=True)

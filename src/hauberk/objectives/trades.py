@@ -22,6 +22,7 @@ def trades(
     beta: float = 6.0,
     direction: Direction = "clean-to-adv",
     preset: PresetName = "paper",
+    targets: Tensor | None = None,
 ) -> LossTerms:
     """TRADES (Zhang et al. 2019): ``ℓ = β·KL(p(x)‖p(x'))``, ``r = CE(f(x), y)``.
 
@@ -36,7 +37,7 @@ def trades(
         UserError: for an unknown direction or preset.
     """
     pair = (logits, logits_adv) if direction == "clean-to-adv" else (logits_adv, logits)
-    return LossTerms(beta * kl_divergence(*pair), cross_entropy(logits, y))
+    return LossTerms(beta * kl_divergence(*pair), cross_entropy(logits, y if targets is None else targets))
 
 
 @dataclass(frozen=True)

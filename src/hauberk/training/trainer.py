@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hauberk.core.averaging import ExponentialMovingAverage
 from hauberk.core.device import send
 from hauberk.core.distributed import SyncThrottle, data_parallel, get_world, running_statistics
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
@@ -24,7 +25,6 @@ from hauberk.fastpath.precision import PrecisionPolicy, autotune_precision
 from hauberk.methods import Step
 from hauberk.training import checkpoint
 from hauberk.training.callbacks import CallbackList, restored_row
-from hauberk.training.ema import ExponentialMovingAverage
 from hauberk.training.export import save_model
 from hauberk.training.metrics import (
     EpochMetrics,

@@ -4,7 +4,10 @@ from hauberk.core.step_context import MeasuredWeighting, effective_size, mean_on
 from hauberk.weighting.gairat import Gairat, gairat
 from hauberk.weighting.mail import Mail, mail, margin_difference, probabilistic_margin
 
+WEIGHTINGS: dict[str, MeasuredWeighting] = {"mail": Mail(), "gairat": Gairat()}  # by name, for hb.method(weighting=)
+
 __all__ = [
+    "WEIGHTINGS",
     "Gairat",
     "Mail",
     "MeasuredWeighting",

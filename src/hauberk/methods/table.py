@@ -1,0 +1,156 @@
+"""The table of methods: what each is made of, and where that comes from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from hauberk.attacks import PGD, SmoothAdv
+from hauberk.certification.training import IBP, SABR, CrownIBP
+from hauberk.core.errors import UserError
+from hauberk.core.step_context import MeasuredWeighting
+from hauberk.methods.awp import AWP
+from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
+from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, NoisyAT, NoisyStandard, Objective, Standard, Trades
+from hauberk.weighting import Gairat, Mail
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One row of the table; adding a method is adding a row.
+
+    Attributes:
+        objective: the loss, with its hyperparameters.
+        summary: what it is, in one line.
+        source: where it comes from.
+        attack: the inner maximisation as the paper states it; None where there is none.
+        weighting: instance weights; None for weights 1.
+        awp: weight perturbation; None for none.
+        official: what the authors' public code does otherwise, by the name of the setting.
+        further: what other sources do otherwise, by the name of their preset.
+        inner: how the attack is used in training.
+    """
+
+    objective: Objective
+    summary: str
+    source: str
+    attack: PGD | None = None
+    weighting: MeasuredWeighting | None = None
+    awp: AWP | None = None
+    official: dict[str, Any] = field(default_factory=dict)
+    further: dict[str, dict[str, Any]] = field(default_factory=dict)
+    inner: Callable[..., InnerAttack] = BatchAttack
+
+    def changes(self, preset: str) -> dict[str, Any]:
+        """Return what a preset does otherwise than the paper. Raises UserError if this method has no such preset."""
+        presets = {"paper": {}, "official": self.official, **self.further}
+        if preset not in presets:
+            raise UserError(f"preset is {' or '.join(map(repr, presets))} for this method, not {preset!r}")
+        return presets[preset]
+
+
+def _friendly(*epochs: int) -> Callable[..., InnerAttack]:
+    """Friendly training with τ 0, 1, 2, ... up to these epochs of the sources' training, in proportion in another."""
+    return partial(BatchAttack, taus=tuple((epoch / epochs[-1], tau) for tau, epoch in enumerate(epochs)))
+
+
+# At ε = 8/255, ε/4 is the papers' 2/255 and 1.25 ε is 10/255. The public codes' 0.007 at ε = 0.031 is 7/31 ε.
+_OFFICIAL = {"step_size": "7*eps/31"}
+# TRADES, MART and MAIL take the first gradient at x + 0.001·N(0, 1) as it is; FAT clips it.
+_UNPROJECTED = {**_OFFICIAL, "start": "normal-unprojected"}
+# TRADES' code makes the clean pass of its divergence anew.
+_TRADES_CODE = {**_UNPROJECTED, "passes": ("attack", "clean", "adversarial", "clean")}
+# cifar10_challenge, robust_overfitting, AT-AWP and fast_adversarial attack in training mode, the others in evaluation mode.
+# The second and third look at the last point to choose among restarts, and at the clean inputs for the log after the step.
+_RICE_CODE = {"mode": "train", "evaluate_last": True, "passes": ("attack", "adversarial", "step", "clean")}
+_UNIFORM = PGD(10, "eps/4", "uniform")
+_KL = PGD(10, "eps/4", "normal", loss="kl")
+
+_MAIL_CODE = {**_UNPROJECTED, "burn_in": 76}  # counted from 0
+
+METHODS: dict[str, MethodSpec] = {
+    "standard": MethodSpec(Standard(), "standard training, no attack", "empirical risk minimisation"),
+    "fgsm-at": MethodSpec(
+        AT(), "single-step adversarial training from a random start; watch for catastrophic overfitting",
+        "Wong et al. 2020, fast_adversarial",
+        PGD(1, "1.25*eps", "uniform"), official={"mode": "train"}),
+    "free-at": MethodSpec(
+        AT(), "free adversarial training: each batch 8 times, input and weight gradients from the same pass",
+        "Shafahi et al. 2019",
+        PGD(1, "eps", "uniform"), inner=lambda attack: FreeReplay()),  # whose step is the last backward pass
+    "at": MethodSpec(
+        AT(), "adversarial training: cross-entropy at the worst input", "Madry et al. 2018, cifar10_challenge",
+        _UNIFORM, official=_RICE_CODE),
+    "trades": MethodSpec(
+        Trades(), "clean cross-entropy, and KL between clean and adversarial predictions", "Zhang et al. 2019, trades.py",
+        _KL, official=_TRADES_CODE),
+    "mart": MethodSpec(
+        Mart(), "boosted cross-entropy, and KL weighted by 1 - p_y of the clean input", "Wang et al. 2020, mart.py",
+        _UNIFORM, official=_UNPROJECTED,
+        # A note among the sources: clean pass before the attack, which is in training mode; weight and clean logits detached.
+        further={"note": {"beta": 6.0, "mode": "train", "passes": ("clean", "attack", "adversarial")}}),
+    "alp": MethodSpec(
+        ALP(), "adversarial pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM),
+    "clp": MethodSpec(
+        CLP(), "clean loss and pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM),
+    "mma": MethodSpec(
+        MMA(), "margin maximisation: train at the nearest adversarial example within ε = d_max",
+        "Ding et al. 2020, mma_training: d_max 12/255 on CIFAR-10",
+        PGD(10, "eps/4", "uniform", loss="slm"), inner=MinimumMargin),
+    "fat": MethodSpec(
+        AT(), "friendly adversarial training: early-stopped PGD",
+        "Zhang et al. 2020, FAT.py: τ 0, 1, 2 up to epochs 50, 90, 120",
+        _UNIFORM, official={**_OFFICIAL, "step_noise": 0.001}, inner=_friendly(50, 90, 120)),
+    "fat-trades": MethodSpec(
+        Trades(), "TRADES with friendly adversarial inputs",
+        "Zhang et al. 2020, FAT_for_TRADES.py: τ 0, 1, 2, 3 up to epochs 30, 50, 70, 85",
+        _KL, official=_OFFICIAL, inner=_friendly(30, 50, 70, 85)),
+    "fat-mart": MethodSpec(
+        Mart(beta=6.0), "MART with friendly adversarial inputs",
+        "Zhang et al. 2020, FAT_for_MART.py: τ 0 to 4 up to epochs 20, 40, 60, 80, 90",
+        PGD(10, "eps/4", "normal"), official={**_OFFICIAL, "passes": ("attack", "adversarial", "clean")},
+        inner=_friendly(20, 40, 60, 80, 90)),
+    "gairat": MethodSpec(
+        AT(), "geometry-aware reweighting by how many PGD iterates are classified right", "Zhang et al. 2021, GAIRAT.py",
+        _UNIFORM, weighting=Gairat(), official={**_OFFICIAL, "burn_in": 59}),  # --begin_epoch 60, counted from 1
+    "gair-trades": MethodSpec(
+        Trades(beta=5.0), "TRADES reweighted as GAIRAT does (TRADES-LPS of the MAIL paper's Table 1)",
+        "Wang et al. 2021, Section 4.2; no public code (GAIR-RST's loss of this name mixes two attacks by the weights)",
+        _KL, weighting=Gairat()),
+    "gair-mart": MethodSpec(
+        Mart(beta=6.0), "MART reweighted as GAIRAT does (MART-LPS of the MAIL paper's Table 1)",
+        "Wang et al. 2021, Section 4.2; no public code",
+        _UNIFORM, weighting=Gairat()),
+    "mail-at": MethodSpec(
+        AT(), "adversarial training reweighted by probabilistic margins", "Wang et al. 2021 (MAIL), Eq. 9",
+        _UNIFORM, weighting=Mail(slope=10.0, bias=-0.5), official=_MAIL_CODE),
+    "mail-trades": MethodSpec(
+        Trades(beta=5.0, direction="adv-to-clean"), "TRADES reweighted by probabilistic margins",
+        "Wang et al. 2021 (MAIL), Eq. 10",
+        _KL, weighting=Mail(slope=2.0, bias=0.0), official={**_MAIL_CODE, "direction": "clean-to-adv"}),
+    "mail-mart": MethodSpec(
+        Mart(beta=6.0), "MART with its boosted cross-entropy reweighted by probabilistic margins",
+        "Wang et al. 2021 (MAIL); the paper's Appendix C is not public, this is its code's form",
+        _UNIFORM, weighting=Mail(slope=2.0, bias=0.0), official=_MAIL_CODE),
+    "ibp": MethodSpec(
+        IBP(), "certified training: the worst logits that interval bounds allow, no attack; let ε grow (eps_warmup)",
+        "Gowal et al. 2018"),
+    "crown-ibp": MethodSpec(
+        CrownIBP(), "certified training by CROWN-IBP's bounds, which give way to intervals while ε grows (eps_warmup)",
+        "Zhang et al. 2020"),
+    "sabr": MethodSpec(
+        SABR(), "certified training by interval bounds on a small box around an adversarial input",
+        "Müller et al. 2023; its public code attacks the whole ball by steps that fall from ε/2, and moves x' inwards",
+        PGD(8, "eps/2", "uniform"), inner=SmallBall),
+    "gaussian": MethodSpec(
+        NoisyStandard(), "training with Gaussian noise, no attack, for randomised smoothing",
+        "Cohen et al. 2019, smoothing: σ 0.12, 0.25, 0.5 or 1 on CIFAR-10"),
+    "smoothadv": MethodSpec(
+        NoisyAT(), "adversarial training of the smoothed classifier, at adversarial inputs with Gaussian noise",
+        "Salman et al. 2019, smoothing-adversarial: in L2, ε 64/256 to 512/256, m 1 to 8, ε warm-up of 10 epochs",
+        SmoothAdv(10, "eps/5", "clean")),
+    "adversarial-class": MethodSpec(
+        AdversarialClass(), "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
+        "the idea is in the lecture notes among the sources; the construction is ours",
+        PGD(10, "eps/4", "uniform", loss="evade")),
+}  # fmt: skip
