@@ -14,7 +14,7 @@ from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.awp import AWP
 from hauberk.methods.method import Method
 from hauberk.methods.table import METHODS, MethodSpec
-from hauberk.objectives import IKL, TSOVR, ARoW, Score, Trades
+from hauberk.objectives import IKL, TSOVR, ARoW, CFATrades, DAFATrades, Score, Trades
 from hauberk.threat import ThreatModel
 from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
@@ -39,7 +39,16 @@ def get_method_spec(name: str) -> MethodSpec:
     return spec
 
 
-_LIKE_TRADES = (Trades, ARoW, IKL, Score, TSOVR)  # public codes of such losses perturb weights by half as much
+# Public codes of such losses perturb the weights by half as much.
+_LIKE_TRADES = (
+    Trades,
+    ARoW,
+    IKL,
+    Score,
+    TSOVR,
+    CFATrades,
+    DAFATrades,
+)
 
 
 def _with_awp(base: str, spec: MethodSpec) -> MethodSpec:

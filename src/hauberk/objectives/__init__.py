@@ -2,7 +2,9 @@
 
 from hauberk.core.step_context import LossTerms, Objective, PresetName
 from hauberk.objectives.arow import ARoW, arow
+from hauberk.objectives.cfa import CFAAT, CFATrades, cfa
 from hauberk.objectives.cross_entropy import AT, AdversarialClass, Standard, adversarial_class, at, standard
+from hauberk.objectives.dafa import DAFAAT, DAFATrades, dafa
 from hauberk.objectives.functional import kl_divergence
 from hauberk.objectives.ikl import GKL, IKL, gkl, ikl
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
@@ -16,7 +18,9 @@ from hauberk.objectives.trades import Trades, trades
 __all__ = [
     "ALP",
     "AT",
+    "CFAAT",
     "CLP",
+    "DAFAAT",
     "GKL",
     "IKL",
     "MMA",
@@ -24,6 +28,8 @@ __all__ = [
     "TSOVR",
     "ARoW",
     "AdversarialClass",
+    "CFATrades",
+    "DAFATrades",
     "LossTerms",
     "Mart",
     "NoisyAT",
@@ -37,7 +43,9 @@ __all__ = [
     "alp",
     "arow",
     "at",
+    "cfa",
     "clp",
+    "dafa",
     "gkl",
     "ikl",
     "kl_divergence",
