@@ -1,5 +1,6 @@
 """Training settings by data set, network and method, each with where it comes from. Data only, free of torch."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from hauberk.core.errors import UserError
 from hauberk.training.config import TrainConfig
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
+_RESNET = re.compile(r"((?:preact-)?resnet18)(?:-\d+)?(?:-silu)?$")  # of any width and activation
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def resolve(
     """
     if schedule_preset not in ("published", "express"):
         raise UserError(f"schedule_preset is 'published' or 'express', not {schedule_preset!r}")
-    family = "wrn" if model.startswith("wrn-") else model
+    family = "wrn" if model.startswith("wrn-") else _RESNET.sub(r"\1", model)
     nothing = Published({}, "the defaults of the settings")
     found = BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing
     if schedule_preset == "express":
