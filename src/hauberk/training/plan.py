@@ -13,15 +13,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from hauberk.core.arguments import check_callable, shown
-from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.imports import code_digest, import_object, trusted_name
+from hauberk.core.errors import UserError, in_one_line, unknown_name
+from hauberk.core.imports import code_digest, import_object, is_import_path, trusted_name
 from hauberk.core.io import json_roundtrip
 from hauberk.data import AUGMENTATIONS, DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
 from hauberk.data.augment import Augmentation
 from hauberk.methods import Method
 from hauberk.methods.method import FROM_PYTHON
 from hauberk.models import ModelSpec
-from hauberk.training.config import TrainConfig
+from hauberk.training.config import OPTIMIZERS, TrainConfig
 from hauberk.training.schedule import MakeOptimizer, MakeScheduler, first_drop
 
 _HOOKS = ("on_train_begin", "on_step_end", "on_epoch_end", "on_train_end")
@@ -124,7 +124,7 @@ class Plan:
         return {name: code_digest(part) for name, part in parts.items() if part is not None and not _is_ours(part)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types for run.json and cards; settings that an own optimizer or scheduler replaces are left out."""
+        """Return plain types for run.json and cards; settings that the optimizer or scheduler replaces are left out."""
         config = {name: value for name, value in asdict(self.config).items() if name not in self.config.replaced}
         return {
             "model": self.spec.to_dict() | ({"code": self.code} if self.code else {}),
@@ -184,7 +184,7 @@ def make_plan(
         unlabelled=unlabelled,
         processes=processes,
         code=code,
-        make_optimizer=_find_maker("optimizer", passed.get("optimizer", "")),
+        make_optimizer=_find_maker("optimizer", passed.get("optimizer", "") if config.has_own_optimizer else ""),
         make_scheduler=_find_maker("scheduler", passed.get("scheduler", "")),
         callbacks=[_find_callback(one) for one in passed.get("callbacks", ())],
     )
@@ -220,6 +220,8 @@ def _class_weights(config: TrainConfig, train: IndexedDataset, classes: int) -> 
 def _find_maker(kind: str, given: Any) -> Any:
     if given == "":
         return None
+    if kind == "optimizer" and isinstance(given, str) and not is_import_path(given):
+        raise unknown_name(kind, given, OPTIMIZERS)
     found = import_object(given, kind) if isinstance(given, str) else given
     if isinstance(found, Optimizer | LRScheduler) or not callable(found):
         example = "optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"

@@ -27,7 +27,7 @@ from hauberk.models import ModelSpec, model_code
 from hauberk.threat import ThreatModel, threat_from_dict
 from hauberk.training import checkpoint
 from hauberk.training.callbacks import MetricsLog, TensorBoardLog
-from hauberk.training.config import TrainConfig
+from hauberk.training.config import OPTIMIZERS, TrainConfig
 from hauberk.training.metrics import chance_line
 from hauberk.training.plan import make_plan, recorded_name, require_named
 from hauberk.training.published import resolve
@@ -97,8 +97,9 @@ def train(
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
         resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped, bit for bit on the
             same machine unless ``deterministic`` is off. Objects that were passed then are passed again.
-        optimizer: a callable from the list of parameters to a ``torch.optim.Optimizer``, in place of the SGD of the settings;
-            without a scheduler its learning rate stays as it is. Like the next three, it may be ``package.module:attribute``.
+        optimizer: "sgd" or "adamw", with the rate, weight decay and schedule of the settings; or a callable from the list of
+            parameters to a ``torch.optim.Optimizer``, whose learning rate stays as it is without a scheduler. Like the next
+            three, it may be ``package.module:attribute``.
         scheduler: a callable from the optimizer to a ``torch.optim.lr_scheduler.LRScheduler``, stepped after each epoch, or
             after each step with ``scheduler_interval="step"``.
         augmentation: applied to each batch before the attack: a callable ``f(x)`` or ``f(x, rng)`` from inputs (B, ...) in the
@@ -229,7 +230,7 @@ def resume(
         trained_on, made_of = stored["data"], dict(stored["method"])
         settings = dict(stored["settings"]) | ({"on_divergence": on_divergence} if on_divergence else {})
         settings.pop("unlabelled_share", None)  # it does nothing in a run on a named data set alone
-        for name in ("milestones", "class_weights", "callbacks"):
+        for name in ("milestones", "decay_rate", "class_weights", "callbacks"):
             if isinstance(settings.get(name), list):
                 settings[name] = tuple(settings[name])
         named = {"optimizer": [optimizer], "scheduler": [scheduler], "augment": [augment], "callbacks": list(callbacks)}
@@ -281,7 +282,8 @@ def _configure(method: Method, published: dict[str, Any], given: dict[str, Any],
     config = TrainConfig(**{**published, **asked, **given, **names})
     for name, by in config.replaced.items():
         if name in given:
-            raise UserError(f"{name} does not apply to an own {by}; leave it out, or set it where the {by} is made")
+            advice = "" if by in OPTIMIZERS else f", or set it where {by.replace('an own', 'the')} is made"
+            raise UserError(f"{name} does not apply to {by}; leave it out{advice}")
     usual = TrainConfig()
     return replace(config, **{name: getattr(usual, name) for name in config.replaced})
 
