@@ -438,10 +438,10 @@ def test_resuming_on_other_data_is_refused(what, kind, tmp_path):
         train_tiny(kind(changed_data(what)), tmp_path / "run", resume=True, epochs=1)
 
 
-def test_resuming_with_other_unlabelled_data_is_refused(tmp_path):
-    train_tiny(easy_data(), tmp_path / "run", epochs=1, unlabelled=changed_data("label"))
-    with pytest.raises(hb.UserError, match="other unlabelled data"):
-        train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1, unlabelled=easy_data())
+def test_resuming_with_other_extra_data_is_refused(tmp_path):
+    train_tiny(easy_data(), tmp_path / "run", epochs=1, extra=changed_data("label"))
+    with pytest.raises(hb.UserError, match="other extra data"):
+        train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1, extra=easy_data())
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
@@ -738,7 +738,7 @@ def test_training_works_wherever_gradients_are_off(within):
         ({"out": 3}, "out must be text or a path or None, got 3"),
         ({"method": None}, "method must be text or a Method, got None"),
         ({"threat": 8 / 255}, r"threat must be a threat model, such as hb.Linf\('8/255'\)"),
-        ({"unlabelled": (torch.rand(5, 7), torch.zeros(5, dtype=torch.long))}, "unlabelled inputs have shape"),
+        ({"extra": (torch.rand(5, 7), torch.zeros(5, dtype=torch.long))}, "extra inputs have shape"),
     ],
 )
 def test_settings_that_make_no_sense(changes, says):

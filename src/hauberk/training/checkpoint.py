@@ -18,7 +18,16 @@ RUN_FORMAT = "hauberk-run/2"
 _RECORD, _STATE = "run.json", "state.ckpt"
 _BEFORE = (LOCKFILE, f"{_RECORD}.part", "tensorboard")  # what names begin with where a run was killed before it had a record
 _SECTIONS = ("model", "method", "threat", "data", "settings", "code")
-_MAY_DIFFER = ("device", "threads", "save_minutes", "save_every", "on_divergence", "folder")  # where a run goes on
+_MAY_DIFFER = (
+    "device",
+    "threads",
+    "save_minutes",
+    "save_every",
+    "on_divergence",
+    "folder",
+    "extra_file",
+    "init",
+)  # where a run goes on
 _OBJECTS = {"optimizer": "optimizer=", "scheduler": "scheduler=", "augment": "augmentation=", "callbacks": "callbacks="}
 
 
@@ -114,7 +123,9 @@ def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             if key in _MAY_DIFFER or before.get(key) == after.get(key):
                 continue
             if key.endswith("digest"):
-                kind = "unlabelled" if key.startswith("unlabelled") else "training"
+                if section == "model":
+                    raise UserError("this run was started from other weights; pass the same init again, or use a new folder")
+                kind = "extra" if key.startswith("extra") else "training"
                 raise UserError(f"this run was started with other {kind} data: inputs, labels or their order differ")
             if section == "code":
                 raise UserError(f"this run was started with other code of its {key}; use a new folder")

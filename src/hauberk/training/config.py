@@ -64,8 +64,15 @@ class TrainConfig:
     """First epoch, from 1, or part of the training where below 1, from which on the weights at the ends of epochs are averaged
     equally (SWA); 0 for none. The average is what is validated."""
     augment: str = "auto"
-    """Augmentation: crop, crop-flip, none, or package.module:attribute for your own; auto is the usual one of a named data
-    set, and none for other data."""
+    """Augmentation: none, crop, crop-flip, crop-flip-reflect, flip, crop-shift, cutout, random-erasing, autoaugment,
+    randaugment, idbh-weak, idbh-strong, idbh-svhn, or several such as crop-flip+cutout; or package.module:attribute for your
+    own. auto is the usual one of a named data set, and none for other data."""
+    mixup: float = 0.0
+    """α of MixUp, which mixes each example and its label with another one of its batch; 0 for none."""
+    cutmix: float = 0.0
+    """α of CutMix, likewise by a rectangle; 0 for none. With both, every other example is mixed in the one way."""
+    mixup_prob: float = 1.0
+    """Part of the examples that MixUp and CutMix mix at all."""
     callbacks: tuple[str, ...] = ()
     """Called with the metrics of each epoch: package.module:attribute of each callback."""
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
@@ -74,8 +81,8 @@ class TrainConfig:
     """Number of training examples held out to choose the best checkpoint; -1 for a tenth, at most 1000; 0 for none."""
     val_steps: int = 10
     """Number of steps of the PGD (ε/4, cross-entropy, its last point) that validation measures robust accuracy with."""
-    unlabelled_share: float = 0.7
-    """Part of each batch taken from unlabelled examples, where there are some (RST's and MART's practice: 0.7)."""
+    extra_share: float = 0.7
+    """Part of each batch taken from extra examples, where there are some (0.7: RST's and MART's practice)."""
     patience: int = 0
     """Stop after this many epochs without a better validation result; 0 to never stop early."""
     seed: int = 0
@@ -109,12 +116,14 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "lr", "val_steps", "save_minutes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("momentum", "ema", "eps_warmup", "unlabelled_share", "pct_start"):
+        for name in ("momentum", "ema", "eps_warmup", "extra_share", "pct_start"):
             if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) not in (("ema", -1), ("pct_start", -1)):
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "patience", "threads", "clip_grad", "swa_start", "save_every"):
+        for name in ("weight_decay", "patience", "threads", "clip_grad", "swa_start", "save_every", "mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 < self.mixup_prob <= 1:
+            raise UserError(f"mixup_prob must be above 0 and at most 1, got {self.mixup_prob}")
         if self.val_size < -1:
             raise UserError(f"val_size must be -1 (a tenth), 0 (none) or a number of examples, got {self.val_size}")
         if self.threads > _MOST_THREADS:

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core.averaging import ExponentialMovingAverage, StochasticWeightAverage
-from hauberk.core.device import send
 from hauberk.core.distributed import SyncThrottle, data_parallel, get_world, running_statistics
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
 from hauberk.core.io import machine
 from hauberk.core.numerics import Precision, float32_mode, float32_switches
 from hauberk.core.progress import ProgressBar, Stop
-from hauberk.core.random import ExampleRng
-from hauberk.data import augment, fetch_for, to_device
+from hauberk.data import fetch_for
 from hauberk.fastpath.frozen_copy import use_channels_last
 from hauberk.fastpath.precision import PrecisionPolicy, autotune_precision
 from hauberk.methods import Step
 from hauberk.training import checkpoint
+from hauberk.training.batch import BatchLoader
 from hauberk.training.callbacks import CallbackList, restored_row
 from hauberk.training.export import save_model
 from hauberk.training.metrics import (
@@ -79,7 +78,7 @@ class Trainer:
         self._stop = stop
         for module in (model, plan.method):
             self.world.broadcast_module(module.to(device))
-        self._examples = to_device(plan.examples, device)
+        self._batches = BatchLoader(plan, device, self.world)
         self.optimizer, self.scheduler, self._scheduler_interval = make_optimizer(
             model, plan.config, plan.total_steps, plan.make_optimizer, plan.make_scheduler
         )
@@ -196,15 +195,12 @@ class Trainer:
     def _train_step(self, step: nn.Module, batch: Tensor, look: bool) -> None:
         plan, config = self.plan, self.plan.config
         at = self.epoch * plan.steps_per_epoch + self.step
-        index = self.world.local_shard(batch)
-        x, y = fetch_for(self.model, self._examples, index)
-        rng = ExampleRng(config.seed, send(index, self.device), stage=at)
-        if plan.augmentation is not None:
-            x = augment(x, plan.augmentation, rng)
+        part = self._batches.load(self.model, batch, at)
         self.model.train()
         self.optimizer.zero_grad()  # before the passes, so that old gradients do not add to their memory
         scale, sizes = eps_scale(config.eps_warmup, at, plan.total_steps), self.world.shard_sizes(len(batch))
-        out = step(x, y, self.epoch, index=index, class_weights=plan.class_weights, rng=rng, eps_scale=scale, sizes=sizes)
+        more = {"index": part.index, "rng": part.rng, "targets": part.targets, "class_weights": plan.class_weights}
+        out = step(part.x, part.y, self.epoch, eps_scale=scale, sizes=sizes, **more)
         if look:
             self._require_finite(self.world.sum(out.loss).item() / self.world.size)
         out.loss.backward()
@@ -218,7 +214,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.model)
         self.method.after_step(self.model)
-        self.metrics.add(out, y, len(batch) / self.world.size)
+        self.metrics.add(out, part.y, len(batch) / self.world.size)
         for hook in self.callbacks.step_hooks:
             hook(self, out)
 

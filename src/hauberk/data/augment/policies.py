@@ -56,12 +56,12 @@ def apply_operations(x: Tensor, names: Sequence[str], which: Tensor, strength: T
         strength: (B,), see :func:`~hauberk.data.augment.geometry.affine_matrix` and :mod:`hauberk.data.augment.color`.
         about_center: see there.
     """
-    out = x
+    out, (height, width) = x, x.shape[2:]
     moving = [(k, name) for k, name in enumerate(names) if name in AFFINE]
     if moving:
-        matrix = affine_matrix("translate-x", torch.zeros_like(strength), *x.shape[2:], about_center)
+        matrix = affine_matrix("translate-x", torch.zeros_like(strength), height, width, about_center)
         for k, name in moving:
-            chosen = affine_matrix(name, strength, *x.shape[2:], about_center)
+            chosen = affine_matrix(name, strength, height, width, about_center)
             matrix = torch.where((which == k).view(-1, 1, 1), chosen, matrix)
         out = warp(x, matrix)
     for k, name in enumerate(names):
