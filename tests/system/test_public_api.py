@@ -121,10 +121,12 @@ LOGITS = {"logits": [Z], "logits_adv": [Z + 0.1], "y": [Y], "beta": [1.0, 6], "p
 SET = {"train_set": [(X, Y), (X.numpy(), Y.numpy())]}
 TRAINING = {
     "epochs": [1], "batch_size": [4, 6], "lr": [0.1], "momentum": [0.9], "weight_decay": [0.0], "schedule": ["one-cycle",
-    "steps"],
+    "steps", "cosine", "linear", "triangular"], "nesterov": [False, True], "filter_bias_and_bn": [False, True],
+    "clip_grad": [0.0, 1.0], "decay_rate": [0.1, (0.5, 0.2)], "pct_start": [-1.0, 0.1], "warmup_epochs": [0.0, 0.5],
+    "ema_warmup": [False], "swa_start": [0.0], "save_every": [0, 1],
     "milestones": [(0.5,), (75.0, 90.0)], "scheduler_interval": ["epoch"], "eps_warmup": [0.0, 0.5], "ema": [0.0, 0.9, -1],
     "augment": ["none"], "class_weights": ["none", "balanced", (1.0, 2.0, 1.0)], "val_size": [0, 2], "val_steps": [1],
-    "unlabelled_share": [0.5], "patience": [0, 1], "seed": [0, 5], "threads": [0, 1], "precision": ["fp32", "tf32"],
+    "extra_share": [0.5], "mixup": [0.0, 1.0], "cutmix": [0.0], "mixup_prob": [1.0, 0.5], "patience": [0, 1], "seed": [0, 5], "threads": [0, 1], "precision": ["fp32", "tf32"],
     "deterministic": [True, False],
     "on_divergence": ["stop"],
     "sync_batchnorm": [False], "save_minutes": [10.0],
@@ -215,10 +217,10 @@ CALLS = {
         "method": ["at", "standard", hb.method("trades", THREAT, steps=1)], "epochs": [1], "out": [None], "resume": [False],
         "optimizer": ["", torch.optim.Adam], "scheduler": [""], "augmentation": ["", lambda x: x], "callbacks": [(),
         [lambda row: None]],
-        "schedule_preset": ["published", "express"], "unlabelled": [None, (X, Y)], "report_every": [1], "device": ["cpu"],
+        "schedule_preset": ["published", "express"], "extra": [None, (X, Y)], "init": [""], "report_every": [1], "device": ["cpu"],
     }),
     "settings": (trained, {"model": [lambda: nn.Linear(4, 3)], "train_set": [(X, Y)], "threat": [THREAT]} | TRAINING),
-    "TrainConfig": (TrainConfig, TRAINING | {"optimizer": [""], "callbacks": [()]}),
+    "TrainConfig": (TrainConfig, TRAINING | {"optimizer": ["sgd", "adamw"], "callbacks": [()]}),
     "evaluate": (hb.evaluate, {
         "model": BATCH["model"], "test_set": [(X, Y), as_dataset((X, Y))], "threat": [THREAT], "suite": ["quick"],
         "attacks": [["fgsm"], [hb.attacks.PGD(1)], [lambda model, x, y, threat: x]], "sequential": [False, True],
