@@ -201,7 +201,8 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad()  # before the passes, so that old gradients do not add to their memory
         scale, sizes = eps_scale(config.eps_warmup, at, plan.total_steps), self.world.shard_sizes(len(batch))
-        out = step(x, y, self.epoch, index=index, class_weights=plan.class_weights, rng=rng, eps_scale=scale, sizes=sizes)
+        more = {"class_weights": plan.class_weights, "eps_scale": scale, "sizes": sizes, "done": at / plan.total_steps}
+        out = step(x, y, self.epoch, index=index, rng=rng, **more)
         if look:
             self._require_finite(self.world.sum(out.loss).item() / self.world.size)
         out.loss.backward()
@@ -293,6 +294,7 @@ class Trainer:
         self.model.load_state_dict(self.best_weights)
         if self.ema is not None:
             self.ema.module.load_state_dict(self.best_weights)
+        self.method.restart(self.model)
         start = deepcopy(self.epoch_start)
         with self._as_restored():
             self.optimizer.load_state_dict(start["optimizer"])  # forgets momentum and the like
