@@ -63,6 +63,11 @@ class MethodSpec:
     further: dict[str, dict[str, Any]] = field(default_factory=dict)
     inner: Callable[..., InnerAttack] = BatchAttack
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it learns from another network, which the caller gives."""
+        return any(getattr(part, "needs_teacher", False) for part in (self.objective, self.weighting, self.inner))
+
     def changes(self, preset: str) -> dict[str, Any]:
         """Return what a preset does otherwise than the paper. Raises UserError if this method has no such preset."""
         presets = {"paper": {}, "official": self.official, **self.further}
