@@ -9,19 +9,26 @@ from hauberk.attacks import PGD, SmoothAdv
 from hauberk.certification.training import IBP, SABR, CrownIBP
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting
+from hauberk.methods.adr import ADR
 from hauberk.methods.awp import AWP
+from hauberk.methods.distillation import FromTangentOfTeacher, FromTeacher, FromTeacherAtPoint
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.objectives import (
     ALP,
+    ARD,
     AT,
     CFAAT,
     CLP,
     DAFAAT,
     GKL,
+    HAT,
     IKL,
     MMA,
+    RSLAD,
+    SAAD,
     SOVR,
     TSOVR,
+    AdaAD,
     AdversarialClass,
     ARoW,
     CFATrades,
@@ -30,11 +37,12 @@ from hauberk.objectives import (
     NoisyAT,
     NoisyStandard,
     Objective,
+    ReBAT,
     Score,
     Standard,
     Trades,
 )
-from hauberk.weighting import Gairat, Mail, Vir
+from hauberk.weighting import Gairat, Mail, Saad, Vir
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class MethodSpec:
         attack: the inner maximisation as the paper states it; None where there is none.
         weighting: instance weights; None for weights 1.
         awp: weight perturbation; None for none.
+        targets: what makes probabilities of the classes in place of labels; None for the labels.
         official: what the authors' public code does otherwise, by the name of the setting.
         further: what other sources do otherwise, by the name of their preset.
         inner: how the attack is used in training.
@@ -59,9 +68,15 @@ class MethodSpec:
     attack: PGD | None = None
     weighting: MeasuredWeighting | None = None
     awp: AWP | None = None
+    targets: ADR | None = None
     official: dict[str, Any] = field(default_factory=dict)
     further: dict[str, dict[str, Any]] = field(default_factory=dict)
     inner: Callable[..., InnerAttack] = BatchAttack
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it learns from another network, which the caller gives."""
+        return any(getattr(part, "needs_teacher", False) for part in (self.objective, self.weighting, self.inner))
 
     def changes(self, preset: str) -> dict[str, Any]:
         """Return what a preset does otherwise than the paper. Raises UserError if this method has no such preset."""
@@ -227,4 +242,30 @@ METHODS: dict[str, MethodSpec] = {
         AdversarialClass(), "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
         "the idea is in the lecture notes among the sources; the construction is ours",
         PGD(10, "eps/4", "uniform", loss="evade")),
+    # Methods with a further network: teacher= (helper= of HAT), or the moving average of their own.
+    "hat": MethodSpec(
+        HAT(), "TRADES, with a helper's labels at twice the perturbation; needs teacher=, a plainly trained network",
+        "Rade and Moosavi-Dezfooli 2022, hat",
+        _KL, official={"start": "normal-unprojected"}),
+    "rebat": MethodSpec(
+        ReBAT(), "adversarial training that stays near its moving average after the learning rate drops",
+        "Wang et al. 2023, ReBAT; its rate drops by a factor of 1.5 only, which is a setting of the training",
+        _UNIFORM, official={"passes": ("attack", "adversarial", "step", "clean"), "mode": "train", "evaluate_last": True}),
+    "ard": MethodSpec(
+        ARD(), "distillation of a robust teacher at PGD's inputs; needs teacher=",
+        "Goldblum et al. 2020, AdversariallyRobustDistillation",
+        _UNIFORM, official={"mode": "train", "passes": ("attack", "adversarial", "clean")}),
+    "rslad": MethodSpec(
+        RSLAD(), "a robust teacher's clean prediction in place of labels, in attack and loss; needs teacher=",
+        "Zi et al. 2021, RSLAD",
+        _KL, inner=FromTeacher, official={"start": "normal-unprojected", "passes": ("attack", "adversarial", "clean")}),
+    "adaad": MethodSpec(
+        AdaAD(), "distillation of a teacher that is asked at every point of the attack; needs teacher=",
+        "Huang et al. 2023, AdaAD",
+        _KL, inner=FromTeacherAtPoint, official={"start": "normal-unprojected"}),
+    "saad": MethodSpec(
+        SAAD(), "distillation weighted by how unsure the teacher is of the adversarial input; needs teacher=",
+        "Lee and Chung 2026 (TMLR), saad: the form and the constants of the public code",
+        _KL, weighting=Saad(), inner=FromTangentOfTeacher,
+        official={"start": "normal-unprojected", "passes": ("attack", "adversarial", "clean")}),
 }  # fmt: skip

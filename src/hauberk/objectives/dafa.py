@@ -63,7 +63,7 @@ class DAFAAT(ClassWiseObjective):
     begin: BurnIn = 0.64
     preset: PresetName = "paper"
     needs = ADVERSARIAL
-    equation = "ω·v·CE(f(x'), y); v, of the class of y, scales the radius of x', too"
+    equation = "ω·u·CE(f(x'), y); u, of the class of y, scales the radius of x', too"
     function: ClassVar[Callable[..., LossTerms]] = staticmethod(at)
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class DAFATrades(DAFAAT):
 
     beta: float = 6.0
     needs = CLEAN | ADVERSARIAL
-    equation = "ω·β·KL(p(x)‖p(x')) + v·CE(f(x), y); v, of the class of y, scales the radius of x', too"
+    equation = "ω·β·KL(p(x)‖p(x')) + u·CE(f(x), y); u, of the class of y, scales the radius of x', too"
     function: ClassVar[Callable[..., LossTerms]] = staticmethod(trades)
 
     def _terms(self, context: StepContext) -> LossTerms:
