@@ -177,7 +177,8 @@ def of_two_networks(objective, net, other, x, clean, adv):
     unsure = -(p * p.log()).sum(1)
     return {
         "α": getattr(objective, "alpha", None), "τ": tau, "γ": getattr(objective, "helper_gamma", None),
-        "a": getattr(objective, "igdm_alpha", None), "t": 0.9, "v": (unsure - unsure.min()) / (unsure.max() - unsure.min() + 1e-8),
+        "a": getattr(objective, "igdm_alpha", None), "t": 0.9,
+        "v": (unsure - unsure.min()) / (unsure.max() - unsure.min() + 1e-8),
         "p_T": lambda logits: of_other(logits).softmax(1), "p_a": lambda logits: of_other(logits).softmax(1),
         "q_T": lambda logits: (of_other(logits) / tau).softmax(1), "q": lambda logits: (logits / tau).softmax(1),
         "d": (adv - net(x - 0.05)).softmax(1), "d_T": (other(x + 0.05) - other(x - 0.05)).softmax(1),

@@ -196,6 +196,7 @@ class ARD(Distillation):
     """Adversarially robust distillation, see :func:`hauberk.objectives.ard`.
 
     Attributes:
+        igdm_alpha: of gradient matching, as of :class:`Distillation`.
         alpha: α, between the teacher and the labels.
         temperature: τ of both predictions.
         preset: "paper", or "official" for the mean over the classes.
@@ -218,6 +219,7 @@ class RSLAD(Distillation):
     """Robust soft label adversarial distillation, see :func:`hauberk.objectives.rslad`.
 
     Attributes:
+        igdm_alpha: of gradient matching, as of :class:`Distillation`.
         alpha: α, the share of the adversarial inputs.
         preset: "paper", or "official" for a tenth of the loss.
     """
@@ -238,6 +240,7 @@ class AdaAD(Distillation):
     """Adaptive adversarial distillation, see :func:`hauberk.objectives.adaad`.
 
     Attributes:
+        igdm_alpha: of gradient matching, as of :class:`Distillation`.
         alpha: α, the share of the adversarial inputs.
         preset: "paper", or "official" for the mean over the classes.
     """
