@@ -123,7 +123,15 @@ def finish(process):
     return said
 
 
-TOGETHER = ["steps_of_every_method", "resumed_free_at", "resumed_mail_at", "own_loop_ddp", "own_loop_accelerate", "refused"]
+TOGETHER = [
+    "steps_of_a_recipe",
+    "steps_of_every_method",
+    "resumed_free_at",
+    "resumed_mail_at",
+    "own_loop_ddp",
+    "own_loop_accelerate",
+    "refused",
+]
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +206,27 @@ def steps_of_every_method(world, out, names=METHODS):
     world.is_main and torch.save(found, out / "found.pt")
 
 
+RECIPE = {
+    "optimizer": "adamw", "lr": 2e-3, "filter_bias_and_bn": True, "clip_grad": 0.5, "warmup_epochs": 1, "schedule": "linear",
+    "mixup": 0.5, "augment": "crop-flip+cutout+randaugment", "ema": 0.0, "swa_start": 2, "epochs": 3,
+}  # fmt: skip
+
+
+def recipe_of_training():
+    """An average of mixed and augmented batches with extra data, by another optimizer."""
+    x, y = data(60)
+    extra = x.flip(0) * 0.9, 0.76 * torch.nn.functional.one_hot(y.flip(0), 6) + 0.04
+    method = hb.method("trades", hb.Linf("8/255"))
+    how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "extra": extra, "extra_share": 0.4, "quiet": True, "threads": 1}
+    run = hb.train(Frozen(), data(), method=method, **how, **RECIPE)
+    return run.model.state_dict()
+
+
+def steps_of_a_recipe(world, out):
+    found = recipe_of_training()
+    world.is_main and torch.save(found, out / "recipe.pt")
+
+
 def steps_of_three_methods(world, out):
     steps_of_every_method(world, out, ["mail-trades+awp", "gairat", "mma"])
 
@@ -216,6 +245,13 @@ def test_two_processes_give_the_weights_of_one(two):
     found = torch.load(two / "found.pt")
     assert list(found) == METHODS
     are_those_of_one(found)
+
+
+def test_two_processes_augment_mix_and_average_as_one(two):
+    done(two, "steps_of_a_recipe")
+    alone = recipe_of_training()
+    for key, value in torch.load(two / "recipe.pt").items():
+        assert (value - alone[key]).abs().max() < 1e-6, key
 
 
 def test_three_processes_give_the_weights_of_one(tmp_path):
