@@ -146,13 +146,16 @@ def value_of(equation, clean, adv, y, weight, constants):
     def divergence(p, q):
         return (p * (p.log() - q.log())).sum(1)
 
+    def as_probabilities(label):
+        return label if label.ndim == 2 else F.one_hot(label, clean.shape[1]).to(clean.dtype)
+
     def boosted(p, label):
         others = p.masked_fill(F.one_hot(label, p.shape[1]).bool(), 0).amax(1)
         return -p.gather(1, label[:, None])[:, 0].log() - (1 - others).log()
 
     formula = equation.partition(";")[0]
     formula = re.sub(r"‖([^‖]+)‖²", r"sum_of_squares(\1)", re.sub(r"mean_k \((.+?)\)²", r"mean_of_squares(\1)", formula))
-    signs = {"x'": "adv", "x*": "star", "·": "*", "‖": ", ", "ω": "weight", "β": "beta", "κ": "kappa"}
+    signs = {"x'": "adv", "x*": "star", "·": "*", "‖": ", ", "ω": "weight", "β": "beta", "κ": "kappa", "α": "alpha", "λ": "lam"}
     for sign, python in signs.items():
         formula = formula.replace(sign, python)
     right = (clean.argmax(1) == y)[:, None]
@@ -160,7 +163,10 @@ def value_of(equation, clean, adv, y, weight, constants):
         "x": clean, "adv": adv, "star": torch.where(right, adv, clean), "z": clean.roll(-1, 0), "y": y, "weight": weight,
         "f": lambda logits: logits, "p": lambda logits: logits.softmax(1), "BCE": boosted, "KL": divergence,
         "p_y": lambda logits: logits.softmax(1).gather(1, y[:, None])[:, 0], "K": torch.full_like(y, clean.shape[1] - 1),
-        "CE": lambda logits, label: -logits.log_softmax(1).gather(1, label[:, None])[:, 0],
+        "CE": lambda logits, label: -(logits.log_softmax(1) * as_probabilities(label)).sum(1),
+        "OVR": lambda logits, label: F.binary_cross_entropy_with_logits(
+            logits, as_probabilities(label), reduction="none").sum(1),
+        "wMSE": lambda z, other: ((z - z.mean(1, True)) - (other - other.mean(1, True))).square().mean(1) / 2,  # uniform
         "sum_of_squares": lambda v: v.square().sum(1), "mean_of_squares": lambda v: v.square().mean(1),
     }  # fmt: skip
     return eval(formula, {"__builtins__": {}}, names | constants)
@@ -203,5 +209,13 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     middle = torch.einsum("bkd,bd->bk", normal, x if share is None else x + 0.05) + net.bias[y][:, None] - net.bias
     constants["m"] = middle - 0.3 * (1 if share is None else share) * normal.abs().sum(2)
     constants["kappa"] = 1 - 0.4 * (1 - getattr(objective, "kappa", 1))
+    constants |= {"alpha": getattr(objective, "alpha", None), "lam": getattr(objective, "lam", None)}
+    smoothing, clip = getattr(objective, "smoothing", 0.0), getattr(objective, "clip", 0.0)
+    constants["t"] = t = F.one_hot(y, 5) * (1 - smoothing) + smoothing / 5
+    constants["b"] = bound = clip**2 * 1.25
+    sum_of_squares = (clean.softmax(1) - t).square().sum(1) + 6 * (clean.softmax(1) - adv.softmax(1)).square().sum(1)
+    constants["h"] = (sum_of_squares >= bound).double()
+    margin = hb.attacks.logit_margin(clean if "f(x)" in objective.equation else adv, y)
+    constants["s"] = (margin < margin.sort().values[int(9 * getattr(objective, "share", 0))]).double()
     shown = value_of(objective.equation, clean, adv, y, weight, constants)
     assert torch.allclose(weight * terms.robust + terms.regularizer, shown, rtol=1e-10, atol=1e-12)

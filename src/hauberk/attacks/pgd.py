@@ -95,9 +95,9 @@ class PGD(MaximizingAttack["PGDState"]):
         start: where to begin: "uniform" in the ball, "normal" (x + 0.001·N(0, 1), projected), "normal-unprojected" (the same,
             which may leave the box: TRADES', MART's and MAIL's public code), "clean" (x itself), or a tensor (B, ...), used
             exactly as given. A start outside serves for the first gradient and nothing else.
-        loss: what to maximise: "ce", "kl" (from the clean prediction), "cw" (margin), "dlr", "slm" (soft logit margin),
-            "evade" (label and class of adversarial inputs together), "...-targeted" of the most likely wrong classes in turn,
-            or a function of logits (B, C) and labels (B,) that returns (B,).
+        loss: what to maximise: "ce", "kl" (from the clean prediction), "lse" (squared distance from it), "cw" (margin), "dlr",
+            "slm" (soft logit margin), "evade" (label and class of adversarial inputs together), "...-targeted" of the most
+            likely wrong classes in turn, or a function of logits (B, C) and labels (B,) that returns (B,).
         confidence: κ of the "cw" loss.
         restarts: how many independent starts; the best point of all is kept.
         momentum: μ of the accumulated gradient (Dong et al. 2018); 0 for plain PGD.

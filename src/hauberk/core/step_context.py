@@ -50,6 +50,7 @@ class StepContext:
         x_adv: adversarial inputs, (b, ...); None before the attack, and for methods without one.
         logits: of the clean inputs, (b, C), with a graph; None unless the objective or the weighting needs them.
         logits_adv: of the adversarial inputs, likewise.
+        robust: ℓ of the objective, (b,), without a graph, for weightings by the loss; None before the objective is called.
         measure: what the weights are made from, of the whole batch of all processes, (B,); None without.
         all_weights: weights of the whole batch, (B,); None without.
         world: the processes that share the batch.
@@ -75,6 +76,7 @@ class StepContext:
     x_adv: Tensor | None = None
     logits: Tensor | None = None
     logits_adv: Tensor | None = None
+    robust: Tensor | None = None
     measure: Tensor | None = None
     all_weights: Tensor | None = None
     world: World = SINGLE_PROCESS
@@ -140,6 +142,7 @@ class StepContext:
 _TENTHS = torch.tensor([0.1, 0.5, 0.9])
 
 PresetName: TypeAlias = Literal["paper", "official"]
+BurnIn: TypeAlias = int | float | Literal["first-drop"]
 
 CLEAN, ADVERSARIAL = frozenset({"clean"}), frozenset({"adversarial"})
 
@@ -196,6 +199,12 @@ class Objective:
                 raise UserError(f"{name} must not be negative, got {value!r}")
 
 
+def check_burn_in(burn_in: BurnIn) -> None:
+    """Refuse, by a UserError, a negative burn-in, and a part of the training that is no part of it."""
+    if burn_in != "first-drop" and (burn_in < 0 or (burn_in > 1 and burn_in != int(burn_in))):
+        raise UserError(f"burn_in must be a number of epochs, or a part of the training from 0 to 1, got {burn_in}")
+
+
 def is_official(preset: PresetName) -> bool:
     """Whether a preset is ``"official"``; raises UserError if it is not ``"paper"`` either."""
     if preset not in ("paper", "official"):
@@ -207,16 +216,15 @@ class MeasuredWeighting:
     """A weighting that measures each example and makes the weights from the measures of the whole batch.
 
     Attributes:
-        burn_in: number of epochs with weights 1, so the 0-based first reweighted epoch; or "first-drop": until the
-            learning rate first drops.
+        burn_in: number of epochs with weights 1, so the 0-based first reweighted epoch; a number below 1, such as 0.5: that
+            part of the training; or "first-drop": until the learning rate first drops.
     """
 
-    burn_in: int | Literal["first-drop"]
+    burn_in: BurnIn
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.burn_in != "first-drop" and self.burn_in < 0:
-            raise UserError(f"burn_in must not be negative, got {self.burn_in}")
+        check_burn_in(self.burn_in)
 
     def measured(self, context: StepContext) -> Tensor:
         """Measure this process's part of the batch, (b,)."""

@@ -1,12 +1,13 @@
 """A method bound to a threat model: what runs in the training loop."""
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_s
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.numerics import Precision, float32_mode
 from hauberk.core.random import ExampleRng
-from hauberk.core.step_context import ADVERSARIAL, CLEAN, Schedule, StepContext
+from hauberk.core.step_context import ADVERSARIAL, CLEAN, BurnIn, Schedule, StepContext, check_burn_in
 from hauberk.fastpath.precision import PrecisionPolicy, make_policy
 from hauberk.methods.awp import applied, gradient_surrogate
 from hauberk.methods.inner import InnerAttack, as_inner_attack
@@ -59,7 +60,8 @@ class Method(nn.Module):
         targets: a callable of the context that returns probabilities of the classes, (B, C), for the attack's cross-entropy and
             the loss to compare with in place of the labels; None for the labels.
         label_smoothing: α, in [0, 1), of the loss, as in ``torch.nn.CrossEntropyLoss``; the attack keeps the labels.
-        burn_in: number of epochs with weights 1, or "first-drop"; by default the weighting's own, 0 for a function.
+        burn_in: number of epochs with weights 1, below 1 a part of the training, or "first-drop"; by default the weighting's
+            own, 0 for a function.
         passes: order of a step: "attack"; "clean" and "adversarial", the passes in training mode; and "step", where the
             optimiser moves the weights. What is needed and not named comes right after the attack. A pass that is repeated,
             not needed, or behind "step" (then made by :meth:`after_step`) has no gradient: it moves BatchNorm's statistics, as
@@ -85,7 +87,7 @@ class Method(nn.Module):
         seed: int = 0,
         precision: Precision = "model",
         compiled: bool = False,
-        burn_in: int | Literal["first-drop"] | None = None,
+        burn_in: BurnIn | None = None,
         passes: Sequence[str] = ("attack",),
     ):
         super().__init__()
@@ -100,8 +102,8 @@ class Method(nn.Module):
             raise UserError(
                 f"weight_perturbation is hb.AWP or has its direction and warmup; {shown(weight_perturbation)} has not"
             )
-        if isinstance(burn_in, int) and burn_in < 0:
-            raise UserError(f"burn_in must not be negative, got {burn_in}")
+        if burn_in is not None:
+            check_burn_in(burn_in)
         self.settings: dict[str, Any] = {"seed": seed, **given} if settings is None else settings
         self.inner = as_inner_attack(attack)
         self.objective = AT() if objective is None else objective
@@ -111,8 +113,8 @@ class Method(nn.Module):
         self.precision = make_policy(precision, compiled)  # None: all passes go through the model
         self.schedule = Schedule()
         own = getattr(weighting, "burn_in", 0)
-        self.burn_in: int | Literal["first-drop"] = own if burn_in is None or weighting is None else burn_in
-        self.burn_in_is_chosen = self.burn_in != "first-drop"
+        self.burn_in: BurnIn = own if burn_in is None or weighting is None else burn_in
+        self.burn_in_is_chosen = isinstance(self.burn_in, int)
         computed = frozenset(getattr(self.objective, "computes", ()))
         self.needs = frozenset(getattr(self.objective, "needs", CLEAN | ADVERSARIAL)) | (
             getattr(weighting, "needs", frozenset()) - computed
@@ -199,7 +201,9 @@ class Method(nn.Module):
     @property
     def _burn_in(self) -> int:
         """Number of epochs with weights 1; 0 without a weighting."""
-        return self.schedule.first_drop if self.burn_in == "first-drop" else int(self.burn_in)
+        if self.burn_in == "first-drop":
+            return self.schedule.first_drop
+        return math.ceil(self.burn_in * self.schedule.epochs) if self.burn_in < 1 else int(self.burn_in)
 
     def forward(
         self,
@@ -284,8 +288,12 @@ class Method(nn.Module):
                 self._look(self._last, self.passes_after, frozenset())
             self._last.world.average(running_statistics(model))
             self._last = None
+        self._tell_parts("after_step", model)
+
+    def _tell_parts(self, what: str, about: Any) -> None:
+        """Call the parts that have a method of this name."""
         for part in (self.inner, self.objective, self.weighting, self.weight_perturbation, self.targets):
-            getattr(part, "after_step", _nothing)(model)
+            getattr(part, what, _nothing)(about)
 
     def _float32_mode(self) -> AbstractContextManager[None]:
         return float32_mode("model" if self.precision is None else self.precision.precision)
@@ -350,6 +358,7 @@ class Method(nn.Module):
 
     def _step(self, context: StepContext, class_weights: Tensor | None) -> Output:
         model, awp, passes = context.model, self.weight_perturbation, self.passes_of_loss
+        self._tell_parts("before_step", context)
         if self.targets is not None:
             context.targets = _called("targets", self.targets, context).detach()
         self._look(context, self.passes_before, self.needs)
@@ -418,6 +427,7 @@ class Method(nn.Module):
         """Compute the loss of the logits, and the weights (b,) that are given or those of the method."""
         robust, regularizer = _as_terms(_called("objective", self.objective, context), context.y)
         if weights is None:
+            context.robust = robust.detach()
             weights = self._weights(context, robust)
         terms = weights * robust + regularizer
         if class_weights is not None:

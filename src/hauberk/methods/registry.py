@@ -14,7 +14,7 @@ from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.awp import AWP
 from hauberk.methods.method import Method
 from hauberk.methods.table import METHODS, MethodSpec
-from hauberk.objectives import Trades
+from hauberk.objectives import IKL, TSOVR, ARoW, Score, Trades
 from hauberk.threat import ThreatModel
 from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
@@ -39,10 +39,13 @@ def get_method_spec(name: str) -> MethodSpec:
     return spec
 
 
+_LIKE_TRADES = (Trades, ARoW, IKL, Score, TSOVR)  # public codes of such losses perturb weights by half as much
+
+
 def _with_awp(base: str, spec: MethodSpec) -> MethodSpec:
     """Add adversarial weight perturbation (Wu et al. 2020)."""
     summary = spec.summary + ", at adversarially perturbed weights (Wu et al. 2020)"
-    if not isinstance(spec.objective, Trades):
+    if not isinstance(spec.objective, _LIKE_TRADES):
         return replace(spec, awp=AWP(0.01), summary=summary)
     official = spec.official | {"awp_warmup": 9}  # --awp-warmup 10, counted from 1
     if base == "trades":  # TRADES-AWP's own code steps by 2/255 at ε 8/255, and sees x' first
@@ -194,7 +197,7 @@ def method(
         burn_in=chosen.get("burn_in"),
         passes=chosen.get("passes", ("attack",)),
     )
-    made.burn_in_is_chosen = "burn_in" in overrides or ("weighting" in parts and made.burn_in != "first-drop")
+    made.burn_in_is_chosen = "burn_in" in overrides or ("weighting" in parts and isinstance(made.burn_in, int))
     return made
 
 

@@ -11,8 +11,26 @@ from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
-from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, NoisyAT, NoisyStandard, Objective, Standard, Trades
-from hauberk.weighting import Gairat, Mail
+from hauberk.objectives import (
+    ALP,
+    AT,
+    CLP,
+    GKL,
+    IKL,
+    MMA,
+    SOVR,
+    TSOVR,
+    AdversarialClass,
+    ARoW,
+    Mart,
+    NoisyAT,
+    NoisyStandard,
+    Objective,
+    Score,
+    Standard,
+    Trades,
+)
+from hauberk.weighting import Gairat, Mail, Vir
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,9 @@ _TRADES_CODE = {**_UNPROJECTED, "passes": ("attack", "clean", "adversarial", "cl
 _RICE_CODE = {"mode": "train", "evaluate_last": True, "passes": ("attack", "adversarial", "step", "clean")}
 _UNIFORM = PGD(10, "eps/4", "uniform")
 _KL = PGD(10, "eps/4", "normal", loss="kl")
+
+# DKL's code with its large budget, at an ε that grows from 0 over the whole training (eps_warmup=1 of hb.train).
+_DKL_CODE = {"steps": 5, "step_size": "eps/2", "start": "normal-unprojected", "passes": ("attack", "adversarial", "clean")}
 
 _MAIL_CODE = {**_UNPROJECTED, "burn_in": 76}  # counted from 0
 
@@ -132,6 +153,39 @@ METHODS: dict[str, MethodSpec] = {
         Mart(beta=6.0), "MART with its boosted cross-entropy reweighted by probabilistic margins",
         "Wang et al. 2021 (MAIL); the paper's Appendix C is not public, this is its code's form",
         _UNIFORM, weighting=Mail(slope=2.0, bias=0.0), official=_MAIL_CODE),
+    "vir-at": MethodSpec(
+        AT(), "adversarial training reweighted by vulnerability and by how far the attack moves the prediction",
+        "Fakorede et al. 2023; no public code, its constants from memory",
+        _UNIFORM, weighting=Vir()),
+    "vir-trades": MethodSpec(
+        Trades(beta=5.0), "TRADES reweighted by vulnerability and by how far the attack moves the prediction",
+        "Fakorede et al. 2023; no public code, its constants from memory",
+        _KL, weighting=Vir(scale=8.0, slope=3.0, bias=1.6)),
+    "arow": MethodSpec(
+        ARoW(), "clean cross-entropy with label smoothing, and KL weighted by 1 - p_y of the adversarial input",
+        "Yang et al. 2023, ARoW: λ 3.5, label smoothing 0.2; its code attacks by cross-entropy on CIFAR-100",
+        PGD(10, "eps/4", "uniform", loss="kl")),
+    "score": MethodSpec(
+        Score(), "squared distances of probabilities in place of cross-entropy and KL, clipped",
+        "Pang et al. 2022, SCORE: TRADES (LSE), at a rate of 0.05; its code with generated data clips nothing",
+        PGD(10, "eps/4", "normal", loss="lse"),
+        further={"generated": {"beta": 4.0, "clip": 0.0, "start": "uniform", "mode": "train-frozen"}}),
+    "ikl": MethodSpec(
+        IKL(), "KL taken apart: squared differences of logits, weighted by class means of the last epoch, and cross-entropy",
+        "Cui et al. 2024, DKL; its results are with +awp and an average of the weights",
+        _KL, official=_DKL_CODE),
+    "gkl": MethodSpec(
+        GKL(), "IKL with a flatter prior of the classes",
+        "Cui et al. 2026, DKL; a line of its script that lacks a backslash leaves T at 4",
+        _KL, official={**_DKL_CODE, "temperature": 4.0}),
+    "sovr": MethodSpec(
+        SOVR(), "one-vs-the-rest in place of cross-entropy for the smallest logit margins at adversarial inputs",
+        "Kanai et al. 2023; no public code",
+        _UNIFORM),
+    "tsovr": MethodSpec(
+        TSOVR(), "TRADES with one-vs-the-rest in place of cross-entropy for the smallest logit margins",
+        "Kanai et al. 2023; no public code",
+        _KL),
     "ibp": MethodSpec(
         IBP(), "certified training: the worst logits that interval bounds allow, no attack; let ε grow (eps_warmup)",
         "Gowal et al. 2018"),
