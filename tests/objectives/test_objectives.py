@@ -32,6 +32,12 @@ def test_terms_by_their_equations():
     assert torch.allclose(terms.robust, -q[rows, y].log())
     assert not terms.regularizer.any()
 
+    terms = hb.objectives.mixed(clean, adv, y, clean_share=0.3)  # Goodfellow et al.'s α
+    assert torch.allclose(terms.robust, -0.7 * q[rows, y].log())
+    assert torch.allclose(terms.regularizer, -0.3 * p[rows, y].log())
+    with pytest.raises(hb.UserError, match="clean_share is a part, at most 1"):
+        hb.objectives.Mixed(clean_share=1.5)
+
     terms = hb.objectives.standard(clean, None, y)
     assert torch.allclose(terms.robust, -p[rows, y].log())
 
@@ -153,6 +159,7 @@ def value_of(equation, clean, adv, y, weight, constants):
     formula = equation.partition(";")[0]
     formula = re.sub(r"‖([^‖]+)‖²", r"sum_of_squares(\1)", re.sub(r"mean_k \((.+?)\)²", r"mean_of_squares(\1)", formula))
     signs = {"x'": "adv", "x*": "star", "·": "*", "‖": ", ", "ω": "weight", "β": "beta", "κ": "kappa"}
+    formula = formula.replace("f(x + u)", "f(x_u)")
     for sign, python in signs.items():
         formula = formula.replace(sign, python)
     right = (clean.argmax(1) == y)[:, None]
@@ -202,6 +209,7 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     normal = net.weight[y][:, None] - net.weight
     middle = torch.einsum("bkd,bd->bk", normal, x if share is None else x + 0.05) + net.bias[y][:, None] - net.bias
     constants["m"] = middle - 0.3 * (1 if share is None else share) * normal.abs().sum(2)
+    constants["x_u"] = net(threat.around(x).random(rng)) if objective.needs == frozenset() and not sigma else None
     constants["kappa"] = 1 - 0.4 * (1 - getattr(objective, "kappa", 1))
     shown = value_of(objective.equation, clean, adv, y, weight, constants)
     assert torch.allclose(weight * terms.robust + terms.regularizer, shown, rtol=1e-10, atol=1e-12)

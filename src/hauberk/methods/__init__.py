@@ -4,6 +4,8 @@ from hauberk.core.step_context import StepContext
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.methods.method import Method, Step
+from hauberk.methods.mm_at import TargetsInTurn
+from hauberk.methods.n_fgsm import NFGSM
 from hauberk.methods.output import Output
 from hauberk.methods.registry import ADDITIONS, default_settings, get_method_spec, list_methods, method, register_method
 from hauberk.methods.table import METHODS, MethodSpec
@@ -12,6 +14,7 @@ __all__ = [
     "ADDITIONS",
     "AWP",
     "METHODS",
+    "NFGSM",
     "BatchAttack",
     "FreeReplay",
     "InnerAttack",
@@ -22,6 +25,7 @@ __all__ = [
     "SmallBall",
     "Step",
     "StepContext",
+    "TargetsInTurn",
     "default_settings",
     "get_method_spec",
     "list_methods",

@@ -49,12 +49,23 @@ class BatchAttack:
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
-        attack, x, y, threat = self.attack_at(context.progress), context.x, context.y, context.threat
-        more: dict[str, Any] = {"seed": context.rng, "return_clean_logits": context.return_clean_logits}
-        if context.targets is not None and isinstance(attack, PGD) and attack.loss == "ce":
-            attack, more["reference"] = replace(attack, loss="soft-ce"), context.targets
-        with context.attack_model(attack.mode) as model:
-            return attack_batch(attack, model, x, y, threat, **more)
+        return run_in_step(self.attack_at(context.progress), context, context.threat)
+
+
+def run_in_step(attack: Attack[Any], context: StepContext, threat: ThreatModel, **more: Any) -> AttackResult:
+    """Attack the batch of a step, with its random draws, soft labels and precision.
+
+    Args:
+        attack: what to run.
+        context: of the step.
+        threat: where the points must be, which may be another than the step's.
+        **more: further arguments of :func:`hauberk.attacks.base.attack_batch`.
+    """
+    more.setdefault("return_clean_logits", context.return_clean_logits)
+    if context.targets is not None and isinstance(attack, PGD) and attack.loss == "ce":
+        attack, more["reference"] = replace(attack, loss="soft-ce"), context.targets
+    with context.attack_model(attack.mode) as model:
+        return attack_batch(attack, model, context.x, context.y, threat, seed=context.rng, **more)
 
 
 class SmallBall(BatchAttack):

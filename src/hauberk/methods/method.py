@@ -44,7 +44,8 @@ class Method(nn.Module):
     Args:
         threat: what the adversary may do.
         attack: an attack of :mod:`hauberk.attacks`; or a callable of the :class:`~hauberk.core.step_context.StepContext` that
-            returns adversarial inputs (B, ...) inside the threat model, or an ``AttackResult``; None for standard training.
+            returns adversarial inputs (B, ...) inside the threat model, or inside ``attack.reach(threat)`` where it has such a
+            method, or an ``AttackResult``; None for standard training.
         objective: a callable of the context that returns (ℓ, r), (B,) each; its ``needs`` say which logits are computed
             ("clean", "adversarial"; both where it says nothing), its ``computes`` which it puts into the context itself. By
             default cross-entropy at the adversarial inputs.
@@ -398,7 +399,8 @@ class Method(nn.Module):
         if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
             got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
             raise UserError(f"the attack must return inputs of shape {tuple(x.shape)}, it returned {got}")
-        if self._calls == 0 and not bool(context.threat.contains(x_adv, x).all()):
+        allowed = getattr(inner, "reach", _same)(context.threat)
+        if self._calls == 0 and not bool(allowed.contains(x_adv, x).all()):
             raise UserError("the attack left the threat model; context.threat.project(x_adv, context.x) brings its points back")
         context.x_adv = x_adv
 

@@ -11,7 +11,23 @@ from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
-from hauberk.objectives import ALP, AT, CLP, MMA, AdversarialClass, Mart, NoisyAT, NoisyStandard, Objective, Standard, Trades
+from hauberk.methods.mm_at import TargetsInTurn
+from hauberk.methods.n_fgsm import NFGSM
+from hauberk.objectives import (
+    ALP,
+    AT,
+    CLP,
+    MMA,
+    AdversarialClass,
+    Mart,
+    Mixed,
+    NoisyAT,
+    NoisyStandard,
+    Objective,
+    Standard,
+    Trades,
+    UniformNoise,
+)
 from hauberk.weighting import Gairat, Mail
 
 
@@ -49,9 +65,9 @@ class MethodSpec:
         return presets[preset]
 
 
-def _friendly(*epochs: int) -> Callable[..., InnerAttack]:
-    """Friendly training with τ 0, 1, 2, ... up to these epochs of the sources' training, in proportion in another."""
-    return partial(BatchAttack, taus=tuple((epoch / epochs[-1], tau) for tau, epoch in enumerate(epochs)))
+def _friendly(*epochs: int, by: int = 1) -> Callable[..., InnerAttack]:
+    """Friendly training with τ 0, 1, 2, ... times ``by`` up to these epochs of the sources' training, or in proportion."""
+    return partial(BatchAttack, taus=tuple((epoch / epochs[-1], by * tau) for tau, epoch in enumerate(epochs)))
 
 
 # At ε = 8/255, ε/4 is the papers' 2/255 and 1.25 ε is 10/255. The public codes' 0.007 at ε = 0.031 is 7/31 ε.
@@ -153,4 +169,23 @@ METHODS: dict[str, MethodSpec] = {
         AdversarialClass(), "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
         "the idea is in the lecture notes among the sources; the construction is ours",
         PGD(10, "eps/4", "uniform", loss="evade")),
+    # Inner attacks of later papers.
+    "n-fgsm": MethodSpec(
+        AT(), "single-step adversarial training from noise of 2ε, without a projection onto the ball",
+        "de Jorge et al. 2022, N-FGSM",
+        PGD(1, "eps"), official={"mode": "train"}, inner=NFGSM),
+    "mm-at": MethodSpec(
+        AT(), "adversarial training at the least margin that PGD to each of the three most likely wrong classes finds",
+        "Gao et al. 2022, MM-attack (mmu_at_train)",
+        PGD(10, "eps/4", "uniform", loss="cw-targeted"), official=_OFFICIAL, inner=TargetsInTurn),
+    "gair-fat": MethodSpec(
+        AT(), "GAIRAT's weights with λ 0, at friendly adversarial inputs",
+        "Zhang et al. 2021, GAIR_FAT.py: τ 0, 3, 6 up to epochs 40, 70, 120; its labels are out of order",
+        _UNIFORM, weighting=Gairat(lam=0.0), official={**_OFFICIAL, "burn_in": 59}, inner=_friendly(40, 70, 120, by=3)),
+    "mixed-at": MethodSpec(
+        Mixed(), "clean and adversarial cross-entropy, half and half",
+        "Goodfellow et al. 2015, with one step of ε from x; Kannan et al. 2018 (M-PGD)", _UNIFORM),
+    "uniform-noise": MethodSpec(
+        UniformNoise(), "noise augmentation, no attack: a random point of the threat model, as a baseline",
+        "the baseline of adversarial training; ours"),
 }  # fmt: skip

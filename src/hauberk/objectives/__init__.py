@@ -1,7 +1,17 @@
 """Objectives: pure functions of logits and labels that return per-example terms, and the objects that methods are made of."""
 
 from hauberk.core.step_context import LossTerms, Objective, PresetName
-from hauberk.objectives.cross_entropy import AT, AdversarialClass, Standard, adversarial_class, at, standard
+from hauberk.objectives.cross_entropy import (
+    AT,
+    AdversarialClass,
+    Mixed,
+    Standard,
+    UniformNoise,
+    adversarial_class,
+    at,
+    mixed,
+    standard,
+)
 from hauberk.objectives.functional import kl_divergence
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
 from hauberk.objectives.mart import Mart, mart
@@ -17,18 +27,21 @@ __all__ = [
     "AdversarialClass",
     "LossTerms",
     "Mart",
+    "Mixed",
     "NoisyAT",
     "NoisyStandard",
     "Objective",
     "PresetName",
     "Standard",
     "Trades",
+    "UniformNoise",
     "adversarial_class",
     "alp",
     "at",
     "clp",
     "kl_divergence",
     "mart",
+    "mixed",
     "mma",
     "standard",
     "trades",
