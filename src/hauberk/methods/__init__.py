@@ -7,7 +7,17 @@ from hauberk.methods.method import Method, Step
 from hauberk.methods.mm_at import TargetsInTurn
 from hauberk.methods.n_fgsm import NFGSM
 from hauberk.methods.output import Output
-from hauberk.methods.registry import ADDITIONS, default_settings, get_method_spec, list_methods, method, register_method
+from hauberk.methods.registry import (
+    ADDITIONS,
+    WEIGHT_PERTURBATIONS,
+    default_settings,
+    get_method_spec,
+    list_methods,
+    method,
+    register_method,
+)
+from hauberk.methods.rwp import RWP
+from hauberk.methods.sam import SAM
 from hauberk.methods.table import METHODS, MethodSpec
 
 __all__ = [
@@ -15,6 +25,9 @@ __all__ = [
     "AWP",
     "METHODS",
     "NFGSM",
+    "RWP",
+    "SAM",
+    "WEIGHT_PERTURBATIONS",
     "BatchAttack",
     "FreeReplay",
     "InnerAttack",

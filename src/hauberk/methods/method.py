@@ -51,7 +51,9 @@ class Method(nn.Module):
             default cross-entropy at the adversarial inputs.
         weighting: a callable of the context that returns weights (B,), which are used as they are (``context.mean_one``
             scales them); None for weights 1.
-        weight_perturbation: :class:`hauberk.AWP`, or anything with its ``warmup`` and ``direction``; None for none.
+        weight_perturbation: :class:`hauberk.AWP`, :class:`hauberk.SAM`, :class:`hauberk.RWP`, or anything with their ``warmup``
+            and their ``direction(model, loss, world)``, which takes the loss of the step, or ``search(model, losses,
+            context)``, which calls ``losses()`` for the loss of each example, (b,), as often as it wants; None for none.
         name: of the method.
         settings: what it was made from, as plain types; by default the parts that are given.
         seed: of the random starts.
@@ -97,7 +99,8 @@ class Method(nn.Module):
         for key in ("objective", "weighting", "targets"):
             if key in given:
                 check_callable(key, given[key], "context")
-        if weight_perturbation is not None and not callable(getattr(weight_perturbation, "direction", None)):
+        ways = (getattr(weight_perturbation, name, None) for name in ("search", "direction"))
+        if weight_perturbation is not None and not any(map(callable, ways)):
             raise UserError(
                 f"weight_perturbation is hb.AWP or has its direction and warmup; {shown(weight_perturbation)} has not"
             )
@@ -357,21 +360,23 @@ class Method(nn.Module):
         if self.inner is not None:
             self._attack(self.inner, context)
         if awp is not None and context.epoch >= awp.warmup:
+            proxy = _LossesOfExamples(self, context, class_weights)
             with kept_buffers(model):
-                context.logits = context.logits_adv = None
-                self._look(context, _in_order(self.needs), self.needs)
-                proxy, weights = self._loss(context, class_weights)
-                change = awp.direction(model, proxy, context.world)
+                if (search := getattr(awp, "search", None)) is not None:
+                    change = search(model, proxy, context)
+                else:
+                    change = awp.direction(model, context.mean(proxy()), context.world)
+            weights = proxy.weights
             whole, measure = self._whole(context, weights), context.measure
             with applied(model, change):
                 context.logits = context.logits_adv = None
                 self._look(context, (*self.passes_before, *passes), self.needs)
-                at, _ = self._loss(context, class_weights, weights)
-                loss = gradient_surrogate(model, at)
-            made = len(self.needs) + 2 * len(self.passes_before) + len(passes)
+                loss = gradient_surrogate(model, context.mean(self._terms(context, class_weights, weights)[0]))
+            made = proxy.calls * len(self.needs) + 2 * len(self.passes_before) + len(passes)
         else:
             self._look(context, passes, self.needs)
-            loss, weights = self._loss(context, class_weights)
+            terms, weights = self._terms(context, class_weights)
+            loss = context.mean(terms)
             whole, measure = self._whole(context, weights), context.measure
             made = len(self.passes_before) + len(passes)
         attack = context.attack
@@ -416,8 +421,10 @@ class Method(nn.Module):
                     context.model(x)
                 torch.clear_autocast_cache()  # of weights that were cast without a graph
 
-    def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the loss of the logits, and the weights (b,) that are given or those of the method."""
+    def _terms(
+        self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss of each example (b,) from the logits, and the weights (b,) that are given or those of the method."""
         robust, regularizer = _as_terms(_called("objective", self.objective, context), context.y)
         if weights is None:
             weights = self._weights(context, robust)
@@ -428,7 +435,7 @@ class Method(nn.Module):
             if class_weights.ndim != 1 or (classes is not None and len(class_weights) != classes):
                 raise UserError(f"class_weights must be one number for each class, ({classes},), got {shown(class_weights)}")
             terms = terms * constant(class_weights, terms.dtype, terms.device)[context.y]
-        return context.mean(terms), weights
+        return terms, weights
 
     @torch.no_grad()
     def _weights(self, context: StepContext, robust: Tensor) -> Tensor:
@@ -477,6 +484,37 @@ class Method(nn.Module):
     def __repr__(self) -> str:
         burn_in = f", burn_in={self._burn_in}" if self.weighting is not None else ""
         return f"method({self.name!r}, {self.threat}{burn_in})"
+
+
+class _LossesOfExamples:
+    """The loss of each example of a step, (b,), computed at whatever the weights of the model are when it is called.
+
+    The first call is at the weights as they are; it makes the instance weights ω, which the later ones keep.
+    """
+
+    def __init__(self, method: Method, context: StepContext, class_weights: Tensor | None):
+        self._method, self._context, self._class_weights = method, context, class_weights
+        self._weights: Tensor | None = None
+        self.calls = 0
+
+    @property
+    def weights(self) -> Tensor:
+        """ω, (b,)."""
+        if self._weights is None:
+            raise UserError(
+                "the weight perturbation never asked for the losses; its search(model, losses, context) calls losses()"
+            )
+        return self._weights
+
+    def __call__(self) -> Tensor:
+        """Make the passes that the loss needs, and compute it."""
+        method, context = self._method, self._context
+        context.logits = context.logits_adv = None
+        method._look(context, _in_order(method.needs), method.needs)
+        terms, self._weights = method._terms(context, self._class_weights, self._weights)
+        context.weights_perturbed = True  # whoever asks again has moved them
+        self.calls += 1
+        return terms
 
 
 def _called(name: str, part: Callable[[StepContext], Any], context: StepContext) -> Any:

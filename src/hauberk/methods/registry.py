@@ -13,6 +13,8 @@ from hauberk.core.numerics import Precision
 from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.awp import AWP
 from hauberk.methods.method import Method
+from hauberk.methods.rwp import RWP
+from hauberk.methods.sam import SAM
 from hauberk.methods.table import METHODS, MethodSpec
 from hauberk.objectives import Trades
 from hauberk.threat import ThreatModel
@@ -49,6 +51,14 @@ def _with_awp(base: str, spec: MethodSpec) -> MethodSpec:
         official |= {"step_size": "eps/4", "passes": ("attack", "adversarial", "clean", "clean")}
     return replace(spec, awp=AWP(0.005), official=official, summary=summary)
 
+
+WEIGHT_PERTURBATIONS: dict[str, Any] = {  # by name, for hb.method(weight_perturbation=)
+    "awp": AWP(),
+    "sam": SAM(),
+    "asam": SAM(rho=0.5, adaptive=True),
+    "rwp": RWP(),
+    "mlcat-wp": RWP(threshold=1.5),
+}
 
 ADDITIONS: dict[str, Callable[[str, MethodSpec], MethodSpec]] = {"awp": _with_awp}  # by what stands behind the "+"
 
@@ -104,7 +114,7 @@ def default_settings(name: str, preset: str = "paper") -> dict[str, Any]:
     own = {key: getattr(spec.attack, key) for key in _NAMES_OF_ATTACK} if spec.attack else {}
     for part in (spec.objective, spec.weighting):
         own |= {key: getattr(part, key) for key in _names(part)} if part else {}
-    own |= {key: getattr(spec.awp, field) for key, field in _NAMES_OF_AWP.items()} if spec.awp else {}
+    own |= {key: getattr(spec.awp, field) for key, field in _names_of_perturbation(spec.awp).items()} if spec.awp else {}
     return own | spec.changes(preset)
 
 
@@ -143,13 +153,13 @@ def method(
         attack: in place of the row's; this and the next three as :class:`hauberk.Method` takes them, or their import paths.
         objective: in place of the row's.
         weighting: in place of the row's; one of ``hauberk.weighting.WEIGHTINGS`` by its name, too.
-        weight_perturbation: in place of the row's.
+        weight_perturbation: in place of the row's; one of ``hauberk.methods.WEIGHT_PERTURBATIONS`` by its name, too.
         targets: in place of the row's.
         label_smoothing: α of the loss, as :class:`hauberk.Method` takes it.
         **overrides: any setting of the attack (``steps``, ``step_size``, ``start``, ``loss``, ``mode``, ...), of the
             objective (``beta``, ...), of the weighting (``measure``, ``kind``, ``slope``, ``bias``, ``lam``, ``burn_in``,
-            ...) or of the weight perturbation (``gamma``, ``awp_warmup``); ``passes`` as :class:`hauberk.Method` takes them;
-            and ``evaluate_last``, whether the attack looks at its last point.
+            ...) or of the weight perturbation (``gamma``, ``rho``, ``awp_warmup``, ...); ``passes`` as :class:`hauberk.Method`
+            takes them; and ``evaluate_last``, whether the attack looks at its last point.
 
     Returns:
         The method; call it on each batch.
@@ -175,6 +185,9 @@ def method(
     spec = get_method_spec(name)
     if isinstance(parts.get("weighting"), str):  # the settings are then of that one
         spec = replace(spec, weighting=WEIGHTINGS[find_name("weighting", parts.pop("weighting"), WEIGHTINGS)])
+    if isinstance(parts.get("weight_perturbation"), str):
+        named = find_name("weight perturbation", parts.pop("weight_perturbation"), WEIGHT_PERTURBATIONS)
+        spec = replace(spec, awp=WEIGHT_PERTURBATIONS[named])
     _check_names(name, spec, parts, overrides)
     chosen = {"preset": preset} | spec.changes(preset) | overrides
     used = {key: chosen[key] for key in _names_of_inner(spec) if key in chosen}
@@ -183,7 +196,7 @@ def method(
         parts.get("attack", spec.attack and spec.inner(_changed(spec.attack, chosen), **used)),
         parts.get("objective", _changed(spec.objective, chosen)),
         parts["weighting"] if "weighting" in parts else _weighting(name, spec, chosen),
-        parts.get("weight_perturbation", _awp(spec, chosen)),
+        parts.get("weight_perturbation", _perturbation(spec, chosen)),
         targets=parts.get("targets"),
         label_smoothing=parts.get("label_smoothing", 0.0),
         name=name,
@@ -223,7 +236,11 @@ def _names(part: Any) -> list[str]:
 
 
 _NAMES_OF_ATTACK = [name for name in _names(PGD) if name not in ("tau", "return_last", "evaluate_last", "targets")]
-_NAMES_OF_AWP = {"gamma": "gamma", "awp_warmup": "warmup"}
+
+
+def _names_of_perturbation(part: Any) -> dict[str, str]:
+    """Settings of the weight perturbation, with the field of each; AWP's where there is none yet."""
+    return {"awp_warmup" if name == "warmup" else name: name for name in _names(part or AWP)}
 
 
 def _names_of_inner(spec: MethodSpec) -> list[str]:
@@ -246,7 +263,7 @@ def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: 
         *(_names_of_inner(spec) if "attack" not in parts else ()),
         *(_names(spec.objective) if "objective" not in parts else ()),
         *(_names_of_weighting(spec) if "weighting" not in parts else ("burn_in",)),
-        *(_NAMES_OF_AWP if "weight_perturbation" not in parts else ()),
+        *(_names_of_perturbation(spec.awp) if "weight_perturbation" not in parts else ()),
     ]
     for key in overrides:
         if key not in known:
@@ -280,7 +297,9 @@ def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredW
     return made
 
 
-def _awp(spec: MethodSpec, chosen: dict[str, Any]) -> AWP | None:
-    own = {field: chosen[key] for key, field in _NAMES_OF_AWP.items() if key in chosen}
-    made = replace(spec.awp or AWP(0.0), **own)
-    return made if made.gamma else None
+def _perturbation(spec: MethodSpec, chosen: dict[str, Any]) -> Any:
+    """The weight perturbation, or None."""
+    part = spec.awp or AWP(0.0)
+    own = {field: chosen[key] for key, field in _names_of_perturbation(part).items() if key in chosen}
+    made = replace(part, **own)
+    return None if isinstance(made, AWP) and not made.gamma else made

@@ -13,6 +13,8 @@ from hauberk.methods.awp import AWP
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.methods.mm_at import TargetsInTurn
 from hauberk.methods.n_fgsm import NFGSM
+from hauberk.methods.rwp import RWP
+from hauberk.methods.sam import SAM
 from hauberk.objectives import (
     ALP,
     AT,
@@ -41,7 +43,7 @@ class MethodSpec:
         source: where it comes from.
         attack: the inner maximisation as the paper states it; None where there is none.
         weighting: instance weights; None for weights 1.
-        awp: weight perturbation; None for none.
+        awp: weight perturbation, AWP or another; None for none.
         official: what the authors' public code does otherwise, by the name of the setting.
         further: what other sources do otherwise, by the name of their preset.
         inner: how the attack is used in training.
@@ -52,7 +54,7 @@ class MethodSpec:
     source: str
     attack: PGD | None = None
     weighting: MeasuredWeighting | None = None
-    awp: AWP | None = None
+    awp: AWP | SAM | RWP | None = None
     official: dict[str, Any] = field(default_factory=dict)
     further: dict[str, dict[str, Any]] = field(default_factory=dict)
     inner: Callable[..., InnerAttack] = BatchAttack
