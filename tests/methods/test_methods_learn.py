@@ -9,7 +9,7 @@ from hauberk.core.io import read_state
 from helpers import THREAT, Signalling, easy_data, long_or, settings
 
 CERTIFIED = ("ibp", "crown-ibp", "sabr")
-NAMES = [*hb.list_methods(), "at+awp", "trades+awp", "mail-trades+awp", "mma+awp"]
+NAMES = [*hb.list_methods(), "at+awp", "trades+awp", "mail-trades+awp", "mma+awp", "n-fgsm+elle-a", "fgsm-at+gradalign"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,7 +34,8 @@ def test_every_method_learns_digits(name, digits):
         has_reject_class=detects,
         quiet=True,
     )
-    assert found.clean_accuracy > (0.6 if detects else long_or(0.9, 0.8))
+    clean = 0.6 if detects else 0.8 if "elle" in name else long_or(0.9, 0.8)  # ELLE's λ is that of a smaller ε
+    assert found.clean_accuracy > clean
     assert found.robust_accuracy > (0.3 if name in ("standard", "uniform-noise") else long_or(0.58, 0.45))
     if name == "standard":
         assert found.robust_accuracy < 0.58

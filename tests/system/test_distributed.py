@@ -42,6 +42,7 @@ from helpers import (
 
 KILLS = long_or(1, 20)
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp", "trades by asam", "at by rwp"]
+METHODS += ["n-fgsm+elle-a", "fgsm-at+gradalign"]
 
 
 class Frozen(nn.Module):

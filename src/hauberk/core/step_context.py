@@ -60,6 +60,7 @@ class StepContext:
         targets: probabilities of the classes in place of labels, (b, C), for the attack's cross-entropy and the loss; or None.
         label_smoothing: α of the targets of the loss.
         more_forwards: passes of the batch that parts have made by :meth:`forward`.
+        more_backwards: backward passes to the input, likewise.
         weights_perturbed: whether the loss is being taken at perturbed weights, the step's second time or later, so that what
             counts steps does not count twice.
     """
@@ -87,6 +88,7 @@ class StepContext:
     targets: Tensor | None = None
     label_smoothing: float = 0.0
     more_forwards: float = 0
+    more_backwards: float = 0
     weights_perturbed: bool = False
 
     @property

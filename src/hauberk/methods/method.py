@@ -392,7 +392,7 @@ class Method(nn.Module):
             all_weights=whole,
             measure=measure,
             forwards=(0 if attack is None else attack.forwards) + made + context.more_forwards,
-            backwards=0 if attack is None else attack.backwards,
+            backwards=(0 if attack is None else attack.backwards) + context.more_backwards,
             burning_in=context.epoch < context.burn_in,
         )
 

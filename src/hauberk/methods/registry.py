@@ -16,7 +16,7 @@ from hauberk.methods.method import Method
 from hauberk.methods.rwp import RWP
 from hauberk.methods.sam import SAM
 from hauberk.methods.table import METHODS, MethodSpec
-from hauberk.objectives import Trades
+from hauberk.objectives import ELLE, GradAlign, Regularized, Trades
 from hauberk.threat import ThreatModel
 from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
@@ -60,7 +60,27 @@ WEIGHT_PERTURBATIONS: dict[str, Any] = {  # by name, for hb.method(weight_pertur
     "mlcat-wp": RWP(threshold=1.5),
 }
 
-ADDITIONS: dict[str, Callable[[str, MethodSpec], MethodSpec]] = {"awp": _with_awp}  # by what stands behind the "+"
+
+def _with_term(term: GradAlign | ELLE, what: str) -> Callable[[str, MethodSpec], MethodSpec]:
+    """Add a term against catastrophic overfitting."""
+
+    def add(base: str, spec: MethodSpec) -> MethodSpec:
+        attack = spec.attack
+        if base == "fgsm-at" and attack is not None:  # both papers' code takes one step of ε from x itself
+            attack = replace(attack, step_size="eps", start="clean")
+        return replace(spec, attack=attack, terms=(*spec.terms, term), summary=f"{spec.summary}, {what}")
+
+    return add
+
+
+ADDITIONS: dict[str, Callable[[str, MethodSpec], MethodSpec]] = {  # by what stands behind the "+"
+    "awp": _with_awp,
+    "gradalign": _with_term(GradAlign(), "and gradients aligned nearby (Andriushchenko and Flammarion 2020, GradAlign)"),
+    "elle": _with_term(ELLE(), "and a loss that is linear nearby (Abad Rocamora et al. 2024, ELLE)"),
+    "elle-a": _with_term(
+        ELLE(4000.0, True), "and, when it is less so, a loss linear nearby (Abad Rocamora et al. 2024, ELLE-A)"
+    ),
+}
 
 
 def find_method(name: str) -> str:
@@ -112,7 +132,7 @@ def default_settings(name: str, preset: str = "paper") -> dict[str, Any]:
     """
     spec = get_method_spec(name)
     own = {key: getattr(spec.attack, key) for key in _NAMES_OF_ATTACK} if spec.attack else {}
-    for part in (spec.objective, spec.weighting):
+    for part in (spec.objective, spec.weighting, *spec.terms):
         own |= {key: getattr(part, key) for key in _names(part)} if part else {}
     own |= {key: getattr(spec.awp, field) for key, field in _names_of_perturbation(spec.awp).items()} if spec.awp else {}
     return own | spec.changes(preset)
@@ -138,8 +158,9 @@ def method(
     """Make a method by name.
 
     Args:
-        name: see :func:`hauberk.list_methods`; with ``+awp`` behind it for adversarially perturbed weights; or the import path
-            of a function of your own, ``package.module:build``, called as ``build(threat, **settings)``.
+        name: see :func:`hauberk.list_methods`; with ``+awp`` behind it for adversarially perturbed weights, ``+gradalign``,
+            ``+elle`` or ``+elle-a`` against catastrophic overfitting; or the import path of a function of your own,
+            ``package.module:build``, called as ``build(threat, **settings)``.
         threat: what the adversary may do.
         preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs; ``"note"`` of ``mart``.
         seed: of the random starts.
@@ -191,10 +212,11 @@ def method(
     _check_names(name, spec, parts, overrides)
     chosen = {"preset": preset} | spec.changes(preset) | overrides
     used = {key: chosen[key] for key in _names_of_inner(spec) if key in chosen}
+    goal = parts.get("objective", _changed(spec.objective, chosen))
     made = Method(
         threat,
         parts.get("attack", spec.attack and spec.inner(_changed(spec.attack, chosen), **used)),
-        parts.get("objective", _changed(spec.objective, chosen)),
+        Regularized(goal, *(_changed(term, chosen) for term in spec.terms)) if spec.terms else goal,
         parts["weighting"] if "weighting" in parts else _weighting(name, spec, chosen),
         parts.get("weight_perturbation", _perturbation(spec, chosen)),
         targets=parts.get("targets"),
@@ -262,6 +284,7 @@ def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: 
         *(_NAMES_OF_ATTACK if spec.attack and "attack" not in parts else ()),
         *(_names_of_inner(spec) if "attack" not in parts else ()),
         *(_names(spec.objective) if "objective" not in parts else ()),
+        *(name for term in spec.terms for name in _names(term)),
         *(_names_of_weighting(spec) if "weighting" not in parts else ("burn_in",)),
         *(_names_of_perturbation(spec.awp) if "weight_perturbation" not in parts else ()),
     ]

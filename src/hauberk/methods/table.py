@@ -30,6 +30,7 @@ from hauberk.objectives import (
     Trades,
     UniformNoise,
 )
+from hauberk.objectives.local_linearity import ELLE, GradAlign, with_terms
 from hauberk.weighting import Gairat, Mail
 
 
@@ -47,6 +48,7 @@ class MethodSpec:
         official: what the authors' public code does otherwise, by the name of the setting.
         further: what other sources do otherwise, by the name of their preset.
         inner: how the attack is used in training.
+        terms: what is added to the regularizer of the objective.
     """
 
     objective: Objective
@@ -58,6 +60,12 @@ class MethodSpec:
     official: dict[str, Any] = field(default_factory=dict)
     further: dict[str, dict[str, Any]] = field(default_factory=dict)
     inner: Callable[..., InnerAttack] = BatchAttack
+    terms: tuple[GradAlign | ELLE, ...] = ()
+
+    @property
+    def equation(self) -> str:
+        """What is minimised of an example, the terms that are added included."""
+        return with_terms(self.objective.equation, self.terms)
 
     def changes(self, preset: str) -> dict[str, Any]:
         """Return what a preset does otherwise than the paper. Raises UserError if this method has no such preset."""

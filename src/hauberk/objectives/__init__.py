@@ -13,6 +13,7 @@ from hauberk.objectives.cross_entropy import (
     standard,
 )
 from hauberk.objectives.functional import kl_divergence
+from hauberk.objectives.local_linearity import ELLE, GradAlign, Regularized
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
 from hauberk.objectives.mart import Mart, mart
 from hauberk.objectives.mma import MMA, mma
@@ -23,8 +24,10 @@ __all__ = [
     "ALP",
     "AT",
     "CLP",
+    "ELLE",
     "MMA",
     "AdversarialClass",
+    "GradAlign",
     "LossTerms",
     "Mart",
     "Mixed",
@@ -32,6 +35,7 @@ __all__ = [
     "NoisyStandard",
     "Objective",
     "PresetName",
+    "Regularized",
     "Standard",
     "Trades",
     "UniformNoise",

@@ -21,6 +21,7 @@ from hauberk.data.augment import Augmentation
 from hauberk.methods import Method
 from hauberk.methods.method import FROM_PYTHON
 from hauberk.models import ModelSpec
+from hauberk.objectives import Regularized
 from hauberk.training.config import TrainConfig
 from hauberk.training.schedule import MakeOptimizer, MakeScheduler, first_drop
 
@@ -114,7 +115,7 @@ class Plan:
         method = self.method
         parts = {
             "attack": getattr(method.inner, "attack", method.inner),
-            "objective": method.objective,
+            "objective": method.objective.objective if isinstance(method.objective, Regularized) else method.objective,
             "weighting": method.weighting,
             "weight_perturbation": method.weight_perturbation,
             "augmentation": self.augmentation,
