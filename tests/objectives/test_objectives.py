@@ -199,7 +199,11 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     net, threat = torch.nn.Linear(3, 5, dtype=torch.float64), hb.Linf(0.3, low=-9, high=9)
     x = adv[:, :3].detach().clamp(-5, 5)
     clean = net(x) if objective.computes else clean
+    points = (x + 0.02, x - 0.02)
+    if isinstance(objective, every.Ramp):
+        y = net(points[0]).argmax(1)  # right at the first of its pair, so that all count
     context = StepContext(net, x, y, threat, rng, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
+    context.x_adv_by_threat = points
     if sigma:  # logits are the inputs of a network that hands them on
         context = StepContext(nn.Identity(), clean, y, None, rng, x_adv=adv, logits=clean, logits_adv=adv)
     terms, weight = objective(context), torch.linspace(0, 2, 9, dtype=torch.float64)
@@ -209,6 +213,7 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     normal = net.weight[y][:, None] - net.weight
     middle = torch.einsum("bkd,bd->bk", normal, x if share is None else x + 0.05) + net.bias[y][:, None] - net.bias
     constants["m"] = middle - 0.3 * (1 if share is None else share) * normal.abs().sum(2)
+    constants |= {"x_1": net(points[0]), "x_2": net(points[1]), "λ": getattr(objective, "ramp_lam", None)}
     constants["x_u"] = net(threat.around(x).random(rng)) if objective.needs == frozenset() and not sigma else None
     constants["kappa"] = 1 - 0.4 * (1 - getattr(objective, "kappa", 1))
     shown = value_of(objective.equation, clean, adv, y, weight, constants)

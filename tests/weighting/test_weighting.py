@@ -134,6 +134,8 @@ IDEAL = {
     "n-fgsm": (2, 1, 1),
     "mm-at": (35, 30, 1),  # 1 at x, 10 and the last point for each of three targets, 1 of the loss
     "mixed-at": (12, 10, 1),
+    "e-at": (12, 10, 1),
+    "max-at": (12, 10, 1),  # times as many as there are threat models, and one of the loss
     "uniform-noise": (1, 0, 1),
     "at": (11, 10, 1),
     "mart": (12, 10, 1),

@@ -39,7 +39,7 @@ class StepContext:
         model: being trained, in the mode the loss should see.
         x: clean inputs, (b, ...).
         y: labels, (b,) int64.
-        threat: the threat model of this step.
+        threat: the threat model of this step, or the :class:`~hauberk.threat.ThreatUnion` of several.
         rng: random draws keyed by example.
         epoch: 0-based.
         index: which examples these are, (b,) int64, or None.
@@ -48,6 +48,7 @@ class StepContext:
         attack: the :class:`~hauberk.attacks.AttackResult` of the attack; None before it, and where it is a function that
             returns inputs only.
         x_adv: adversarial inputs, (b, ...); None before the attack, and for methods without one.
+        x_adv_by_threat: those under each of several threat models, (b, ...) each, where the attack looked under several.
         logits: of the clean inputs, (b, C), with a graph; None unless the objective or the weighting needs them.
         logits_adv: of the adversarial inputs, likewise.
         measure: what the weights are made from, of the whole batch of all processes, (B,); None without.
@@ -76,6 +77,7 @@ class StepContext:
     burn_in: int = 0
     attack: Any = None
     x_adv: Tensor | None = None
+    x_adv_by_threat: tuple[Tensor, ...] = ()
     logits: Tensor | None = None
     logits_adv: Tensor | None = None
     measure: Tensor | None = None

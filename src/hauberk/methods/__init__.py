@@ -18,6 +18,7 @@ from hauberk.methods.registry import (
 )
 from hauberk.methods.rwp import RWP
 from hauberk.methods.sam import SAM
+from hauberk.methods.several_threats import AlternatingThreats, WorstThreat
 from hauberk.methods.table import METHODS, MethodSpec
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "RWP",
     "SAM",
     "WEIGHT_PERTURBATIONS",
+    "AlternatingThreats",
     "BatchAttack",
     "FreeReplay",
     "InnerAttack",
@@ -39,6 +41,7 @@ __all__ = [
     "Step",
     "StepContext",
     "TargetsInTurn",
+    "WorstThreat",
     "default_settings",
     "get_method_spec",
     "list_methods",

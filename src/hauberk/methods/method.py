@@ -27,7 +27,7 @@ from hauberk.methods.inner import InnerAttack, as_inner_attack
 from hauberk.methods.output import Output
 from hauberk.objectives.cross_entropy import AT
 from hauberk.objectives.functional import at_least_float32
-from hauberk.threat import ThreatModel
+from hauberk.threat import ThreatModel, as_threat, threats_of
 from hauberk.threat.model import check_batch, check_inputs
 
 FROM_PYTHON = "python:"  # in front of what stands for an object that has no import path
@@ -42,7 +42,8 @@ class Method(nn.Module):
     batches it has seen, which keys its random starts, and what its attack remembers (MMA's radii).
 
     Args:
-        threat: what the adversary may do.
+        threat: what the adversary may do; several threat models, their union, where the attack has ``takes_several_threats``,
+            or there is none.
         attack: an attack of :mod:`hauberk.attacks`; or a callable of the :class:`~hauberk.core.step_context.StepContext` that
             returns adversarial inputs (B, ...) inside the threat model, or inside ``attack.reach(threat)`` where it has such a
             method, or an ``AttackResult``; None for standard training.
@@ -75,7 +76,7 @@ class Method(nn.Module):
     @checked
     def __init__(
         self,
-        threat: ThreatModel,
+        threat: "ThreatModel | Sequence[ThreatModel]",  # as_threat checks it
         attack: Any = None,
         objective: Callable[[StepContext], Any] | None = None,
         weighting: Callable[[StepContext], Tensor] | None = None,
@@ -92,7 +93,7 @@ class Method(nn.Module):
         passes: Sequence[str] = ("attack",),
     ):
         super().__init__()
-        self.threat, self.name, self.seed = threat, name, seed
+        self.threat, self.name, self.seed = as_threat(threat), name, seed
         parts = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
         parts |= {"targets": targets, "label_smoothing": label_smoothing or None}
         given = {key: part for key, part in parts.items() if part is not None}
@@ -130,6 +131,12 @@ class Method(nn.Module):
             self._require_soft_labels()
         if self.inner is None and self.needs >= ADVERSARIAL:
             raise UserError(f"{name} needs logits of adversarial inputs, but has no attack")
+        if (
+            len(threats_of(self.threat)) > 1
+            and self.sees_worst_cases
+            and not getattr(self.inner, "takes_several_threats", False)
+        ):
+            raise UserError(f"{name} trains under one threat model at a time, and there are {self.threat}")
         if weighting is not None and not self.sees_worst_cases:
             raise UserError(f"{name} does not attack, so there is nothing to weigh by")
         if weight_perturbation is not None and self.n_replays > 1:
@@ -325,7 +332,8 @@ class Method(nn.Module):
             )
         if any(p.is_inference() for p in model.parameters()):
             raise UserError("a model made under torch.inference_mode cannot be trained; make it, or load it, outside")
-        check_inputs(x, y, self.threat)
+        for threat in threats_of(self.threat):
+            check_inputs(x, y, threat)
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
         if own != x.dtype:
             raise UserError(f"the model is of {own}, the inputs of {x.dtype}; convert them with x.to({own})")

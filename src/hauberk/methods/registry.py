@@ -1,7 +1,7 @@
 """``hb.method``, which makes a method by its name: a row of the table, and what is added to it behind a "+"."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from hauberk.methods.rwp import RWP
 from hauberk.methods.sam import SAM
 from hauberk.methods.table import METHODS, MethodSpec
 from hauberk.objectives import ELLE, GradAlign, Regularized, Trades
-from hauberk.threat import ThreatModel
+from hauberk.threat import Threat, ThreatModel, as_threat
 from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
 from hauberk.weighting.mail import MARGINS, Mail
@@ -141,7 +141,7 @@ def default_settings(name: str, preset: str = "paper") -> dict[str, Any]:
 @checked
 def method(
     name: str,
-    threat: ThreatModel,
+    threat: "ThreatModel | Sequence[ThreatModel]",  # as_threat checks it
     *,
     preset: str = "paper",
     seed: int = 0,
@@ -161,7 +161,7 @@ def method(
         name: see :func:`hauberk.list_methods`; with ``+awp`` behind it for adversarially perturbed weights, ``+gradalign``,
             ``+elle`` or ``+elle-a`` against catastrophic overfitting; or the import path of a function of your own,
             ``package.module:build``, called as ``build(threat, **settings)``.
-        threat: what the adversary may do.
+        threat: what the adversary may do; several threat models for methods that train under several.
         preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs; ``"note"`` of ``mart``.
         seed: of the random starts.
         precision: what the passes run on: "model", the model as it is, under torch's switches as they are; "fp32", for attacks
@@ -193,7 +193,7 @@ def method(
         >>> method("mail-trades+awp", Linf("8/255"), measure="pm-nat")
         method('mail-trades+awp', Linf(8/255), burn_in=74)
     """
-    name = find_method(name)
+    name, threat = find_method(name), as_threat(threat)
     given = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
     given |= {"targets": targets, "label_smoothing": label_smoothing or None}
     given = {key: value for key, value in given.items() if value is not None}
@@ -210,7 +210,7 @@ def method(
         named = find_name("weight perturbation", parts.pop("weight_perturbation"), WEIGHT_PERTURBATIONS)
         spec = replace(spec, awp=WEIGHT_PERTURBATIONS[named])
     _check_names(name, spec, parts, overrides)
-    chosen = {"preset": preset} | spec.changes(preset) | overrides
+    chosen: dict[str, Any] = {"preset": preset, "seed": seed} | spec.changes(preset) | overrides
     used = {key: chosen[key] for key in _names_of_inner(spec) if key in chosen}
     goal = parts.get("objective", _changed(spec.objective, chosen))
     made = Method(
@@ -238,7 +238,7 @@ def _imported(key: str, value: Any) -> Any:
     return import_object(value, key) if isinstance(value, str) and is_import_path(value) else value
 
 
-def _built(build: Callable[..., Method], name: str, threat: ThreatModel, settings: dict[str, Any]) -> Method:
+def _built(build: Callable[..., Method], name: str, threat: Threat, settings: dict[str, Any]) -> Method:
     """Build a method of the caller's own, or raise UserError if it is none."""
     seed = settings.pop("seed")
     try:
@@ -267,7 +267,7 @@ def _names_of_perturbation(part: Any) -> dict[str, str]:
 
 def _names_of_inner(spec: MethodSpec) -> list[str]:
     """Settings of how the attack is used, which a preset or the caller may set; one that the objective has too is for both."""
-    return [name for name in inspect.signature(spec.inner).parameters if name not in ("attack", "taus")]
+    return [name for name in inspect.signature(spec.inner).parameters if name not in ("attack", "taus", "most")]
 
 
 def _names_of_weighting(spec: MethodSpec) -> list[str]:

@@ -15,6 +15,7 @@ from hauberk.methods.mm_at import TargetsInTurn
 from hauberk.methods.n_fgsm import NFGSM
 from hauberk.methods.rwp import RWP
 from hauberk.methods.sam import SAM
+from hauberk.methods.several_threats import AlternatingThreats, WorstThreat
 from hauberk.objectives import (
     ALP,
     AT,
@@ -26,6 +27,7 @@ from hauberk.objectives import (
     NoisyAT,
     NoisyStandard,
     Objective,
+    Ramp,
     Standard,
     Trades,
     UniformNoise,
@@ -90,6 +92,7 @@ _TRADES_CODE = {**_UNPROJECTED, "passes": ("attack", "clean", "adversarial", "cl
 # The second and third look at the last point to choose among restarts, and at the clean inputs for the log after the step.
 _RICE_CODE = {"mode": "train", "evaluate_last": True, "passes": ("attack", "adversarial", "step", "clean")}
 _UNIFORM = PGD(10, "eps/4", "uniform")
+_BEST = PGD(10, "eps/4", "clean")  # of points visited, from x itself as the public code of E-AT and RAMP begins
 _KL = PGD(10, "eps/4", "normal", loss="kl")
 
 _MAIL_CODE = {**_UNPROJECTED, "burn_in": 76}  # counted from 0
@@ -192,6 +195,19 @@ METHODS: dict[str, MethodSpec] = {
         AT(), "GAIRAT's weights with λ 0, at friendly adversarial inputs",
         "Zhang et al. 2021, GAIR_FAT.py: τ 0, 3, 6 up to epochs 40, 70, 120; its labels are out of order",
         _UNIFORM, weighting=Gairat(lam=0.0), official={**_OFFICIAL, "burn_in": 59}, inner=_friendly(40, 70, 120, by=3)),
+    # Several threat models.
+    "e-at": MethodSpec(
+        AT(), "adversarial training under several threat models, one for each batch, the weakest most often",
+        "Croce and Hein 2022, robust-finetuning: L∞ and L1, by APGD where here PGD returns its best point",
+        _BEST, inner=AlternatingThreats),
+    "max-at": MethodSpec(
+        AT(), "adversarial training at the worst point under several threat models",
+        "Tramèr and Boneh 2019 (MAX); RAMP, MAX.py, by APGD where here PGD returns its best point",
+        _BEST, inner=WorstThreat),
+    "ramp": MethodSpec(
+        Ramp(), "the worst of two threat models, and KL between predictions under both where the first is right",
+        "Jiang and Singh 2024, RAMP.py --kl --max, without its gradient projection",
+        _BEST, inner=partial(WorstThreat, most=2)),
     "mixed-at": MethodSpec(
         Mixed(), "clean and adversarial cross-entropy, half and half",
         "Goodfellow et al. 2015, with one step of ε from x; Kannan et al. 2018 (M-PGD)", _UNIFORM),

@@ -17,6 +17,7 @@ from hauberk.objectives.local_linearity import ELLE, GradAlign, Regularized
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
 from hauberk.objectives.mart import Mart, mart
 from hauberk.objectives.mma import MMA, mma
+from hauberk.objectives.ramp import Ramp
 from hauberk.objectives.smoothing import NoisyAT, NoisyStandard
 from hauberk.objectives.trades import Trades, trades
 
@@ -35,6 +36,7 @@ __all__ = [
     "NoisyStandard",
     "Objective",
     "PresetName",
+    "Ramp",
     "Regularized",
     "Standard",
     "Trades",
