@@ -33,7 +33,15 @@ SHAPE, CLASSES, BATCH, LATE = (3, 8, 8), 4, 8, 200
 THREATS = {"Linf": hb.Linf("8/255"), "L2": hb.L2(0.5), "L1": hb.L1(5.0), "L0": hb.L0(8)}
 _EACH = torch.full(SHAPE, 0.03)
 PER_FEATURE = hb.Linf(_EACH, low=0 * _EACH, high=1 + _EACH, frozen=[0, 5], monotone=[[[1.0]], [[-1.0]], [[0.0]]])
-UNFIXED = ("standard", "gaussian", "free-at", "fgsm-at", "ibp", "crown-ibp")  # methods whose attack has no number of steps
+UNFIXED = (
+    "standard",
+    "gaussian",
+    "uniform-noise",
+    "free-at",
+    "fgsm-at",
+    "ibp",
+    "crown-ibp",
+)  # methods whose attack has no number of steps
 Case = tuple[str, dict[str, Any]]
 
 
