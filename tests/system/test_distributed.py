@@ -42,7 +42,7 @@ from helpers import (
 
 KILLS = long_or(1, 20)
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp", "trades by asam", "at by rwp"]
-METHODS += ["n-fgsm+elle-a", "fgsm-at+gradalign"]
+METHODS += ["n-fgsm+elle-a", "fgsm-at+gradalign", "e-at under two", "ramp under two"]
 
 
 class Frozen(nn.Module):
@@ -70,10 +70,11 @@ def data(n=120):
 
 def some_steps(name, net=None, **more):
     """Some epochs on batches of 15, so that the parts differ in size. Returns weights and metrics."""
+    name, _, second = name.partition(" under ")
     name, _, perturbation = name.partition(" by ")
     settings = {"burn_in": 0} if hb.method(name, hb.Linf("8/255")).weighting is not None else {}
     settings |= {"weight_perturbation": perturbation} if perturbation else {}
-    method = hb.method(name, hb.Linf("8/255"), **settings)
+    method = hb.method(name, [hb.Linf("8/255"), *([hb.L2(0.5)] if second else [])], **settings)
     how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}
     run = hb.train(net or Frozen(), data(), method=method, epochs=long_or(2, 3), quiet=True, threads=1, **{**how, **more})
     clock = ("seconds", "examples_per_second")
