@@ -21,7 +21,8 @@ ROWS = (
     ("convex", "convex_adversarial_models_fashion_mnist.pth", "fashion-mnist", hb.Linf(0.1), 1_000),
     ("cnn-a", "", "cifar10", hb.Linf("2/255"), 200),
     ("cnn-a", "", "cifar10", hb.Linf("1/255"), 200),
-    ("cnn-a", "", "cifar10", hb.L2(0.05), 200),
+    ("cnn-a", "", "cifar10", hb.L2(0.05), 100),
+    ("cnn-a", "", "cifar10", hb.L1(0.1), 100),
     ("wong", "", "mnist", hb.Linf(0.1), 200),
 )
 

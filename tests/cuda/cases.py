@@ -13,7 +13,7 @@ from math import ceil
 from typing import Any
 from unittest import mock
 
-from simulated_gpu import CUDA, SimulatedGpu  # before torch
+from simulated_gpu import CPU, CUDA, SimulatedGpu  # before torch
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from hauberk.attacks import AttackInputs, ModelQueries, frozen_model
 from hauberk.attacks.presets import PRESETS
 from hauberk.core.random import ExampleRng
 from hauberk.fastpath.frozen_copy import InferenceCopy
+from hauberk.methods import get_method_spec
 from hauberk.models.resnet import BasicBlock
 from hauberk.training.trainer import Trainer
 
@@ -47,13 +48,13 @@ Case = tuple[str, dict[str, Any]]
 RESNET18 = (4, 4, 4, 8, 8, 8, 8, 8, 8)  # as many launches as ResNet-18 has, and less to compute
 
 
-def network(outputs: int = CLASSES, widths: Sequence[int] = (4, 8)) -> nn.Module:
+def network(outputs: int = CLASSES, widths: Sequence[int] = (4, 8), device: torch.device = CUDA) -> nn.Module:
     """A ResNet of one block, or of more."""
     torch.manual_seed(0)
     blocks = [BasicBlock(a, b, 1 if a == b else 2) for a, b in pairwise(widths)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], outputs)]
     stem = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
-    return nn.Sequential(*stem, *blocks, *head).to(CUDA)
+    return nn.Sequential(*stem, *blocks, *head).to(device)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -116,6 +117,8 @@ def hand_made(
 ) -> HandMade:
     settings: dict[str, Any] = {} if name in UNFIXED else {"steps": steps}
     settings |= {"burn_in": 0} if "mail" in name or "gair" in name else {}
+    if get_method_spec(name).needs_teacher:
+        settings["teacher"] = network(widths=widths)
     method = hb.method(name, threat, precision=precision, **settings)
     return HandMade(method.with_schedule(LATE + 1), widths)
 
@@ -221,8 +224,33 @@ def evaluation(only: str) -> Iterator[Case]:
             yield precision, {"waits": waits, "launches": launches, "where": dict(gpu.waits.most_common())}
 
 
+def certificates(only: str) -> Iterator[Case]:
+    """Proofs by each kind of bound, and those of smoothing: how often they wait, and whether they prove what a CPU proves."""
+    torch.manual_seed(1)
+    x = torch.rand(BATCH, *SHAPE)
+    with torch.no_grad():
+        y = network(device=CPU).eval()(x).argmax(1)
+    data, bounds = (x, y), ["ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound"]
+    each = hb.Linf(0.8 * _EACH, low=0 * _EACH, high=1 + _EACH, frozen=[0, 5])
+    proofs: dict[str, Callable[[nn.Module], list[Any]]] = {
+        str(threat): lambda model, threat=threat: (  # type: ignore[misc]
+            hb.certify(model, data, threat=threat, methods=bounds, steps=2, branches=20, quiet=True).proved_by
+        )
+        for threat in (hb.Linf(0.03), hb.L2(0.25), hb.L1(0.6), each)
+    }
+    how = {"sigma": 1.0, "selection_draws": 10, "draws": 200, "batch_size": 50, "quiet": True}
+    proofs["smoothing"] = lambda model: hb.certify_smoothed(model, data, **how).counts.tolist()
+    for case, prove in proofs.items():
+        if only in case:
+            with SimulatedGpu() as gpu:
+                there = prove(network().eval())
+            waits, launches = gpu.counts
+            here = prove(network(device=CPU).eval())
+            yield case, {"waits": waits, "launches": launches, "there": there, "here": here, "where": dict(gpu.waits)}
+
+
 GROUPS: dict[str, Callable[[str], Iterator[Case]]] = {
-    one.__name__: one for one in (methods, features, attacks, training, evaluation)
+    one.__name__: one for one in (methods, features, attacks, training, evaluation, certificates)
 }
 
 

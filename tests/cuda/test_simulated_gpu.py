@@ -92,6 +92,17 @@ def test_evaluations(library):
         assert not sent, case
 
 
+def test_certificates(library):
+    cases, problem = run(library, "certificates")
+    assert not problem, problem[-3000:]
+    assert len(cases) == 5
+    proved = [proof for case, found in cases.items() if case != "smoothing" for proof in found["there"]]
+    assert {"crown-ibp", "crown", "branch-and-bound"} <= set(proved)
+    for case, found in cases.items():
+        assert found["there"] == found["here"], case
+        assert not [place for place in found["where"] if place.startswith("certification/bounds") and "to the device" in place]
+
+
 MUTANTS = {
     "a forgotten device": ("core/random.py", "torch.arange(1, count + 1, device=device)", "torch.arange(1, count + 1)"),
     "a number that is read": ("attacks/pgd.py", "        start = point\n", "        start = point + grad.sum().item()\n"),

@@ -25,6 +25,11 @@ from hauberk.models import MODELS, ModelSpec
         ("wrn-34-10", (3, 32, 32), 46_160_474),  # published; TRADES' own code holds an unused block more
         ("wrn-28-10", (3, 32, 32), 36_479_194),
         ("wrn-8-1", (3, 32, 32), None),  # 6n + 2
+        ("wrn-10-1-silu", (3, 32, 32), None),
+        ("resnet18-16", (3, 32, 32), 701_466),
+        ("preact-resnet18-16", (3, 32, 32), None),
+        ("resnet18-8-silu", (1, 28, 28), None),
+        ("preact-resnet18-silu", (3, 32, 32), 11_172_170),
     ],
 )
 def test_architectures(name, shape, parameters):
@@ -75,6 +80,29 @@ def test_the_network_of_table_3_is_trained():
     assert sum(p.numel() for p in run.model.parameters()) == 46_160_474 - 8 * 641  # ten classes have so many more
 
 
+def test_a_width_says_how_many_channels_each_stage_has():
+    for preact in ("", "preact-"):
+        narrow, whole, named = (on_meta(preact + name).state_dict() for name in ("resnet18-16", "resnet18", "resnet18-64"))
+        assert {key: value.shape for key, value in whole.items()} == {key: value.shape for key, value in named.items()}
+        for key, value in narrow.items():
+            inside = [size for size in (10, 3, 1) if size in value.shape]  # classes, colours and kernels stay as they are
+            assert [s // 4 if s not in inside else s for s in whole[key].shape] == list(value.shape), key
+
+
+@pytest.mark.parametrize("name", ["resnet18-8", "preact-resnet18-8", "wrn-10-1"])
+def test_silu_takes_the_place_of_every_relu(name, monkeypatch):
+    plain, smooth = ModelSpec(name, (3, 8, 8), 4).build(), ModelSpec(f"{name}-silu", (3, 8, 8), 4).build()
+    smooth.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    for module in plain.modules():
+        if hasattr(module, "activation"):
+            module.activation = lambda values: values * torch.sigmoid(values)
+    with torch.no_grad():
+        assert torch.allclose(smooth.eval()(x), plain.eval()(x), atol=1e-6)
+    monkeypatch.setattr(torch.nn.functional, "relu", None)
+    assert smooth(x).shape == (2, 4)  # none is left
+
+
 def test_other_image_sizes():
     for shape in ((1, 8, 8), (3, 20, 12), (2, 4, 4)):
         assert ModelSpec("small-cnn", shape, 3).build()(torch.rand(2, *shape)).shape == (2, 3)
@@ -122,6 +150,9 @@ def test_your_own_by_module_and_factory(tmp_path, monkeypatch):
         (ModelSpec("wrn-35-10", (3, 32, 32), 10), "6n \\+ 4"),
         (ModelSpec("wrn-30-10", (3, 32, 32), 10), "6n \\+ 2 as Madry's code counts"),
         (ModelSpec("wrn-34-1000000", (3, 32, 32), 10), "width"),
+        (ModelSpec("resnet18-0", (3, 32, 32), 10), "1 to 1000"),
+        (ModelSpec("resnet18-99999", (3, 32, 32), 10), "1 to 1000"),
+        (ModelSpec("resnet18-relu", (3, 32, 32), 10), "did you mean"),
         (ModelSpec("small-cnn", (12,), 10), "try 'mlp'"),
         (ModelSpec("small-cnn", (1, 2, 2), 10), "at least 4×4"),
         (ModelSpec("mlp", (12,), 1), "1 classes"),

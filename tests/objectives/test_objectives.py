@@ -152,13 +152,17 @@ def value_of(equation, clean, adv, y, weight, constants):
     def divergence(p, q):
         return (p * (p.log() - q.log())).sum(1)
 
+    def as_probabilities(label):
+        return label if label.ndim == 2 else F.one_hot(label, clean.shape[1]).to(clean.dtype)
+
     def boosted(p, label):
         others = p.masked_fill(F.one_hot(label, p.shape[1]).bool(), 0).amax(1)
         return -p.gather(1, label[:, None])[:, 0].log() - (1 - others).log()
 
     formula = equation.partition(";")[0]
     formula = re.sub(r"‖([^‖]+)‖²", r"sum_of_squares(\1)", re.sub(r"mean_k \((.+?)\)²", r"mean_of_squares(\1)", formula))
-    signs = {"x'": "adv", "x*": "star", "·": "*", "‖": ", ", "ω": "weight", "β": "beta", "κ": "kappa"}
+    signs = {"x_h": "far", "x'": "adv", "x*": "star", "·": "*", "‖": ", ", "ω": "weight", "β": "beta", "κ": "kappa"}
+    signs |= {"α": "alpha", "λ": "lam"}
     formula = formula.replace("f(x + u)", "f(x_u)")
     for sign, python in signs.items():
         formula = formula.replace(sign, python)
@@ -167,10 +171,33 @@ def value_of(equation, clean, adv, y, weight, constants):
         "x": clean, "adv": adv, "star": torch.where(right, adv, clean), "z": clean.roll(-1, 0), "y": y, "weight": weight,
         "f": lambda logits: logits, "p": lambda logits: logits.softmax(1), "BCE": boosted, "KL": divergence,
         "p_y": lambda logits: logits.softmax(1).gather(1, y[:, None])[:, 0], "K": torch.full_like(y, clean.shape[1] - 1),
-        "CE": lambda logits, label: -logits.log_softmax(1).gather(1, label[:, None])[:, 0],
+        "CE": lambda logits, label: -(logits.log_softmax(1) * as_probabilities(label)).sum(1),
+        "OVR": lambda logits, label: F.binary_cross_entropy_with_logits(
+            logits, as_probabilities(label), reduction="none").sum(1),
+        "wMSE": lambda z, other: ((z - z.mean(1, True)) - (other - other.mean(1, True))).square().mean(1) / 2,  # uniform
         "sum_of_squares": lambda v: v.square().sum(1), "mean_of_squares": lambda v: v.square().mean(1),
     }  # fmt: skip
     return eval(formula, {"__builtins__": {}}, names | constants)
+
+
+def of_two_networks(objective, net, other, x, clean, adv):
+    """What formulas with a further network speak of: its predictions, and those of both at further points."""
+
+    def of_other(logits):
+        return other(x) if logits is clean else other(x + 0.05)
+
+    tau, h = getattr(objective, "temperature", 1.0), getattr(objective, "h", 1.0)
+    p = other(x + 0.05).softmax(1)
+    unsure = -(p * p.log()).sum(1)
+    return {
+        "alpha": getattr(objective, "alpha", None), "τ": tau, "γ": getattr(objective, "helper_gamma", None),
+        "a": getattr(objective, "igdm_alpha", None),
+        "v": (unsure - unsure.min()) / (unsure.max() - unsure.min() + 1e-8),
+        "p_T": lambda logits: of_other(logits).softmax(1), "p_a": lambda logits: of_other(logits).softmax(1),
+        "q_T": lambda logits: (of_other(logits) / tau).softmax(1), "q": lambda logits: (logits / tau).softmax(1),
+        "d": (adv - net(x - 0.05)).softmax(1), "d_T": (other(x + 0.05) - other(x - 0.05)).softmax(1),
+        "far": net(x + h * 0.05), "y_h": other(x + 0.05).argmax(1),
+    }  # fmt: skip
 
 
 SHOWN = [
@@ -183,6 +210,11 @@ SHOWN = [
         {"direction": "adv-to-clean"},
         {"clean_share": 0.0},
         {"kappa": 0.3},
+        {"clip": 0.6},
+        {"alpha": 0.3},
+        {"temperature": 2.0},
+        {"igdm_alpha": 0.7},
+        {"h": 3.0},
     )
     if set(changed) <= {field.name for field in fields(get_method_spec(name).objective)}
 ]
@@ -202,19 +234,33 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     points = (x + 0.02, x - 0.02)
     if isinstance(objective, every.Ramp):
         y = net(points[0]).argmax(1)  # right at the first of its pair, so that all count
-    context = StepContext(net, x, y, threat, rng, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
+    context = StepContext(net, x, y, threat, rng, 89, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
     context.x_adv_by_threat = points
+    other = context.teacher = context.average = torch.nn.Linear(3, 5, dtype=torch.float64)
     if sigma:  # logits are the inputs of a network that hands them on
         context = StepContext(nn.Identity(), clean, y, None, rng, x_adv=adv, logits=clean, logits_adv=adv)
     terms, weight = objective(context), torch.linspace(0, 2, 9, dtype=torch.float64)
     constants = {"beta": getattr(objective, "beta", None), "c": getattr(objective, "clean_share", None)}
     constants |= {"σ": sigma, "n": gaussian_noise(clean, 1.0, 1, rng)[:, 0]}
+    constants |= of_two_networks(objective, net, other, x, clean, adv)
     share = getattr(objective, "subselection_ratio", None)
     normal = net.weight[y][:, None] - net.weight
     middle = torch.einsum("bkd,bd->bk", normal, x if share is None else x + 0.05) + net.bias[y][:, None] - net.bias
     constants["m"] = middle - 0.3 * (1 if share is None else share) * normal.abs().sum(2)
-    constants |= {"x_1": net(points[0]), "x_2": net(points[1]), "λ": getattr(objective, "ramp_lam", None)}
+    constants |= {"x_1": net(points[0]), "x_2": net(points[1])}
     constants["x_u"] = net(threat.around(x).random(rng)) if objective.needs == frozenset() and not sigma else None
     constants["kappa"] = 1 - 0.4 * (1 - getattr(objective, "kappa", 1))
+    constants["lam"] = getattr(objective, "ovr_weight", getattr(objective, "ramp_lam", None))
+    smoothing, clip = getattr(objective, "smoothing", 0.0), getattr(objective, "clip", 0.0)
+    t = F.one_hot(y, 5) * (1 - smoothing) + smoothing / 5
+    constants["t"] = 0.9 if hasattr(objective, "igdm_alpha") else t  # the part of the training that is done
+    bound = clip**2 * 1.25
+    p, q = clean.softmax(1), adv.softmax(1)
+    loss = (p - t).square().sum(1) + (constants["beta"] or 0) * (p - q).square().sum(1)
+    constants["h"], constants["u"] = (loss >= bound).double(), 1.0
+    odds = constants["beta"] or 0
+    constants["b"] = odds / (1 + odds) if name.startswith("cfa") else bound
+    margin = hb.attacks.logit_margin(clean if "f(x)" in objective.equation else adv, y)
+    constants["s"] = (margin < margin.sort().values[int(9 * getattr(objective, "share", 0))]).double()
     shown = value_of(objective.equation, clean, adv, y, weight, constants)
     assert torch.allclose(weight * terms.robust + terms.regularizer, shown, rtol=1e-10, atol=1e-12)

@@ -24,12 +24,14 @@ import hauberk as hb
 import helpers
 from hauberk.core.distributed import World, data_parallel
 from hauberk.core.random import ExampleRng
+from hauberk.methods import get_method_spec
 from hauberk.models import Normalize
 from helpers import (
     ROOT,
     TESTS,
     TORCHRUN,
     end_with_parent,
+    further,
     kill_again_and_again,
     long_or,
     made_once,
@@ -41,8 +43,8 @@ from helpers import (
 )
 
 KILLS = long_or(1, 20)
-METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp", "trades by asam", "at by rwp"]
-METHODS += ["n-fgsm+elle-a", "fgsm-at+gradalign", "e-at under two", "ramp under two"]
+METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp", "at+adr", "trades+adr+awp", "rslad+igdm"]
+METHODS += ["trades by asam", "at by rwp", "n-fgsm+elle-a", "fgsm-at+gradalign", "e-at under two", "ramp under two"]
 
 
 class Frozen(nn.Module):
@@ -72,9 +74,11 @@ def some_steps(name, net=None, **more):
     """Some epochs on batches of 15, so that the parts differ in size. Returns weights and metrics."""
     name, _, second = name.partition(" under ")
     name, _, perturbation = name.partition(" by ")
-    settings = {"burn_in": 0} if hb.method(name, hb.Linf("8/255")).weighting is not None else {}
+    settings = {"burn_in": 0} if get_method_spec(name).weighting is not None else {}
+    settings |= {"ema_start": 0} if name == "rebat" else {}
     settings |= {"weight_perturbation": perturbation} if perturbation else {}
-    method = hb.method(name, [hb.Linf("8/255"), *([hb.L2(0.5)] if second else [])], **settings)
+    threats = [hb.Linf("8/255"), *([hb.L2(0.5)] if second else [])]
+    method = hb.method(name, threats, **settings, **further(name, classes=6))
     how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}
     run = hb.train(net or Frozen(), data(), method=method, epochs=long_or(2, 3), quiet=True, threads=1, **{**how, **more})
     clock = ("seconds", "examples_per_second")
@@ -124,7 +128,15 @@ def finish(process):
     return said
 
 
-TOGETHER = ["steps_of_every_method", "resumed_free_at", "resumed_mail_at", "own_loop_ddp", "own_loop_accelerate", "refused"]
+TOGETHER = [
+    "steps_of_a_recipe",
+    "steps_of_every_method",
+    "resumed_free_at",
+    "resumed_mail_at",
+    "own_loop_ddp",
+    "own_loop_accelerate",
+    "refused",
+]
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +211,27 @@ def steps_of_every_method(world, out, names=METHODS):
     world.is_main and torch.save(found, out / "found.pt")
 
 
+RECIPE = {
+    "optimizer": "adamw", "lr": 2e-3, "filter_bias_and_bn": True, "clip_grad": 0.5, "warmup_epochs": 1, "schedule": "linear",
+    "mixup": 0.5, "augment": "crop-flip+cutout+randaugment", "ema": 0.0, "swa_start": 2, "epochs": 3,
+}  # fmt: skip
+
+
+def recipe_of_training():
+    """An average of mixed and augmented batches with extra data, by another optimizer."""
+    x, y = data(60)
+    extra = x.flip(0) * 0.9, 0.76 * torch.nn.functional.one_hot(y.flip(0), 6) + 0.04
+    method = hb.method("trades", hb.Linf("8/255"))
+    how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "extra": extra, "extra_share": 0.4, "quiet": True, "threads": 1}
+    run = hb.train(Frozen(), data(), method=method, **how, **RECIPE)
+    return run.model.state_dict()
+
+
+def steps_of_a_recipe(world, out):
+    found = recipe_of_training()
+    world.is_main and torch.save(found, out / "recipe.pt")
+
+
 def steps_of_three_methods(world, out):
     steps_of_every_method(world, out, ["mail-trades+awp", "gairat", "mma"])
 
@@ -217,6 +250,13 @@ def test_two_processes_give_the_weights_of_one(two):
     found = torch.load(two / "found.pt")
     assert list(found) == METHODS
     are_those_of_one(found)
+
+
+def test_two_processes_augment_mix_and_average_as_one(two):
+    done(two, "steps_of_a_recipe")
+    alone = recipe_of_training()
+    for key, value in torch.load(two / "recipe.pt").items():
+        assert (value - alone[key]).abs().max() < 1e-6, key
 
 
 def test_three_processes_give_the_weights_of_one(tmp_path):

@@ -33,7 +33,7 @@ def test_each_batch_has_the_stated_share():
     plan = make_plan(
         ModelSpec("mlp", (3, 8, 8), 5),
         hb.method("mart", THREAT),
-        TrainConfig(batch_size=20, unlabelled_share=0.7, val_size=10),
+        TrainConfig(batch_size=20, extra_share=0.7, val_size=10),
         as_dataset(easy_data(100)),
         as_dataset(easy_data(500, seed=1)),
     )
@@ -43,9 +43,9 @@ def test_each_batch_has_the_stated_share():
     assert sorted(torch.cat(batches)[torch.cat(batches) < 90].tolist()) == list(range(90))  # each labelled one once
 
 
-def test_a_share_of_unlabelled_examples_needs_some():
-    with pytest.raises(hb.UserError, match="pass some as unlabelled="):
-        hb.train("small-cnn", easy_data(30), threat=THREAT, unlabelled_share=0.5, **settings(epochs=1))
+def test_a_share_of_extra_examples_needs_some():
+    with pytest.raises(hb.UserError, match="pass some as extra="):
+        hb.train("small-cnn", easy_data(30), threat=THREAT, extra_share=0.5, **settings(epochs=1))
 
 
 @pytest.mark.parametrize("method", ["mart", "mail-trades"])
@@ -56,19 +56,19 @@ def test_unlabelled_examples_help(method, tmp_path):
     extra = pseudo_label(teacher.model, many[0])
     assert float((extra.y == many[1]).float().mean()) > 0.6
     found = {}
-    for name, unlabelled in (("without", None), ("with", extra)):
+    for name, more in (("without", None), ("with", extra)):
         run = hb.train(
             "small-cnn",
             few,
             method=method,
             threat=THREAT,
-            unlabelled=unlabelled,
+            extra=more,
             out=tmp_path / name,
             **settings(epochs=20, val_size=0),
         )
         found[name] = hb.evaluate(run.model, test, threat=THREAT, attacks=["pgd-20"], quiet=True).robust_accuracy
     assert found["with"] > found["without"]
-    with pytest.raises(hb.UserError, match="data unlabelled"):
+    with pytest.raises(hb.UserError, match="data extra"):
         hb.train(
             "small-cnn",
             few,

@@ -8,6 +8,7 @@ import signal
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from hauberk.training.metrics import EpochMetrics, TrainingDiverged, check_catas
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
 from hauberk.training.schedule import eps_scale, first_drop, lr_factor
-from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, settings, tiny_batch, tiny_net
+from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, further, settings, tiny_batch, tiny_net
 
 
 def train_tiny(data, out, resume=False, method="trades", preset="paper", **changes):
@@ -437,10 +438,10 @@ def test_resuming_on_other_data_is_refused(what, kind, tmp_path):
         train_tiny(kind(changed_data(what)), tmp_path / "run", resume=True, epochs=1)
 
 
-def test_resuming_with_other_unlabelled_data_is_refused(tmp_path):
-    train_tiny(easy_data(), tmp_path / "run", epochs=1, unlabelled=changed_data("label"))
-    with pytest.raises(hb.UserError, match="other unlabelled data"):
-        train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1, unlabelled=easy_data())
+def test_resuming_with_other_extra_data_is_refused(tmp_path):
+    train_tiny(easy_data(), tmp_path / "run", epochs=1, extra=changed_data("label"))
+    with pytest.raises(hb.UserError, match="other extra data"):
+        train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1, extra=easy_data())
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
@@ -521,7 +522,7 @@ class Picky(nn.Module):
         ({"epochs": 2.5}, "whole number"),
         ({"lr": "fast"}, "lr must be a finite number, got .fast."),
         ({"momentum": 1.0}, "momentum must be"),
-        ({"schedule": "linear"}, "schedule must be"),
+        ({"schedule": "exponential"}, "schedule must be"),
         ({"milestones": (90.0, 75.0)}, "rising"),
         ({"val_size": 60}, "leaves nothing to train on"),
         ({"class_weights": (1.0, 2.0)}, "needs 5 numbers"),
@@ -574,6 +575,13 @@ def test_recommended_settings_are_valid():
         assert TrainConfig(**found.settings).epochs > 0
         assert found.source
     assert resolve("cifar10", "wrn-32-10").settings["weight_decay"] == 7e-4
+    assert resolve("cifar10", "preact-resnet18").settings["augment"] == "crop-flip-reflect"
+    for like, name in (
+        ("resnet18", "resnet18-16"),
+        ("preact-resnet18", "preact-resnet18-silu"),
+        ("wrn-28-10", "wrn-28-10-silu"),
+    ):
+        assert resolve("cifar10", name) == resolve("cifar10", like)
     express = resolve("mnist", "small-cnn", schedule_preset="express").settings
     assert express["epochs"] == EXPRESS.settings["epochs"]
     assert express["eps_warmup"] == 0.3  # MNIST does not start to learn without
@@ -585,17 +593,20 @@ def test_recommended_settings_are_valid():
         assert name.removesuffix("+awp") in hb.list_methods()
 
 
-RATES = {  # of an epoch counted from 1, as the scripts compute them; without the last halving of GAIRAT and FAT
+RATES = {  # of an epoch counted from 1, as the scripts compute them
     ("at", "wrn-32-10"): lambda t: 0.1 if t <= 40_000 / 390 else 0.01 if t <= 60_000 / 390 else 0.001,
     ("trades", "wrn-34-10"): lambda t: 0.01 if t >= 75 else 0.1,
     ("mart", "resnet18"): lambda t: 1e-5 if t >= 100 else 1e-4 if t >= 90 else 1e-3 if t >= 75 else 0.01,
     ("mart", "wrn-34-10"): lambda t: 0.001 if t >= 90 else 0.01 if t >= 75 else 0.1,
-    ("fat", "wrn-32-10"): lambda t: 0.001 if t >= 90 else 0.01 if t >= 60 else 0.1,
+    ("fat", "wrn-32-10"): lambda t: 0.0005 if t >= 110 else 0.001 if t >= 90 else 0.01 if t >= 60 else 0.1,
     ("fat-trades", "wrn-34-10"): lambda t: 0.01 if t >= 75 else 0.1,
     ("fat-mart", "wrn-34-10"): lambda t: 0.001 if t >= 90 else 0.01 if t >= 60 else 0.1,
     ("trades+awp", "wrn-34-10"): lambda t: 0.001 if t >= 150 else 0.01 if t >= 100 else 0.1,
     ("at", "preact-resnet18"): lambda t: 0.001 if t - 1 >= 150 else 0.01 if t - 1 >= 100 else 0.1,  # counts from 0
-    ("gairat", "wrn-32-10"): lambda t: 0.1 if t / 120 < 0.5 else 0.01 if t / 120 < 0.75 else 0.001,
+    ("gairat", "wrn-32-10"): lambda t: (
+        0.1 if t / 120 < 0.5 else 0.1 / 10 if t / 120 < 0.75 else 0.1 / 100 if t / 120 < 11 / 12 else 0.1 / 200
+    ),
+    ("fgsm-at", "preact-resnet18"): lambda t: 0.2 * np.interp(t - 1, [0, 7.5, 15], [0, 1, 0]),  # in fact of each step
     **{  # MAIL counts from 0
         (name, "resnet18"): lambda t: 1e-5 if t - 1 >= 100 else 1e-4 if t - 1 >= 90 else 1e-3 if t - 1 >= 75 else 0.01
         for name in ("mail-at", "mail-trades", "mail-mart")
@@ -627,6 +638,7 @@ LENGTHS = {  # epochs and weight decay of the scripts, by hand
     ("fat-trades", "wrn-34-10"): (85, 2e-4),
     ("fat-mart", "wrn-34-10"): (90, 2e-4),
     ("gairat", "wrn-32-10"): (120, 2e-4),
+    ("fgsm-at", "preact-resnet18"): (15, 5e-4),
     **{(name, "resnet18"): (120, 3.5e-3) for name in ("mail-at", "mail-trades", "mail-mart")},
 }
 
@@ -663,7 +675,7 @@ def test_gairat_reweights_from_the_epoch_of_its_first_drop():
 
 
 def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_it_is(tmp_path):
-    how = {"epochs": 1, "batch_size": 4, "val_size": 0, "quiet": True, "threads": 1}
+    how = {"epochs": 1, "batch_size": 4, "val_size": 0, "augment": "none", "quiet": True, "threads": 1}
     same = {"at": 2 / 255, hb.method("at", THREAT): 2 / 255}
     for data, steps in {"svhn": {**same, "at": 1 / 255}, "cifar10": same}.items():
         for method, step in steps.items():
@@ -677,7 +689,9 @@ def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_i
 
 def published_method(name, data, model, preset="paper", seed=0, **given):
     chosen = resolve(data, model, name, preset=preset, hyperparameters=given).hyperparameters
-    return hb.method(name, THREAT, preset=preset, seed=seed, **chosen)
+    made = hb.method(name, THREAT, preset=preset, seed=seed, **chosen, **further(name))
+    made.settings.pop("teacher", None)
+    return made
 
 
 @pytest.mark.parametrize(("key", "found"), [*OFFICIAL.items(), *BY_DATA.items()])
@@ -733,7 +747,7 @@ def test_training_works_wherever_gradients_are_off(within):
         ({"out": 3}, "out must be text or a path or None, got 3"),
         ({"method": None}, "method must be text or a Method, got None"),
         ({"threat": 8 / 255}, r"threat must be a threat model, such as hb.Linf\('8/255'\)"),
-        ({"unlabelled": (torch.rand(5, 7), torch.zeros(5, dtype=torch.long))}, "unlabelled inputs have shape"),
+        ({"extra": (torch.rand(5, 7), torch.zeros(5, dtype=torch.long))}, "extra inputs have shape"),
     ],
 )
 def test_settings_that_make_no_sense(changes, says):

@@ -95,9 +95,9 @@ class PGD(MaximizingAttack["PGDState"]):
         start: where to begin: "uniform" in the ball, "normal" (x + 0.001·N(0, 1), projected), "normal-unprojected" (the same,
             which may leave the box: TRADES', MART's and MAIL's public code), "clean" (x itself), or a tensor (B, ...), used
             exactly as given. A start outside serves for the first gradient and nothing else.
-        loss: what to maximise: "ce", "kl" (from the clean prediction), "cw" (margin), "dlr", "slm" (soft logit margin),
-            "evade" (label and class of adversarial inputs together), "...-targeted" of the most likely wrong classes in turn,
-            or a function of logits (B, C) and labels (B,) that returns (B,).
+        loss: what to maximise: "ce", "kl" (from the clean prediction), "lse" (squared distance from it), "cw" (margin), "dlr",
+            "slm" (soft logit margin), "evade" (label and class of adversarial inputs together), "...-targeted" of the most
+            likely wrong classes in turn, or a function of logits (B, C) and labels (B,) that returns (B,).
         confidence: κ of the "cw" loss.
         restarts: how many independent starts; the best point of all is kept.
         momentum: μ of the accumulated gradient (Dong et al. 2018); 0 for plain PGD.
@@ -152,6 +152,11 @@ class PGD(MaximizingAttack["PGDState"]):
     @cached_property
     def _step_size(self) -> float | Tensor | RelativeStep:
         return parse_step_size(self.step_size)
+
+    def with_steps_of(self, eps: float | Tensor) -> "PGD":
+        """Return the attack with the step of an ε in place of one that is a part of it."""
+        size = self._step_size
+        return replace(self, step_size=size.of(eps)) if isinstance(size, RelativeStep) else self
 
     @property
     def needs_clean_logits(self) -> bool:  # type: ignore[override]

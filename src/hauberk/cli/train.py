@@ -27,6 +27,8 @@ class Hyperparameters(TypedDict, total=False):
     """Number of steps K of the training attack."""
     step_size: str
     """Step size α of the training attack: a number, 2/255, or a part of ε such as eps/4."""
+    teacher: str
+    """Network that a distillation learns from (HAT's helper): folder of a run, exported file, or package.module:attribute."""
 
 
 _NAMED_AGAIN = ("optimizer", "scheduler", "augment", "callbacks")  # where they are import paths
@@ -54,6 +56,13 @@ class Train:
     """Further threat models, each NORM:EPS as in L2:0.5 L1:12, for methods that train under several (e-at, max-at, ramp)."""
     model: ModelOptions = ModelOptions()
     presets: PresetOptions = PresetOptions()
+    extra: Annotated[str, arg(metavar="FILE")] = ""
+    """Further training examples, such as generated ones: an .npz file with the arrays image, uint8 (N, H, W, channels), and
+    label, (N,) or probabilities (N, C)."""
+    extra_share: float = 0.7
+    """Part of each batch taken from them; an epoch is one pass over the others."""
+    init: Annotated[str, arg(metavar="FOLDER|FILE")] = ""
+    """Weights to begin from: the best ones of a run, an exported model, or a PyTorch state dict; by default random ones."""
     out: Path | None = None
     """Folder of the run; by default runs/DATA-METHOD, with a number behind it if that exists."""
     resume: Path | None = None
@@ -105,6 +114,11 @@ def _start(options: Train) -> "Run":
     given = {"settings": options.settings, "hyperparameters": chosen, **common_parts(options)}
     experiment = Experiment(options.method, options.settings.get("seed", 0), **given)
     found = experiment.resolved
+    more: dict[str, Any] = {"init": options.init}
+    if options.extra:
+        more |= {"extra": options.extra, "extra_share": options.extra_share}
+    elif options.extra_share != Train.extra_share:
+        raise UserError("--extra-share is the share of extra examples; name their file by --extra")
     _ = found.config  # refuses senseless settings before anything is read
     further = further_threats(find_dataset(options.data.name), options.union)
     source, method = experiment.load_data("train"), experiment.make_method(further)
@@ -115,7 +129,7 @@ def _start(options: Train) -> "Run":
         if reach := reach_of(source, experiment.threat_model):
             say(f"Of the table {reach}")
         say(f"Settings not given on the command line: {found}")
-    return experiment.train(source, method, out=out, quiet=options.quiet)
+    return experiment.train(source, method, out=out, quiet=options.quiet, **more)
 
 
 def _resume(options: Train, folder: Path) -> "Run":
@@ -127,7 +141,9 @@ def _resume(options: Train, folder: Path) -> "Run":
     return resume(
         folder,
         **names,
-        hyperparameters=key_values("--set", options.set),
+        hyperparameters={**options.hyperparameters, **key_values("--set", options.set)},
+        extra=options.extra,
+        init=options.init,
         verify=options.data.verify,
         quiet=options.quiet,
         **options.settings,

@@ -1,8 +1,9 @@
 """What the parts of a method are handed, and what an objective is and returns."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -30,6 +31,12 @@ class Schedule:
     first_drop: int = 74
     known: bool = False
 
+    def epochs_of(self, burn_in: "BurnIn") -> int:
+        """Return the number of epochs of a burn-in, which may be a part of the training, or end where the rate first drops."""
+        if burn_in == "first-drop":
+            return self.first_drop
+        return math.ceil(burn_in * self.epochs - 1e-9) if burn_in < 1 else int(burn_in)
+
 
 @dataclass(eq=False)
 class StepContext:
@@ -45,12 +52,16 @@ class StepContext:
         index: which examples these are, (b,) int64, or None.
         schedule: of the training.
         burn_in: number of epochs with weights 1.
+        radii: radius of the attack around each example as a part of ε, (b,), where a part has set one in its ``before_step``;
+            None for ε. Attacks of :mod:`hauberk.attacks` keep to it; one of your own has to.
+        largest_radius: a bound of ``radii``; where it is above 1, x' may leave the threat model.
         attack: the :class:`~hauberk.attacks.AttackResult` of the attack; None before it, and where it is a function that
             returns inputs only.
         x_adv: adversarial inputs, (b, ...); None before the attack, and for methods without one.
         x_adv_by_threat: those under each of several threat models, (b, ...) each, where the attack looked under several.
         logits: of the clean inputs, (b, C), with a graph; None unless the objective or the weighting needs them.
         logits_adv: of the adversarial inputs, likewise.
+        robust: ℓ of the objective, (b,), without a graph, for weightings by the loss; None before the objective is called.
         measure: what the weights are made from, of the whole batch of all processes, (B,); None without.
         all_weights: weights of the whole batch, (B,); None without.
         world: the processes that share the batch.
@@ -60,10 +71,14 @@ class StepContext:
         eps_scale: how far ε has grown in its warm-up; ``threat`` has ε times this already.
         targets: probabilities of the classes in place of labels, (b, C), for the attack's cross-entropy and the loss; or None.
         label_smoothing: α of the targets of the loss.
-        more_forwards: passes of the batch that parts have made by :meth:`forward`.
+        more_forwards: passes of the batch that parts have made by :meth:`forward` and :meth:`ask`.
         more_backwards: backward passes to the input, likewise.
         weights_perturbed: whether the loss is being taken at perturbed weights, the step's second time or later, so that what
             counts steps does not count twice.
+        done: part of the training that is done before this step, in [0, 1), for what changes with each step.
+        teacher: another network to learn from, which is not trained; None without.
+        average: moving average of the network that is trained, for methods with a part that has an ``ema_decay``; or None.
+        answers: what :meth:`ask` has found.
     """
 
     model: nn.Module
@@ -75,11 +90,14 @@ class StepContext:
     index: Tensor | None = None
     schedule: Schedule = Schedule()
     burn_in: int = 0
+    radii: Tensor | None = None
+    largest_radius: float = 1.0
     attack: Any = None
     x_adv: Tensor | None = None
     x_adv_by_threat: tuple[Tensor, ...] = ()
     logits: Tensor | None = None
     logits_adv: Tensor | None = None
+    robust: Tensor | None = None
     measure: Tensor | None = None
     all_weights: Tensor | None = None
     world: World = SINGLE_PROCESS
@@ -92,6 +110,10 @@ class StepContext:
     more_forwards: float = 0
     more_backwards: float = 0
     weights_perturbed: bool = False
+    done: float = 0.0
+    teacher: nn.Module | None = None
+    average: nn.Module | None = None
+    answers: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @property
     def progress(self) -> float:
@@ -108,6 +130,33 @@ class StepContext:
             logits: Tensor = self.model(x)
         whole, rest = divmod(len(x), len(self.x))
         self.more_forwards += whole if not rest else len(x) / len(self.x)
+        return logits.float() if logits.element_size() < 4 else logits
+
+    def ask(self, whom: Literal["teacher", "average"], at: Literal["clean", "adversarial"]) -> Tensor:
+        """Return logits (b, C) of the teacher or of the moving average at x or x', without a graph.
+
+        The network is asked once in a step, in evaluation mode; the pass is counted.
+
+        Raises:
+            UserError: if the method has no such network, or one with other classes than the network that is trained.
+        """
+        network: nn.Module | None = getattr(self, whom)
+        x = self.x if at == "clean" else self.x_adv
+        if network is None or x is None:
+            raise UserError(f"this method has no {whom if network is None else 'adversarial inputs'} to ask")
+        if (whom, at) not in self.answers:
+            self.answers[whom, at] = self.ask_at(network, x)
+        found = self.answers[whom, at]
+        own = self.logits if self.logits is not None else self.logits_adv
+        if own is not None and own.shape != found.shape:
+            raise UserError(f"the {whom} has {found.shape[1]} outputs, the network {own.shape[1]}")
+        return found.to(own.dtype) if own is not None else found
+
+    def ask_at(self, network: nn.Module, x: Tensor) -> Tensor:
+        """Return logits (b, C) of another network at inputs (b, ...), at least float32, without a graph, in a pass more."""
+        with torch.no_grad(), self.autocast():
+            logits: Tensor = network(x)
+        self.more_forwards += 1
         return logits.float() if logits.element_size() < 4 else logits
 
     @property
@@ -147,6 +196,7 @@ class StepContext:
 _TENTHS = torch.tensor([0.1, 0.5, 0.9])
 
 PresetName: TypeAlias = Literal["paper", "official"]
+BurnIn: TypeAlias = int | float | Literal["first-drop"]
 
 CLEAN, ADVERSARIAL = frozenset({"clean"}), frozenset({"adversarial"})
 
@@ -203,6 +253,12 @@ class Objective:
                 raise UserError(f"{name} must not be negative, got {value!r}")
 
 
+def check_burn_in(burn_in: BurnIn) -> None:
+    """Refuse, by a UserError, a negative burn-in, and a part of the training that is no part of it."""
+    if burn_in != "first-drop" and (burn_in < 0 or (burn_in > 1 and burn_in != int(burn_in))):
+        raise UserError(f"burn_in must be a number of epochs, or a part of the training from 0 to 1, got {burn_in}")
+
+
 def is_official(preset: PresetName) -> bool:
     """Whether a preset is ``"official"``; raises UserError if it is not ``"paper"`` either."""
     if preset not in ("paper", "official"):
@@ -214,16 +270,15 @@ class MeasuredWeighting:
     """A weighting that measures each example and makes the weights from the measures of the whole batch.
 
     Attributes:
-        burn_in: number of epochs with weights 1, so the 0-based first reweighted epoch; or "first-drop": until the
-            learning rate first drops.
+        burn_in: number of epochs with weights 1, so the 0-based first reweighted epoch; a number below 1, such as 0.5: that
+            part of the training; or "first-drop": until the learning rate first drops.
     """
 
-    burn_in: int | Literal["first-drop"]
+    burn_in: BurnIn
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.burn_in != "first-drop" and self.burn_in < 0:
-            raise UserError(f"burn_in must not be negative, got {self.burn_in}")
+        check_burn_in(self.burn_in)
 
     def measured(self, context: StepContext) -> Tensor:
         """Measure this process's part of the batch, (b,)."""

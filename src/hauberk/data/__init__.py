@@ -17,6 +17,7 @@ from hauberk.data.dataset import (
     pseudo_label,
     to_device,
 )
+from hauberk.data.extra import as_extra, read_extra
 from hauberk.data.named import DATASETS, DatasetInfo, find_dataset, load_data
 from hauberk.data.standard_subset import standard_subset
 from hauberk.data.table import Reach, Table, TableDataset, infer_schema, make_table, reach_of, read_frame, read_table
@@ -39,6 +40,7 @@ __all__ = [
     "TableSchema",
     "TensorDataset",
     "as_dataset",
+    "as_extra",
     "augment",
     "channel_statistics",
     "check_dataset",
@@ -53,6 +55,7 @@ __all__ = [
     "make_table",
     "pseudo_label",
     "reach_of",
+    "read_extra",
     "read_frame",
     "read_schema",
     "read_table",

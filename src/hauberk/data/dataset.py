@@ -45,6 +45,13 @@ class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,) int64 of the examples ``index`` (B,)."""
 
+    def soft_labels(self, index: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return probabilities of the classes, (B, C), of the examples ``index``, and which of them have some, (B,).
+
+        None for the first where no example of the data set has any, None for the second where all have.
+        """
+        return None, None
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.__getitems__([index])[0]
 
@@ -68,6 +75,8 @@ class TensorDataset(IndexedDataset):
     Attributes:
         x: inputs, (N, ...): uint8, meaning [0, 1] in steps of 1/255, or floating.
         y: labels, (N,) int64; of a task with a criterion and a loss of its own, of any kind, (N, ...).
+        probabilities: of the classes, (N, C), floating, to learn from in place of the labels, which are the most probable
+            classes; or None.
     """
 
     x: Tensor
@@ -75,6 +84,7 @@ class TensorDataset(IndexedDataset):
     classes: int | None = None
     name: str = "arrays"
     folder: str = ""
+    probabilities: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -88,6 +98,12 @@ class TensorDataset(IndexedDataset):
         """Return inputs as they are stored, and labels."""
         index = send(index, self.x.device)
         return self.x[index], self.y[index]
+
+    def soft_labels(self, index: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return ``probabilities`` of some examples."""
+        if self.probabilities is None:
+            return None, None
+        return self.probabilities[send(index, self.probabilities.device)], None
 
 
 class MapDataset(IndexedDataset):
@@ -138,6 +154,10 @@ class Subset(IndexedDataset):
         """Return inputs (B, ...), floating, and labels (B,)."""
         return self.dataset.fetch(self.indices[index])
 
+    def soft_labels(self, index: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return those of the other data set."""
+        return self.dataset.soft_labels(self.indices[index])
+
 
 class ConcatDataset(IndexedDataset):
     """Several data sets, one behind the other; name, number of classes and folder are those of the first."""
@@ -155,7 +175,7 @@ class ConcatDataset(IndexedDataset):
 
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,), in the order of ``index``."""
-        which = torch.bucketize(index, self.ends, right=True)
+        which = torch.bucketize(index.contiguous(), self.ends, right=True)
         places, parts = [], []
         for k in which.unique().tolist():
             places.append((which == k).nonzero().squeeze(1))
@@ -164,6 +184,21 @@ class ConcatDataset(IndexedDataset):
         x, y = (torch.cat([part.to(column[0]) for part in column]) for column in zip(*parts, strict=True))
         order = send(order, x.device)
         return x[order], y[order]
+
+    def soft_labels(self, index: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return those of the data sets that have some."""
+        which = torch.bucketize(index.contiguous(), self.ends, right=True)
+        whole, has = None, torch.zeros(len(index), dtype=torch.bool)
+        for k, dataset in enumerate(self.datasets):
+            place = (which == k).nonzero().squeeze(1)
+            soft, known = dataset.soft_labels(index[place] - (self.ends[k] - len(dataset)))
+            if soft is not None:
+                whole = soft.new_zeros(len(index), soft.shape[1]) if whole is None else whole
+                if soft.shape[1] != whole.shape[1]:
+                    raise UserError(f"data sets have probabilities of {whole.shape[1]} and {soft.shape[1]} classes")
+                whole[send(place, whole.device)] = soft
+                has[place] = True if known is None else known.cpu()
+        return whole, None if whole is None or bool(has.all()) else has
 
 
 def as_dataset(data: Any, of_classes: bool = True) -> IndexedDataset:
@@ -258,7 +293,9 @@ def to_device(dataset: IndexedDataset, device: torch.device) -> IndexedDataset:
     for x_part, y_part in _pieces(dataset):
         there = slice(done, done := done + len(y_part))
         x[there], y[there] = x_part.to(device), y_part.to(device)
-    return TensorDataset(x, y, dataset.classes, dataset.name, dataset.folder)
+    soft, _ = dataset.soft_labels(torch.arange(len(dataset)))
+    soft = None if soft is None else soft.to(device)
+    return TensorDataset(x, y, dataset.classes, dataset.name, dataset.folder, soft)
 
 
 @checked
@@ -271,7 +308,7 @@ def pseudo_label(model: nn.Module, x: Any, *, least_confidence: float = 0.0) -> 
         least_confidence: leave out examples whose largest probability is below this.
 
     Returns:
-        The examples with their predicted labels, for ``hb.train(..., unlabelled=...)``.
+        The examples with their predicted labels, for ``hb.train(..., extra=...)``.
 
     Raises:
         UserError: if ``x`` cannot be read, or nothing is left.
@@ -355,12 +392,17 @@ def long_tail(y: Tensor, ratio: float) -> Tensor:
 
 
 def data_digest(dataset: IndexedDataset) -> str:
-    """Return a digest of all inputs and labels, in order: what a result is bound to.
+    """Return a digest of all inputs, labels and probabilities, in order: what a result is bound to.
 
     Arrays are read piece by piece as they are stored, also where they are mapped from a file: uint8 images and the same
     numbers as floats differ. Of a data set that is not in memory, 10,000 examples spread over it are read, or all of fewer.
     """
     inputs, targets, kind = hashlib.sha256(), hashlib.sha256(), ""
+    for index in torch.arange(len(dataset)).split(_MAX_ITEMS_HASHED):
+        soft, _ = dataset.soft_labels(index)
+        if soft is None:
+            break
+        targets.update(_bytes(soft))
     for x, y in _pieces(dataset):
         kind = kind or f"{x.dtype} {tuple(x.shape[1:])}"
         inputs.update(_bytes(x))

@@ -100,7 +100,7 @@ def _texts(kind: type) -> dict[str, str]:
     }
 
 
-_NO_OPTIONS = ("unlabelled_share",)  # no command can be given unlabelled examples
+_NO_OPTIONS = ("extra_share",)  # only training alone can be given extra examples
 
 
 def as_options(config: TrainConfig) -> dict[str, Any]:

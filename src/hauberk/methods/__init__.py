@@ -1,11 +1,14 @@
 """Named combinations of attack, objective, weighting and weight perturbation, and what runs them in a loop."""
 
 from hauberk.core.step_context import StepContext
+from hauberk.methods.adr import ADR
 from hauberk.methods.awp import AWP
+from hauberk.methods.distillation import FromTangentOfTeacher, FromTeacher, FromTeacherAtPoint
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.methods.method import Method, Step
 from hauberk.methods.mm_at import TargetsInTurn
 from hauberk.methods.n_fgsm import NFGSM
+from hauberk.methods.networks import MovingAverage, Teacher
 from hauberk.methods.output import Output
 from hauberk.methods.registry import (
     ADDITIONS,
@@ -23,6 +26,7 @@ from hauberk.methods.table import METHODS, MethodSpec
 
 __all__ = [
     "ADDITIONS",
+    "ADR",
     "AWP",
     "METHODS",
     "NFGSM",
@@ -32,15 +36,20 @@ __all__ = [
     "AlternatingThreats",
     "BatchAttack",
     "FreeReplay",
+    "FromTangentOfTeacher",
+    "FromTeacher",
+    "FromTeacherAtPoint",
     "InnerAttack",
     "Method",
     "MethodSpec",
     "MinimumMargin",
+    "MovingAverage",
     "Output",
     "SmallBall",
     "Step",
     "StepContext",
     "TargetsInTurn",
+    "Teacher",
     "WorstThreat",
     "default_settings",
     "get_method_spec",

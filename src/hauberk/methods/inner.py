@@ -27,10 +27,18 @@ class BatchAttack:
         attack: what to run.
         taus: τ of friendly training by the progress of the training: (part of the training up to which, τ), rising.
         evaluate_last: let PGD look at its last point all the same, which moves BatchNorm's statistics in mode "train".
+        own_steps: whether a step that is a part of ε is so of each example's own radius, where it has one, or of ε.
     """
 
-    def __init__(self, attack: Attack[Any], taus: tuple[tuple[float, int], ...] = (), evaluate_last: bool = False):
+    def __init__(
+        self,
+        attack: Attack[Any],
+        taus: tuple[tuple[float, int], ...] = (),
+        evaluate_last: bool = False,
+        own_steps: bool = True,
+    ):
         self.attack: Attack[Any] = attack
+        self.own_steps = own_steps
         self.taus: tuple[tuple[float, int], ...] = ()
         self._friendly: list[Attack[Any]] = []
         if isinstance(attack, PGD):
@@ -49,21 +57,29 @@ class BatchAttack:
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
-        return run_in_step(self.attack_at(context.progress), context, context.threat)
+        return run_in_step(self.attack_at(context.progress), context, context.threat, self.own_steps)
 
 
-def run_in_step(attack: Attack[Any], context: StepContext, threat: ThreatModel, **more: Any) -> AttackResult:
-    """Attack the batch of a step, with its random draws, soft labels and precision.
+def run_in_step(
+    attack: Attack[Any], context: StepContext, threat: ThreatModel, own_steps: bool = True, **more: Any
+) -> AttackResult:
+    """Attack the batch of a step, with its random draws, radii, soft labels and precision.
 
     Args:
         attack: what to run.
         context: of the step.
         threat: where the points must be, which may be another than the step's.
+        own_steps: as of :class:`BatchAttack`.
         **more: further arguments of :func:`hauberk.attacks.base.attack_batch`.
     """
     more.setdefault("return_clean_logits", context.return_clean_logits)
     if context.targets is not None and isinstance(attack, PGD) and attack.loss == "ce":
         attack, more["reference"] = replace(attack, loss="soft-ce"), context.targets
+    if context.radii is not None:
+        if not own_steps and isinstance(attack, PGD):
+            attack = attack.with_steps_of(threat.eps)
+        threat = threat.scaled(context.largest_radius)
+        more["radius_fraction"] = (context.radii / context.largest_radius).clamp(0, 1)
     with context.attack_model(attack.mode) as model:
         return attack_batch(attack, model, context.x, context.y, threat, seed=context.rng, **more)
 

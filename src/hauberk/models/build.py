@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hauberk.core.errors import UserError, first_line, in_one_line, unknown_name
@@ -51,18 +52,23 @@ def mlp(input_shape: tuple[int, ...], classes: int) -> nn.Module:
 Builder = Callable[[tuple[int, ...], int], nn.Module]
 
 _WIDE_RESNET = "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4, or 6n + 2 as Madry's code counts the same network"
+_SILU = "with SiLU in place of ReLU, as DeepMind's networks have it; so any ResNet-18 or wrn-d-k"
 MODELS: dict[str, tuple[Builder, str]] = {
     "small-cnn": (small_cnn, "two strided convolutions, two linear layers; minutes on a CPU"),
     "mlp": (mlp, "two hidden layers of 128; vectors and small images"),
     "resnet18": (partial(ResNet, BasicBlock), "ResNet-18 for 32×32 images (AT, MART, MAIL)"),
+    "resnet18-16": (partial(ResNet, BasicBlock, width=16), "a quarter of its width; any resnet18-N has N to 8N channels"),
     "preact-resnet18": (partial(ResNet, PreActBlock), "PreAct-ResNet-18 for 32×32 images (robust overfitting, AWP)"),
+    "preact-resnet18-silu": (partial(ResNet, PreActBlock, activation=F.silu), _SILU),
     "wrn-34-10": (partial(WideResNet, 34, 10), _WIDE_RESNET),
     "wrn-32-10": (partial(WideResNet, 32, 10), _WIDE_RESNET),
     "wrn-28-10": (partial(WideResNet, 28, 10), _WIDE_RESNET),
+    "wrn-28-10-silu": (partial(WideResNet, 28, 10, activation=F.silu), _SILU),
 }
 LIBRARIES = ("timm:", "torchvision:")  # what their names begin with
 _PLAIN = re.compile(r"\w+(\.\w+)*")  # a name, and not an address to load from
-_WIDE = re.compile(r"wrn-(\d+)-(\d+)")
+_WIDE = re.compile(r"wrn-(\d+)-(\d+)(-silu)?")
+_RESNET = re.compile(r"(preact-)?resnet18(?:-(\d+))?(-silu)?")
 _MAX_PARAMETERS, _MAX_CLASSES, _MAX_CHANNELS = 2e9, 100_000, 1_000
 
 
@@ -71,8 +77,8 @@ class ModelSpec:
     """How to build a model again; plain types, stored in every card.
 
     Attributes:
-        name: a built-in name, ``"wrn-d-k"``, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"module:factory"``, or
-            ``"python:<class>"`` for an object given from Python.
+        name: a built-in name, ``"wrn-d-k"``, ``"resnet18-N"``, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"module:factory"``,
+            or ``"python:<class>"`` for an object given from Python.
         input_shape: shape of one input, without the batch.
         classes: number of logits.
         mean: mean of each channel, for normalisation inside the model; empty for none.
@@ -141,19 +147,9 @@ def _built_in(spec: ModelSpec) -> nn.Module:
     what = f"{name} for inputs {shape} and {classes} classes"
     if classes < 2 or not shape or min(shape) < 1:
         raise UserError(f"cannot build {what}")
-    wide = _WIDE.fullmatch(name)
-    if not wide and name not in MODELS:
-        raise unknown_name("model", name, MODELS)
+    build = _find_builder(name)
     if name != "mlp" and (len(shape) != 3 or min(shape[1:]) < 4):
         raise UserError(f"{name} takes images of at least 4×4, not inputs of shape {shape}; try 'mlp'")
-    if wide:
-        depth, width = int(wide[1]), int(wide[2])
-        if not 8 <= depth <= 1000 or depth % 6 not in (2, 4) or not 1 <= width <= 100:
-            raise UserError(
-                f"{name}: the depth must be 6n + 4 (10, 16, 22, 28, 34, ...), or 6n + 2 as Madry's code counts "
-                "(8, 14, 20, 26, 32, ...), and the width 1 to 100"
-            )
-    build = partial(WideResNet, depth, width) if wide else MODELS[name][0]
     try:
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in build(shape, classes).parameters())
@@ -162,6 +158,27 @@ def _built_in(spec: ModelSpec) -> nn.Module:
     if size > _MAX_PARAMETERS:
         raise UserError(f"{what} would have {size:.1e} parameters")
     return build(shape, classes)
+
+
+def _find_builder(name: str) -> Builder:
+    """Return what builds a network of ours; raises UserError for another name, and for sizes that there are not."""
+    if name in MODELS:
+        return MODELS[name][0]
+    if wide := _WIDE.fullmatch(name):
+        depth, width = int(wide[1]), int(wide[2])
+        if not 8 <= depth <= 1000 or depth % 6 not in (2, 4) or not 1 <= width <= 100:
+            raise UserError(
+                f"{name}: the depth must be 6n + 4 (10, 16, 22, 28, 34, ...), or 6n + 2 as Madry's code counts "
+                "(8, 14, 20, 26, 32, ...), and the width 1 to 100"
+            )
+        return partial(WideResNet, depth, width, activation=F.silu if wide[3] else F.relu)
+    if net := _RESNET.fullmatch(name):
+        width = int(net[2] or 64)
+        if not 1 <= width <= 1000:
+            raise UserError(f"{name}: the width, channels of the first stage, must be 1 to 1000")
+        block = PreActBlock if net[1] else BasicBlock
+        return partial(ResNet, block, width=width, activation=F.silu if net[3] else F.relu)
+    raise unknown_name("model", name, MODELS)
 
 
 def _from_library(spec: ModelSpec) -> nn.Module:

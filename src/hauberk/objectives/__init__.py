@@ -1,6 +1,8 @@
 """Objectives: pure functions of logits and labels that return per-example terms, and the objects that methods are made of."""
 
 from hauberk.core.step_context import LossTerms, Objective, PresetName
+from hauberk.objectives.arow import ARoW, arow
+from hauberk.objectives.cfa import CFAAT, CFATrades, cfa
 from hauberk.objectives.cross_entropy import (
     AT,
     AdversarialClass,
@@ -12,22 +14,44 @@ from hauberk.objectives.cross_entropy import (
     mixed,
     standard,
 )
+from hauberk.objectives.dafa import DAFAAT, DAFATrades, dafa
+from hauberk.objectives.distillation import ARD, RSLAD, SAAD, AdaAD, Distillation, adaad, ard, gradient_matching, rslad, saad
 from hauberk.objectives.functional import kl_divergence
+from hauberk.objectives.hat import HAT, hat
+from hauberk.objectives.ikl import GKL, IKL, gkl, ikl
 from hauberk.objectives.local_linearity import ELLE, GradAlign, Regularized
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
 from hauberk.objectives.mart import Mart, mart
 from hauberk.objectives.mma import MMA, mma
 from hauberk.objectives.ramp import Ramp
+from hauberk.objectives.rebat import ReBAT, rebat
+from hauberk.objectives.score import Score, score
 from hauberk.objectives.smoothing import NoisyAT, NoisyStandard
+from hauberk.objectives.sovr import SOVR, TSOVR, sovr, tsovr
 from hauberk.objectives.trades import Trades, trades
 
 __all__ = [
     "ALP",
+    "ARD",
     "AT",
+    "CFAAT",
     "CLP",
+    "DAFAAT",
     "ELLE",
+    "GKL",
+    "HAT",
+    "IKL",
     "MMA",
+    "RSLAD",
+    "SAAD",
+    "SOVR",
+    "TSOVR",
+    "ARoW",
+    "AdaAD",
     "AdversarialClass",
+    "CFATrades",
+    "DAFATrades",
+    "Distillation",
     "GradAlign",
     "LossTerms",
     "Mart",
@@ -37,18 +61,35 @@ __all__ = [
     "Objective",
     "PresetName",
     "Ramp",
+    "ReBAT",
     "Regularized",
+    "Score",
     "Standard",
     "Trades",
     "UniformNoise",
+    "adaad",
     "adversarial_class",
     "alp",
+    "ard",
+    "arow",
     "at",
+    "cfa",
     "clp",
+    "dafa",
+    "gkl",
+    "gradient_matching",
+    "hat",
+    "ikl",
     "kl_divergence",
     "mart",
     "mixed",
     "mma",
+    "rebat",
+    "rslad",
+    "saad",
+    "score",
+    "sovr",
     "standard",
     "trades",
+    "tsovr",
 ]

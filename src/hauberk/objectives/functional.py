@@ -35,6 +35,12 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y.to(logits.dtype) if y.ndim == 2 else y, reduction="none")
 
 
+def smoothed(labels: Tensor, smoothing: float, classes: int) -> Tensor:
+    """Smooth labels: ``(1 - α)·t + α/C``. (B,), or probabilities (B, C) -> (B, C)."""
+    targets = F.one_hot(labels, classes) if labels.ndim == 1 else labels
+    return (1 - smoothing) * targets + smoothing / classes
+
+
 def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """``KL(p‖q) = Σ_k p_k (log p_k - log q_k)`` of each example, in log space and at least float32. (B, C), (B, C) -> (B,).
 
@@ -198,11 +204,21 @@ LossLike: TypeAlias = str | AttackLoss | Callable[[Tensor, Tensor], Tensor]
 
 
 def _kl(logits: Tensor, y: Tensor, log_p: Tensor) -> Tensor:
+    if logits.shape != log_p.shape:
+        raise UserError(f"the reference has {log_p.shape[1]} classes, the model {logits.shape[1]}")
     return F.kl_div(log_softmax(logits), log_p, reduction="none", log_target=True).sum(1)
 
 
 def _soft_cross_entropy(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits, targets)
+
+
+def _squared_distance(logits: Tensor, y: Tensor, p: Tensor) -> Tensor:
+    return (log_softmax(logits).exp() - p).square().sum(1)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return log_softmax(logits).exp()
 
 
 def _targeted_ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -221,6 +237,7 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
     "ce": AttackLoss(cross_entropy),
     "kl": AttackLoss(_kl, "clean", prepare=log_softmax),
     "soft-ce": AttackLoss(_soft_cross_entropy, "given"),
+    "lse": AttackLoss(_squared_distance, "clean", prepare=_probabilities),
     "cw": AttackLoss(cw_loss),
     "dlr": AttackLoss(dlr_loss, min_classes=3),
     "slm": AttackLoss(soft_logit_margin),
@@ -237,11 +254,11 @@ def find_attack_loss(loss: LossLike, confidence: float = 0.0) -> AttackLoss:
 
     Args:
         loss: ``"ce"`` cross-entropy; ``"kl"`` KL from the clean prediction (TRADES); ``"soft-ce"`` cross-entropy with
-            probabilities (B, C) that are given as ``reference``; ``"cw"`` Carlini-Wagner margin;
-            ``"dlr"`` difference of logits ratio (AutoAttack); ``"slm"`` soft logit margin (MMA); ``"evade"`` margin against
-            the label and the class of adversarial inputs together; with a target class ``"ce-targeted"``,
-            ``"cw-targeted"`` (``z_t - z_y``), ``"dlr-targeted"`` (AutoAttack), ``"evade-targeted"``. Or a function of logits
-            (B, C) and labels (B,) that returns (B,), or an :class:`AttackLoss`.
+            probabilities (B, C) that are given as ``reference``; ``"lse"`` squared distance of probabilities from the clean
+            ones (SCORE); ``"cw"`` Carlini-Wagner margin; ``"dlr"`` difference of logits ratio (AutoAttack); ``"slm"`` soft
+            logit margin (MMA); ``"evade"`` margin against the label and the class of adversarial inputs together; with a
+            target class ``"ce-targeted"``, ``"cw-targeted"`` (``z_t - z_y``), ``"dlr-targeted"`` (AutoAttack),
+            ``"evade-targeted"``. Or a function of logits (B, C) and labels (B,) that returns (B,), or an :class:`AttackLoss`.
         confidence: κ of the margin, for ``"cw"`` only.
 
     Raises:

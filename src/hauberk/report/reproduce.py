@@ -29,7 +29,8 @@ def reproduction_commands(folder: Path, plan: dict[str, Any], evaluations: Seque
     table = data.endswith(TABLE_SUFFIX)
     known = data in DATASETS or table or is_import_path(data)
     passed = "python:" in json.dumps(plan["settings"])
-    if model.startswith("python:") or passed or not known or plan["data"].get("unlabelled"):
+    passed = passed or (plan["data"].get("extra") and not plan["data"].get("extra_file"))
+    if model.startswith("python:") or passed or not known:
         note = "Made in Python, from data, a network or other objects that no command knows; run.json has method and settings."
     else:
         note = _SCALED if table else ""
@@ -53,8 +54,10 @@ def train_command(plan: dict[str, Any]) -> str:
     published = resolve(data["name"], model["name"], name, preset=preset)
     usual = json_roundtrip(asdict(published.config))
     for key, value in {**plan["settings"], "seed": seed}.items():
-        if value != usual[key] and key not in _OF_THIS_MACHINE:
+        if value != usual[key] and key not in _OF_THIS_MACHINE and (key != "extra_share" or data.get("extra")):
             words += _option(key, value)
+    words += ["--extra", data["extra_file"]] if data.get("extra_file") else []
+    words += ["--init", model["init"]] if model.get("init") else []
     # Where the method was made in Python, or by a version that did not take the published settings, its own are spelled out.
     if missing := sorted(published.added.keys() - settings.keys()):
         own = default_settings(name, preset)

@@ -12,12 +12,22 @@ from hauberk.core.distributed import World
 from hauberk.core.errors import UserError, in_one_line, shell_quoted
 from hauberk.core.io import as_json, previous, read_json, read_state, versions, write_json, write_state
 from hauberk.core.lock import LOCKFILE
+from hauberk.training.config import OPTIMIZERS
 
 RUN_FORMAT = "hauberk-run/2"
 _RECORD, _STATE = "run.json", "state.ckpt"
 _BEFORE = (LOCKFILE, f"{_RECORD}.part", "tensorboard")  # what names begin with where a run was killed before it had a record
 _SECTIONS = ("model", "method", "threat", "data", "settings", "code")
-_MAY_DIFFER = ("device", "threads", "save_minutes", "on_divergence", "folder")  # where a run goes on
+_MAY_DIFFER = (
+    "device",
+    "threads",
+    "save_minutes",
+    "save_every",
+    "on_divergence",
+    "folder",
+    "extra_file",
+    "init",
+)  # where a run goes on
 _OBJECTS = {"optimizer": "optimizer=", "scheduler": "scheduler=", "augment": "augmentation=", "callbacks": "callbacks="}
 
 
@@ -89,7 +99,8 @@ def save(folder: Path, plan: Mapping[str, Any], state: dict[str, Any]) -> None:
 
     Raises UserError if it cannot be written, or, at the first time, if what was passed in has a state that cannot be read back.
     """
-    own = any(plan["settings"].get(name) for name in ("optimizer", "scheduler", "callbacks"))
+    settings = plan["settings"]
+    own = settings.get("optimizer") not in OPTIMIZERS or settings.get("scheduler") or settings.get("callbacks")
     if own and not _has_checkpoint(folder):  # what is not ours is read back once
         content = io.BytesIO()
         try:
@@ -112,10 +123,13 @@ def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             if key in _MAY_DIFFER or before.get(key) == after.get(key):
                 continue
             if key.endswith("digest"):
-                kind = "unlabelled" if key.startswith("unlabelled") else "training"
+                if section == "model":
+                    raise UserError("this run was started from other weights; pass the same init again, or use a new folder")
+                kind = "extra" if key.startswith("extra") else "training"
                 raise UserError(f"this run was started with other {kind} data: inputs, labels or their order differ")
             if section == "code":
-                raise UserError(f"this run was started with other code of its {key}; use a new folder")
+                other = "another" if key == "teacher" else "other code of its"
+                raise UserError(f"this run was started with {other} {key}; use a new folder")
             advice = f"pass the same {_OBJECTS[key]} again, or " if key in _OBJECTS else ""
             raise UserError(
                 f"this run was started with {section} {key} = {before.get(key)!r}, not {after.get(key)!r}; "

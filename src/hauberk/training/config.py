@@ -6,6 +6,9 @@ from typing import Literal
 from hauberk.core.arguments import check_fields
 from hauberk.core.errors import UserError
 
+OPTIMIZERS = ("sgd", "adamw")
+_OF_SGD = ("momentum", "nesterov")
+_OF_SCHEDULE = ("schedule", "milestones", "decay_rate", "pct_start", "warmup_epochs")
 _MOST_THREADS = 1024
 
 
@@ -21,18 +24,31 @@ class TrainConfig:
     """Number of passes over the training data."""
     batch_size: int = 128
     """Number of examples per step, over all processes."""
+    optimizer: str = "sgd"
+    """Optimizer: sgd, adamw, or your own: package.module:attribute, a callable from parameters to a torch optimizer."""
     lr: float = 0.1
-    """Peak learning rate of SGD."""
+    """Peak learning rate."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum of SGD."""
     weight_decay: float = 5e-4
-    """L2 penalty of SGD."""
-    schedule: Literal["steps", "cosine", "one-cycle"] = "one-cycle"
-    """How the learning rate changes: divided by 10 at milestones, half a cosine, or up for 30 % and down (one-cycle)."""
+    """Weight decay: with SGD an L2 penalty, with AdamW decoupled."""
+    filter_bias_and_bn: bool = False
+    """Leave out biases and the parameters of normalisation layers from weight decay."""
+    clip_grad: float = 0.0
+    """Scale the gradient of a step down to this L2 norm where it is larger; 0 for never."""
+    schedule: Literal["steps", "cosine", "one-cycle", "linear", "triangular"] = "one-cycle"
+    """How the learning rate changes: times decay-rate at milestones; down to 0 by half a cosine, or in a straight line; up and
+    down in cosines (one-cycle), or in straight lines from 0 to 0 (triangular)."""
     milestones: tuple[float, ...] = (75.0, 90.0)
-    """Where "steps" divides by 10: the first epochs with the lower rate, from 1, or parts of the training where below 1."""
-    optimizer: str = ""
-    """Your own optimizer in place of SGD: package.module:attribute, a callable from parameters to a torch optimizer."""
+    """Where "steps" lowers the rate: the first epochs with the lower rate, from 1, or parts of the training where below 1."""
+    decay_rate: float | tuple[float, ...] = 0.1
+    """What "steps" multiplies the rate by at milestones: one number, or one for each."""
+    pct_start: float = -1.0
+    """Part of "one-cycle" and "triangular" in which the rate rises; -1 for the usual 0.3 of the one and 0.5 of the other."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the rate grows to its peak in a straight line before the schedule; "steps" counts them among its own."""
     scheduler: str = ""
     """Your own schedule: package.module:attribute, a callable from an optimizer to a torch learning-rate scheduler."""
     scheduler_interval: Literal["epoch", "step"] = "epoch"
@@ -42,9 +58,21 @@ class TrainConfig:
     ema: float = 0.0
     """Decay of the exponential moving average of the weights, e.g. 0.999; 0 for none; -1 for 1 - 10 / steps, which
     averages over a tenth of the training. If on, the average is what is validated."""
+    ema_warmup: bool = False
+    """Let that decay grow with the number n of steps: min(ema, (1 + n) / (10 + n))."""
+    swa_start: float = 0.0
+    """First epoch, from 1, or part of the training where below 1, from which on the weights at the ends of epochs are averaged
+    equally (SWA); 0 for none. The average is what is validated."""
     augment: str = "auto"
-    """Augmentation: crop, crop-flip, none, or package.module:attribute for your own; auto is the usual one of a named data
-    set, and none for other data."""
+    """Augmentation: none, crop, crop-flip, crop-flip-reflect, flip, crop-shift, cutout, random-erasing, autoaugment,
+    randaugment, idbh-weak, idbh-strong, idbh-svhn, or several such as crop-flip+cutout; or package.module:attribute for your
+    own. auto is the usual one of a named data set, and none for other data."""
+    mixup: float = 0.0
+    """α of MixUp, which mixes each example and its label with another one of its batch; 0 for none."""
+    cutmix: float = 0.0
+    """α of CutMix, likewise by a rectangle; 0 for none. With both, every other example is mixed in the one way."""
+    mixup_prob: float = 1.0
+    """Part of the examples that MixUp and CutMix mix at all."""
     callbacks: tuple[str, ...] = ()
     """Called with the metrics of each epoch: package.module:attribute of each callback."""
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
@@ -53,8 +81,8 @@ class TrainConfig:
     """Number of training examples held out to choose the best checkpoint; -1 for a tenth, at most 1000; 0 for none."""
     val_steps: int = 10
     """Number of steps of the PGD (ε/4, cross-entropy, its last point) that validation measures robust accuracy with."""
-    unlabelled_share: float = 0.7
-    """Part of each batch taken from unlabelled examples, where there are some (RST's and MART's practice: 0.7)."""
+    extra_share: float = 0.7
+    """Part of each batch taken from extra examples, where there are some (0.7: RST's and MART's practice)."""
     patience: int = 0
     """Stop after this many epochs without a better validation result; 0 to never stop early."""
     seed: int = 0
@@ -78,6 +106,8 @@ class TrainConfig:
     weights so far and go on with half the learning rate, three times at most; or ignore a collapse (never a loss)."""
     sync_batchnorm: bool = False
     """On several GPUs, normalise by the statistics of the whole batch instead of each GPU's part (SyncBatchNorm)."""
+    save_every: int = 0
+    """Keep the weights of every so many epochs, too, as epoch-N; 0 for none."""
     save_minutes: float = 10.0
     """Minutes between checkpoints within an epoch; one is always saved at its end."""
 
@@ -86,22 +116,54 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "lr", "val_steps", "save_minutes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("momentum", "ema", "eps_warmup", "unlabelled_share"):
-            if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("ema", -1):
+        for name in ("momentum", "ema", "eps_warmup", "extra_share", "pct_start"):
+            if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) not in (("ema", -1), ("pct_start", -1)):
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "patience", "threads"):
+        for name in ("weight_decay", "patience", "threads", "clip_grad", "swa_start", "save_every", "mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 < self.mixup_prob <= 1:
+            raise UserError(f"mixup_prob must be above 0 and at most 1, got {self.mixup_prob}")
         if self.val_size < -1:
             raise UserError(f"val_size must be -1 (a tenth), 0 (none) or a number of examples, got {self.val_size}")
         if self.threads > _MOST_THREADS:
             raise UserError(f"threads must be at most {_MOST_THREADS}, got {self.threads}")
         if any(not m > 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise UserError(f"milestones must be positive and rising, got {self.milestones}")
+        if not all(rate > 0 for rate in self.decay_rates):
+            raise UserError(f"decay_rate must be positive, got {self.decay_rate}")
+        if self.schedule == "steps" and len(self.decay_rates) != len(self.milestones):
+            raise UserError(
+                f"decay_rate is one number, or one for each of {len(self.milestones)} milestones, got {self.decay_rate}"
+            )
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise UserError(f"warmup_epochs must be at least 0 and less than epochs ({self.epochs}), got {self.warmup_epochs}")
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            raise UserError("nesterov is a form of momentum, which is 0; leave out one of them")
+        if self.ema and self.swa_start:
+            raise UserError("ema and swa_start are two averages of the weights; leave out one of them")
+        if self.ema_warmup and not self.ema:
+            raise UserError("ema_warmup is of the moving average of the weights; set ema, too")
+        if self.swa_start >= self.epochs + 1:
+            raise UserError(f"swa_start = {self.swa_start:g} is after the last epoch, {self.epochs}: nothing would be averaged")
+
+    @property
+    def decay_rates(self) -> tuple[float, ...]:
+        """What the rate is multiplied by at each milestone."""
+        return self.decay_rate if isinstance(self.decay_rate, tuple) else (self.decay_rate,) * len(self.milestones)
+
+    @property
+    def has_own_optimizer(self) -> bool:
+        """Whether the optimizer is somebody's own."""
+        return self.optimizer not in OPTIMIZERS
 
     @property
     def replaced(self) -> dict[str, str]:
-        """The fields that an own optimizer or scheduler makes meaningless, and which of the two."""
-        by_optimizer = dict.fromkeys(("lr", "momentum", "weight_decay") if self.optimizer else (), "optimizer")
-        own = "scheduler" if self.scheduler else "optimizer"
-        return by_optimizer | dict.fromkeys(("schedule", "milestones") if self.scheduler or self.optimizer else (), own)
+        """The fields that the choice of optimizer and scheduler makes meaningless, and by what."""
+        own = "an own scheduler" if self.scheduler else "an own optimizer" if self.has_own_optimizer else ""
+        found = dict.fromkeys(_OF_SCHEDULE if own else (), own)
+        if self.has_own_optimizer:
+            found |= dict.fromkeys(("lr", *_OF_SGD, "weight_decay", "filter_bias_and_bn"), "an own optimizer")
+        elif self.optimizer != "sgd":
+            found |= dict.fromkeys(_OF_SGD, self.optimizer)
+        return found

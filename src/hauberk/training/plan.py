@@ -13,16 +13,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from hauberk.core.arguments import check_callable, shown
-from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.imports import code_digest, import_object, trusted_name
+from hauberk.core.errors import UserError, in_one_line, unknown_name
+from hauberk.core.imports import code_digest, import_object, is_import_path, trusted_name
 from hauberk.core.io import json_roundtrip
-from hauberk.data import AUGMENTATIONS, DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
-from hauberk.data.augment import Augmentation
+from hauberk.data import DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
+from hauberk.data.augment import Augmentation, Mixing, is_built_in
 from hauberk.methods import Method
 from hauberk.methods.method import FROM_PYTHON
 from hauberk.models import ModelSpec
 from hauberk.objectives import Regularized
-from hauberk.training.config import TrainConfig
+from hauberk.threat import threats_of
+from hauberk.training.config import OPTIMIZERS, TrainConfig
 from hauberk.training.schedule import MakeOptimizer, MakeScheduler, first_drop
 
 _HOOKS = ("on_train_begin", "on_step_end", "on_epoch_end", "on_train_end")
@@ -39,13 +40,15 @@ class Plan:
         train: the training part.
         val: the part held out of it for validation, perhaps empty.
         augmentation: applied to each batch before the attack; None for none.
+        mixing: applied to each batch and others of it after that; None for none.
         class_weights: (C,) or None.
-        unlabelled: further examples with pseudo-labels, or None.
+        extra: further examples to train on, or None.
         processes: number of processes that share each batch.
         code: what computes besides the weights, of a network that is not ours; see :func:`hauberk.models.model_code`.
         make_optimizer: what was passed in to make the optimizer, or None.
         make_scheduler: what was passed in to make the learning-rate scheduler, or None.
         callbacks: objects with hooks.
+        begun_from: the file that the first weights are from, and their digest; empty for fresh weights.
     """
 
     spec: ModelSpec
@@ -54,24 +57,32 @@ class Plan:
     train: Subset
     val: Subset
     augmentation: Augmentation | None
+    mixing: Mixing | None
     class_weights: Tensor | None
-    unlabelled: IndexedDataset | None
+    extra: IndexedDataset | None
     processes: int
     code: str
     make_optimizer: MakeOptimizer | None
     make_scheduler: MakeScheduler | None
     callbacks: list[Any]
+    begun_from: Mapping[str, str]
 
     @property
     def examples(self) -> IndexedDataset:
-        """What the batches index: the training part, and the unlabelled examples behind it."""
-        return self.train if self.unlabelled is None else ConcatDataset([self.train, self.unlabelled])
+        """What the batches index: the training part, and the extra examples behind it."""
+        return self.train if self.extra is None else ConcatDataset([self.train, self.extra])
 
     @property
-    def labelled_batch(self) -> int:
-        """Labelled examples of each batch."""
-        unlabelled = self.config.unlabelled_share if self.unlabelled is not None else 0.0
-        return max(1, round(self.config.batch_size * (1 - unlabelled)))
+    def own_batch(self) -> int:
+        """Examples of each batch that are of the training part."""
+        extra = self.config.extra_share if self.extra is not None else 0.0
+        return max(1, round(self.config.batch_size * (1 - extra)))
+
+    @cached_property
+    def soft_labels(self) -> bool:
+        """Whether some examples are learnt with probabilities of the classes in place of their label."""
+        first = torch.arange(1)
+        return self.mixing is not None or (self.extra is not None and self.extra.soft_labels(first)[0] is not None)
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -79,7 +90,7 @@ class Plan:
 
         A last batch that leaves a process with less than two examples is dropped, because BatchNorm cannot use one.
         """
-        whole, rest = divmod(len(self.train), self.labelled_batch)
+        whole, rest = divmod(len(self.train), self.own_batch)
         return max(1, whole + (rest >= 2 * self.processes)) * self.method.n_replays
 
     @cached_property
@@ -90,15 +101,15 @@ class Plan:
     def batches(self, epoch: int) -> list[Tensor]:
         """Return the indices of each batch of an epoch, in an order that depends on seed and epoch only.
 
-        An epoch is one pass over the labelled examples; unlabelled ones fill each batch up to its size.
+        An epoch is one pass over the training part; extra examples fill each batch up to its size.
         """
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(len(self.train), generator=generator)
-        batches = order.split(self.labelled_batch)[: self.steps_per_epoch // self.method.n_replays]
-        added = self.config.batch_size - self.labelled_batch
-        if self.unlabelled is not None and added:
-            rounds = -(-len(batches) * added // len(self.unlabelled))
-            orders = [torch.randperm(len(self.unlabelled), generator=generator) for _ in range(rounds)]
+        batches = order.split(self.own_batch)[: self.steps_per_epoch // self.method.n_replays]
+        added = self.config.batch_size - self.own_batch
+        if self.extra is not None and added:
+            rounds = -(-len(batches) * added // len(self.extra))
+            orders = [torch.randperm(len(self.extra), generator=generator) for _ in range(rounds)]
             more = (torch.cat(orders) + len(self.train)).split(added)
             batches = tuple(torch.cat(pair) for pair in zip(batches, more, strict=False))
         return [batch for batch in batches for _ in range(self.method.n_replays)]
@@ -106,7 +117,7 @@ class Plan:
     @cached_property
     def _digests(self) -> dict[str, str]:
         """Digests of all that is learnt from; of each source as a whole, which is read in order and not gathered."""
-        sources = {"digest": self.train.dataset, "unlabelled_digest": self.unlabelled}
+        sources = {"digest": self.train.dataset, "extra_digest": self.extra}
         return {name: data_digest(source) for name, source in sources.items() if source is not None}
 
     @cached_property
@@ -118,17 +129,19 @@ class Plan:
             "objective": method.objective.objective if isinstance(method.objective, Regularized) else method.objective,
             "weighting": method.weighting,
             "weight_perturbation": method.weight_perturbation,
+            "targets": method.targets,
             "augmentation": self.augmentation,
             "optimizer": self.make_optimizer,
             "scheduler": self.make_scheduler,
         }
-        return {name: code_digest(part) for name, part in parts.items() if part is not None and not _is_ours(part)}
+        found = {name: code_digest(part) for name, part in parts.items() if part is not None and not _is_ours(part)}
+        return found if method.teacher is None else found | {"teacher": method.teacher.digest}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types for run.json and cards; settings that an own optimizer or scheduler replaces are left out."""
+        """Return plain types for run.json and cards; settings that the optimizer or scheduler replaces are left out."""
         config = {name: value for name, value in asdict(self.config).items() if name not in self.config.replaced}
         return {
-            "model": self.spec.to_dict() | ({"code": self.code} if self.code else {}),
+            "model": self.spec.to_dict() | ({"code": self.code} if self.code else {}) | dict(self.begun_from),
             "method": self.method.to_dict(),
             "threat": self.method.threat.to_dict(),
             "data": {
@@ -136,7 +149,8 @@ class Plan:
                 "folder": self.train.folder,
                 "train": len(self.train),
                 "val": len(self.val),
-                "unlabelled": 0 if self.unlabelled is None else len(self.unlabelled),
+                "extra": 0 if self.extra is None else len(self.extra),
+                "extra_file": "" if self.extra is None else self.extra.folder,
                 **self._digests,
             },
             "settings": json_roundtrip(config),
@@ -154,10 +168,11 @@ def make_plan(
     method: Method,
     config: TrainConfig,
     source: IndexedDataset,
-    unlabelled: IndexedDataset | None = None,
+    extra: IndexedDataset | None = None,
     processes: int = 1,
     code: str = "",
     passed: Mapping[str, Any] = MappingProxyType({}),
+    begun_from: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Hold out the validation part, import what is named, and settle augmentation and class weights.
 
@@ -171,8 +186,11 @@ def make_plan(
     named = config.augment
     if named == "auto":
         named = DATASETS[source.name].augmentation if source.name in DATASETS else "none"
-    if named in AUGMENTATIONS and named != "none" and len(spec.input_shape) != 3:
-        raise UserError(f"augmentation {named!r} is for images, not inputs of shape {spec.input_shape}")
+    if named != "none" and is_built_in(named):
+        if len(spec.input_shape) != 3:
+            raise UserError(f"augmentation {named!r} is for images, not inputs of shape {spec.input_shape}")
+        if _changes_colors(named) and any((one.low, one.high) != (0.0, 1.0) for one in threats_of(method.threat)):
+            raise UserError(f"augmentation {named!r} is for images in [0, 1], not in the box of {method.threat}")
     own = passed.get("augment", named)
     plan = Plan(
         spec=spec,
@@ -181,18 +199,39 @@ def make_plan(
         train=train,
         val=val,
         augmentation=find_augmentation(named if isinstance(own, str) else own),
+        mixing=Mixing(config.mixup, config.cutmix, config.mixup_prob) if config.mixup or config.cutmix else None,
         class_weights=_class_weights(config, train, spec.classes),
-        unlabelled=unlabelled,
+        extra=extra,
         processes=processes,
         code=code,
-        make_optimizer=_find_maker("optimizer", passed.get("optimizer", "")),
+        make_optimizer=_find_maker("optimizer", passed.get("optimizer", "") if config.has_own_optimizer else ""),
         make_scheduler=_find_maker("scheduler", passed.get("scheduler", "")),
         callbacks=[_find_callback(one) for one in passed.get("callbacks", ())],
+        begun_from=begun_from,
     )
-    smallest = min(plan.labelled_batch, len(train))
+    _check_soft_labels(plan)
+    smallest = min(plan.own_batch, len(train))
     if processes > 1 and smallest < 2 * processes:
         raise UserError(f"batches of {smallest} examples are too small for {processes} processes; each needs two at least")
     return plan
+
+
+def _changes_colors(augmentation: str) -> bool:
+    """Whether a built-in augmentation takes 0 for black and 1 for white."""
+    return any(part.startswith(("idbh", "auto", "rand")) and part != "random-erasing" for part in augmentation.split("+"))
+
+
+def _check_soft_labels(plan: Plan) -> None:
+    """Raise UserError where the data have, or mixing makes, probabilities that the method or the network does not fit."""
+    if plan.mixing is not None and plan.mixing.cutmix and len(plan.spec.input_shape) != 3:
+        raise UserError(f"cutmix is for images, not inputs of shape {plan.spec.input_shape}")
+    if plan.soft_labels and not getattr(plan.method.objective, "takes_targets", True):
+        what = "mixup and cutmix make" if plan.mixing is not None else "extra data with probabilities of the classes have"
+        raise UserError(f"{what} soft labels, and the loss of {plan.method.name} is not defined for them")
+    classes = plan.spec.classes - plan.method.extra_outputs
+    soft = None if plan.extra is None else plan.extra.soft_labels(torch.arange(1))[0]
+    if soft is not None and soft.shape[1] != classes:
+        raise UserError(f"the extra examples have probabilities of {soft.shape[1]} classes, the network has {classes}")
 
 
 def hold_out(source: IndexedDataset, config: TrainConfig) -> tuple[Subset, Subset]:
@@ -221,6 +260,8 @@ def _class_weights(config: TrainConfig, train: IndexedDataset, classes: int) -> 
 def _find_maker(kind: str, given: Any) -> Any:
     if given == "":
         return None
+    if kind == "optimizer" and isinstance(given, str) and not is_import_path(given):
+        raise unknown_name(kind, given, OPTIMIZERS)
     found = import_object(given, kind) if isinstance(given, str) else given
     if isinstance(found, Optimizer | LRScheduler) or not callable(found):
         example = "optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"

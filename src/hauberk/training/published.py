@@ -1,5 +1,6 @@
 """Training settings by data set, network and method, each with where it comes from. Data only, free of torch."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from hauberk.core.errors import UserError
 from hauberk.training.config import TrainConfig
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
+_RESNET = re.compile(r"((?:preact-)?resnet18)(?:-\d+)?(?:-silu)?$")  # of any width and activation
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,16 @@ def _steps(epochs: int, lr: float, weight_decay: float, *milestones: float) -> d
     return {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "schedule": "steps", "milestones": milestones}
 
 
+# FAT's and GAIRAT's scripts halve the rate once more near the end.
+_HALVED_LAST = _steps(120, 0.1, 2e-4, 60.0, 90.0, 110.0) | {"decay_rate": (0.1, 0.1, 0.5)}
+
+
 _MAIL_RESNET = Published(_steps(100, 0.01, 3.5e-3, 75.0, 90.0), "MAIL paper, Section 4.1, for every method it compares")
 _MAIL_WRN = Published(_steps(100, 0.1, 7e-4, 75.0, 90.0), "MAIL paper, Section 4.1, for every method it compares")
-_RICE = Published(_steps(200, 0.1, 5e-4, 101.0, 151.0), "robust_overfitting and AT-AWP (Rice 2020, Wu 2020)")
+_RICE = Published(
+    _steps(200, 0.1, 5e-4, 101.0, 151.0) | {"augment": "crop-flip-reflect"},
+    "robust_overfitting and AT-AWP (Rice 2020, Wu 2020)",
+)
 
 # By data set and network; "" stands for any network.
 BY_DATA: dict[tuple[str, str], Published] = {
@@ -55,14 +64,13 @@ BY_DATA: dict[tuple[str, str], Published] = {
     ),
 }
 
-# What the authors' training scripts use on CIFAR-10, by method and network: taken with preset "official". Epochs count from 1;
-# scripts that change the rate by another factor than 10 at a last milestone (FAT, GAIRAT: ÷2 near the end) go without it here.
+# What the authors' training scripts use on CIFAR-10, by method and network: taken with preset "official". Epochs count from 1.
 OFFICIAL: dict[tuple[str, str], Published] = {
     ("at", "wrn"): Published(
         _steps(205, 0.1, 2e-4, 103.0, 154.0), "cifar10_challenge: 80,000 steps, drops at 40,000 and 60,000"
     ),
     ("fgsm-at", "preact-resnet18"): Published(
-        {"epochs": 15, "lr": 0.2, "schedule": "one-cycle"}, "fast_adversarial: 15 epochs, cyclic rate up to 0.2"
+        {"epochs": 15, "lr": 0.2, "schedule": "triangular"}, "fast_adversarial: 15 epochs, cyclic rate from 0 to 0.2 and back"
     ),
     ("trades", "wrn"): Published(_steps(76, 0.1, 2e-4, 75.0), "train_trades_cifar10.py, WRN-34-10"),
     ("mart", "resnet18"): Published(_steps(120, 0.01, 3.5e-3, 75.0, 90.0, 100.0), "MART, train_resnet.py"),
@@ -72,8 +80,8 @@ OFFICIAL: dict[tuple[str, str], Published] = {
     ),
     ("fat-trades", "wrn"): Published(_steps(85, 0.1, 2e-4, 75.0), "FAT_for_TRADES.py, WRN-34-10"),
     ("fat-mart", "wrn"): Published(_steps(90, 0.1, 2e-4, 60.0, 90.0), "FAT_for_MART.py, WRN-34-10"),
-    ("fat", "wrn"): Published(_steps(120, 0.1, 2e-4, 60.0, 90.0), "FAT.py, WRN-32-10"),
-    ("gairat", "wrn"): Published(_steps(120, 0.1, 2e-4, 60.0, 90.0), "GAIRAT.py, WRN-32-10: drops at 1/2 and 3/4"),
+    ("fat", "wrn"): Published(_HALVED_LAST, "FAT.py, WRN-32-10"),
+    ("gairat", "wrn"): Published(_HALVED_LAST, "GAIRAT.py, WRN-32-10: drops at 1/2, 3/4 and 11/12"),
     **{
         (name, "resnet18"): Published(_steps(120, 0.01, 3.5e-3, 76.0, 91.0, 101.0), "MAIL, train.py: 0-based 75, 90, 100")
         for name in ("mail-at", "mail-trades", "mail-mart")
@@ -146,7 +154,7 @@ def resolve(
     """
     if schedule_preset not in ("published", "express"):
         raise UserError(f"schedule_preset is 'published' or 'express', not {schedule_preset!r}")
-    family = "wrn" if model.startswith("wrn-") else model
+    family = "wrn" if model.startswith("wrn-") else _RESNET.sub(r"\1", model)
     nothing = Published({}, "the defaults of the settings")
     found = BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing
     if schedule_preset == "express":

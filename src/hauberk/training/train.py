@@ -18,16 +18,18 @@ from hauberk.core.imports import trusted_name
 from hauberk.core.lock import exclusive_lock
 from hauberk.core.numerics import deterministic_mode
 from hauberk.core.progress import ProgressBar, watch_signals
-from hauberk.data import IndexedDataset, as_dataset, check_dataset, fetch_for, labels, load_data
+from hauberk.data import IndexedDataset, as_dataset, as_extra, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.methods.method import FROM_PYTHON
 from hauberk.methods.registry import find_method
 from hauberk.models import ModelSpec, model_code
+from hauberk.models.build import tensors_digest
 from hauberk.threat import ThreatModel, read_threat, threats_of
 from hauberk.training import checkpoint
 from hauberk.training.callbacks import MetricsLog, TensorBoardLog
-from hauberk.training.config import TrainConfig
+from hauberk.training.config import OPTIMIZERS, TrainConfig
+from hauberk.training.export import load
 from hauberk.training.metrics import chance_line
 from hauberk.training.plan import make_plan, recorded_name, require_named
 from hauberk.training.published import resolve
@@ -76,7 +78,8 @@ def train(
     augmentation: Callable[..., Tensor] | str = "",
     callbacks: Iterable[Any] = (),
     schedule_preset: Literal["published", "express"] = "published",
-    unlabelled: Any = None,
+    extra: Any = None,
+    init: str | Path = "",
     quiet: bool = False,
     report_every: int = 1,
     **settings: Any,
@@ -98,8 +101,9 @@ def train(
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
         resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped, bit for bit on the
             same machine unless ``deterministic`` is off. Objects that were passed then are passed again.
-        optimizer: a callable from the list of parameters to a ``torch.optim.Optimizer``, in place of the SGD of the settings;
-            without a scheduler its learning rate stays as it is. Like the next three, it may be ``package.module:attribute``.
+        optimizer: "sgd" or "adamw", with the rate, weight decay and schedule of the settings; or a callable from the list of
+            parameters to a ``torch.optim.Optimizer``, whose learning rate stays as it is without a scheduler. Like the next
+            three, it may be ``package.module:attribute``.
         scheduler: a callable from the optimizer to a ``torch.optim.lr_scheduler.LRScheduler``, stepped after each epoch, or
             after each step with ``scheduler_interval="step"``.
         augmentation: applied to each batch before the attack: a callable ``f(x)`` or ``f(x, rng)`` from inputs (B, ...) in the
@@ -109,8 +113,11 @@ def train(
             kept in checkpoints, for ``load_state_dict(state)``. They run on rank 0; with ``all_ranks = True`` on every rank.
         schedule_preset: where settings that are not given come from: "published" for the literature's, "express" for a short
             training.
-        unlabelled: further training data with pseudo-labels, as ``hauberk.data.pseudo_label`` makes them; each batch takes
-            ``unlabelled_share`` of its examples from there.
+        extra: further training data: labelled, with pseudo-labels as ``hauberk.data.pseudo_label`` makes them, or generated;
+            whatever ``train_set`` may be, a pair (x, p) with probabilities (N, C) in place of labels, or the path of an
+            ``.npz`` file with the arrays ``image`` and ``label`` (see ``hauberk.data.read_extra``). Each batch takes
+            ``extra_share`` of its examples from there; an epoch is one pass over ``train_set``.
+        init: weights to begin from, robust or plain: whatever ``hb.load`` takes.
         quiet: print nothing but warnings, on stderr.
         report_every: print the line of every so many epochs, and of the last.
         **settings: fields of ``TrainConfig`` (``epochs``, ``lr``, ``batch_size``, ...). What is not given takes the value
@@ -130,7 +137,8 @@ def train(
         check_module(model)
     if report_every < 1:
         raise UserError(f"report_every must be at least 1, got {report_every}")
-    source, more = as_dataset(train_set), None if unlabelled is None else as_dataset(unlabelled)
+    source = as_dataset(train_set)
+    more = None if extra is None else as_extra(extra, source.classes)
     network_name = model if isinstance(model, str) else getattr(model, "name", "")
     method = find_method(method) if isinstance(method, str) else method
     name, preset = (method, "paper") if isinstance(method, str) else (method.name, str(method.settings.get("preset", "paper")))
@@ -146,12 +154,12 @@ def train(
             for one in threats_of(method.threat):
                 check_dataset(data, one)
     if more is not None and more.input_shape != source.input_shape:
-        raise UserError(f"unlabelled inputs have shape {more.input_shape}, the labelled ones {source.input_shape}")
+        raise UserError(f"extra inputs have shape {more.input_shape}, those of the training set {source.input_shape}")
     objects = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation, "callbacks": tuple(callbacks)}
     passed = {name: one for name, one in objects.items() if not (one is None or (isinstance(one, str | tuple) and not one))}
     config = _configure(method, published.settings, settings, passed)
-    if unlabelled is None and "unlabelled_share" in settings:
-        raise UserError("unlabelled_share is the share of unlabelled examples; pass some as unlabelled=, or leave it out")
+    if extra is None and "extra_share" in settings:
+        raise UserError("extra_share is the share of extra examples; pass some as extra=, or leave it out")
     device, world = pick_device(config.device), get_world()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -163,7 +171,8 @@ def train(
         stack.enter_context(torch.inference_mode(False))  # whatever the caller is in
         stack.enter_context(torch.enable_grad())
         network, spec, code = _build_network(model, method, config, source, device)
-        plan = make_plan(spec, method, config, source, more, world.size, code, passed)
+        begun_from = _load_init(network, init, device) if str(init) else {}
+        plan = make_plan(spec, method, config, source, more, world.size, code, passed, begun_from)
         if world.size > 1:  # a plan names its data by a digest, for which they are read once
             checkpoint.require_same_plan(plan.to_dict(), world)
         folder = world.on_main_process(lambda: checkpoint.open_folder(out, resume))
@@ -197,6 +206,8 @@ def resume(
     scheduler: str = "",
     augment: str = "",
     callbacks: Iterable[str] = (),
+    extra: str = "",
+    init: str = "",
     verify: bool = True,
     quiet: bool = False,
     on_divergence: str = "",
@@ -213,6 +224,8 @@ def resume(
         scheduler: its import path, likewise.
         augment: its import path, likewise.
         callbacks: the import paths of all, likewise.
+        extra: the file of the extra data, where it is elsewhere now.
+        init: the weights that the run was begun from, likewise.
         verify: compare checksums of the data files with the original ones.
         quiet: print nothing but warnings, on stderr.
         on_divergence: as in ``TrainConfig``, where it should be another than the run was started with.
@@ -230,8 +243,11 @@ def resume(
     try:
         trained_on, made_of = stored["data"], dict(stored["method"])
         settings = dict(stored["settings"]) | ({"on_divergence": on_divergence} if on_divergence else {})
-        settings.pop("unlabelled_share", None)  # it does nothing in a run on a named data set alone
-        for name in ("milestones", "class_weights", "callbacks"):
+        if not trained_on.get("extra"):
+            settings.pop("extra_share", None)
+        elif not (extra or trained_on.get("extra_file")):
+            raise UserError(f"the extra data of this run were passed in Python; {again}")
+        for name in ("milestones", "decay_rate", "class_weights", "callbacks"):
             if isinstance(settings.get(name), list):
                 settings[name] = tuple(settings[name])
         named = {"optimizer": [optimizer], "scheduler": [scheduler], "augment": [augment], "callbacks": list(callbacks)}
@@ -243,12 +259,16 @@ def resume(
             if str(value).startswith(FROM_PYTHON):
                 raise UserError(f"the {key} of the method was made in Python; {again}")
             trusted_name(str(value), str(hyperparameters.get(key, "")), f"--set {key}=")
+        more: dict[str, Any] = {
+            "extra": extra or trained_on.get("extra_file") or None,
+            "init": init or str(stored["model"].get("init", "")),
+        }
         made = make_method(name, read_threat(stored["threat"]), **made_of)
     except UserError:
         raise
     except SCHEMA_ERRORS as error:
         raise UserError(f"{folder}/run.json is damaged: {in_one_line(error)}") from error
-    return train(spec, source, method=made, out=folder, resume=True, quiet=quiet, **settings)
+    return train(spec, source, method=made, out=folder, resume=True, quiet=quiet, **more, **settings)
 
 
 @checked
@@ -283,7 +303,8 @@ def _configure(method: Method, published: dict[str, Any], given: dict[str, Any],
     config = TrainConfig(**{**published, **asked, **given, **names})
     for name, by in config.replaced.items():
         if name in given:
-            raise UserError(f"{name} does not apply to an own {by}; leave it out, or set it where the {by} is made")
+            advice = "" if by in OPTIMIZERS else f", or set it where {by.replace('an own', 'the')} is made"
+            raise UserError(f"{name} does not apply to {by}; leave it out{advice}")
     usual = TrainConfig()
     return replace(config, **{name: getattr(usual, name) for name in config.replaced})
 
@@ -318,6 +339,13 @@ def _build_network(
     if not world.is_main:  # whose dropout should not be that of rank 0
         torch.manual_seed(config.seed + world.rank * 1_000_003)
     return network, spec, code
+
+
+def _load_init(network: nn.Module, init: str | Path, device: torch.device) -> dict[str, str]:
+    """Load the weights to begin from. Returns where they are from, and their digest, for the record."""
+    mode = network.training
+    load(init, model=network, device=device).train(mode)
+    return {"init": str(init), "init_digest": tensors_digest(network.state_dict())}
 
 
 def _begin(trainer: Trainer, resume: bool) -> str:

@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.core.averaging import ExponentialMovingAverage
-from hauberk.core.device import send
+from hauberk.core.averaging import ExponentialMovingAverage, StochasticWeightAverage
 from hauberk.core.distributed import SyncThrottle, data_parallel, get_world, running_statistics
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
 from hauberk.core.io import machine
 from hauberk.core.numerics import Precision, float32_mode, float32_switches
 from hauberk.core.progress import ProgressBar, Stop
-from hauberk.core.random import ExampleRng
-from hauberk.data import augment, fetch_for, to_device
+from hauberk.data import fetch_for
 from hauberk.fastpath.frozen_copy import use_channels_last
 from hauberk.fastpath.precision import PrecisionPolicy, autotune_precision
 from hauberk.methods import Step
 from hauberk.training import checkpoint
+from hauberk.training.batch import BatchLoader
 from hauberk.training.callbacks import CallbackList, restored_row
 from hauberk.training.export import save_model
 from hauberk.training.metrics import (
@@ -35,7 +34,7 @@ from hauberk.training.metrics import (
     validate,
 )
 from hauberk.training.plan import Plan
-from hauberk.training.schedule import eps_scale, halve_rates, make_optimizer, require_safe_state
+from hauberk.training.schedule import eps_scale, halve_rates, make_optimizer, require_safe_state, swa_epoch
 
 _AVERAGED = 10  # the moving average that is not specified spans a tenth of the training
 _PLAIN = ("epoch", "step", "seconds", "best", "best_weights", "n_rollbacks", "epoch_start")  # of a checkpoint
@@ -79,18 +78,20 @@ class Trainer:
         self._stop = stop
         for module in (model, plan.method):
             self.world.broadcast_module(module.to(device))
-        self._examples = to_device(plan.examples, device)
+        self._batches = BatchLoader(plan, device, self.world)
         self.optimizer, self.scheduler, self._scheduler_interval = make_optimizer(
-            list(model.parameters()), plan.config, plan.total_steps, plan.make_optimizer, plan.make_scheduler
+            model, plan.config, plan.total_steps, plan.make_optimizer, plan.make_scheduler
         )
         config = plan.config
-        self.ema = None
+        self.ema = self.swa = None
         if config.ema:
             decay = config.ema if config.ema > 0 else max(0.0, 1 - _AVERAGED / plan.total_steps)
-            self.ema = ExponentialMovingAverage(model, decay)
+            self.ema = ExponentialMovingAverage(model, decay, config.ema_warmup)
+        elif config.swa_start:
+            self.swa = StochasticWeightAverage(model)
         self.callbacks = CallbackList([*logs, *plan.callbacks], self.world)
         self.metrics = EpochMetrics(device, self.world)
-        parts = {"model": model, "optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
+        parts = {"model": model, "optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema, "swa": self.swa}
         self._stateful: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
         self._throttle = SyncThrottle(self.world, device)
         self._numerics: dict[str, Any] = {}  # what fixes how results are rounded; empty where that is to be measured
@@ -116,8 +117,9 @@ class Trainer:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The network that is validated and exported: the moving average, if one is kept."""
-        return self.model if self.ema is None else self.ema.module
+        """The network that is validated and exported: the average, if one is kept."""
+        average = self.ema or self.swa
+        return self.model if average is None else average.module
 
     @property
     def finished(self) -> bool:
@@ -193,18 +195,18 @@ class Trainer:
     def _train_step(self, step: nn.Module, batch: Tensor, look: bool) -> None:
         plan, config = self.plan, self.plan.config
         at = self.epoch * plan.steps_per_epoch + self.step
-        index = self.world.local_shard(batch)
-        x, y = fetch_for(self.model, self._examples, index)
-        rng = ExampleRng(config.seed, send(index, self.device), stage=at)
-        if plan.augmentation is not None:
-            x = augment(x, plan.augmentation, rng)
+        part = self._batches.load(self.model, batch, at)
         self.model.train()
         self.optimizer.zero_grad()  # before the passes, so that old gradients do not add to their memory
         scale, sizes = eps_scale(config.eps_warmup, at, plan.total_steps), self.world.shard_sizes(len(batch))
-        out = step(x, y, self.epoch, index=index, class_weights=plan.class_weights, rng=rng, eps_scale=scale, sizes=sizes)
+        more = {"index": part.index, "rng": part.rng, "targets": part.targets, "class_weights": plan.class_weights}
+        more |= {"eps_scale": scale, "sizes": sizes, "done": at / plan.total_steps}
+        out = step(part.x, part.y, self.epoch, **more)
         if look:
             self._require_finite(self.world.sum(out.loss).item() / self.world.size)
         out.loss.backward()
+        if config.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
         self.lr = self.optimizer.param_groups[0]["lr"]
         with self._as_restored():
             self.optimizer.step()
@@ -213,7 +215,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.model)
         self.method.after_step(self.model)
-        self.metrics.add(out, y, len(batch) / self.world.size)
+        self.metrics.add(out, part.y, len(batch) / self.world.size)
         for hook in self.callbacks.step_hooks:
             hook(self, out)
 
@@ -239,6 +241,10 @@ class Trainer:
         self._require_finite(seen["loss"])
         plan, config, method = self.plan, self.plan.config, self.method
         row: dict[str, Any] = {"epoch": self.epoch + 1, **seen}
+        if self.swa is not None:
+            if self.epoch <= swa_epoch(config):  # until then the network itself
+                self.swa.restart()
+            self.swa.update(self.model)
         if len(plan.val):
             row |= validate(self.eval_model, plan, self.world)
             # While ε still grows, training sees a weaker attack than validation.
@@ -271,6 +277,9 @@ class Trainer:
         about = {**self.plan.to_dict(), "has_reject_class": self.method.extra_outputs > 0, "metrics": row, **self._numerics}
         about["float32"] = float32_switches()
         weights = {"last": self.eval_model.state_dict()} | ({"best": self.best_weights} if better else {})
+        every = self.plan.config.save_every
+        if every and (self.epoch + 1) % every == 0:
+            weights[f"epoch-{self.epoch + 1}"] = weights["last"]
         for which, tensors in weights.items():
             card = {"which": which, "epoch": self.epoch + 1, **about, "machine": machine(self.device)}
             save_model(self.folder / which, tensors, card)
@@ -291,8 +300,9 @@ class Trainer:
             advice = "Try a lower lr, a stronger training attack, or go on with --on-divergence rollback"
             self.world.raise_if_any(f"{problem}{again}{saved}. {advice}")
         self.model.load_state_dict(self.best_weights)
-        if self.ema is not None:
-            self.ema.module.load_state_dict(self.best_weights)
+        if self.eval_model is not self.model:
+            self.eval_model.load_state_dict(self.best_weights)
+        self.method.restart(self.model)
         start = deepcopy(self.epoch_start)
         with self._as_restored():
             self.optimizer.load_state_dict(start["optimizer"])  # forgets momentum and the like

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hauberk.core.arguments import checked, shown, unchecked
 from hauberk.core.errors import UserError
-from hauberk.core.step_context import MeasuredWeighting, PresetName, StepContext, is_official, mean_one
+from hauberk.core.step_context import BurnIn, MeasuredWeighting, PresetName, StepContext, is_official, mean_one
 
 Kind: TypeAlias = Literal["tanh", "sigmoid", "discrete"]
 Count: TypeAlias = Literal["kappa", "lps"]
@@ -59,14 +59,15 @@ class Gairat(MeasuredWeighting):
     Attributes:
         lam_end: λ at the end of the training, reached linearly from the end of the burn-in; None to keep it.
         measure: "kappa" (iterates classified right) or "lps" (least PGD steps that fool the model, K where none does).
-        burn_in: number of epochs with weights 1, or "first-drop": until the learning rate first drops.
+        burn_in: number of epochs with weights 1, below 1 a part of the training, or "first-drop": until the learning rate
+            first drops.
     """
 
     kind: Kind = "tanh"
     lam: float = -1.0
     lam_end: float | None = None
     measure: Count = "kappa"
-    burn_in: int | Literal["first-drop"] = "first-drop"
+    burn_in: BurnIn = "first-drop"
     preset: PresetName = "paper"
 
     @property

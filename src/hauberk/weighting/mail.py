@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hauberk.core.arguments import checked, shown, unchecked
 from hauberk.core.errors import UserError
-from hauberk.core.step_context import MeasuredWeighting, PresetName, StepContext, is_official, mean_one
+from hauberk.core.step_context import BurnIn, MeasuredWeighting, PresetName, StepContext, is_official, mean_one
 from hauberk.threat.model import checked_batch
 
 Margin: TypeAlias = Literal["pm-adv", "pm-nat", "pm-dif"]
@@ -88,13 +88,14 @@ class Mail(MeasuredWeighting):
     Attributes:
         measure: which margin: "pm-adv" at the adversarial input (Eq. 5), "pm-nat" at the clean one (Eq. 6), "pm-dif" the
             difference on the way of the attack (Eq. 7).
-        burn_in: number of epochs with weights 1, or "first-drop": until the learning rate first drops.
+        burn_in: number of epochs with weights 1, below 1 a part of the training, or "first-drop": until the learning rate
+            first drops.
     """
 
     slope: float = 10.0
     bias: float = -0.5
     measure: Margin = "pm-adv"
-    burn_in: int | Literal["first-drop"] = "first-drop"
+    burn_in: BurnIn = "first-drop"
     preset: PresetName = "paper"
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from hauberk.certification.bounds.activations import Activation
 from hauberk.certification.bounds.graph import Affine, Bounds, Graph, Input, Node
 from hauberk.certification.bounds.maps import Convolution, Identity, Scale
 from hauberk.certification.bounds.region import Region
+from hauberk.core.device import send
 
 _MOST = 0.5  # of an image that a window may be
 
@@ -121,7 +122,8 @@ def go_back(
         if isinstance(map_, Convolution):
             stride, padding, dilation, _, _, groups = map_.options
             a = F.conv_transpose2d(a, map_.weight, None, stride, 0, 0, groups, dilation)
-            place = place * place.new_tensor(stride) - place.new_tensor(padding)
+            scale, shift = send(torch.tensor([stride, padding]), place.device)
+            place = place * scale - shift
         elif isinstance(map_, Scale):
             a = a * _cut(map_.factor, place, window, None)
         else:

@@ -1,59 +1,73 @@
-"""Augmentation of a batch before the attack: random crops and flips, or a function of your own."""
+"""Augmentation of a batch before the attack: by name, or a function of your own."""
 
 import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.random import ExampleRng
+from hauberk.data.augment.erasing import cutout, random_erasing
+from hauberk.data.augment.geometry import PADDING, crop_shift, random_crop, random_flip
+from hauberk.data.augment.mixing import Mixing
+from hauberk.data.augment.policies import auto_augment, idbh_strong, idbh_svhn, idbh_weak, rand_augment
+
+__all__ = [
+    "AUGMENTATIONS",
+    "PADDING",
+    "Augmentation",
+    "Mixing",
+    "augment",
+    "auto_augment",
+    "crop_shift",
+    "cutout",
+    "find_augmentation",
+    "idbh_strong",
+    "idbh_svhn",
+    "idbh_weak",
+    "is_built_in",
+    "rand_augment",
+    "random_crop",
+    "random_erasing",
+    "random_flip",
+]
 
 Augmentation: TypeAlias = Callable[[Tensor, ExampleRng], Tensor]
-
-PADDING = 4  # zeros on each side, as the sources' CIFAR scripts do, but for robust_overfitting and AT-AWP, which reflect
-_TAG = 101  # of the draws, apart from the attack's
-
-
-def random_crop(x: Tensor, rng: ExampleRng, *, flip: bool = False) -> Tensor:
-    """Crop each image of ``x`` (B, C, H, W) at a random place of itself padded with 4 zeros; ``flip`` every other one, too.
-
-    Raises:
-        UserError: if the inputs are not images.
-    """
-    if x.ndim != 4:
-        raise UserError(f"random crops are for images (B, C, H, W), not inputs of shape {tuple(x.shape)}")
-    height, width = x.shape[2:]
-    top, left, coin = rng.uniform(x.new_empty(len(x), 3), _TAG).split(1, dim=1)
-    rows = (top * (2 * PADDING + 1)).long() + torch.arange(height, device=x.device)
-    columns = (left * (2 * PADDING + 1)).long() + torch.arange(width, device=x.device)
-    if flip:
-        columns = torch.where(coin < 0.5, columns.flip(1), columns)
-    padded = F.pad(x, [PADDING] * 4)
-    batch = torch.arange(len(x), device=x.device).view(-1, 1, 1, 1)
-    channel = torch.arange(x.shape[1], device=x.device).view(1, -1, 1, 1)
-    return padded[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
 
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
     "crop": random_crop,
     "crop-flip": partial(random_crop, flip=True),
+    "crop-flip-reflect": partial(random_crop, flip=True, reflect=True),
+    "flip": random_flip,
+    "crop-shift": crop_shift,
+    "cutout": cutout,
+    "random-erasing": random_erasing,
+    "autoaugment": auto_augment,
+    "randaugment": rand_augment,
+    "idbh-weak": idbh_weak,
+    "idbh-strong": idbh_strong,
+    "idbh-svhn": idbh_svhn,
 }
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a name is one of ``AUGMENTATIONS``, or several of them joined by "+"."""
+    return all(part in AUGMENTATIONS for part in name.split("+"))
 
 
 def find_augmentation(augmentation: str | Callable[..., Tensor]) -> Augmentation | None:
     """Return an augmentation as a function of a batch and its random draws, None for "none".
 
     Args:
-        augmentation: a name in ``AUGMENTATIONS``; ``"package.module:attribute"``, which is imported; or a callable ``f(x)`` or
-            ``f(x, rng)``, from inputs (B, ...) inside the box to inputs of the same shape inside the box. ``rng`` is an
-            ``ExampleRng``, whose draws are the same at any batch size and on any number of processes; draws from torch's
-            generators are only repeated by the same batches on the same number of processes.
+        augmentation: a name in ``AUGMENTATIONS``, or several joined by "+", which are applied in that order;
+            ``"package.module:attribute"``, which is imported; or a callable ``f(x)`` or ``f(x, rng)``, from inputs (B, ...)
+            inside the box to inputs of the same shape inside the box. ``rng`` is an ``ExampleRng``, whose draws are the same at
+            any batch size and on any number of processes; draws from torch's generators are only repeated by the same batches
+            on the same number of processes.
 
     Raises:
         UserError: if there is none of that name, or it takes neither one argument nor two.
@@ -62,8 +76,11 @@ def find_augmentation(augmentation: str | Callable[..., Tensor]) -> Augmentation
     if isinstance(found, str):
         if found in AUGMENTATIONS:
             return AUGMENTATIONS[found]
+        if is_built_in(found):
+            return partial(_in_turn, [AUGMENTATIONS[part] for part in found.split("+")])
         if not is_import_path(found):
-            raise unknown_name("augmentation", found, AUGMENTATIONS)
+            unknown = next(part for part in found.split("+") if part not in AUGMENTATIONS)
+            raise unknown_name("augmentation", unknown, AUGMENTATIONS)
         found = import_object(found, "augmentation")
     if not callable(found):
         raise UserError(f"an augmentation is a function f(x) or f(x, rng), not {found!r:.60}")
@@ -77,6 +94,12 @@ def find_augmentation(augmentation: str | Callable[..., Tensor]) -> Augmentation
     if len(needed) == 2 or any(p.name == "rng" for p in parameters):
         return lambda x, rng: found(x, rng)
     return lambda x, rng: found(x)
+
+
+def _in_turn(parts: list[Augmentation | None], x: Tensor, rng: ExampleRng) -> Tensor:
+    for part in parts:
+        x = x if part is None else part(x, rng)
+    return x
 
 
 def augment(x: Tensor, augmentation: Augmentation, rng: ExampleRng) -> Tensor:

@@ -1,0 +1,78 @@
+"""What a training step sees of a batch: this process's part of it, fetched, augmented and mixed."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.core.device import send
+from hauberk.core.distributed import World
+from hauberk.core.random import ExampleRng
+from hauberk.data import augment, fetch_for, to_device
+from hauberk.data.extra import target_probabilities
+from hauberk.training.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """This process's part of a batch.
+
+    Attributes:
+        x: inputs, (b, ...).
+        y: labels, (b,); of a mixed example that of the larger share.
+        index: which examples these are, (b,), on the CPU.
+        rng: random draws keyed by example.
+        targets: probabilities of the classes, (b, C), where some examples have them in place of labels.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    rng: ExampleRng
+    targets: Tensor | None
+
+
+class BatchLoader:
+    """Makes batches for the steps of a training.
+
+    Args:
+        plan: of the training.
+        device: where to train.
+        world: the processes that share each batch.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, world: World):
+        self.plan, self.device, self.world = plan, device, world
+        self._examples = to_device(plan.examples, device)
+
+    def load(self, model: nn.Module, batch: Tensor, step: int) -> Batch:
+        """Make this process's part of a batch.
+
+        Each example is mixed with the one before it in the whole batch, both augmented by their own draws, so that the result
+        does not depend on the number of processes.
+
+        Args:
+            model: what the inputs are for.
+            batch: indices of the whole batch, (B,).
+            step: of the whole training, from 0.
+        """
+        found, mixing = self._augmented(model, self.world.local_shard(batch), step), self.plan.mixing
+        if mixing is None:
+            return found
+        other = self._augmented(model, self.world.local_shard(batch.roll(1)), step)
+        x, share = mixing(found.x, other.x, found.rng)
+        assert found.targets is not None
+        assert other.targets is not None
+        targets = torch.lerp(other.targets, found.targets, share[:, None])
+        return replace(found, x=x, y=torch.where(share >= 0.5, found.y, other.y), targets=targets)
+
+    def _augmented(self, model: nn.Module, index: Tensor, step: int) -> Batch:
+        plan = self.plan
+        x, y = fetch_for(model, self._examples, index)
+        rng = ExampleRng(plan.config.seed, send(index, self.device), stage=step)
+        if plan.augmentation is not None:
+            x = augment(x, plan.augmentation, rng)
+        targets = None
+        if plan.soft_labels:
+            targets = target_probabilities(self._examples, index, y, plan.spec.classes, x.dtype)
+        return Batch(x, y, index, rng, targets)
