@@ -20,7 +20,8 @@ MOST, MOST_OF_AN_ATTACK_STEP = 200, 8
 # and their gradients, are two forwards and more of which the step's own passes are none.
 FORMULA_NEEDS_MORE = {
     "fat": (220, 65), "fat-trades": (220, 65), "fat-mart": (220, 65), "mma": (400, 15), "adversarial-class": (200, 27),
-    "ibp": (600, 8), "crown-ibp": (600, 8), "sabr": (680, 8), "gair-fat": (220, 65), "mm-at": (520, 27),
+    "ibp": (600, 8), "crown-ibp": (600, 8), "sabr": (680, 8), "gair-fat": (220, 65), "mm-at": (520, 90),
+    "e-at": (200, 40), "max-at": (200, 40), "ramp": (200, 40),  # they keep the best point
 }  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_method_settings_from_the_command_line(tmp_path, monkeypatch):
     quick = ["--epochs", "2", "--val-steps", "2", "--threads", "1", "--quiet", "--out", "run"]
     assert main(["train", "--method", "mail-trades+awp", "--set", "measure=pm-nat", "burn_in=1", "gamma=0.01", *quick]) == 0
     assert main(["train", "--resume", "run", "--quiet"]) == 0
-    perturbed = ["--set", "weight_perturbation=rwp", "ascent_steps=2", "threshold=1.5"]
+    perturbed = ["--set", "weight_perturbation=rwp", "ascent_steps=2", "c_min=1.5"]
     assert main(["train", "--method", "n-fgsm", *perturbed, *quick[:-1], "perturbed"]) == 0
     assert main(["train", "--resume", "perturbed", "--quiet"]) == 0
     assert main(["train", "--method", "mail-at", "--set", "slop=3", "--out", "other"]) == 2

@@ -40,7 +40,7 @@ def perturbed(model, x, y, threshold, gamma=0.01, steps=10, rate=0.01):
     [
         ("rwp", {}, 1.7),
         ("mlcat-wp", {}, 1.5),
-        ("rwp", {"threshold": 1.8, "gamma": 0.05}, 1.8),
+        ("rwp", {"c_min": 1.8, "gamma": 0.05}, 1.8),
         ("rwp", {"ascent_steps": 1}, 1.7),
     ],
 )
@@ -70,11 +70,11 @@ def test_only_examples_below_the_threshold_move_the_weights():
     plain, none, all_of_them, first = (copy.deepcopy(model) for _ in range(4))
     rng = ExampleRng(0, torch.arange(16))
     hb.method("at", THREAT)(plain, x, y, rng=rng).loss.backward()
-    hb.method("at", THREAT, weight_perturbation=RWP(threshold=-1.0))(none, x, y, rng=rng).loss.backward()
+    hb.method("at", THREAT, weight_perturbation=RWP(c_min=-1.0))(none, x, y, rng=rng).loss.backward()
     for one, other in zip(plain.parameters(), none.parameters(), strict=True):
         assert torch.equal(one.grad, other.grad)  # nothing below it: bit for bit the method without
     # With all of them and one step it is AWP with one norm for all layers.
-    hb.method("at", THREAT, weight_perturbation=RWP(threshold=1e9, ascent_steps=1))(all_of_them, x, y, rng=rng).loss.backward()
+    hb.method("at", THREAT, weight_perturbation=RWP(c_min=1e9, ascent_steps=1))(all_of_them, x, y, rng=rng).loss.backward()
     found = hb.method("at", THREAT)(first, x, y, rng=rng)
     awp = hb.AWP(0.01).direction(first, found.loss)
     grads = torch.autograd.grad(F.cross_entropy(first(found.x_adv), y), [first.get_parameter(name) for name in awp])

@@ -70,6 +70,7 @@ def run_in_step(attack: Attack[Any], context: StepContext, threat: ThreatModel, 
         attack: what to run.
         context: of the step.
         threat: where the points must be, which may be another than the step's.
+        own_steps: as of :class:`BatchAttack`.
         **more: further arguments of :func:`hauberk.attacks.base.attack_batch`.
     """
     more.setdefault("return_clean_logits", context.return_clean_logits)

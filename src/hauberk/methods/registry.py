@@ -100,7 +100,7 @@ WEIGHT_PERTURBATIONS: dict[str, Any] = {  # by name, for hb.method(weight_pertur
     "sam": SAM(),
     "asam": SAM(rho=0.5, adaptive=True),
     "rwp": RWP(),
-    "mlcat-wp": RWP(threshold=1.5),
+    "mlcat-wp": RWP(c_min=1.5),
 }
 
 

@@ -25,13 +25,13 @@ class RWP:
     Overfitting of Adversarial Training and Beyond") is the same with c = 1.5.
 
     Attributes:
-        threshold: c; only examples with a smaller loss perturb the weights.
+        c_min: c; only examples with a smaller loss perturb the weights.
         gamma: γ, size of the perturbation relative to the norm of the weights.
         ascent_steps: number of steps.
         warmup: epochs without it.
     """
 
-    threshold: float = 1.7
+    c_min: float = 1.7
     gamma: float = 0.01
     ascent_steps: int = 10
     warmup: int = 0
@@ -57,7 +57,7 @@ class RWP:
         for _ in range(self.ascent_steps):
             with applied(model, dict(change)):
                 values = losses()
-                small = context.mean(values * (values.detach() < self.threshold))
+                small = context.mean(values * (values.detach() < self.c_min))
                 grads = torch.autograd.grad(small, list(chosen.values()), allow_unused=True)
             reached = {name: grad for name, grad in zip(chosen, grads, strict=True) if grad is not None}
             context.world.average(list(reached.values()))

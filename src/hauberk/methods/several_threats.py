@@ -59,6 +59,7 @@ class AlternatingThreats(nn.Module):
     """
 
     takes_several_threats = True
+    looks_back = True
 
     def __init__(self, attack: PGD, seed: int = 0):
         super().__init__()
