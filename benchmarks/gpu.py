@@ -45,6 +45,7 @@ from hauberk.core.io import machine, read_json, versions, write_atomically, writ
 from hauberk.data import DATASETS, load_data
 from hauberk.evaluation import partial_result
 from hauberk.evaluation.records import PLAN
+from hauberk.methods import get_method_spec
 from hauberk.training.export import read_card, save_model
 
 Part = Literal["tests", "steps", "epochs", "mail-trades", "trades-awp", "autoattack", "other-steps", "other-epochs", "report"]
@@ -55,6 +56,7 @@ TRAININGS = {"mail-trades": "mail-trades", "trades-awp": "trades+awp"}
 # Methods whose steps, and those whose epochs, are measured first.
 STEPS = ("at", "mail-trades", "trades", "trades+awp", "mart", "mail-at", "gairat", "at+awp")
 EPOCHS = STEPS[:4]
+OTHERS = [name for name in hb.list_methods() if name not in STEPS and not get_method_spec(name).needs_teacher]
 OPEN = "Open: no figure of this page comes from a GPU yet."
 BEGIN, END = "<!-- written by benchmarks/gpu.py -->\n", "<!-- until here -->\n"
 PART_SIZE = 15 * 2**20  # bytes of a file of weights
@@ -75,7 +77,7 @@ class Gpu(Options):
     """Folder of gpu.md and gpu.json."""
     page: Path = DOCS / "performance.md"
     """Page whose section is written."""
-    methods: tuple[str, ...] = (*STEPS, *(name for name in hb.list_methods() if name not in STEPS))
+    methods: tuple[str, ...] = (*STEPS, *OTHERS)
     """Methods of steps and epochs."""
     batches: tuple[int, ...] = (128, 512)
     """Examples of a step; the first is the trainings'."""

@@ -12,9 +12,10 @@ from common import Options, evaluated, first, parse, trained, when, with_interva
 
 import hauberk as hb
 from hauberk.data import DATASETS, load_data
+from hauberk.methods import get_method_spec
 
-# Its extra output makes its numbers another quantity: robust accuracy with rejection.
-METHODS = [name for name in hb.list_methods() if name != "adversarial-class"]
+# An extra output makes its numbers another quantity, robust accuracy with rejection; and no teacher is at hand.
+METHODS = [name for name in hb.list_methods() if name != "adversarial-class" and not get_method_spec(name).needs_teacher]
 METHODS += ["at+awp", "trades+awp", "mart+awp", "mail-at+awp", "mail-trades+awp"]
 ATTACKS = ("pgd-100", "cw-100", "apgd-ce")
 

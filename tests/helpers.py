@@ -15,6 +15,7 @@ from torch import nn
 
 import hauberk as hb
 from hauberk.data import TensorDataset, as_dataset
+from hauberk.methods import METHODS
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -65,6 +66,17 @@ def tiny_net(shape=(3, 8, 8), classes=5, seed=0, dropout=0.0):
         net[1].running_mean.normal_()
         net[1].running_var.uniform_(0.5, 2)
     return net
+
+
+def further(name, shape=(3, 8, 8), classes=5):
+    """Settings of a method by name for a test that is about all of them: a small teacher, where it needs one."""
+    base = name.split("+")[0]
+    if base not in METHODS or not METHODS[base].needs_teacher:
+        return {}
+    teacher = tiny_net(shape, classes, seed=9)
+    with torch.no_grad():
+        teacher[-1].weight.mul_(50)  # so that it is sure of its answers
+    return {"teacher": teacher}
 
 
 def tiny_batch(n=6, shape=(3, 8, 8), classes=5, seed=1, dtype=torch.float32):

@@ -25,6 +25,7 @@ from hauberk.attacks import AttackInputs, ModelQueries, frozen_model
 from hauberk.attacks.presets import PRESETS
 from hauberk.core.random import ExampleRng
 from hauberk.fastpath.frozen_copy import InferenceCopy
+from hauberk.methods import get_method_spec
 from hauberk.models.resnet import BasicBlock
 from hauberk.training.trainer import Trainer
 
@@ -108,6 +109,8 @@ def hand_made(
 ) -> HandMade:
     settings: dict[str, Any] = {} if name in UNFIXED else {"steps": steps}
     settings |= {"burn_in": 0} if "mail" in name or "gair" in name else {}
+    if get_method_spec(name).needs_teacher:
+        settings["teacher"] = network(widths=widths)
     method = hb.method(name, threat, precision=precision, **settings)
     return HandMade(method.with_schedule(LATE + 1), widths)
 

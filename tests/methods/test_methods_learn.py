@@ -6,14 +6,22 @@ import torch
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.io import read_state
-from helpers import THREAT, Signalling, easy_data, long_or, settings
+from helpers import THREAT, Signalling, easy_data, further, long_or, settings
 
 CERTIFIED = ("ibp", "crown-ibp", "sabr")
 NAMES = [*hb.list_methods(), "at+awp", "trades+awp", "mail-trades+awp", "mma+awp"]
+NAMES += ["at+adr", "trades+adr", "at+adr+awp", "rslad+igdm"]
+
+
+@pytest.fixture(scope="session")
+def teachers(digits):
+    """Networks to learn from: one that was trained against attacks, and, for HAT, one that was not."""
+    settings = {"threat": hb.Linf(0.1), "epochs": 6, "lr": 0.1, "val_size": 0, "threads": 1, "quiet": True}
+    return {name: hb.train("mlp", digits["train"], method=name, **settings).model for name in ("at", "standard")}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_method_learns_digits(name, digits):
+def test_every_method_learns_digits(name, digits, teachers):
     """Chance is 10 %; under this small ε plain training reaches 46 %, every other method 66 % or more.
 
     The long form is a convolutional network, where the limits are lower: plain training reaches 51 %.
@@ -22,8 +30,11 @@ def test_every_method_learns_digits(name, digits):
     epochs = 2 if name == "free-at" else epochs
     if name in CERTIFIED:  # while ε grows, over half of the training, the network is not itself
         model, lr, epochs = "mlp", 0.1, 20
+    if "adr" in name:  # the average spans 200 steps, and 6 epochs have 72
+        epochs = 20
     settings = {"epochs": epochs, "lr": lr, "val_size": 0, "threads": 1, "quiet": True}
-    run = hb.train(model, digits["train"], method=name, threat=hb.Linf(0.1), **settings)
+    teacher = {"teacher": teachers["standard" if name == "hat" else "at"]} if further(name) else {}
+    run = hb.train(model, digits["train"], method=hb.method(name, hb.Linf(0.1), **teacher), **settings)
     detects = name == "adversarial-class"
     found = hb.evaluate(
         run.model,
@@ -44,12 +55,15 @@ def test_every_method_learns_digits(name, digits):
         assert run.metrics[-1]["effective_size"] < 0.999
 
 
-@pytest.mark.parametrize("name", ["mma", "free-at", "mail-trades+awp", "fat"])
+@pytest.mark.parametrize(
+    "name", ["mma", "free-at", "mail-trades+awp", "fat", "gkl", "dafa-trades+awp", "at+adr", "rebat", "saad", "hat+adr+awp"]
+)
 def test_what_a_method_remembers_survives_a_stop(name, tmp_path):
     data = easy_data()
 
     def go(at, folder, resume=False):
-        method = hb.method(name, THREAT, **({"burn_in": 1} if "mail" in name else {}))
+        how = {"burn_in": 1} if "mail" in name else {"ema_start": 1} if name == "rebat" else {}
+        method = hb.method(name, THREAT, **how, **further(name))
         changes = settings(epochs=3, val_size=0)
         return hb.train("small-cnn", Signalling(data, at), method=method, out=tmp_path / folder, resume=resume, **changes)
 

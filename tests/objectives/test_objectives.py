@@ -155,7 +155,8 @@ def value_of(equation, clean, adv, y, weight, constants):
 
     formula = equation.partition(";")[0]
     formula = re.sub(r"‖([^‖]+)‖²", r"sum_of_squares(\1)", re.sub(r"mean_k \((.+?)\)²", r"mean_of_squares(\1)", formula))
-    signs = {"x'": "adv", "x*": "star", "·": "*", "‖": ", ", "ω": "weight", "β": "beta", "κ": "kappa", "α": "alpha", "λ": "lam"}
+    signs = {"x_h": "far", "x'": "adv", "x*": "star", "·": "*", "‖": ", ", "ω": "weight", "β": "beta", "κ": "kappa"}
+    signs |= {"α": "alpha", "λ": "lam"}
     for sign, python in signs.items():
         formula = formula.replace(sign, python)
     right = (clean.argmax(1) == y)[:, None]
@@ -172,6 +173,26 @@ def value_of(equation, clean, adv, y, weight, constants):
     return eval(formula, {"__builtins__": {}}, names | constants)
 
 
+def of_two_networks(objective, net, other, x, clean, adv):
+    """What formulas with a further network speak of: its predictions, and those of both at further points."""
+
+    def of_other(logits):
+        return other(x) if logits is clean else other(x + 0.05)
+
+    tau, h = getattr(objective, "temperature", 1.0), getattr(objective, "h", 1.0)
+    p = other(x + 0.05).softmax(1)
+    unsure = -(p * p.log()).sum(1)
+    return {
+        "alpha": getattr(objective, "alpha", None), "τ": tau, "γ": getattr(objective, "helper_gamma", None),
+        "a": getattr(objective, "igdm_alpha", None),
+        "v": (unsure - unsure.min()) / (unsure.max() - unsure.min() + 1e-8),
+        "p_T": lambda logits: of_other(logits).softmax(1), "p_a": lambda logits: of_other(logits).softmax(1),
+        "q_T": lambda logits: (of_other(logits) / tau).softmax(1), "q": lambda logits: (logits / tau).softmax(1),
+        "d": (adv - net(x - 0.05)).softmax(1), "d_T": (other(x + 0.05) - other(x - 0.05)).softmax(1),
+        "far": net(x + h * 0.05), "y_h": other(x + 0.05).argmax(1),
+    }  # fmt: skip
+
+
 SHOWN = [
     (name, changed)
     for name in hb.list_methods()
@@ -182,6 +203,11 @@ SHOWN = [
         {"direction": "adv-to-clean"},
         {"clean_share": 0.0},
         {"kappa": 0.3},
+        {"clip": 0.6},
+        {"alpha": 0.3},
+        {"temperature": 2.0},
+        {"igdm_alpha": 0.7},
+        {"h": 3.0},
     )
     if set(changed) <= {field.name for field in fields(get_method_spec(name).objective)}
 ]
@@ -198,23 +224,29 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     net, threat = torch.nn.Linear(3, 5, dtype=torch.float64), hb.Linf(0.3, low=-9, high=9)
     x = adv[:, :3].detach().clamp(-5, 5)
     clean = net(x) if objective.computes else clean
-    context = StepContext(net, x, y, threat, rng, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
+    context = StepContext(net, x, y, threat, rng, 89, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
+    other = context.teacher = context.average = torch.nn.Linear(3, 5, dtype=torch.float64)
     if sigma:  # logits are the inputs of a network that hands them on
         context = StepContext(nn.Identity(), clean, y, None, rng, x_adv=adv, logits=clean, logits_adv=adv)
     terms, weight = objective(context), torch.linspace(0, 2, 9, dtype=torch.float64)
     constants = {"beta": getattr(objective, "beta", None), "c": getattr(objective, "clean_share", None)}
     constants |= {"σ": sigma, "n": gaussian_noise(clean, 1.0, 1, rng)[:, 0]}
+    constants |= of_two_networks(objective, net, other, x, clean, adv)
     share = getattr(objective, "subselection_ratio", None)
     normal = net.weight[y][:, None] - net.weight
     middle = torch.einsum("bkd,bd->bk", normal, x if share is None else x + 0.05) + net.bias[y][:, None] - net.bias
     constants["m"] = middle - 0.3 * (1 if share is None else share) * normal.abs().sum(2)
     constants["kappa"] = 1 - 0.4 * (1 - getattr(objective, "kappa", 1))
-    constants |= {"alpha": getattr(objective, "alpha", None), "lam": getattr(objective, "lam", None)}
+    constants["lam"] = getattr(objective, "ovr_weight", None)
     smoothing, clip = getattr(objective, "smoothing", 0.0), getattr(objective, "clip", 0.0)
-    constants["t"] = t = F.one_hot(y, 5) * (1 - smoothing) + smoothing / 5
-    constants["b"] = bound = clip**2 * 1.25
-    sum_of_squares = (clean.softmax(1) - t).square().sum(1) + 6 * (clean.softmax(1) - adv.softmax(1)).square().sum(1)
-    constants["h"] = (sum_of_squares >= bound).double()
+    t = F.one_hot(y, 5) * (1 - smoothing) + smoothing / 5
+    constants["t"] = 0.9 if hasattr(objective, "igdm_alpha") else t  # the part of the training that is done
+    bound = clip**2 * 1.25
+    p, q = clean.softmax(1), adv.softmax(1)
+    loss = (p - t).square().sum(1) + (constants["beta"] or 0) * (p - q).square().sum(1)
+    constants["h"], constants["u"] = (loss >= bound).double(), 1.0
+    odds = constants["beta"] or 0
+    constants["b"] = odds / (1 + odds) if name.startswith("cfa") else bound
     margin = hb.attacks.logit_margin(clean if "f(x)" in objective.equation else adv, y)
     constants["s"] = (margin < margin.sort().values[int(9 * getattr(objective, "share", 0))]).double()
     shown = value_of(objective.equation, clean, adv, y, weight, constants)

@@ -24,12 +24,14 @@ import hauberk as hb
 import helpers
 from hauberk.core.distributed import World, data_parallel
 from hauberk.core.random import ExampleRng
+from hauberk.methods import get_method_spec
 from hauberk.models import Normalize
 from helpers import (
     ROOT,
     TESTS,
     TORCHRUN,
     end_with_parent,
+    further,
     kill_again_and_again,
     long_or,
     made_once,
@@ -41,7 +43,7 @@ from helpers import (
 )
 
 KILLS = long_or(1, 20)
-METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp"]
+METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp", "at+adr", "trades+adr+awp", "rslad+igdm"]
 
 
 class Frozen(nn.Module):
@@ -69,8 +71,9 @@ def data(n=120):
 
 def some_steps(name, net=None, **more):
     """Some epochs on batches of 15, so that the parts differ in size. Returns weights and metrics."""
-    settings = {"burn_in": 0} if hb.method(name, hb.Linf("8/255")).weighting is not None else {}
-    method = hb.method(name, hb.Linf("8/255"), **settings)
+    settings = {"burn_in": 0} if get_method_spec(name).weighting is not None else {}
+    settings |= {"ema_start": 0} if name == "rebat" else {}
+    method = hb.method(name, hb.Linf("8/255"), **settings, **further(name, classes=6))
     how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}
     run = hb.train(net or Frozen(), data(), method=method, epochs=long_or(2, 3), quiet=True, threads=1, **{**how, **more})
     clock = ("seconds", "examples_per_second")

@@ -27,7 +27,7 @@ from hauberk.training.metrics import EpochMetrics, TrainingDiverged, check_catas
 from hauberk.training.plan import make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
 from hauberk.training.schedule import eps_scale, first_drop, lr_factor
-from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, settings, tiny_batch, tiny_net
+from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, further, settings, tiny_batch, tiny_net
 
 
 def train_tiny(data, out, resume=False, method="trades", preset="paper", **changes):
@@ -689,7 +689,9 @@ def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_i
 
 def published_method(name, data, model, preset="paper", seed=0, **given):
     chosen = resolve(data, model, name, preset=preset, hyperparameters=given).hyperparameters
-    return hb.method(name, THREAT, preset=preset, seed=seed, **chosen)
+    made = hb.method(name, THREAT, preset=preset, seed=seed, **chosen, **further(name))
+    made.settings.pop("teacher", None)
+    return made
 
 
 @pytest.mark.parametrize(("key", "found"), [*OFFICIAL.items(), *BY_DATA.items()])

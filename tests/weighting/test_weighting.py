@@ -213,7 +213,7 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
         (lambda: hb.method("mail-at", THREAT, slope=-1.0), "slope"),
         (lambda: hb.method("mail-at", THREAT, burn_in=-1), "burn_in"),
         (lambda: hb.method("at+awp", THREAT, gamma=2.0), "gamma"),
-        (lambda: hb.method("at+sam", THREAT), "what can be added to a method"),
+        (lambda: hb.method("at+sam", THREAT), "what can be added"),
         (lambda: hb.method("free-at+awp", THREAT), "free training"),
         (lambda: hb.method("mail-at", THREAT).with_schedule(epochs=30, first_drop=74), "nothing would be reweighted"),
         (

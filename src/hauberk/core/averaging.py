@@ -39,6 +39,10 @@ class _Average(nn.Module):
             torch._foreach_copy_([ours for ours, _ in copied], [theirs for _, theirs in copied])
         self._updates += 1
 
+    def restart(self) -> None:
+        """Let the next update copy the network, as the first one does."""
+        self._updates = 0
+
     def get_extra_state(self) -> int:
         """Return how many updates there were, for ``state_dict``."""
         return self._updates

@@ -1,8 +1,9 @@
 """What the parts of a method are handed, and what an objective is and returns."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -30,6 +31,12 @@ class Schedule:
     first_drop: int = 74
     known: bool = False
 
+    def epochs_of(self, burn_in: "BurnIn") -> int:
+        """Return the number of epochs of a burn-in, which may be a part of the training, or end where the rate first drops."""
+        if burn_in == "first-drop":
+            return self.first_drop
+        return math.ceil(burn_in * self.epochs - 1e-9) if burn_in < 1 else int(burn_in)
+
 
 @dataclass(eq=False)
 class StepContext:
@@ -45,6 +52,9 @@ class StepContext:
         index: which examples these are, (b,) int64, or None.
         schedule: of the training.
         burn_in: number of epochs with weights 1.
+        radii: radius of the attack around each example as a part of ε, (b,), where a part has set one in its ``before_step``;
+            None for ε. Attacks of :mod:`hauberk.attacks` keep to it; one of your own has to.
+        largest_radius: a bound of ``radii``; where it is above 1, x' may leave the threat model.
         attack: the :class:`~hauberk.attacks.AttackResult` of the attack; None before it, and where it is a function that
             returns inputs only.
         x_adv: adversarial inputs, (b, ...); None before the attack, and for methods without one.
@@ -60,7 +70,11 @@ class StepContext:
         eps_scale: how far ε has grown in its warm-up; ``threat`` has ε times this already.
         targets: probabilities of the classes in place of labels, (b, C), for the attack's cross-entropy and the loss; or None.
         label_smoothing: α of the targets of the loss.
-        more_forwards: passes of the batch that parts have made by :meth:`forward`.
+        more_forwards: passes of the batch that parts have made by :meth:`forward` and :meth:`ask`.
+        done: part of the training that is done before this step, in [0, 1), for what changes with each step.
+        teacher: another network to learn from, which is not trained; None without.
+        average: moving average of the network that is trained, for methods with a part that has an ``ema_decay``; or None.
+        answers: what :meth:`ask` has found.
     """
 
     model: nn.Module
@@ -72,6 +86,8 @@ class StepContext:
     index: Tensor | None = None
     schedule: Schedule = Schedule()
     burn_in: int = 0
+    radii: Tensor | None = None
+    largest_radius: float = 1.0
     attack: Any = None
     x_adv: Tensor | None = None
     logits: Tensor | None = None
@@ -87,6 +103,10 @@ class StepContext:
     targets: Tensor | None = None
     label_smoothing: float = 0.0
     more_forwards: float = 0
+    done: float = 0.0
+    teacher: nn.Module | None = None
+    average: nn.Module | None = None
+    answers: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @property
     def progress(self) -> float:
@@ -103,6 +123,33 @@ class StepContext:
             logits: Tensor = self.model(x)
         whole, rest = divmod(len(x), len(self.x))
         self.more_forwards += whole if not rest else len(x) / len(self.x)
+        return logits.float() if logits.element_size() < 4 else logits
+
+    def ask(self, whom: Literal["teacher", "average"], at: Literal["clean", "adversarial"]) -> Tensor:
+        """Return logits (b, C) of the teacher or of the moving average at x or x', without a graph.
+
+        The network is asked once in a step, in evaluation mode; the pass is counted.
+
+        Raises:
+            UserError: if the method has no such network, or one with other classes than the network that is trained.
+        """
+        network: nn.Module | None = getattr(self, whom)
+        x = self.x if at == "clean" else self.x_adv
+        if network is None or x is None:
+            raise UserError(f"this method has no {whom if network is None else 'adversarial inputs'} to ask")
+        if (whom, at) not in self.answers:
+            self.answers[whom, at] = self.ask_at(network, x)
+        found = self.answers[whom, at]
+        own = self.logits if self.logits is not None else self.logits_adv
+        if own is not None and own.shape != found.shape:
+            raise UserError(f"the {whom} has {found.shape[1]} outputs, the network {own.shape[1]}")
+        return found.to(own.dtype) if own is not None else found
+
+    def ask_at(self, network: nn.Module, x: Tensor) -> Tensor:
+        """Return logits (b, C) of another network at inputs (b, ...), at least float32, without a graph, in a pass more."""
+        with torch.no_grad(), self.autocast():
+            logits: Tensor = network(x)
+        self.more_forwards += 1
         return logits.float() if logits.element_size() < 4 else logits
 
     @property

@@ -1,6 +1,5 @@
 """A method bound to a threat model: what runs in the training loop."""
 
-import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +24,7 @@ from hauberk.core.step_context import ADVERSARIAL, CLEAN, BurnIn, Schedule, Step
 from hauberk.fastpath.precision import PrecisionPolicy, make_policy
 from hauberk.methods.awp import applied, gradient_surrogate
 from hauberk.methods.inner import InnerAttack, as_inner_attack
+from hauberk.methods.networks import MovingAverage, Teacher
 from hauberk.methods.output import Output
 from hauberk.objectives.cross_entropy import AT
 from hauberk.objectives.functional import at_least_float32
@@ -60,6 +60,8 @@ class Method(nn.Module):
         targets: a callable of the context that returns probabilities of the classes, (B, C), for the attack's cross-entropy and
             the loss to compare with in place of the labels; None for the labels.
         label_smoothing: α, in [0, 1), of the loss, as in ``torch.nn.CrossEntropyLoss``; the attack keeps the labels.
+        teacher: a trained network to learn from, for parts that ask it (``context.ask("teacher", "clean")``). A frozen copy of
+            it in evaluation mode moves with the method, and takes the device of the inputs; it is not in ``state_dict``.
         burn_in: number of epochs with weights 1, below 1 a part of the training, or "first-drop"; by default the weighting's
             own, 0 for a function.
         passes: order of a step: "attack"; "clean" and "adversarial", the passes in training mode; and "step", where the
@@ -82,6 +84,7 @@ class Method(nn.Module):
         *,
         targets: Callable[[StepContext], Tensor] | None = None,
         label_smoothing: float = 0.0,
+        teacher: nn.Module | None = None,
         name: str = "custom",
         settings: dict[str, Any] | None = None,
         seed: int = 0,
@@ -93,7 +96,7 @@ class Method(nn.Module):
         super().__init__()
         self.threat, self.name, self.seed = threat, name, seed
         parts = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
-        parts |= {"targets": targets, "label_smoothing": label_smoothing or None}
+        parts |= {"targets": targets, "label_smoothing": label_smoothing or None, "teacher": teacher}
         given = {key: part for key, part in parts.items() if part is not None}
         for key in ("objective", "weighting", "targets"):
             if key in given:
@@ -110,6 +113,13 @@ class Method(nn.Module):
         self.weighting = weighting
         self.weight_perturbation = weight_perturbation
         self.targets, self.label_smoothing = targets, label_smoothing
+        self.teacher = None if teacher is None else Teacher(teacher)
+        decays = sorted({part.ema_decay for part in self._parts if hasattr(part, "ema_decay")})
+        if len(decays) > 1:
+            raise UserError(f"{name} has parts with moving averages of decays {decays[0]} and {decays[1]}; it can have one")
+        self.average = MovingAverage(decays[0]) if decays else None
+        if teacher is None and any(getattr(part, "needs_teacher", False) for part in self._parts):
+            raise UserError(f"{name} learns from another network: give teacher=, a network or the folder of a run (--teacher)")
         self.precision = make_policy(precision, compiled)  # None: all passes go through the model
         self.schedule = Schedule()
         own = getattr(weighting, "burn_in", 0)
@@ -136,6 +146,11 @@ class Method(nn.Module):
     def _require_soft_labels(self) -> None:
         if not getattr(self.objective, "takes_targets", True):
             raise UserError(f"the loss of {self.name} is of labels, and not defined for probabilities of the classes")
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        """What it is made of."""
+        return self.inner, self.objective, self.weighting, self.weight_perturbation, self.targets
 
     @property
     def attack(self) -> Any:
@@ -175,7 +190,7 @@ class Method(nn.Module):
         """
         fitted = copy(self)
         fitted._modules = dict(self._modules)
-        for name in ("inner", "objective", "weighting", "targets"):
+        for name in ("inner", "objective", "weighting", "targets", "average"):
             part = getattr(self, name)
             setattr(fitted, name, getattr(part, "fresh", partial(_same, part))())
         fitted._last = None
@@ -201,9 +216,7 @@ class Method(nn.Module):
     @property
     def _burn_in(self) -> int:
         """Number of epochs with weights 1; 0 without a weighting."""
-        if self.burn_in == "first-drop":
-            return self.schedule.first_drop
-        return math.ceil(self.burn_in * self.schedule.epochs) if self.burn_in < 1 else int(self.burn_in)
+        return self.schedule.epochs_of(self.burn_in)
 
     def forward(
         self,
@@ -219,6 +232,7 @@ class Method(nn.Module):
         world: World = SINGLE_PROCESS,
         sizes: Sequence[int] | None = None,
         targets: Tensor | None = None,
+        done: float | None = None,
     ) -> Output:
         """Attack a batch and compute the loss to minimise.
 
@@ -235,6 +249,8 @@ class Method(nn.Module):
             sizes: how many examples each has, where that is known; otherwise they tell each other.
             targets: (B, C), probabilities of the classes in place of the labels (of mixed images, say), for the attack's
                 cross-entropy and the loss; ``y`` are then the labels to count successes by.
+            done: part of the training that is done before this step, for what changes with each step (ADR); by default that of
+                the epochs before this one.
 
         Returns:
             Output, with ``loss = mean(c_y · (ω · ℓ + r))``; with several processes what gives this, averaged over them.
@@ -248,7 +264,7 @@ class Method(nn.Module):
                 length of a training that nobody has told, or waits for an epoch and none is given.
         """
         y = check_batch(x, y)
-        self._check_more(x, epoch, index, class_weights, rng, eps_scale, targets)
+        self._check_more(x, epoch, index, class_weights, rng, eps_scale, targets, done)
         if targets is not None:
             self._require_soft_labels()
         if rng is None:
@@ -266,11 +282,16 @@ class Method(nn.Module):
             eps_scale=eps_scale,
             targets=targets,
             label_smoothing=self.label_smoothing,
+            done=min((epoch or 0) / self.schedule.epochs, 1.0) if done is None else done,
+            teacher=self.teacher,
+            average=self.average,
         )  # fmt: skip
         first: AbstractContextManager[None] = nullcontext()
         if self._calls == 0:
             self._check_first_call(model, x, y, epoch)
             first = checked_first_pass(model, x, y, self.extra_outputs)
+        if self.average is not None:
+            self.average.bind(model)
         with first, self._float32_mode():
             out = self._step(context, class_weights)
         if self._calls == 0 and torch.is_grad_enabled() and not out.loss.requires_grad:
@@ -292,8 +313,12 @@ class Method(nn.Module):
 
     def _tell_parts(self, what: str, about: Any) -> None:
         """Call the parts that have a method of this name."""
-        for part in (self.inner, self.objective, self.weighting, self.weight_perturbation, self.targets):
+        for part in (*self._parts, self.average):
             getattr(part, what, _nothing)(about)
+
+    def restart(self, model: nn.Module) -> None:
+        """Tell the parts that have a ``restart(model)`` that the training goes on from other weights than those it had."""
+        self._tell_parts("restart", model)
 
     def _float32_mode(self) -> AbstractContextManager[None]:
         return float32_mode("model" if self.precision is None else self.precision.precision)
@@ -308,6 +333,7 @@ class Method(nn.Module):
         rng: ExampleRng | None,
         eps_scale: float,
         targets: Tensor | None,
+        done: float | None,
     ) -> None:
         """Check what comes with a batch, without waiting for a device."""
         if epoch is not None and epoch < 0:
@@ -318,6 +344,8 @@ class Method(nn.Module):
             raise UserError(f"rng has draws for {len(rng.keys)} examples, the batch has {len(x)}")
         if eps_scale < 0:
             raise UserError(f"eps_scale must not be negative, got {eps_scale}")
+        if done is not None and not 0 <= done <= 1:
+            raise UserError(f"done must be from 0 to 1, got {done}")
         if targets is not None and (targets.ndim != 2 or len(targets) != len(x) or not targets.is_floating_point()):
             raise UserError(f"targets must be probabilities of shape ({len(x)}, C), got {shown(targets)}")
 
@@ -348,7 +376,9 @@ class Method(nn.Module):
         warmup = getattr(self.weight_perturbation, "warmup", 0)
         if epoch is None and warmup:
             yield f"{self.name} perturbs no weights until epoch {warmup} (counted from 0), {missing}, or set awp_warmup=0"
-        if not any(getattr(part, "follows_progress", False) for part in (self.inner, self.weighting)):
+        if epoch is None and any(getattr(part, "looks_back", False) for part in self._parts):
+            yield f"{self.name} looks back at what it saw in the last epoch, {missing}"
+        if not any(getattr(part, "follows_progress", False) for part in self._parts):
             return
         if epoch is None:
             yield f"{self.name} changes in the course of the training, {missing}"
@@ -407,7 +437,8 @@ class Method(nn.Module):
         if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
             got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
             raise UserError(f"the attack must return inputs of shape {tuple(x.shape)}, it returned {got}")
-        if self._calls == 0 and not bool(context.threat.contains(x_adv, x).all()):
+        allowed = context.threat.scaled(context.largest_radius) if context.largest_radius > 1 else context.threat
+        if self._calls == 0 and not bool(allowed.contains(x_adv, x).all()):
             raise UserError("the attack left the threat model; context.threat.project(x_adv, context.x) brings its points back")
         context.x_adv = x_adv
 

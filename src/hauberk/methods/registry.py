@@ -11,10 +11,12 @@ from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.numerics import Precision
 from hauberk.core.step_context import MeasuredWeighting
+from hauberk.methods.adr import ADR
 from hauberk.methods.awp import AWP
 from hauberk.methods.method import Method
+from hauberk.methods.networks import find_teacher
 from hauberk.methods.table import METHODS, MethodSpec
-from hauberk.objectives import IKL, TSOVR, ARoW, Score, Trades
+from hauberk.objectives import IKL, TSOVR, ARoW, CFATrades, DAFATrades, Distillation, Score, Trades
 from hauberk.threat import ThreatModel
 from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
@@ -34,12 +36,21 @@ def get_method_spec(name: str) -> MethodSpec:
     if base not in METHODS:
         raise UserError(f"{base!r} is no row of the table of methods, but built by a function")
     spec = METHODS[base]
-    for addition in additions:
+    for addition in reversed(additions):  # weight perturbation first: ADR has other constants with it
         spec = ADDITIONS[addition](base, spec)
     return spec
 
 
-_LIKE_TRADES = (Trades, ARoW, IKL, Score, TSOVR)  # public codes of such losses perturb weights by half as much
+# Public codes of such losses perturb the weights by half as much.
+_LIKE_TRADES = (
+    Trades,
+    ARoW,
+    IKL,
+    Score,
+    TSOVR,
+    CFATrades,
+    DAFATrades,
+)
 
 
 def _with_awp(base: str, spec: MethodSpec) -> MethodSpec:
@@ -53,7 +64,29 @@ def _with_awp(base: str, spec: MethodSpec) -> MethodSpec:
     return replace(spec, awp=AWP(0.005), official=official, summary=summary)
 
 
-ADDITIONS: dict[str, Callable[[str, MethodSpec], MethodSpec]] = {"awp": _with_awp}  # by what stands behind the "+"
+def _with_adr(base: str, spec: MethodSpec) -> MethodSpec:
+    """Add labels softened by the moving average of the network (Wu et al. 2024, ADR)."""
+    summary = spec.summary + ", labels softened by the network's moving average (ADR, Wu et al. 2024)"
+    if spec.awp is None:
+        return replace(spec, targets=ADR(), summary=summary)
+    awp, targets = replace(spec.awp, gamma=0.005), ADR(lambda_end=0.85, temperature_end=1.5)
+    return replace(spec, awp=awp, targets=targets, summary=summary)
+
+
+def _with_igdm(base: str, spec: MethodSpec) -> MethodSpec:
+    """Add gradient matching to a distillation (Lee et al. 2025, IGDM)."""
+    if not isinstance(spec.objective, Distillation):
+        raise UserError(f"'+igdm' matches a network's gradients with a teacher's, which {base!r} has not; add it to rslad, say")
+    summary = spec.summary + ", matching the teacher's gradients by differences (IGDM, Lee et al. 2025)"
+    return replace(spec, objective=replace(spec.objective, igdm_alpha=1.0), summary=summary)
+
+
+# By what stands behind the "+", in the order of the name.
+ADDITIONS: dict[str, Callable[[str, MethodSpec], MethodSpec]] = {
+    "igdm": _with_igdm,
+    "adr": _with_adr,
+    "awp": _with_awp,
+}
 
 
 def find_method(name: str) -> str:
@@ -105,7 +138,7 @@ def default_settings(name: str, preset: str = "paper") -> dict[str, Any]:
     """
     spec = get_method_spec(name)
     own = {key: getattr(spec.attack, key) for key in _NAMES_OF_ATTACK} if spec.attack else {}
-    for part in (spec.objective, spec.weighting):
+    for part in (spec.objective, spec.weighting, spec.targets):
         own |= {key: getattr(part, key) for key in _names(part)} if part else {}
     own |= {key: getattr(spec.awp, field) for key, field in _NAMES_OF_AWP.items()} if spec.awp else {}
     return own | spec.changes(preset)
@@ -126,13 +159,16 @@ def method(
     weight_perturbation: Any = None,
     targets: Any = None,
     label_smoothing: float = 0.0,
+    teacher: Any = None,
+    helper: Any = None,
     **overrides: Any,
 ) -> Method:
     """Make a method by name.
 
     Args:
-        name: see :func:`hauberk.list_methods`; with ``+awp`` behind it for adversarially perturbed weights; or the import path
-            of a function of your own, ``package.module:build``, called as ``build(threat, **settings)``.
+        name: see :func:`hauberk.list_methods`; with ``+awp`` behind it for adversarially perturbed weights, ``+adr`` for labels
+            softened by the network's moving average; or the import path of a function of your own, ``package.module:build``,
+            called as ``build(threat, **settings)``.
         threat: what the adversary may do.
         preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs; ``"note"`` of ``mart``.
         seed: of the random starts.
@@ -149,10 +185,13 @@ def method(
         weight_perturbation: in place of the row's.
         targets: in place of the row's.
         label_smoothing: α of the loss, as :class:`hauberk.Method` takes it.
+        teacher: the trained network that a distillation, or any part that asks it, learns from: a module; the folder of a run
+            or an exported file, as :func:`hauberk.load` reads it; or the import path of a module or of what makes one.
+        helper: the same, by the name that it has in HAT.
         **overrides: any setting of the attack (``steps``, ``step_size``, ``start``, ``loss``, ``mode``, ...), of the
             objective (``beta``, ...), of the weighting (``measure``, ``kind``, ``slope``, ``bias``, ``lam``, ``burn_in``,
-            ...) or of the weight perturbation (``gamma``, ``awp_warmup``); ``passes`` as :class:`hauberk.Method` takes them;
-            and ``evaluate_last``, whether the attack looks at its last point.
+            ...), of the weight perturbation (``gamma``, ``awp_warmup``) or of ADR (``ema_decay``, ``lambda_end``, ...);
+            ``passes`` as :class:`hauberk.Method` takes them; and ``evaluate_last``, whether the attack looks at its last point.
 
     Returns:
         The method; call it on each batch.
@@ -167,7 +206,9 @@ def method(
     """
     name = find_method(name)
     given = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
-    given |= {"targets": targets, "label_smoothing": label_smoothing or None}
+    if teacher is not None and helper is not None:
+        raise UserError("teacher and helper are two names of one thing; give one of them")
+    given |= {"targets": targets, "label_smoothing": label_smoothing or None, "teacher": helper if teacher is None else teacher}
     given = {key: value for key, value in given.items() if value is not None}
     settings = {"preset": preset, "seed": seed, **given, **overrides}
     parts, overrides = ({key: _imported(key, value) for key, value in some.items()} for some in (given, overrides))
@@ -187,8 +228,9 @@ def method(
         parts.get("objective", _changed(spec.objective, chosen)),
         parts["weighting"] if "weighting" in parts else _weighting(name, spec, chosen),
         parts.get("weight_perturbation", _awp(spec, chosen)),
-        targets=parts.get("targets"),
+        targets=parts.get("targets", spec.targets and _changed(spec.targets, chosen)),
         label_smoothing=parts.get("label_smoothing", 0.0),
+        teacher=find_teacher(parts["teacher"]) if "teacher" in parts else None,
         name=name,
         settings=settings,
         seed=seed,
@@ -250,6 +292,7 @@ def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: 
         *(_names(spec.objective) if "objective" not in parts else ()),
         *(_names_of_weighting(spec) if "weighting" not in parts else ("burn_in",)),
         *(_NAMES_OF_AWP if "weight_perturbation" not in parts else ()),
+        *(_names(spec.targets) if spec.targets and "targets" not in parts else ()),
     ]
     for key in overrides:
         if key not in known:

@@ -9,28 +9,40 @@ from hauberk.attacks import PGD, SmoothAdv
 from hauberk.certification.training import IBP, SABR, CrownIBP
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting
+from hauberk.methods.adr import ADR
 from hauberk.methods.awp import AWP
+from hauberk.methods.distillation import FromTangentOfTeacher, FromTeacher, FromTeacherAtPoint
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.objectives import (
     ALP,
+    ARD,
     AT,
+    CFAAT,
     CLP,
+    DAFAAT,
     GKL,
+    HAT,
     IKL,
     MMA,
+    RSLAD,
+    SAAD,
     SOVR,
     TSOVR,
+    AdaAD,
     AdversarialClass,
     ARoW,
+    CFATrades,
+    DAFATrades,
     Mart,
     NoisyAT,
     NoisyStandard,
     Objective,
+    ReBAT,
     Score,
     Standard,
     Trades,
 )
-from hauberk.weighting import Gairat, Mail, Vir
+from hauberk.weighting import Gairat, Mail, Saad, Vir
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,7 @@ class MethodSpec:
         attack: the inner maximisation as the paper states it; None where there is none.
         weighting: instance weights; None for weights 1.
         awp: weight perturbation; None for none.
+        targets: what makes probabilities of the classes in place of labels; None for the labels.
         official: what the authors' public code does otherwise, by the name of the setting.
         further: what other sources do otherwise, by the name of their preset.
         inner: how the attack is used in training.
@@ -55,9 +68,15 @@ class MethodSpec:
     attack: PGD | None = None
     weighting: MeasuredWeighting | None = None
     awp: AWP | None = None
+    targets: ADR | None = None
     official: dict[str, Any] = field(default_factory=dict)
     further: dict[str, dict[str, Any]] = field(default_factory=dict)
     inner: Callable[..., InnerAttack] = BatchAttack
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it learns from another network, which the caller gives."""
+        return any(getattr(part, "needs_teacher", False) for part in (self.objective, self.weighting, self.inner))
 
     def changes(self, preset: str) -> dict[str, Any]:
         """Return what a preset does otherwise than the paper. Raises UserError if this method has no such preset."""
@@ -166,10 +185,10 @@ METHODS: dict[str, MethodSpec] = {
         "Yang et al. 2023, ARoW: λ 3.5, label smoothing 0.2; its code attacks by cross-entropy on CIFAR-100",
         PGD(10, "eps/4", "uniform", loss="kl")),
     "score": MethodSpec(
-        Score(), "squared distances of probabilities in place of cross-entropy and KL, clipped",
-        "Pang et al. 2022, SCORE: TRADES (LSE), at a rate of 0.05; its code with generated data clips nothing",
-        PGD(10, "eps/4", "normal", loss="lse"),
-        further={"generated": {"beta": 4.0, "clip": 0.0, "start": "uniform", "mode": "train-frozen"}}),
+        Score(), "squared distances of probabilities in place of cross-entropy and KL",
+        "Pang et al. 2022, SCORE: TRADES (LSE); 'clipped' is its code without generated data, at a rate of 0.05",
+        PGD(10, "eps/4", "normal", loss="lse"), official={"mode": "train-frozen", "start": "uniform"},
+        further={"clipped": {"beta": 6.0, "clip": 0.3}}),
     "ikl": MethodSpec(
         IKL(), "KL taken apart: squared differences of logits, weighted by class means of the last epoch, and cross-entropy",
         "Cui et al. 2024, DKL; its results are with +awp and an average of the weights",
@@ -177,7 +196,7 @@ METHODS: dict[str, MethodSpec] = {
     "gkl": MethodSpec(
         GKL(), "IKL with a flatter prior of the classes",
         "Cui et al. 2026, DKL; a line of its script that lacks a backslash leaves T at 4",
-        _KL, official={**_DKL_CODE, "temperature": 4.0}),
+        _KL, official={**_DKL_CODE, "prior_temperature": 4.0}),
     "sovr": MethodSpec(
         SOVR(), "one-vs-the-rest in place of cross-entropy for the smallest logit margins at adversarial inputs",
         "Kanai et al. 2023; no public code",
@@ -186,6 +205,22 @@ METHODS: dict[str, MethodSpec] = {
         TSOVR(), "TRADES with one-vs-the-rest in place of cross-entropy for the smallest logit margins",
         "Kanai et al. 2023; no public code",
         _KL),
+    "cfa-at": MethodSpec(
+        CFAAT(), "adversarial training with a radius of each class, from its robust accuracy in the last epoch",
+        "Wei et al. 2023, CFA, without FAWA; x' may leave the threat model",
+        _UNIFORM, inner=partial(BatchAttack, own_steps=False)),
+    "cfa-trades": MethodSpec(
+        CFATrades(), "TRADES with a radius and a trade-off of each class, from its robust accuracy in the last epoch",
+        "Wei et al. 2023, CFA, without FAWA; x' may leave the threat model",
+        _KL, official={"start": "normal-unprojected"}, inner=partial(BatchAttack, own_steps=False)),
+    "dafa-at": MethodSpec(
+        DAFAAT(), "adversarial training with weights of the classes on loss and radius, from which are taken for which",
+        "Lee et al. 2024, DAFA; x' may leave the threat model",
+        PGD(10, "eps/4", "normal")),
+    "dafa-trades": MethodSpec(
+        DAFATrades(), "TRADES with weights of the classes on clean loss and radius, from which are taken for which",
+        "Lee et al. 2024, DAFA; x' may leave the threat model",
+        _KL, official={"start": "normal-unprojected"}),
     "ibp": MethodSpec(
         IBP(), "certified training: the worst logits that interval bounds allow, no attack; let ε grow (eps_warmup)",
         "Gowal et al. 2018"),
@@ -207,4 +242,30 @@ METHODS: dict[str, MethodSpec] = {
         AdversarialClass(), "an extra class for adversarial inputs, attacked by PGD that tries to evade it",
         "the idea is in the lecture notes among the sources; the construction is ours",
         PGD(10, "eps/4", "uniform", loss="evade")),
+    # Methods with a further network: teacher= (helper= of HAT), or the moving average of their own.
+    "hat": MethodSpec(
+        HAT(), "TRADES, with a helper's labels at twice the perturbation; needs teacher=, a plainly trained network",
+        "Rade and Moosavi-Dezfooli 2022, hat",
+        _KL, official={"start": "normal-unprojected"}),
+    "rebat": MethodSpec(
+        ReBAT(), "adversarial training that stays near its moving average after the learning rate drops",
+        "Wang et al. 2023, ReBAT; its rate drops by a factor of 1.5 only, which is a setting of the training",
+        _UNIFORM, official={"passes": ("attack", "adversarial", "step", "clean"), "mode": "train", "evaluate_last": True}),
+    "ard": MethodSpec(
+        ARD(), "distillation of a robust teacher at PGD's inputs; needs teacher=",
+        "Goldblum et al. 2020, AdversariallyRobustDistillation",
+        _UNIFORM, official={"mode": "train", "passes": ("attack", "adversarial", "clean")}),
+    "rslad": MethodSpec(
+        RSLAD(), "a robust teacher's clean prediction in place of labels, in attack and loss; needs teacher=",
+        "Zi et al. 2021, RSLAD",
+        _KL, inner=FromTeacher, official={"start": "normal-unprojected", "passes": ("attack", "adversarial", "clean")}),
+    "adaad": MethodSpec(
+        AdaAD(), "distillation of a teacher that is asked at every point of the attack; needs teacher=",
+        "Huang et al. 2023, AdaAD",
+        _KL, inner=FromTeacherAtPoint, official={"start": "normal-unprojected"}),
+    "saad": MethodSpec(
+        SAAD(), "distillation weighted by how unsure the teacher is of the adversarial input; needs teacher=",
+        "Lee and Chung 2026 (TMLR), saad: the form and the constants of the public code",
+        _KL, weighting=Saad(), inner=FromTangentOfTeacher,
+        official={"start": "normal-unprojected", "passes": ("attack", "adversarial", "clean")}),
 }  # fmt: skip

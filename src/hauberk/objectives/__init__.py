@@ -2,12 +2,17 @@
 
 from hauberk.core.step_context import LossTerms, Objective, PresetName
 from hauberk.objectives.arow import ARoW, arow
+from hauberk.objectives.cfa import CFAAT, CFATrades, cfa
 from hauberk.objectives.cross_entropy import AT, AdversarialClass, Standard, adversarial_class, at, standard
+from hauberk.objectives.dafa import DAFAAT, DAFATrades, dafa
+from hauberk.objectives.distillation import ARD, RSLAD, SAAD, AdaAD, Distillation, adaad, ard, gradient_matching, rslad, saad
 from hauberk.objectives.functional import kl_divergence
+from hauberk.objectives.hat import HAT, hat
 from hauberk.objectives.ikl import GKL, IKL, gkl, ikl
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
 from hauberk.objectives.mart import Mart, mart
 from hauberk.objectives.mma import MMA, mma
+from hauberk.objectives.rebat import ReBAT, rebat
 from hauberk.objectives.score import Score, score
 from hauberk.objectives.smoothing import NoisyAT, NoisyStandard
 from hauberk.objectives.sovr import SOVR, TSOVR, sovr, tsovr
@@ -15,34 +20,54 @@ from hauberk.objectives.trades import Trades, trades
 
 __all__ = [
     "ALP",
+    "ARD",
     "AT",
+    "CFAAT",
     "CLP",
+    "DAFAAT",
     "GKL",
+    "HAT",
     "IKL",
     "MMA",
+    "RSLAD",
+    "SAAD",
     "SOVR",
     "TSOVR",
     "ARoW",
+    "AdaAD",
     "AdversarialClass",
+    "CFATrades",
+    "DAFATrades",
+    "Distillation",
     "LossTerms",
     "Mart",
     "NoisyAT",
     "NoisyStandard",
     "Objective",
     "PresetName",
+    "ReBAT",
     "Score",
     "Standard",
     "Trades",
+    "adaad",
     "adversarial_class",
     "alp",
+    "ard",
     "arow",
     "at",
+    "cfa",
     "clp",
+    "dafa",
     "gkl",
+    "gradient_matching",
+    "hat",
     "ikl",
     "kl_divergence",
     "mart",
     "mma",
+    "rebat",
+    "rslad",
+    "saad",
     "score",
     "sovr",
     "standard",

@@ -204,6 +204,8 @@ LossLike: TypeAlias = str | AttackLoss | Callable[[Tensor, Tensor], Tensor]
 
 
 def _kl(logits: Tensor, y: Tensor, log_p: Tensor) -> Tensor:
+    if logits.shape != log_p.shape:
+        raise UserError(f"the reference has {log_p.shape[1]} classes, the model {logits.shape[1]}")
     return F.kl_div(log_softmax(logits), log_p, reduction="none", log_target=True).sum(1)
 
 

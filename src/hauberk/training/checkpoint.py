@@ -128,7 +128,8 @@ def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                 kind = "extra" if key.startswith("extra") else "training"
                 raise UserError(f"this run was started with other {kind} data: inputs, labels or their order differ")
             if section == "code":
-                raise UserError(f"this run was started with other code of its {key}; use a new folder")
+                other = "another" if key == "teacher" else "other code of its"
+                raise UserError(f"this run was started with {other} {key}; use a new folder")
             advice = f"pass the same {_OBJECTS[key]} again, or " if key in _OBJECTS else ""
             raise UserError(
                 f"this run was started with {section} {key} = {before.get(key)!r}, not {after.get(key)!r}; "

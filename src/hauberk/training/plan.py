@@ -127,11 +127,13 @@ class Plan:
             "objective": method.objective,
             "weighting": method.weighting,
             "weight_perturbation": method.weight_perturbation,
+            "targets": method.targets,
             "augmentation": self.augmentation,
             "optimizer": self.make_optimizer,
             "scheduler": self.make_scheduler,
         }
-        return {name: code_digest(part) for name, part in parts.items() if part is not None and not _is_ours(part)}
+        found = {name: code_digest(part) for name, part in parts.items() if part is not None and not _is_ours(part)}
+        return found if method.teacher is None else found | {"teacher": method.teacher.digest}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for run.json and cards; settings that the optimizer or scheduler replaces are left out."""

@@ -200,7 +200,8 @@ class Trainer:
         self.optimizer.zero_grad()  # before the passes, so that old gradients do not add to their memory
         scale, sizes = eps_scale(config.eps_warmup, at, plan.total_steps), self.world.shard_sizes(len(batch))
         more = {"index": part.index, "rng": part.rng, "targets": part.targets, "class_weights": plan.class_weights}
-        out = step(part.x, part.y, self.epoch, eps_scale=scale, sizes=sizes, **more)
+        more |= {"eps_scale": scale, "sizes": sizes, "done": at / plan.total_steps}
+        out = step(part.x, part.y, self.epoch, **more)
         if look:
             self._require_finite(self.world.sum(out.loss).item() / self.world.size)
         out.loss.backward()
@@ -301,6 +302,7 @@ class Trainer:
         self.model.load_state_dict(self.best_weights)
         if self.eval_model is not self.model:
             self.eval_model.load_state_dict(self.best_weights)
+        self.method.restart(self.model)
         start = deepcopy(self.epoch_start)
         with self._as_restored():
             self.optimizer.load_state_dict(start["optimizer"])  # forgets momentum and the like

@@ -7,6 +7,7 @@ from hauberk.weighting.gairat import Gairat, gairat
 from hauberk.weighting.kl_dro import KLDRO, kl_dro
 from hauberk.weighting.mail import Mail, mail, margin_difference, probabilistic_margin
 from hauberk.weighting.mlcat import Mlcat, mlcat
+from hauberk.weighting.saad import Saad, saad
 from hauberk.weighting.vir import Vir, vir
 from hauberk.weighting.wmmr import Wmmr, wmmr
 
@@ -19,6 +20,7 @@ WEIGHTINGS: dict[str, MeasuredWeighting] = {  # by name, for hb.method(weighting
     "dom": Dom(),
     "vir": Vir(),
     "kl-dro": KLDRO(),
+    "saad": Saad(),
 }
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Mail",
     "MeasuredWeighting",
     "Mlcat",
+    "Saad",
     "Vir",
     "Wmmr",
     "dom",
@@ -42,6 +45,7 @@ __all__ = [
     "mean_one",
     "mlcat",
     "probabilistic_margin",
+    "saad",
     "summary",
     "vir",
     "wmmr",
