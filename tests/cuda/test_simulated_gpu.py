@@ -73,6 +73,13 @@ def test_steps_of_attacks_on_rows_that_are_not_in_step(library):
     assert not {case: found["where"] for case, found in cases.items() if found["waits"]}
 
 
+def test_steps_of_training_with_what_public_codes_set(library):
+    cases, problem = run(library, "recipes")
+    assert not problem, problem[-3000:]
+    assert len(cases) == len(hauberk.data.AUGMENTATIONS) + 2
+    assert not {case: found["where"] for case, found in cases.items() if found["waits"]}
+
+
 def test_steps_of_training_between_two_looks(library):
     cases, problem = run(library, "training")
     assert not problem, problem[-3000:]
