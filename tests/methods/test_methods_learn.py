@@ -55,7 +55,9 @@ def test_every_method_learns_digits(name, digits, teachers):
         assert run.metrics[-1]["effective_size"] < 0.999
 
 
-@pytest.mark.parametrize("name", ["mma", "free-at", "mail-trades+awp", "fat", "at+adr", "rebat", "saad", "hat+adr+awp"])
+@pytest.mark.parametrize(
+    "name", ["mma", "free-at", "mail-trades+awp", "fat", "gkl", "dafa-trades+awp", "at+adr", "rebat", "saad", "hat+adr+awp"]
+)
 def test_what_a_method_remembers_survives_a_stop(name, tmp_path):
     data = easy_data()
 

@@ -53,7 +53,7 @@ def test_score_by_its_equation():
     assert torch.allclose(found.regularizer, miss)
     bound = torch.dist(torch.tensor([0.7, 0.1, 0.1, 0.1]), torch.tensor([1.0, 0.0, 0.0, 0.0])).double() ** 2
     z[0], a[0], y[0] = torch.tensor([9.0, 0, 0, 0]), torch.tensor([8.0, 0, 0, 0]), 0  # as good as learned
-    found = hb.objectives.score(z, a, y)
+    found = hb.objectives.score(z, a, y, beta=6.0, clip=0.3)
     p, q, t = z.softmax(1), a.softmax(1), F.one_hot(y, 4).double()
     whole = F.relu((p - t).square().sum(1) + 6 * (p - q).square().sum(1) - bound)
     assert torch.allclose(found.robust + found.regularizer, whole, atol=1e-7)
@@ -78,7 +78,7 @@ def test_ikl_and_gkl_by_their_equations():
     pairs = (w[:, :, None] * w[:, None, :]).sum()
     found = hb.objectives.gkl(z, a, y, prior=s, beta=10.0, alpha=3.0)
     assert torch.allclose(found.robust.sum() / 10, 10 * wmse(z, a, w).sum() / pairs + 3 * soft.mean())
-    assert torch.allclose(hb.objectives.gkl(z, a, y).robust, hb.objectives.gkl(z, a, y, exponent=3.0).robust)
+    assert torch.allclose(hb.objectives.gkl(z, a, y).robust, hb.objectives.gkl(z, a, y, prior_exponent=3.0).robust)
 
 
 @pytest.mark.parametrize("name", ["ikl", "gkl"])
@@ -119,7 +119,7 @@ def test_sovr_by_its_equation():
     assert torch.allclose(found.robust, torch.where(small, 0.4 * ovr, ce(a, y)))
     assert not found.regularizer.any()
     assert torch.allclose(hb.objectives.sovr(None, a, y, share=0.0).robust, ce(a, y))
-    assert torch.allclose(hb.objectives.sovr(None, a, y, share=1.0, lam=1.0).robust, ovr)
+    assert torch.allclose(hb.objectives.sovr(None, a, y, share=1.0, ovr_weight=1.0).robust, ovr)
     margin = hb.attacks.logit_margin(z, y)
     small = margin <= margin.sort().values[3]
     ovr = -torch.where(own, z.sigmoid().log(), (-z).sigmoid().log()).sum(1)
@@ -260,7 +260,7 @@ def test_priors_of_a_training_are_those_of_the_last_epoch(name):
     context = seen.context(1)
     context.logits_adv = other
     objective.before_step(context)
-    p = (seen.z / objective.temperature).softmax(1)
+    p = (seen.z / objective.prior_temperature).softmax(1)
     prior = torch.stack([p[seen.y == c].mean(0) for c in range(3)])[seen.y]
     assert torch.allclose(objective(context).robust, function(seen.z, other, seen.y, prior=prior).robust)
 
@@ -318,14 +318,19 @@ def test_sovr_switches_by_the_margins_of_the_whole_batch():
 def test_printed_constants():
     spec = hb.methods.get_method_spec
     assert (spec("arow").objective.beta, spec("arow").objective.smoothing) == (7.0, 0.2)  # --lamb 7 --ls 0.2
-    assert (spec("ikl").objective.alpha, spec("ikl").objective.beta, spec("ikl").objective.temperature) == (4.0, 20.0, 4.0)
-    assert (spec("gkl").objective.exponent, spec("gkl").objective.temperature) == (0.2, 1.0)
-    assert hb.method("gkl", THREAT, preset="official").objective.temperature == 4.0
+    assert (spec("ikl").objective.alpha, spec("ikl").objective.beta, spec("ikl").objective.prior_temperature) == (
+        4.0,
+        20.0,
+        4.0,
+    )
+    assert (spec("gkl").objective.prior_exponent, spec("gkl").objective.prior_temperature) == (0.2, 1.0)
+    assert hb.method("gkl", THREAT, preset="official").objective.prior_temperature == 4.0
     code = hb.method("ikl", THREAT, preset="official")
     assert (code.attack.steps, code.attack.step_size, code.attack.start) == (5, "eps/2", "normal-unprojected")
-    assert (spec("score").objective.beta, spec("score").objective.clip) == (6.0, 0.3)  # --TRADESlambda 6 --clip_loss 0.3
-    assert hb.method("score", THREAT, preset="generated").attack.start == "uniform"
-    assert (spec("sovr").objective.lam, spec("sovr").objective.share) == (0.4, 0.4)
+    clipped = hb.method("score", THREAT, preset="clipped")
+    assert (clipped.objective.beta, clipped.objective.clip) == (6.0, 0.3)  # --TRADESlambda 6 --clip_loss 0.3
+    assert hb.method("score", THREAT, preset="official").attack.mode == "train-frozen"
+    assert (spec("sovr").objective.ovr_weight, spec("sovr").objective.share) == (0.4, 0.4)
     assert {name: spec(name + "+awp").awp.gamma for name in LATER} == dict.fromkeys(LATER, 0.005) | {"sovr": 0.01}
 
 
@@ -334,9 +339,9 @@ def test_printed_constants():
     [
         (lambda: hb.objectives.SOVR(share=1.5), "share"),
         (lambda: hb.objectives.Score(clip=1.0), "clip"),
-        (lambda: hb.objectives.IKL(temperature=0.0), "temperature"),
+        (lambda: hb.objectives.IKL(prior_temperature=0.0), "prior_temperature"),
         (lambda: hb.objectives.IKL(beta=-1.0), "beta"),
-        (lambda: replace(hb.objectives.GKL(), exponent="x"), "exponent"),
+        (lambda: replace(hb.objectives.GKL(), prior_exponent="x"), "prior_exponent"),
         (lambda: hb.objectives.ikl(*logits(), prior=torch.ones(3, 4)), "prior"),
         (lambda: hb.objectives.sovr(*logits(), chosen=torch.ones(3)), "chosen"),
         (lambda: hb.objectives.arow(*logits(), smoothing=1.0), "smoothing"),

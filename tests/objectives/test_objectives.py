@@ -203,6 +203,7 @@ SHOWN = [
         {"direction": "adv-to-clean"},
         {"clean_share": 0.0},
         {"kappa": 0.3},
+        {"clip": 0.6},
         {"alpha": 0.3},
         {"temperature": 2.0},
         {"igdm_alpha": 0.7},
@@ -236,13 +237,16 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     middle = torch.einsum("bkd,bd->bk", normal, x if share is None else x + 0.05) + net.bias[y][:, None] - net.bias
     constants["m"] = middle - 0.3 * (1 if share is None else share) * normal.abs().sum(2)
     constants["kappa"] = 1 - 0.4 * (1 - getattr(objective, "kappa", 1))
-    constants["lam"] = getattr(objective, "lam", None)
+    constants["lam"] = getattr(objective, "ovr_weight", None)
     smoothing, clip = getattr(objective, "smoothing", 0.0), getattr(objective, "clip", 0.0)
     t = F.one_hot(y, 5) * (1 - smoothing) + smoothing / 5
     constants["t"] = 0.9 if hasattr(objective, "igdm_alpha") else t  # the part of the training that is done
-    constants["b"] = bound = clip**2 * 1.25
-    sum_of_squares = (clean.softmax(1) - t).square().sum(1) + 6 * (clean.softmax(1) - adv.softmax(1)).square().sum(1)
-    constants["h"] = (sum_of_squares >= bound).double()
+    bound = clip**2 * 1.25
+    p, q = clean.softmax(1), adv.softmax(1)
+    loss = (p - t).square().sum(1) + (constants["beta"] or 0) * (p - q).square().sum(1)
+    constants["h"], constants["u"] = (loss >= bound).double(), 1.0
+    odds = constants["beta"] or 0
+    constants["b"] = odds / (1 + odds) if name.startswith("cfa") else bound
     margin = hb.attacks.logit_margin(clean if "f(x)" in objective.equation else adv, y)
     constants["s"] = (margin < margin.sort().values[int(9 * getattr(objective, "share", 0))]).double()
     shown = value_of(objective.equation, clean, adv, y, weight, constants)

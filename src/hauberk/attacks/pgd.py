@@ -153,6 +153,11 @@ class PGD(MaximizingAttack["PGDState"]):
     def _step_size(self) -> float | Tensor | RelativeStep:
         return parse_step_size(self.step_size)
 
+    def with_steps_of(self, eps: float | Tensor) -> "PGD":
+        """Return the attack with the step of an ε in place of one that is a part of it."""
+        size = self._step_size
+        return replace(self, step_size=size.of(eps)) if isinstance(size, RelativeStep) else self
+
     @property
     def needs_clean_logits(self) -> bool:  # type: ignore[override]
         """Whether the loss compares with the clean prediction, or aims at the most likely wrong classes."""

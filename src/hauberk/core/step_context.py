@@ -1,5 +1,6 @@
 """What the parts of a method are handed, and what an objective is and returns."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -30,6 +31,12 @@ class Schedule:
     first_drop: int = 74
     known: bool = False
 
+    def epochs_of(self, burn_in: "BurnIn") -> int:
+        """Return the number of epochs of a burn-in, which may be a part of the training, or end where the rate first drops."""
+        if burn_in == "first-drop":
+            return self.first_drop
+        return math.ceil(burn_in * self.epochs - 1e-9) if burn_in < 1 else int(burn_in)
+
 
 @dataclass(eq=False)
 class StepContext:
@@ -45,6 +52,9 @@ class StepContext:
         index: which examples these are, (b,) int64, or None.
         schedule: of the training.
         burn_in: number of epochs with weights 1.
+        radii: radius of the attack around each example as a part of ε, (b,), where a part has set one in its ``before_step``;
+            None for ε. Attacks of :mod:`hauberk.attacks` keep to it; one of your own has to.
+        largest_radius: a bound of ``radii``; where it is above 1, x' may leave the threat model.
         attack: the :class:`~hauberk.attacks.AttackResult` of the attack; None before it, and where it is a function that
             returns inputs only.
         x_adv: adversarial inputs, (b, ...); None before the attack, and for methods without one.
@@ -76,6 +86,8 @@ class StepContext:
     index: Tensor | None = None
     schedule: Schedule = Schedule()
     burn_in: int = 0
+    radii: Tensor | None = None
+    largest_radius: float = 1.0
     attack: Any = None
     x_adv: Tensor | None = None
     logits: Tensor | None = None

@@ -27,10 +27,18 @@ class BatchAttack:
         attack: what to run.
         taus: τ of friendly training by the progress of the training: (part of the training up to which, τ), rising.
         evaluate_last: let PGD look at its last point all the same, which moves BatchNorm's statistics in mode "train".
+        own_steps: whether a step that is a part of ε is so of each example's own radius, where it has one, or of ε.
     """
 
-    def __init__(self, attack: Attack[Any], taus: tuple[tuple[float, int], ...] = (), evaluate_last: bool = False):
+    def __init__(
+        self,
+        attack: Attack[Any],
+        taus: tuple[tuple[float, int], ...] = (),
+        evaluate_last: bool = False,
+        own_steps: bool = True,
+    ):
         self.attack: Attack[Any] = attack
+        self.own_steps = own_steps
         self.taus: tuple[tuple[float, int], ...] = ()
         self._friendly: list[Attack[Any]] = []
         if isinstance(attack, PGD):
@@ -53,6 +61,11 @@ class BatchAttack:
         more: dict[str, Any] = {"seed": context.rng, "return_clean_logits": context.return_clean_logits}
         if context.targets is not None and isinstance(attack, PGD) and attack.loss == "ce":
             attack, more["reference"] = replace(attack, loss="soft-ce"), context.targets
+        if context.radii is not None:
+            if not self.own_steps and isinstance(attack, PGD):
+                attack = attack.with_steps_of(threat.eps)
+            threat = threat.scaled(context.largest_radius)
+            more["radius_fraction"] = (context.radii / context.largest_radius).clamp(0, 1)
         with context.attack_model(attack.mode) as model:
             return attack_batch(attack, model, x, y, threat, **more)
 

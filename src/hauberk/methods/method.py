@@ -1,6 +1,5 @@
 """A method bound to a threat model: what runs in the training loop."""
 
-import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -217,9 +216,7 @@ class Method(nn.Module):
     @property
     def _burn_in(self) -> int:
         """Number of epochs with weights 1; 0 without a weighting."""
-        if self.burn_in == "first-drop":
-            return self.schedule.first_drop
-        return math.ceil(self.burn_in * self.schedule.epochs) if self.burn_in < 1 else int(self.burn_in)
+        return self.schedule.epochs_of(self.burn_in)
 
     def forward(
         self,
@@ -379,6 +376,8 @@ class Method(nn.Module):
         warmup = getattr(self.weight_perturbation, "warmup", 0)
         if epoch is None and warmup:
             yield f"{self.name} perturbs no weights until epoch {warmup} (counted from 0), {missing}, or set awp_warmup=0"
+        if epoch is None and any(getattr(part, "looks_back", False) for part in self._parts):
+            yield f"{self.name} looks back at what it saw in the last epoch, {missing}"
         if not any(getattr(part, "follows_progress", False) for part in self._parts):
             return
         if epoch is None:
@@ -438,7 +437,8 @@ class Method(nn.Module):
         if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
             got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
             raise UserError(f"the attack must return inputs of shape {tuple(x.shape)}, it returned {got}")
-        if self._calls == 0 and not bool(context.threat.contains(x_adv, x).all()):
+        allowed = context.threat.scaled(context.largest_radius) if context.largest_radius > 1 else context.threat
+        if self._calls == 0 and not bool(allowed.contains(x_adv, x).all()):
             raise UserError("the attack left the threat model; context.threat.project(x_adv, context.x) brings its points back")
         context.x_adv = x_adv
 

@@ -16,7 +16,7 @@ from hauberk.methods.awp import AWP
 from hauberk.methods.method import Method
 from hauberk.methods.networks import find_teacher
 from hauberk.methods.table import METHODS, MethodSpec
-from hauberk.objectives import IKL, TSOVR, ARoW, Distillation, Score, Trades
+from hauberk.objectives import IKL, TSOVR, ARoW, CFATrades, DAFATrades, Distillation, Score, Trades
 from hauberk.threat import ThreatModel
 from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
@@ -41,7 +41,16 @@ def get_method_spec(name: str) -> MethodSpec:
     return spec
 
 
-_LIKE_TRADES = (Trades, ARoW, IKL, Score, TSOVR)  # public codes of such losses perturb weights by half as much
+# Public codes of such losses perturb the weights by half as much.
+_LIKE_TRADES = (
+    Trades,
+    ARoW,
+    IKL,
+    Score,
+    TSOVR,
+    CFATrades,
+    DAFATrades,
+)
 
 
 def _with_awp(base: str, spec: MethodSpec) -> MethodSpec:

@@ -17,7 +17,9 @@ from hauberk.objectives import (
     ALP,
     ARD,
     AT,
+    CFAAT,
     CLP,
+    DAFAAT,
     GKL,
     HAT,
     IKL,
@@ -29,6 +31,8 @@ from hauberk.objectives import (
     AdaAD,
     AdversarialClass,
     ARoW,
+    CFATrades,
+    DAFATrades,
     Mart,
     NoisyAT,
     NoisyStandard,
@@ -181,10 +185,10 @@ METHODS: dict[str, MethodSpec] = {
         "Yang et al. 2023, ARoW: λ 3.5, label smoothing 0.2; its code attacks by cross-entropy on CIFAR-100",
         PGD(10, "eps/4", "uniform", loss="kl")),
     "score": MethodSpec(
-        Score(), "squared distances of probabilities in place of cross-entropy and KL, clipped",
-        "Pang et al. 2022, SCORE: TRADES (LSE), at a rate of 0.05; its code with generated data clips nothing",
-        PGD(10, "eps/4", "normal", loss="lse"),
-        further={"generated": {"beta": 4.0, "clip": 0.0, "start": "uniform", "mode": "train-frozen"}}),
+        Score(), "squared distances of probabilities in place of cross-entropy and KL",
+        "Pang et al. 2022, SCORE: TRADES (LSE); 'clipped' is its code without generated data, at a rate of 0.05",
+        PGD(10, "eps/4", "normal", loss="lse"), official={"mode": "train-frozen", "start": "uniform"},
+        further={"clipped": {"beta": 6.0, "clip": 0.3}}),
     "ikl": MethodSpec(
         IKL(), "KL taken apart: squared differences of logits, weighted by class means of the last epoch, and cross-entropy",
         "Cui et al. 2024, DKL; its results are with +awp and an average of the weights",
@@ -192,7 +196,7 @@ METHODS: dict[str, MethodSpec] = {
     "gkl": MethodSpec(
         GKL(), "IKL with a flatter prior of the classes",
         "Cui et al. 2026, DKL; a line of its script that lacks a backslash leaves T at 4",
-        _KL, official={**_DKL_CODE, "temperature": 4.0}),
+        _KL, official={**_DKL_CODE, "prior_temperature": 4.0}),
     "sovr": MethodSpec(
         SOVR(), "one-vs-the-rest in place of cross-entropy for the smallest logit margins at adversarial inputs",
         "Kanai et al. 2023; no public code",
@@ -201,6 +205,22 @@ METHODS: dict[str, MethodSpec] = {
         TSOVR(), "TRADES with one-vs-the-rest in place of cross-entropy for the smallest logit margins",
         "Kanai et al. 2023; no public code",
         _KL),
+    "cfa-at": MethodSpec(
+        CFAAT(), "adversarial training with a radius of each class, from its robust accuracy in the last epoch",
+        "Wei et al. 2023, CFA, without FAWA; x' may leave the threat model",
+        _UNIFORM, inner=partial(BatchAttack, own_steps=False)),
+    "cfa-trades": MethodSpec(
+        CFATrades(), "TRADES with a radius and a trade-off of each class, from its robust accuracy in the last epoch",
+        "Wei et al. 2023, CFA, without FAWA; x' may leave the threat model",
+        _KL, official={"start": "normal-unprojected"}, inner=partial(BatchAttack, own_steps=False)),
+    "dafa-at": MethodSpec(
+        DAFAAT(), "adversarial training with weights of the classes on loss and radius, from which are taken for which",
+        "Lee et al. 2024, DAFA; x' may leave the threat model",
+        PGD(10, "eps/4", "normal")),
+    "dafa-trades": MethodSpec(
+        DAFATrades(), "TRADES with weights of the classes on clean loss and radius, from which are taken for which",
+        "Lee et al. 2024, DAFA; x' may leave the threat model",
+        _KL, official={"start": "normal-unprojected"}),
     "ibp": MethodSpec(
         IBP(), "certified training: the worst logits that interval bounds allow, no attack; let ε grow (eps_warmup)",
         "Gowal et al. 2018"),

@@ -2,7 +2,9 @@
 
 from hauberk.core.step_context import LossTerms, Objective, PresetName
 from hauberk.objectives.arow import ARoW, arow
+from hauberk.objectives.cfa import CFAAT, CFATrades, cfa
 from hauberk.objectives.cross_entropy import AT, AdversarialClass, Standard, adversarial_class, at, standard
+from hauberk.objectives.dafa import DAFAAT, DAFATrades, dafa
 from hauberk.objectives.distillation import ARD, RSLAD, SAAD, AdaAD, Distillation, adaad, ard, gradient_matching, rslad, saad
 from hauberk.objectives.functional import kl_divergence
 from hauberk.objectives.hat import HAT, hat
@@ -20,7 +22,9 @@ __all__ = [
     "ALP",
     "ARD",
     "AT",
+    "CFAAT",
     "CLP",
+    "DAFAAT",
     "GKL",
     "HAT",
     "IKL",
@@ -32,6 +36,8 @@ __all__ = [
     "ARoW",
     "AdaAD",
     "AdversarialClass",
+    "CFATrades",
+    "DAFATrades",
     "Distillation",
     "LossTerms",
     "Mart",
@@ -49,7 +55,9 @@ __all__ = [
     "ard",
     "arow",
     "at",
+    "cfa",
     "clp",
+    "dafa",
     "gkl",
     "gradient_matching",
     "hat",

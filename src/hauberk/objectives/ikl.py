@@ -52,7 +52,7 @@ def gkl(
     *,
     beta: float = 20.0,
     alpha: float = 4.0,
-    exponent: float = 0.2,
+    prior_exponent: float = 0.2,
     prior: Tensor | None = None,
     total: Tensor | None = None,
     preset: PresetName = "paper",
@@ -63,12 +63,12 @@ def gkl(
     ``wMSE(z, z') = Σ_{jk} s_j^γ s_k^γ ((z_j - z_k) - (z'_j - z'_k))² / (4 Z)`` with Z the mean of ``Σ_{jk} s_j^γ s_k^γ`` over
     the batch.
 
-    Arguments as in :func:`hauberk.objectives.ikl`; ``exponent`` is γ; ``total``, a scalar, is Z where it is known.
+    Arguments as in :func:`hauberk.objectives.ikl`; ``prior_exponent`` is γ; ``total``, a scalar, is Z where it is known.
 
     Raises:
         UserError: if ``prior`` is of another shape.
     """
-    s = _prior(prior, logits).pow(exponent)
+    s = _prior(prior, logits).pow(prior_exponent)
     total = s.sum(1).square().mean() if total is None else total
     apart = _weighted_squared_error(logits, logits_adv, s) / total
     fit = cross_entropy(logits, y if targets is None else targets)
@@ -103,12 +103,13 @@ class IKL(Objective, nn.Module):
     The prior of a class is the mean of ``softmax(f(x)/T)`` over its examples in the last epoch, and uniform in the first.
 
     Attributes:
-        temperature: T.
+        prior_temperature: T.
     """
 
     beta: float = 20.0
     alpha: float = 4.0
-    temperature: float = 4.0
+    prior_temperature: float = 4.0
+    looks_back: ClassVar[bool] = True
     equation: ClassVar[str] = (  # type: ignore[misc]
         "ω·(β·wMSE(f(x), f(x')) + α·CE(f(x'), p(x))) + CE(f(x), y); wMSE is of differences of logits, weighted by the mean "
         "predictions of the class of y in the last epoch"
@@ -118,8 +119,8 @@ class IKL(Objective, nn.Module):
     def __post_init__(self) -> None:
         nn.Module.__init__(self)
         super().__post_init__()
-        if self.temperature <= 0:
-            raise UserError(f"temperature must be positive, got {self.temperature}")
+        if self.prior_temperature <= 0:
+            raise UserError(f"prior_temperature must be positive, got {self.prior_temperature}")
         self.means = ClassMeans()
 
     def fresh(self) -> "IKL":
@@ -136,7 +137,7 @@ class IKL(Objective, nn.Module):
         logits = context.logits.detach()
         classes = logits.shape[1]
         prior = self.means.of(context.y, classes, logits.dtype)
-        self.means.note(context, (logits / self.temperature).softmax(1), classes)
+        self.means.note(context, (logits / self.prior_temperature).softmax(1), classes)
         more = {"beta": self.beta, "alpha": self.alpha, "prior": prior, "targets": context.loss_targets}
         more |= self._more(context, prior)
         return unchecked(type(self).function)(context.logits, context.logits_adv, context.y, **more)
@@ -148,16 +149,16 @@ class IKL(Objective, nn.Module):
 
 @dataclass(eq=False)
 class GKL(IKL):
-    """GKL, with ``beta``, ``alpha`` and ``exponent`` as in :func:`hauberk.objectives.gkl`, and priors from the last epoch.
+    """GKL, with ``beta``, ``alpha`` and ``prior_exponent`` as in :func:`hauberk.objectives.gkl`, and priors as of :class:`IKL`.
 
     Attributes:
-        temperature: T of the priors, as in :class:`IKL`.
+        prior_temperature: T of the priors, as in :class:`IKL`.
     """
 
-    temperature: float = 1.0
-    exponent: float = 0.2
+    prior_temperature: float = 1.0
+    prior_exponent: float = 0.2
     function: ClassVar[Callable[..., LossTerms]] = staticmethod(gkl)
 
     def _more(self, context: StepContext, prior: Tensor) -> dict[str, Any]:
-        sizes = prior.pow(self.exponent).sum(1).square()
-        return {"exponent": self.exponent, "total": context.all_gather(sizes).mean()}
+        sizes = prior.pow(self.prior_exponent).sum(1).square()
+        return {"prior_exponent": self.prior_exponent, "total": context.all_gather(sizes).mean()}

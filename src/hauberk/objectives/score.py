@@ -17,8 +17,8 @@ def score(
     logits_adv: Tensor,
     y: Tensor,
     *,
-    beta: float = 6.0,
-    clip: float = 0.3,
+    beta: float = 4.0,
+    clip: float = 0.0,
     preset: PresetName = "paper",
     targets: Tensor | None = None,
 ) -> LossTerms:
@@ -28,8 +28,8 @@ def score(
     it 1 - q: so examples that lose less than c have no gradient. The two terms share that c: where ``ℓ + r < c`` both are 0,
     and elsewhere c is taken from r.
 
-    Arguments as in :func:`hauberk.objectives.at`; ``beta`` is the trade-off, 6, and ``clip`` is q, 0.3, in the public code on
-    CIFAR-10 alone; with generated data it has no clipping (0). ``targets`` are probabilities (B, C) in place of the labels.
+    Arguments as in :func:`hauberk.objectives.at`; ``beta`` is the trade-off, and ``clip`` is q: 4 and 0, no clipping, with
+    generated data, 6 and 0.3 in the public code on CIFAR-10 alone. ``targets`` are probabilities (B, C) in place of the labels.
 
     Raises:
         UserError: for a clip outside [0, 1).
@@ -49,8 +49,8 @@ def score(
 class Score(Objective):
     """TRADES (LSE) of SCORE, with ``beta`` and ``clip`` as in :func:`hauberk.objectives.score`."""
 
-    beta: float = 6.0
-    clip: float = 0.3
+    beta: float = 4.0
+    clip: float = 0.0
     equation = "h·(ω·β·‖p(x') - p(x)‖² + ‖p(x) - t‖² - b); t is the label, h is 0 where the sum with ω = 1 is below 0, else 1"
     function = staticmethod(score)
 

@@ -38,7 +38,7 @@ def sovr(
     y: Tensor,
     *,
     beta: float = 0.0,
-    lam: float = 0.4,
+    ovr_weight: float = 0.4,
     share: float = 0.4,
     chosen: Tensor | None = None,
     preset: PresetName = "paper",
@@ -48,14 +48,14 @@ def sovr(
 
     S has the smallest logit margins ``z_y - max_{k≠y} z_k`` at x'; ``OVR(z, y) = -log σ(z_y) - Σ_{k≠y} log σ(-z_k)``.
 
-    Arguments as in :func:`hauberk.objectives.at`; ``lam`` is λ, ``share`` the size of S, the paper's M %, ``chosen``, (B,)
-    bool, says which are in S where that is known. With ``targets``, probabilities (B, C), both losses are with them; margins
-    stay those of the labels.
+    Arguments as in :func:`hauberk.objectives.at`; ``ovr_weight`` is λ, ``share`` the size of S, the paper's M %, ``chosen``,
+    (B,) bool, says which are in S where that is known. With ``targets``, probabilities (B, C), both losses are with them;
+    margins stay those of the labels.
 
     Raises:
         UserError: if ``chosen`` is of another shape.
     """
-    return LossTerms(_switched(logits_adv, y, lam, share, chosen, targets), torch.zeros_like(logits_adv[:, 0]))
+    return LossTerms(_switched(logits_adv, y, ovr_weight, share, chosen, targets), torch.zeros_like(logits_adv[:, 0]))
 
 
 @checked_batch
@@ -65,7 +65,7 @@ def tsovr(
     y: Tensor,
     *,
     beta: float = 6.0,
-    lam: float = 0.4,
+    ovr_weight: float = 0.4,
     share: float = 0.4,
     chosen: Tensor | None = None,
     preset: PresetName = "paper",
@@ -80,22 +80,22 @@ def tsovr(
     Raises:
         UserError: if ``chosen`` is of another shape.
     """
-    return LossTerms(beta * kl_divergence(logits, logits_adv), _switched(logits, y, lam, share, chosen, targets))
+    return LossTerms(beta * kl_divergence(logits, logits_adv), _switched(logits, y, ovr_weight, share, chosen, targets))
 
 
-def _switched(logits: Tensor, y: Tensor, lam: float, share: float, chosen: Tensor | None, targets: Tensor | None) -> Tensor:
+def _switched(logits: Tensor, y: Tensor, weight: float, share: float, chosen: Tensor | None, targets: Tensor | None) -> Tensor:
     if chosen is None:
         chosen = smallest_margins(logit_margin(logits, y), share)
     elif chosen.shape != y.shape or chosen.dtype != torch.bool:
         raise UserError(f"chosen must be bool, ({len(y)},), got {shown(chosen)}")
     labels = y if targets is None else targets
-    return torch.where(chosen, lam * one_vs_rest(logits, labels), cross_entropy(logits, labels))
+    return torch.where(chosen, weight * one_vs_rest(logits, labels), cross_entropy(logits, labels))
 
 
 class _Switching(Objective):
     """What both have: S is of the whole batch of all processes."""
 
-    lam: float
+    ovr_weight: float
     share: float
 
     def __post_init__(self) -> None:
@@ -116,9 +116,9 @@ class _Switching(Objective):
 
 @dataclass(frozen=True)
 class SOVR(_Switching):
-    """SOVR, with ``lam`` and ``share`` as in :func:`hauberk.objectives.sovr`."""
+    """SOVR, with ``ovr_weight`` and ``share`` as in :func:`hauberk.objectives.sovr`."""
 
-    lam: float = 0.4
+    ovr_weight: float = 0.4
     share: float = 0.4
     needs = ADVERSARIAL
     equation = "ω·(s·λ·OVR(f(x'), y) + (1 - s)·CE(f(x'), y)); s is 1 in the share of the batch with the smallest margins"
@@ -127,10 +127,10 @@ class SOVR(_Switching):
 
 @dataclass(frozen=True)
 class TSOVR(_Switching):
-    """TRADES with SOVR, with ``beta``, ``lam`` and ``share`` as in :func:`hauberk.objectives.tsovr`."""
+    """TRADES with SOVR, with ``beta``, ``ovr_weight`` and ``share`` as in :func:`hauberk.objectives.tsovr`."""
 
     beta: float = 6.0
-    lam: float = 0.4
+    ovr_weight: float = 0.4
     share: float = 0.4
     equation = "ω·β·KL(p(x)‖p(x')) + s·λ·OVR(f(x), y) + (1 - s)·CE(f(x), y); s is 1 for a share with the smallest margins"
     function = staticmethod(tsovr)

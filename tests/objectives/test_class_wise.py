@@ -1,0 +1,183 @@
+"""CFA and DAFA: radii, trade-offs and weights of each class, from the last epoch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import hauberk as hb
+from hauberk.core.random import ExampleRng
+from hauberk.core.step_context import StepContext
+from helpers import tiny_batch, tiny_net
+
+THREAT = hb.Linf("8/255")
+NAMES = ["cfa-at", "cfa-trades", "dafa-at", "dafa-trades"]
+
+
+def reach(out, x):
+    """How far each example was moved, in units of ε."""
+    return (out.x_adv - x).abs().flatten(1).amax(1) * 255 / 8
+
+
+def two_epochs(name, **more):
+    """Two epochs of one step each: what the first has shown, and the second step with its method."""
+    model, (x, y) = tiny_net(seed=3).eval(), tiny_batch(40)
+    method = hb.method(name, THREAT, begin=1, **more)
+    rng = ExampleRng(0, torch.arange(40))
+    first = method(model, x, y, epoch=0, rng=rng)
+    assert reach(first, x).max() <= 1 + 1e-5
+    return first, method(model, x, y, epoch=1, rng=rng), method, x, y
+
+
+def by_class(values, y):
+    return torch.stack([values[y == c].mean(0) for c in range(5)])
+
+
+def test_trade_off_of_cfa_by_its_equation():
+    generator = torch.Generator().manual_seed(0)
+    z, a = (torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    y, rho = torch.arange(6) % 4, torch.rand(6, generator=generator, dtype=torch.float64)
+    kl = (z.softmax(1) * (z.log_softmax(1) - a.log_softmax(1))).sum(1)
+    ce = F.cross_entropy(z, y, reduction="none")
+    for given, odds in ((None, 3.0), (rho, (0.25 + rho) * 3.0)):
+        for preset, scale in (("paper", 4.0), ("official", 1.0)):
+            found = hb.objectives.cfa(z, a, y, beta=3.0, beta_lam=0.25, robust_accuracy=given, preset=preset)
+            assert torch.allclose(found.robust, scale * odds / (1 + odds) * kl)
+            assert torch.allclose(found.regularizer, scale * ce / (1 + odds))
+    with pytest.raises(hb.UserError, match="robust_accuracy"):
+        hb.objectives.cfa(z, a, y, robust_accuracy=rho[:3])
+
+
+def test_weights_of_dafa_by_their_equation():
+    """In a loop over pairs: what the paper says, and what its code does."""
+    s = torch.rand(5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    s = s / s.sum(1, keepdim=True)
+    for preset in ("paper", "official"):
+        wanted = torch.ones(5, dtype=torch.float64)
+        for i in range(5):
+            for j in set(range(5)) - {i}:
+                if s[i, i] < s[j, j]:
+                    wanted[i] += 0.7 * s[i, j] * s[j, j]
+                else:
+                    wanted[i] -= 0.7 * (s[i, j] * s[j, j] if preset == "official" else s[j, i] * s[i, i])
+        assert torch.allclose(hb.objectives.dafa(s, 0.7, preset), wanted)
+    assert float(hb.objectives.dafa(s).sum()) == pytest.approx(5.0)  # the paper's: what one loses another gains
+    assert torch.equal(hb.objectives.dafa(torch.eye(3)), torch.ones(3))
+    assert torch.equal(hb.objectives.dafa(s, 0.0), torch.ones(5, dtype=torch.float64))
+    for wrong in (lambda: hb.objectives.dafa(s[:3]), lambda: hb.objectives.dafa(s, -1.0)):
+        with pytest.raises(hb.UserError, match="similarity"):
+            wrong()
+
+
+@pytest.mark.parametrize("name", ["cfa-at", "cfa-trades"])
+def test_a_step_of_cfa(name):
+    first, out, _, x, y = two_epochs(name)
+    rho = by_class((first.logits_adv.argmax(1) == y).float(), y)
+    assert len(set(rho.tolist())) > 1
+    radius = (0.5 + rho)[y]
+    assert (reach(out, x) <= radius + 1e-4).all()
+    assert torch.allclose(reach(out, x), radius, atol=1e-3)  # ten steps of ε/4 reach any of these
+    if name == "cfa-at":
+        wanted = F.cross_entropy(out.logits_adv, y)
+    else:
+        wanted = sum(hb.objectives.cfa(out.logits, out.logits_adv, y, robust_accuracy=rho[y])).mean()
+    assert torch.allclose(out.loss, wanted)
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+@pytest.mark.parametrize("name", ["dafa-at", "dafa-trades"])
+def test_a_step_of_dafa(name, preset):
+    first, out, method, x, y = two_epochs(name, preset=preset)
+    w = hb.objectives.dafa(by_class(first.logits_adv.softmax(1), y), preset=preset)
+    assert torch.allclose(reach(out, x), w[y], atol=1e-3)
+    ce = F.cross_entropy(out.logits_adv if name == "dafa-at" else out.logits, y, reduction="none")
+    apart = 0.0 if name == "dafa-at" else hb.objectives.trades(out.logits, out.logits_adv, y).robust
+    assert torch.allclose(out.loss, (w[y] * ce + apart).mean(), rtol=1e-4)
+    # They are made once, and kept.
+    again = method(tiny_net(seed=3).eval(), x, y, epoch=2, rng=ExampleRng(0, torch.arange(40)))
+    assert torch.allclose(again.loss, out.loss, rtol=1e-5)
+
+
+def test_steps_are_parts_of_what_the_papers_say():
+    """CFA takes steps of ε/4 whatever the radius is, DAFA steps in proportion to it."""
+    model, (x, y) = tiny_net(seed=3).eval(), tiny_batch(20)
+    for name, in_proportion in (("cfa-at", False), ("dafa-at", True)):
+        method = hb.method(name, THREAT, steps=1, start="clean")
+        context = StepContext(model, x, y, THREAT, ExampleRng(0, torch.arange(20)), sizes=[20])
+        context.radii, context.largest_radius = torch.linspace(0.1, 1.5, 20), 1.5
+        moved = (method.inner(context).x_adv - x).abs().flatten(1).amax(1) * 255 / 8
+        expected = context.radii / 4 if in_proportion else context.radii.clamp(max=0.25)
+        assert torch.allclose(moved, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cfa-at", "cfa-trades", "dafa-at", "dafa-trades"])
+def test_before_they_begin_they_are_the_plain_method(name):
+    x, y = tiny_batch(16)
+    base = {"cfa-trades": "trades", "dafa-trades": "trades"}.get(name, "at")
+    start = {"start": "normal"} if name == "dafa-at" else {}
+    found = []
+    for method in (hb.method(name, THREAT, begin=9), hb.method(base, THREAT, **start)):
+        model = tiny_net()
+        out = method(model, x, y, epoch=0, rng=ExampleRng(0, torch.arange(16)))
+        out.loss.backward()
+        found.append((out.loss.detach(), [p.grad for p in model.parameters()]))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-6)
+    if name != "cfa-trades":  # whose terms are shares of one sum
+        assert torch.equal(found[0][0], found[1][0])
+        assert all(map(torch.equal, found[0][1], found[1][1]))
+
+
+@pytest.mark.parametrize("name", ["cfa-trades", "dafa-at", "dafa-trades+awp"])
+def test_a_state_goes_on_exactly(name):
+    x, y = tiny_batch(20)
+
+    def steps(method, model, of):
+        losses = []
+        for step in of:
+            out = method(model, x, y, epoch=step // 2, rng=ExampleRng(0, torch.arange(20), stage=step))
+            out.loss.backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.sub_(0.05 * p.grad)
+                    p.grad = None
+            losses.append(out.loss.detach())
+        return torch.stack(losses)
+
+    def new():
+        return hb.method(name, THREAT, begin=0.5, **({"awp_warmup": 1} if "awp" in name else {})).with_schedule(epochs=4)
+
+    whole = steps(new(), tiny_net(), range(8))
+    for stop in (2, 3, 4, 5):
+        method, model = new(), tiny_net()
+        begun = steps(method, model, range(stop))
+        other, copied = new(), tiny_net()
+        other.load_state_dict(method.state_dict())
+        copied.load_state_dict(model.state_dict())
+        assert torch.equal(torch.cat([begun, steps(other, copied, range(stop, 8))]), whole)
+    assert torch.equal(steps(method.with_schedule(epochs=4), tiny_net(), range(8)), whole)
+
+
+def test_they_say_what_is_missing():
+    model, (x, y) = tiny_net(), tiny_batch(8)
+    with pytest.warns(UserWarning, match="looks back at what it saw in the last epoch, and no epoch= is given"):
+        hb.method("dafa-at", THREAT)(model, x, y)
+    with pytest.warns(UserWarning, match="changes in the course of 100 epochs"):
+        hb.method("cfa-at", THREAT)(model, x, y, epoch=0)
+    with pytest.raises(hb.UserError, match="begin must not be negative"):
+        hb.objectives.CFAAT(begin=-1)
+    with pytest.raises(hb.UserError, match="preset"):
+        hb.objectives.DAFAAT(preset="code")
+
+
+def test_a_part_of_ones_own_gives_each_example_a_radius():
+    class Halved:
+        needs = frozenset({"adversarial"})
+
+        def before_step(self, context):
+            context.radii = torch.where(context.y == 0, 0.5, 1.0)
+
+        def __call__(self, context):
+            return hb.objectives.at(None, context.logits_adv, context.y)
+
+    model, (x, y) = tiny_net(seed=3).eval(), tiny_batch(20)
+    out = hb.method("at", THREAT, objective=Halved())(model, x, y)
+    assert torch.allclose(reach(out, x), torch.where(y == 0, 0.5, 1.0), atol=1e-3)
