@@ -125,7 +125,7 @@ def hand_made(
 
 def methods(only: str) -> Iterator[Case]:
     """Every method by hand: a step, and what one more step of its attack adds, beside the passes themselves."""
-    for name in (*hb.list_methods(), "at+awp", "trades+awp"):
+    for name in (*hb.list_methods(), "at+awp", "trades+awp", "at+adr"):
         for precision in ("model", "bf16") if name in ("at", "mail-trades") else ("bf16",):
             if only not in (case := f"{name} {precision}"):
                 continue

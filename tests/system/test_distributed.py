@@ -74,9 +74,9 @@ def some_steps(name, net=None, **more):
     """Some epochs on batches of 15, so that the parts differ in size. Returns weights and metrics."""
     name, _, perturbation = name.partition(" by ")
     settings = {"burn_in": 0} if get_method_spec(name).weighting is not None else {}
-    settings |= {"ema_start": 0} if name == "rebat" else {}
+    settings |= {"rebat": {"ema_start": 0}, "ard": {"temperature": 3.0}, "saad": {"beta": 0.5}}.get(name, {})
     settings |= {"weight_perturbation": perturbation} if perturbation else {}
-    method = hb.method(name, hb.Linf("8/255"), **settings, **further(name, classes=6))
+    method = hb.method(name, hb.Linf("8/255"), **settings, **further(name, classes=6, sure=5))
     how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}
     run = hb.train(net or Frozen(), data(), method=method, epochs=long_or(2, 3), quiet=True, threads=1, **{**how, **more})
     clock = ("seconds", "examples_per_second")
