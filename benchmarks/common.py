@@ -119,11 +119,11 @@ def method_at_once(name: str, threat: hb.ThreatModel, **how: Any) -> hb.Method:
 
 
 def evaluated(
-    folder: Path, name: str, test_set: Any, threat: hb.ThreatModel, n: int, device: str = "cpu", **how: Any
+    folder: Path, name: str, test_set: Any, threat: hb.ThreatModel, n: int, device: str = "cpu", which: str = "best", **how: Any
 ) -> dict[str, Any]:
-    """Evaluate the best network of the folder on the device, or return what was found before."""
+    """Evaluate the best network of the folder, or the last, on the device, or return what was found before."""
     kept = folder / f"{name}.json"
     if not kept.exists():
-        model = hb.load(folder, device=device)
+        model = hb.load(folder, device=device, which=which)
         hb.evaluate(model, test_set, threat=threat, n=n, out=folder / name, quiet=True, **how).save(kept)
     return read_json(kept)

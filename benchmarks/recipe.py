@@ -1,0 +1,96 @@
+"""What each part of the recipe `robust` brings: a plain training, the same with one part more, and with all of them.
+
+    python benchmarks/recipe.py --data cifar10 --data-dir FOLDER
+
+Chosen by images that are held out of the training set, never by test images: PGD-20 and CW-20 on them at the best and at the last
+epoch. Prints a table for docs/performance.md; finished runs are kept in --out.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from common import Options, evaluated, first, parse, print_head, print_row, trained, when
+
+import hauberk as hb
+from hauberk.data import DATASETS, Subset
+
+HELD_OUT = 1_000
+PARTS: dict[str, tuple[str, dict[str, Any]]] = {  # method and settings
+    "plain": ("trades", {}),
+    "moving average": ("trades", {"ema": -1.0}),
+    "crop-shift": ("trades", {"augment": "crop-shift"}),
+    "idbh-weak": ("trades", {"augment": "idbh-weak"}),
+    "label smoothing 0.1": ("trades", {"label_smoothing": 0.1}),
+    "AWP": ("trades+awp", {}),
+    "average, AWP": ("trades+awp", {"ema": -1.0}),
+    "average, AWP, label smoothing": ("trades+awp", {"ema": -1.0, "label_smoothing": 0.1}),
+    "average, AWP, crop-shift": ("trades+awp", {"ema": -1.0, "augment": "crop-shift"}),
+    "average, AWP, idbh-weak": ("trades+awp", {"ema": -1.0, "augment": "idbh-weak"}),
+    "average, AWP, idbh-weak, label smoothing": (
+        "trades+awp", {"ema": -1.0, "augment": "idbh-weak", "label_smoothing": 0.1}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe(Options):
+    """What to run."""
+
+    out: Path = Path("runs/benchmark-recipe")
+    """Folder of the runs."""
+    train: int = 3_000
+    """Training images; so few that a network learns them by heart, as larger ones do with all images."""
+    epochs: int = 30
+    """Of each training."""
+    lr: float = 0.05
+    """Peak of the learning rate."""
+    seeds: int = 2
+    """Trainings of each."""
+    only: tuple[str, ...] = ()
+    """Names of rows; all of them by default."""
+
+
+def main() -> None:
+    """Train, evaluate on held-out images, print."""
+    options = parse(Recipe)
+    threat = hb.Linf(DATASETS[options.data].eps)
+    images = first(options.data, "train", options.data_dir, options.train + HELD_OUT)
+    train_set = Subset(images, torch.arange(options.train))
+    held_out = Subset(images, torch.arange(options.train, options.train + HELD_OUT))
+    print(
+        f"{options.model}, {options.data}, {threat}, {options.train} images, {options.epochs} epochs, {when(options.threads)}"
+    )
+    print_head("recipe", "clean", "robust, best epoch", "robust, last epoch", "seeds")
+    for name in options.only or PARTS:
+        method, settings = PARTS[name]
+        smoothing = settings.get("label_smoothing", 0.0)
+        found = [row(options, name, hb.method(method, threat, label_smoothing=smoothing), settings, train_set, held_out, seed)
+                 for seed in range(options.seeds)]  # fmt: skip
+        print_row(name, *(spread(values) for values in zip(*found, strict=True)), options.seeds)
+
+
+def row(
+    options: Recipe, name: str, method: hb.Method, settings: dict[str, Any], train_set: Subset, held_out: Subset, seed: int
+) -> tuple[float, float, float]:
+    """Clean accuracy and robust accuracy at the best epoch, and robust accuracy at the last, in percent of held-out images."""
+    folder = options.out / options.data / options.model / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    how = {"epochs": options.epochs, "lr": options.lr, "seed": seed, "threads": options.threads, "augment": "crop-flip"}
+    more = {key: value for key, value in settings.items() if key != "label_smoothing"}
+    trained(folder, options.model, train_set, method.threat, method=method, **{**how, **more})
+    suite = {"attacks": ("pgd-20", "cw-20"), "diagnostics": "cheap"}
+    best, last = (
+        evaluated(folder, f"held-out-{which}", held_out, method.threat, HELD_OUT, which=which, **suite)
+        for which in ("best", "last")
+    )
+    return 100 * best["clean_accuracy"], 100 * best["robust_accuracy"], 100 * last["robust_accuracy"]
+
+
+def spread(values: tuple[float, ...]) -> str:
+    """Mean and, of several, deviation."""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
