@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import hauberk as hb
+from hauberk.core.class_means import ClassMeans
 from hauberk.core.distributed import World
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
-from hauberk.objectives.class_means import ClassMeans
 from helpers import count_passes, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
