@@ -575,6 +575,13 @@ def test_recommended_settings_are_valid():
         assert TrainConfig(**found.settings).epochs > 0
         assert found.source
     assert resolve("cifar10", "wrn-32-10").settings["weight_decay"] == 7e-4
+    assert resolve("cifar10", "preact-resnet18").settings["augment"] == "crop-flip-reflect"
+    for like, name in (
+        ("resnet18", "resnet18-16"),
+        ("preact-resnet18", "preact-resnet18-silu"),
+        ("wrn-28-10", "wrn-28-10-silu"),
+    ):
+        assert resolve("cifar10", name) == resolve("cifar10", like)
     express = resolve("mnist", "small-cnn", schedule_preset="express").settings
     assert express["epochs"] == EXPRESS.settings["epochs"]
     assert express["eps_warmup"] == 0.3  # MNIST does not start to learn without
@@ -668,7 +675,7 @@ def test_gairat_reweights_from_the_epoch_of_its_first_drop():
 
 
 def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_it_is(tmp_path):
-    how = {"epochs": 1, "batch_size": 4, "val_size": 0, "quiet": True, "threads": 1}
+    how = {"epochs": 1, "batch_size": 4, "val_size": 0, "augment": "none", "quiet": True, "threads": 1}
     same = {"at": 2 / 255, hb.method("at", THREAT): 2 / 255}
     for data, steps in {"svhn": {**same, "at": 1 / 255}, "cifar10": same}.items():
         for method, step in steps.items():

@@ -26,6 +26,8 @@ class Hyperparameters(TypedDict, total=False):
     """Number of steps K of the training attack."""
     step_size: str
     """Step size α of the training attack: a number, 2/255, or a part of ε such as eps/4."""
+    teacher: str
+    """Network that a distillation learns from (HAT's helper): folder of a run, exported file, or package.module:attribute."""
 
 
 _NAMED_AGAIN = ("optimizer", "scheduler", "augment", "callbacks")  # where they are import paths
@@ -135,7 +137,7 @@ def _resume(options: Train, folder: Path) -> "Run":
     return resume(
         folder,
         **names,
-        hyperparameters=key_values("--set", options.set),
+        hyperparameters={**options.hyperparameters, **key_values("--set", options.set)},
         extra=options.extra,
         init=options.init,
         verify=options.data.verify,

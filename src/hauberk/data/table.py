@@ -30,7 +30,7 @@ _MAX_NAMED = 8  # columns that are named in a line
 class TableDataset(TensorDataset):
     """Rows of a table, ``x`` (N, D) in the units of the file.
 
-    ``y``, ``classes``, ``name`` and ``folder`` are as in :class:`TensorDataset`.
+    ``y``, ``classes``, ``name``, ``folder`` and ``probabilities`` are as in :class:`TensorDataset`.
 
     Attributes:
         features: schema of each column that is used, by name.

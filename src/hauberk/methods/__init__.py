@@ -1,27 +1,36 @@
 """Named combinations of attack, objective, weighting and weight perturbation, and what runs them in a loop."""
 
 from hauberk.core.step_context import StepContext
+from hauberk.methods.adr import ADR
 from hauberk.methods.awp import AWP
+from hauberk.methods.distillation import FromTangentOfTeacher, FromTeacher, FromTeacherAtPoint
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.methods.method import Method, Step
+from hauberk.methods.networks import MovingAverage, Teacher
 from hauberk.methods.output import Output
 from hauberk.methods.registry import ADDITIONS, default_settings, get_method_spec, list_methods, method, register_method
 from hauberk.methods.table import METHODS, MethodSpec
 
 __all__ = [
     "ADDITIONS",
+    "ADR",
     "AWP",
     "METHODS",
     "BatchAttack",
     "FreeReplay",
+    "FromTangentOfTeacher",
+    "FromTeacher",
+    "FromTeacherAtPoint",
     "InnerAttack",
     "Method",
     "MethodSpec",
     "MinimumMargin",
+    "MovingAverage",
     "Output",
     "SmallBall",
     "Step",
     "StepContext",
+    "Teacher",
     "default_settings",
     "get_method_spec",
     "list_methods",

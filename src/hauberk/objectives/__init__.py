@@ -10,6 +10,7 @@ from hauberk.objectives.functional import kl_divergence
 from hauberk.objectives.hat import HAT, hat
 from hauberk.objectives.ikl import GKL, IKL, gkl, ikl
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
+from hauberk.objectives.lrat import LRAT, lrat
 from hauberk.objectives.mart import Mart, mart
 from hauberk.objectives.mma import MMA, mma
 from hauberk.objectives.rebat import ReBAT, rebat
@@ -28,6 +29,7 @@ __all__ = [
     "GKL",
     "HAT",
     "IKL",
+    "LRAT",
     "MMA",
     "RSLAD",
     "SAAD",
@@ -63,6 +65,7 @@ __all__ = [
     "hat",
     "ikl",
     "kl_divergence",
+    "lrat",
     "mart",
     "mma",
     "rebat",

@@ -110,8 +110,16 @@ def saad(
 def gradient_matching(logits_adv: Tensor, logits_opposite: Tensor, *, teacher_adv: Tensor, teacher_opposite: Tensor) -> Tensor:
     """IGDM's term (Lee et al. 2025): ``KL(softmax(T(x+δ) - T(x-δ))‖softmax(f(x+δ) - f(x-δ)))``, δ = x' - x.
 
-    Differences of logits stand for the directional derivatives that they approximate. Logits of the network and of the teacher
-    at x' and at 2x - x', (B, C) each, give (B,).
+    Differences of logits stand for the directional derivatives that they approximate.
+
+    Args:
+        logits_adv: f(x'), (B, C).
+        logits_opposite: f(2x - x'), (B, C).
+        teacher_adv: T(x'), (B, C).
+        teacher_opposite: T(2x - x'), (B, C).
+
+    Returns:
+        The term of each example, (B,).
     """
     return kl_divergence((teacher_adv - teacher_opposite).detach(), logits_adv - logits_opposite)
 
@@ -196,6 +204,7 @@ class ARD(Distillation):
     """Adversarially robust distillation, see :func:`hauberk.objectives.ard`.
 
     Attributes:
+        igdm_alpha: of gradient matching, as of :class:`Distillation`.
         alpha: α, between the teacher and the labels.
         temperature: τ of both predictions.
         preset: "paper", or "official" for the mean over the classes.
@@ -218,6 +227,7 @@ class RSLAD(Distillation):
     """Robust soft label adversarial distillation, see :func:`hauberk.objectives.rslad`.
 
     Attributes:
+        igdm_alpha: of gradient matching, as of :class:`Distillation`.
         alpha: α, the share of the adversarial inputs.
         preset: "paper", or "official" for a tenth of the loss.
     """
@@ -238,6 +248,7 @@ class AdaAD(Distillation):
     """Adaptive adversarial distillation, see :func:`hauberk.objectives.adaad`.
 
     Attributes:
+        igdm_alpha: of gradient matching, as of :class:`Distillation`.
         alpha: α, the share of the adversarial inputs.
         preset: "paper", or "official" for the mean over the classes.
     """

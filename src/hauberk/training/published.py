@@ -40,7 +40,10 @@ _HALVED_LAST = _steps(120, 0.1, 2e-4, 60.0, 90.0, 110.0) | {"decay_rate": (0.1, 
 
 _MAIL_RESNET = Published(_steps(100, 0.01, 3.5e-3, 75.0, 90.0), "MAIL paper, Section 4.1, for every method it compares")
 _MAIL_WRN = Published(_steps(100, 0.1, 7e-4, 75.0, 90.0), "MAIL paper, Section 4.1, for every method it compares")
-_RICE = Published(_steps(200, 0.1, 5e-4, 101.0, 151.0), "robust_overfitting and AT-AWP (Rice 2020, Wu 2020)")
+_RICE = Published(
+    _steps(200, 0.1, 5e-4, 101.0, 151.0) | {"augment": "crop-flip-reflect"},
+    "robust_overfitting and AT-AWP (Rice 2020, Wu 2020)",
+)
 
 # By data set and network; "" stands for any network.
 BY_DATA: dict[tuple[str, str], Published] = {
