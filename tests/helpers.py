@@ -68,14 +68,14 @@ def tiny_net(shape=(3, 8, 8), classes=5, seed=0, dropout=0.0):
     return net
 
 
-def further(name, shape=(3, 8, 8), classes=5):
+def further(name, shape=(3, 8, 8), classes=5, sure=50):
     """Settings of a method by name for a test that is about all of them: a small teacher, where it needs one."""
     base = name.split("+")[0]
     if base not in METHODS or not METHODS[base].needs_teacher:
         return {}
     teacher = tiny_net(shape, classes, seed=9)
     with torch.no_grad():
-        teacher[-1].weight.mul_(50)  # so that it is sure of its answers
+        teacher[-1].weight.mul_(sure)  # by which it is sure of its answers
     return {"teacher": teacher}
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hauberk.evaluation.robustbench import benchmark as benchmark
     from hauberk.evaluation.robustness_curve import RobustnessCurve as RobustnessCurve
     from hauberk.methods import AWP as AWP
+    from hauberk.methods import RWP as RWP
+    from hauberk.methods import SAM as SAM
     from hauberk.methods import Method as Method
     from hauberk.methods import Step as Step
     from hauberk.methods import StepContext as StepContext
@@ -57,7 +59,7 @@ __getattr__, __dir__, __all__ = attach(
         "evaluation.robustness_curve": ["RobustnessCurve"],
         "evaluation.result": ["Evaluation"],
         "evaluation.robustbench": ["benchmark"],
-        "methods": ["AWP", "Method", "Step", "StepContext", "list_methods", "method", "register_method"],
+        "methods": ["AWP", "RWP", "SAM", "Method", "Step", "StepContext", "list_methods", "method", "register_method"],
         "threat": ["L0", "L1", "L2", "Linf", "ThreatModel"],
         "training.export": ["load"],
         "training.train": ["Run", "train"],

@@ -33,7 +33,15 @@ SHAPE, CLASSES, BATCH, LATE = (3, 8, 8), 4, 8, 200
 THREATS = {"Linf": hb.Linf("8/255"), "L2": hb.L2(0.5), "L1": hb.L1(5.0), "L0": hb.L0(8)}
 _EACH = torch.full(SHAPE, 0.03)
 PER_FEATURE = hb.Linf(_EACH, low=0 * _EACH, high=1 + _EACH, frozen=[0, 5], monotone=[[[1.0]], [[-1.0]], [[0.0]]])
-UNFIXED = ("standard", "gaussian", "free-at", "fgsm-at", "ibp", "crown-ibp")  # methods whose attack has no number of steps
+UNFIXED = (
+    "standard",
+    "gaussian",
+    "uniform-noise",
+    "free-at",
+    "fgsm-at",
+    "ibp",
+    "crown-ibp",
+)  # methods whose attack has no number of steps
 Case = tuple[str, dict[str, Any]]
 
 
@@ -117,7 +125,7 @@ def hand_made(
 
 def methods(only: str) -> Iterator[Case]:
     """Every method by hand: a step, and what one more step of its attack adds, beside the passes themselves."""
-    for name in (*hb.list_methods(), "at+awp", "trades+awp"):
+    for name in (*hb.list_methods(), "at+awp", "trades+awp", "at+adr"):
         for precision in ("model", "bf16") if name in ("at", "mail-trades") else ("bf16",):
             if only not in (case := f"{name} {precision}"):
                 continue
@@ -201,6 +209,37 @@ def training(only: str) -> Iterator[Case]:
         yield case, found | {"operations": dict(launches.most_common())}
 
 
+def recipes(only: str) -> Iterator[Case]:
+    """Steps of ``hb.train`` with every augmentation, mixing, extra data with soft labels, other optimizers and averages."""
+    torch.manual_seed(1)
+    x, y = (255 * torch.rand(6 * BATCH, 3, 12, 12)).byte(), torch.arange(6 * BATCH) % CLASSES
+    soft = 0.6 * torch.nn.functional.one_hot(y, CLASSES) + 0.1
+    adamw = {"optimizer": "adamw", "clip_grad": 1.0, "filter_bias_and_bn": True, "ema": 0.9, "ema_warmup": True}
+    cases: dict[str, dict[str, Any]] = {
+        "mixed": {"mixup": 0.5, "cutmix": 1.0, "extra": (x, soft), "augmentation": "crop-flip-reflect", **adamw},
+        "labels": {"extra": (x, y), "nesterov": True, "schedule": "triangular", "warmup_epochs": 0.5, "swa_start": 1},
+        **{name: {"augmentation": name} for name in hb.data.AUGMENTATIONS},
+    }
+    make_step = Trainer._train_step
+    for case, given in cases.items():
+        if only not in case:
+            continue
+        seen: list[tuple[bool, Counter[str]]] = []
+
+        def step(self: Trainer, step: nn.Module, batch: Tensor, look: bool) -> None:
+            gpu.reset()
+            make_step(self, step, batch, look)
+            seen.append((look, Counter(gpu.waits)))  # noqa: B023
+
+        with SimulatedGpu() as gpu, mock.patch.object(Trainer, "_train_step", step):
+            hb.train(
+                network(), (x, y), method="trades", threat=THREATS["Linf"], epochs=1, batch_size=BATCH, val_size=BATCH,
+                val_steps=1, device="cuda", quiet=True, **given,
+            )  # fmt: skip
+        waits = next(waits for look, waits in reversed(seen) if not look)
+        yield case, {"waits": sum(waits.values()), "where": dict(waits)}
+
+
 def evaluation(only: str) -> Iterator[Case]:
     """A whole evaluation in each precision: that it runs, and how often it waits."""
     torch.manual_seed(1)
@@ -242,7 +281,7 @@ def certificates(only: str) -> Iterator[Case]:
 
 
 GROUPS: dict[str, Callable[[str], Iterator[Case]]] = {
-    one.__name__: one for one in (methods, features, attacks, training, evaluation, certificates)
+    one.__name__: one for one in (methods, features, attacks, training, recipes, evaluation, certificates)
 }
 
 

@@ -33,6 +33,12 @@ def test_terms_by_their_equations():
     assert torch.allclose(terms.robust, -q[rows, y].log())
     assert not terms.regularizer.any()
 
+    terms = hb.objectives.mixed(clean, adv, y, clean_share=0.3)  # Goodfellow et al.'s α
+    assert torch.allclose(terms.robust, -0.7 * q[rows, y].log())
+    assert torch.allclose(terms.regularizer, -0.3 * p[rows, y].log())
+    with pytest.raises(hb.UserError, match="clean_share is a part, at most 1"):
+        hb.objectives.Mixed(clean_share=1.5)
+
     terms = hb.objectives.standard(clean, None, y)
     assert torch.allclose(terms.robust, -p[rows, y].log())
 
@@ -156,6 +162,7 @@ def value_of(equation, clean, adv, y, weight, constants):
 
     formula = equation.partition(";")[0]
     formula = re.sub(r"‖([^‖]+)‖²", r"sum_of_squares(\1)", re.sub(r"mean_k \((.+?)\)²", r"mean_of_squares(\1)", formula))
+    formula = formula.replace("f(x + u)", "f(x_u)")
     signs = {"x_h": "far", "x'": "adv", "x*": "star", "·": "*", "‖": ", ", "ω": "weight", "β": "beta", "κ": "kappa"}
     signs |= {"α": "alpha", "λ": "lam"}
     for sign, python in signs.items():
@@ -225,7 +232,11 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     net, threat = torch.nn.Linear(3, 5, dtype=torch.float64), hb.Linf(0.3, low=-9, high=9)
     x = adv[:, :3].detach().clamp(-5, 5)
     clean = net(x) if objective.computes else clean
+    points = (x + 0.02, x - 0.02)
+    if isinstance(objective, every.Ramp):
+        y = net(points[0]).argmax(1)  # right at the first of its pair, so that all count
     context = StepContext(net, x, y, threat, rng, 89, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
+    context.x_adv_by_threat = points
     other = context.teacher = context.average = torch.nn.Linear(3, 5, dtype=torch.float64)
     kappa = torch.arange(9) % 4
     if name == "lrat":
@@ -240,9 +251,11 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     normal = net.weight[y][:, None] - net.weight
     middle = torch.einsum("bkd,bd->bk", normal, x if share is None else x + 0.05) + net.bias[y][:, None] - net.bias
     constants["m"] = middle - 0.3 * (1 if share is None else share) * normal.abs().sum(2)
+    constants |= {"x_1": net(points[0]), "x_2": net(points[1])}
+    constants["x_u"] = net(threat.around(x).random(rng)) if objective.needs == frozenset() and not sigma else None
     constants["kappa"] = 1 - 0.4 * (1 - getattr(objective, "kappa", 1))
     constants["g"] = (1 + torch.tanh(5 * (1 - 2 * kappa.double() / 3) - 1)) / 2
-    constants["lam"] = getattr(objective, "ovr_weight", None)
+    constants["lam"] = getattr(objective, "ovr_weight", getattr(objective, "ramp_lam", None))
     smoothing, clip = getattr(objective, "smoothing", 0.0), getattr(objective, "clip", 0.0)
     t = F.one_hot(y, 5) * (1 - smoothing) + smoothing / 5
     constants["t"] = 0.9 if hasattr(objective, "igdm_alpha") else t  # the part of the training that is done

@@ -43,7 +43,8 @@ from helpers import (
 )
 
 KILLS = long_or(1, 20)
-METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp", "at+adr", "trades+adr+awp", "rslad+igdm"]
+METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp", "trades by asam", "at by rwp"]
+METHODS += ["at+adr", "trades+adr+awp", "rslad+igdm", "n-fgsm+elle-a", "fgsm-at+gradalign"]
 
 
 class Frozen(nn.Module):
@@ -71,9 +72,11 @@ def data(n=120):
 
 def some_steps(name, net=None, **more):
     """Some epochs on batches of 15, so that the parts differ in size. Returns weights and metrics."""
+    name, _, perturbation = name.partition(" by ")
     settings = {"burn_in": 0} if get_method_spec(name).weighting is not None else {}
-    settings |= {"ema_start": 0} if name == "rebat" else {}
-    method = hb.method(name, hb.Linf("8/255"), **settings, **further(name, classes=6))
+    settings |= {"rebat": {"ema_start": 0}, "ard": {"temperature": 3.0}, "saad": {"beta": 0.5}}.get(name, {})
+    settings |= {"weight_perturbation": perturbation} if perturbation else {}
+    method = hb.method(name, hb.Linf("8/255"), **settings, **further(name, classes=6, sure=5))
     how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}
     run = hb.train(net or Frozen(), data(), method=method, epochs=long_or(2, 3), quiet=True, threads=1, **{**how, **more})
     clock = ("seconds", "examples_per_second")

@@ -116,6 +116,14 @@ def test_burn_in_lam_and_tau_follow_the_plan():
     fat = hb.method("fat", THREAT).with_schedule(epochs=120, first_drop=60)
     taus = [fat.inner.attack_at((epoch + 1) / fat.schedule.epochs).tau for epoch in (0, 49, 50, 89, 90, 119)]
     assert taus == [0, 0, 1, 1, 2, 2]
+    gair = hb.method("gair-fat", THREAT).with_schedule(epochs=120, first_drop=60)
+    taus = [gair.inner.attack_at((epoch + 1) / gair.schedule.epochs).tau for epoch in (0, 39, 40, 69, 70, 119)]
+    assert taus == [0, 0, 3, 3, 6, 6]  # adjust_tau of GAIR_FAT.py
+    assert (gair.weighting.lam, gair.burn_in, hb.method("gair-fat", THREAT, preset="official").burn_in) == (
+        0.0,
+        "first-drop",
+        59,
+    )
 
 
 # Forwards, backwards to the input, backwards to the weights: the least each formula needs at K = 10.
@@ -123,6 +131,12 @@ IDEAL = {
     "standard": (1, 0, 1),
     "fgsm-at": (2, 1, 1),
     "free-at": (1, 0, 1),
+    "n-fgsm": (2, 1, 1),
+    "mm-at": (35, 30, 1),  # 1 at x, 10 and the last point for each of three targets, 1 of the loss
+    "mixed-at": (12, 10, 1),
+    "e-at": (12, 10, 1),
+    "max-at": (12, 10, 1),  # times as many as there are threat models, and one of the loss
+    "uniform-noise": (1, 0, 1),
     "at": (11, 10, 1),
     "mart": (12, 10, 1),
     "trades": (13, 10, 1),

@@ -77,6 +77,7 @@ def certify(arguments: Sequence[str]) -> int:
     from hauberk.certification.smoothing import SmoothedCertificates, certify_smoothed
     from hauberk.core.distributed import init_distributed
     from hauberk.core.io import as_json
+    from hauberk.threat import only_threat
     from hauberk.training import pick_device
 
     if options.threads:
@@ -97,7 +98,9 @@ def certify(arguments: Sequence[str]) -> int:
                 result = certify_smoothed(model, target.test, sigma=options.smoothing, **how, **given)
             else:
                 how = {name: getattr(options, name) for name in ("methods", "steps", "branches")}
-                result = certify_model(model, target.test, threat=target.threat, **how, **given)
+                result = certify_model(
+                    model, target.test, threat=only_threat(target.threat, "certificates are"), **how, **given
+                )
         except KeyboardInterrupt:
             if world.is_main:
                 say("Stopped; the same command goes on from there", file=sys.stderr)

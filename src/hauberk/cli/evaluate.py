@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hauberk.cli.options import command, parse, say
-from hauberk.cli.target import TargetOptions, find_target, load_target
+from hauberk.cli.target import TargetOptions, find_target, further_threats, load_target
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import EvaluationOptions, digest
 
@@ -91,13 +91,14 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.data import Table
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.evaluation import measure_risk
+    from hauberk.threat import only_threat, threats_of
     from hauberk.training import load, pick_device
 
     if options.threads:
         torch.set_num_threads(options.threads)
     target = find_target(options)
     card, name, named, test, threat = target.card, target.name, target.named, target.test, target.threat
-    others = [named.default_threat(*_norm_and_eps(text)) for text in options.union]
+    threats = [*threats_of(threat), *further_threats(named, options.union)]
     has_reject_class = options.has_reject_class or card.get("has_reject_class") is True
     if options.curve and (has_reject_class or options.surrogate or options.card or options.evaluation.certify):
         raise UserError("--curve knows of no class of adversarial inputs, surrogate, card or certificates; leave them out")
@@ -107,13 +108,13 @@ def evaluate(arguments: Sequence[str]) -> int:
         device = pick_device(options.device)
         model = load_target(options, target, device)
         if options.curve:
-            return _curve(options, model, test, threat, out)
+            return _curve(options, model, test, only_threat(threat, "a curve is"), out)
         surrogate = None if options.surrogate is None else load(options.surrogate, device=device)
         try:
             result = evaluate_model(
                 model,
                 test,
-                threat=[threat, *others] if others else threat,
+                threat=threats if len(threats) > 1 else threats[0],
                 **asdict(options.evaluation),
                 **{name: getattr(options, name) for name in _PASSED_ON},
                 surrogate=surrogate,
@@ -133,7 +134,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     risk = None
     if isinstance(named, Table) and test.classes == 2:
         miss, false_alarm = named.schema.costs
-        risk = measure_risk(model, test, threat=threat, miss=miss, false_alarm=false_alarm)
+        risk = measure_risk(model, test, threat=threats[0], miss=miss, false_alarm=false_alarm)
     if options.json:
         print(as_json(result.to_dict() | ({"risk": asdict(risk)} if risk else {})))
         return 0
@@ -180,13 +181,6 @@ def _curve(options: Evaluate, model: Any, test: Any, threat: Any, out: Path) -> 
     Console().print(curve.table())
     say(f"Written to {out / 'curve.json'}, drawn in {out / 'curve.svg'}")
     return 0
-
-
-def _norm_and_eps(text: str) -> tuple[str, str]:
-    norm, _, eps = text.partition(":")
-    if not eps:
-        raise UserError(f"--union takes threat models such as L2:0.5, not {text!r}")
-    return norm, eps
 
 
 def _folder(options: Evaluate) -> Path:

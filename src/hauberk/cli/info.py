@@ -109,16 +109,19 @@ def methods(arguments: Sequence[str]) -> int:
     """Run ``hauberk methods``."""
     options = parse(Methods, "methods", arguments)
     from hauberk.core.io import as_json
-    from hauberk.methods import default_settings, get_method_spec, list_methods
+    from hauberk.methods import ADDITIONS, default_settings, get_method_spec, list_methods
 
     if not options.name:
-        return print_rows(list_methods(), options.json, f"Next: {program()} methods NAME explains one; each also takes +awp.")
+        added = " ".join(f"+{name}" for name in ADDITIONS)
+        return print_rows(
+            list_methods(), options.json, f"Next: {program()} methods NAME explains one; each also takes {added}."
+        )
     spec = get_method_spec(options.name)
     facts = {
         "name": options.name,
         "summary": spec.summary,
         "source": spec.source,
-        "minimises": f"mean of {spec.objective.equation}",
+        "minimises": f"mean of {spec.equation}",
         "objective": type(spec.objective).__name__,
         "weighting": type(spec.weighting).__name__ if spec.weighting else "none, all weights are 1",
         "settings": _plain(default_settings(options.name)),

@@ -1,5 +1,6 @@
 """What a command is to look at: a trained model, and data set and threat model of its training unless others are given."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hauberk.data import DatasetInfo, IndexedDataset, Table
-    from hauberk.threat import ThreatModel
+    from hauberk.threat import Threat, ThreatModel
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Target:
         name: of the data set.
         named: that data set.
         test: its test set.
-        threat: the threat model.
+        threat: the threat model, or the union of several that the model was trained under.
     """
 
     card: dict[str, Any]
     name: str
     named: "DatasetInfo | Table"
     test: "IndexedDataset"
-    threat: "ThreatModel"
+    threat: "Threat"
 
 
 def find_target(options: TargetOptions) -> Target:
@@ -57,7 +58,7 @@ def find_target(options: TargetOptions) -> Target:
     """
     from hauberk.core.imports import trusted_name
     from hauberk.data import find_dataset
-    from hauberk.threat import threat_from_dict
+    from hauberk.threat import read_threat
     from hauberk.training import read_card
 
     foreign = options.target.suffix in (".pt", ".pth")
@@ -70,10 +71,21 @@ def find_target(options: TargetOptions) -> Target:
     named = find_dataset(name)
     test = named.load("test", folder, verify=options.data.verify)
     if "threat" in card and not options.threat.eps:
-        threat = threat_from_dict(card["threat"])
+        threat: Threat = read_threat(card["threat"])
     else:
         threat = named.default_threat(options.threat.norm, options.threat.eps)
     return Target(card, name, named, test, threat)
+
+
+def further_threats(named: "DatasetInfo | Table", texts: Sequence[str]) -> "list[ThreatModel]":
+    """Return the threat models of a data set that --union names, each as NORM:EPS."""
+    found = []
+    for text in texts:
+        norm, _, eps = text.partition(":")
+        if not eps:
+            raise UserError(f"--union takes threat models such as L2:0.5, not {text!r}")
+        found.append(named.default_threat(norm, eps))
+    return found
 
 
 def load_target(options: TargetOptions, target: Target, device: Any) -> "nn.Module":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 from tyro.conf import arg
 
 from hauberk.cli.options import command, common_parts, free_folder, key_values, parse, program, say, usual_folder
+from hauberk.cli.target import further_threats
 from hauberk.core.errors import UserError
 from hauberk.core.imports import is_import_path
 from hauberk.experiments.options import DataOptions, ModelOptions, PresetOptions, ThreatOptions, TrainSettings, as_options
@@ -51,6 +52,8 @@ class Train:
     """Other settings of the method, such as measure=pm-nat burn_in=20 gamma=0.005; see docs/methods.md."""
     data: DataOptions = DataOptions()
     threat: ThreatOptions = ThreatOptions()
+    union: tuple[str, ...] = ()
+    """Further threat models, each NORM:EPS as in L2:0.5 L1:12, for methods that train under several (e-at, max-at, ramp)."""
     model: ModelOptions = ModelOptions()
     presets: PresetOptions = PresetOptions()
     extra: Annotated[str, arg(metavar="FILE")] = ""
@@ -104,7 +107,7 @@ def _with_published(options: Train) -> Train:
 
 def _start(options: Train) -> "Run":
     from hauberk.core.distributed import get_world
-    from hauberk.data import reach_of
+    from hauberk.data import find_dataset, reach_of
     from hauberk.experiments.experiment import Experiment
 
     chosen: dict[str, Any] = {**options.hyperparameters, **key_values("--set", options.set)}
@@ -117,12 +120,13 @@ def _start(options: Train) -> "Run":
     elif options.extra_share != Train.extra_share:
         raise UserError("--extra-share is the share of extra examples; name their file by --extra")
     _ = found.config  # refuses senseless settings before anything is read
-    source, method = experiment.load_data("train"), experiment.make_method()
+    further = further_threats(find_dataset(options.data.name), options.union)
+    source, method = experiment.load_data("train"), experiment.make_method(further)
     usual = usual_folder(options.data.name, options.method)
     out = options.out or get_world().on_main_process(lambda: free_folder(usual))
     if get_world().is_main and not options.quiet:
         say(f"Training {options.method} on {options.data.name}, {options.model.name}, {method.threat}, into {out}")
-        if reach := reach_of(source, method.threat):
+        if reach := reach_of(source, experiment.threat_model):
             say(f"Of the table {reach}")
         say(f"Settings not given on the command line: {found}")
     return experiment.train(source, method, out=out, quiet=options.quiet, **more)

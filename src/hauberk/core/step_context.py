@@ -46,7 +46,7 @@ class StepContext:
         model: being trained, in the mode the loss should see.
         x: clean inputs, (b, ...).
         y: labels, (b,) int64.
-        threat: the threat model of this step.
+        threat: the threat model of this step, or the :class:`~hauberk.threat.ThreatUnion` of several.
         rng: random draws keyed by example.
         epoch: 0-based.
         index: which examples these are, (b,) int64, or None.
@@ -58,6 +58,7 @@ class StepContext:
         attack: the :class:`~hauberk.attacks.AttackResult` of the attack; None before it, and where it is a function that
             returns inputs only.
         x_adv: adversarial inputs, (b, ...); None before the attack, and for methods without one.
+        x_adv_by_threat: those under each of several threat models, (b, ...) each, where the attack looked under several.
         logits: of the clean inputs, (b, C), with a graph; None unless the objective or the weighting needs them.
         logits_adv: of the adversarial inputs, likewise.
         robust: ℓ of the objective, (b,), without a graph, for weightings by the loss; None before the objective is called.
@@ -71,6 +72,9 @@ class StepContext:
         targets: probabilities of the classes in place of labels, (b, C), for the attack's cross-entropy and the loss; or None.
         label_smoothing: α of the targets of the loss.
         more_forwards: passes of the batch that parts have made by :meth:`forward` and :meth:`ask`.
+        more_backwards: backward passes to the input, likewise.
+        weights_perturbed: whether the loss is being taken at perturbed weights, the step's second time or later, so that what
+            counts steps does not count twice.
         done: part of the training that is done before this step, in [0, 1), for what changes with each step.
         teacher: another network to learn from, which is not trained; None without.
         average: moving average of the network that is trained, for methods with a part that has an ``ema_decay``; or None.
@@ -90,6 +94,7 @@ class StepContext:
     largest_radius: float = 1.0
     attack: Any = None
     x_adv: Tensor | None = None
+    x_adv_by_threat: tuple[Tensor, ...] = ()
     logits: Tensor | None = None
     logits_adv: Tensor | None = None
     robust: Tensor | None = None
@@ -103,6 +108,8 @@ class StepContext:
     targets: Tensor | None = None
     label_smoothing: float = 0.0
     more_forwards: float = 0
+    more_backwards: float = 0
+    weights_perturbed: bool = False
     done: float = 0.0
     teacher: nn.Module | None = None
     average: nn.Module | None = None

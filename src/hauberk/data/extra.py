@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hauberk.core.arguments import check_argument, shown
+from hauberk.core.device import send
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.data.dataset import IndexedDataset, TensorDataset, as_dataset
 
@@ -105,5 +106,5 @@ def target_probabilities(dataset: IndexedDataset, index: Tensor, y: Tensor, clas
     soft, known = dataset.soft_labels(index)
     if soft is None:
         return hard
-    soft = torch.nn.functional.pad(soft.to(y.device, dtype, non_blocking=True), (0, classes - soft.shape[1]))
-    return soft if known is None else torch.where(known.to(y.device, non_blocking=True)[:, None], soft, hard)
+    soft = torch.nn.functional.pad(send(soft, y.device).to(dtype), (0, classes - soft.shape[1]))
+    return soft if known is None else torch.where(send(known, y.device)[:, None], soft, hard)

@@ -1,6 +1,6 @@
 """An experiment: a training and its evaluation, kept in a folder; what is finished is never made again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -98,10 +98,10 @@ class Experiment:
         config = {key: value for key, value in asdict(self.resolved.config).items() if key not in _MACHINE}
         return asdict(self) | {"settings": config, "hyperparameters": self.resolved.hyperparameters}
 
-    def make_method(self) -> Method:
-        """Make the method for the threat model."""
-        hyperparameters = self.resolved.hyperparameters
-        return make_method(self.method, self.threat_model, preset=self.presets.preset, seed=self.seed, **hyperparameters)
+    def make_method(self, further: Sequence[ThreatModel] = ()) -> Method:
+        """Make the method for the threat model, and for ``further`` ones at once."""
+        threat, preset, hyperparameters = [self.threat_model, *further], self.presets.preset, self.resolved.hyperparameters
+        return make_method(self.method, threat, preset=preset, seed=self.seed, **hyperparameters)
 
     def load_data(self, split: str) -> IndexedDataset:
         """Load the examples of a split, "train" or "test"."""

@@ -6,9 +6,22 @@ from hauberk.methods.awp import AWP
 from hauberk.methods.distillation import FromTangentOfTeacher, FromTeacher, FromTeacherAtPoint
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
 from hauberk.methods.method import Method, Step
+from hauberk.methods.mm_at import TargetsInTurn
+from hauberk.methods.n_fgsm import NFGSM
 from hauberk.methods.networks import MovingAverage, Teacher
 from hauberk.methods.output import Output
-from hauberk.methods.registry import ADDITIONS, default_settings, get_method_spec, list_methods, method, register_method
+from hauberk.methods.registry import (
+    ADDITIONS,
+    WEIGHT_PERTURBATIONS,
+    default_settings,
+    get_method_spec,
+    list_methods,
+    method,
+    register_method,
+)
+from hauberk.methods.rwp import RWP
+from hauberk.methods.sam import SAM
+from hauberk.methods.several_threats import AlternatingThreats, WorstThreat
 from hauberk.methods.table import METHODS, MethodSpec
 
 __all__ = [
@@ -16,6 +29,11 @@ __all__ = [
     "ADR",
     "AWP",
     "METHODS",
+    "NFGSM",
+    "RWP",
+    "SAM",
+    "WEIGHT_PERTURBATIONS",
+    "AlternatingThreats",
     "BatchAttack",
     "FreeReplay",
     "FromTangentOfTeacher",
@@ -30,7 +48,9 @@ __all__ = [
     "SmallBall",
     "Step",
     "StepContext",
+    "TargetsInTurn",
     "Teacher",
+    "WorstThreat",
     "default_settings",
     "get_method_spec",
     "list_methods",

@@ -38,11 +38,7 @@ class AWP:
         the public code, parameters with "weight" in their names and more than one dimension are perturbed: convolutions,
         linear, attention and recurrent layers, neither biases nor normalisation.
         """
-        chosen = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and parameter.ndim > 1 and "weight" in name
-        }
+        chosen = perturbed_parameters(model)
         grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
         reached = {name: grad for name, grad in zip(chosen, grads, strict=True) if grad is not None}
         if not reached:
@@ -54,6 +50,12 @@ class AWP:
         torch._foreach_add_(slopes, 1e-20)
         scales = torch._foreach_div(sizes, slopes)
         return {name: scale * grad for (name, grad), scale in zip(reached.items(), scales, strict=True)}
+
+
+def perturbed_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that take gradients, with "weight" in their names and more than one dimension, by name."""
+    named = model.named_parameters()
+    return {name: one for name, one in named if one.requires_grad and one.ndim > 1 and "weight" in name}
 
 
 @contextmanager

@@ -57,17 +57,30 @@ class BatchAttack:
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
-        attack, x, y, threat = self.attack_at(context.progress), context.x, context.y, context.threat
-        more: dict[str, Any] = {"seed": context.rng, "return_clean_logits": context.return_clean_logits}
-        if context.targets is not None and isinstance(attack, PGD) and attack.loss == "ce":
-            attack, more["reference"] = replace(attack, loss="soft-ce"), context.targets
-        if context.radii is not None:
-            if not self.own_steps and isinstance(attack, PGD):
-                attack = attack.with_steps_of(threat.eps)
-            threat = threat.scaled(context.largest_radius)
-            more["radius_fraction"] = (context.radii / context.largest_radius).clamp(0, 1)
-        with context.attack_model(attack.mode) as model:
-            return attack_batch(attack, model, x, y, threat, **more)
+        attack = self.attack_at(context.progress)
+        if context.radii is not None and not self.own_steps and isinstance(attack, PGD):
+            attack = attack.with_steps_of(context.threat.eps)
+        return run_in_step(attack, context, context.threat)
+
+
+def run_in_step(attack: Attack[Any], context: StepContext, threat: ThreatModel, **more: Any) -> AttackResult:
+    """Attack the batch of a step, with its random draws, soft labels, radii and precision.
+
+    Args:
+        attack: what to run.
+        context: of the step.
+        threat: where the points must be, which may be another than the step's.
+        own_steps: as of :class:`BatchAttack`.
+        **more: further arguments of :func:`hauberk.attacks.base.attack_batch`.
+    """
+    more.setdefault("return_clean_logits", context.return_clean_logits)
+    if context.targets is not None and isinstance(attack, PGD) and attack.loss == "ce":
+        attack, more["reference"] = replace(attack, loss="soft-ce"), context.targets
+    if context.radii is not None:
+        threat = threat.scaled(context.largest_radius)
+        more["radius_fraction"] = (context.radii / context.largest_radius).clamp(0, 1)
+    with context.attack_model(attack.mode) as model:
+        return attack_batch(attack, model, context.x, context.y, threat, seed=context.rng, **more)
 
 
 class SmallBall(BatchAttack):

@@ -28,7 +28,7 @@ from hauberk.methods.networks import MovingAverage, Teacher
 from hauberk.methods.output import Output
 from hauberk.objectives.cross_entropy import AT
 from hauberk.objectives.functional import at_least_float32
-from hauberk.threat import ThreatModel
+from hauberk.threat import ThreatModel, as_threat, threats_of
 from hauberk.threat.model import check_batch, check_inputs
 
 FROM_PYTHON = "python:"  # in front of what stands for an object that has no import path
@@ -43,15 +43,19 @@ class Method(nn.Module):
     batches it has seen, which keys its random starts, and what its attack remembers (MMA's radii).
 
     Args:
-        threat: what the adversary may do.
+        threat: what the adversary may do; several threat models, their union, where the attack has ``takes_several_threats``,
+            or there is none.
         attack: an attack of :mod:`hauberk.attacks`; or a callable of the :class:`~hauberk.core.step_context.StepContext` that
-            returns adversarial inputs (B, ...) inside the threat model, or an ``AttackResult``; None for standard training.
+            returns adversarial inputs (B, ...) inside the threat model, or inside ``attack.reach(threat)`` where it has such a
+            method, or an ``AttackResult``; None for standard training.
         objective: a callable of the context that returns (ℓ, r), (B,) each; its ``needs`` say which logits are computed
             ("clean", "adversarial"; both where it says nothing), its ``computes`` which it puts into the context itself. By
             default cross-entropy at the adversarial inputs.
         weighting: a callable of the context that returns weights (B,), which are used as they are (``context.mean_one``
             scales them); None for weights 1.
-        weight_perturbation: :class:`hauberk.AWP`, or anything with its ``warmup`` and ``direction``; None for none.
+        weight_perturbation: :class:`hauberk.AWP`, :class:`hauberk.SAM`, :class:`hauberk.RWP`, or anything with their ``warmup``
+            and their ``direction(model, loss, world)``, which takes the loss of the step, or ``search(model, losses,
+            context)``, which calls ``losses()`` for the loss of each example, (b,), as often as it wants; None for none.
         name: of the method.
         settings: what it was made from, as plain types; by default the parts that are given.
         seed: of the random starts.
@@ -76,7 +80,7 @@ class Method(nn.Module):
     @checked
     def __init__(
         self,
-        threat: ThreatModel,
+        threat: "ThreatModel | Sequence[ThreatModel]",  # as_threat checks it
         attack: Any = None,
         objective: Callable[[StepContext], Any] | None = None,
         weighting: Callable[[StepContext], Tensor] | None = None,
@@ -94,14 +98,15 @@ class Method(nn.Module):
         passes: Sequence[str] = ("attack",),
     ):
         super().__init__()
-        self.threat, self.name, self.seed = threat, name, seed
+        self.threat, self.name, self.seed = as_threat(threat), name, seed
         parts = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
         parts |= {"targets": targets, "label_smoothing": label_smoothing or None, "teacher": teacher}
         given = {key: part for key, part in parts.items() if part is not None}
         for key in ("objective", "weighting", "targets"):
             if key in given:
                 check_callable(key, given[key], "context")
-        if weight_perturbation is not None and not callable(getattr(weight_perturbation, "direction", None)):
+        ways = (getattr(weight_perturbation, name, None) for name in ("search", "direction"))
+        if weight_perturbation is not None and not any(map(callable, ways)):
             raise UserError(
                 f"weight_perturbation is hb.AWP or has its direction and warmup; {shown(weight_perturbation)} has not"
             )
@@ -138,6 +143,12 @@ class Method(nn.Module):
             self._require_soft_labels()
         if self.inner is None and self.needs >= ADVERSARIAL:
             raise UserError(f"{name} needs logits of adversarial inputs, but has no attack")
+        if (
+            len(threats_of(self.threat)) > 1
+            and self.sees_worst_cases
+            and not getattr(self.inner, "takes_several_threats", False)
+        ):
+            raise UserError(f"{name} trains under one threat model at a time, and there are {self.threat}")
         if weighting is not None and not self.sees_worst_cases:
             raise UserError(f"{name} does not attack, so there is nothing to weigh by")
         if weight_perturbation is not None and self.n_replays > 1:
@@ -357,7 +368,8 @@ class Method(nn.Module):
             )
         if any(p.is_inference() for p in model.parameters()):
             raise UserError("a model made under torch.inference_mode cannot be trained; make it, or load it, outside")
-        check_inputs(x, y, self.threat)
+        for threat in threats_of(self.threat):
+            check_inputs(x, y, threat)
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
         if own != x.dtype:
             raise UserError(f"the model is of {own}, the inputs of {x.dtype}; convert them with x.to({own})")
@@ -395,21 +407,23 @@ class Method(nn.Module):
         if self.inner is not None:
             self._attack(self.inner, context)
         if awp is not None and context.epoch >= awp.warmup:
+            proxy = _LossesOfExamples(self, context, class_weights)
             with kept_buffers(model):
-                context.logits = context.logits_adv = None
-                self._look(context, _in_order(self.needs), self.needs)
-                proxy, weights = self._loss(context, class_weights)
-                change = awp.direction(model, proxy, context.world)
+                if (search := getattr(awp, "search", None)) is not None:
+                    change = search(model, proxy, context)
+                else:
+                    change = awp.direction(model, context.mean(proxy()), context.world)
+            weights = proxy.weights
             whole, measure = self._whole(context, weights), context.measure
             with applied(model, change):
                 context.logits = context.logits_adv = None
                 self._look(context, (*self.passes_before, *passes), self.needs)
-                at, _ = self._loss(context, class_weights, weights)
-                loss = gradient_surrogate(model, at)
-            made = len(self.needs) + 2 * len(self.passes_before) + len(passes)
+                loss = gradient_surrogate(model, context.mean(self._terms(context, class_weights, weights)[0]))
+            made = proxy.calls * len(self.needs) + 2 * len(self.passes_before) + len(passes)
         else:
             self._look(context, passes, self.needs)
-            loss, weights = self._loss(context, class_weights)
+            terms, weights = self._terms(context, class_weights)
+            loss = context.mean(terms)
             whole, measure = self._whole(context, weights), context.measure
             made = len(self.passes_before) + len(passes)
         attack = context.attack
@@ -425,7 +439,7 @@ class Method(nn.Module):
             all_weights=whole,
             measure=measure,
             forwards=(0 if attack is None else attack.forwards) + made + context.more_forwards,
-            backwards=0 if attack is None else attack.backwards,
+            backwards=(0 if attack is None else attack.backwards) + context.more_backwards,
             burning_in=context.epoch < context.burn_in,
         )
 
@@ -438,6 +452,7 @@ class Method(nn.Module):
             got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
             raise UserError(f"the attack must return inputs of shape {tuple(x.shape)}, it returned {got}")
         allowed = context.threat.scaled(context.largest_radius) if context.largest_radius > 1 else context.threat
+        allowed = getattr(inner, "reach", _same)(allowed)
         if self._calls == 0 and not bool(allowed.contains(x_adv, x).all()):
             raise UserError("the attack left the threat model; context.threat.project(x_adv, context.x) brings its points back")
         context.x_adv = x_adv
@@ -454,8 +469,10 @@ class Method(nn.Module):
                     context.model(x)
                 torch.clear_autocast_cache()  # of weights that were cast without a graph
 
-    def _loss(self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the loss of the logits, and the weights (b,) that are given or those of the method."""
+    def _terms(
+        self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss of each example (b,) from the logits, and the weights (b,) that are given or those of the method."""
         robust, regularizer = _as_terms(_called("objective", self.objective, context), context.y)
         if weights is None:
             weights = self._weights(context, robust)
@@ -466,7 +483,7 @@ class Method(nn.Module):
             if class_weights.ndim != 1 or (classes is not None and len(class_weights) != classes):
                 raise UserError(f"class_weights must be one number for each class, ({classes},), got {shown(class_weights)}")
             terms = terms * constant(class_weights, terms.dtype, terms.device)[context.y]
-        return context.mean(terms), weights
+        return terms, weights
 
     @torch.no_grad()
     def _weights(self, context: StepContext, robust: Tensor) -> Tensor:
@@ -516,6 +533,37 @@ class Method(nn.Module):
     def __repr__(self) -> str:
         burn_in = f", burn_in={self._burn_in}" if self.weighting is not None else ""
         return f"method({self.name!r}, {self.threat}{burn_in})"
+
+
+class _LossesOfExamples:
+    """The loss of each example of a step, (b,), computed at whatever the weights of the model are when it is called.
+
+    The first call is at the weights as they are; it makes the instance weights ω, which the later ones keep.
+    """
+
+    def __init__(self, method: Method, context: StepContext, class_weights: Tensor | None):
+        self._method, self._context, self._class_weights = method, context, class_weights
+        self._weights: Tensor | None = None
+        self.calls = 0
+
+    @property
+    def weights(self) -> Tensor:
+        """ω, (b,)."""
+        if self._weights is None:
+            raise UserError(
+                "the weight perturbation never asked for the losses; its search(model, losses, context) calls losses()"
+            )
+        return self._weights
+
+    def __call__(self) -> Tensor:
+        """Make the passes that the loss needs, and compute it."""
+        method, context = self._method, self._context
+        context.logits = context.logits_adv = None
+        method._look(context, _in_order(method.needs), method.needs)
+        terms, self._weights = method._terms(context, self._class_weights, self._weights)
+        context.weights_perturbed = True  # whoever asks again has moved them
+        self.calls += 1
+        return terms
 
 
 def _called(name: str, part: Callable[[StepContext], Any], context: StepContext) -> Any:

@@ -1,7 +1,7 @@
 """``hb.method``, which makes a method by its name: a row of the table, and what is added to it behind a "+"."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,9 +15,23 @@ from hauberk.methods.adr import ADR
 from hauberk.methods.awp import AWP
 from hauberk.methods.method import Method
 from hauberk.methods.networks import find_teacher
+from hauberk.methods.rwp import RWP
+from hauberk.methods.sam import SAM
 from hauberk.methods.table import METHODS, MethodSpec
-from hauberk.objectives import IKL, TSOVR, ARoW, CFATrades, DAFATrades, Distillation, Score, Trades
-from hauberk.threat import ThreatModel
+from hauberk.objectives import (
+    ELLE,
+    IKL,
+    TSOVR,
+    ARoW,
+    CFATrades,
+    DAFATrades,
+    Distillation,
+    GradAlign,
+    Regularized,
+    Score,
+    Trades,
+)
+from hauberk.threat import Threat, ThreatModel, as_threat
 from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
 from hauberk.weighting.mail import MARGINS, Mail
@@ -36,7 +50,7 @@ def get_method_spec(name: str) -> MethodSpec:
     if base not in METHODS:
         raise UserError(f"{base!r} is no row of the table of methods, but built by a function")
     spec = METHODS[base]
-    for addition in reversed(additions):  # weight perturbation first: ADR has other constants with it
+    for addition in reversed(additions):  # the weight perturbation first: ADR has other constants with it
         spec = ADDITIONS[addition](base, spec)
     return spec
 
@@ -67,7 +81,7 @@ def _with_awp(base: str, spec: MethodSpec) -> MethodSpec:
 def _with_adr(base: str, spec: MethodSpec) -> MethodSpec:
     """Add labels softened by the moving average of the network (Wu et al. 2024, ADR)."""
     summary = spec.summary + ", labels softened by the network's moving average (ADR, Wu et al. 2024)"
-    if spec.awp is None:
+    if not isinstance(spec.awp, AWP):
         return replace(spec, targets=ADR(), summary=summary)
     awp, targets = replace(spec.awp, gamma=0.005), ADR(lambda_end=0.85, temperature_end=1.5)
     return replace(spec, awp=awp, targets=targets, summary=summary)
@@ -81,10 +95,36 @@ def _with_igdm(base: str, spec: MethodSpec) -> MethodSpec:
     return replace(spec, objective=replace(spec.objective, igdm_alpha=1.0), summary=summary)
 
 
+WEIGHT_PERTURBATIONS: dict[str, Any] = {  # by name, for hb.method(weight_perturbation=)
+    "awp": AWP(),
+    "sam": SAM(),
+    "asam": SAM(rho=0.5, adaptive=True),
+    "rwp": RWP(),
+    "mlcat-wp": RWP(c_min=1.5),
+}
+
+
+def _with_term(term: GradAlign | ELLE, what: str) -> Callable[[str, MethodSpec], MethodSpec]:
+    """Add a term against catastrophic overfitting."""
+
+    def add(base: str, spec: MethodSpec) -> MethodSpec:
+        attack = spec.attack
+        if base == "fgsm-at" and attack is not None:  # both papers' code takes one step of ε from x itself
+            attack = replace(attack, step_size="eps", start="clean")
+        return replace(spec, attack=attack, terms=(term, *spec.terms), summary=f"{spec.summary}, {what}")
+
+    return add
+
+
 # By what stands behind the "+", in the order of the name.
 ADDITIONS: dict[str, Callable[[str, MethodSpec], MethodSpec]] = {
     "igdm": _with_igdm,
     "adr": _with_adr,
+    "gradalign": _with_term(GradAlign(), "and gradients aligned nearby (Andriushchenko and Flammarion 2020, GradAlign)"),
+    "elle": _with_term(ELLE(), "and a loss that is linear nearby (Abad Rocamora et al. 2024, ELLE)"),
+    "elle-a": _with_term(
+        ELLE(4000.0, True), "and, when it is less so, a loss linear nearby (Abad Rocamora et al. 2024, ELLE-A)"
+    ),
     "awp": _with_awp,
 }
 
@@ -138,16 +178,16 @@ def default_settings(name: str, preset: str = "paper") -> dict[str, Any]:
     """
     spec = get_method_spec(name)
     own = {key: getattr(spec.attack, key) for key in _NAMES_OF_ATTACK} if spec.attack else {}
-    for part in (spec.objective, spec.weighting, spec.targets):
+    for part in (spec.objective, spec.weighting, spec.targets, *spec.terms):
         own |= {key: getattr(part, key) for key in _names(part)} if part else {}
-    own |= {key: getattr(spec.awp, field) for key, field in _NAMES_OF_AWP.items()} if spec.awp else {}
+    own |= {key: getattr(spec.awp, field) for key, field in _names_of_perturbation(spec.awp).items()} if spec.awp else {}
     return own | spec.changes(preset)
 
 
 @checked
 def method(
     name: str,
-    threat: ThreatModel,
+    threat: "ThreatModel | Sequence[ThreatModel]",  # as_threat checks it
     *,
     preset: str = "paper",
     seed: int = 0,
@@ -167,9 +207,9 @@ def method(
 
     Args:
         name: see :func:`hauberk.list_methods`; with ``+awp`` behind it for adversarially perturbed weights, ``+adr`` for labels
-            softened by the network's moving average; or the import path of a function of your own, ``package.module:build``,
-            called as ``build(threat, **settings)``.
-        threat: what the adversary may do.
+            softened by the network's moving average, ``+gradalign``, ``+elle`` or ``+elle-a`` against catastrophic overfitting;
+            or the import path of a function of your own, ``package.module:build``, called as ``build(threat, **settings)``.
+        threat: what the adversary may do; several threat models for methods that train under several.
         preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs; ``"note"`` of ``mart``.
         seed: of the random starts.
         precision: what the passes run on: "model", the model as it is, under torch's switches as they are; "fp32", for attacks
@@ -182,7 +222,7 @@ def method(
         attack: in place of the row's; this and the next three as :class:`hauberk.Method` takes them, or their import paths.
         objective: in place of the row's.
         weighting: in place of the row's; one of ``hauberk.weighting.WEIGHTINGS`` by its name, too.
-        weight_perturbation: in place of the row's.
+        weight_perturbation: in place of the row's; one of ``hauberk.methods.WEIGHT_PERTURBATIONS`` by its name, too.
         targets: in place of the row's.
         label_smoothing: α of the loss, as :class:`hauberk.Method` takes it.
         teacher: the trained network that a distillation, or any part that asks it, learns from: a module; the folder of a run
@@ -190,8 +230,9 @@ def method(
         helper: the same, by the name that it has in HAT.
         **overrides: any setting of the attack (``steps``, ``step_size``, ``start``, ``loss``, ``mode``, ...), of the
             objective (``beta``, ...), of the weighting (``measure``, ``kind``, ``slope``, ``bias``, ``lam``, ``burn_in``,
-            ...), of the weight perturbation (``gamma``, ``awp_warmup``) or of ADR (``ema_decay``, ``lambda_end``, ...);
-            ``passes`` as :class:`hauberk.Method` takes them; and ``evaluate_last``, whether the attack looks at its last point.
+            ...), of the weight perturbation (``gamma``, ``rho``, ``awp_warmup``, ...) or of ADR (``ema_decay``,
+            ``lambda_end``, ...); ``passes`` as :class:`hauberk.Method` takes them; and ``evaluate_last``, whether the attack
+            looks at its last point.
 
     Returns:
         The method; call it on each batch.
@@ -204,7 +245,7 @@ def method(
         >>> method("mail-trades+awp", Linf("8/255"), measure="pm-nat")
         method('mail-trades+awp', Linf(8/255), burn_in=74)
     """
-    name = find_method(name)
+    name, threat = find_method(name), as_threat(threat)
     given = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
     if teacher is not None and helper is not None:
         raise UserError("teacher and helper are two names of one thing; give one of them")
@@ -219,15 +260,19 @@ def method(
     spec = get_method_spec(name)
     if isinstance(parts.get("weighting"), str):  # the settings are then of that one
         spec = replace(spec, weighting=WEIGHTINGS[find_name("weighting", parts.pop("weighting"), WEIGHTINGS)])
+    if isinstance(parts.get("weight_perturbation"), str):
+        named = find_name("weight perturbation", parts.pop("weight_perturbation"), WEIGHT_PERTURBATIONS)
+        spec = replace(spec, awp=WEIGHT_PERTURBATIONS[named])
     _check_names(name, spec, parts, overrides)
-    chosen = {"preset": preset} | spec.changes(preset) | overrides
+    chosen: dict[str, Any] = {"preset": preset, "seed": seed} | spec.changes(preset) | overrides
     used = {key: chosen[key] for key in _names_of_inner(spec) if key in chosen}
+    goal = parts.get("objective", _changed(spec.objective, chosen))
     made = Method(
         threat,
         parts.get("attack", spec.attack and spec.inner(_changed(spec.attack, chosen), **used)),
-        parts.get("objective", _changed(spec.objective, chosen)),
+        Regularized(goal, *(_changed(term, chosen) for term in spec.terms)) if spec.terms else goal,
         parts["weighting"] if "weighting" in parts else _weighting(name, spec, chosen),
-        parts.get("weight_perturbation", _awp(spec, chosen)),
+        parts.get("weight_perturbation", _perturbation(spec, chosen)),
         targets=parts.get("targets", spec.targets and _changed(spec.targets, chosen)),
         label_smoothing=parts.get("label_smoothing", 0.0),
         teacher=find_teacher(parts["teacher"]) if "teacher" in parts else None,
@@ -248,7 +293,7 @@ def _imported(key: str, value: Any) -> Any:
     return import_object(value, key) if isinstance(value, str) and is_import_path(value) else value
 
 
-def _built(build: Callable[..., Method], name: str, threat: ThreatModel, settings: dict[str, Any]) -> Method:
+def _built(build: Callable[..., Method], name: str, threat: Threat, settings: dict[str, Any]) -> Method:
     """Build a method of the caller's own, or raise UserError if it is none."""
     seed = settings.pop("seed")
     try:
@@ -268,12 +313,16 @@ def _names(part: Any) -> list[str]:
 
 
 _NAMES_OF_ATTACK = [name for name in _names(PGD) if name not in ("tau", "return_last", "evaluate_last", "targets")]
-_NAMES_OF_AWP = {"gamma": "gamma", "awp_warmup": "warmup"}
+
+
+def _names_of_perturbation(part: Any) -> dict[str, str]:
+    """Settings of the weight perturbation, with the field of each; AWP's where there is none yet."""
+    return {"awp_warmup" if name == "warmup" else name: name for name in _names(part or AWP)}
 
 
 def _names_of_inner(spec: MethodSpec) -> list[str]:
     """Settings of how the attack is used, which a preset or the caller may set; one that the objective has too is for both."""
-    return [name for name in inspect.signature(spec.inner).parameters if name not in ("attack", "taus")]
+    return [name for name in inspect.signature(spec.inner).parameters if name not in ("attack", "taus", "most")]
 
 
 def _names_of_weighting(spec: MethodSpec) -> list[str]:
@@ -290,8 +339,9 @@ def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: 
         *(_NAMES_OF_ATTACK if spec.attack and "attack" not in parts else ()),
         *(_names_of_inner(spec) if "attack" not in parts else ()),
         *(_names(spec.objective) if "objective" not in parts else ()),
+        *(name for term in spec.terms for name in _names(term)),
         *(_names_of_weighting(spec) if "weighting" not in parts else ("burn_in",)),
-        *(_NAMES_OF_AWP if "weight_perturbation" not in parts else ()),
+        *(_names_of_perturbation(spec.awp) if "weight_perturbation" not in parts else ()),
         *(_names(spec.targets) if spec.targets and "targets" not in parts else ()),
     ]
     for key in overrides:
@@ -326,7 +376,9 @@ def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredW
     return made
 
 
-def _awp(spec: MethodSpec, chosen: dict[str, Any]) -> AWP | None:
-    own = {field: chosen[key] for key, field in _NAMES_OF_AWP.items() if key in chosen}
-    made = replace(spec.awp or AWP(0.0), **own)
-    return made if made.gamma else None
+def _perturbation(spec: MethodSpec, chosen: dict[str, Any]) -> Any:
+    """The weight perturbation, or None."""
+    part = spec.awp or AWP(0.0)
+    own = {field: chosen[key] for key, field in _names_of_perturbation(part).items() if key in chosen}
+    made = replace(part, **own)
+    return None if isinstance(made, AWP) and not made.gamma else made

@@ -13,6 +13,11 @@ from hauberk.methods.adr import ADR
 from hauberk.methods.awp import AWP
 from hauberk.methods.distillation import FromTangentOfTeacher, FromTeacher, FromTeacherAtPoint
 from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
+from hauberk.methods.mm_at import TargetsInTurn
+from hauberk.methods.n_fgsm import NFGSM
+from hauberk.methods.rwp import RWP
+from hauberk.methods.sam import SAM
+from hauberk.methods.several_threats import AlternatingThreats, WorstThreat
 from hauberk.objectives import (
     ALP,
     ARD,
@@ -35,14 +40,18 @@ from hauberk.objectives import (
     CFATrades,
     DAFATrades,
     Mart,
+    Mixed,
     NoisyAT,
     NoisyStandard,
     Objective,
+    Ramp,
     ReBAT,
     Score,
     Standard,
     Trades,
+    UniformNoise,
 )
+from hauberk.objectives.local_linearity import ELLE, GradAlign, with_terms
 from hauberk.weighting import Gairat, Mail, Saad, Vir
 
 
@@ -56,11 +65,12 @@ class MethodSpec:
         source: where it comes from.
         attack: the inner maximisation as the paper states it; None where there is none.
         weighting: instance weights; None for weights 1.
-        awp: weight perturbation; None for none.
+        awp: weight perturbation, AWP or another; None for none.
         targets: what makes probabilities of the classes in place of labels; None for the labels.
         official: what the authors' public code does otherwise, by the name of the setting.
         further: what other sources do otherwise, by the name of their preset.
         inner: how the attack is used in training.
+        terms: what is added to the regularizer of the objective.
     """
 
     objective: Objective
@@ -68,11 +78,17 @@ class MethodSpec:
     source: str
     attack: PGD | None = None
     weighting: MeasuredWeighting | None = None
-    awp: AWP | None = None
+    awp: AWP | SAM | RWP | None = None
     targets: ADR | None = None
     official: dict[str, Any] = field(default_factory=dict)
     further: dict[str, dict[str, Any]] = field(default_factory=dict)
     inner: Callable[..., InnerAttack] = BatchAttack
+    terms: tuple[GradAlign | ELLE, ...] = ()
+
+    @property
+    def equation(self) -> str:
+        """What is minimised of an example, the terms that are added included."""
+        return with_terms(self.objective.equation, self.terms)
 
     @property
     def needs_teacher(self) -> bool:
@@ -87,9 +103,9 @@ class MethodSpec:
         return presets[preset]
 
 
-def _friendly(*epochs: int) -> Callable[..., InnerAttack]:
-    """Friendly training with τ 0, 1, 2, ... up to these epochs of the sources' training, in proportion in another."""
-    return partial(BatchAttack, taus=tuple((epoch / epochs[-1], tau) for tau, epoch in enumerate(epochs)))
+def _friendly(*epochs: int, by: int = 1) -> Callable[..., InnerAttack]:
+    """Friendly training with τ 0, 1, 2, ... times ``by`` up to these epochs of the sources' training, or in proportion."""
+    return partial(BatchAttack, taus=tuple((epoch / epochs[-1], by * tau) for tau, epoch in enumerate(epochs)))
 
 
 # At ε = 8/255, ε/4 is the papers' 2/255 and 1.25 ε is 10/255. The public codes' 0.007 at ε = 0.031 is 7/31 ε.
@@ -102,6 +118,7 @@ _TRADES_CODE = {**_UNPROJECTED, "passes": ("attack", "clean", "adversarial", "cl
 # The second and third look at the last point to choose among restarts, and at the clean inputs for the log after the step.
 _RICE_CODE = {"mode": "train", "evaluate_last": True, "passes": ("attack", "adversarial", "step", "clean")}
 _UNIFORM = PGD(10, "eps/4", "uniform")
+_BEST = PGD(10, "eps/4", "clean")  # of points visited, from x itself as the public code of E-AT and RAMP begins
 _KL = PGD(10, "eps/4", "normal", loss="kl")
 
 # DKL's code with its large budget, at an ε that grows from 0 over the whole training (eps_warmup=1 of hb.train).
@@ -273,4 +290,36 @@ METHODS: dict[str, MethodSpec] = {
         "Lee and Chung 2026 (TMLR), saad: the form and the constants of the public code",
         _KL, weighting=Saad(), inner=FromTangentOfTeacher,
         official={"start": "normal-unprojected", "passes": ("attack", "adversarial", "clean")}),
+    # Inner attacks of later papers.
+    "n-fgsm": MethodSpec(
+        AT(), "single-step adversarial training from noise of 2ε, without a projection onto the ball",
+        "de Jorge et al. 2022, N-FGSM",
+        PGD(1, "eps"), official={"mode": "train"}, inner=NFGSM),
+    "mm-at": MethodSpec(
+        AT(), "adversarial training at the least margin that PGD to each of the three most likely wrong classes finds",
+        "Gao et al. 2022, MM-attack (mmu_at_train)",
+        PGD(10, "eps/4", "uniform", loss="cw-targeted"), official=_OFFICIAL, inner=TargetsInTurn),
+    "gair-fat": MethodSpec(
+        AT(), "GAIRAT's weights with λ 0, at friendly adversarial inputs",
+        "Zhang et al. 2021, GAIR_FAT.py: τ 0, 3, 6 up to epochs 40, 70, 120; its labels are out of order",
+        _UNIFORM, weighting=Gairat(lam=0.0), official={**_OFFICIAL, "burn_in": 59}, inner=_friendly(40, 70, 120, by=3)),
+    # Several threat models.
+    "e-at": MethodSpec(
+        AT(), "adversarial training under several threat models, one for each batch, the weakest most often",
+        "Croce and Hein 2022, robust-finetuning: L∞ and L1, by APGD where here PGD returns its best point",
+        _BEST, inner=AlternatingThreats),
+    "max-at": MethodSpec(
+        AT(), "adversarial training at the worst point under several threat models",
+        "Tramèr and Boneh 2019 (MAX); RAMP, MAX.py, by APGD where here PGD returns its best point",
+        _BEST, inner=WorstThreat),
+    "ramp": MethodSpec(
+        Ramp(), "the worst of two threat models, and KL between predictions under both where the first is right",
+        "Jiang and Singh 2024, RAMP.py --kl --max, without its gradient projection",
+        _BEST, inner=partial(WorstThreat, most=2)),
+    "mixed-at": MethodSpec(
+        Mixed(), "clean and adversarial cross-entropy, half and half",
+        "Goodfellow et al. 2015, with one step of ε from x; Kannan et al. 2018 (M-PGD)", _UNIFORM),
+    "uniform-noise": MethodSpec(
+        UniformNoise(), "noise augmentation, no attack: a random point of the threat model, as a baseline",
+        "the baseline of adversarial training; ours"),
 }  # fmt: skip

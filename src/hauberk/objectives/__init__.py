@@ -3,16 +3,28 @@
 from hauberk.core.step_context import LossTerms, Objective, PresetName
 from hauberk.objectives.arow import ARoW, arow
 from hauberk.objectives.cfa import CFAAT, CFATrades, cfa
-from hauberk.objectives.cross_entropy import AT, AdversarialClass, Standard, adversarial_class, at, standard
+from hauberk.objectives.cross_entropy import (
+    AT,
+    AdversarialClass,
+    Mixed,
+    Standard,
+    UniformNoise,
+    adversarial_class,
+    at,
+    mixed,
+    standard,
+)
 from hauberk.objectives.dafa import DAFAAT, DAFATrades, dafa
 from hauberk.objectives.distillation import ARD, RSLAD, SAAD, AdaAD, Distillation, adaad, ard, gradient_matching, rslad, saad
 from hauberk.objectives.functional import kl_divergence
 from hauberk.objectives.hat import HAT, hat
 from hauberk.objectives.ikl import GKL, IKL, gkl, ikl
+from hauberk.objectives.local_linearity import ELLE, GradAlign, Regularized
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
 from hauberk.objectives.lrat import LRAT, lrat
 from hauberk.objectives.mart import Mart, mart
 from hauberk.objectives.mma import MMA, mma
+from hauberk.objectives.ramp import Ramp
 from hauberk.objectives.rebat import ReBAT, rebat
 from hauberk.objectives.score import Score, score
 from hauberk.objectives.smoothing import NoisyAT, NoisyStandard
@@ -26,6 +38,7 @@ __all__ = [
     "CFAAT",
     "CLP",
     "DAFAAT",
+    "ELLE",
     "GKL",
     "HAT",
     "IKL",
@@ -41,16 +54,21 @@ __all__ = [
     "CFATrades",
     "DAFATrades",
     "Distillation",
+    "GradAlign",
     "LossTerms",
     "Mart",
+    "Mixed",
     "NoisyAT",
     "NoisyStandard",
     "Objective",
     "PresetName",
+    "Ramp",
     "ReBAT",
+    "Regularized",
     "Score",
     "Standard",
     "Trades",
+    "UniformNoise",
     "adaad",
     "adversarial_class",
     "alp",
@@ -67,6 +85,7 @@ __all__ = [
     "kl_divergence",
     "lrat",
     "mart",
+    "mixed",
     "mma",
     "rebat",
     "rslad",

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hauberk.core.step_context import ADVERSARIAL, CLEAN, LossTerms, Objective, PresetName
+from hauberk.core.errors import UserError
+from hauberk.core.step_context import ADVERSARIAL, CLEAN, LossTerms, Objective, PresetName, StepContext
 from hauberk.objectives.functional import cross_entropy
 from hauberk.threat.model import checked_batch
 
@@ -56,6 +57,25 @@ def _only(logits: Tensor, y: Tensor) -> LossTerms:
 
 
 @checked_batch
+def mixed(
+    logits: Tensor,
+    logits_adv: Tensor,
+    y: Tensor,
+    *,
+    clean_share: float = 0.5,
+    preset: PresetName = "paper",
+    targets: Tensor | None = None,
+) -> LossTerms:
+    """Clean and adversarial cross-entropy (Goodfellow et al. 2015): ``ℓ = (1 - c)·CE(f(x'), y)``, ``r = c·CE(f(x), y)``.
+
+    With PGD the mixed-minibatch PGD of Kannan et al. 2018. Arguments as in :func:`hauberk.objectives.at`; ``clean_share`` is c,
+    0.5 in both papers (α in the first).
+    """
+    labels = y if targets is None else targets
+    return LossTerms((1 - clean_share) * cross_entropy(logits_adv, labels), clean_share * cross_entropy(logits, labels))
+
+
+@checked_batch
 def adversarial_class(
     logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 1.0, preset: PresetName = "paper"
 ) -> LossTerms:
@@ -85,6 +105,40 @@ class Standard(Objective):
     needs = CLEAN
     equation = "ω·CE(f(x), y)"
     function = staticmethod(standard)
+
+
+@dataclass(frozen=True)
+class Mixed(Objective):
+    """Clean and adversarial cross-entropy, with ``clean_share`` as in :func:`hauberk.objectives.mixed`."""
+
+    clean_share: float = 0.5
+    equation = "ω·(1 - c)·CE(f(x'), y) + c·CE(f(x), y)"
+    function = staticmethod(mixed)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clean_share > 1:
+            raise UserError(f"clean_share is a part, at most 1, got {self.clean_share}")
+
+
+@dataclass(frozen=True)
+class UniformNoise(Objective):
+    """Cross-entropy at a random point of the threat model: ``ℓ = CE(f(x + u), y)``, u uniform in the ball, ``r = 0``.
+
+    Noise augmentation of the size of the attack, without an attack: the baseline that adversarial training is compared with.
+    It makes the pass itself; where nothing else has computed logits of x, metrics of clean inputs are of noisy ones.
+    """
+
+    needs = frozenset()
+    equation = "ω·CE(f(x + u), y); u is uniform in the ball, and x + u in the box"
+    takes_targets = True
+
+    def __call__(self, context: StepContext) -> LossTerms:
+        """Return the terms of a batch."""
+        logits = context.forward(context.threat.around(context.x).random(context.rng))
+        context.logits = logits if context.logits is None else context.logits
+        targets = context.loss_targets
+        return _only(logits, context.y if targets is None else targets)
 
 
 @dataclass(frozen=True)

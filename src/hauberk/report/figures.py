@@ -18,7 +18,7 @@ from hauberk.core.imports import is_import_path
 from hauberk.data import fetch_for, load_data
 from hauberk.evaluation import RobustnessCurve
 from hauberk.experiments.figures import COLOURS, FAINT, INK, figure_file, image_grid, new_figure, plot_lines
-from hauberk.threat import threat_from_dict
+from hauberk.threat import read_threat, threats_of
 from hauberk.training import load
 
 _N_EXAMPLES = 8
@@ -90,7 +90,7 @@ def examples(folder: Path, card: dict[str, Any]) -> tuple[Picture, str]:
     shape = card["model"]["input_shape"]
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise UserError("the inputs are no images")
-    model, threat = load(folder), threat_from_dict(card["threat"])
+    model, threat = load(folder), threats_of(read_threat(card["threat"]))[0]
     data = card["data"]
     if is_import_path(data["name"]):
         raise UserError(f"a report imports nothing, and the data set is {data['name']}")

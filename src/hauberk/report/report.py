@@ -21,7 +21,7 @@ from hauberk.experiments.studies import STUDIES, StudyResult, find_study
 from hauberk.report.figures import band, bars, examples, histogram, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
 from hauberk.report.reproduce import evaluate_command, reproduction_commands
-from hauberk.threat import ThreatModel, threat_from_dict
+from hauberk.threat import Threat, read_threat, threats_of
 from hauberk.training.callbacks import read_metrics
 
 _BY_STRENGTH = "plus", "standard", "fast", "papers", "rand", "custom", "quick"  # suites
@@ -93,7 +93,7 @@ def _run_page(folder: Path) -> Page:
     rows = read_metrics(folder / "metrics.jsonl")
     evaluations = [read_json(path) for path in sorted(folder.glob("evaluations/*/evaluation.json"))]
     evaluations.sort(key=lambda found: (_RANKS.get(found["suite"], len(_RANKS)), -found["n"]))
-    threat, data = threat_from_dict(card["threat"]), card["data"]["name"]
+    threat, data = read_threat(card["threat"]), card["data"]["name"]
     try:
         picture, caption = examples(folder, card)
         shown: Block = Figure("examples", caption, picture=picture)
@@ -108,7 +108,7 @@ def _run_page(folder: Path) -> Page:
     return replace(page, metrics=best.metrics, alerts=[*best.alerts, *alerts], sections=[*best.sections, *sections])
 
 
-def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: ThreatModel) -> list[Metric]:
+def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: Threat) -> list[Metric]:
     """Return headline numbers of a run that nobody has evaluated yet."""
     best, data = card["metrics"], card["data"]
     note = f"{data.get('val', 0):,} held-out training examples; no test"
@@ -118,7 +118,7 @@ def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: 
     found.append(Metric("best epoch", f"{card['epoch']} of {len(rows)}", f"{sum(row['seconds'] for row in rows[-1:]):,.0f} s"))
     with suppress(UserError):  # a table that is no longer there
         named = find_dataset(data["name"])
-        if isinstance(named, DataTable) and (reach := reach_of(named.train, threat)):
+        if isinstance(named, DataTable) and (reach := reach_of(named.train, threats_of(threat)[0])):
             found.append(Metric("of the table", *str(reach).partition("; ")[::2]))
     return found
 

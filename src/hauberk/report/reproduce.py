@@ -44,9 +44,11 @@ def train_command(plan: dict[str, Any]) -> str:
     settings, data, model = dict(plan["method"]), plan["data"], plan["model"]
     name, seed, preset = settings.pop("name"), settings.pop("seed"), settings.pop("preset", "paper")
     words = ["hauberk", "train", "--data", data["name"], "--model", model["name"], "--method", name, "--preset", preset]
-    words += ["--norm", plan["threat"]["norm"]]
+    first, *further = plan["threat"].get("threats", [plan["threat"]])
+    words += ["--norm", first["norm"]]
     if data["name"] in DATASETS or is_import_path(data["name"]):  # a table has its own ε, files and normalisation
-        words += ["--eps", str(plan["threat"]["eps"])]
+        words += ["--eps", str(first["eps"])]
+        words += ["--union", *(f"{one['norm']}:{one['eps']}" for one in further)] if further else []
         words += ["--data-dir", data["folder"]] if data["folder"] not in ("", "data") else []
         words += ["--normalize"] if model["mean"] else []
     published = resolve(data["name"], model["name"], name, preset=preset)

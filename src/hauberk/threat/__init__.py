@@ -3,6 +3,7 @@
 from hauberk.threat.feasible_set import FeasibleSet, expand_to
 from hauberk.threat.model import L0, L1, L2, Linf, ThreatModel, make_threat, parse_eps, parse_fraction, threat_from_dict
 from hauberk.threat.norms import NORMS, Norm
+from hauberk.threat.union import Threat, ThreatUnion, as_threat, only_threat, read_threat, threats_of
 
 __all__ = [
     "L0",
@@ -12,10 +13,16 @@ __all__ = [
     "FeasibleSet",
     "Linf",
     "Norm",
+    "Threat",
     "ThreatModel",
+    "ThreatUnion",
+    "as_threat",
     "expand_to",
     "make_threat",
+    "only_threat",
     "parse_eps",
     "parse_fraction",
+    "read_threat",
     "threat_from_dict",
+    "threats_of",
 ]

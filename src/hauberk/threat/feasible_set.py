@@ -79,7 +79,11 @@ class FeasibleSet:
 
     def random(self, rng: ExampleRng, tag: int | Tensor = 0) -> Tensor:
         """Draw points uniformly in the ball, then project them into the box. Returns (B, ...)."""
-        return self.project(self.x + self.radius * self.norm.sample(rng, self.x, self.free, tag))
+        return self.project(self.random_in_ball(rng, tag))
+
+    def random_in_ball(self, rng: ExampleRng, tag: int | Tensor = 0) -> Tensor:
+        """Draw points uniformly in the ball, inside the box or not. Returns (B, ...)."""
+        return self.x + self.radius * self.norm.sample(rng, self.x, self.free, tag)
 
     def random_far(self, rng: ExampleRng, tag: int | Tensor = 0) -> Tensor:
         """Draw points with one coordinate at ε (L∞), or on the sphere, as AutoAttack starts. Returns (B, ...)."""

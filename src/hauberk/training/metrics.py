@@ -19,6 +19,7 @@ from hauberk.data import fetch_for
 from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.methods import Output
 from hauberk.methods.output import weighting_report
+from hauberk.threat import threats_of
 from hauberk.training.plan import Plan
 from hauberk.weighting import probabilistic_margin
 
@@ -157,11 +158,12 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
 
     The attack runs in the precision of the training. Both verdicts are the network's own in true float32: they choose the best
     epoch, so they should be what an evaluation of its weights would say. The one at the point found takes the place of the
-    attack's own last look. Where the method's objective has ``certified(model, x, y, threat)``, it says of which inputs bounds
-    prove robustness, and their share is measured too. Each process looks at its part. With class weights, an example counts as
-    much as in the loss: otherwise a network that knows only the frequent class could be the best.
+    attack's own last look. Under several threat models an example must withstand each. Where the method's objective has
+    ``certified(model, x, y, threat)``, it says of which inputs bounds prove robustness, and their share is measured too. Each
+    process looks at its part. With class weights, an example counts as much as in the loss: otherwise a network that knows only
+    the frequent class could be the best.
     """
-    config, method = plan.config, plan.method
+    config, method, threats = plan.config, plan.method, threats_of(plan.method.threat)
     # A model that recognises adversarial inputs is right to do so: what counts is what evades it.
     rejects = method.extra_outputs > 0
     attack = PGD(config.val_steps, loss="evade" if rejects else "ce", return_last=True, evaluate_last=False)
@@ -176,10 +178,11 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
         rng = ExampleRng(config.seed, send(index, x.device), stage=-2)
         policy = method.precision
         with nullcontext(model) if policy is None else policy.attack_model(model, x, "eval") as form:
-            point = attack_batch(attack, form, x, y, method.threat, seed=rng).x_adv
+            points = [attack_batch(attack, form, x, y, threat, seed=rng).x_adv for threat in threats]
         with frozen_model(model) as view, float32_mode("fp32"), torch.no_grad():
-            right, broken = view(x).argmax(1) == y, attack.attack_loss.criterion(view(point), y)
-            proved = torch.zeros_like(right) if proves is None else proves(view, x, y, method.threat)
+            right = view(x).argmax(1) == y
+            broken = torch.stack([attack.attack_loss.criterion(view(point), y) for point in points]).any(0)
+            proved = torch.zeros_like(right) if proves is None else proves(view, x, y, threats[0])
         each = plan.class_weights
         weight = torch.ones(len(y), device=y.device) if each is None else constant(each, each.dtype, y.device)[y]
         sums += torch.stack([(weight * those).sum() for those in (right, right & ~broken, proved, torch.ones_like(right))])

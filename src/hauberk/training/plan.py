@@ -21,6 +21,8 @@ from hauberk.data.augment import Augmentation, Mixing, is_built_in
 from hauberk.methods import Method
 from hauberk.methods.method import FROM_PYTHON
 from hauberk.models import ModelSpec
+from hauberk.objectives import Regularized
+from hauberk.threat import threats_of
 from hauberk.training.config import OPTIMIZERS, TrainConfig
 from hauberk.training.schedule import MakeOptimizer, MakeScheduler, first_drop
 
@@ -124,7 +126,7 @@ class Plan:
         method = self.method
         parts = {
             "attack": getattr(method.inner, "attack", method.inner),
-            "objective": method.objective,
+            "objective": method.objective.objective if isinstance(method.objective, Regularized) else method.objective,
             "weighting": method.weighting,
             "weight_perturbation": method.weight_perturbation,
             "targets": method.targets,
@@ -187,7 +189,8 @@ def make_plan(
     if named != "none" and is_built_in(named):
         if len(spec.input_shape) != 3:
             raise UserError(f"augmentation {named!r} is for images, not inputs of shape {spec.input_shape}")
-        if _changes_colors(named) and (method.threat.low, method.threat.high) != (0.0, 1.0):
+        boxes = {(threat.low, threat.high) for threat in threats_of(method.threat)}
+        if _changes_colors(named) and boxes != {(0.0, 1.0)}:
             raise UserError(f"augmentation {named!r} is for images in [0, 1], not in the box of {method.threat}")
     own = passed.get("augment", named)
     plan = Plan(

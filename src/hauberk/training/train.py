@@ -1,6 +1,6 @@
 """hb.train: one call from a model and data to a trained model on disk."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from hauberk.methods.method import FROM_PYTHON
 from hauberk.methods.registry import find_method
 from hauberk.models import ModelSpec, model_code
 from hauberk.models.build import tensors_digest
-from hauberk.threat import ThreatModel, threat_from_dict
+from hauberk.threat import ThreatModel, read_threat, threats_of
 from hauberk.training import checkpoint
 from hauberk.training.callbacks import MetricsLog, TensorBoardLog
 from hauberk.training.config import OPTIMIZERS, TrainConfig
@@ -70,7 +70,7 @@ def train(
     train_set: Any,
     *,
     method: str | Method = "at",
-    threat: ThreatModel | None = None,
+    threat: "ThreatModel | Sequence[ThreatModel] | None" = None,  # as_threat checks it
     out: str | Path | None = None,
     resume: bool = False,
     optimizer: Any = "",
@@ -96,7 +96,8 @@ def train(
             or what ``hauberk.data.load_data`` returns.
         method: a name from ``hb.list_methods()``, for the paper's method with what is published for it on this data set and
             network; or what ``hb.method`` returns, which is used as it is.
-        threat: what the adversary may do; not needed if ``method`` was made by ``hb.method``.
+        threat: what the adversary may do, several threat models for methods that train under several; not needed if ``method``
+            was made by ``hb.method``.
         out: folder for metrics, checkpoints and exported weights; None keeps nothing on disk.
         resume: go on with the run in ``out``, which ends with the same weights as if it had never stopped, bit for bit on the
             same machine unless ``deterministic`` is off. Objects that were passed then are passed again.
@@ -150,7 +151,8 @@ def train(
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
     for data in (source, more):
         if data is not None:
-            check_dataset(data, method.threat)
+            for one in threats_of(method.threat):
+                check_dataset(data, one)
     if more is not None and more.input_shape != source.input_shape:
         raise UserError(f"extra inputs have shape {more.input_shape}, those of the training set {source.input_shape}")
     objects = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation, "callbacks": tuple(callbacks)}
@@ -261,7 +263,7 @@ def resume(
             "extra": extra or trained_on.get("extra_file") or None,
             "init": init or str(stored["model"].get("init", "")),
         }
-        made = make_method(name, threat_from_dict(stored["threat"]), **made_of)
+        made = make_method(name, read_threat(stored["threat"]), **made_of)
     except UserError:
         raise
     except SCHEMA_ERRORS as error:

@@ -83,9 +83,9 @@ def crop_shift(x: Tensor, rng: ExampleRng, *, low: int = 0, high: int = 11) -> T
 
 def take_pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Take rows (B, h) and columns (B, w) of images (B, C, H, W): (B, C, h, w)."""
-    batch = torch.arange(len(x), device=x.device).view(-1, 1, 1, 1)
-    channel = torch.arange(x.shape[1], device=x.device).view(1, -1, 1, 1)
-    return x[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    place = torch.add(columns[:, None, :], rows[:, :, None], alpha=x.shape[3]).flatten(1)
+    taken = x.flatten(2).gather(2, place[:, None].expand(-1, x.shape[1], -1))
+    return taken.view(*x.shape[:2], rows.shape[1], columns.shape[1])
 
 
 AFFINE = ("shear-x", "shear-y", "translate-x", "translate-y", "rotate")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hauberk.core.device import constant
 from hauberk.core.random import ExampleRng
-from hauberk.data.augment.color import COLOR
+from hauberk.data.augment.color import COLOR, Operation
 from hauberk.data.augment.erasing import random_erasing
 from hauberk.data.augment.geometry import AFFINE, affine_matrix, check_images, crop_shift, random_flip, warp
 
@@ -57,17 +57,25 @@ def apply_operations(x: Tensor, names: Sequence[str], which: Tensor, strength: T
         about_center: see there.
     """
     out, (height, width) = x, x.shape[2:]
-    moving = [(k, name) for k, name in enumerate(names) if name in AFFINE]
+    moving = {k: name for k, name in enumerate(names) if name in AFFINE}
     if moving:
         matrix = affine_matrix("translate-x", torch.zeros_like(strength), height, width, about_center)
-        for k, name in moving:
+        for k, name in moving.items():
             chosen = affine_matrix(name, strength, height, width, about_center)
             matrix = torch.where((which == k).view(-1, 1, 1), chosen, matrix)
         out = warp(x, matrix)
     for k, name in enumerate(names):
         if name in COLOR:
-            out = torch.where((which == k).view(-1, 1, 1, 1), COLOR[name](x, strength), out)
+            out = _where(which == k, COLOR[name], x, strength, out)
     return out
+
+
+def _where(chosen: Tensor, operation: Operation, x: Tensor, strength: Tensor, otherwise: Tensor) -> Tensor:
+    """Return changed images where they are chosen, (B,), and others elsewhere."""
+    if x.device.type != "cpu":  # a GPU changes all of them sooner than it tells how many there are
+        return torch.where(chosen.view(-1, 1, 1, 1), operation(x, strength), otherwise)
+    places = chosen.nonzero().squeeze(1)
+    return otherwise.index_copy(0, places, operation(x[places], strength[places])) if len(places) else otherwise
 
 
 def color_shape(x: Tensor, rng: ExampleRng, space: Sequence[tuple[str, float, float, float]] = COLOR_BIASED) -> Tensor:
