@@ -475,7 +475,6 @@ class Method(nn.Module):
         """Compute the loss of each example (b,) from the logits, and the weights (b,) that are given or those of the method."""
         robust, regularizer = _as_terms(_called("objective", self.objective, context), context.y)
         if weights is None:
-            context.robust = robust.detach()
             weights = self._weights(context, robust)
         terms = weights * robust + regularizer
         if class_weights is not None:
@@ -491,6 +490,7 @@ class Method(nn.Module):
         """Weights of this process's part of the batch, (b,); 1 before the end of the burn-in."""
         if self.weighting is None:
             return torch.ones_like(robust)
+        context.robust = robust.detach()
         weights = _called("weighting", self.weighting, context)  # in the burn-in, too, for what it measures
         if context.epoch < context.burn_in:
             context.all_weights = None
