@@ -35,7 +35,7 @@ from hauberk.data import (
     standard_subset,
     to_device,
 )
-from hauberk.data.augment import PADDING
+from hauberk.data.augmentation import PADDING
 from helpers import MNIST
 
 RNG = np.random.default_rng(0)

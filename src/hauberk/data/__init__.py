@@ -1,6 +1,6 @@
 """Data sets by name or from Python; every input stays inside its declared bounds."""
 
-from hauberk.data.augment import AUGMENTATIONS, Augmentation, augment, find_augmentation
+from hauberk.data.augmentation import AUGMENTATIONS, Augmentation, augment, find_augmentation
 from hauberk.data.dataset import (
     ConcatDataset,
     IndexedDataset,

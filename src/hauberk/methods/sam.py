@@ -17,7 +17,7 @@ _LEAST = 1e-16  # of a norm that is divided by, as in ASAM's public code
 class SAM:
     """Sharpness-aware minimisation: one step of ascent of all parameters w together, of length ρ.
 
-    ``v = ρ·g / ‖g‖₂`` (Foret et al. 2021); adaptive (ASAM, Kwon et al. 2021): ``v = ρ·T²g / ‖T·g‖₂``, where T is |w| + η for
+    ``v = ρ·g / ‖g‖₂`` (Foret et al. 2021); adaptive (ASAM, Kwon et al. 2021): ``v = ρ·T²g / ‖T·g‖₂``, where T is abs(w) + η for
     parameters with "weight" in their names, and 1 for the others, as in its public code. g is the gradient of the loss of the
     step, norms are over all parameters. ASAM's paper has ρ 0.5 on CIFAR-10, SAM's 0.05.
 

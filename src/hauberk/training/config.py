@@ -59,7 +59,7 @@ class TrainConfig:
     """Decay of the exponential moving average of the weights, e.g. 0.999; 0 for none; -1 for 1 - 10 / steps, which
     averages over a tenth of the training. If on, the average is what is validated."""
     ema_warmup: bool = False
-    """Let that decay grow with the number n of steps: min(ema, (1 + n) / (10 + n))."""
+    """Let that decay grow with the number n of steps, as min(ema, (1 + n) / (10 + n))."""
     swa_start: float = 0.0
     """First epoch, from 1, or part of the training where below 1, from which on the weights at the ends of epochs are averaged
     equally (SWA); 0 for none. The average is what is validated."""

@@ -17,7 +17,7 @@ from hauberk.core.errors import UserError, in_one_line, unknown_name
 from hauberk.core.imports import code_digest, import_object, is_import_path, trusted_name
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
-from hauberk.data.augment import Augmentation, Mixing, is_built_in
+from hauberk.data.augmentation import Augmentation, Mixing, is_built_in
 from hauberk.methods import Method
 from hauberk.methods.parts import FROM_PYTHON
 from hauberk.models import ModelSpec

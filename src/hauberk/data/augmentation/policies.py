@@ -8,9 +8,9 @@ from torch import Tensor
 
 from hauberk.core.device import constant
 from hauberk.core.random import ExampleRng
-from hauberk.data.augment.color import COLOR, Operation
-from hauberk.data.augment.erasing import random_erasing
-from hauberk.data.augment.geometry import AFFINE, affine_matrix, check_images, crop_shift, random_flip, warp
+from hauberk.data.augmentation.color import COLOR, Operation
+from hauberk.data.augmentation.erasing import random_erasing
+from hauberk.data.augmentation.geometry import AFFINE, affine_matrix, check_images, crop_shift, random_flip, warp
 
 _IDBH, _RAND, _AUTO = 110, 120, 140  # tags of the draws; RandAugment's operations take one each
 
@@ -53,7 +53,8 @@ def apply_operations(x: Tensor, names: Sequence[str], which: Tensor, strength: T
         x: images in [0, 1], (B, C, H, W).
         names: operations, of ``AFFINE``, ``COLOR`` and "identity".
         which: place among ``names`` of the operation of each image, (B,).
-        strength: (B,), see :func:`~hauberk.data.augment.geometry.affine_matrix` and :mod:`hauberk.data.augment.color`.
+        strength: (B,), see :func:`~hauberk.data.augmentation.geometry.affine_matrix` and
+            :mod:`hauberk.data.augmentation.color`.
         about_center: see there.
     """
     out, (height, width) = x, x.shape[2:]

@@ -10,10 +10,10 @@ from torch import Tensor
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.random import ExampleRng
-from hauberk.data.augment.erasing import cutout, random_erasing
-from hauberk.data.augment.geometry import PADDING, crop_shift, random_crop, random_flip
-from hauberk.data.augment.mixing import Mixing
-from hauberk.data.augment.policies import auto_augment, idbh_strong, idbh_svhn, idbh_weak, rand_augment
+from hauberk.data.augmentation.erasing import cutout, random_erasing
+from hauberk.data.augmentation.geometry import PADDING, crop_shift, random_crop, random_flip
+from hauberk.data.augmentation.mixing import Mixing
+from hauberk.data.augmentation.policies import auto_augment, idbh_strong, idbh_svhn, idbh_weak, rand_augment
 
 __all__ = [
     "AUGMENTATIONS",

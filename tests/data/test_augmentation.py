@@ -9,12 +9,12 @@ from scipy import stats
 import hauberk as hb
 from hauberk.core.random import ExampleRng
 from hauberk.data import AUGMENTATIONS, augment, find_augmentation
-from hauberk.data.augment import policies
-from hauberk.data.augment.color import COLOR
-from hauberk.data.augment.erasing import cutout, random_erasing
-from hauberk.data.augment.geometry import affine_matrix, crop_shift, random_crop, warp
-from hauberk.data.augment.mixing import Mixing
-from hauberk.data.augment.policies import (
+from hauberk.data.augmentation import policies
+from hauberk.data.augmentation.color import COLOR
+from hauberk.data.augmentation.erasing import cutout, random_erasing
+from hauberk.data.augmentation.geometry import affine_matrix, crop_shift, random_crop, warp
+from hauberk.data.augmentation.mixing import Mixing
+from hauberk.data.augmentation.policies import (
     COLOR_BIASED,
     SHAPE_BIASED,
     apply_operations,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hauberk.core.errors import UserError
 from hauberk.core.random import ExampleRng
-from hauberk.data.augment.geometry import check_images
+from hauberk.data.augmentation.geometry import check_images
 
 _ERASING, _CUTOUT = 104, 105
 _TRIES = 10

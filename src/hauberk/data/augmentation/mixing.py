@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hauberk.core.device import constant
 from hauberk.core.random import ExampleRng
-from hauberk.data.augment.erasing import rectangle
-from hauberk.data.augment.geometry import check_images
+from hauberk.data.augmentation.erasing import rectangle
+from hauberk.data.augmentation.geometry import check_images
 
 _MIXING = 150
 _QUANTILES = 2**12
