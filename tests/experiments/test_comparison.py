@@ -322,7 +322,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "One seed" in said
     folder = tmp_path / "runs" / "compare-digits-mlp"
     assert json.loads((folder / "comparison.json").read_text())["methods"] == ["at", "standard"]
-    assert {path.suffix for path in folder.glob("comparison.*")} == {".json", ".md", ".tex", ".csv"}
+    assert {path.suffix for path in folder.glob("comparison.*")} == {".json", ".md", ".tex", ".csv", ".png", ".svg", ".pdf"}
     assert main(["compare", *WORDS]) == 0
     assert capsys.readouterr().out.count(": kept") == 2
     assert main(["compare", "--methods", "att"]) == 2
