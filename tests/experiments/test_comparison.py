@@ -31,9 +31,9 @@ from hauberk.experiments import (
     run_experiments,
     run_on_slurm,
 )
-from hauberk.experiments.comparison import holm
 from hauberk.experiments.experiment import _lock_config, train_experiment
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ModelOptions, PresetOptions, SubsetOptions
+from hauberk.experiments.paired_tests import holm
 from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, scale_budget
 from hauberk.experiments.studies import StudyContext
 from hauberk.training.published import resolve

@@ -14,7 +14,8 @@ from scipy.stats import ttest_rel
 
 import hauberk as hb
 from hauberk.experiments import find_results
-from hauberk.experiments.comparison import Comparison, mcnemar
+from hauberk.experiments.comparison import Comparison
+from hauberk.experiments.paired_tests import mcnemar
 
 X = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0.5).long() + (X[:, 1] > 0.5).long()

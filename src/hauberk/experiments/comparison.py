@@ -8,15 +8,16 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from hauberk.core.errors import UserError
+from hauberk.core.intervals import wilson_interval
 from hauberk.core.io import json_file, make_folder, read_json, write_together
 from hauberk.core.text_table import Ranked, TextTable
 from hauberk.experiments.experiment import EVALUATION, LAST_EVALUATION, Experiment
+from hauberk.experiments.paired_tests import CERTIFIED, CLEAN, WORST, accuracy, count_discordant, holm, mcnemar
 from hauberk.experiments.paper_tables import Printed, find_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLEAN, WORST, CERTIFIED = "clean", "worst case", "certified"
 # The columns of the MAIL paper's Table 2, by what the suite "papers" calls them.
 _PAPER = {CLEAN: "NAT", "pgd-100-last": "PGD", "apgd-ce": "APGD", "cw-20-last": "CW", "autoattack": "AA"}
 
@@ -156,9 +157,26 @@ class Comparison:
 
         Bars are standard deviations over seeds or, with one seed, 95 % intervals from the number of test examples.
         """
-        from hauberk.experiments.comparison_figure import draw_comparison  # a second to import
+        from hauberk.experiments.comparison_figure import draw_methods  # a second to import
 
-        return draw_comparison(self)
+        last, series = self.columns[-1], {}
+        for column in (one for one in dict.fromkeys((CLEAN, CERTIFIED, last)) if one in self.columns):
+            title = column if column == CLEAN else column_title(column)
+            label = f"{title} (upper bound)" if column == last != CLEAN else title
+            series[label] = [(self.mean(method, column), self._bar(method, column)) for method in self.methods]
+        marks = {method: " (INVALID)" if "INVALID" in "".join(some) else " (!)" for method, some in self.doubts.items() if some}
+        bars = "; bars: 95 % interval from the number of test examples" if self.n else ""
+        if len(self.seeds) > 1:
+            bars = f"; bars: standard deviation over {len(self.seeds)} seeds"
+        return draw_methods([method + marks.get(method, "") for method in self.methods], series, self.about + bars)
+
+    def _bar(self, method: str, column: str) -> tuple[float, float]:
+        """Return the ends of a bar."""
+        mean, spread = self.mean(method, column), self.deviation(method, column)
+        if isnan(spread) and self.n:
+            low, high = wilson_interval(round(mean / 100 * self.n), self.n)
+            return 100 * low, 100 * high
+        return (mean, mean) if isnan(spread) else (mean - spread, mean + spread)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``comparison.json``, ``.md``, ``.tex``, ``.csv`` (of every run), ``.png``, ``.svg`` and ``.pdf``.
@@ -187,62 +205,6 @@ class Comparison:
     @property
     def _doubts(self) -> dict[str, str]:
         return {f"`{method}`": ", ".join(doubts) for method, doubts in self.doubts.items()}
-
-
-def mcnemar(ours: int, theirs: int) -> float:
-    """Return the two-sided p-value of McNemar's (1947) exact test.
-
-    Args:
-        ours: how many examples only the one has right.
-        theirs: how many only the other.
-    """
-    from scipy.stats import binomtest
-
-    return float(binomtest(ours, ours + theirs, 0.5).pvalue) if ours + theirs else 1.0
-
-
-def count_discordant(
-    found: Mapping[str, dict[str, Any]], baselines: Mapping[str, str], column: str
-) -> dict[str, tuple[int, int]]:
-    """Count, of the same test examples, those that only a method has right and those that only its baseline has.
-
-    Args:
-        found: by method, what :meth:`hauberk.Evaluation.save` wrote.
-        baselines: by method, what it is compared with.
-        column: of the table.
-
-    Returns:
-        The two counts by method, without those of which the evaluations do not tell.
-    """
-    right = {method: _right(one, column) for method, one in found.items()}
-    counts = {}
-    for method, baseline in baselines.items():
-        ours, theirs = right[method], right[baseline]
-        if ours and len(ours) == len(theirs):
-            pairs = list(zip(ours, theirs, strict=True))
-            counts[method] = pairs.count((True, False)), pairs.count((False, True))
-    return counts
-
-
-def _right(found: dict[str, Any], column: str) -> list[bool]:
-    """Return of each example whether it is right in a column; empty where this cannot be told."""
-    broken_by = [example["broken_by"] for example in found.get("examples", [])]
-    if column == CLEAN:
-        return [name != CLEAN for name in broken_by]
-    # Robust examples are among those that stand in any column: where there are as many, they are the same ones.
-    same = not found.get("estimate") and column != CERTIFIED and accuracy(found, column) == found["robust_accuracy"]
-    return [name is None for name in broken_by] if same else []
-
-
-def holm(raw: dict[str, float]) -> dict[str, float]:
-    """Adjust p-values for being several (Holm 1979); NaN stays."""
-    known = sorted((p, name) for name, p in raw.items() if not isnan(p))
-    adjusted = dict(raw)
-    least = 0.0
-    for k, (p, name) in enumerate(known):
-        least = max(least, min(1.0, (len(known) - k) * p))
-        adjusted[name] = least
-    return adjusted
 
 
 def collect(experiments: Sequence[Experiment], out: Path, table: str = "") -> Comparison:
@@ -295,15 +257,6 @@ def collect(experiments: Sequence[Experiment], out: Path, table: str = "") -> Co
 def column_title(column: str) -> str:
     """Return what a column is called in a table."""
     return _PAPER.get(column, column)
-
-
-def accuracy(found: dict[str, Any], column: str) -> float:
-    """Return one of the accuracies of an evaluation, as it was saved, in [0, 1]."""
-    if column == CLEAN:
-        return float(found["clean_accuracy"])
-    if column == CERTIFIED:
-        return float(found["certified"]["accuracy"])
-    return float(found["robust_accuracy"] if column == WORST else found["by_attack"][column])
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -11,7 +11,8 @@ from hauberk.core.errors import SCHEMA_ERRORS, UserError, find_name, in_one_line
 from hauberk.core.io import read_json
 from hauberk.evaluation import Evaluation
 from hauberk.evaluation.result import FORMAT
-from hauberk.experiments.comparison import CERTIFIED, CLEAN, WORST, Comparison, accuracy, count_discordant, list_doubts
+from hauberk.experiments.comparison import Comparison, list_doubts
+from hauberk.experiments.paired_tests import CERTIFIED, CLEAN, WORST, accuracy, count_discordant
 
 _EXAMPLES, _CONSTRAINTS = "test examples in the same order", "box and constraints in the threat model"
 _UNSAID = (_EXAMPLES, _CONSTRAINTS)  # long lists, or digests
