@@ -2,8 +2,8 @@
 
     python benchmarks/recipe.py --data cifar10 --data-dir FOLDER
 
-Chosen by images that are held out of the training set, never by test images: PGD-20 and CW-20 on them at the best and at the last
-epoch. Prints a table for docs/performance.md; finished runs are kept in --out.
+Chosen by images that are held out of the training set, never by test images: PGD-20 and CW-20 on them, at the best and at the
+last epoch. Prints a table for docs/performance.md; finished runs are kept in --out.
 """
 
 from dataclasses import dataclass

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import hauberk as hb
+from hauberk.core.class_means import ClassMeans
 from hauberk.core.distributed import World
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
-from hauberk.objectives.class_means import ClassMeans
 from helpers import count_passes, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
@@ -129,6 +129,29 @@ def test_sovr_by_its_equation():
     far = torch.tensor([[400.0, -400.0], [-400.0, 400.0]], requires_grad=True)
     terms = hb.objectives.sovr(None, far, torch.tensor([0, 0]), share=1.0)
     assert torch.autograd.grad(terms.robust.sum(), far)[0].isfinite().all()
+
+
+def test_lrat_by_its_equation_and_in_a_step():
+    z, a, y = logits()
+    g = torch.linspace(0, 1.2, 10, dtype=torch.float64)
+    found = hb.objectives.lrat(z, a, y, share=g)
+    assert torch.allclose(found.robust, g * ce(a, y))
+    assert torch.allclose(found.regularizer, (1 - g).clamp(0) * ce(z, y))
+    model, (x, y) = tiny_net(seed=3).eval(), tiny_batch(16)
+    method, rng = hb.method("lrat", THREAT), ExampleRng(0, torch.arange(16))
+    out = method(model, x, y, rng=rng)
+    kappa = method.attack(model, x, y, THREAT, seed=rng).kappa
+    assert len(set(kappa.tolist())) > 1
+    g = (1 + torch.tanh(-1 + 5 * (1 - 2 * kappa / 10))) / 2
+    assert torch.allclose(out.loss, (g * ce(out.logits_adv, y) + (1 - g) * ce(out.logits, y)).mean())
+    assert (out.forwards, out.backwards) == (12, 10)
+    assert torch.allclose(
+        hb.method("lrat", THREAT, measure="kappa", burn_in=0)(model, x, y, rng=rng).weights.mean(), torch.ones(())
+    )
+    with pytest.raises(hb.UserError, match="counts its steps"):
+        hb.method("lrat", THREAT, attack=lambda context: context.x)(model, x, y)
+    with pytest.raises(hb.UserError, match="share"):
+        hb.objectives.lrat(z, a, torch.arange(10) % 4, share=g[:3])
 
 
 @pytest.mark.parametrize("name", LATER)

@@ -1,5 +1,6 @@
 import re
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -237,6 +238,9 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     context = StepContext(net, x, y, threat, rng, 89, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
     context.x_adv_by_threat = points
     other = context.teacher = context.average = torch.nn.Linear(3, 5, dtype=torch.float64)
+    kappa = torch.arange(9) % 4
+    if name == "lrat":
+        context.attack = SimpleNamespace(kappa=kappa, steps=3)
     if sigma:  # logits are the inputs of a network that hands them on
         context = StepContext(nn.Identity(), clean, y, None, rng, x_adv=adv, logits=clean, logits_adv=adv)
     terms, weight = objective(context), torch.linspace(0, 2, 9, dtype=torch.float64)
@@ -250,6 +254,7 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     constants |= {"x_1": net(points[0]), "x_2": net(points[1])}
     constants["x_u"] = net(threat.around(x).random(rng)) if objective.needs == frozenset() and not sigma else None
     constants["kappa"] = 1 - 0.4 * (1 - getattr(objective, "kappa", 1))
+    constants["g"] = (1 + torch.tanh(5 * (1 - 2 * kappa.double() / 3) - 1)) / 2
     constants["lam"] = getattr(objective, "ovr_weight", getattr(objective, "ramp_lam", None))
     smoothing, clip = getattr(objective, "smoothing", 0.0), getattr(objective, "clip", 0.0)
     t = F.one_hot(y, 5) * (1 - smoothing) + smoothing / 5

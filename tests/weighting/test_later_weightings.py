@@ -190,6 +190,69 @@ def test_wrong_settings_say_why(make, says):
         make()
 
 
+def test_frl_by_its_equation():
+    """As the public code has it, in loops: multipliers on a simplex, and the costs of classes that they make."""
+    error = torch.tensor([0.2, 0.3, 0.9, 0.6, 0.5], dtype=torch.float64)
+    start = torch.tensor([0.0, 0.01, 0.4, 0.05, 0.0], dtype=torch.float64)
+    for limit in (0.9, 0.2):
+        wanted = [max(float(p) + 0.3 * (float(e) - 0.5 - 0.1), 0.0) for p, e in zip(start, error, strict=True)]
+        whole = sum(wanted)
+        wanted = [p * min(limit / whole, 1.0) for p in wanted]
+        costs = [1 / 5 + 4 / 5 * p - sum(wanted[:c] + wanted[c + 1 :]) / 5 for c, p in enumerate(wanted)]
+        weights, multipliers = hb.weighting.frl(error, start, rate=0.3, limit=limit)
+        assert torch.allclose(multipliers, torch.tensor(wanted, dtype=torch.float64))
+        assert torch.allclose(weights, 5 * torch.tensor(costs, dtype=torch.float64))
+        assert float(weights.mean()) == pytest.approx(1.0)
+        assert weights.min() > 0
+    same = hb.weighting.frl(torch.full((3,), 0.4), torch.zeros(3))
+    assert torch.equal(same[0], torch.ones(3))
+    for wrong in (lambda: hb.weighting.frl(error, start[:2]), lambda: hb.weighting.frl(error, start, limit=1.0)):
+        with pytest.raises(hb.UserError, match="must"):
+            wrong()
+
+
+@pytest.mark.parametrize("base", ["at", "trades+awp"])
+def test_weights_of_frl_follow_the_errors_of_the_last_epoch_and_go_on_exactly(base):
+    x, y = tiny_batch(40)
+    more = {"awp_warmup": 0} if "awp" in base else {}
+
+    def new():
+        return hb.method(base, THREAT, weighting="frl", bound=0.0, rate=0.5, **more).with_schedule(epochs=9)
+
+    def steps(method, model, of):
+        found = []
+        for step in of:
+            found.append(method(model, x, y, epoch=step // 2, rng=ExampleRng(0, torch.arange(40), stage=step)))
+            found[-1].loss.backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.sub_(0.05 * p.grad)
+                    p.grad = None
+        return found
+
+    whole = steps(new(), tiny_net(), range(7))
+    assert torch.equal(whole[1].weights, torch.ones(40))
+    multipliers = torch.zeros(5, dtype=torch.float64)
+    for epoch in (1, 2, 3):
+        if "awp" in base:
+            break  # its last look is at other weights than those that the output shows
+        last = torch.stack([out.logits_adv.argmax(1) != y for out in whole[2 * epoch - 2 : 2 * epoch]]).double().mean(0)
+        error = torch.stack([last[y == c].mean() for c in range(5)])
+        weights, multipliers = hb.weighting.frl(error, multipliers, rate=0.5, bound=0.0)
+        assert torch.allclose(whole[2 * epoch].weights, weights[y].float())
+    assert not torch.equal(whole[-1].weights, torch.ones(40))
+    for stop in (1, 2, 3, 5):
+        method, model = new(), tiny_net()
+        begun = steps(method, model, range(stop))
+        other, copied = new(), tiny_net()
+        other.load_state_dict(method.state_dict())
+        copied.load_state_dict(model.state_dict())
+        for one, two in zip(begun + steps(other, copied, range(stop, 7)), whole, strict=True):
+            assert torch.equal(one.loss, two.loss)
+            assert torch.equal(one.weights, two.weights)
+    assert torch.equal(steps(method.with_schedule(epochs=9), tiny_net(), range(3))[-1].loss, whole[2].loss)
+
+
 def test_rows_of_vir():
     at, trades = hb.method("vir-at", THREAT), hb.method("vir-trades", THREAT)
     assert (at.weighting.scale, at.weighting.slope, at.weighting.bias) == (7.0, 10.0, 0.007)

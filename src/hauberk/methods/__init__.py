@@ -1,6 +1,7 @@
 """Named combinations of attack, objective, weighting and weight perturbation, and what runs them in a loop."""
 
 from hauberk.core.step_context import StepContext
+from hauberk.methods.additions import ADDITIONS, WEIGHT_PERTURBATIONS
 from hauberk.methods.adr import ADR
 from hauberk.methods.awp import AWP
 from hauberk.methods.distillation import FromTangentOfTeacher, FromTeacher, FromTeacherAtPoint
@@ -11,8 +12,6 @@ from hauberk.methods.n_fgsm import NFGSM
 from hauberk.methods.networks import MovingAverage, Teacher
 from hauberk.methods.output import Output
 from hauberk.methods.registry import (
-    ADDITIONS,
-    WEIGHT_PERTURBATIONS,
     default_settings,
     get_method_spec,
     list_methods,

@@ -1,40 +1,30 @@
 """A method bound to a threat model: what runs in the training loop."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hauberk.attacks import AttackResult
-from hauberk.attacks.frozen_model import check_module, checked_first_pass, kept_buffers
-from hauberk.core.arguments import check_callable, checked, shown
-from hauberk.core.device import constant
+from hauberk.attacks.frozen_model import check_module, checked_first_pass
+from hauberk.core.arguments import checked, shown
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
-from hauberk.core.errors import UserError, in_one_line
-from hauberk.core.numerics import Precision, float32_mode
+from hauberk.core.errors import UserError
+from hauberk.core.numerics import float32_mode
 from hauberk.core.random import ExampleRng
-from hauberk.core.step_context import ADVERSARIAL, CLEAN, BurnIn, Schedule, StepContext, check_burn_in
-from hauberk.fastpath.precision import PrecisionPolicy, make_policy
-from hauberk.methods.awp import applied, gradient_surrogate
-from hauberk.methods.inner import InnerAttack, as_inner_attack
-from hauberk.methods.networks import MovingAverage, Teacher
+from hauberk.core.step_context import StepContext
+from hauberk.methods.batch_loss import BatchLoss, look
 from hauberk.methods.output import Output
-from hauberk.objectives.cross_entropy import AT
-from hauberk.objectives.functional import at_least_float32
-from hauberk.threat import ThreatModel, as_threat, threats_of
+from hauberk.methods.parts import MethodParts, nothing
+from hauberk.threat import threats_of
 from hauberk.threat.model import check_batch, check_inputs
 
-FROM_PYTHON = "python:"  # in front of what stands for an object that has no import path
 
-
-class Method(nn.Module):
+class Method(MethodParts):
     """An attack, an objective, a weighting and a weight perturbation; call it on a batch in any training loop.
 
     ``loss = mean(c_y · (ω · ℓ + r))``, ℓ and r from the objective, ω from the weighting, at adversarial inputs from the attack.
@@ -76,158 +66,6 @@ class Method(nn.Module):
     Raises:
         UserError: if the parts do not fit together.
     """
-
-    @checked
-    def __init__(
-        self,
-        threat: "ThreatModel | Sequence[ThreatModel]",  # as_threat checks it
-        attack: Any = None,
-        objective: Callable[[StepContext], Any] | None = None,
-        weighting: Callable[[StepContext], Tensor] | None = None,
-        weight_perturbation: Any = None,
-        *,
-        targets: Callable[[StepContext], Tensor] | None = None,
-        label_smoothing: float = 0.0,
-        teacher: nn.Module | None = None,
-        name: str = "custom",
-        settings: dict[str, Any] | None = None,
-        seed: int = 0,
-        precision: Precision = "model",
-        compiled: bool = False,
-        burn_in: BurnIn | None = None,
-        passes: Sequence[str] = ("attack",),
-    ):
-        super().__init__()
-        self.threat, self.name, self.seed = as_threat(threat), name, seed
-        parts = {"attack": attack, "objective": objective, "weighting": weighting, "weight_perturbation": weight_perturbation}
-        parts |= {"targets": targets, "label_smoothing": label_smoothing or None, "teacher": teacher}
-        given = {key: part for key, part in parts.items() if part is not None}
-        for key in ("objective", "weighting", "targets"):
-            if key in given:
-                check_callable(key, given[key], "context")
-        ways = (getattr(weight_perturbation, name, None) for name in ("search", "direction"))
-        if weight_perturbation is not None and not any(map(callable, ways)):
-            raise UserError(
-                f"weight_perturbation is hb.AWP or has its direction and warmup; {shown(weight_perturbation)} has not"
-            )
-        if burn_in is not None:
-            check_burn_in(burn_in)
-        self.settings: dict[str, Any] = {"seed": seed, **given} if settings is None else settings
-        self.inner = as_inner_attack(attack)
-        self.objective = AT() if objective is None else objective
-        self.weighting = weighting
-        self.weight_perturbation = weight_perturbation
-        self.targets, self.label_smoothing = targets, label_smoothing
-        self.teacher = None if teacher is None else Teacher(teacher)
-        decays = sorted({part.ema_decay for part in self._parts if hasattr(part, "ema_decay")})
-        if len(decays) > 1:
-            raise UserError(f"{name} has parts with moving averages of decays {decays[0]} and {decays[1]}; it can have one")
-        self.average = MovingAverage(decays[0]) if decays else None
-        if teacher is None and any(getattr(part, "needs_teacher", False) for part in self._parts):
-            raise UserError(f"{name} learns from another network: give teacher=, a network or the folder of a run (--teacher)")
-        self.precision = make_policy(precision, compiled)  # None: all passes go through the model
-        self.schedule = Schedule()
-        own = getattr(weighting, "burn_in", 0)
-        self.burn_in: BurnIn = own if burn_in is None or weighting is None else burn_in
-        self.burn_in_is_chosen = isinstance(self.burn_in, int)
-        computed = frozenset(getattr(self.objective, "computes", ()))
-        self.needs = frozenset(getattr(self.objective, "needs", CLEAN | ADVERSARIAL)) | (
-            getattr(weighting, "needs", frozenset()) - computed
-        )
-        self.passes_before, self.passes_of_loss, self.passes_after = _split_passes(passes, self.needs, self.inner is not None)
-        self._calls = 0
-        self._last: StepContext | None = None  # the batch that the passes after the optimiser's step will see
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
-        if targets is not None or label_smoothing:
-            self._require_soft_labels()
-        if self.inner is None and self.needs >= ADVERSARIAL:
-            raise UserError(f"{name} needs logits of adversarial inputs, but has no attack")
-        if (
-            len(threats_of(self.threat)) > 1
-            and self.sees_worst_cases
-            and not getattr(self.inner, "takes_several_threats", False)
-        ):
-            raise UserError(f"{name} trains under one threat model at a time, and there are {self.threat}")
-        if weighting is not None and not self.sees_worst_cases:
-            raise UserError(f"{name} does not attack, so there is nothing to weigh by")
-        if weight_perturbation is not None and self.n_replays > 1:
-            raise UserError(f"{name}: free training takes its input gradient from the backward pass that '+awp' makes its own")
-
-    def _require_soft_labels(self) -> None:
-        if not getattr(self.objective, "takes_targets", True):
-            raise UserError(f"the loss of {self.name} is of labels, and not defined for probabilities of the classes")
-
-    @property
-    def _parts(self) -> tuple[Any, ...]:
-        """What it is made of."""
-        return self.inner, self.objective, self.weighting, self.weight_perturbation, self.targets
-
-    @property
-    def attack(self) -> Any:
-        """The inner maximisation: its attack where there is one behind it, or what was given, or None."""
-        return getattr(self.inner, "attack", self.inner)
-
-    @property
-    def sees_worst_cases(self) -> bool:
-        """Whether it trains on worst cases, which an attack finds or the objective bounds."""
-        return self.inner is not None or frozenset(getattr(self.objective, "computes", ())) >= ADVERSARIAL
-
-    @property
-    def extra_outputs(self) -> int:
-        """Outputs the model needs besides the classes of the data."""
-        return int(getattr(self.objective, "extra_outputs", 0))
-
-    @property
-    def n_replays(self) -> int:
-        """Times each batch is to be used in a row."""
-        return int(getattr(self.inner, "n_replays", 1))
-
-    def train(self, mode: bool = True) -> "Method":
-        """Leave the mode of the parts (a teacher in evaluation mode) as it is."""
-        return self
-
-    def with_schedule(self, epochs: int, first_drop: int | None = None) -> "Method":
-        """Return the method with its schedules fitted to a training of so many epochs, and nothing remembered.
-
-        Args:
-            epochs: of the whole training.
-            first_drop: 0-based epoch at which the learning rate first drops; by default after three quarters of the training,
-                as ``hb.train`` takes it where the rate never drops.
-
-        Raises:
-            UserError: if the burn-in, or the warm-up of the weight perturbation, would last as long as the training, so that
-                nothing would ever be reweighted or perturbed.
-        """
-        fitted = copy(self)
-        fitted._modules = dict(self._modules)
-        for name in ("inner", "objective", "weighting", "targets", "average"):
-            part = getattr(self, name)
-            setattr(fitted, name, getattr(part, "fresh", partial(_same, part))())
-        fitted._last = None
-        fitted.schedule = Schedule(epochs, int(0.75 * epochs) if first_drop is None else first_drop, known=True)
-        fitted.precision = self.precision and PrecisionPolicy(self.precision.precision, self.precision.compiled)
-        if fitted._burn_in >= epochs:
-            raise UserError(
-                f"the burn-in of {self.name} ends with epoch {fitted._burn_in}, the training with {epochs}: nothing would "
-                "be reweighted; set burn_in, or milestones within the training"
-            )
-        if self.weight_perturbation is not None and self.weight_perturbation.warmup >= epochs:
-            raise UserError(
-                f"the warm-up of {self.name} ends with epoch {self.weight_perturbation.warmup}, the training with {epochs}: no "
-                "weight would be perturbed; set awp_warmup"
-            )
-        return fitted
-
-    @property
-    def first_full_epoch(self) -> int:
-        """First epoch, from 0, in which the method is itself: weights and perturbations of the weights are all on."""
-        return max(self._burn_in, getattr(self.weight_perturbation, "warmup", 0))
-
-    @property
-    def _burn_in(self) -> int:
-        """Number of epochs with weights 1; 0 without a weighting."""
-        return self.schedule.epochs_of(self.burn_in)
 
     def forward(
         self,
@@ -277,7 +115,7 @@ class Method(nn.Module):
         y = check_batch(x, y)
         self._check_more(x, epoch, index, class_weights, rng, eps_scale, targets, done)
         if targets is not None:
-            self._require_soft_labels()
+            self.require_soft_labels()
         if rng is None:
             places = torch.arange(len(x), device=x.device) + (world.rank << 32)
             rng = ExampleRng(self.seed, places, stage=self._calls)
@@ -287,9 +125,9 @@ class Method(nn.Module):
             sizes = [size for (size,) in world.all_gather_ints(len(x))]
         threat = self.threat if eps_scale == 1.0 else self.threat.scaled(eps_scale)
         context = StepContext(
-            model, x, y, threat, rng, epoch or 0, index, self.schedule, self._burn_in, world=world, sizes=sizes,
+            model, x, y, threat, rng, epoch or 0, index, self.schedule, self.burn_in_epochs, world=world, sizes=sizes,
             precision=self.precision,
-            return_clean_logits=bool(getattr(self.weighting, "needs_clean_logits", _nothing)(self.needs)),
+            return_clean_logits=bool(getattr(self.weighting, "needs_clean_logits", nothing)(self.needs)),
             eps_scale=eps_scale,
             targets=targets,
             label_smoothing=self.label_smoothing,
@@ -304,7 +142,9 @@ class Method(nn.Module):
         if self.average is not None:
             self.average.bind(model)
         with first, self._float32_mode():
-            out = self._step(context, class_weights)
+            out = BatchLoss(self, context, class_weights, check=self._calls == 0).compute()
+        if self.passes_after:
+            self._last = replace(context, attack=None, logits=None, logits_adv=None)
         if self._calls == 0 and torch.is_grad_enabled() and not out.loss.requires_grad:
             raise UserError("no gradient reaches the model: it detaches its output, or has no parameters that take one")
         self._calls += 1  # now, so that a first call that was refused is checked again
@@ -317,19 +157,14 @@ class Method(nn.Module):
         """
         if self._last is not None:
             with self._float32_mode():
-                self._look(self._last, self.passes_after, frozenset())
+                look(self._last, self.passes_after, frozenset())
             self._last.world.average(running_statistics(model))
             self._last = None
-        self._tell_parts("after_step", model)
-
-    def _tell_parts(self, what: str, about: Any) -> None:
-        """Call the parts that have a method of this name."""
-        for part in (*self._parts, self.average):
-            getattr(part, what, _nothing)(about)
+        self.tell("after_step", model)
 
     def restart(self, model: nn.Module) -> None:
         """Tell the parts that have a ``restart(model)`` that the training goes on from other weights than those it had."""
-        self._tell_parts("restart", model)
+        self.tell("restart", model)
 
     def _float32_mode(self) -> AbstractContextManager[None]:
         return float32_mode("model" if self.precision is None else self.precision.precision)
@@ -379,8 +214,8 @@ class Method(nn.Module):
     def _unsaid(self, epoch: int | None) -> Iterator[str]:
         """Say what is not as it may seem, because the caller did not tell the epoch, or how long the training is."""
         missing = "and no epoch= is given, so this is epoch 0: give epoch="
-        if (epoch or 0) < self._burn_in:
-            until = f"all weights of {self.name} are 1 until epoch {self._burn_in} (counted from 0)"
+        if (epoch or 0) < self.burn_in_epochs:
+            until = f"all weights of {self.name} are 1 until epoch {self.burn_in_epochs} (counted from 0)"
             if epoch is None:
                 yield f"{until}, {missing}, or set burn_in=0"
             elif not (self.schedule.known or self.burn_in_is_chosen):
@@ -388,125 +223,15 @@ class Method(nn.Module):
         warmup = getattr(self.weight_perturbation, "warmup", 0)
         if epoch is None and warmup:
             yield f"{self.name} perturbs no weights until epoch {warmup} (counted from 0), {missing}, or set awp_warmup=0"
-        if epoch is None and any(getattr(part, "looks_back", False) for part in self._parts):
+        if epoch is None and any(getattr(part, "looks_back", False) for part in self.parts):
             yield f"{self.name} looks back at what it saw in the last epoch, {missing}"
-        if not any(getattr(part, "follows_progress", False) for part in self._parts):
+        if not any(getattr(part, "follows_progress", False) for part in self.parts):
             return
         if epoch is None:
             yield f"{self.name} changes in the course of the training, {missing}"
         elif not self.schedule.known:
             length = self.schedule.epochs
             yield f"{self.name} changes in the course of {length} epochs: call with_schedule(epochs=...) if yours has others"
-
-    def _step(self, context: StepContext, class_weights: Tensor | None) -> Output:
-        model, awp, passes = context.model, self.weight_perturbation, self.passes_of_loss
-        self._tell_parts("before_step", context)
-        if self.targets is not None:
-            context.targets = _called("targets", self.targets, context).detach()
-        self._look(context, self.passes_before, self.needs)
-        if self.inner is not None:
-            self._attack(self.inner, context)
-        if awp is not None and context.epoch >= awp.warmup:
-            proxy = _LossesOfExamples(self, context, class_weights)
-            with kept_buffers(model):
-                if (search := getattr(awp, "search", None)) is not None:
-                    change = search(model, proxy, context)
-                else:
-                    change = awp.direction(model, context.mean(proxy()), context.world)
-            weights = proxy.weights
-            whole, measure = self._whole(context, weights), context.measure
-            with applied(model, change):
-                context.logits = context.logits_adv = None
-                self._look(context, (*self.passes_before, *passes), self.needs)
-                loss = gradient_surrogate(model, context.mean(self._terms(context, class_weights, weights)[0]))
-            made = proxy.calls * len(self.needs) + 2 * len(self.passes_before) + len(passes)
-        else:
-            self._look(context, passes, self.needs)
-            terms, weights = self._terms(context, class_weights)
-            loss = context.mean(terms)
-            whole, measure = self._whole(context, weights), context.measure
-            made = len(self.passes_before) + len(passes)
-        attack = context.attack
-        if self.passes_after:
-            self._last = replace(context, attack=None, logits=None, logits_adv=None)
-        return Output(
-            loss=loss,
-            x_adv=context.x_adv,
-            weights=weights,
-            logits=None if context.logits is None else context.logits.detach(),
-            logits_adv=None if context.logits_adv is None else context.logits_adv.detach(),
-            y=context.y,
-            all_weights=whole,
-            measure=measure,
-            forwards=(0 if attack is None else attack.forwards) + made + context.more_forwards,
-            backwards=(0 if attack is None else attack.backwards) + context.more_backwards,
-            burning_in=context.epoch < context.burn_in,
-        )
-
-    def _attack(self, inner: InnerAttack, context: StepContext) -> None:
-        """Put adversarial inputs into the context; on the first call, which waits for the device, check where they are."""
-        found = _called("attack", inner, context)
-        context.attack = found if isinstance(found, AttackResult) else None
-        x, x_adv = context.x, found.x_adv if isinstance(found, AttackResult) else found
-        if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
-            got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
-            raise UserError(f"the attack must return inputs of shape {tuple(x.shape)}, it returned {got}")
-        allowed = context.threat.scaled(context.largest_radius) if context.largest_radius > 1 else context.threat
-        allowed = getattr(inner, "reach", _same)(allowed)
-        if self._calls == 0 and not bool(allowed.contains(x_adv, x).all()):
-            raise UserError("the attack left the threat model; context.threat.project(x_adv, context.x) brings its points back")
-        context.x_adv = x_adv
-
-    def _look(self, context: StepContext, passes: Sequence[str], needs: frozenset[str]) -> None:
-        """Make passes in training mode; the first of each kind that is needed gives the loss its logits, with a graph."""
-        with context.autocast():
-            for name in passes:
-                field, x = ("logits", context.x) if name == "clean" else ("logits_adv", context.x_adv)
-                if name in needs and getattr(context, field) is None:
-                    setattr(context, field, at_least_float32(context.model(x)))
-                    continue
-                with torch.no_grad():
-                    context.model(x)
-                torch.clear_autocast_cache()  # of weights that were cast without a graph
-
-    def _terms(
-        self, context: StepContext, class_weights: Tensor | None, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the loss of each example (b,) from the logits, and the weights (b,) that are given or those of the method."""
-        robust, regularizer = _as_terms(_called("objective", self.objective, context), context.y)
-        if weights is None:
-            context.robust = robust.detach()
-            weights = self._weights(context, robust)
-        terms = weights * robust + regularizer
-        if class_weights is not None:
-            seen = context.logits if context.logits is not None else context.logits_adv
-            classes = None if seen is None else seen.shape[1] - self.extra_outputs
-            if class_weights.ndim != 1 or (classes is not None and len(class_weights) != classes):
-                raise UserError(f"class_weights must be one number for each class, ({classes},), got {shown(class_weights)}")
-            terms = terms * constant(class_weights, terms.dtype, terms.device)[context.y]
-        return terms, weights
-
-    @torch.no_grad()
-    def _weights(self, context: StepContext, robust: Tensor) -> Tensor:
-        """Weights of this process's part of the batch, (b,); 1 before the end of the burn-in."""
-        if self.weighting is None:
-            return torch.ones_like(robust)
-        weights = _called("weighting", self.weighting, context)  # in the burn-in, too, for what it measures
-        if context.epoch < context.burn_in:
-            context.all_weights = None
-            return torch.ones_like(robust)
-        if not isinstance(weights, Tensor) or weights.shape != robust.shape:
-            got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-            raise UserError(f"the weighting must return weights of shape {tuple(robust.shape)}, it returned {got}")
-        if context.all_weights is None:
-            context.all_weights = context.all_gather(weights)
-        return weights.detach().to(robust.dtype)
-
-    def _whole(self, context: StepContext, weights: Tensor) -> Tensor | None:
-        """Weights of the whole batch of all processes, (B,); None without a weighting."""
-        if self.weighting is None:
-            return None
-        return weights.new_ones(sum(context.sizes)) if context.all_weights is None else context.all_weights.to(weights.dtype)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what goes into ``state_dict`` besides the submodules."""
@@ -517,113 +242,6 @@ class Method(nn.Module):
         self._calls = state["calls"]
         if self.precision is not None and state["precision"] is not None:
             self.precision.load_state_dict(state["precision"])
-
-    def local_state(self) -> dict[str, Any]:
-        """Return what each of several processes has of its own (free training's carried perturbation)."""
-        return dict(getattr(self.inner, "local_state", dict)())
-
-    def load_local_state(self, state: dict[str, Any]) -> None:
-        """Go on from what this process had of its own; {} to begin anew."""
-        getattr(self.inner, "load_local_state", _nothing)(state)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types for a card; ``method(**card, threat=...)`` makes the same again, if its parts have names."""
-        return {"name": self.name, **{key: _plain(value) for key, value in self.settings.items()}}
-
-    def __repr__(self) -> str:
-        burn_in = f", burn_in={self._burn_in}" if self.weighting is not None else ""
-        return f"method({self.name!r}, {self.threat}{burn_in})"
-
-
-class _LossesOfExamples:
-    """The loss of each example of a step, (b,), computed at whatever the weights of the model are when it is called.
-
-    The first call is at the weights as they are; it makes the instance weights ω, which the later ones keep.
-    """
-
-    def __init__(self, method: Method, context: StepContext, class_weights: Tensor | None):
-        self._method, self._context, self._class_weights = method, context, class_weights
-        self._weights: Tensor | None = None
-        self.calls = 0
-
-    @property
-    def weights(self) -> Tensor:
-        """ω, (b,)."""
-        if self._weights is None:
-            raise UserError(
-                "the weight perturbation never asked for the losses; its search(model, losses, context) calls losses()"
-            )
-        return self._weights
-
-    def __call__(self) -> Tensor:
-        """Make the passes that the loss needs, and compute it."""
-        method, context = self._method, self._context
-        context.logits = context.logits_adv = None
-        method._look(context, _in_order(method.needs), method.needs)
-        terms, self._weights = method._terms(context, self._class_weights, self._weights)
-        context.weights_perturbed = True  # whoever asks again has moved them
-        self.calls += 1
-        return terms
-
-
-def _called(name: str, part: Callable[[StepContext], Any], context: StepContext) -> Any:
-    """Call a part; one that is not made for a context is named."""
-    try:
-        return part(context)
-    except (TypeError, AttributeError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(part, torch.jit.ScriptModule):  # which says so of wrong types
-            raise
-        raise UserError(f"the {name}, {shown(part)}, fails on its context: {in_one_line(error)}") from error
-
-
-def _in_order(kinds: Collection[str]) -> tuple[str, ...]:
-    return tuple(name for name in ("clean", "adversarial") if name in kinds)
-
-
-def _split_passes(order: Sequence[str], needs: frozenset[str], attacks: bool) -> tuple[tuple[str, ...], ...]:
-    """Return the passes before the attack, those after it, with what is needed besides, and those after the step."""
-    events = tuple(order) if "attack" in order else ("attack", *order)
-    attack, step = events.index("attack"), events.index("step") if "step" in events else len(events)
-    before, loss, after = events[:attack], events[attack + 1 : step], events[step + 1 :]
-    kinds = CLEAN | ADVERSARIAL if attacks else CLEAN
-    if not (CLEAN.issuperset(before) and kinds.issuperset(loss + after)):
-        raise UserError(
-            f"passes are 'clean' and, after 'attack', 'adversarial', with one 'step' at most, not {', '.join(order)}"
-        )
-    return before, (*_in_order(needs - {*before, *loss}), *loss), after
-
-
-def _as_terms(found: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what an objective returned as ℓ, (B,), and r, (B,) or one number; raise UserError if it is something else."""
-    if isinstance(found, tuple | list) and len(found) == 2:
-        robust, regularizer = found
-        fits = isinstance(regularizer, int | float) or (isinstance(regularizer, Tensor) and regularizer.shape in (y.shape, ()))
-        if isinstance(robust, Tensor) and robust.shape == y.shape and fits:
-            return robust, regularizer
-    got = ", ".join(map(shown, found)) if isinstance(found, tuple | list) else shown(found)
-    raise UserError(f"the objective must return two tensors of shape ({len(y)},), l and r, it returned {got}")
-
-
-def _same(part: Any) -> Any:
-    """Stand in for the function that makes a part anew, where nothing is remembered."""
-    return part
-
-
-def _nothing(argument: Any) -> None:
-    """Stand in for a function that a part need not have."""
-
-
-def _plain(value: Any) -> Any:
-    """Return what stands for a setting in a card: itself, an import path, or the description of what only Python can make."""
-    if isinstance(value, tuple):
-        return list(value)
-    if isinstance(value, str | int | float | None):
-        return value
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}:{value.__qualname__}"
-    if isinstance(value, nn.Module) or "__repr__" not in vars(type(value)):
-        return f"{FROM_PYTHON}{type(value).__module__}:{type(value).__qualname__}"
-    return f"{FROM_PYTHON}{value}"
 
 
 class Step(nn.Module):

@@ -11,26 +11,12 @@ from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.numerics import Precision
 from hauberk.core.step_context import MeasuredWeighting
-from hauberk.methods.adr import ADR
+from hauberk.methods.additions import ADDITIONS, WEIGHT_PERTURBATIONS
 from hauberk.methods.awp import AWP
 from hauberk.methods.method import Method
 from hauberk.methods.networks import find_teacher
-from hauberk.methods.rwp import RWP
-from hauberk.methods.sam import SAM
 from hauberk.methods.table import METHODS, MethodSpec
-from hauberk.objectives import (
-    ELLE,
-    IKL,
-    TSOVR,
-    ARoW,
-    CFATrades,
-    DAFATrades,
-    Distillation,
-    GradAlign,
-    Regularized,
-    Score,
-    Trades,
-)
+from hauberk.objectives import Regularized
 from hauberk.threat import Threat, ThreatModel, as_threat
 from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
@@ -53,80 +39,6 @@ def get_method_spec(name: str) -> MethodSpec:
     for addition in reversed(additions):  # the weight perturbation first: ADR has other constants with it
         spec = ADDITIONS[addition](base, spec)
     return spec
-
-
-# Public codes of such losses perturb the weights by half as much.
-_LIKE_TRADES = (
-    Trades,
-    ARoW,
-    IKL,
-    Score,
-    TSOVR,
-    CFATrades,
-    DAFATrades,
-)
-
-
-def _with_awp(base: str, spec: MethodSpec) -> MethodSpec:
-    """Add adversarial weight perturbation (Wu et al. 2020)."""
-    summary = spec.summary + ", at adversarially perturbed weights (Wu et al. 2020)"
-    if not isinstance(spec.objective, _LIKE_TRADES):
-        return replace(spec, awp=AWP(0.01), summary=summary)
-    official = spec.official | {"awp_warmup": 9}  # --awp-warmup 10, counted from 1
-    if base == "trades":  # TRADES-AWP's own code steps by 2/255 at ε 8/255, and sees x' first
-        official |= {"step_size": "eps/4", "passes": ("attack", "adversarial", "clean", "clean")}
-    return replace(spec, awp=AWP(0.005), official=official, summary=summary)
-
-
-def _with_adr(base: str, spec: MethodSpec) -> MethodSpec:
-    """Add labels softened by the moving average of the network (Wu et al. 2024, ADR)."""
-    summary = spec.summary + ", labels softened by the network's moving average (ADR, Wu et al. 2024)"
-    if not isinstance(spec.awp, AWP):
-        return replace(spec, targets=ADR(), summary=summary)
-    awp, targets = replace(spec.awp, gamma=0.005), ADR(lambda_end=0.85, temperature_end=1.5)
-    return replace(spec, awp=awp, targets=targets, summary=summary)
-
-
-def _with_igdm(base: str, spec: MethodSpec) -> MethodSpec:
-    """Add gradient matching to a distillation (Lee et al. 2025, IGDM)."""
-    if not isinstance(spec.objective, Distillation):
-        raise UserError(f"'+igdm' matches a network's gradients with a teacher's, which {base!r} has not; add it to rslad, say")
-    summary = spec.summary + ", matching the teacher's gradients by differences (IGDM, Lee et al. 2025)"
-    return replace(spec, objective=replace(spec.objective, igdm_alpha=1.0), summary=summary)
-
-
-WEIGHT_PERTURBATIONS: dict[str, Any] = {  # by name, for hb.method(weight_perturbation=)
-    "awp": AWP(),
-    "sam": SAM(),
-    "asam": SAM(rho=0.5, adaptive=True),
-    "rwp": RWP(),
-    "mlcat-wp": RWP(c_min=1.5),
-}
-
-
-def _with_term(term: GradAlign | ELLE, what: str) -> Callable[[str, MethodSpec], MethodSpec]:
-    """Add a term against catastrophic overfitting."""
-
-    def add(base: str, spec: MethodSpec) -> MethodSpec:
-        attack = spec.attack
-        if base == "fgsm-at" and attack is not None:  # both papers' code takes one step of ε from x itself
-            attack = replace(attack, step_size="eps", start="clean")
-        return replace(spec, attack=attack, terms=(term, *spec.terms), summary=f"{spec.summary}, {what}")
-
-    return add
-
-
-# By what stands behind the "+", in the order of the name.
-ADDITIONS: dict[str, Callable[[str, MethodSpec], MethodSpec]] = {
-    "igdm": _with_igdm,
-    "adr": _with_adr,
-    "gradalign": _with_term(GradAlign(), "and gradients aligned nearby (Andriushchenko and Flammarion 2020, GradAlign)"),
-    "elle": _with_term(ELLE(), "and a loss that is linear nearby (Abad Rocamora et al. 2024, ELLE)"),
-    "elle-a": _with_term(
-        ELLE(4000.0, True), "and, when it is less so, a loss linear nearby (Abad Rocamora et al. 2024, ELLE-A)"
-    ),
-    "awp": _with_awp,
-}
 
 
 def find_method(name: str) -> str:

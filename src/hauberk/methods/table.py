@@ -28,6 +28,7 @@ from hauberk.objectives import (
     GKL,
     HAT,
     IKL,
+    LRAT,
     MMA,
     RSLAD,
     SAAD,
@@ -222,6 +223,10 @@ METHODS: dict[str, MethodSpec] = {
         TSOVR(), "TRADES with one-vs-the-rest in place of cross-entropy for the smallest logit margins",
         "Kanai et al. 2023; no public code",
         _KL),
+    "lrat": MethodSpec(
+        LRAT(), "clean and adversarial cross-entropy of each example, shared by how many PGD iterates are classified right",
+        "Gao et al. 2021, LRAT, with one attack; no public code, its form from memory",
+        _UNIFORM),
     "cfa-at": MethodSpec(
         CFAAT(), "adversarial training with a radius of each class, from its robust accuracy in the last epoch",
         "Wei et al. 2023, CFA, without FAWA; x' may leave the threat model",

@@ -21,6 +21,7 @@ from hauberk.objectives.hat import HAT, hat
 from hauberk.objectives.ikl import GKL, IKL, gkl, ikl
 from hauberk.objectives.local_linearity import ELLE, GradAlign, Regularized
 from hauberk.objectives.logit_pairing import ALP, CLP, alp, clp
+from hauberk.objectives.lrat import LRAT, lrat
 from hauberk.objectives.mart import Mart, mart
 from hauberk.objectives.mma import MMA, mma
 from hauberk.objectives.ramp import Ramp
@@ -41,6 +42,7 @@ __all__ = [
     "GKL",
     "HAT",
     "IKL",
+    "LRAT",
     "MMA",
     "RSLAD",
     "SAAD",
@@ -81,6 +83,7 @@ __all__ = [
     "hat",
     "ikl",
     "kl_divergence",
+    "lrat",
     "mart",
     "mixed",
     "mma",

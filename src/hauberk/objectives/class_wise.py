@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hauberk.core.class_means import ClassMeans
 from hauberk.core.step_context import BurnIn, Objective, StepContext, check_burn_in
-from hauberk.objectives.class_means import ClassMeans
 
 
 class ClassWiseObjective(Objective, nn.Module):

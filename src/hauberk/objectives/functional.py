@@ -214,11 +214,11 @@ def _soft_cross_entropy(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
 
 
 def _squared_distance(logits: Tensor, y: Tensor, p: Tensor) -> Tensor:
-    return (log_softmax(logits).exp() - p).square().sum(1)
+    return (_probabilities(logits) - p).square().sum(1)
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    return log_softmax(logits).exp()
+    return at_least_float32(logits).softmax(1)
 
 
 def _targeted_ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core.arguments import shown, unchecked
+from hauberk.core.class_means import ClassMeans
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import LossTerms, Objective, PresetName, StepContext
-from hauberk.objectives.class_means import ClassMeans
 from hauberk.objectives.functional import at_least_float32, cross_entropy, log_softmax
 from hauberk.threat.model import checked_batch
 

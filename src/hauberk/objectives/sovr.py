@@ -27,7 +27,7 @@ def one_vs_rest(logits: Tensor, labels: Tensor) -> Tensor:
 def smallest_margins(margin: Tensor, share: float) -> Tensor:
     """Say which examples are among the part of the batch with the smallest margins, rounded down. (B,) -> (B,) bool."""
     chosen = torch.zeros(len(margin), dtype=torch.bool, device=margin.device)
-    chosen[margin.argsort(stable=True)[: int(share * len(margin) + 1e-9)]] = True
+    chosen.index_fill_(0, margin.argsort(stable=True)[: int(share * len(margin) + 1e-9)], True)
     return chosen
 
 

@@ -19,7 +19,7 @@ from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
 from hauberk.data.augment import Augmentation, Mixing, is_built_in
 from hauberk.methods import Method
-from hauberk.methods.method import FROM_PYTHON
+from hauberk.methods.parts import FROM_PYTHON
 from hauberk.models import ModelSpec
 from hauberk.objectives import Regularized
 from hauberk.threat import threats_of

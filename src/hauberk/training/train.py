@@ -21,7 +21,7 @@ from hauberk.core.progress import ProgressBar, watch_signals
 from hauberk.data import IndexedDataset, as_dataset, as_extra, check_dataset, fetch_for, labels, load_data
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
-from hauberk.methods.method import FROM_PYTHON
+from hauberk.methods.parts import FROM_PYTHON
 from hauberk.methods.registry import find_method
 from hauberk.models import ModelSpec, model_code
 from hauberk.models.build import tensors_digest

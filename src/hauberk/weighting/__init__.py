@@ -3,6 +3,7 @@
 from hauberk.core.step_context import MeasuredWeighting, effective_size, mean_one, summary
 from hauberk.weighting.dom import Dom, dom
 from hauberk.weighting.ewat import Ewat, ewat
+from hauberk.weighting.frl import Frl, frl
 from hauberk.weighting.gairat import Gairat, gairat
 from hauberk.weighting.kl_dro import KLDRO, kl_dro
 from hauberk.weighting.mail import Mail, mail, margin_difference, probabilistic_margin
@@ -20,6 +21,7 @@ WEIGHTINGS: dict[str, MeasuredWeighting] = {  # by name, for hb.method(weighting
     "dom": Dom(),
     "vir": Vir(),
     "kl-dro": KLDRO(),
+    "frl": Frl(),
     "saad": Saad(),
 }
 
@@ -28,6 +30,7 @@ __all__ = [
     "WEIGHTINGS",
     "Dom",
     "Ewat",
+    "Frl",
     "Gairat",
     "Mail",
     "MeasuredWeighting",
@@ -38,6 +41,7 @@ __all__ = [
     "dom",
     "effective_size",
     "ewat",
+    "frl",
     "gairat",
     "kl_dro",
     "mail",
