@@ -31,9 +31,9 @@ from hauberk.experiments import (
     run_experiments,
     run_on_slurm,
 )
-from hauberk.experiments.comparison import holm
 from hauberk.experiments.experiment import _lock_config, train_experiment
 from hauberk.experiments.options import DataOptions, EvaluationOptions, ModelOptions, PresetOptions, SubsetOptions
+from hauberk.experiments.paired_tests import holm
 from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, scale_budget
 from hauberk.experiments.studies import StudyContext
 from hauberk.training.published import resolve
@@ -322,7 +322,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "One seed" in said
     folder = tmp_path / "runs" / "compare-digits-mlp"
     assert json.loads((folder / "comparison.json").read_text())["methods"] == ["at", "standard"]
-    assert {path.suffix for path in folder.glob("comparison.*")} == {".json", ".md", ".tex", ".csv"}
+    assert {path.suffix for path in folder.glob("comparison.*")} == {".json", ".md", ".tex", ".csv", ".png", ".svg", ".pdf"}
     assert main(["compare", *WORDS]) == 0
     assert capsys.readouterr().out.count(": kept") == 2
     assert main(["compare", "--methods", "att"]) == 2

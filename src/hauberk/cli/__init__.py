@@ -16,7 +16,7 @@ COMMANDS = {
     "train": ("train", "train a robust classifier, or resume a run"),
     "evaluate": ("evaluate", "measure clean and robust accuracy of a trained model"),
     "certify": ("certify", "prove for which examples no attack on a trained model can succeed"),
-    "compare": ("compare", "train several methods with several seeds and set them side by side"),
+    "compare": ("compare", "train methods with several seeds, or take evaluations, and set them side by side"),
     "study": ("compare", "repeat an experiment of the papers: table, picture, and whether it agrees"),
     "report": ("info", "one HTML file with pictures of a run, an evaluation, a comparison or studies"),
     "export": ("info", "write a trained model as state dict, safetensors, torch.export or ONNX"),

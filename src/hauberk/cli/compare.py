@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from hauberk.cli.compare_results import compare_results, names_results
 from hauberk.cli.options import command, common_parts, key_values, parse, program, say, usual_folder
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import (
@@ -37,6 +38,10 @@ class Compare:
     Example: hauberk compare --methods at,trades,mart,mail-trades --trials 5 --data digits
     Example: hauberk compare table2 --data-dir ~/data --budget 0.01 --trials 1
 
+    Example: hauberk compare at=at-0.json,at-1.json mine=mine-0.json,mine-1.json
+
+    The last of these trains nothing: folders or files of evaluations that you have made are set side by side as they are
+    ('hauberk compare FOLDER --help').
     Finished runs are never made again: the same command goes on where it was stopped, and more methods or trials may be
     added to it. Training settings that are not given are published for each method; --help shows those that all of them share.
     """
@@ -79,10 +84,11 @@ class Compare:
 
 def compare(arguments: Sequence[str]) -> int:
     """Run the command."""
+    if names_results(arguments):
+        return compare_results(arguments)
     options = _with_table(parse(Compare, "compare", arguments, _with_published))
     from rich.console import Console
 
-    from hauberk.core.io import json_file, write_together
     from hauberk.experiments import collect, estimate, run_experiments, run_on_slurm
     from hauberk.experiments.experiment import train_experiment
 
@@ -113,14 +119,11 @@ def compare(arguments: Sequence[str]) -> int:
         say("Not finished; the same command goes on")
         return 1
     found = collect(experiments, out, options.table)
-    table, runs = found.table(), found.runs_table()
-    Console().print(table.to_rich())
+    Console().print(found.table().to_rich())
     if any(found.doubts.values()):
         say(f"(!) Numbers are doubted: see the evaluations of these methods in {out}")
-    files = {"json": json_file(asdict(found))}
-    files |= {"md": table.to_markdown().encode(), "tex": table.to_latex().encode(), "csv": runs.to_csv().encode()}
-    write_together({out / f"comparison.{ending}": content for ending, content in files.items()})
-    say(f"Also in {out} as comparison.json, .md, .tex and .csv. Next: {command('report', out)}")
+    found.save(out)
+    say(f"Also in {out} as comparison.json, .md, .tex, .csv, .png, .svg and .pdf. Next: {command('report', out)}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """evaluate: robust accuracy of a model, resumable, repeatable, and every success verified."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -20,7 +21,7 @@ from hauberk.core.arguments import checked
 from hauberk.core.distributed import World, get_world
 from hauberk.core.errors import UserError
 from hauberk.core.imports import code_digest
-from hauberk.core.io import machine, read_json, versions
+from hauberk.core.io import as_json, machine, read_json, versions
 from hauberk.core.numerics import Precision, deterministic_mode, float32_mode, float32_switches
 from hauberk.core.progress import ProgressBar
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
@@ -225,7 +226,8 @@ def evaluate(
     found, curve = world.on_main_process(lambda: (found + more, curve))
     provenance = {
         "seed": seed, "batch_size": batch_size, "precision": used, "float32": in_attacks,
-        "draws": chosen.eot_iter, "data": source.name,
+        "draws": chosen.eot_iter, "data": source.name, "data_digest": records.data_digest(),
+        "threat_digest": hashlib.sha256(as_json(threat.to_dict()).encode()).hexdigest()[:16],
         "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
         "attacks": {name: preset.source for name, preset in chosen.attacks.items()},
         "substitutes": {name: note for name, (_, note) in adapted.items() if note},

@@ -1,5 +1,6 @@
 """What was found for each example: columns in memory, and JSON lines on disk that survive a kill."""
 
+import hashlib
 import io
 import json
 import math
@@ -98,6 +99,10 @@ class Records:
     def robust(self) -> np.ndarray:
         """Which examples are right and nothing has broken yet, (n,) bool."""
         return np.asarray(self.right & ~self.broken(self.attacks))
+
+    def data_digest(self) -> str:
+        """Return a digest of the examples, in order: of their inputs' "id" and of their labels."""
+        return hashlib.sha256(self[CLEAN]["id"].tobytes() + self[CLEAN]["label"].tobytes()).hexdigest()[:16]
 
     def check_certified(self) -> None:
         """Stop where an attack has broken what was certified: one of the two is wrong, and so is every number.

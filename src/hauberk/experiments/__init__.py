@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from hauberk.experiments.experiment import Experiment as Experiment
     from hauberk.experiments.experiment import run_experiment as run_experiment
     from hauberk.experiments.experiment import train_experiment as train_experiment
+    from hauberk.experiments.own_results import compare_results as compare_results
+    from hauberk.experiments.result_files import find_results as find_results
     from hauberk.experiments.runner import Estimate as Estimate
     from hauberk.experiments.runner import estimate as estimate
     from hauberk.experiments.runner import run_experiments as run_experiments
@@ -21,6 +23,8 @@ __getattr__, __dir__, __all__ = attach(
     submod_attrs={
         "comparison": ["Comparison", "collect"],
         "experiment": ["Experiment", "run_experiment", "train_experiment"],
+        "own_results": ["compare_results"],
+        "result_files": ["find_results"],
         "runner": ["Estimate", "estimate", "run_experiments", "run_on_slurm"],
     },
 )

@@ -302,8 +302,9 @@ def _comparison_page(stored: dict[str, Any]) -> Page:
     found = Comparison(**stored)
     several, last = len(found.seeds) > 1, found.columns[-1]
     best = max(found.methods, key=lambda method: found.mean(method, last))
+    what = f"mean and deviation over {len(found.seeds)} seeds" if several else "one seed"
     metrics = [
-        Metric(f"best under {column_title(last)}", best, f"{found.text(best, last)} %, mean and deviation over seeds"),
+        Metric(f"best under {column_title(last)}", best, f"{found.text(best, last)} %, {what}"),
         Metric("methods", str(len(found.methods)), ", ".join(found.methods)),
         Metric("seeds", str(len(found.seeds)), "differences are paired over them" if several else "no deviations"),
     ]
@@ -312,15 +313,14 @@ def _comparison_page(stored: dict[str, Any]) -> Page:
     table = found.table()
     first, *columns, difference = table.columns
     header = [first, *(f"{column}, %" for column in columns), difference]
-    caption = f"{found.about}. Under attack: upper bounds. p: paired t-test over seeds, adjusted by Holm's procedure"
+    caption = " ".join([f"{found.about}.", *table.notes])
     blocks = [Table("comparison", caption, header, table.rows)]
     for column in found.columns:
         means = {method: found.mean(method, column) for method in found.methods}
         spread = {method: found.deviation(method, column) for method in found.methods}
         ends = [(mean - spread[method], mean + spread[method]) for method, mean in means.items()]
-        caption = f"{column_title(column)}: mean and deviation over {len(found.seeds)} seeds"
         picture = bars(means, ends, points=True, xlabel=f"{column_title(column)}, %")
-        blocks.append(Figure(f"compare-{column}", caption, picture=picture))
+        blocks.append(Figure(f"compare-{column}", f"{column_title(column)}: {what}", picture=picture))
     runs = [[method, *(f"{value:.2f}" for value in found.values[method][last])] for method in found.methods]
     seeds = Table("seeds", f"{column_title(last)} of every run, %", ["method", *(f"seed {seed}" for seed in found.seeds)], runs)
     sections = [Section("Methods", blocks), Section("Every run", [seeds])]
