@@ -21,7 +21,7 @@ from hauberk.attacks.presets import AUTOATTACK, PRESETS
 from hauberk.evaluation import Diagnostic, partial_result, table
 from hauberk.evaluation.diagnostics import gradients
 from hauberk.evaluation.records import CLEAN, Records, RecordStore
-from hauberk.report.report import evaluation_page
+from hauberk.report.evaluation import evaluation_page
 from helpers import (
     ROOT,
     TESTS,
