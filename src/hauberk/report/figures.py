@@ -94,12 +94,14 @@ def bars(
 def histograms(series: Mapping[str, Sequence[float]], **labels: Any) -> Picture:
     """Draw histograms on the same axes, the first filled and the others as outlines, with a vertical line at 0."""
     picture, (axes,) = new_figure()
-    edges = list(np.histogram_bin_edges(np.concatenate([np.asarray(values, float) for values in series.values()]), bins=40))
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(values, float) for values in series.values()]), bins=40)
+    width = float(edges[1] - edges[0])
+    edges = width * np.arange(math.floor(edges[0] / width), math.ceil(edges[-1] / width) + 1)  # with one at 0
     for k, (name, values) in enumerate(series.items()):
         look: dict[str, Any] = {"histtype": "step", "color": COLOURS[k % len(COLOURS)], "linewidth": 2} if k else {"alpha": 0.4}
-        axes.hist(values, bins=edges, label=f"{name} (n = {len(values)})", **look)
+        axes.hist(values, bins=list(edges), label=f"{name} (n = {len(values)})", **look)
     axes.axvline(0.0, color=INK, linestyle="--")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # above, where it hides nothing
     axes.set(**labels)
     return picture
 

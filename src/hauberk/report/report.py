@@ -168,7 +168,7 @@ def _training_sections(rows: list[dict[str, Any]]) -> list[Section]:
     kish = "On how much of a batch the loss rests (Kish's effective size): 100 % means equal weights"
     sections = {
         "Training": [
-            *_curve(rows, "accuracy", "Accuracy over epochs", _ACCURACIES, 100, ylabel="accuracy, %"),
+            *_curve(rows, "accuracy", "Accuracy over epochs", _ACCURACIES, 100, ylabel="accuracy, %", ylim=(0, 102)),
             *_curve(rows, "loss", "Training loss over epochs", {"loss": "loss"}),
             *_curve(rows, "rate", "Learning rate", {"lr": "learning rate"}),
             *_curve(rows, "areas", areas, _AREAS, ylabel="training examples"),

@@ -64,7 +64,7 @@ def _belief(found: dict[str, Any]) -> str:
     if found["suite"] in _STRONG:
         strength = "the attacks are the strongest that are usual (AutoAttack)"
         return f"Can it be believed? Yes, as an upper limit: {passed}, and {strength}.{proof}{few}"
-    weak = "these attacks are weaker than what is usual for a final number (AutoAttack), under which it will be lower"
+    weak = "these attacks are weaker than what is usual for a final number (AutoAttack), under which it may well be lower"
     return f"Can it be believed? As a first look only: {passed}, but {weak}.{proof}{few}"
 
 
@@ -135,9 +135,9 @@ def compare_with_standard(
     took = ""
     if seconds[0] is not None and seconds[1] is not None:
         rows.append(
-            ["training took", f"{seconds[0]:,.0f} s", f"{seconds[1]:,.0f} s", f"× {seconds[0] / max(seconds[1], 1e-9):.1f}"]
+            ["training took", _seconds(seconds[0]), _seconds(seconds[1]), f"× {seconds[0] / max(seconds[1], 1e-9):.1f}"]
         )
-        took = f"; training took {seconds[0]:,.0f} s instead of {seconds[1]:,.0f} s"
+        took = f"; training took {_seconds(seconds[0])} instead of {_seconds(seconds[1])}"
     sentence = (
         f"Beside standard training of the same network ({percent(standard['clean_accuracy'])} without an attack, at most "
         f"{percent(standard['robust_accuracy'])} under the same attacks), this is {differences[1]} under attack, and "
@@ -149,6 +149,10 @@ def compare_with_standard(
         f"The same {found['n']:,} examples under the same attacks; ± two standard errors of the difference, example by example"
     )
     return sentence, Table("standard-beside-robust", caption, ["", "this network", "standard training", "difference"], rows)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
 
 
 def _paired(found: dict[str, Any], standard: dict[str, Any], wrong: tuple[str, ...]) -> tuple[float, float]:

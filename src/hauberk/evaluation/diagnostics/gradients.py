@@ -201,7 +201,8 @@ def large_eps(sample: Sample) -> list[Finding]:
 def _reaches_all(sample: Sample) -> bool:
     """Whether the largest ε of the curve reaches all of a finite box: not where features are frozen, one-way or unbounded."""
     region = sample.threat.scaled(sample.factors[-1]).around(sample.x)
-    return bool(((region.upper - region.lower) >= 0.999 * (region.high - region.low)).all())
+    one_way = sample.threat.monotone is not None and bool((sample.threat.monotone != 0).any())
+    return not one_way and bool(((region.upper - region.lower) >= 0.999 * (region.high - region.low)).all())
 
 
 def larger_eps(sample: Sample) -> list[Finding]:
