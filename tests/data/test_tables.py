@@ -342,7 +342,7 @@ def test_the_commands_take_a_description(folder, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["evaluate", "run", "--attacks", "pgd-20", "--n", "60", "--quiet"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Of the class '1': recall" in said
+    assert "Of the class 'late = 1': recall" in said
     assert f"WARNING columns-can-change: {reach}" in said
     assert main(["evaluate", "run", "--attacks", "pgd-20", "--n", "60", "--json"]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["risk"]["auc_attacked"] <= 1
