@@ -1,4 +1,4 @@
-"""What each part of the recipe `robust` brings: a plain training, the same with one part more, and with all of them.
+"""What each part of a recipe brings: a plain training, the same with one part more, and with all of them.
 
     python benchmarks/recipe.py --data cifar10 --data-dir FOLDER
 

@@ -21,7 +21,8 @@ from hauberk.attacks.presets import AUTOATTACK, PRESETS
 from hauberk.evaluation import Diagnostic, partial_result, table
 from hauberk.evaluation.diagnostics import gradients
 from hauberk.evaluation.records import CLEAN, Records, RecordStore
-from hauberk.report.report import evaluation_page
+from hauberk.report.evaluation import evaluation_page
+from hauberk.threat import make_threat
 from helpers import (
     ROOT,
     TESTS,
@@ -579,3 +580,25 @@ def test_adversarial_examples_that_were_lost_or_replaced_are_not_made_up(tmp_pat
         hb.evaluate(model, (x, y), **how)
     path.write_bytes(whole)
     hb.evaluate(model, (x, y), **how)  # nobody was locked out
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        hb.Linf(torch.tensor([0.1, 0.1, 0.0])),
+        hb.Linf(torch.tensor([0.1, 0.1, 0.1]), low=0.0, high=float("inf")),
+        make_threat("Linf", 0.1, 0.0, 1.0, monotone=torch.tensor([0, 1, 0])),
+        hb.Linf(0.1),
+    ],
+    ids=["frozen", "unbounded", "one-way", "free"],
+)
+def test_only_a_whole_box_holds_an_adversarial_example_for_certain(threat):
+    net = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.1, -0.1, -9.0], [-0.1, 0.1, 9.0]]))
+        net.bias.copy_(torch.tensor([4.5, -4.5]))
+    x = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 2] = (x[:, 2] > 0.5).float()  # it decides, and is what cannot move freely
+    result = hb.evaluate(net, (x, net(x).argmax(1)), threat=threat, attacks=["pgd-20"], quiet=True)
+    verdicts = {d.name: d.verdict for d in result.diagnostics}
+    assert verdicts.get("large-eps-breaks-everything", "none") == ("ok" if str(threat) == "Linf(0.1)" else "none")

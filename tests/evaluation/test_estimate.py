@@ -15,7 +15,7 @@ import hauberk as hb
 from hauberk.attacks import PRESETS, SUITES, find_attack, find_suite
 from hauberk.evaluation import table
 from hauberk.evaluation.estimate import combined_limits, exact_limits, expected_sample, next_sample
-from hauberk.report.report import evaluation_page
+from hauberk.report.evaluation import evaluation_page
 from helpers import sound
 
 

@@ -233,7 +233,7 @@ def test_a_browser_shows_it_at_any_width_light_and_dark(home, target):
     problems, asked = [], []
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
-        for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
+        for width, scheme in ((1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")):
             page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
             page.on("console", lambda message: problems.append(message.text))
             page.on("pageerror", lambda error: problems.append(str(error)))

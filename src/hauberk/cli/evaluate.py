@@ -88,9 +88,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.core.distributed import init_distributed
     from hauberk.core.imports import import_object
     from hauberk.core.io import as_json, write_json
-    from hauberk.data import Table
     from hauberk.evaluation import evaluate as evaluate_model
-    from hauberk.evaluation import measure_risk
     from hauberk.threat import only_threat, threats_of
     from hauberk.training import load, pick_device
 
@@ -131,12 +129,8 @@ def evaluate(arguments: Sequence[str]) -> int:
         return 0
     if options.card:
         write_json(options.card, result.robustbench_card(options.target.stem, name, str(card.get("model", {}).get("name", ""))))
-    risk = None
-    if isinstance(named, Table) and test.classes == 2:
-        miss, false_alarm = named.schema.costs
-        risk = measure_risk(model, test, threat=threats[0], miss=miss, false_alarm=false_alarm)
     if options.json:
-        print(as_json(result.to_dict() | ({"risk": asdict(risk)} if risk else {})))
+        print(as_json(result.to_dict()))
         return 0
     Console().print(table(result.results or {options.target.name: result}))
     for warning in result.warnings:
@@ -144,8 +138,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     for found in result.diagnostics:
         if found.name == "columns-can-change" and found.verdict == "ok":
             say(f"Of the table {found.measured}")
-    if risk and isinstance(named, Table):
-        say(f"Of the class {named.classes[-1]!r}: {risk}")
+    for name, one in (result.results or {"": result}).items():
+        if one.risk:
+            say(f"Of the class {one.class_names[-1]!r}{' under ' * bool(name)}{name}: {one.risk}")
     next_target = options.target if (options.target / "run.json").exists() else out
     say(f"{result}\nWritten to {out / 'evaluation.json'}. Next: {command('report', next_target)}")
     return 0

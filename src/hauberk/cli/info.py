@@ -233,6 +233,9 @@ class Report:
     """The file to write; by default report.html in the target."""
     figures: Path | None = None
     """Folder for every picture as PNG, SVG and PDF, and every table as Markdown, LaTeX and CSV."""
+    standard: Path | None = None
+    """Of a run: the folder of the standard run to show beside it, evaluated by the same suite; by default one of the same data
+    and network in the same folder as the run, if there is one."""
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -240,7 +243,8 @@ def report(arguments: Sequence[str]) -> int:
     options = parse(Report, "report", arguments)
     from hauberk.report import make_report
 
-    say(f"Written to {make_report(options.target, options.out, options.figures)}. Next: open it in any browser")
+    written = make_report(options.target, options.out, options.figures, options.standard)
+    say(f"Written to {written}. Next: open it in any browser")
     return 0
 
 

@@ -35,10 +35,14 @@ class TableDataset(TensorDataset):
     Attributes:
         features: schema of each column that is used, by name.
         columns: what the D inputs are.
+        class_names: what each class is called, for readers: its value, or where that is a number "label = value".
+        costs: of missing one of the last class, and of a false alarm.
     """
 
     features: Mapping[str, ColumnSchema] = field(default_factory=dict)
     columns: tuple[EncodedColumn, ...] = ()
+    class_names: tuple[str, ...] = ()
+    costs: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +206,18 @@ def _encode(
     _check_known(f"the label {schema.label!r}", label, classes)
     index = {value: k for k, value in enumerate(classes)}
     x, y = torch.stack(encoded, 1).float(), torch.tensor([index[value] for value in label])
-    return TableDataset(x, y, len(classes), name, features=schema.features, columns=columns)
+    names = tuple(f"{schema.label} = {value}" if _is_number(value) else value for value in classes)
+    return TableDataset(
+        x, y, len(classes), name, features=schema.features, columns=columns, class_names=names, costs=schema.costs
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _column(frame: "DataFrame", name: str) -> "Series[Any]":
@@ -324,27 +339,32 @@ class Reach:
         return "; ".join(parts)
 
 
+def rows_behind(dataset: IndexedDataset) -> TableDataset | None:
+    """Return the rows of a table that ``dataset`` is, or is a part of; None for a data set that is no rows of a table."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset if isinstance(dataset, TableDataset) else None
+
+
 def reach_of(dataset: IndexedDataset, threat: ThreatModel) -> Reach | None:
     """Say which columns of ``dataset`` the ``threat`` model can change; None for a data set that is no rows of a table.
 
     Raises:
         UserError: if the threat model does not fit the rows.
     """
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    if not isinstance(dataset, TableDataset):
+    if (rows := rows_behind(dataset)) is None:
         return None
-    x = dataset.x[:1]
+    x = rows.x[:1]
     radius = torch.as_tensor(threat.around(x).radius).expand(x.shape[1:]).tolist()
     moving, stuck = [], dict[str, tuple[str, ...]]()
-    for name, feature in dataset.features.items():
-        eps = [one for one, column in zip(radius, dataset.columns, strict=True) if column.feature == name]
+    for name, feature in rows.features.items():
+        eps = [one for one, column in zip(radius, rows.columns, strict=True) if column.feature == name]
         why = _hindrance(feature.kind, eps)
         if not why:
             moving.append(name)
         elif feature.change != "none":
             stuck[why] = (*stuck.get(why, ()), name)
-    return Reach(len(dataset.features), tuple(moving), stuck)
+    return Reach(len(rows.features), tuple(moving), stuck)
 
 
 def _hindrance(kind: str, eps: list[float]) -> str:

@@ -26,6 +26,7 @@ from hauberk.core.numerics import Precision, deterministic_mode, float32_mode, f
 from hauberk.core.progress import ProgressBar
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
+from hauberk.data.table import rows_behind
 from hauberk.evaluation.certified import certify_standing, check_certifiable
 from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run_diagnostics
 from hauberk.evaluation.diagnostics.gradients import SAMPLE, Sample
@@ -33,12 +34,13 @@ from hauberk.evaluation.diagnostics.results import CleanInputs, Verdicts
 from hauberk.evaluation.records import CLEAN, PLAN, Records, RecordStore, difference
 from hauberk.evaluation.result import Evaluation, shuffled_order, worst_first
 from hauberk.evaluation.runner import EvaluationRunner
+from hauberk.evaluation.tabular_risk import risk_of_rows
 from hauberk.evaluation.two_phase import run_two_phases
 from hauberk.evaluation.union import evaluate_union
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.fastpath.precision import autotune_precision
 from hauberk.models import model_code, model_id
-from hauberk.objectives.functional import AttackLoss, Criterion, evades, make_goal
+from hauberk.objectives.functional import AttackLoss, Criterion, evades, fooled, make_goal
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
 
@@ -236,11 +238,16 @@ def evaluate(
         "machine": machine(first_x.device),
     }  # fmt: skip
     weights = np.ones(count) if sampled is None else sampled.weights
+    rows, risk = rows_behind(source), None
+    if rows is not None and goal.criterion is fooled:
+        tested = Subset(source, torch.arange(count))
+        risk = world.on_main_process(lambda: risk_of_rows(model, tested, threat=threat, seed=seed))
     result = Evaluation(
         str(threat), plan["suite"], chosen.sequential,
         **_fractions(records, chosen, weights, goal, outputs), curve=curve,
         diagnostics=found + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs, weights, goal)),
         provenance=provenance, records=records, sampled=sampled, certified=certified,
+        risk=risk, class_names=rows.class_names if rows else (),
     )  # fmt: skip
     if folder is not None and world.is_main:
         result.save(folder / "evaluation.json")

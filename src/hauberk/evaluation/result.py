@@ -22,6 +22,7 @@ from hauberk.core.random import ExampleRng
 from hauberk.evaluation.certified import Certified
 from hauberk.evaluation.estimate import Sampled
 from hauberk.evaluation.records import CLEAN, COST, PLAN, Records
+from hauberk.evaluation.tabular_risk import Risk
 
 FORMAT = "hauberk-evaluation/5"
 Verdict: TypeAlias = Literal["ok", "warning", "invalid"]
@@ -109,6 +110,8 @@ class Evaluation:
         certified: what was proved, where ``certify`` was asked for: with its ``accuracy`` and ``interval`` a lower bound.
         results: where there were several threat models, the evaluation of each, by name. All else is then of their union: an
             example is robust if it is so under all, and ``by_attack`` has the robust accuracy under each.
+        risk: of rows of a table of two classes, what errors cost with and without an attack; otherwise None.
+        class_names: of rows of a table, what each class is called; otherwise empty.
     """
 
     threat: str
@@ -126,6 +129,8 @@ class Evaluation:
     sampled: Sampled | None = None
     certified: Certified | None = None
     results: dict[str, "Evaluation"] = field(default_factory=dict)
+    risk: Risk | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -218,6 +223,8 @@ class Evaluation:
             "by_class": {str(label): accuracy for label, accuracy in self.by_class.items()},
             "estimate": self._estimate(),
             "certified": self._certified(),
+            "risk": None if self.risk is None else asdict(self.risk),
+            "class_names": list(self.class_names),
             "diagnostics": [asdict(d) for d in self.diagnostics],
         }
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from hauberk.attacks import frozen_model, logit_margin, pgd
 from hauberk.core.errors import UserError
 from hauberk.core.numerics import float32_mode
-from hauberk.data import as_dataset, fetch_for
+from hauberk.data import IndexedDataset, as_dataset, fetch_for, labels
+from hauberk.data.table import rows_behind
 from hauberk.threat import ThreatModel
 
 _BATCH_SIZE = 1000
@@ -29,6 +30,8 @@ class Risk:
         precision: fraction of alarms that are right; NaN where there are none.
         auc: area under the ROC curve: how probable it is that one of the class of interest has the larger score.
         cost: mean cost of an example, given what a miss and a false alarm cost.
+        miss: cost of an example of the class of interest that is not recognised.
+        false_alarm: cost of one of the other class that is taken for it.
     """
 
     n: int
@@ -41,6 +44,8 @@ class Risk:
     auc_attacked: float
     cost: float
     cost_attacked: float
+    miss: float = 1.0
+    false_alarm: float = 1.0
 
     def __str__(self) -> str:
         return (
@@ -82,7 +87,17 @@ def measure_risk(
         raise UserError("risk is measured of two classes, 0 and 1, and both must be there")
     costs = torch.tensor([false_alarm, miss], dtype=torch.float64)[y]
     under_attack = {f"{name}_attacked": value for name, value in _rates(attacked, y, costs).items()}
-    return Risk(n=len(y), positives=float(y.double().mean()), **_rates(clean, y, costs), **under_attack)
+    given = {"miss": miss, "false_alarm": false_alarm}
+    return Risk(n=len(y), positives=float(y.double().mean()), **_rates(clean, y, costs), **under_attack, **given)
+
+
+def risk_of_rows(model: nn.Module, dataset: IndexedDataset, *, threat: ThreatModel, seed: int) -> Risk | None:
+    """Return what :func:`measure_risk` does of rows of a table of two classes, with its costs; None of all else."""
+    rows = rows_behind(dataset)
+    if rows is None or rows.classes != 2 or len(labels(dataset).unique()) < 2:
+        return None
+    miss, false_alarm = rows.costs
+    return measure_risk(model, dataset, threat=threat, miss=miss, false_alarm=false_alarm, seed=seed)
 
 
 def _margins(view: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> tuple[Tensor, Tensor]:

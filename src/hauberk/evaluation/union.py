@@ -61,6 +61,7 @@ def _union_of(results: dict[str, Evaluation]) -> Evaluation:
         records=records,
         certified=None if first.certified is None else joined([r.certified for r in results.values() if r.certified]),
         results=results,
+        risk=None,  # each of the results has its own
     )
 
 

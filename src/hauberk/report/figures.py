@@ -1,6 +1,7 @@
 """Pictures of a report, in colours that a page can turn light or dark, and examples of a run."""
 
 import io
+import math
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
+from matplotlib.ticker import NullLocator
 
 from hauberk.attacks import pgd
 from hauberk.core.errors import UserError
@@ -22,12 +24,29 @@ from hauberk.threat import read_threat, threats_of
 from hauberk.training import load
 
 _N_EXAMPLES = 8
+_DASHES = ("-", "--", "-.", ":")
 
 
 def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], **labels: Any) -> Picture:
     """Draw a line for each series over x; ``labels`` of this and the other charts are those of ``Axes.set``."""
     picture, (axes,) = new_figure()
     plot_lines(axes, x, series, **labels)
+    for k, drawn in enumerate(axes.containers):  # lines differ in grey, too
+        drawn[0].set_linestyle(_DASHES[k % len(_DASHES)])
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    return picture
+
+
+def against_eps(factors: Sequence[float], percents: Sequence[float]) -> Picture:
+    """Draw robust accuracy in percent against multiples of ε, each twice as far as the one before, with ε itself marked."""
+    picture = lines(factors, {"robust": percents}, xlabel="times ε", ylabel="robust, %", ylim=(0, 105), xscale="log")
+    (axes,) = picture.axes
+    ticks = [factor for factor in factors if math.log2(factor).is_integer()]
+    ticks = ticks if factors[-1] < 2 * (ticks or [1])[-1] else [*ticks, factors[-1]]
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.axvline(1.0, color=INK, linestyle=":")
     return picture
 
 
@@ -72,11 +91,17 @@ def bars(
     return picture
 
 
-def histogram(values: Sequence[float], **labels: Any) -> Picture:
-    """Draw a histogram, with a vertical line at 0."""
+def histograms(series: Mapping[str, Sequence[float]], **labels: Any) -> Picture:
+    """Draw histograms on the same axes, the first filled and the others as outlines, with a vertical line at 0."""
     picture, (axes,) = new_figure()
-    axes.hist(values, bins=40, alpha=0.85)
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(values, float) for values in series.values()]), bins=40)
+    width = float(edges[1] - edges[0])
+    edges = width * np.arange(math.floor(edges[0] / width), math.ceil(edges[-1] / width) + 1)  # with one at 0
+    for k, (name, values) in enumerate(series.items()):
+        look: dict[str, Any] = {"histtype": "step", "color": COLOURS[k % len(COLOURS)], "linewidth": 2} if k else {"alpha": 0.4}
+        axes.hist(values, bins=list(edges), label=f"{name} (n = {len(values)})", **look)
     axes.axvline(0.0, color=INK, linestyle="--")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # above, where it hides nothing
     axes.set(**labels)
     return picture
 

@@ -27,10 +27,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Alert:
-    """What has to be read before the numbers; the kind is "invalid", "warning" or "info"."""
+    """What has to be read before the numbers, and its details; the kind is "invalid", "warning" or "info"."""
 
     kind: str
     text: str
+    details: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Figure(Table):
     picture: Picture | None = None
 
 
+class Marked(str):
+    """The text of a cell that stands out."""
+
+
 class Code(str):
     """Text to copy into a terminal."""
 
@@ -67,13 +72,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A report: title, subject in a line, headline numbers, alerts with the worst first, and everything else."""
+    """A report: title, subject in a line, headline numbers, alerts with the worst first, everything else, and first words."""
 
     title: str
     subject: str
     metrics: Sequence[Metric]
     alerts: Sequence[Alert]
     sections: Sequence[Section]
+    summary: Sequence[str] = ()
 
 
 def write_page(page: Page, path: Path) -> None:

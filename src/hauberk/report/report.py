@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from math import nan
 from pathlib import Path
@@ -11,24 +10,23 @@ from typing import Any
 from matplotlib import rc_context
 
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
-from hauberk.core.intervals import wilson_interval
 from hauberk.core.io import read_json
-from hauberk.data import Table as DataTable
-from hauberk.data import find_dataset, reach_of
-from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, worst_first
+from hauberk.data import reach_of
 from hauberk.experiments.comparison import Comparison, column_title
 from hauberk.experiments.studies import STUDIES, StudyResult, find_study
-from hauberk.report.figures import band, bars, examples, histogram, lines
+from hauberk.report.evaluation import evaluation_page
+from hauberk.report.figures import band, bars, examples, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
 from hauberk.report.reproduce import evaluate_command, reproduction_commands
+from hauberk.report.rows import table_behind, table_blocks
+from hauberk.report.standard import find_standard, training_seconds
+from hauberk.report.summary import compare_with_standard
 from hauberk.threat import Threat, read_threat, threats_of
 from hauberk.training.callbacks import read_metrics
 
 _BY_STRENGTH = "plus", "standard", "fast", "papers", "rand", "custom", "quick"  # suites
 _RANKS = {name: k for k, name in enumerate(_BY_STRENGTH)}
 _OVERFIT = 0.03  # loss of robust validation accuracy from the best to the last epoch that is worth a word
-_FEW = 30  # examples of a class below which its bar says little
-_MANY = 30  # classes above which bars say little
 # What the curves of a training show, by the key in its metrics.
 _ACCURACIES = {
     "val_robust_accuracy": "validation, under attack",
@@ -45,13 +43,15 @@ _AREAS = {
 }
 
 
-def make_report(target: Path, out: Path | None = None, figures: Path | None = None) -> Path:
+def make_report(target: Path, out: Path | None = None, figures: Path | None = None, standard: Path | None = None) -> Path:
     """Write a report of a run, an evaluation, a comparison or studies.
 
     Args:
         target: its folder, or the JSON file of an evaluation or a study.
         out: the HTML file; by default ``report.html`` beside or in the target.
         figures: folder for every picture as PNG, SVG and PDF and every table as Markdown, LaTeX and CSV; none by default.
+        standard: of a run, the folder of the standard one to show beside it, evaluated alike; by default one of the same data
+            and network beside the run, if there is one.
 
     Returns:
         The HTML file.
@@ -62,7 +62,7 @@ def make_report(target: Path, out: Path | None = None, figures: Path | None = No
     written = out or (target if target.is_dir() else target.parent) / "report.html"
     try:
         with rc_context({"text.parse_math": False}):  # a "$" in other people's names is no formula
-            page = _page(target)
+            page = _page(target, standard)
             write_page(page, written)
             if figures is not None:
                 write_figures(page, figures)
@@ -73,9 +73,11 @@ def make_report(target: Path, out: Path | None = None, figures: Path | None = No
     return written
 
 
-def _page(target: Path) -> Page:
+def _page(target: Path, standard: Path | None) -> Page:
     if (target / "run.json").exists():
-        return _run_page(target)
+        return _run_page(target, standard)
+    if standard is not None:
+        raise UserError(f"a standard run stands beside a run, and {target} is none")
     if (target / "comparison.json").exists():
         return _comparison_page(read_json(target / "comparison.json"))
     evaluation = target if target.is_file() else target / "evaluation.json"
@@ -88,24 +90,49 @@ def _page(target: Path) -> Page:
     raise UserError(f"{target} holds no run, evaluation, comparison or study to report on")
 
 
-def _run_page(folder: Path) -> Page:
+def _run_page(folder: Path, standard: Path | None) -> Page:
     card, plan = read_json(folder / "best.json"), read_json(folder / "run.json")
     rows = read_metrics(folder / "metrics.jsonl")
     evaluations = [read_json(path) for path in sorted(folder.glob("evaluations/*/evaluation.json"))]
     evaluations.sort(key=lambda found: (_RANKS.get(found["suite"], len(_RANKS)), -found["n"]))
     threat, data = read_threat(card["threat"]), card["data"]["name"]
+    shown: list[Block] = []
+    table = table_behind(card)
     try:
-        picture, caption = examples(folder, card)
-        shown: Block = Figure("examples", caption, picture=picture)
+        if table is not None:
+            shown = table_blocks(folder, card, table)
+        else:
+            picture, caption = examples(folder, card)
+            shown = [Figure("examples", caption, picture=picture)]
     except UserError as error:
-        shown = f"No pictures: {error}"
-    sections = [Section("Examples", [shown]), *_training_sections(rows), reproduction_commands(folder, plan, evaluations)]
+        shown = [f"No examples: {error}"]
+    sections = [Section("Examples", shown), *_training_sections(rows), reproduction_commands(folder, plan, evaluations)]
     metrics, alerts = _training_metrics(card, rows, threat), _training_alerts(rows, plan["settings"]["epochs"])
-    page = Page(f"{plan['method']['name']} on {data}", f"{data}, {card['model']['name']}, {threat}", metrics, alerts, sections)
+    reach = None if table is None else reach_of(table.train, threats_of(threat)[0])
+    allowed = str(threat) if reach is None else f"{len(reach.moving)} of {reach.columns} columns can change"
+    subject = f"{data}, {card['model']['name']}, {allowed}, one network, seed {plan['method']['seed']} of its training"
+    page = Page(f"{plan['method']['name']} on {data}", subject, metrics, alerts, sections)
     if not evaluations:
         return page
-    best = evaluation_page(evaluations[0], page.subject)
-    return replace(page, metrics=best.metrics, alerts=[*best.alerts, *alerts], sections=[*best.sections, *sections])
+    best, took = evaluation_page(evaluations[0], page.subject), training_seconds(folder)
+    beside = find_standard(folder, plan, evaluations, standard)
+    summary, first = list(best.summary), list[Section]()
+    if beside is not None:
+        place, other, found = beside
+        sentence, compared = compare_with_standard(found, other, (took, training_seconds(place)))
+        summary.append(sentence)
+        first = [Section("Standard beside robust", [compared])]
+    elif took is not None:
+        summary.append(f"Training took {took:,.0f} s; no standard network that was evaluated alike lies beside this one.")
+    order = [section for section in best.sections if section.heading == "What errors cost"]
+    rest = [section for section in best.sections if section not in order]
+    if table is not None:  # what a reader of tables looks for first
+        order, sections = (
+            [*order, *(s for s in sections if s.heading == "Examples")],
+            [s for s in sections if s.heading != "Examples"],
+        )
+    together = [*first, *order, *rest, *sections]
+    return replace(page, metrics=best.metrics, alerts=[*best.alerts, *alerts], sections=together, summary=summary)
 
 
 def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: Threat) -> list[Metric]:
@@ -116,10 +143,9 @@ def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: 
     notes |= {"val_certified_accuracy": f"intervals on {note}"}
     found = [Metric(_ACCURACIES[key], f"{100 * best[key]:.1f} %", note) for key, note in notes.items() if key in best]
     found.append(Metric("best epoch", f"{card['epoch']} of {len(rows)}", f"{sum(row['seconds'] for row in rows[-1:]):,.0f} s"))
-    with suppress(UserError):  # a table that is no longer there
-        named = find_dataset(data["name"])
-        if isinstance(named, DataTable) and (reach := reach_of(named.train, threats_of(threat)[0])):
-            found.append(Metric("of the table", *str(reach).partition("; ")[::2]))
+    table = table_behind(card)
+    if table is not None and (reach := reach_of(table.train, threats_of(threat)[0])):
+        found.append(Metric("of the table", *str(reach).partition("; ")[::2]))
     return found
 
 
@@ -142,7 +168,7 @@ def _training_sections(rows: list[dict[str, Any]]) -> list[Section]:
     kish = "On how much of a batch the loss rests (Kish's effective size): 100 % means equal weights"
     sections = {
         "Training": [
-            *_curve(rows, "accuracy", "Accuracy over epochs", _ACCURACIES, 100, ylabel="accuracy, %"),
+            *_curve(rows, "accuracy", "Accuracy over epochs", _ACCURACIES, 100, ylabel="accuracy, %", ylim=(0, 102)),
             *_curve(rows, "loss", "Training loss over epochs", {"loss": "loss"}),
             *_curve(rows, "rate", "Learning rate", {"lr": "learning rate"}),
             *_curve(rows, "areas", areas, _AREAS, ylabel="training examples"),
@@ -170,132 +196,6 @@ def _curve(
     draw = band if len(columns) == 3 else lines
     picture = draw(epochs, series, **{"xlabel": "epoch", "ylabel": next(iter(series)), **labels})
     return [Figure(name, caption, ["epoch", *series], numbers, picture)]
-
-
-def evaluation_page(found: dict[str, Any], subject: str) -> Page:
-    """Return the report of an evaluation (the JSON that :meth:`hauberk.Evaluation.save` writes); ``subject`` is its line."""
-    diagnostics, origin = [Diagnostic(**stored) for stored in found["diagnostics"]], found["provenance"]
-    interval, clean = (f"95 % interval {_interval(found[name])}" for name in ("interval", "clean_interval"))
-    estimate = (found["estimate"] or {}).get("text", "")
-    notes = [warning_line(diagnostics), estimate, interval, f"worst case over {', '.join(found['by_attack'])}", found["threat"]]
-    label = "robust accuracy with rejection, at most" if found["detection"] else "robust accuracy, at most"
-    metrics = [
-        Metric(label, f"{100 * found['robust_accuracy']:.1f} %{warning_mark(diagnostics)}", "; ".join(filter(None, notes))),
-        *_floor(found),
-        Metric("clean accuracy", f"{100 * found['clean_accuracy']:.1f} %", clean),
-        Metric("examples", f"{found['n']:,}", f"{origin['data']}, {origin['subset']}"),
-        *(Metric("of the table", *d.measured.partition("; ")[::2]) for d in diagnostics if d.name == "columns-can-change"),
-    ]
-    alerts = [Alert(d.verdict, f"{d.name}: {d.measured}. {d.advice}") for d in worst_first(diagnostics)]
-    believed = "What was looked for, and found: signs that attacks fail for another reason than robustness"
-    checks = [[d.name, d.verdict, d.measured] for d in diagnostics]
-    rows = [[key, _plain(value)] for key, value in origin.items() if key != "attacks" and value not in ({}, [])]
-    sections: dict[str, list[Block]] = {
-        "Attacks": _attacks(found),
-        "Robust accuracy against ε": _radii(found["curve"]),
-        "Classes": _classes(found),
-        "Margins": _margins(found["examples"]),
-        "Can it be believed?": [Table("evaluation-diagnostics", believed, ["check", "verdict", "measured"], checks)],
-        "Where the numbers come from": [
-            Table("evaluation-provenance", "Seed, budget, versions, machine", ["", ""], rows),
-            Table("evaluation-sources", "Attacks as run", ["attack", "source"], list(origin.get("attacks", {}).items())),
-        ],
-    }
-    filled = [Section(heading, blocks) for heading, blocks in sections.items() if blocks]
-    return Page(f"Evaluation, {found['suite']}", subject, metrics, alerts, filled)
-
-
-def _floor(found: dict[str, Any]) -> list[Metric]:
-    """What was proved, where it was asked for."""
-    proved = found["certified"]
-    if proved is None:
-        return []
-    by = ", ".join(f"{count} by {name}" for name, count in proved["by"].items()) or "none"
-    notes = f"95 % interval {_interval(proved['interval'])}", by, f"undecided {100 * proved['undecided']:.1f} %"
-    return [Metric("robust accuracy, at least", f"{100 * proved['accuracy']:.1f} %", "; ".join(notes))]
-
-
-def _attacks(found: dict[str, Any]) -> list[Block]:
-    accuracies = {"clean": found["clean_accuracy"], **found["by_attack"], "worst case": found["robust_accuracy"]}
-    accuracies |= {"certified": found["certified"]["accuracy"]} if found["certified"] else {}
-    order = "each on what the ones before it left" if found["sequential"] else "each alone on all that is right without it"
-    known = dict.fromkeys(("autoattack", "worst case"), tuple(found["interval"])) if found["estimate"] else None
-    counts = dict.fromkeys(accuracies, found["n"])
-    figure = _accuracies("attacks", "Accuracy under each attack", "attack", accuracies, counts, known)
-    outcomes = {"clean": "wrong without an attack", None: "robust", "open": "stands, not in the sample"}
-    broken_by = ("open" if example.get("weight") == 0 else example["broken_by"] for example in found["examples"])
-    broken = Counter(outcomes.get(attack, attack) for attack in broken_by).most_common()
-    picture = bars(dict(broken), xlabel="examples")
-    return [
-        Table(figure.name, f"{figure.caption} ({order})", figure.header, figure.rows),
-        replace(figure, caption=f"{figure.caption}, with 95 % intervals", rows=()),
-        Figure("evaluation-broken", "What broke how many examples first", ["", "examples"], broken, picture),
-    ]
-
-
-def _classes(found: dict[str, Any]) -> list[Block]:
-    if not found["by_class"]:  # a task without classes
-        return []
-    counts = Counter(str(example["label"]) for example in found["examples"])
-    figure = _accuracies("classes", "Robust accuracy of each class", "class", found["by_class"], counts)
-    blocks: list[Block] = [figure]
-    if len(figure.rows) > _MANY:
-        blocks = [Table(figure.name, figure.caption, figure.header, sorted(figure.rows, key=lambda row: float(row[2])))]
-    if min(counts.values()) < _FEW:
-        blocks.append(f"Some classes have fewer than {_FEW} examples here: read their intervals, not their bars.")
-    return blocks
-
-
-def _accuracies(
-    name: str,
-    caption: str,
-    what: str,
-    accuracies: Mapping[str, float],
-    counts: Mapping[str, int],
-    known: Mapping[str, tuple[float, ...]] | None = None,
-) -> Figure:
-    """Draw accuracies of so many examples each, with their intervals: those that are ``known``, otherwise Wilson's."""
-    ends: dict[str, tuple[float, ...]] = {
-        key: wilson_interval(round(share * counts[key]), counts[key] or 1) for key, share in accuracies.items()
-    }
-    ends |= known or {}
-    rows = [[key, counts[key], f"{100 * share:.1f}", _interval(ends[key])] for key, share in accuracies.items()]
-    percents = {key: 100 * share for key, share in accuracies.items()}
-    picture = bars(percents, [(100 * low, 100 * high) for low, high in ends.values()], xlabel="accuracy, %", xlim=(0, 100))
-    return Figure(f"evaluation-{name}", caption, [what, "examples", "accuracy, %", "95 % interval"], rows, picture)
-
-
-def _radii(curve: Sequence[dict[str, Any]]) -> list[Block]:
-    if not curve:
-        return []
-    plain = all(isinstance(point["eps"], int | float) for point in curve)
-    eps, unit = [0.0, *(point["eps" if plain else "factor"] for point in curve)], "ε" if plain else "times ε"
-    percents = [100.0, *(100 * point["robust"] for point in curve)]
-    caption = f"Of {curve[0]['n']} examples that are right without an attack, how many resist a quick APGD as ε grows"
-    rows = [[f"{e:.4g}", f"{percent:.1f}"] for e, percent in zip(eps, percents, strict=True)]
-    picture = lines(eps, {"robust": percents}, xlabel=unit, ylabel="robust, %", ylim=(0, 105))
-    return [Figure("evaluation-eps", caption, [unit, "robust, %"], rows, picture)]
-
-
-def _margins(examples: Sequence[dict[str, Any]]) -> list[Block]:
-    captions = {
-        "clean_margin": "Logit margin of examples that are right, without an attack",
-        "margin": "Least margin that any attack saw; below 0 the example is broken",
-    }
-    right = [example for example in examples if example["broken_by"] != "clean"]
-    known = {key: [example[key] for example in right if example[key] is not None] for key in captions}
-    pictures = {key: histogram(values, xlabel="margin", ylabel="examples") for key, values in known.items() if values}
-    return [Figure(f"evaluation-{key.replace('_', '-')}", captions[key], picture=picture) for key, picture in pictures.items()]
-
-
-def _interval(ends: Sequence[float]) -> str:
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{key} {_plain(one)}" for key, one in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _comparison_page(stored: dict[str, Any]) -> Page:

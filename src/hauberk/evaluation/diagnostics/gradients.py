@@ -191,11 +191,18 @@ def _unrounded(model: nn.Module) -> Iterator[list[str]]:
 
 def large_eps(sample: Sample) -> list[Finding]:
     """Which fraction of the inputs is robust within an ε as large as the box, where one is certainly misclassified."""
-    if not sample.curve or sample.goal.criterion is not fooled:
+    if not sample.curve or sample.goal.criterion is not fooled or not _reaches_all(sample):
         return []
     left = sample.curve[-1]["robust"]
     measured = f"with ε as large as the box, {left:.0%} of {len(sample.x)} inputs are robust to APGD-{_CURVE_STEPS}"
     return [Finding(left, measured)]
+
+
+def _reaches_all(sample: Sample) -> bool:
+    """Whether the largest ε of the curve reaches all of a finite box: not where features are frozen, one-way or unbounded."""
+    region = sample.threat.scaled(sample.factors[-1]).around(sample.x)
+    one_way = sample.threat.monotone is not None and bool((sample.threat.monotone != 0).any())
+    return not one_way and bool(((region.upper - region.lower) >= 0.999 * (region.high - region.low)).all())
 
 
 def larger_eps(sample: Sample) -> list[Finding]:

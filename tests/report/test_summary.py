@@ -1,0 +1,254 @@
+"""The first words of a report: what they say in each case, and that their numbers are those of the evaluation."""
+
+import json
+import re
+from html import unescape
+
+import numpy as np
+import pytest
+import torch
+
+import hauberk as hb
+from hauberk.cli import main
+from hauberk.evaluation import DIAGNOSTICS
+from hauberk.evaluation.result import Diagnostic
+from hauberk.report.summary import compare_with_standard, summarise
+from hauberk.report.words import allowed_in_words, plain_words
+from helpers import made_once
+
+pd = pytest.importorskip("pandas")
+SCHEMA = """
+train = "rows.csv"
+label = "late"
+classes = ["no", "<script>yes"]
+eps = 0.5
+costs = [5, 1]
+
+[features.income]
+change = "down"
+[features."<b>debt"]
+[features.months]
+kind = "integer"
+low = 1
+high = 120
+[features.children]
+kind = "integer"
+[features.sex]
+kind = "category"
+change = "none"
+"""
+
+
+def evaluation(**changes):
+    """An evaluation as JSON of 200 examples: 180 right without an attack, 120 under it."""
+    broken = ["clean"] * 20 + ["pgd-20"] * 60 + [None] * 120
+    return {
+        "suite": "standard", "threat": "Linf(0.1)", "n": 200, "sequential": True, "clean_accuracy": 0.9, "robust_accuracy": 0.6,
+        "clean_interval": [0.85, 0.934], "interval": [0.531, 0.665], "detection": None, "estimate": None, "certified": None,
+        "diagnostics": [{"name": "gradients", "measured": "fine", "verdict": "ok", "advice": ""}] * 3,
+        "by_attack": {"pgd-20": 0.6}, "examples": [{"i": i, "label": i % 2, "broken_by": b} for i, b in enumerate(broken)],
+        "provenance": {"data": "digits", "subset": "all", "seed": 0}, "risk": None, "class_names": [],
+    } | changes  # fmt: skip
+
+
+def doubted(name, verdict):
+    return [{"name": name, "measured": "odd", "verdict": verdict, "advice": "look"}, *evaluation()["diagnostics"]]
+
+
+def test_three_sentences_with_the_numbers_of_the_evaluation():
+    clean, attacked, belief = summarise(evaluation())
+    assert clean == "Without an attack the model is right for 90.0 % of 200 examples (95 % interval 85.0 to 93.4 %)."
+    assert "every number of an input may change by up to 0.1" in attacked
+    assert "at most 60.0 % (95 % interval 53.1 to 66.5 %)" in attacked
+    assert "nothing is proved" in attacked
+    assert "at least" not in attacked
+    assert belief.startswith("Can it be believed? Yes, as an upper limit: 3 checks found nothing wrong")
+
+
+def test_certificates_give_at_least_and_at_most():
+    found = evaluation(certified={"accuracy": 0.455, "interval": [0.4, 0.5], "undecided": 0.145, "by": {}, "seconds": 1.0})
+    attacked = summarise(found)[1]
+    assert "at least 45.5 %, which is proved, and at most 60.0 %" in attacked
+    assert "nothing is proved" not in attacked
+    assert "proved holds in any case" in summarise(found | {"diagnostics": doubted("gradients", "invalid")})[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"suite": "quick"}, "As a first look only"),
+        ({"suite": "custom"}, "As a first look only"),
+        ({"diagnostics": []}, "Nobody looked"),
+        ({"diagnostics": doubted("more-steps-help", "warning")}, "With care. The attacks were stopped"),
+        ({"n": 60}, "60 examples are few"),
+        ({"diagnostics": doubted("mine", "warning")}, "odd. look"),
+    ],
+)
+def test_whether_it_can_be_believed(changes, words):
+    said = summarise(evaluation(**changes))
+    assert said[2].startswith("Can it be believed?")
+    assert words in said[2]
+    assert "Yes, as an upper limit" not in said[2] or "n" in changes
+
+
+def test_what_cannot_be_believed_is_said_before_any_number():
+    first = summarise(evaluation(diagnostics=doubted("gradients", "invalid")))[0]
+    assert first.startswith("Can it be believed? No.")
+    assert "Yes" not in " ".join(summarise(evaluation(diagnostics=doubted("gradients", "invalid"))))
+
+
+def test_estimates_and_detection_are_named():
+    assert "at most about 60.0 %" in summarise(evaluation(estimate={"text": ""}))[1]
+    assert "or recognises the attack" in summarise(evaluation(detection={"detection_rate": 0.5, "false_alarms": 0.1}))[1]
+
+
+def test_every_check_has_plain_words():
+    jargon = re.compile(
+        r"gradient|logit|mask|PGD|APGD|FGSM|cross-entropy|ε|epsilon|converge|margin|batch|Square", re.IGNORECASE
+    )
+    for name in DIAGNOSTICS:
+        for full in (name, f"Linf(0.1): {name}"):
+            said = plain_words(Diagnostic(full, "MEASURED", "warning", "ADVICE"))
+            assert "MEASURED" not in said, name
+            assert not jargon.search(said), (name, said)
+    assert "Trial and error" in plain_words(Diagnostic("fab-beats-gradients", "m", "warning", "a"))
+    assert plain_words(Diagnostic("own", "m", "warning", "a")) == "m. a"
+
+
+@pytest.mark.parametrize(
+    ("threat", "words"),
+    [
+        ("L2(0.5)", "as a distance"),
+        ("L1(12)", "in sum"),
+        ("L0(3)", "3 numbers of an input may become anything"),
+        ("Linf(8/255)", "up to 8/255"),
+        ("Linf(0.1) and L2(1)", "the attacker may do Linf(0.1) and L2(1)"),
+    ],
+)
+def test_what_the_attacker_may_do(threat, words):
+    assert words in allowed_in_words(evaluation(threat=threat))
+
+
+def test_standard_beside_robust_pairs_the_examples():
+    broken = ["clean"] * 10 + ["pgd-20"] * 110 + [None] * 80
+    examples = [{"i": i, "label": i % 2, "broken_by": b} for i, b in enumerate(broken)]
+    standard = evaluation(clean_accuracy=0.95, robust_accuracy=0.4, examples=examples)
+    sentence, table = compare_with_standard(evaluation(), standard, (50.0, 10.0))
+    difference = np.r_[np.zeros(80), np.ones(40), np.zeros(80)]  # of the examples that one of the two withstands
+    spread = 200 * difference.std(ddof=1) / 200**0.5
+    assert f"+20.0 ± {spread:.1f} points under attack" in sentence
+    assert "-5.0 ± " in sentence
+    assert "50 s instead of 10 s" in sentence
+    assert ["training took", "50 s", "10 s", "× 5.0"] in list(table.rows)
+    assert "cannot be believed" not in sentence
+    doubt = standard | {"diagnostics": doubted("gradients", "invalid")}
+    assert "cannot be believed" in compare_with_standard(evaluation(), doubt, (None, None))[0]
+
+
+@pytest.fixture(scope="module")
+def loans(tmp_path_factory):
+    """A table whose names are hostile, with a standard and a robust run, evaluated."""
+    return made_once(tmp_path_factory, "loans-report", make_loans)
+
+
+def make_loans(folder):
+    torch.set_num_threads(1)
+    draw = np.random.default_rng(0)
+    income, debt = draw.normal(2000, 500, 400), draw.normal(0, 1000, 400)
+    late = debt - income / 2 + 300 * draw.normal(size=400) > -700
+    columns = {"income": income, "<b>debt": debt, "months": draw.integers(1, 121, 400), "children": draw.integers(0, 2, 400)}
+    columns |= {"sex": draw.choice(["f", "m"], 400), "late": np.where(late, "<script>yes", "no")}
+    pd.DataFrame(columns).to_csv(folder / "rows.csv", index=False)
+    (folder / "loans.toml").write_text(SCHEMA)
+    data = ["--data", str(folder / "loans.toml")]
+    for method in ("standard", "at"):
+        where = ["--out", str(folder / "runs" / method), "--epochs", "8", "--lr", "0.01", "--threads", "1", "--quiet"]
+        assert main(["train", *data, "--model", "mlp", "--method", method, *where]) == 0
+        assert main(["evaluate", str(folder / "runs" / method), "--attacks", "pgd-20", "--quiet"]) == 0
+        assert main(["report", str(folder / "runs" / method), "--figures", str(folder / f"figures-{method}")]) == 0
+
+
+def stored(loans, method):
+    return json.loads(next((loans / "runs" / method).glob("evaluations/*/evaluation.json")).read_text())
+
+
+def test_an_evaluation_of_a_table_holds_what_errors_cost(loans):
+    from hauberk.data import read_table
+    from hauberk.evaluation import measure_risk
+
+    table, found = read_table(loans / "loans.toml"), stored(loans, "standard")
+    model = hb.load(loans / "runs" / "standard")
+    risk = measure_risk(model, table.test, threat=table.threat, miss=5, false_alarm=1)
+    for key in ("recall", "precision", "auc", "cost"):
+        assert found["risk"][key] == pytest.approx(getattr(risk, key))
+        assert found["risk"][f"{key}_attacked"] == pytest.approx(getattr(risk, f"{key}_attacked"))
+    assert found["risk"]["cost_attacked"] > found["risk"]["cost"]
+    assert found["class_names"] == ["no", "<script>yes"]
+    assert found["risk"]["miss"] == 5
+
+
+def test_the_report_of_a_table_says_it_in_its_own_words(loans):
+    html, found = (loans / "runs" / "at" / "report.html").read_text(), stored(loans, "at")
+    text = " ".join(unescape(re.sub("<[^>]+>", " ", html)).split())
+    risk = found["risk"]
+    assert f"recognises {100 * risk['recall']:.1f} %, under attack {100 * risk['recall_attacked']:.1f} %" in text
+    assert f"{risk['auc']:.3g} {risk['auc_attacked']:.3g}" in text  # a row of the table
+    assert "3 of 5 columns can change; children may change but cannot: ε is below 1 unit" in text
+    assert "per feature" not in text[: text.index("threat model")]
+    assert "Beside standard training of the same network" in text
+    assert f"at most {100 * stored(loans, 'standard')['robust_accuracy']:.1f} % under the same attacks" in text
+    assert text.index("Without an attack the model is right") < text.index("What errors cost")
+    assert "Beside standard training" not in (loans / "runs" / "standard" / "report.html").read_text()
+
+
+def test_names_of_columns_and_classes_are_text(loans):
+    html = (loans / "runs" / "at" / "report.html").read_text()
+    assert "<script" not in html
+    assert "<b>debt" not in html
+    assert "&lt;script&gt;yes" in html
+
+
+def test_rows_before_and_after_mark_what_changed_and_nothing_else(loans):
+    html = (loans / "runs" / "standard" / "report.html").read_text()
+    marked = [unescape(cell) for cell in re.findall("<mark>(.*?)</mark>", html)]
+    assert marked
+    pairs = [cell.split(" → ") for cell in marked]
+    assert all(len(pair) == 2 and pair[0] != pair[1] for pair in pairs)
+    rows = (loans / "figures-standard" / "rows-under-attack.csv").read_text().splitlines()
+    cells = {line.split(",")[0]: line.split(",")[1:] for line in rows}
+    assert len(cells["true class"]) == 5
+    assert "no → <script>yes" in cells["the network says"] + marked
+    assert not any("→" in cell for name in ("children", "sex") for cell in cells[name])
+    for cell in cells["income"]:  # may fall only
+        old, _, new = cell.partition(" → ")
+        assert not new or float(new) < float(old)
+    assert sum("→" in cell for line in cells.values() for cell in line) == len(marked)
+
+
+def test_the_curve_of_a_table_is_over_multiples_of_its_own_eps(loans):
+    header, *lines = (loans / "figures-at" / "evaluation-eps.csv").read_text().splitlines()
+    assert header == '"times ε","robust, %"' or header == '"times ε","robust, %"'.replace('"times ε"', "times ε")
+    assert {"1", "2", "4"} <= {line.split(",")[0] for line in lines}
+
+
+def test_a_standard_run_is_given_by_its_folder_or_refused(loans, tmp_path, capsys):
+    robust, standard = loans / "runs" / "at", loans / "runs" / "standard"
+    assert main(["report", str(robust), "--out", str(tmp_path / "r.html"), "--standard", str(standard)]) == 0
+    assert "Standard beside robust" in (tmp_path / "r.html").read_text()
+    assert main(["report", str(robust), "--out", str(tmp_path / "r.html"), "--standard", str(tmp_path)]) == 2
+    assert "run.json" in capsys.readouterr().err
+    one = next(robust.glob("evaluations/*/evaluation.json"))
+    assert main(["report", str(one), "--out", str(tmp_path / "r.html"), "--standard", str(standard)]) == 2
+    assert "is none" in capsys.readouterr().err
+
+
+def test_the_page_prints_and_fits_a_phone(loans):
+    html = (loans / "runs" / "at" / "report.html").read_text()
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert 'name="viewport" content="width=device-width' in html
+    assert "overflow-x: auto" in style
+    assert "@media print" in style
+    widths = [float(number) for number in re.findall(r"(?<!max-)(?<!-)width: ([\d.]+)(?:px|rem)", style)]
+    assert all(width <= 20 for width in widths)  # nothing is wider than a phone by itself
+    tables = html.count("<table>")
+    assert tables == len(re.findall(r'<div class="wide"[^>]*>\s*<table>', html)) > 5
