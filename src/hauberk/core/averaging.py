@@ -93,10 +93,6 @@ class StochasticWeightAverage(_Average):
         """Return 1 / (n + 1)."""
         return 1 / (updates + 1)
 
-    def restart(self) -> None:
-        """Forget what was averaged: the next update is the average."""
-        self._updates = 0
-
 
 def _tensors(model: nn.Module) -> list[Tensor]:
     return [tensor.detach() for tensor in chain(model.parameters(), model.buffers())]
