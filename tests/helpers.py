@@ -14,6 +14,8 @@ from filelock import FileLock
 from torch import nn
 
 import hauberk as hb
+from hauberk.core.io import read_state
+from hauberk.core.random import ExampleRng
 from hauberk.data import TensorDataset, as_dataset
 from hauberk.methods import METHODS
 
@@ -210,6 +212,46 @@ def count_passes(model):
 
     model.register_forward_hook(forward)
     return seen
+
+
+def steps_by_hand(method, model, x, y, steps, steps_per_epoch):
+    """Take these steps, numbered from 0, of plain gradient descent; returns what the method returned in each."""
+    found = []
+    for step in steps:
+        rng = ExampleRng(0, torch.arange(len(x)), stage=step)
+        found.append(method(model, x, y, epoch=step // steps_per_epoch, rng=rng))
+        found[-1].loss.backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.sub_(0.05 * p.grad)
+                p.grad = None
+    return found
+
+
+def losses_by_hand(*args):
+    """The losses of :func:`steps_by_hand`."""
+    return torch.stack([out.loss.detach() for out in steps_by_hand(*args)])
+
+
+def stopped_and_resumed(train, data, folder, places, **given):
+    """Train whole, and as often as there are places, each time stopped there and resumed to the end.
+
+    ``train(data, out, resume, **given)`` trains. Asserts that all end with the same files and the same model.
+
+    Returns the whole run, those that were resumed, and how many of them were interrupted at all.
+    """
+    whole, runs, stopped = train(Signalling(data, 0), folder / "whole", **given), [], 0
+    for at in places:
+        out = folder / f"at{at}"
+        run = train(Signalling(data, at), out, **given)
+        stopped += run.interrupted
+        while run.interrupted:
+            run = train(Signalling(data, 0), out, resume=True, **given)
+        assert weights(out) == weights(folder / "whole")
+        states = [read_state(where / "state.ckpt")[0]["model"] for where in (out, folder / "whole")]
+        assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+        runs.append(run)
+    return whole, runs, stopped
 
 
 def weights(folder):

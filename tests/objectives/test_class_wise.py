@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import hauberk as hb
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
-from helpers import tiny_batch, tiny_net
+from helpers import losses_by_hand, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
 NAMES = ["cfa-at", "cfa-trades", "dafa-at", "dafa-trades"]
@@ -131,16 +131,7 @@ def test_a_state_goes_on_exactly(name):
     x, y = tiny_batch(20)
 
     def steps(method, model, of):
-        losses = []
-        for step in of:
-            out = method(model, x, y, epoch=step // 2, rng=ExampleRng(0, torch.arange(20), stage=step))
-            out.loss.backward()
-            with torch.no_grad():
-                for p in model.parameters():
-                    p.sub_(0.05 * p.grad)
-                    p.grad = None
-            losses.append(out.loss.detach())
-        return torch.stack(losses)
+        return losses_by_hand(method, model, x, y, of, 2)
 
     def new():
         return hb.method(name, THREAT, begin=0.5, **({"awp_warmup": 1} if "awp" in name else {})).with_schedule(epochs=4)

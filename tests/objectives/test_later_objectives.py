@@ -11,7 +11,7 @@ from hauberk.core.class_means import ClassMeans
 from hauberk.core.distributed import World
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
-from helpers import count_passes, tiny_batch, tiny_net
+from helpers import count_passes, losses_by_hand, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
 LATER = ["arow", "score", "ikl", "gkl", "sovr", "tsovr"]
@@ -294,16 +294,7 @@ def test_a_state_goes_on_exactly(name):
     x, y = tiny_batch(16)
 
     def steps(method, model, of):
-        losses = []
-        for step in of:
-            out = method(model, x, y, epoch=step // 3, rng=ExampleRng(0, torch.arange(16), stage=step))
-            out.loss.backward()
-            with torch.no_grad():
-                for p in model.parameters():
-                    p.sub_(0.05 * p.grad)
-                    p.grad = None
-            losses.append(out.loss.detach())
-        return torch.stack(losses)
+        return losses_by_hand(method, model, x, y, of, 3)
 
     def new():
         return hb.method(name, THREAT, **({"awp_warmup": 1} if "awp" in name else {})).with_schedule(epochs=5)

@@ -10,7 +10,6 @@ from torch import nn
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.distributed import World
-from hauberk.core.io import read_state
 from hauberk.core.random import ExampleRng
 from hauberk.data import ConcatDataset, as_dataset, as_extra, data_digest, read_extra
 from hauberk.data.extra import target_probabilities
@@ -18,7 +17,7 @@ from hauberk.models import ModelSpec
 from hauberk.training.batch import BatchLoader
 from hauberk.training.config import TrainConfig
 from hauberk.training.plan import make_plan
-from helpers import THREAT, Signalling, easy_data, settings, tiny_net, weights
+from helpers import THREAT, easy_data, settings, stopped_and_resumed, tiny_net
 
 
 def soft(n, classes=5, seed=3):
@@ -130,17 +129,7 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(name, tmp_path
         return nn.functional.interpolate(pair[0], (12, 12)), pair[1]
 
     data, given = larger(easy_data()), RUNS[name] | {"extra": larger(RUNS[name]["extra"])}
-    train(Signalling(data, 0), tmp_path / "whole", **given)
-    stopped = 0
-    for at in (128, 150, 175, 200):
-        folder = tmp_path / f"at{at}"
-        run = train(Signalling(data, at), folder, **given)
-        stopped += run.interrupted
-        while run.interrupted:
-            run = train(Signalling(data, 0), folder, resume=True, **given)
-        assert weights(folder) == weights(tmp_path / "whole")
-        states = [read_state(where / "state.ckpt")[0]["model"] for where in (folder, tmp_path / "whole")]
-        assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+    _, _, stopped = stopped_and_resumed(train, data, tmp_path, (128, 150, 175, 200), **given)
     assert stopped >= 2
 
 

@@ -9,10 +9,9 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LinearLR, MultiStepLR, OneCycleLR
 
 import hauberk as hb
-from hauberk.core.io import read_state
 from hauberk.training.config import TrainConfig
 from hauberk.training.schedule import first_drop, lr_factor, make_optimizer, swa_epoch
-from helpers import THREAT, Signalling, easy_data, settings, tiny_net, weights
+from helpers import THREAT, easy_data, settings, stopped_and_resumed, tiny_net
 
 
 def rates(total=100, **given):
@@ -178,17 +177,8 @@ def train(data, out, resume=False, **given):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(name, tmp_path):
     given, data = RUNS[name], easy_data()
-    whole = train(Signalling(data, 0), tmp_path / "whole", **given)
-    stopped = 0
-    for at in (130, 201, 260):
-        folder = tmp_path / f"at{at}"
-        run = train(Signalling(data, at), folder, **given)
-        stopped += run.interrupted
-        while run.interrupted:
-            run = train(Signalling(data, 0), folder, resume=True, **given)
-        assert weights(folder) == weights(tmp_path / "whole")
-        states = [read_state(where / "state.ckpt")[0]["model"] for where in (folder, tmp_path / "whole")]
-        assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+    whole, runs, stopped = stopped_and_resumed(train, data, tmp_path, (130, 201, 260), **given)
+    for run in runs:
         assert [row["lr"] for row in run.metrics] == [row["lr"] for row in whole.metrics]
     assert stopped == 3
 

@@ -8,7 +8,7 @@ import torch
 import hauberk as hb
 from hauberk.core.random import ExampleRng
 from hauberk.weighting import WEIGHTINGS
-from helpers import tiny_batch, tiny_net
+from helpers import steps_by_hand, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
 UNIFORM = {
@@ -220,15 +220,7 @@ def test_weights_of_frl_follow_the_errors_of_the_last_epoch_and_go_on_exactly(ba
         return hb.method(base, THREAT, weighting="frl", bound=0.0, rate=0.5, **more).with_schedule(epochs=9)
 
     def steps(method, model, of):
-        found = []
-        for step in of:
-            found.append(method(model, x, y, epoch=step // 2, rng=ExampleRng(0, torch.arange(40), stage=step)))
-            found[-1].loss.backward()
-            with torch.no_grad():
-                for p in model.parameters():
-                    p.sub_(0.05 * p.grad)
-                    p.grad = None
-        return found
+        return steps_by_hand(method, model, x, y, of, 2)
 
     whole = steps(new(), tiny_net(), range(7))
     assert torch.equal(whole[1].weights, torch.ones(40))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from hauberk.cli.compare_results import compare_results, names_results
+from hauberk.cli.compare_results import compare_results, names_results, show_and_save
 from hauberk.cli.options import command, common_parts, key_values, parse, program, say, usual_folder
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import (
@@ -87,7 +87,6 @@ def compare(arguments: Sequence[str]) -> int:
     if names_results(arguments):
         return compare_results(arguments)
     options = _with_table(parse(Compare, "compare", arguments, _with_published))
-    from rich.console import Console
 
     from hauberk.experiments import collect, estimate, run_experiments, run_on_slurm
     from hauberk.experiments.experiment import train_experiment
@@ -119,11 +118,7 @@ def compare(arguments: Sequence[str]) -> int:
         say("Not finished; the same command goes on")
         return 1
     found = collect(experiments, out, options.table)
-    Console().print(found.table().to_rich())
-    if any(found.doubts.values()):
-        say(f"(!) Numbers are doubted: see the evaluations of these methods in {out}")
-    found.save(out)
-    say(f"Also in {out} as comparison.json, .md, .tex, .csv, .png, .svg and .pdf. Next: {command('report', out)}")
+    show_and_save(found, out, f"see the evaluations of these methods in {out}")
     return 0
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from hauberk.cli.options import command, parse, say, usual_folder
 from hauberk.experiments.paper_tables import PAPER_TABLES
+
+if TYPE_CHECKING:
+    from hauberk.experiments import Comparison
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,25 @@ def names_results(arguments: Sequence[str]) -> bool:
 def compare_results(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(CompareResults, "compare", arguments)
-    from rich.console import Console
-
     from hauberk.experiments import compare_results as compared
     from hauberk.experiments import find_results
 
     groups, seeds = find_results(options.results)
     found = compared(groups, baseline=options.baseline, seeds=seeds)
     out = options.out or usual_folder("results", *groups)
+    sources = [f"{method}: {', '.join(map(str, paths))}" for method, paths in groups.items()]
+    show_and_save(found, out, "see 'hauberk report' of these evaluations", sources)
+    return 0
+
+
+def show_and_save(found: "Comparison", out: Path, where: str, sources: Sequence[str] = ()) -> None:
+    """Print a comparison, lines on where its numbers come from, and where to look if they are doubted; write its files."""
+    from rich.console import Console
+
     Console().print(found.table().to_rich())
-    for method, paths in groups.items():
-        say(f"{method}: {', '.join(map(str, paths))}")
+    for line in sources:
+        say(line)
     if any(found.doubts.values()):
-        say("(!) Numbers are doubted: see 'hauberk report' of these evaluations")
+        say(f"(!) Numbers are doubted: {where}")
     found.save(out)
     say(f"Also in {out} as comparison.json, .md, .tex, .csv, .png, .svg and .pdf. Next: {command('report', out)}")
-    return 0

@@ -38,8 +38,7 @@ def ikl(
     Raises:
         UserError: if ``prior`` is of another shape.
     """
-    s = _prior(prior, logits)
-    apart = _weighted_squared_error(logits, logits_adv, s)
+    apart = _weighted_squared_error(logits, logits_adv, _prior(prior, logits))
     fit = cross_entropy(logits, y if targets is None else targets)
     return LossTerms(beta * apart + alpha * _cross_entropy_from(logits, logits_adv), fit)
 
