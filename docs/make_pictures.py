@@ -1,7 +1,8 @@
 """Makes the pictures of README and docs/index.md, in docs/images.
 
-    python docs/make_pictures.py            bounds.png (two minutes), and report.png (needs Chromium and playwright)
-    python docs/make_pictures.py bounds     this one only
+    python docs/make_pictures.py
+
+makes bounds.png (two minutes) and report.png (needs Chromium and playwright); with "bounds" or "report" behind it, only it.
 """
 
 import shutil
