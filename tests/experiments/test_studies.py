@@ -18,14 +18,13 @@ from hauberk.experiments import Experiment
 from hauberk.experiments.figures import FIGURE_FORMATS, figure_file, new_figure
 from hauberk.experiments.options import ModelOptions, SubsetOptions
 from hauberk.experiments.studies import STUDIES, StudyContext, StudyResult, find_study
-from hauberk.experiments.studies.base import RobustMasks, difference_of, judged, mean_and_error, sentence
-from hauberk.experiments.studies.training import (
-    MART_LOSSES,
-    _best_less_worst,
-    _effective_parts,
-    split_by_correctness,
-    split_method,
-)
+from hauberk.experiments.studies.mail_weights import _effective_parts
+from hauberk.experiments.studies.masks import RobustMasks
+from hauberk.experiments.studies.method_variants import MART_LOSSES, split_method
+from hauberk.experiments.studies.misclassified import split_by_correctness
+from hauberk.experiments.studies.study import judged
+from hauberk.experiments.studies.trade_off import _best_less_worst
+from hauberk.experiments.studies.verdict import difference_of, mean_and_error, sentence
 from hauberk.training.plan import hold_out
 from helpers import tiny_batch, tiny_net
 
@@ -241,10 +240,10 @@ def test_subsets_test_every_sentence(monkeypatch):
         masks = {name: (torch.arange(500) < 500 * shares.get(name, 0.8)).expand(3, 500) for name in variants}
         return {name: RobustMasks(mask, mask, mask) for name, mask in masks.items()}
 
-    training = "hauberk.experiments.studies.training"
-    monkeypatch.setattr(f"{training}.trained_masks", made)
+    where = "hauberk.experiments.studies.misclassified"
+    monkeypatch.setattr(f"{where}.trained_masks", made)
     monkeypatch.setattr(StudyContext, "trained", lambda *words, **more: None)
-    monkeypatch.setattr(f"{training}.split_by_correctness", lambda *words: dict.fromkeys(("S+", "S-"), torch.arange(27)))
+    monkeypatch.setattr(f"{where}.split_by_correctness", lambda *words: dict.fromkeys(("S+", "S-"), torch.arange(27)))
     found = find_study("subsets").experiment(StudyContext(SMALL, None))
     assert "S- is 10.0 % of the training examples" in found.found
     verdicts = {one["sentence"]: one["verdict"] for one in found.sentences}

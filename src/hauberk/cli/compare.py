@@ -230,7 +230,7 @@ def study(arguments: Sequence[str]) -> int:
     from hauberk.experiments.studies import STUDIES, find_study
 
     if not options.name:
-        say("\n".join(f"{name:<17} {what}" for name, (what, _) in STUDIES.items()))
+        say("\n".join(f"{name:<17} {what}" for name, (what, *_) in STUDIES.items()))
         say(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
         return 0
     chosen, given = find_study(options.name), options.settings

@@ -1,0 +1,82 @@
+"""MART's study of misclassified examples, S-, and others, S+."""
+
+from collections.abc import Callable
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from hauberk.data import fetch_for
+from hauberk.experiments.figures import error_bars, new_figure
+from hauberk.experiments.studies.context import StudyContext, Variant
+from hauberk.experiments.studies.masks import trained_masks
+from hauberk.experiments.studies.method_variants import at_with_kl, split_method, with_loss
+from hauberk.experiments.studies.result import StudyResult
+from hauberk.experiments.studies.verdict import NOTHING, gain, percent, sentence
+from hauberk.methods import Method
+
+TREATMENTS = ("unperturbed", "FGSM", "regularised")
+
+
+def split_by_correctness(context: StudyContext, first: nn.Module) -> dict[str, Tensor]:
+    """Places of S-, what a first network misclassifies without an attack, and of S+, as many others at random."""
+    source = context.train_part
+    with torch.no_grad():
+        batches = (fetch_for(first, source, index) for index in torch.arange(len(source)).split(1000))
+        correct = torch.cat([(first(x).argmax(1) == y).cpu() for x, y in batches])
+    wrong, others = ((correct == value).nonzero().squeeze(1) for value in (False, True))
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(context.seed))
+    return {"S+": others[order[: len(wrong)]], "S-": wrong}
+
+
+def subsets(context: StudyContext) -> StudyResult:
+    """Train a first network, split the training examples by what it has right, and train again with either part treated."""
+    sizes: list[float] = []
+
+    def treated(kind: str, part: str) -> Callable[[StudyContext], Method]:
+        def build(one: StudyContext) -> Method:
+            places = split_by_correctness(one, one.trained("at", decides=False))[part]
+            sizes.append(len(places) / len(one.train_part))
+            fgsm = one.method("at", steps=1, step_size="eps", start="clean")
+            ways = (one.method("standard"), fgsm, with_loss("at with KL", one.method("at"), at_with_kl))
+            return split_method(f"at {part} {kind}", ways[TREATMENTS.index(kind)], one.method("at"), places)
+
+        return build
+
+    variants = {"at": Variant("at")}
+    for kind in TREATMENTS:
+        variants |= {f"{part} {kind}": Variant(f"at {part} {kind}", custom=treated(kind, part)) for part in ("S+", "S-")}
+    found = trained_masks(context, variants)
+    robust = {name: one.pgd for name, one in found.items()}
+    plain = robust["at"]
+    said = [
+        sentence("robustness drops if S- stays unperturbed", gain(plain, robust["S- unperturbed"])),
+        sentence("and less if S+ does", gain(robust["S+ unperturbed"], robust["S- unperturbed"])),
+        sentence(
+            f"a weak attack on S- costs almost nothing (less than {NOTHING:g} point)", gain(robust["S- FGSM"], plain, -NOTHING)
+        ),
+        sentence("a weak attack on S+ costs robustness", gain(plain, robust["S+ FGSM"])),
+        sentence("regularising S- gains robustness", gain(robust["S- regularised"], plain)),
+        sentence("and more than regularising S+", gain(robust["S- regularised"], robust["S+ regularised"])),
+    ]
+    return StudyResult(
+        f"S- is {100 * sum(sizes) / len(sizes):.1f} % of the training examples; plain adversarial training has "
+        f"{percent(plain):.1f} % right under PGD-20",
+        said,
+        [one.row(training=name) for name, one in found.items()],
+    )
+
+
+def draw_subsets(result: StudyResult) -> Figure:
+    """PGD-20 accuracy for each treatment of each part, with that of plain adversarial training."""
+    figure, (axes,) = new_figure()
+    rows = {row["training"]: row for row in result.rows}
+    for offset, part in ((-0.2, "S+"), (0.2, "S-")):
+        places = [k + offset for k in range(len(TREATMENTS))]
+        shown = [rows[f"{part} {kind}"] for kind in TREATMENTS]
+        errors = error_bars([row["PGD-20 ±"] for row in shown])
+        axes.errorbar(places, [row["PGD-20, %"] for row in shown], errors, fmt="o", capsize=3, label=part)
+    axes.axhline(rows["at"]["PGD-20, %"], color="0.3", linestyle="--", label="adversarial training")
+    axes.set(xticks=range(len(TREATMENTS)), xticklabels=TREATMENTS, ylabel="PGD-20 accuracy, %")
+    axes.legend()
+    return figure
