@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from hauberk.experiments.studies.context import StudyContext as StudyContext
     from hauberk.experiments.studies.context import Variant as Variant
     from hauberk.experiments.studies.masks import accuracies as accuracies
+    from hauberk.experiments.studies.plan import PlannedNetwork as PlannedNetwork
+    from hauberk.experiments.studies.plan import StudyPlan as StudyPlan
+    from hauberk.experiments.studies.plan import plan_studies as plan_studies
     from hauberk.experiments.studies.result import StudyResult as StudyResult
     from hauberk.experiments.studies.study import Study as Study
     from hauberk.experiments.studies.verdict import difference_of as difference_of
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "context": ["StudyContext", "Variant"],
     "masks": ["accuracies"],
+    "plan": ["PlannedNetwork", "StudyPlan", "plan_studies"],
     "result": ["StudyResult"],
     "study": ["Study"],
     "verdict": ["difference_of", "sentence"],
@@ -107,6 +111,65 @@ STUDIES = {
         "perturbations of one network tried on another: the black-box matrix (MART, MAIL)",
         "Black-box attacks are relatively easy to defend against (Wang et al. 2021, Section 4.1), by robust networks.",
         "perturbations",
+    ),
+    "margins": (
+        "training examples by two probabilities: safe, boundary and wrong areas (MAIL, Figures 2 and 3)",
+        "Margins are more reliable than LPS: safe examples, with large positive PM, are insensitive to perturbation, those "
+        "around "
+        "the class boundary are much vulnerable, and LPS of the largest value hides that they are (Wang et al. 2021, Sections "
+        "2 "
+        "and 3.1, Figures 1b, 2 and 3).",
+        "margins",
+    ),
+    "reweighting-and-attacks": (
+        "AT, GAIRAT and MAIL-AT under PGD-100, CW and stronger attacks (MAIL, Figure 1c)",
+        "Weights made from LPS make a network more robust to PGD, but its accuracy drops under CW, more than with MAIL's, and "
+        "under AutoAttack (Wang et al. 2021, Section 2, Figure 1c, and Table 2).",
+        "mail_weights",
+    ),
+    "fgsm-training": (
+        "training with FGSM against training with PGD, over epochs (lecture notes, Wong et al. 2020)",
+        "Training with FGSM does not protect against PGD (lecture notes on adversarial training); with large ε robustness to "
+        "PGD "
+        "is lost within an epoch, while FGSM still seems to fail (Wong et al. 2020, catastrophic overfitting).",
+        "overfitting",
+    ),
+    "memorising": (
+        "random labels, and the gap between training and test examples (lecture notes, Rice et al. 2020)",
+        "Adversarial training learns rather than remembers (lecture notes on adversarial training); yet its robust accuracy "
+        "generalises worse than its clean accuracy (Schmidt et al. 2018; Rice et al. 2020).",
+        "overfitting",
+    ),
+    "epsilon": (
+        "training with multiples of ε, attacked with ε (lecture notes)",
+        "Overdoing the perturbation in training does not work: it moves inputs to the other class (lecture notes on "
+        "adversarial "
+        "training).",
+        "amounts",
+    ),
+    "capacity": (
+        "training networks of several widths (Madry et al. 2018; blog on MART)",
+        "Adversarial training needs larger networks: small ones may have high clean accuracy, but do not become robust (blog "
+        "on "
+        "MART; Madry et al. 2018, Section 4).",
+        "amounts",
+    ),
+    "examples": (
+        "training on parts of the training examples (Schmidt et al. 2018; blog on MART)",
+        "Adversarial training may need many more examples than standard training (blog on MART; Schmidt et al. 2018).",
+        "amounts",
+    ),
+    "unlabelled": (
+        "a quarter of the labels, and pseudo-labels for the rest (MART, Carmon et al. 2019)",
+        "Unlabelled examples, labelled by a standard network, make adversarial training more robust (Carmon et al. 2019), and "
+        "MART more than that (Wang et al. 2020).",
+        "amounts",
+    ),
+    "difficulty": (
+        "robust accuracy by the margin of the examples, and with noisy labels (note on MART)",
+        "MART focuses on hard examples, those with low confidence without an attack, and is good where difficulty varies (note "
+        "on MART).",
+        "difficulty",
     ),
 }
 

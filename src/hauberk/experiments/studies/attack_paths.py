@@ -1,17 +1,20 @@
 """Studies of what PGD's path and its random starts say of an example."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 
 from hauberk.attacks import AttackResult, lm_pgd, pgd
 from hauberk.core.random import ExampleRng
-from hauberk.experiments.figures import new_figure, plot_lines
+from hauberk.experiments.figures import COLOURS, FAINT, INK, column_figure, plot_lines, put_legend
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.masks import accuracies
 from hauberk.experiments.studies.result import StudyResult
@@ -20,6 +23,7 @@ from hauberk.experiments.studies.verdict import NOTHING, number_or_none, number_
 PATH_STEPS = 50
 PATHS: dict[str, Callable[..., AttackResult]] = {"PGD": pgd, "LM-PGD": lm_pgd}
 STARTS, START_STEPS = 20, 40
+SHOWN, MANY = 5, 500  # examples of the picture, and starts for each of them
 
 
 def path_dependence(context: StudyContext) -> StudyResult:
@@ -33,9 +37,9 @@ def path_dependence(context: StudyContext) -> StudyResult:
         for name, attack in PATHS.items():
             lps[name].append(attack(model, x, y, context.threat, steps=PATH_STEPS, seed=one.seed).lps)
         if one.seed == context.seed:
-            # One that PGD is stuck at, else one that is right; of a network that has nothing right, the first.
-            stuck_there = correct[0] & (lps["PGD"][0] == PATH_STEPS) & (lps["LM-PGD"][0] < PATH_STEPS)
-            shown = int(next(iter([*stuck_there.nonzero().squeeze(1), *correct[0].nonzero().squeeze(1), 0])))
+            # Of those that are right, the one that PGD needs most more steps for: one that it is stuck at, if there is one.
+            more = (lps["PGD"][0] - lps["LM-PGD"][0]).where(correct[0], -PATH_STEPS - 1)
+            shown = int(more.argmax())
             curves = {name: _path_losses(name, model, x, y, shown, one) for name in PATHS}
     right, steps = torch.stack(correct), {name: torch.stack(some) for name, some in lps.items()}
     ours, others = steps.values()
@@ -55,9 +59,15 @@ def path_dependence(context: StudyContext) -> StudyResult:
         {
             "shown": shown,
             "stuck": bool(stuck["PGD"][0, shown]),
+            "steps": {name: int(some[0, shown]) for name, some in steps.items()},
             "losses": curves,
             "lps": {name: some[0][right[0]].tolist() for name, some in steps.items()},
         },
+        caption="Above: one example of the first seed, that which PGD needs most more steps for; the ring is the first step "
+        "after "
+        "which it is misclassified. Below: least number of steps (LPS) of the examples of the first seed that are right "
+        "without "
+        "an attack; the area of a circle is their number.",
     )
 
 
@@ -86,14 +96,34 @@ def _path_losses(name: str, model: nn.Module, x: Tensor, y: Tensor, shown: int, 
 
 def draw_path_dependence(result: StudyResult) -> Figure:
     """Loss over steps for one example, and LPS of one attack against that of the other."""
-    figure, (curves, cloud) = new_figure(2, 9)
-    title = f"test example {result.series['shown']}, {'PGD is stuck' if result.series['stuck'] else 'PGD is stuck at none'}"
-    steps = range(1, PATH_STEPS + 1)
-    plot_lines(curves, steps, result.series["losses"], xlabel="after step", ylabel="cross-entropy", title=title)
-    lps = result.series["lps"]
-    cloud.plot([0, PATH_STEPS], [0, PATH_STEPS], color="0.8", zorder=0)
-    cloud.scatter(lps["PGD"], lps["LM-PGD"], s=12, alpha=0.4, linewidths=0)
-    cloud.set(xlabel="LPS by PGD", ylabel="LPS by LM-PGD", title=f"{PATH_STEPS}: not broken")
+    figure, (curves, cloud) = column_figure((2.0, 2.6))
+    plot_lines(curves, range(1, PATH_STEPS + 1), result.series["losses"], xlabel="after step", ylabel="cross-entropy")
+    for k, (name, losses) in enumerate(result.series["losses"].items()):
+        step = result.series["steps"][name]
+        look: dict[str, Any] = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.2}
+        if 0 < step < PATH_STEPS:
+            curves.plot([step], [losses[step - 1]], marker="o", color=COLOURS[k], **look)
+    number = result.series["shown"]
+    told = {name: "not broken" if step == PATH_STEPS else f"{step} steps" for name, step in result.series["steps"].items()}
+    found = "PGD is stuck" if result.series["stuck"] else "PGD is stuck at none"
+    title = f"test example {number} ({found}):\n" + ", ".join(f"{name} {what}" for name, what in told.items())
+    curves.set_title(title, pad=16)
+    put_legend(curves)
+    pairs = Counter(zip(result.series["lps"]["PGD"], result.series["lps"]["LM-PGD"], strict=True))
+    cloud.plot([0, PATH_STEPS], [0, PATH_STEPS], color=FAINT, zorder=0)
+    if pairs:
+        x, y = zip(*pairs, strict=True)
+        sizes = [8 * count for count in pairs.values()]
+        cloud.scatter(x, y, s=sizes, facecolor="none", edgecolor=COLOURS[0], linewidths=0.8)
+        for place, count in pairs.most_common(3):
+            cloud.annotate(f"{count}", place, ha="center", va="center", fontsize=6)
+    ticks = [0, 1, 2, 5, 10, 20, PATH_STEPS]  # most examples need few steps
+    cloud.set(xlabel="LPS by PGD", ylabel="LPS by LM-PGD")
+    for axis, scale in ((cloud.xaxis, cloud.set_xscale), (cloud.yaxis, cloud.set_yscale)):
+        scale("symlog", linthresh=1)
+        axis.set_ticks(ticks, [*map(str, ticks[:-1]), "not broken"])
+        axis.set_minor_locator(NullLocator())
+    cloud.margins(0.12)
     return figure
 
 
@@ -103,6 +133,7 @@ def restarts(context: StudyContext) -> StudyResult:
     variants = {name: Variant(name) for name in ("standard", "at")}
     losses: dict[str, list[Tensor]] = {name: [] for name in variants}
     broken: dict[str, list[Tensor]] = {name: [] for name in variants}
+    shown: dict[str, list[list[float]]] = {}
     for name, one, model in context.networks(variants):
         final, fooled = [], []
         for start in range(STARTS):
@@ -110,6 +141,7 @@ def restarts(context: StudyContext) -> StudyResult:
             with torch.no_grad():
                 final.append(F.cross_entropy(model(last.x_adv), y, reduction="none"))
             fooled.append(last.success)
+        shown.setdefault(name, _many_losses(model, x[:SHOWN], y[:SHOWN], one))
         losses[name].append(torch.stack(final, 1).double())
         broken[name].append(torch.stack(fooled, 1))
     seen = {name: _Restarts(torch.stack(losses[name]), torch.stack(broken[name])) for name in variants}
@@ -126,11 +158,34 @@ def restarts(context: StudyContext) -> StudyResult:
     medians, spreads = ([float(some.median()) for some in (one.mean, one.deviation)] for one in (standard, robust))
     return StudyResult(
         f"median final loss {medians[0]:.3g} for the standard network and {spreads[0]:.3g} for the robust one; deviation over "
-        f"{STARTS} starts (median) {medians[1]:.2g} and {spreads[1]:.2g}",
+        f"{STARTS} starts (median) {medians[1]:.2g} and {spreads[1]:.2g}; of {MANY} starts for each of {len(shown['at'])} "
+        "examples "
+        f"{_outliers(shown['standard'])} and {_outliers(shown['at'])} have over twice the median loss of their example",
         said,
         [one.row(name) for name, one in seen.items()],
-        {name: one.losses[0, :5].tolist() for name, one in seen.items()},
+        shown,
+        caption=f"Final losses (cross-entropy after {START_STEPS} steps of PGD) of {MANY} random starts for each of the first "
+        "test examples, a row each; first seed. One scale; counts are logarithmic.",
     )
+
+
+def _many_losses(model: nn.Module, x: Tensor, y: Tensor, context: StudyContext) -> list[list[float]]:
+    """Final losses of some examples from many starts, a list for each example."""
+    losses = []
+    for number, (one_x, one_y) in enumerate(zip(x.split(1), y.split(1), strict=True)):
+        many_x, many_y = one_x.expand(MANY, *one_x.shape[1:]), one_y.expand(MANY)
+        last = pgd(
+            model, many_x, many_y, context.threat, steps=START_STEPS, return_last=True, seed=context.seed + 7919 * (number + 1)
+        )
+        with torch.no_grad():
+            losses.append(F.cross_entropy(model(last.x_adv), many_y, reduction="none").double().tolist())
+    return losses
+
+
+def _outliers(losses: list[list[float]]) -> str:
+    """Return how many of the losses of each example are more than twice its median, as a share of all."""
+    over = [loss > 2 * median(some) for some in losses for loss in some]
+    return f"{100 * sum(over) / len(over):.1f} %"
 
 
 _HALF = "final losses of the robust network are far smaller: less than half"
@@ -182,15 +237,22 @@ class _Restarts:
 
 
 def draw_restarts(result: StudyResult) -> Figure:
-    """Final losses of the first five examples of the first seed, for both networks."""
-    figure, plots = new_figure(2, 9)
-    for axes, (name, losses) in zip(plots, result.series.items(), strict=True):
-        for place, values in enumerate(losses):
-            axes.scatter(values, [place] * len(values), s=14, alpha=0.5, linewidths=0)
-        axes.set(
-            xlabel=f"cross-entropy after {START_STEPS} steps", ylabel="test example", title=name, yticks=range(len(losses))
-        )
-    right = max(axes.get_xlim()[1] for axes in plots)  # one scale, or the smaller losses look as large
-    for axes in plots:
-        axes.set_xlim(0, right)
+    """Histograms of the final losses of some examples from many starts, for both networks on one scale."""
+    count = max(len(losses) for losses in result.series.values())
+    figure, plots = column_figure([0.85] * count, sharex=True)
+    highest = max((max(some) for losses in result.series.values() for some in losses), default=0.0)
+    edges = [k * (1.02 * highest or 1.0) / 60 for k in range(61)]
+    for number, axes in enumerate(plots):
+        for k, (name, losses) in enumerate(result.series.items()):
+            look: dict[str, Any] = {
+                "histtype": "stepfilled",
+                "alpha": 0.75,
+                "color": COLOURS[k],
+                "hatch": "" if k else "////",
+                "edgecolor": INK,
+            }
+            axes.hist(losses[number], bins=edges, label=name, linewidth=0.4, **look)
+        axes.set(yscale="log", ylim=(0.5, 2 * MANY), yticks=(1, 10, 100), xlim=(0, None), ylabel=f"example {number}")
+    plots[-1].set_xlabel(f"cross-entropy after {START_STEPS} steps")
+    put_legend(plots[0])
     return figure

@@ -1,13 +1,16 @@
 """Methods that have no name elsewhere: with a part of MART's loss changed, and two methods for two parts of the data."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
+from hauberk.experiments.studies.context import StudyContext
 from hauberk.methods import Method
+from hauberk.methods import method as make_method
 from hauberk.objectives import LossTerms, at, kl_divergence, mart
 
 BETA = 5.0  # of MART; with AT it is ours, as the sources give no value for the regulariser of that experiment
@@ -91,3 +94,13 @@ MART_LOSSES: dict[str, Loss] = {
     "CE for BCE": lambda z, z_adv, y: LossTerms(at(z, z_adv, y).robust, mart(z, z_adv, y, beta=BETA).regularizer),
     "BCE on clean inputs": lambda z, z_adv, y: LossTerms(_bce(z, y), mart(z, z_adv, y, beta=BETA).regularizer),
 }
+
+
+def with_eps(name: str, factor: float, **hyperparameters: Any) -> Callable[[StudyContext], Method]:
+    """Return what makes a method that trains with a multiple of ε, for one seed of a study."""
+
+    def build(one: StudyContext) -> Method:
+        preset = one.base.presets.preset
+        return make_method(name, one.threat.scaled(factor), preset=preset, seed=one.seed, **hyperparameters)
+
+    return build

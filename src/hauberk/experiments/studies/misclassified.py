@@ -7,8 +7,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from hauberk.data import fetch_for
-from hauberk.experiments.figures import error_bars, new_figure
+from hauberk.experiments.figures import INK, bar_style, column_figure, error_bars, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
+from hauberk.experiments.studies.drawing import ERRORS_CAPTION
+from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves
 from hauberk.experiments.studies.masks import trained_masks
 from hauberk.experiments.studies.method_variants import at_with_kl, split_method, with_loss
 from hauberk.experiments.studies.result import StudyResult
@@ -35,7 +37,7 @@ def subsets(context: StudyContext) -> StudyResult:
 
     def treated(kind: str, part: str) -> Callable[[StudyContext], Method]:
         def build(one: StudyContext) -> Method:
-            places = split_by_correctness(one, one.trained("at", decides=False))[part]
+            places = split_by_correctness(one, one.trained("at"))[part]
             sizes.append(len(places) / len(one.train_part))
             fgsm = one.method("at", steps=1, step_size="eps", start="clean")
             ways = (one.method("standard"), fgsm, with_loss("at with KL", one.method("at"), at_with_kl))
@@ -64,19 +66,27 @@ def subsets(context: StudyContext) -> StudyResult:
         f"{percent(plain):.1f} % right under PGD-20",
         said,
         [one.row(training=name) for name, one in found.items()],
+        {"epochs": epoch_curves(context, variants)},
+        caption=f"S-: what a first network has wrong without an attack; S+: as many others. {ERRORS_CAPTION} {EPOCHS_CAPTION}",
     )
 
 
 def draw_subsets(result: StudyResult) -> Figure:
-    """PGD-20 accuracy for each treatment of each part, with that of plain adversarial training."""
-    figure, (axes,) = new_figure()
+    """PGD-20 accuracy for each treatment of each part, with that of plain adversarial training; and each over epochs."""
+    figure, (bars, *plots) = column_figure((1.8, 1.35, 1.35, 1.35))
     rows = {row["training"]: row for row in result.rows}
-    for offset, part in ((-0.2, "S+"), (0.2, "S-")):
-        places = [k + offset for k in range(len(TREATMENTS))]
+    for k, part in enumerate(("S+", "S-")):
         shown = [rows[f"{part} {kind}"] for kind in TREATMENTS]
+        places = [place + 0.38 * (k - 0.5) for place in range(len(TREATMENTS))]
         errors = error_bars([row["PGD-20 ±"] for row in shown])
-        axes.errorbar(places, [row["PGD-20, %"] for row in shown], errors, fmt="o", capsize=3, label=part)
-    axes.axhline(rows["at"]["PGD-20, %"], color="0.3", linestyle="--", label="adversarial training")
-    axes.set(xticks=range(len(TREATMENTS)), xticklabels=TREATMENTS, ylabel="PGD-20 accuracy, %")
-    axes.legend()
+        bars.bar(places, [row["PGD-20, %"] for row in shown], 0.36, yerr=errors, capsize=2, label=part, **bar_style(k))
+    bars.axhline(rows["at"]["PGD-20, %"], color=INK, linestyle="--", label="AT")
+    bars.set(xticks=range(len(TREATMENTS)), xticklabels=TREATMENTS, ylabel="PGD-20 accuracy, %", ylim=(0, None))
+    bars.grid(False, axis="x")
+    put_legend(bars)
+    for axes, kind in zip(plots, TREATMENTS, strict=True):
+        curves = {"AT": result.series["epochs"]["at"]}
+        curves |= {f"{part} {kind}": result.series["epochs"][f"{part} {kind}"] for part in ("S+", "S-")}
+        draw_epochs(axes, curves, "PGD")
+    same_limits(plots)
     return figure

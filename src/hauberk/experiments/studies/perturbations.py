@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from hauberk.attacks import frozen_model, logit_margin, pgd
-from hauberk.experiments.figures import image_grid, new_figure
+from hauberk.experiments.figures import COLOURS, COLUMN, column_figure, image_grid
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.masks import accuracies
 from hauberk.experiments.studies.result import StudyResult
@@ -23,6 +24,7 @@ from hauberk.experiments.studies.verdict import (
 
 NETWORKS = ("standard", "at", "trades", "mart", "mail-trades")  # of the matrix of transfers
 FACTORS = (1.0, 2.0, 4.0)  # of ε
+PICTURES = 4  # examples that are shown
 EXPLAINED = ("standard", "at", "trades", "mart")  # networks whose gradients are shown
 
 
@@ -52,21 +54,26 @@ def transfer(context: StudyContext) -> StudyResult:
             for b, (_, a) in worst.items()
         ],
         [{"crafted on": a, **{f"{b}, %": percent(robust[a, b]) for b in NETWORKS}} for a in NETWORKS],
+        caption="Test examples that are still right under PGD-20 made on one network and tried on another, in percent, means "
+        "over "
+        "seeds; framed: made on the network itself (white box).",
     )
 
 
 def draw_transfer(result: StudyResult) -> Figure:
     """The matrix of accuracies."""
-    figure, (axes,) = new_figure(height=5)
+    figure, (axes,) = column_figure((2.9,))
     matrix = [[row[f"{target}, %"] for target in NETWORKS] for row in result.rows]
-    axes.imshow(matrix, vmin=0, vmax=100, cmap="viridis")
+    shown = axes.imshow(matrix, vmin=0, vmax=100, cmap="cividis")
     for i, row in enumerate(matrix):
         for j, accuracy in enumerate(row):
-            axes.text(j, i, f"{accuracy:.0f}", ha="center", va="center", color="white" if accuracy < 60 else "black")
-    axes.set(xticks=range(len(NETWORKS)), xticklabels=NETWORKS, yticks=range(len(NETWORKS)), yticklabels=NETWORKS)
+            axes.text(j, i, f"{accuracy:.0f}", ha="center", va="center", color="white" if accuracy < 55 else "black")
+        axes.add_patch(Rectangle((i - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=COLOURS[1], linewidth=1.5))
+    axes.set(xticks=range(len(NETWORKS)), yticks=range(len(NETWORKS)), yticklabels=NETWORKS)
+    axes.set_xticklabels(["mail-\ntrades" if name == "mail-trades" else name for name in NETWORKS])
     axes.grid(False)
-    axes.set(xlabel="tried on", ylabel="crafted on", title="still right, %")
-    axes.tick_params(axis="x", rotation=30)
+    axes.set(xlabel="tried on", ylabel="made on")
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="still right, %")
     return figure
 
 
@@ -82,17 +89,22 @@ def large_epsilon(context: StudyContext) -> StudyResult:
     train_x, train_y = source.fetch(torch.arange(min(len(source), 10_000)))
     judge = KNeighborsClassifier(5).fit(train_x.flatten(1).cpu().numpy(), train_y.cpu().numpy())
     variants = {name: Variant(name) for name in ("standard", "at")}
-    images = {"clean": x[:4].cpu().tolist()}
+    images = {"clean": x[:PICTURES].cpu().tolist()}
+    texts = {"clean": [f"class {label}" for label in y[:PICTURES].tolist()]}
     masks: dict[tuple[str, float], list[tuple[Tensor, ...]]] = {(name, factor): [] for name in variants for factor in FACTORS}
     for name, one, model in context.networks(variants):
         for factor in FACTORS:
             threat = context.threat.scaled(factor)
             x_adv = pgd(model, x, y, threat, steps=40, step_size="eps/10", return_last=True, seed=one.seed).x_adv
             with torch.no_grad():
-                taken_for = model(x_adv).argmax(1)
+                probabilities = model(x_adv).softmax(1)
+            sure, taken_for = probabilities.max(1)
+            if one.seed == context.seed:
+                images[f"{name}\n{factor:g} ε"] = x_adv[:PICTURES].cpu().tolist()
+                said = zip(taken_for[:PICTURES].tolist(), sure.tolist(), strict=False)
+                texts[f"{name}\n{factor:g} ε"] = [f"{label}, p = {p:.2f}" for label, p in said]
             looks = torch.as_tensor(judge.predict(x_adv.flatten(1).cpu().numpy()), device=y.device)
             masks[name, factor].append((taken_for != y, looks == taken_for, looks == y))
-        images.setdefault(name, x_adv[:4].cpu().tolist())
     rows: list[dict[str, Any]] = []
     seen_as = {}
     for (name, factor), some in masks.items():
@@ -111,13 +123,16 @@ def large_epsilon(context: StudyContext) -> StudyResult:
             sentence("and more than of those made on a standard network", difference_of(seen_as["at"], seen_as["standard"])),
         ],
         rows,
-        {"images": images},
+        {"images": images, "texts": texts},
+        caption="First test examples, and what PGD-40 with a multiple of ε makes of them on a standard and on an adversarially "
+        "trained network (first seed); below each: what the network takes it for, with its probability.",
     )
 
 
 def draw_large_epsilon(result: StudyResult) -> Figure:
-    """Some examples, and what the largest perturbation makes of them on both networks."""
-    return image_grid(result.series["images"])
+    """Some examples, and what perturbations make of them on both networks."""
+    count = len(result.series["images"]["clean"])
+    return image_grid(result.series["images"], texts=result.series["texts"], size=COLUMN / count)
 
 
 def saliency(context: StudyContext) -> StudyResult:
@@ -127,7 +142,7 @@ def saliency(context: StudyContext) -> StudyResult:
     difference of neighbouring pixels of g over its mean absolute value.
     """
     x, y = context.examples()
-    images = {"input": x[:5].cpu().tolist()}
+    images = {"input": x[:PICTURES].cpu().tolist()}
     centred = (x - x.mean(0)).flatten(1)
     variants = {name: Variant(name, decides=name in ("standard", "at")) for name in EXPLAINED}
     measured: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in variants}
@@ -139,7 +154,7 @@ def saliency(context: StudyContext) -> StudyResult:
         there = flat.abs().amax(1) > 0  # nothing can be said of a gradient that is 0
         lengths = (centred.norm(dim=1) * flat.norm(dim=1)).clamp_min(1e-30)
         measured[name].append((only(there, (centred * flat).sum(1).abs() / lengths), only(there, _roughness(grad))))
-        images.setdefault(name, grad[:5].cpu().tolist())
+        images.setdefault(name, grad[:PICTURES].cpu().tolist())
     rows, found = [], {}
     for name, some in measured.items():
         aligned, rough = found[name] = [torch.stack(parts) for parts in zip(*some, strict=True)]
@@ -160,6 +175,9 @@ def saliency(context: StudyContext) -> StudyResult:
         ],
         rows,
         {"images": images},
+        caption="First test examples, and gradients of z_y - max z_k to each (first seed), on a scale of their own: what is "
+        "blue "
+        "would raise the margin if it were brighter, what is red would lower it.",
     )
 
 
@@ -170,4 +188,5 @@ def _roughness(grad: Tensor) -> Tensor:
 
 def draw_saliency(result: StudyResult) -> Figure:
     """Inputs and gradients side by side."""
-    return image_grid(result.series["images"], signed=EXPLAINED)
+    count = len(result.series["images"]["input"])
+    return image_grid(result.series["images"], signed=EXPLAINED, size=COLUMN / count, key="margin")

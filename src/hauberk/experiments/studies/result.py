@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from hauberk.core.io import json_file, make_folder, write_together
 from hauberk.core.text_table import TextTable
-from hauberk.experiments.figures import FIGURE_FORMATS, figure_file
+from hauberk.experiments.figures import FIGURE_FORMATS, figure_file, put_caption, small_text
 
 # What stands below a table with one of these words in a heading.
 _WORDS = {
@@ -39,6 +39,8 @@ class StudyResult:
         study: its name. This, the claim and the verdict are given by :meth:`Study.run`.
         claim: what the source says, and which it is.
         verdict: "agrees" if all sentences do, "does not agree" if one does not, otherwise "cannot be told".
+        caption: what lines and marks of the picture are; it stands below the picture, after ``about``.
+        examples: rows about single examples, all with the same keys, where the study names them.
     """
 
     found: str
@@ -49,6 +51,8 @@ class StudyResult:
     study: str = ""
     claim: str = ""
     verdict: str = ""
+    caption: str = ""
+    examples: list[dict[str, Any]] = field(default_factory=list)
 
     def column(self, name: str) -> list[Any]:
         """Return a column of the rows."""
@@ -75,17 +79,28 @@ class StudyResult:
         tables = [self.tested, self.table] if self.sentences else [self.table]
         return "\n\n".join([*said, *(table.to_markdown().rstrip() for table in tables)]) + "\n"
 
+    def picture(self, draw: "Callable[[StudyResult], Figure]") -> Figure:
+        """Return what ``draw`` makes of it, with letters for one column of a paper, and the caption below."""
+        with small_text():
+            figure = draw(self)
+        put_caption(figure, " ".join(filter(None, [f"{self.study}: {self.about}.", self.caption])))
+        return figure
+
     def save(self, folder: Path, draw: "Callable[[StudyResult], Figure]") -> None:
-        """Write NAME.json, .md, .csv, and the picture as .png, .svg and .pdf.
+        """Write NAME.json, .md, .csv, and the picture as .png, .svg and .pdf; NAME-examples.csv where examples are named.
 
         Raises:
             UserError: if it cannot be written.
         """
         make_folder(folder)
-        figure = draw(self)
+        figure = self.picture(draw)
         files = {"json": json_file(asdict(self)), "md": self.to_markdown().encode(), "csv": self.table.to_csv().encode()}
         files |= {ending: figure_file(figure, ending) for ending in FIGURE_FORMATS}
-        write_together({folder / f"{self.study}.{ending}": content for ending, content in files.items()})
+        contents = {folder / f"{self.study}.{ending}": content for ending, content in files.items()}
+        if self.examples:
+            listed = TextTable("", list(self.examples[0]), [list(row.values()) for row in self.examples])
+            contents[folder / f"{self.study}-examples.csv"] = listed.to_csv().encode()
+        write_together(contents)
 
 
 def _signed(number: float | None, sign: str = "+") -> str:

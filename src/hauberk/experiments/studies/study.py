@@ -29,6 +29,10 @@ class Study:
     experiment: Callable[[StudyContext], StudyResult]
     draw: Callable[[StudyResult], Figure]
 
+    def picture(self, result: StudyResult) -> Figure:
+        """Return the picture of a result, with its caption."""
+        return result.picture(self.draw)
+
     def run(self, context: StudyContext) -> StudyResult:
         """Run it, and judge: never by networks that are no better than chance, nor by those of a single seed.
 

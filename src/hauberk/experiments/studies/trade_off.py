@@ -2,10 +2,13 @@
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
-from hauberk.experiments.figures import error_bars, new_figure, plot_lines
+from hauberk.experiments.figures import column_figure, error_bars, line_style, plot_lines, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
+from hauberk.experiments.studies.drawing import ERRORS_CAPTION, SHORT, STRONG_CAPTION
+from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves
 from hauberk.experiments.studies.masks import ACCURACIES, error_of, trained_masks
 from hauberk.experiments.studies.result import StudyResult
 from hauberk.experiments.studies.verdict import gain, percent, sentence
@@ -30,6 +33,8 @@ def beta_sensitivity(context: StudyContext) -> StudyResult:
         f"{percent(_best_less_worst(ours)):.1f} points, TRADES' by {percent(_best_less_worst(others)):.1f}",
         said,
         [found[name].row(method=one.method, β=one.hyperparameters["beta"]) for name, one in variants.items()],
+        {"epochs": epoch_curves(context, variants)},
+        caption=f"{ERRORS_CAPTION} {STRONG_CAPTION} {EPOCHS_CAPTION}",
     )
 
 
@@ -40,13 +45,24 @@ def _best_less_worst(masks: Tensor) -> Tensor:
 
 
 def draw_beta_sensitivity(result: StudyResult) -> Figure:
-    """Accuracies over β."""
-    figure, plots = new_figure(3, 9, sharey=True)
-    for axes, column in zip(plots, ACCURACIES, strict=True):
-        rows = {name: [row for row in result.rows if row["method"] == name] for name in ("mart", "trades")}
-        series = {name: [row[column] for row in some] for name, some in rows.items()}
-        errors = {name: [row[error_of(column)] for row in some] for name, some in rows.items()}
-        plot_lines(axes, BETAS, series, errors, xlabel="β", title=column, xscale="log")
+    """Accuracies over β on one scale, and PGD accuracy over epochs for each β."""
+    figure, plots = column_figure((1.4, 1.25, 1.25, 1.75, 1.4))
+    names = ("mart", "trades")
+    for axes, column in zip(plots, ACCURACIES, strict=False):
+        rows = {name: [row for row in result.rows if row["method"] == name] for name in names}
+        series = {name.upper(): [row[column] for row in some] for name, some in rows.items()}
+        errors = {name.upper(): [row[error_of(column)] for row in some] for name, some in rows.items()}
+        plot_lines(axes, BETAS, series, errors, xlabel="β", ylabel=SHORT[column] + ", %", xscale="log")
+        axes.set_xticks(BETAS, [f"{beta:g}" for beta in BETAS])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.legend().remove()
+    put_legend(plots[0])
+    same_limits(plots[:3])
+    for axes, name in zip(plots[3:], names, strict=True):
+        curves = {f"β {beta:g}": result.series["epochs"][f"{name}, β {beta:g}"] for beta in BETAS}
+        draw_epochs(axes, curves, "PGD", columns=4, ylabel=f"{name.upper()}: PGD, %")
+    plots[4].legend().remove()
+    same_limits(plots[3:])
     return figure
 
 
@@ -68,21 +84,25 @@ def trade_off(context: StudyContext) -> StudyResult:
             sentence(f"β {ends[1]:g} in TRADES is more robust than {ends[0]:g}", gain(high.strong, low.strong)),
         ],
         [one.row(method=name) for name, one in found.items()],
+        caption=f"{ERRORS_CAPTION} {STRONG_CAPTION} The line joins TRADES with β {', '.join(f'{beta:g}' for beta in BETAS)}.",
     )
 
 
 def draw_trade_off(result: StudyResult) -> Figure:
     """Robust against clean accuracy."""
-    figure, (axes,) = new_figure(height=5)
+    figure, (axes,) = column_figure((3.0,))
     trades = [row for row in result.rows if row["method"].startswith("trades")]
-    places = [row["clean, %"] for row in trades], [row["strong, %"] for row in trades]
-    axes.plot(*places, color="0.6", marker="o", label="trades")
-    for row in result.rows:
-        place, label = (row["clean, %"], row["strong, %"]), row["method"].removeprefix("trades, ")
-        axes.errorbar(*place, xerr=error_bars([row["clean ±"]]), yerr=error_bars([row["strong ±"]]), color="0.8", zorder=0)
-        if row not in trades:
-            axes.scatter(*place)
-        axes.annotate(label, place, textcoords="offset points", xytext=(4, 4), fontsize=8)
+    others = [row for row in result.rows if row not in trades]
+    for k, rows in enumerate([trades, *([row] for row in others)]):
+        clean, robust = [row["clean, %"] for row in rows], [row["strong, %"] for row in rows]
+        reach = [error_bars([row[name] for row in rows]) for name in ("clean ±", "strong ±")]
+        style = line_style(k) | {"linestyle": "-" if k == 0 else "", "linewidth": 0.8, "elinewidth": 0.5}
+        label = "TRADES over β" if k == 0 else rows[0]["method"]
+        axes.errorbar(clean, robust, xerr=reach[0], yerr=reach[1], markersize=5, label=label, **style)
+    for row, corner in ((trades[0], (4, -8)), (trades[-1], (4, 4))):
+        label = row["method"].removeprefix("trades, ")
+        axes.annotate(label, (row["clean, %"], row["strong, %"]), textcoords="offset points", xytext=corner, fontsize=6.5)
+    axes.margins(0.12)
     axes.set(xlabel="clean accuracy, %", ylabel="accuracy under stronger attacks, %")
-    axes.legend()
+    put_legend(axes)
     return figure
