@@ -17,7 +17,7 @@ from hauberk.core.imports import import_object, is_import_path
 from hauberk.experiments import Experiment
 from hauberk.experiments.options import SubsetOptions
 from hauberk.experiments.studies import StudyContext
-from hauberk.experiments.studies.training import with_loss
+from hauberk.experiments.studies.method_variants import with_loss
 from helpers import end_with_parent, few_images
 
 QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]

@@ -7,6 +7,7 @@ import sys
 import time
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,22 +16,31 @@ import torch.nn.functional as F
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.experiments import Experiment
-from hauberk.experiments.figures import FIGURE_FORMATS, figure_file, new_figure
+from hauberk.experiments.figures import COLUMN, FIGURE_FORMATS, figure_file, new_figure
 from hauberk.experiments.options import ModelOptions, SubsetOptions
-from hauberk.experiments.studies import STUDIES, StudyContext, StudyResult, find_study
-from hauberk.experiments.studies.base import RobustMasks, difference_of, judged, mean_and_error, sentence
-from hauberk.experiments.studies.training import (
-    MART_LOSSES,
-    _best_less_worst,
-    _effective_parts,
-    split_by_correctness,
-    split_method,
-)
+from hauberk.experiments.studies import STUDIES, StudyContext, StudyResult, Variant, find_study, progress
+from hauberk.experiments.studies.amounts import same_steps, widths
+from hauberk.experiments.studies.epochs import draw_epochs, epoch_curves
+from hauberk.experiments.studies.mail_weights import _effective_parts
+from hauberk.experiments.studies.masks import RobustMasks
+from hauberk.experiments.studies.method_variants import MART_LOSSES, split_method
+from hauberk.experiments.studies.misclassified import split_by_correctness
+from hauberk.experiments.studies.plan import plan_studies
+from hauberk.experiments.studies.study import judged
+from hauberk.experiments.studies.trade_off import _best_less_worst
+from hauberk.experiments.studies.verdict import difference_of, mean_and_error, sentence
+from hauberk.models import ModelSpec
+from hauberk.training.callbacks import read_metrics
+from hauberk.training.config import TrainConfig
 from hauberk.training.plan import hold_out
 from helpers import tiny_batch, tiny_net
 
 MLP = ModelOptions("mlp")
 SMALL = Experiment("at", 0, model=MLP, subset=SubsetOptions(300, 60), settings={"epochs": 3, "val_size": 30, "lr": 0.05})
+TINY = replace(SMALL, subset=SubsetOptions(160, 40), settings={"epochs": 2, "val_size": 20, "lr": 0.05})
+WITH_CURVES = {"subsets", "ablation", "beta-sensitivity", "weights", "burn-in", "reweighting-and-attacks", "fgsm-training"}
+WITH_CURVES |= {"memorising", "epsilon", "capacity", "examples", "unlabelled"}
+WITHOUT_ERRORS = {"path-dependence", "lps-vs-pm", "restarts", "large-epsilon", "saliency", "transfer", "margins"}
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +57,20 @@ def strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
+@pytest.fixture
+def short_attacks(monkeypatch):
+    """Fewer steps and starts: what is looked at is how a study is put together, not what it finds."""
+    monkeypatch.setattr("hauberk.experiments.studies.masks.apgd", partial(hb.attacks.apgd, steps=3))
+    monkeypatch.setattr("hauberk.experiments.studies.margins.apgd", partial(hb.attacks.apgd, steps=3))
+    for name, value in {"MANY": 6, "STARTS": 2, "START_STEPS": 3, "PATH_STEPS": 6}.items():
+        monkeypatch.setattr(f"hauberk.experiments.studies.attack_paths.{name}", value)
+
+
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_is_written_down_with_its_picture(name, shared):
+def test_a_study_is_written_down_with_its_picture(name, tmp_path_factory, short_attacks):
+    shared = tmp_path_factory.getbasetemp() / "tiny"  # networks are shared
     study, told = find_study(name), []
-    found = study.run(StudyContext(SMALL, shared, threads=1, trials=1, say=told.append))
+    found = study.run(StudyContext(TINY, shared, threads=1, trials=1, say=told.append))
     assert found.study == name
     assert len(study.claim) > 50
     assert any(digit in found.found for digit in "0123456789")
@@ -66,26 +86,41 @@ def test_a_study_is_written_down_with_its_picture(name, shared):
     assert "nan" not in re.findall(r"[a-z]+", written + (shared / f"{name}.csv").read_text())
     assert len((shared / f"{name}.csv").read_text().splitlines()) == 1 + len(found.rows)
     # A report draws what it reads, with the errors beside the numbers where there are some.
-    known = {key: 1.5 for key in stored["rows"][0] if key.endswith("±")}
-    series = stored["series"] | ({"robust ±": [1.5] * 5} if name == "ablation" else {})
-    drawn = study.draw(StudyResult(**stored | {"rows": [row | known for row in stored["rows"]], "series": series}))
-    bars = [one for axes in drawn.axes for one in axes.containers]
+    figure = study.picture(StudyResult(**with_errors(stored)))
+    bars = [one for axes in figure.axes for one in axes.containers]
     shown = any(getattr(one, kind, None) for one in bars for kind in ("has_xerr", "has_yerr", "errorbar"))
-    assert shown == (name in ("subsets", "ablation", "beta-sensitivity", "weights", "burn-in", "trade-off"))
+    assert shown == (name not in WITHOUT_ERRORS)
+    assert figure.get_figwidth() == pytest.approx(COLUMN)
+    caption = " ".join(figure._supxlabel.get_text().split())
+    assert caption.startswith(f"{name}: digits, mlp, Linf(0.1), 160 training examples, 2 epochs, seed 0, ")
+    assert "40 " in caption
+    curves = found.series.get("epochs", {})
+    assert (name in WITH_CURVES) == bool(curves)
+    assert all(len(seeds) == 1 and "PGD" in one for one in curves.values() for seeds in one.values())
     # It says which of how many networks it is at.
-    counts = [re.search(r"network (\d+) of (\d+): .*, seed 0$", text).groups() for text in told]
-    assert [int(k) for k, _ in counts][:2] == [1, 2][: len(counts)]
-    assert counts[-1][0] == counts[-1][1]
+    counts = [re.search(r"network (\d+) of (\d+): .*, seed 0", text).groups() for text in told]
+    assert [int(k) for k, _ in counts] == list(range(1, len(counts) + 1))
+    assert {int(n) for _, n in counts} == {len(counts)}
     # One seed never tells.
     assert found.verdict == "cannot be told"
     assert {one["verdict"] for one in found.sentences} == {"cannot be told"}
     assert {one["±"] for one in found.sentences} == {None}
 
 
+def with_errors(stored):
+    """Fill in the standard errors that one seed does not have."""
+
+    def known(key, value):
+        return json.loads(json.dumps(value).replace("null", "1.5")) if key.endswith("±") else value
+
+    rows = [{key: known(key, value) for key, value in row.items()} for row in stored["rows"]]
+    return stored | {"rows": rows, "series": {key: known(key, value) for key, value in stored["series"].items()}}
+
+
 UNLEARNT = Experiment("at", 0, model=MLP, subset=SubsetOptions(60, 30), settings={"epochs": 3, "val_size": 10, "lr": 1e-6})
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", ["restarts", "saliency", "imbalance", "lps-vs-pm", "fgsm-training"])
 def test_no_verdict_rests_on_networks_that_have_learnt_nothing(name, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "unlearnt"  # networks are shared
     trials = 2 if name == "saliency" else 1
@@ -135,12 +170,12 @@ def test_a_verdict_stands_where_the_networks_that_it_rests_on_have_learnt():
 
 
 def test_networks_that_are_only_shown_hold_no_verdict_back(tmp_path, monkeypatch):
-    def at_chance_but_for(self, name, *, decides=True, **choices):
-        if decides:
-            self.right.setdefault(name, []).append(torch.ones(8, dtype=torch.bool))
+    def at_chance_but_for(self, variant, which="best"):
+        if variant.decides:
+            self.right.setdefault(variant.method, []).append(torch.ones(8, dtype=torch.bool))
         return tiny_net((1, 8, 8), 10).eval()
 
-    monkeypatch.setattr(StudyContext, "trained", at_chance_but_for)
+    monkeypatch.setattr(StudyContext, "trained_variant", at_chance_but_for)
     context = StudyContext(replace(SMALL, subset=SubsetOptions(300, 8)), tmp_path, threads=1, trials=1)
     found = find_study("trade-off").experiment(context)
     assert len(found.rows) > len(context.right)
@@ -148,7 +183,7 @@ def test_networks_that_are_only_shown_hold_no_verdict_back(tmp_path, monkeypatch
     assert "chance" not in judged(found, context).found
 
 
-@pytest.mark.parametrize("name", ["lps-vs-pm", "saliency", "burn-in"])
+@pytest.mark.parametrize("name", ["lps-vs-pm", "memorising"])
 def test_a_study_repeats(name, shared):
     study, context = find_study(name), StudyContext(SMALL, shared, threads=1, trials=1)
     first, again = study.run(context), study.run(context)
@@ -169,20 +204,23 @@ def test_path_dependence_counts_what_the_attacks_did(shared):
         end = attack(model, x, y, context.threat, steps=50, seed=0, return_last=True).x_adv[shown : shown + 1]
         assert curve[-1] == pytest.approx(F.cross_entropy(model(end), y[shown : shown + 1]).item(), abs=1e-5)
     curves = find_study("path-dependence").draw(found).axes[0]
-    assert [list(line.get_xdata())[:2] for line in curves.get_lines()] == [[1, 2], [1, 2]]  # after the first step, the second
+    lines = [list(line.get_xdata()) for line in curves.get_lines()]
+    assert [line[:2] for line in lines if len(line) > 1] == [[1, 2], [1, 2]]  # after the first step, the second
+    broken = [step for step in found.series["steps"].values() if 0 < step < 50]
+    assert [line for line in lines if len(line) == 1] == [[step] for step in broken]  # the ring where it is broken
 
 
 @pytest.fixture
-def made_up(monkeypatch):
+def made_up(monkeypatch, tmp_path):
     """Context of two seeds whose networks are those of a function of name and seed, on eight digits, as if they had learnt."""
 
     def with_networks(build, test_size=8):
-        def trained(self, name, **choices):
-            self.right.setdefault(name, []).append(torch.ones(test_size, dtype=torch.bool))
-            return build(name, self.seed).eval()
+        def trained(self, variant, which="best"):
+            self.right.setdefault(variant.method, []).append(torch.ones(test_size, dtype=torch.bool))
+            return build(variant.method, self.seed).eval()
 
-        monkeypatch.setattr(StudyContext, "trained", trained)
-        return StudyContext(replace(SMALL, subset=SubsetOptions(300, test_size)), None, threads=1, trials=2)
+        monkeypatch.setattr(StudyContext, "trained_variant", trained)
+        return StudyContext(replace(SMALL, subset=SubsetOptions(300, test_size)), tmp_path, threads=1, trials=2)
 
     return with_networks
 
@@ -241,10 +279,11 @@ def test_subsets_test_every_sentence(monkeypatch):
         masks = {name: (torch.arange(500) < 500 * shares.get(name, 0.8)).expand(3, 500) for name in variants}
         return {name: RobustMasks(mask, mask, mask) for name, mask in masks.items()}
 
-    training = "hauberk.experiments.studies.training"
-    monkeypatch.setattr(f"{training}.trained_masks", made)
-    monkeypatch.setattr(StudyContext, "trained", lambda *words, **more: None)
-    monkeypatch.setattr(f"{training}.split_by_correctness", lambda *words: dict.fromkeys(("S+", "S-"), torch.arange(27)))
+    where = "hauberk.experiments.studies.misclassified"
+    monkeypatch.setattr(f"{where}.trained_masks", made)
+    monkeypatch.setattr(StudyContext, "trained_variant", lambda *words, **more: None)
+    monkeypatch.setattr(f"{where}.epoch_curves", lambda *words: {})
+    monkeypatch.setattr(f"{where}.split_by_correctness", lambda *words: dict.fromkeys(("S+", "S-"), torch.arange(27)))
     found = find_study("subsets").experiment(StudyContext(SMALL, None))
     assert "S- is 10.0 % of the training examples" in found.found
     verdicts = {one["sentence"]: one["verdict"] for one in found.sentences}
@@ -446,11 +485,12 @@ def test_the_command(shared, capsys):
 def test_a_network_without_any_loss_makes_no_number_of_nothing(made_up, tmp_path):
     class Sure(torch.nn.Module):
         def forward(self, x):
-            return 1000.0 * F.one_hot(self.label, 10).float() + 0.0 * x.sum()
+            label = self.labels[torch.cdist(x.flatten(1), self.inputs.flatten(1)).argmin(1)]
+            return 1000.0 * F.one_hot(label, 10).float() + 0.0 * x.sum()
 
     context = made_up(lambda name, seed: net)
     net = Sure()
-    net.label = context.examples()[1]
+    net.inputs, net.labels = context.examples()
     study = find_study("restarts")
     found = study.run(context)
     assert [row["median loss"] for row in found.rows] == [0.0, 0.0]
@@ -486,3 +526,145 @@ def test_a_study_of_ones_own_is_reported_without_its_picture(tmp_path):
     assert "strong: right under APGD" in html  # what the word means
     assert "<td>1.5</td>" in html or ">1.5</th>" in html
     assert "<figure" not in html
+
+
+def test_margins_name_the_examples_of_each_area(shared):
+    context = StudyContext(SMALL, shared, threads=1, trials=1)
+    study = find_study("margins")
+    found = study.run(context)
+    model, (x, y) = context.trained("at"), context.examples("train")
+    seen = hb.attacks.pgd(model, x, y, context.threat, steps=10, step_size="eps/4", seed=0)
+    margin = hb.probabilistic_margin(model(seen.x_adv), y)
+    assert [row["PM adv"] for row in found.examples] == pytest.approx(margin.tolist(), abs=1e-6)
+    areas = ["wrong" if m < 0 else "boundary" if m < 0.1 else "safe" for m in margin.tolist()]
+    assert [row["area"] for row in found.examples] == areas
+    counts = {row["area"]: row["examples"] for row in found.rows}
+    assert counts == {one: areas.count(one) for one in ("safe", "boundary", "wrong")}
+    weights = hb.weighting.mail(margin, slope=10.0, bias=-0.5)
+    assert [row["weight"] for row in found.examples] == pytest.approx(weights.tolist(), rel=1e-4)
+    found.save(shared, study.draw)
+    listed = (shared / "margins-examples.csv").read_text().splitlines()
+    assert len(listed) == 1 + len(y)
+    assert listed[0].startswith("example,label,nearest other class,")
+
+
+def test_label_noise_changes_training_labels_only_and_as_many_as_it_says():
+    noisy = replace(SMALL, subset=SubsetOptions(300, 60, label_noise=0.5))
+    (x, y), (again, drawn) = (one.load_data("train").fetch(torch.arange(300)) for one in (SMALL, noisy))
+    assert torch.equal(x, again)
+    assert 300 * 0.5 * 0.9 - 40 < int((y != drawn).sum()) < 300 * 0.5 * 0.9 + 40  # a tenth of them is drawn as it was
+    assert torch.equal(SMALL.load_data("test").fetch(torch.arange(60))[1], noisy.load_data("test").fetch(torch.arange(60))[1])
+    other = replace(noisy, seed=1).load_data("train").fetch(torch.arange(300))[1]
+    assert not torch.equal(drawn, other)
+    with pytest.raises(hb.UserError, match="label_noise"):
+        replace(SMALL, subset=SubsetOptions(label_noise=1.5))
+
+
+def test_variants_change_options_of_the_experiment_and_nothing_else(tmp_path):
+    context = StudyContext(SMALL, tmp_path)
+    variant = Variant("at", settings={"epochs": 4}, parts={"subset": {"train_size": 100}, "model": {"name": "mlp-16"}})
+    one, folder = context.experiment(variant)
+    assert (one.subset.train_size, one.model.name, one.settings["epochs"]) == (100, "mlp-16", 4)
+    assert one.settings["lr"] == SMALL.settings["lr"]
+    assert folder.name == "epochs=4-train_size=100-name=mlp-16"
+    assert context.experiment(Variant("at"))[1].name == "plain"
+    with pytest.raises(hb.UserError, match="no option 'size'"):
+        context.with_parts({"subset": {"size": 1}})
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("mlp", {32: "mlp-32", 64: "mlp-64", 128: "mlp", 256: "mlp-256"}),
+        ("small-cnn-8", {2: "small-cnn-2", 4: "small-cnn-4", 8: "small-cnn-8", 16: "small-cnn-16"}),
+        ("wrn-16-4", {1: "wrn-16-1", 2: "wrn-16-2", 4: "wrn-16-4", 8: "wrn-16-8"}),
+    ],
+)
+def test_widths_of_a_network(model, expected):
+    assert widths(model) == expected
+    shape = (1, 8, 8)
+    sizes = [sum(p.numel() for p in ModelSpec(name, shape, 10).build().parameters()) for name in expected.values()]
+    assert sizes == sorted(set(sizes))
+
+
+def test_other_networks_have_no_width():
+    with pytest.raises(hb.UserError, match="capacity needs"):
+        widths("timm:resnet18")
+
+
+def test_a_part_of_the_examples_makes_as_many_steps():
+    config = TrainConfig(epochs=8, batch_size=10, schedule="steps", milestones=(5.0, 7.0), decay_rate=0.1, val_size=40)
+    assert same_steps(config, 0.25) == {"epochs": 32, "milestones": (17.0, 25.0), "val_size": 10}
+    assert same_steps(config, 1.0) == {}
+
+
+def test_curves_over_epochs_are_those_of_the_runs(shared):
+    context = StudyContext(SMALL, shared, threads=1, trials=2)
+    variants = {"at": Variant("at")}
+    for _ in context.networks(variants):
+        pass
+    curves = epoch_curves(context, variants)["at"]
+    for seed in (0, 1):
+        rows = read_metrics(shared / "networks" / "plain" / "at" / f"seed-{seed}" / "run" / "metrics.jsonl")
+        assert curves["PGD"][seed] == [100 * row["val_robust_accuracy"] for row in rows]
+        assert curves["clean"][seed] == [100 * row["val_clean_accuracy"] for row in rows]
+    (axes,) = new_figure()[1]
+    draw_epochs(axes, {"at": curves}, "PGD")
+    mean = [sum(values) / 2 for values in zip(*curves["PGD"], strict=True)]
+    line, best, *_ = axes.get_lines()
+    assert line.get_ydata().tolist() == mean
+    assert best.get_xydata().tolist() == [[1 + mean.index(max(mean)), max(mean)]]
+    draw_epochs(axes, {"at": {}}, "PGD")  # nothing was held out
+    assert [text.get_text() for text in axes.texts] == ["no examples were held out"]
+
+
+def test_a_dry_run_counts_and_trains_nothing(tmp_path, capsys):
+    words = ["--model", "mlp", "--train-size", "100", "--test-size", "20", "--epochs", "2", "--val-size", "20", "--trials", "2"]
+    words += ["--threads", "1", "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(["study", "subsets", *words]) == 0
+    said = capsys.readouterr().out
+    assert "14 of 14 networks to train: about " in said
+    assert "| S- FGSM | subsets | 2 | 2 | " in said
+    assert not (tmp_path / "out").exists()
+    context = StudyContext(TINY, tmp_path / "out", threads=1, trials=1)
+    plan = plan_studies([find_study("saliency"), find_study("transfer")], context)
+    assert sum(one.missing for one in plan.networks if one.study == "transfer") == 1  # four of five are trained before
+    assert all(one.training > 0 for one in plan.networks if one.missing)
+
+
+def test_progress_names_the_epoch_while_a_network_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.005)
+    told, run = [], tmp_path / "seed-0" / "run"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"settings": {"epochs": 8}}')
+    watch = progress.Watch(2, told.append)
+    with watch.network("at, seed 0", run):
+        (run / "metrics.jsonl").write_text('{"epoch": 1, "val_robust_accuracy": 0.4321}\n')
+        deadline = time.monotonic() + 20
+        while len(told) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+    assert told == ["network 1 of 2: at, seed 0", "network 1 of 2: at, seed 0: epoch 1 of 8, val PGD 43.2 %"]
+    with watch.network("at, seed 1", run):
+        pass
+    assert re.fullmatch(r"network 2 of 2: at, seed 1, about 0:00:\d\d to go", told[2])
+
+
+def test_all_studies_in_one_report(tmp_path, capsys, monkeypatch):
+    def refuses(context):
+        raise hb.UserError("needs images")
+
+    ready = StudyResult("1 of 2", [AGREES], [{"right, %": 1.5}], caption="Bars.")
+    kept = {"trade-off": STUDIES["trade-off"], "saliency": STUDIES["saliency"]}
+    monkeypatch.setattr("hauberk.experiments.studies.STUDIES", kept)
+    monkeypatch.setattr("hauberk.report.report.STUDIES", kept)
+    monkeypatch.setattr("hauberk.experiments.studies.trade_off.trade_off", lambda context: ready)
+    monkeypatch.setattr("hauberk.experiments.studies.trade_off.draw_trade_off", lambda result: new_figure()[0])
+    monkeypatch.setattr("hauberk.experiments.studies.perturbations.saliency", refuses)
+    assert main(["study", "--all", "--report", "--test-size", "20", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "saliency: needs images" in said.err
+    assert "Left out: saliency" in said.out
+    html = (tmp_path / "report.html").read_text()
+    assert "Claim: Adversarial training costs accuracy" in html
+    assert "trade-off: digits, small-cnn" in html  # the caption, in the picture
+    assert main(["study", "saliency", "--all"]) == 2

@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure clean and robust accuracy of a trained model"),
     "certify": ("certify", "prove for which examples no attack on a trained model can succeed"),
     "compare": ("compare", "train methods with several seeds, or take evaluations, and set them side by side"),
-    "study": ("compare", "repeat an experiment of the papers: table, picture, and whether it agrees"),
+    "study": ("study", "repeat an experiment of the papers: table, picture, and whether it agrees"),
     "report": ("info", "one HTML file with pictures of a run, an evaluation, a comparison or studies"),
     "export": ("info", "write a trained model as state dict, safetensors, torch.export or ONNX"),
     "data": ("info", "list data sets, check their files, download them"),

@@ -1,7 +1,6 @@
-"""hauberk compare and hauberk study: many trainings, each kept and never made twice."""
+"""hauberk compare: many trainings, each kept and never made twice."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from hauberk.cli.compare_results import compare_results, names_results, show_and_save
-from hauberk.cli.options import command, common_parts, key_values, parse, program, say, usual_folder
+from hauberk.cli.options import common_parts, key_values, parse, say, usual_folder
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import (
     DataOptions,
@@ -191,66 +190,3 @@ def _places() -> int:
     import torch
 
     return torch.cuda.device_count() or os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class Study:
-    """Repeat an experiment of the papers on your data: a table, a picture, and whether it agrees with what they claim.
-
-    Example: hauberk study lps-vs-pm --data digits
-
-    Each sentence of a claim is tested by two standard errors over seeds and test examples; where these do not tell, nor
-    does the study. Networks are kept, and shared by all studies in the same folder.
-    """
-
-    name: Annotated[str, tyro.conf.Positional] = ""
-    """Name of the study; all are listed if there is none."""
-    data: DataOptions = DataOptions()
-    subset: SubsetOptions = SubsetOptions(test_size=500)
-    threat: ThreatOptions = ThreatOptions()
-    model: ModelOptions = ModelOptions()
-    trials: int = 3
-    """Number of seeds that each network is trained with, from --seed on; the verdict needs two at least."""
-    quiet: bool = False
-    """Print only what was found."""
-    out: Path | None = None
-    """Folder for networks, which studies share, and results; by default runs/study-DATA-MODEL."""
-    settings: TrainSettings = field(default_factory=dict)
-    """Training settings."""
-
-
-def study(arguments: Sequence[str]) -> int:
-    """Run the command."""
-
-    def with_published(options: Study) -> Study:
-        found = resolve(options.data.name, options.model.name, settings=options.settings)
-        return replace(options, settings=as_options(found.config))
-
-    options = parse(Study, "study", arguments, with_published)
-    from hauberk.experiments.studies import STUDIES, find_study
-
-    if not options.name:
-        say("\n".join(f"{name:<17} {what}" for name, (what, _) in STUDIES.items()))
-        say(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
-        return 0
-    chosen, given = find_study(options.name), options.settings
-    from hauberk.experiments import Experiment
-    from hauberk.experiments.studies import StudyContext
-
-    if options.trials < 1:
-        raise UserError("--trials needs a positive number")
-    out = options.out or usual_folder("study", options.data.name, options.model.name)
-    base = Experiment("at", given.get("seed", 0), settings=given, **common_parts(options))
-
-    def report(text: str) -> None:
-        if not options.quiet:
-            say(f"{chosen.name}: {text}", file=sys.stderr)
-
-    place = {"device": given.get("device", "auto"), "threads": given.get("threads", 0)}
-    context = StudyContext(base, out, **place, trials=options.trials, say=report)
-    _ = context.config  # refuses senseless settings before anything is begun
-    found = chosen.run(context)
-    found.save(out, chosen.draw)
-    say(found.to_markdown())
-    say(f"In {out}: {found.study}.json, .md, .csv, .png, .svg, .pdf. Next: {command('report', out)}")
-    return 0

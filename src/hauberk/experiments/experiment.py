@@ -11,7 +11,7 @@ from hauberk.core.arguments import check_fields
 from hauberk.core.errors import UserError
 from hauberk.core.io import json_roundtrip, make_folder, read_json, write_json
 from hauberk.core.progress import warn
-from hauberk.data import IndexedDataset, Subset, data_digest, find_dataset, labels, load_data, long_tail
+from hauberk.data import IndexedDataset, Subset, TensorDataset, data_digest, find_dataset, labels, load_data, long_tail
 from hauberk.evaluation import evaluate
 from hauberk.evaluation.evaluate import evaluated_digest
 from hauberk.experiments.options import (
@@ -76,6 +76,8 @@ class Experiment:
             check_fields(options)
         if min(self.subset.train_size, self.subset.test_size) < 0 or self.subset.imbalance < 1:
             raise UserError("train_size and test_size must not be negative, and imbalance at least 1")
+        if not 0 <= self.subset.label_noise <= 1:
+            raise UserError(f"label_noise is a part of the labels, from 0 to 1, got {self.subset.label_noise}")
 
     @property
     def name(self) -> str:
@@ -107,9 +109,11 @@ class Experiment:
         """Load the examples of a split, "train" or "test"."""
         data, subset, train = self.data, self.subset, split == "train"
         whole = load_data(data.name, "train" if train else "test", data.data_dir, verify=data.verify)
-        size, imbalance = (subset.train_size, subset.imbalance) if train else (subset.test_size, 1.0)
+        size = subset.train_size if train else subset.test_size
         part: IndexedDataset = whole if size == 0 else Subset(whole, torch.arange(min(size, len(whole))))
-        return part if imbalance == 1 else Subset(part, long_tail(labels(part), imbalance))
+        if train and subset.imbalance != 1:
+            part = Subset(part, long_tail(labels(part), subset.imbalance))
+        return _with_random_labels(part, subset.label_noise, self.seed) if train and subset.label_noise else part
 
     def model_spec(self, source: IndexedDataset, method: Method) -> ModelSpec:
         """Return the network for the training examples, with the outputs that the method needs."""
@@ -141,6 +145,18 @@ class Experiment:
     def folder(self, out: Path) -> Path:
         """Return where it is kept, below the folder of a comparison or study."""
         return out / self.name.replace("/", ":") / f"seed-{self.seed}"
+
+
+def _with_random_labels(source: IndexedDataset, share: float, seed: int) -> TensorDataset:
+    """Return the examples in memory with a share of their labels replaced by random ones, uniform over all classes."""
+    indices, whole = torch.arange(len(source)), source
+    while isinstance(whole, Subset):
+        indices, whole = whole.indices[indices], whole.dataset
+    x, y = whole.gather(indices) if isinstance(whole, TensorDataset) else whole.fetch(indices)
+    generator = torch.Generator().manual_seed(seed)
+    replaced = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
+    drawn = torch.randint(source.classes or int(y.max()) + 1, (len(replaced),), generator=generator)
+    return TensorDataset(x, y.index_copy(0, replaced, drawn.to(y)), source.classes, source.name, source.folder)
 
 
 def run_experiment(experiment: Experiment, out: Path, device: str = "auto", threads: int = 0) -> bool:
@@ -184,11 +200,17 @@ def run_experiment(experiment: Experiment, out: Path, device: str = "auto", thre
 
 
 def train_experiment(
-    experiment: Experiment, out: Path, device: str = "auto", threads: int = 0, method: Method | None = None
+    experiment: Experiment,
+    out: Path,
+    device: str = "auto",
+    threads: int = 0,
+    method: Method | None = None,
+    extra: IndexedDataset | None = None,
 ) -> bool:
     """Train only, or go on; arguments otherwise as in :func:`run_experiment`. The network is in ``run`` of its folder.
 
-    ``method`` is the method itself, for one that ``experiment.method`` does not find by its name.
+    ``method`` is the method itself, for one that ``experiment.method`` does not find by its name; ``extra`` are more
+    examples to train on, as :func:`hauberk.train` takes them.
     """
     folder = experiment.folder(out)
     _lock_config(folder, experiment)
@@ -199,7 +221,7 @@ def train_experiment(
     else:
         method, source = method or experiment.make_method(), experiment.load_data("train")
         resume = (run / "run.json").exists()
-        trained = experiment.train(source, method, out=run, resume=resume, device=device, threads=threads)
+        trained = experiment.train(source, method, out=run, resume=resume, device=device, threads=threads, extra=extra)
         if trained.interrupted:
             return False
         write_json(done, {"best_epoch": trained.best["epoch"]})

@@ -31,7 +31,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class SubsetOptions:
-    """How much of the data set to use: train_size, test_size, imbalance."""
+    """How much of the data set to use, and how: train_size, test_size, imbalance, label_noise."""
 
     train_size: int = 0
     """Number of examples to train on, the first ones; 0 for all."""
@@ -39,6 +39,8 @@ class SubsetOptions:
     """Number of examples to evaluate on, the first ones; 0 for all."""
     imbalance: Suppress[float] = 1.0
     """How many times more training examples the first class keeps than the last; 1 leaves them as they are."""
+    label_noise: Suppress[float] = 0.0
+    """Part of the training labels that are replaced by random ones, uniform over all classes; 1 for random labels."""
 
 
 @dataclass(frozen=True)

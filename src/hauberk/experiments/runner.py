@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from hauberk.attacks import find_suite, frozen_model
 from hauberk.core.errors import UserError
 from hauberk.core.numerics import float32_mode
-from hauberk.data import fetch_for
+from hauberk.data import IndexedDataset, fetch_for
 from hauberk.experiments.experiment import Experiment, is_done, require_same_inputs, run_experiment
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.methods import Method
+from hauberk.models import ModelSpec
 from hauberk.training import pick_device
 from hauberk.training.plan import make_plan
 
@@ -80,15 +81,42 @@ def estimate(
     training, disk = 0.0, 0
     for one in {one.name: one for one in todo}.values():
         method, trials = one.make_method(), sum(other.name == one.name for other in todo)
+        training += trials * training_seconds(one, method, train_set, place)
         spec = one.model_spec(train_set, method)
-        plan = make_plan(spec, method, one.resolved.config, train_set)
-        net = spec.build().to(place)
-        x, y = fetch_for(net, plan.train, plan.batches(0)[0])
-        measured = _batch_size(net, x, place)
-        step = _seconds(partial(_step, plan.method, net, x[:measured], y[:measured]), place) * len(x) / measured
-        training += trials * plan.total_steps * step * _VALIDATION
-        disk += trials * _WEIGHT_COPIES * sum(p.nbytes for p in net.parameters())
-    x = x[:measured]
+        disk += trials * _WEIGHT_COPIES * sum(p.nbytes for p in spec.build().parameters())
+    suite = find_suite(todo[0].evaluation.suite, todo[0].evaluation.attacks)
+    passes = sum(preset.attack.cost() for preset in suite.attacks.values())
+    count = sum(len(one.evaluations) for one in todo)
+    evaluation = count * test_size * passes * pass_seconds(spec, train_set, place) / 2
+    return Estimate(len(experiments), len(experiments) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
+
+
+def training_seconds(
+    experiment: Experiment, method: Method, source: IndexedDataset, device: torch.device, extra: IndexedDataset | None = None
+) -> float:
+    """Measure a step of a training, and return how long all of it will take, with its validation.
+
+    Args:
+        experiment: network and settings.
+        method: how it is trained.
+        source: the training examples.
+        device: where.
+        extra: further examples, or None.
+    """
+    spec = experiment.model_spec(source, method)
+    plan = make_plan(spec, method, experiment.resolved.config, source, extra)
+    net = spec.build().to(device)
+    x, y = fetch_for(net, plan.examples, plan.batches(0)[0])
+    measured = _batch_size(net, x, device)
+    step = _seconds(partial(_step, plan.method, net, x[:measured], y[:measured]), device) * len(x) / measured
+    return plan.total_steps * step * _VALIDATION
+
+
+def pass_seconds(spec: ModelSpec, source: IndexedDataset, device: torch.device) -> float:
+    """Measure a pass of an attack, forward and backward, and return the seconds for one example."""
+    net = spec.build().to(device)
+    x, _ = fetch_for(net, source, torch.arange(min(len(source), 128)))
+    x = x[: _batch_size(net, x, device)]
     with frozen_model(net) as view, float32_mode("fp32"):
         copy = make_inference_copy(view, x)
 
@@ -96,11 +124,7 @@ def estimate(
             point = x.detach().clone().requires_grad_()
             torch.autograd.grad(copy(point).logsumexp(1).sum(), point)
 
-        suite = find_suite(todo[0].evaluation.suite, todo[0].evaluation.attacks)
-        passes = sum(preset.attack.cost() for preset in suite.attacks.values())
-        count = sum(len(one.evaluations) for one in todo)
-        evaluation = count * test_size * passes * _seconds(value_and_gradient, place) / (2 * len(x))
-    return Estimate(len(experiments), len(experiments) - len(todo), jobs, training / jobs, evaluation / jobs, disk)
+        return _seconds(value_and_gradient, device) / len(x)
 
 
 def _step(method: Method, net: nn.Module, x: Tensor, y: Tensor) -> None:

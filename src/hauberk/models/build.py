@@ -22,30 +22,33 @@ from hauberk.models.layers import Normalize, StraightThroughRound
 from hauberk.models.resnet import BasicBlock, PreActBlock, ResNet, WideResNet
 
 
-def small_cnn(input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Two strided convolutions and two linear layers, no BatchNorm; for images (channels, height, width) of 4×4 and up."""
+def small_cnn(input_shape: tuple[int, ...], classes: int, first: int = 32) -> nn.Module:
+    """Two strided convolutions and two linear layers, no BatchNorm; for images (channels, height, width) of 4×4 and up.
+
+    The convolutions have ``first`` and twice as many channels, the hidden layer four times as many.
+    """
     channels, height, width = input_shape
     return nn.Sequential(
-        nn.Conv2d(channels, 32, 4, stride=2, padding=1),
+        nn.Conv2d(channels, first, 4, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(32, 64, 4, stride=2, padding=1),
+        nn.Conv2d(first, 2 * first, 4, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(64 * (height // 4) * (width // 4), 128),
+        nn.Linear(2 * first * (height // 4) * (width // 4), 4 * first),
         nn.ReLU(),
-        nn.Linear(128, classes),
+        nn.Linear(4 * first, classes),
     )
 
 
-def mlp(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def mlp(input_shape: tuple[int, ...], classes: int, hidden: int = 128) -> nn.Module:
     """Two hidden layers on the flattened input, for vectors and small images."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(math.prod(input_shape), 128),
+        nn.Linear(math.prod(input_shape), hidden),
         nn.ReLU(),
-        nn.Linear(128, 128),
+        nn.Linear(hidden, hidden),
         nn.ReLU(),
-        nn.Linear(128, classes),
+        nn.Linear(hidden, classes),
     )
 
 
@@ -54,8 +57,8 @@ Builder = Callable[[tuple[int, ...], int], nn.Module]
 _WIDE_RESNET = "wide ResNet for 32×32 images; any wrn-d-k with d = 6n + 4, or 6n + 2 as Madry's code counts the same network"
 _SILU = "with SiLU in place of ReLU, as DeepMind's networks have it; so any ResNet-18 or wrn-d-k"
 MODELS: dict[str, tuple[Builder, str]] = {
-    "small-cnn": (small_cnn, "two strided convolutions, two linear layers; minutes on a CPU"),
-    "mlp": (mlp, "two hidden layers of 128; vectors and small images"),
+    "small-cnn": (small_cnn, "two strided convolutions, two linear layers; any small-cnn-N has N and 2N channels"),
+    "mlp": (mlp, "two hidden layers of 128, any mlp-N of N; vectors and small images"),
     "resnet18": (partial(ResNet, BasicBlock), "ResNet-18 for 32×32 images (AT, MART, MAIL)"),
     "resnet18-16": (partial(ResNet, BasicBlock, width=16), "a quarter of its width; any resnet18-N has N to 8N channels"),
     "preact-resnet18": (partial(ResNet, PreActBlock), "PreAct-ResNet-18 for 32×32 images (robust overfitting, AWP)"),
@@ -67,7 +70,9 @@ MODELS: dict[str, tuple[Builder, str]] = {
 }
 LIBRARIES = ("timm:", "torchvision:")  # what their names begin with
 _PLAIN = re.compile(r"\w+(\.\w+)*")  # a name, and not an address to load from
+_MAX_WIDTH = 10_000  # of the two small networks
 _WIDE = re.compile(r"wrn-(\d+)-(\d+)(-silu)?")
+_SMALL = re.compile(r"(small-cnn|mlp)-(\d+)")
 _RESNET = re.compile(r"(preact-)?resnet18(?:-(\d+))?(-silu)?")
 _MAX_PARAMETERS, _MAX_CLASSES, _MAX_CHANNELS = 2e9, 100_000, 1_000
 
@@ -148,7 +153,7 @@ def _built_in(spec: ModelSpec) -> nn.Module:
     if classes < 2 or not shape or min(shape) < 1:
         raise UserError(f"cannot build {what}")
     build = _find_builder(name)
-    if name != "mlp" and (len(shape) != 3 or min(shape[1:]) < 4):
+    if not name.startswith("mlp") and (len(shape) != 3 or min(shape[1:]) < 4):
         raise UserError(f"{name} takes images of at least 4×4, not inputs of shape {shape}; try 'mlp'")
     try:
         with torch.device("meta"):
@@ -172,6 +177,11 @@ def _find_builder(name: str) -> Builder:
                 "(8, 14, 20, 26, 32, ...), and the width 1 to 100"
             )
         return partial(WideResNet, depth, width, activation=F.silu if wide[3] else F.relu)
+    if small := _SMALL.fullmatch(name):
+        width = int(small[2])
+        if not 1 <= width <= _MAX_WIDTH:
+            raise UserError(f"{name}: the width must be 1 to {_MAX_WIDTH}")
+        return partial(mlp, hidden=width) if small[1] == "mlp" else partial(small_cnn, first=width)
     if net := _RESNET.fullmatch(name):
         width = int(net[2] or 64)
         if not 1 <= width <= 1000:

@@ -201,10 +201,14 @@ def _curve(
 def _study_page(found: Sequence[StudyResult]) -> Page:
     verdicts = Counter(one.verdict for one in found)
     sections = []
+    if len(found) > 1:
+        rows = [[one.study, one.verdict, f"{one.found}."] for one in found]
+        heading = "What each study found; a claim agrees if all its sentences do"
+        sections.append(Section("In short", [Table("studies", heading, ["study", "verdict", "found"], rows)]))
     for one in found:
         figures = []
         if one.study in STUDIES:  # nothing else says how it is drawn
-            figures = [Figure(one.study, f"{one.study}: {one.about}", picture=find_study(one.study).draw(one))]
+            figures = [Figure(one.study, STUDIES[one.study][0], picture=find_study(one.study).picture(one))]
         texts = [f"Claim: {one.claim}", f"Found ({one.verdict}): {one.found}."]
         caption = " ".join([f"{one.about}.", *one.table.notes])
         tables = [Table(one.study, caption, one.table.columns, one.table.rows)]

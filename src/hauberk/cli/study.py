@@ -1,0 +1,141 @@
+"""hauberk study: experiments of the papers on any data."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from hauberk.cli.options import command, common_parts, parse, program, say, usual_folder
+from hauberk.core.errors import UserError
+from hauberk.experiments.options import DataOptions, ModelOptions, SubsetOptions, ThreatOptions, TrainSettings, as_options
+from hauberk.training.published import resolve
+
+if TYPE_CHECKING:
+    from hauberk.experiments.studies import StudyContext
+    from hauberk.experiments.studies.study import Study as AnyStudy
+
+
+@dataclass(frozen=True)
+class Study:
+    """Repeat an experiment of the papers on your data: a table, a picture, and whether it agrees with what they claim.
+
+    Example: hauberk study lps-vs-pm --data digits
+
+    Example: hauberk study --all --dry-run
+
+    Example: hauberk study --all --report
+
+    Each sentence of a claim is tested by two standard errors over seeds and test examples; where these do not tell, nor
+    does the study. Networks are kept, and shared by all studies in the same folder.
+    """
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """Name of the study; all are listed if there is none."""
+    all: bool = False
+    """Run every study, one after another; one that does not fit your data is said and left out."""
+    report: bool = False
+    """Write report.html with claims, verdicts, tables and pictures of all studies in the folder."""
+    dry_run: bool = False
+    """Say which networks would be trained, and estimate the time; do nothing."""
+    data: DataOptions = DataOptions()
+    subset: SubsetOptions = SubsetOptions(test_size=500)
+    threat: ThreatOptions = ThreatOptions()
+    model: ModelOptions = ModelOptions()
+    trials: int = 3
+    """Number of seeds that each network is trained with, from --seed on; the verdict needs two at least."""
+    quiet: bool = False
+    """Print only what was found."""
+    out: Path | None = None
+    """Folder for networks, which studies share, and results; by default runs/study-DATA-MODEL."""
+    settings: TrainSettings = field(default_factory=dict)
+    """Training settings."""
+
+
+def study(arguments: Sequence[str]) -> int:
+    """Run the command."""
+
+    def with_published(options: Study) -> Study:
+        found = resolve(options.data.name, options.model.name, settings=options.settings)
+        return replace(options, settings=as_options(found.config))
+
+    options = parse(Study, "study", arguments, with_published)
+    from hauberk.experiments.studies import STUDIES, find_study
+
+    if options.name and options.all:
+        raise UserError("name a study, or run --all")
+    if not options.name and not options.all:
+        width = max(map(len, STUDIES))
+        say("\n".join(f"{name:<{width}} {what}" for name, (what, *_) in STUDIES.items()))
+        say(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
+        return 0
+    chosen = [find_study(name) for name in (STUDIES if options.all else [options.name])]
+    if options.trials < 1:
+        raise UserError("--trials needs a positive number")
+    context = _context(options)
+    if options.dry_run:
+        return _plan(chosen, context)
+    failed = [one.name for one in chosen if not _run(one, context, options)]
+    if options.report:
+        from hauberk.report import make_report
+
+        say(f"Report: {make_report(context.out)}")
+    else:
+        say(f"Next: {command('report', context.out)}")
+    if failed:
+        say(f"Left out: {', '.join(failed)}")
+    return 0
+
+
+def _context(options: Study) -> "StudyContext":
+    from hauberk.experiments import Experiment
+    from hauberk.experiments.studies import StudyContext
+
+    given = options.settings
+    out = options.out or usual_folder("study", options.data.name, options.model.name)
+    base = Experiment("at", given.get("seed", 0), settings=given, **common_parts(options))
+    context = StudyContext(
+        base, out, device=given.get("device", "auto"), threads=given.get("threads", 0), trials=options.trials
+    )
+    _ = context.config  # refuses senseless settings before anything is begun
+    return context
+
+
+def _run(chosen: "AnyStudy", context: "StudyContext", options: Study) -> bool:
+    """Run a study, and print and write what it found; whether it fits the data."""
+
+    def tell(text: str) -> None:
+        if not options.quiet:
+            say(f"{chosen.name}: {text}", file=sys.stderr)
+
+    try:
+        found = chosen.run(replace(context, say=tell))
+    except UserError as error:
+        if not options.all or str(error).startswith("stopped"):
+            raise
+        say(f"{chosen.name}: {error}", file=sys.stderr)
+        return False
+    found.save(context.out, chosen.draw)
+    say(found.to_markdown())
+    files = [f"{found.study}.json", ".md", ".csv", ".png", ".svg", ".pdf"]
+    say(f"In {context.out}: {', '.join([*files, '-examples.csv'] if found.examples else files)}")
+    return True
+
+
+def _plan(chosen: "Sequence[AnyStudy]", context: "StudyContext") -> int:
+    """Print what would be trained."""
+    from hauberk.experiments.studies.plan import plan_studies
+
+    plan = plan_studies(chosen, context)
+    say(plan.table.to_markdown())
+    say(f"{plan}, on one {'GPU' if _on_gpu(context) else 'process'}, one network after another")
+    say("Next: the same command without --dry-run")
+    return 0
+
+
+def _on_gpu(context: "StudyContext") -> bool:
+    from hauberk.training import pick_device
+
+    return pick_device(context.device).type == "cuda"

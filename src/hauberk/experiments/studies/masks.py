@@ -1,0 +1,79 @@
+"""Which test examples networks have right, without and under attack, for every seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.attacks import apgd, pgd
+from hauberk.experiments.studies.context import StudyContext, Variant
+from hauberk.experiments.studies.verdict import mean_and_error, number_or_none
+
+_BATCH = 250
+ACCURACIES = ("clean, %", "PGD-20, %", "strong, %")  # the columns of :class:`RobustMasks`
+
+
+@dataclass(frozen=True, eq=False)
+class RobustMasks:
+    """Which examples networks have right, each (S, N) bool, a row for each seed.
+
+    Attributes:
+        clean: without an attack.
+        pgd: and under PGD-20 (steps of ε/4).
+        strong: and under APGD on cross-entropy, and on the targeted DLR loss towards the 3 most likely wrong classes: less than
+            AutoAttack, of which the first is one attack and the second a third of another.
+    """
+
+    clean: Tensor
+    pgd: Tensor
+    strong: Tensor
+
+    def row(self, **more: Any) -> dict[str, Any]:
+        """Return a row of a table: what it is, and accuracies in percent with their standard errors."""
+        return more | accuracies(dict(zip(ACCURACIES, (self.clean, self.pgd, self.strong), strict=True)))
+
+
+def accuracies(masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return cells of a table: for each mask (S, N) its share of True in percent, and the standard error of that."""
+    cells: dict[str, Any] = {}
+    for name, mask in masks.items():
+        cells[name], cells[f"{name.removesuffix(', %')} ±"] = (number_or_none(100 * one) for one in mean_and_error(mask))
+    return cells
+
+
+def robust_masks(context: StudyContext, model: nn.Module) -> RobustMasks:
+    """Attack the test examples on a network; the masks have one row."""
+    x, y = context.examples()
+    parts = []
+    for seed, (some_x, some_y) in enumerate(zip(x.split(_BATCH), y.split(_BATCH), strict=True), context.seed):
+        with torch.no_grad():
+            clean = model(some_x).argmax(1) == some_y
+        left = clean & ~pgd(model, some_x, some_y, context.threat, steps=20, step_size="eps/4", seed=seed).success
+        strong = left.clone()
+        for loss in ("ce", "dlr-targeted"):
+            places = strong.nonzero().squeeze(1)
+            if len(places):
+                found = apgd(model, some_x[places], some_y[places], context.threat, loss=loss, targets=3, seed=seed)
+                strong[places] = ~found.success
+        parts.append((clean, left, strong))
+    return RobustMasks(*(torch.cat(masks)[None] for masks in zip(*parts, strict=True)))
+
+
+def trained_masks(context: StudyContext, variants: Mapping[str, Variant]) -> dict[str, RobustMasks]:
+    """Train each network with each seed, and attack the test examples."""
+    found: dict[str, list[RobustMasks]] = {name: [] for name in variants}
+    for name, one, model in context.networks(variants):
+        found[name].append(robust_masks(one, model))
+    return {name: join_seeds(masks) for name, masks in found.items()}
+
+
+def join_seeds(masks: Sequence[RobustMasks]) -> RobustMasks:
+    """Put the masks of several seeds together."""
+    return RobustMasks(*(torch.cat([getattr(one, kind) for one in masks]) for kind in ("clean", "pgd", "strong")))
+
+
+def error_of(column: str) -> str:
+    """Return the name of the column with the standard errors of a column that :func:`accuracies` makes."""
+    return f"{column.removesuffix(', %')} ±"

@@ -1,0 +1,63 @@
+"""How far a study is: which of how many networks, and which epoch of it, on a terminal or not."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from threading import Event, Thread
+
+from hauberk.core.errors import UserError
+from hauberk.core.io import read_json
+from hauberk.training.callbacks import read_metrics
+
+EVERY = 15.0  # seconds between two looks at a training
+
+
+class Watch:
+    """Says which network is being trained, and once in a while which epoch it has reached.
+
+    Args:
+        total: number of networks.
+        say: is told, a line at a time.
+    """
+
+    def __init__(self, total: int, say: Callable[[str], None]):
+        self.total, self.say = total, say
+        self.number, self.kept, self._begun = 0, 0, time.monotonic()
+
+    @contextmanager
+    def network(self, name: str, run: Path) -> Iterator[None]:
+        """Say which network it is, and watch its metrics in the folder ``run`` while the block trains it."""
+        self.number += 1
+        title = f"network {self.number} of {self.total}: {name}"
+        self.say(f"{title}{self._left()}")
+        self.kept += (run.parent / "trained.json").exists()
+        done = Event()
+        thread = Thread(target=self._follow, args=(title, run, done), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _left(self) -> str:
+        """Say how long all networks and their attacks will take, as if they took as long as those that were made so far."""
+        made = self.number - 1 - self.kept
+        if made < 1:
+            return ""
+        seconds = (time.monotonic() - self._begun) / made * (self.total - self.number + 1)
+        return f", about {timedelta(seconds=round(seconds))} to go"
+
+    def _follow(self, title: str, run: Path, done: Event) -> None:
+        last = 0
+        while not done.wait(EVERY):
+            try:
+                rows, epochs = read_metrics(run / "metrics.jsonl"), read_json(run / "run.json")["settings"]["epochs"]
+            except (UserError, OSError, KeyError):  # the run has not begun, or is being written
+                continue
+            if len(rows) > last:
+                last, robust = len(rows), rows[-1].get("val_robust_accuracy")
+                score = "" if robust is None else f", val PGD {100 * robust:.1f} %"
+                self.say(f"{title}: epoch {last} of {epochs}{score}")
