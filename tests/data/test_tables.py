@@ -139,6 +139,41 @@ def test_no_attack_leaves_the_valid_rows(folder, norm, attack):
     torch.testing.assert_close(net(again.train.x), net(found.x_adv), rtol=1e-4, atol=1e-4)
 
 
+def test_attacks_find_the_worst_category(folder):
+    """Rows of every job and many months are tried one by one; in a box without groups, values that rise together hide."""
+    (folder / "jobs.toml").write_text(
+        'label = "late"\neps = 0.1\n[features.months]\nkind = "integer"\n[features.job]\nkind = "category"\n'
+        '[features.home]\nkind = "category"\n'
+    )
+    draw = np.random.default_rng(0)
+    data = pd.DataFrame({"months": draw.integers(0, 60, 200), "job": draw.choice(list("abcdefgh"), 200)})
+    data = data.assign(home=draw.choice(list("xyz"), 200), late=draw.integers(0, 2, 200))
+    table = make_table(read_schema(folder / "jobs.toml"), data, data)
+    torch.manual_seed(0)
+    net = table.default_model("mlp").build()
+    x, _ = table.test.fetch(torch.arange(60))
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    rows = [(d, a, b) for d in (-1, 0, 1) for a in range(1, 9) for b in range(9, 12)]
+    worst, threat = torch.full((60,), torch.inf), table.threat
+    for d, a, b in rows:
+        point = torch.eye(12)[[a, b]].sum(0).expand(60, -1).clone()
+        point[:, 0] = (x[:, 0] + d).clamp(x[:, 0] - threat.eps[0], x[:, 0] + threat.eps[0])
+        logits = net(point).detach()
+        worst = torch.minimum(worst, hb.objectives.functional.logit_margin(logits, y))
+    broken = worst <= 0
+    assert 15 < broken.sum() < 55
+    for attack, missed in ((hb.attacks.PGD(20), 9), (hb.attacks.APGD(restarts=5), 1), (hb.attacks.Square(300), 1)):
+        found, apart = (attack(net, x, y, one) for one in (threat, replace(threat, one_hot=None)))
+        assert not (found.success & ~broken).any()
+        assert (broken & ~found.success).sum() <= missed < (broken & ~apart.success).sum(), attack
+    assert list(hb.attacks.find_suite("quick").for_threat(threat).stages)[-1] == "square-1000"
+    ways = dict.fromkeys(("home", "job"), 0)
+    for name in ways:
+        ways[name] = (table.rows(found.x_adv)[name] != table.rows(x)[name]).sum()
+    assert min(ways.values()) > 5
+
+
 def test_one_way_features_in_a_queue_keep_their_own_start():
     threat = hb.Linf(0.2, monotone=[1, -1, 0])
     x = torch.rand(6, 3) * 0.5 + 0.25

@@ -33,6 +33,7 @@ from hauberk.threat.model import check_batch
 AttackLike: TypeAlias = str | Attack[Any] | Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # its standard version, in order
+_JUMPS = "square-1000"  # of one-hot groups
 _FIRST_RUNS = {"apgd-ce": 1, "apgd-t": 3}  # of these, which the suite "fast" gives every example
 _FIRST_RUNS_BESIDES = {"fab-t": 1}  # where the ball is no box, as FAB-T is the stronger there when gradients are masked
 _PART = re.compile(r"(.+)\[(\d*):(\d*)\]")
@@ -102,6 +103,7 @@ PRESETS: dict[str, AttackPreset] = {
     ),
     "fab-t": AttackPreset(FAB(), "AutoAttack's third attack: FAB-T, 9 classes of 100 steps"),
     "square": AttackPreset(Square(), "AutoAttack's fourth attack: Square, 5,000 queries"),
+    "square-1000": AttackPreset(Square(1000), "Square, 1,000 queries: what the quick suite runs besides on categories"),
     "apgd-dlr": AttackPreset(
         APGD(loss="dlr"), "APGD on the difference of logits ratio, 100 steps (L1: 5 restarts)", in_l1={"restarts": 5}
     ),
@@ -270,8 +272,14 @@ class Suite:
     def for_threat(self, threat: ThreatModel) -> "Suite":
         """The suite with FAB-T before APGD-T where attacks run in turn and the ball is no box, as FAB-T breaks more there.
 
-        Only the passes depend on that, and which attack breaks an example first: draws are keyed by attack.
+        Only the passes depend on that, and which attack breaks an example first: draws are keyed by attack. Where there are
+        one-hot groups, and nothing that does without gradients, it also runs Square: what a jump to another value does is
+        nothing that a gradient knows for certain.
         """
+        some = self.attacks or {name: PRESETS[name] for name in self.stages}
+        if threat.one_hot is not None and self.eot_iter == 1 and all(one.attack.uses_gradients for one in some.values()):
+            stages, columns = ({**have, _JUMPS: own} for have, own in ((self.stages, ()), (self.columns, (_JUMPS,))))
+            return replace(self, stages=stages, columns=columns, attacks={**some, _JUMPS: PRESETS[_JUMPS]})
         if threat.norm.is_box or not self.sequential:
             return self
         if self.sampled:

@@ -83,7 +83,8 @@ class Table:
             eps: factor of the ε of numbers and integers; empty for 1.
         """
         factor = 1.0 if eps == "" else float(torch.as_tensor(parse_eps(eps)[0]))
-        radius, low, high, monotone = [], [], [], []
+        radius, low, high, monotone, groups = [], [], [], [], []
+        categories = [name for name, feature in self.schema.features.items() if feature.kind == "category"]
         for column, std in zip(self.columns, self.train.x.double().std(0, correction=0).tolist(), strict=True):
             feature = self.schema.features[column.feature]
             category = feature.kind == "category"
@@ -93,7 +94,9 @@ class Table:
             high.append(1.0 if category else feature.high)
             radius.append(0.0 if feature.change == "none" else min(reach, high[-1] - low[-1]))
             monotone.append({"up": 1, "down": -1}.get(feature.change, 0))
-        return make_threat(norm, radius, low, high, monotone=torch.tensor(monotone) if any(monotone) else None)
+            groups.append(1 + categories.index(column.feature) if category else 0)
+        ways, one_hot = (values if any(values) else None for values in (monotone, groups))
+        return make_threat(norm, radius, low, high, monotone=ways, one_hot=one_hot)
 
     def default_model(
         self, model: str, dataset: IndexedDataset | None = None, *, extra: int = 0, normalize: bool = True

@@ -18,6 +18,7 @@ from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_n
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.l0 import L0_NORM
 from hauberk.threat.norms import NORMS, Norm
+from hauberk.threat.one_hot import OneHotGroups
 
 Bound: TypeAlias = float | Sequence[float] | Tensor
 Epsilon: TypeAlias = float | str | Sequence[float] | Tensor
@@ -47,6 +48,9 @@ class ThreatModel:
         eps_text: ε as it was given, for printing ("8/255").
         monotone: +1 for features that can only rise, -1 for those that can only fall, 0 for all others; broadcasts to one
             example; or None.
+        one_hot: number, from 1, of the one-hot group that each feature belongs to, 0 for none; broadcasts to one example; or
+            None. Of a group exactly one feature is 1, as of the values of a category. The box is not cut any further; attacks
+            in L∞ go from one value of a group to another, where they would otherwise raise several at once.
     """
 
     norm: Norm
@@ -56,6 +60,7 @@ class ThreatModel:
     frozen: Tensor | None
     eps_text: str
     monotone: Tensor | None = None
+    one_hot: Tensor | None = None
 
     def around(self, x: Tensor) -> FeasibleSet:
         """Lay the set around clean inputs.
@@ -75,8 +80,11 @@ class ThreatModel:
             low, high = (constant(bound, x.dtype, x.device) for bound in (low, high))
             low, high = torch.where(way > 0, x, low), torch.where(way < 0, x, high)
         eps = self._fit(self.eps, x, "eps")
-        kind: type[FeasibleSet] = self.norm.feasible_set or FeasibleSet
-        return kind(x, self.norm, self._radius(x, eps), low, high, eps)
+        radius = self._radius(x, eps)
+        if self.norm.feasible_set is not None:
+            made: FeasibleSet = self.norm.feasible_set(x, self.norm, radius, low, high, eps)
+            return made
+        return FeasibleSet(x, self.norm, radius, low, high, eps, self._groups(x))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bring points back to the nearest ones inside ``S(x)``. Shapes: (B, ...), (B, ...) -> (B, ...)."""
@@ -103,6 +111,7 @@ class ThreatModel:
             "high": _to_plain(self.high),
             "frozen": _to_plain(self.frozen),
             "monotone": _to_plain(self.monotone),
+            "one_hot": _to_plain(self.one_hot),
         }
 
     def __repr__(self) -> str:
@@ -116,6 +125,8 @@ class ThreatModel:
             notes.append(f"{count} frozen")
         if self.monotone is not None:
             notes.append(f"{int((self.monotone != 0).sum())} one-way")
+        if self.one_hot is not None:
+            notes.append(f"{len(self.one_hot[self.one_hot > 0].unique())} one-hot")
         return f"{self.norm}({', '.join(notes)})"
 
     def _radius(self, x: Tensor, eps: float | Tensor) -> float | Tensor:
@@ -127,6 +138,13 @@ class ThreatModel:
             frozen = _mask_of(frozen, version(frozen), x.shape[1:])
         free = ~cast(Tensor, self._fit(frozen, x, "frozen"))
         return free.to(x.dtype) * eps
+
+    def _groups(self, x: Tensor) -> OneHotGroups | None:
+        """The one-hot groups of examples like ``x``."""
+        if self.one_hot is None:
+            return None
+        check_fits(self.one_hot, x.shape[1:], "one_hot")
+        return _groups_of(self.one_hot, version(self.one_hot), x.shape[1:], x.device)
 
     def _fit(self, value: float | Tensor, x: Tensor, name: str) -> float | Tensor:
         """Bring a setting to the device and dtype of the inputs, if it fits the shape of one example."""
@@ -146,6 +164,12 @@ def _mask_of(indices: Tensor, version_of_it: int, shape: torch.Size) -> Tensor:
     return mask.view(shape)
 
 
+@lru_cache(maxsize=16)
+def _groups_of(one_hot: Tensor, version_of_it: int, shape: torch.Size, device: torch.device) -> OneHotGroups:
+    """Lay the numbers of one-hot groups out for an example of a shape."""
+    return OneHotGroups(one_hot.expand(shape).flatten().to(device), int(one_hot.max()))
+
+
 def check_fits(value: Tensor, shape: torch.Size, name: str) -> None:
     """Refuse, by a UserError that names the setting, values per feature that do not broadcast to the shape of one example."""
     try:
@@ -155,7 +179,14 @@ def check_fits(value: Tensor, shape: torch.Size, name: str) -> None:
         raise UserError(f"{what}, which does not fit one example of {tuple(shape)}") from error
 
 
-def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
+def Linf(
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Features = None,
+    monotone: Features = None,
+    one_hot: Features = None,
+) -> ThreatModel:
     """L∞ threat model: every feature may move by at most ε.
 
     Args:
@@ -165,6 +196,7 @@ def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = N
         high: upper bound, likewise.
         frozen: features that nobody can change: a boolean mask (of such a shape), or indices into the flattened example.
         monotone: for each feature +1 if it can only rise, -1 if it can only fall, 0 if it can do both.
+        one_hot: for each feature the number, from 1, of the group it belongs to of which exactly one is 1; 0 for none.
 
     Returns:
         The threat model; it serves inputs of any shape that ε, bounds and masks fit.
@@ -176,17 +208,31 @@ def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = N
         >>> Linf("8/255")
         Linf(8/255)
     """
-    return make_threat("Linf", eps, low, high, frozen, monotone)
+    return make_threat("Linf", eps, low, high, frozen, monotone, one_hot)
 
 
-def L2(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
+def L2(
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Features = None,
+    monotone: Features = None,
+    one_hot: Features = None,
+) -> ThreatModel:
     """L2 threat model: the Euclidean length of the change is at most ε. Arguments as in :func:`Linf`."""
-    return make_threat("L2", eps, low, high, frozen, monotone)
+    return make_threat("L2", eps, low, high, frozen, monotone, one_hot)
 
 
-def L1(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
+def L1(
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Features = None,
+    monotone: Features = None,
+    one_hot: Features = None,
+) -> ThreatModel:
     """L1 threat model: the absolute changes add up to at most ε. Arguments as in :func:`Linf`."""
-    return make_threat("L1", eps, low, high, frozen, monotone)
+    return make_threat("L1", eps, low, high, frozen, monotone, one_hot)
 
 
 def L0(k: int | str, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
@@ -212,12 +258,18 @@ def L0(k: int | str, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = Non
 
 
 def make_threat(
-    norm: str | Norm, eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None
+    norm: str | Norm,
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Features = None,
+    monotone: Features = None,
+    one_hot: Features = None,
 ) -> ThreatModel:
     """Make a threat model from a norm or its name. Other arguments as in :func:`Linf`.
 
     Raises:
-        UserError: as :func:`Linf`, and if the norm is unknown.
+        UserError: as :func:`Linf`, if the norm is unknown, and for one-hot groups in L0, which counts features and not groups.
     """
     if not isinstance(norm, Norm):
         if norm not in NORMS:
@@ -247,7 +299,18 @@ def make_threat(
         ways.dtype == torch.bool or not bool(torch.isin(ways.float(), torch.tensor([-1.0, 0.0, 1.0])).all())
     ):
         raise UserError("monotone takes +1, -1 or 0 for each feature")
-    return ThreatModel(norm, radius, lower, upper, mask, text, ways)
+    groups = None if one_hot is None else _read_groups(one_hot)
+    if groups is not None and norm is L0_NORM:
+        raise UserError("L0 counts features, not one-hot groups: a category that changes is two of them; leave one_hot out")
+    return ThreatModel(norm, radius, lower, upper, mask, text, ways, groups)
+
+
+def _read_groups(one_hot: Any) -> Tensor:
+    groups = _as_tensor(one_hot, "one_hot", "no list of group numbers")
+    whole = not groups.is_floating_point() and groups.dtype != torch.bool and groups.numel() > 0
+    if not whole or not 0 <= int(groups.min()) <= int(groups.max()) <= groups.numel():
+        raise UserError("one_hot takes for each feature the number of its group, 1 to at most the number of features, or 0")
+    return groups.long()
 
 
 def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
@@ -258,7 +321,8 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
     """
     try:
         low, high = (_from_plain(card[side]) for side in ("low", "high"))
-        return make_threat(card["norm"], _from_plain(card["eps"]), low, high, card["frozen"], card.get("monotone"))
+        ways, groups = card.get("monotone"), card.get("one_hot")
+        return make_threat(card["norm"], _from_plain(card["eps"]), low, high, card["frozen"], ways, groups)
     except UserError:
         raise
     except SCHEMA_ERRORS as error:
