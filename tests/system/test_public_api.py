@@ -269,7 +269,7 @@ CALLS = {
     "ColumnSchema": (ColumnSchema, {"kind": ["number"], "change": ["any"], "eps": [0.1], "low": [0], "high": [9.0],
     "values": [()]}),
     "TableSchema": (TableSchema, {"features": [COLUMNS], "label": ["default"], "classes": [("0", "1")], "eps": [0.1],
-    "train": ["a.csv"], "test": [""], "test_fraction": [0.2], "costs": [(5.0, 1.0)]}),
+    "train": ["a.csv"], "test": [""], "test_fraction": [0.2], "date": [""], "costs": [(5.0, 1.0)]}),
     "table": (tabled, {"schema": [TableSchema(COLUMNS, "default")], "train": [FRAME], "test": [FRAME], "name": ["table"],
     "norm": ["Linf", "L2"], "eps": [1.0, ""], "module": [lambda: nn.Linear(3, 2)], "x": [X[:, :3]]}),
     "read_table": (read_table, {"path": ["/nowhere/table.toml"]}),

@@ -20,8 +20,11 @@ from hauberk.data.dataset import (
 from hauberk.data.extra import as_extra, read_extra
 from hauberk.data.named import DATASETS, DatasetInfo, find_dataset, load_data
 from hauberk.data.standard_subset import standard_subset
-from hauberk.data.table import Reach, Table, TableDataset, infer_schema, make_table, reach_of, read_frame, read_table
+from hauberk.data.table import Table, TableDataset, make_table, read_frame, read_table
+from hauberk.data.table_draft import infer_schema
+from hauberk.data.table_reach import Reach, reach_of
 from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
+from hauberk.data.time_split import split_by_date
 
 __all__ = [
     "AUGMENTATIONS",
@@ -59,6 +62,7 @@ __all__ = [
     "read_frame",
     "read_schema",
     "read_table",
+    "split_by_date",
     "standard_subset",
     "to_device",
 ]

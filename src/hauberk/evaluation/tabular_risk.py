@@ -52,7 +52,8 @@ class Risk:
             f"recall {100 * self.recall:.3g} -> {100 * self.recall_attacked:.3g} %, "
             f"precision {100 * self.precision:.3g} -> {100 * self.precision_attacked:.3g} %, "
             f"AUC {self.auc:.3g} -> {self.auc_attacked:.3g}, cost {self.cost:.3g} -> {self.cost_attacked:.3g} an example "
-            f"(clean -> attacked, {self.n:,} examples, {100 * self.positives:.1f} % positive)"
+            f"(clean -> attacked, {self.n:,} examples, {100 * self.positives:.1f} % positive; "
+            f"a miss costs {self.miss:g}, a false alarm {self.false_alarm:g})"
         )
 
 
