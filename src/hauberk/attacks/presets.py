@@ -15,7 +15,7 @@ from hauberk.attacks.ddn import DDN
 from hauberk.attacks.deepfool import DeepFool
 from hauberk.attacks.fab import FAB
 from hauberk.attacks.fmn import FMN
-from hauberk.attacks.frozen_model import check_module
+from hauberk.attacks.frozen_model import check_module, has_gradient
 from hauberk.attacks.pgd import LINE_SEARCH, NESTEROV, PGD
 from hauberk.attacks.random_search import RandomSearch
 from hauberk.attacks.sigma_zero import SigmaZero
@@ -34,6 +34,7 @@ AttackLike: TypeAlias = str | Attack[Any] | Callable[[nn.Module, Tensor, Tensor,
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # its standard version, in order
 _JUMPS = "square-1000"  # of one-hot groups
+_QUICK_SCORES = ("random-100", "square-1000")  # where there are no gradients
 _FIRST_RUNS = {"apgd-ce": 1, "apgd-t": 3}  # of these, which the suite "fast" gives every example
 _FIRST_RUNS_BESIDES = {"fab-t": 1}  # where the ball is no box, as FAB-T is the stronger there when gradients are masked
 _PART = re.compile(r"(.+)\[(\d*):(\d*)\]")
@@ -120,6 +121,7 @@ PRESETS: dict[str, AttackPreset] = {
         SigmaZero(), "Cinà et al. 2025: σ-zero, 1,000 steps, in L0; counts what it finds within k features"
     ),
     "random-100": AttackPreset(RandomSearch(100), "100 random points: a check that gradients find more"),
+    "random-1000": AttackPreset(RandomSearch(1000), "1,000 random points: of the suite for models without gradients"),
     "random-10000": AttackPreset(RandomSearch(10_000), "10,000 random points, as Carlini et al. 2019 advise"),
     "transfer-fgsm": AttackPreset(Transfer(PGD(1, "eps", "clean")), "MART black box: FGSM on a surrogate, tried here"),
     "transfer-cw-20": AttackPreset(
@@ -269,6 +271,26 @@ class Suite:
         names = list(self.stages)
         return len(names) > 1 and all(self.stages[name] == tuple(names[:k]) for k, name in enumerate(names))
 
+    def for_model(self, model: nn.Module, suite: str = "") -> "Suite":
+        """The suite for a model that may have no gradients, on which no attack is run that goes by them.
+
+        Args:
+            model: with its stand-in (BPDA), if it has one.
+            suite: name of the suite; empty for attacks that the caller has named.
+
+        Raises:
+            UserError: if the model has none, and attacks were asked for that go by them.
+        """
+        blind = [name for name, one in self.attacks.items() if one.attack.uses_gradients and not one.attack.sees_original]
+        if not blind or has_gradient(model):
+            return self
+        if suite == "quick":
+            return replace(find_suite("", _QUICK_SCORES), description=f"{', '.join(_QUICK_SCORES)}: a cheap upper bound")
+        who = f"the suite {suite!r}" if suite else ", ".join(blind)
+        raise UserError(
+            f"{who} goes by gradients, which this model has not; take suite='scores', attacks=['square'], or give bpda="
+        )
+
     def for_threat(self, threat: ThreatModel) -> "Suite":
         """The suite with FAB-T before APGD-T where attacks run in turn and the ball is no box, as FAB-T breaks more there.
 
@@ -322,6 +344,11 @@ SUITES: dict[str, Suite] = {
         ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
         "AutoAttack plus: APGD-CE and -DLR and FAB with 5 restarts, Square, APGD-T, FAB-T",
         sequential=True,
+    ),
+    "scores": _suite(
+        ("random-1000", "square"),
+        "for models without gradients: 1,000 random points, Square with AutoAttack's 5,000 queries",
+        sequential=False,
     ),
     "rand": _suite(
         ("apgd-ce", "apgd-dlr"),

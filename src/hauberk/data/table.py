@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from hauberk.core.errors import UserError, in_one_line, unknown_name
 from hauberk.data.dataset import IndexedDataset, Subset, TensorDataset, channel_statistics
 from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
 from hauberk.data.time_split import split_by_date
-from hauberk.models import ModelSpec, Normalize, StraightThroughRound
+from hauberk.models import InputColumn, ModelSpec, Normalize, StraightThroughRound, from_sklearn
 from hauberk.threat import ThreatModel, make_threat, parse_eps
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Table:
         classes: values of the label, by class.
         train: training rows.
         test: test rows.
+        dtypes: pandas' dtype of each column of the training rows that is used.
     """
 
     schema: TableSchema
@@ -59,6 +61,7 @@ class Table:
     classes: tuple[str, ...]
     train: TableDataset
     test: TableDataset
+    dtypes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def threat(self) -> ThreatModel:
@@ -120,8 +123,36 @@ class Table:
         return nn.Sequential(StraightThroughRound(spec.integers, spec.groups), Normalize(spec.mean, spec.std), module)
 
     @checked
+    def from_sklearn(self, estimator: Any) -> nn.Module:
+        """Turn a classifier of scikit-learn that was fitted on a data frame of these columns into a module of these inputs.
+
+        It sees the nearest valid row, as a network of :meth:`default_model` does; outputs are in the order of ``classes``. The
+        data frame has the columns' own names and values; what was fitted on this table's columns, as they were read, fits.
+
+        Args:
+            estimator: as for :func:`hauberk.models.from_sklearn`, which says what becomes an exact module with gradients and
+                what answers only; a ``Pipeline`` that begins with a ``ColumnTransformer``, or one of numbers alone.
+
+        Returns:
+            The module, (B, D) to logits (B, C).
+
+        Raises:
+            UserError: as there, and if it was fitted on a column or a class that the table does not have.
+        """
+        known, spec = list(getattr(estimator, "feature_names_in_", self.schema.features)), self.default_model("")
+        if absent := [name for name in known if name not in self.schema.features]:
+            raise UserError(f"the estimator was fitted on the column {absent[0]!r}, which the table does not use")
+        columns = []
+        for name in known:
+            places = self._places(name)
+            values = [self.columns[place].value for place in places]
+            columns.append(InputColumn(name, places, _as_before(values, self.dtypes.get(name)) if values[0] else ()))
+        module = from_sklearn(estimator, columns=columns, classes=self.classes)
+        return nn.Sequential(StraightThroughRound(spec.integers, spec.groups), module).eval()
+
+    @checked
     def rows(self, x: Tensor) -> "DataFrame":
-        """Return the nearest valid rows of inputs (N, D), adversarial ones too, as a pandas DataFrame."""
+        """Return the nearest valid rows of inputs (N, D), adversarial ones too, as a DataFrame of the values that were read."""
         from pandas import DataFrame
 
         spec = self.default_model("")
@@ -132,10 +163,11 @@ class Table:
         for name, feature in self.schema.features.items():
             places = self._places(name)
             if feature.kind == "category":
-                found[name] = [self.columns[places[k]].value for k in valid[:, places].argmax(1).tolist()]
+                values = _as_before([self.columns[place].value for place in places], self.dtypes.get(name))
+                found[name] = [values[k] for k in valid[:, places].argmax(1).tolist()]
             else:
-                values = valid[:, places[0]]
-                found[name] = (values.long() if feature.kind == "integer" else values).tolist()
+                numbers = valid[:, places[0]]
+                found[name] = (numbers.long() if feature.kind == "integer" else numbers).tolist()
         return DataFrame(found)
 
     def _places(self, name: str) -> tuple[int, ...]:
@@ -194,7 +226,8 @@ def make_table(schema: TableSchema, train: "DataFrame", test: "DataFrame", name:
         values = (feature.values or values_of(train, feature_name)) if feature.kind == "category" else ("",)
         columns += [EncodedColumn(feature_name, value) for value in values]
     train_rows, test_rows = (_encode(frame, schema, tuple(columns), classes, name) for frame in (train, test))
-    return Table(schema, tuple(columns), classes, train_rows, test_rows)
+    dtypes = {feature_name: train[feature_name].dtype for feature_name in schema.features}
+    return Table(schema, tuple(columns), classes, train_rows, test_rows, dtypes)
 
 
 def _encode(
@@ -217,6 +250,16 @@ def _encode(
     return TableDataset(
         x, y, len(classes), name, features=schema.features, columns=columns, class_names=names, costs=schema.costs
     )
+
+
+def _as_before(values: Sequence[str], dtype: Any) -> tuple[Any, ...]:
+    """Return values of a category, read as text, as they were in the data frame."""
+    dtype = dtype.categories.dtype if hasattr(dtype, "categories") else dtype
+    if str(dtype) == "bool":
+        return tuple(value == "True" for value in values)
+    if getattr(dtype, "kind", "") in "iuf":
+        return tuple(np.array(values, dtype=np.float64).astype(dtype).tolist())
+    return tuple(values)
 
 
 def _is_number(text: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hauberk.attacks import ModelQueries, Suite, find_suite, frozen_model
 from hauberk.attacks.base import check_draws
 from hauberk.attacks.bpda import StandInLike, with_stand_in
-from hauberk.attacks.frozen_model import check_model, check_module, check_surrogate
+from hauberk.attacks.frozen_model import check_model, check_module, check_surrogate, has_gradient
 from hauberk.attacks.presets import AttackLike
 from hauberk.certification.bounds.region import check_threat
 from hauberk.core.arguments import checked
@@ -92,7 +92,9 @@ def evaluate(
             each, and an example is robust if it is so under all.
         suite: "quick": FGSM, PGD-20, CW-30 and PGD-100, a cheap upper bound; "papers": the columns of the MAIL and MART tables;
             "standard": AutoAttack; "fast": its accuracy, estimated with an interval at a fraction of the price; "plus" and
-            "rand": AutoAttack's larger version, and the one for randomised defences.
+            "rand": AutoAttack's larger version, and the one for randomised defences; "scores": random points and Square. On a
+            model without gradients (``hauberk.models.GradientFree``) "quick" is a shorter form of the last, and all others are
+            refused; no attack and no diagnostic is then run that goes by gradients, and a diagnostic says so.
         attacks: attacks instead of a suite: names (``hauberk.attacks.PRESETS``), objects such as ``hb.attacks.PGD(steps=50)``,
             or functions ``f(model, x, y, threat) -> x_adv`` of a frozen model; what yours claim is verified as what ours do.
         sequential: run each of them only on the examples that are still robust.
@@ -144,8 +146,9 @@ def evaluate(
     check_module(model)
     attacked = with_stand_in(model, bpda)
     chosen = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
+    chosen = chosen.for_model(attacked, "" if attacks else suite)
     chosen = chosen if attacks else chosen.for_threat(threat)  # the caller's own attacks stay in order of cost
-    specs = find_diagnostics(diagnostics)
+    specs = [spec for spec in find_diagnostics(diagnostics) if spec.evidence != "sample" or has_gradient(attacked)]
     goal = _goal(criterion, loss, has_reject_class)
     check_draws(chosen.eot_iter, goal)
     if certify:
@@ -162,7 +165,10 @@ def evaluate(
         check_surrogate(surrogate, first_x, first_y, goal.of_classes)
     adapted = {name: one.adapted(threat, outputs, goal, surrogate) for name, one in chosen.attacks.items()}
     width = min(batch_size, count)
-    if precision == "auto":
+    used: Precision
+    if precision == "auto" and not has_gradient(model):
+        used = "fp32"  # there is nothing to measure
+    elif precision == "auto":
         used = world.on_main_process(lambda: _measured_precision(model, source, width, folder))
     else:
         used = precision
