@@ -24,12 +24,13 @@ from hauberk.data.table import Table, TableDataset, make_table, read_frame, read
 from hauberk.data.table_draft import infer_schema
 from hauberk.data.table_reach import Reach, reach_of
 from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
-from hauberk.data.time_split import split_by_date
+from hauberk.data.time_series import Before, WindowDataset, make_windows, split_by_date, window_constraints
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Augmentation",
+    "Before",
     "ColumnSchema",
     "ConcatDataset",
     "DatasetInfo",
@@ -42,6 +43,7 @@ __all__ = [
     "TableDataset",
     "TableSchema",
     "TensorDataset",
+    "WindowDataset",
     "as_dataset",
     "as_extra",
     "augment",
@@ -56,6 +58,7 @@ __all__ = [
     "load_data",
     "long_tail",
     "make_table",
+    "make_windows",
     "pseudo_label",
     "reach_of",
     "read_extra",
@@ -65,4 +68,5 @@ __all__ = [
     "split_by_date",
     "standard_subset",
     "to_device",
+    "window_constraints",
 ]

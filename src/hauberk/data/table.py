@@ -14,7 +14,7 @@ from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, in_one_line, unknown_name
 from hauberk.data.dataset import IndexedDataset, Subset, TensorDataset, channel_statistics
 from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
-from hauberk.data.time_split import split_by_date
+from hauberk.data.time_series import split_by_date
 from hauberk.models import InputColumn, ModelSpec, Normalize, StraightThroughRound, from_sklearn
 from hauberk.threat import ThreatModel, make_threat, parse_eps
 

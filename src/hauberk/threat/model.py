@@ -15,6 +15,7 @@ from torch import Tensor
 from hauberk.core.arguments import check_argument, checked, shown
 from hauberk.core.device import constant, version
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
+from hauberk.core.imports import code_digest
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.l0 import L0_NORM
 from hauberk.threat.norms import NORMS, Norm
@@ -23,6 +24,7 @@ from hauberk.threat.one_hot import OneHotGroups
 Bound: TypeAlias = float | Sequence[float] | Tensor
 Epsilon: TypeAlias = float | str | Sequence[float] | Tensor
 Features: TypeAlias = Sequence[int] | Tensor | None
+Frozen: TypeAlias = Features | Callable[[Tensor], Tensor]
 
 _LONGEST_FRACTION = 60
 _HUGE_EXPONENT = re.compile(r"[eE][+-]?(\d_?){4}")
@@ -44,7 +46,8 @@ class ThreatModel:
         eps: ε in the units of the input: a float, or a tensor that broadcasts to one example.
         low: lower bound of every valid input: a float, or a tensor that broadcasts to one example.
         high: upper bound, likewise.
-        frozen: boolean mask that broadcasts to one example, or indices into the flattened example; or None.
+        frozen: boolean mask that broadcasts to one example, or indices into the flattened example; or a function of clean
+            inputs (B, ...) that returns a mask of that shape, where it is another one for each; or None.
         eps_text: ε as it was given, for printing ("8/255").
         monotone: +1 for features that can only rise, -1 for those that can only fall, 0 for all others; broadcasts to one
             example; or None.
@@ -57,7 +60,7 @@ class ThreatModel:
     eps: float | Tensor
     low: float | Tensor
     high: float | Tensor
-    frozen: Tensor | None
+    frozen: Tensor | Callable[[Tensor], Tensor] | None
     eps_text: str
     monotone: Tensor | None = None
     one_hot: Tensor | None = None
@@ -109,7 +112,7 @@ class ThreatModel:
             "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else _to_plain(self.eps),
             "low": _to_plain(self.low),
             "high": _to_plain(self.high),
-            "frozen": _to_plain(self.frozen),
+            "frozen": f"function {code_digest(self.frozen)}" if callable(self.frozen) else _to_plain(self.frozen),
             "monotone": _to_plain(self.monotone),
             "one_hot": _to_plain(self.one_hot),
         }
@@ -120,7 +123,9 @@ class ThreatModel:
             notes.append("box per feature")
         elif (self.low, self.high) != (0.0, 1.0):
             notes.append(f"box [{self.low:g}, {self.high:g}]")
-        if self.frozen is not None:
+        if callable(self.frozen):
+            notes.append(f"frozen by {getattr(self.frozen, '__qualname__', type(self.frozen).__qualname__)}")
+        elif self.frozen is not None:
             count = int(self.frozen.sum()) if self.frozen.dtype == torch.bool else self.frozen.numel()
             notes.append(f"{count} frozen")
         if self.monotone is not None:
@@ -134,6 +139,8 @@ class ThreatModel:
         frozen = self.frozen
         if frozen is None:
             return eps
+        if callable(frozen):
+            return torch.where(_frozen_by(frozen, x), 0.0, torch.as_tensor(eps, dtype=x.dtype, device=x.device))
         if frozen.dtype != torch.bool:
             frozen = _mask_of(frozen, version(frozen), x.shape[1:])
         free = ~cast(Tensor, self._fit(frozen, x, "frozen"))
@@ -152,6 +159,17 @@ class ThreatModel:
             return value
         check_fits(value, x.shape[1:], name)
         return constant(value, value.dtype if value.dtype == torch.bool else x.dtype, x.device)
+
+
+def _frozen_by(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Ask a function of the user's which features of inputs (B, ...) are frozen, (B, ...) bool."""
+    with torch.no_grad():
+        mask = function(x.detach())
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != x.shape:
+        raise UserError(
+            f"frozen must return a boolean mask of shape {tuple(x.shape)}, as its inputs, it returned {shown(mask)}"
+        )
+    return mask
 
 
 @lru_cache(maxsize=16)
@@ -183,7 +201,7 @@ def Linf(
     eps: Epsilon,
     low: Bound = 0.0,
     high: Bound = 1.0,
-    frozen: Features = None,
+    frozen: Frozen = None,
     monotone: Features = None,
     one_hot: Features = None,
 ) -> ThreatModel:
@@ -194,7 +212,8 @@ def Linf(
             that broadcasts to one example (without the batch).
         low: lower bound of valid inputs, a number or one per feature; ``-inf`` for none.
         high: upper bound, likewise.
-        frozen: features that nobody can change: a boolean mask (of such a shape), or indices into the flattened example.
+        frozen: features that nobody can change: a boolean mask (of such a shape), indices into the flattened example, or a
+            function of clean inputs (B, ...) that returns a mask (B, ...), where it depends on the example.
         monotone: for each feature +1 if it can only rise, -1 if it can only fall, 0 if it can do both.
         one_hot: for each feature the number, from 1, of the group it belongs to of which exactly one is 1; 0 for none.
 
@@ -215,7 +234,7 @@ def L2(
     eps: Epsilon,
     low: Bound = 0.0,
     high: Bound = 1.0,
-    frozen: Features = None,
+    frozen: Frozen = None,
     monotone: Features = None,
     one_hot: Features = None,
 ) -> ThreatModel:
@@ -227,7 +246,7 @@ def L1(
     eps: Epsilon,
     low: Bound = 0.0,
     high: Bound = 1.0,
-    frozen: Features = None,
+    frozen: Frozen = None,
     monotone: Features = None,
     one_hot: Features = None,
 ) -> ThreatModel:
@@ -235,7 +254,7 @@ def L1(
     return make_threat("L1", eps, low, high, frozen, monotone, one_hot)
 
 
-def L0(k: int | str, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
+def L0(k: int | str, low: Bound = 0.0, high: Bound = 1.0, frozen: Frozen = None, monotone: Features = None) -> ThreatModel:
     """L0 threat model: at most k features differ, each by as much as the box allows.
 
     Features are counted, as sigma-zero and FMN do: a pixel of three channels is three of them.
@@ -262,7 +281,7 @@ def make_threat(
     eps: Epsilon,
     low: Bound = 0.0,
     high: Bound = 1.0,
-    frozen: Features = None,
+    frozen: Frozen = None,
     monotone: Features = None,
     one_hot: Features = None,
 ) -> ThreatModel:
@@ -289,9 +308,11 @@ def make_threat(
     if wide:
         hint = f"; did you mean '{text}/255'?" if isinstance(radius, float) and 1 < radius < 255 else ""
         raise UserError(f"eps = {text} is wider than the box [{shown(low)}, {shown(high)}]{hint}")
-    mask = None if frozen is None else _as_tensor(frozen, "frozen", "no mask or list of numbers")
+    mask: Any = frozen
+    if frozen is not None and not callable(frozen):
+        mask = _as_tensor(frozen, "frozen", "no mask or list of numbers")
     ways = None if monotone is None else _as_tensor(monotone, "monotone", "no mask or list of numbers")
-    if mask is not None and mask.dtype != torch.bool:
+    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
         mask = mask.long()
@@ -320,6 +341,8 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
         UserError: if a field is missing or makes no sense.
     """
     try:
+        if isinstance(card["frozen"], str):
+            raise UserError("this card's threat model freezes features by a function of a program; give threat= again")
         low, high = (_from_plain(card[side]) for side in ("low", "high"))
         ways, groups = card.get("monotone"), card.get("one_hot")
         return make_threat(card["norm"], _from_plain(card["eps"]), low, high, card["frozen"], ways, groups)
