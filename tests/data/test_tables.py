@@ -139,6 +139,41 @@ def test_no_attack_leaves_the_valid_rows(folder, norm, attack):
     torch.testing.assert_close(net(again.train.x), net(found.x_adv), rtol=1e-4, atol=1e-4)
 
 
+def test_attacks_find_the_worst_category(folder):
+    """Rows of every job and many months are tried one by one; in a box without groups, values that rise together hide."""
+    (folder / "jobs.toml").write_text(
+        'label = "late"\neps = 0.1\n[features.months]\nkind = "integer"\n[features.job]\nkind = "category"\n'
+        '[features.home]\nkind = "category"\n'
+    )
+    draw = np.random.default_rng(0)
+    data = pd.DataFrame({"months": draw.integers(0, 60, 200), "job": draw.choice(list("abcdefgh"), 200)})
+    data = data.assign(home=draw.choice(list("xyz"), 200), late=draw.integers(0, 2, 200))
+    table = make_table(read_schema(folder / "jobs.toml"), data, data)
+    torch.manual_seed(0)
+    net = table.default_model("mlp").build()
+    x, _ = table.test.fetch(torch.arange(60))
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    rows = [(d, a, b) for d in (-1, 0, 1) for a in range(1, 9) for b in range(9, 12)]
+    worst, threat = torch.full((60,), torch.inf), table.threat
+    for d, a, b in rows:
+        point = torch.eye(12)[[a, b]].sum(0).expand(60, -1).clone()
+        point[:, 0] = (x[:, 0] + d).clamp(x[:, 0] - threat.eps[0], x[:, 0] + threat.eps[0])
+        logits = net(point).detach()
+        worst = torch.minimum(worst, hb.objectives.functional.logit_margin(logits, y))
+    broken = worst <= 0
+    assert 15 < broken.sum() < 55
+    for attack, missed in ((hb.attacks.PGD(20), 9), (hb.attacks.APGD(restarts=5), 1), (hb.attacks.Square(300), 1)):
+        found, apart = (attack(net, x, y, one) for one in (threat, replace(threat, one_hot=None)))
+        assert not (found.success & ~broken).any()
+        assert (broken & ~found.success).sum() <= missed < (broken & ~apart.success).sum(), attack
+    assert list(hb.attacks.find_suite("quick").for_threat(threat).stages)[-1] == "square-1000"
+    ways = dict.fromkeys(("home", "job"), 0)
+    for name in ways:
+        ways[name] = (table.rows(found.x_adv)[name] != table.rows(x)[name]).sum()
+    assert min(ways.values()) > 5
+
+
 def test_one_way_features_in_a_queue_keep_their_own_start():
     threat = hb.Linf(0.2, monotone=[1, -1, 0])
     x = torch.rand(6, 3) * 0.5 + 0.25
@@ -236,16 +271,56 @@ def test_columns_that_may_change_but_cannot_are_named(tmp_path):
     assert str(none).startswith("INVALID")
 
 
-def test_a_draft_says_what_it_cannot_attack(tmp_path):
+def test_a_draft_lets_every_column_move_and_says_how_far(tmp_path):
     draw = np.random.default_rng(0)
     rows = {"rate": draw.integers(1, 5, 300), "amount": draw.normal(0, 100, 300), "job": ["a", "b", "c"] * 100}
-    text = infer_schema(pd.DataFrame(rows | {"late": [0, 1] * 150}), "late", "rows.csv")
-    assert "# as inferred, 1 of 3 columns can change; rate may change but cannot: ε is below 1 unit" in text
-    enough = float(re.search("# eps = (.*) would let it change by 1 unit, 0.1 does not", text)[1])
-    assert 1 < enough * np.std(rows["rate"]) < 1.2
-    rows["amount"][7] = float("nan")
-    text = infer_schema(pd.DataFrame(rows | {"late": [0, 1] * 150}), "late", "rows.csv")
-    assert "# cannot be read as it is: amount: 1 values are not finite or missing" in text
+    rows |= {"owner": np.arange(300) % 2 == 0, "name": [f"n{k}" for k in range(300)], "same": 5, "late": [0, 1, 1] * 100}
+    rows = pd.DataFrame(rows)
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    text = infer_schema(rows, "late", "rows.csv", target="0")
+    (tmp_path / "rows.toml").write_text(text)
+    table = read_table(tmp_path / "rows.toml")
+    assert table.classes == ("1", "0")  # that of interest last, which sorting would put first
+    reach = reach_of(table.train, table.threat)
+    assert str(reach) == "4 of 4 columns can change"
+    assert text.startswith(f"# {reach}.")
+    step = np.std(rows["amount"]) / 4
+    assert reach.how["rate"] == "by up to 1, up or down"
+    assert reach.how["job"] == "to any of its 3 values"
+    assert f"# can change by up to {step:.6g}, up or down" in text
+    for line in (
+        'costs = [1, 1]  # of taking "0" for "1", of taking "1" for "0": yours to say',
+        "# name is left out: 300 different values in 300 rows are no category",
+        "# same is left out: it has only one value",
+        "test_fraction = 0.2",
+    ):
+        assert line in text
+    rows.loc[7, "amount"] = float("nan")
+    text = infer_schema(rows, "late", "rows.csv", target="1")
+    assert "# Cannot be read as it is: amount: 1 values are not finite or missing" in text
+    for label, target, said in (
+        ("late", "", r"which class is the one of interest, .* '0' \(100 rows\) or '1' \(200 rows\)\? Say it: --target"),
+        ("late", "2", "unknown class '2'"),
+        ("name", "", "300 different values in 300 rows, so it is no class"),
+    ):
+        with pytest.raises(hb.UserError, match=said):
+            infer_schema(rows, label, "rows.csv", target)
+    several = infer_schema(rows, "job", "rows.csv")
+    assert 'classes = ["a", "b", "c"]\n' in several
+    assert "costs" not in several
+
+
+def test_rows_are_split_by_date(folder):
+    days = pd.date_range("2026-01-01", periods=100).strftime("%Y-%m-%d")
+    frame().assign(day=np.resize(days, 400)).sample(frac=1, random_state=0).to_csv(folder / "rows.csv", index=False)
+    (folder / "loans.toml").write_text('date = "day"\n' + DESCRIPTION)
+    table, rows = read_table(folder / "loans.toml"), read_frame(folder / "rows.csv")
+    assert len(table.test) == 80
+    late = rows[rows["day"] > "2026-03-21"].sort_values("day", kind="stable")
+    np.testing.assert_allclose(table.test.x[:, 0], late["income"], rtol=1e-6)
+    (folder / "loans.toml").write_text('date = "day"\ntest = "rows.csv"\n' + DESCRIPTION)
+    with pytest.raises(hb.UserError, match="leave out test or date"):
+        read_table(folder / "loans.toml")
 
 
 def test_a_card_with_columns_that_are_not_there_is_refused():
@@ -326,9 +401,12 @@ def test_the_commands_take_a_description(folder, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "320 of 10" in said
     assert reach in said
+    assert "  job can change to any of its 3 values" in said
     assert main(["data", "loans.toml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["reach"]["stuck"] == {"ε is below 1 unit": ["visits"]}
-    assert main(["data", "rows.csv", "--label", "late"]) == 0
+    assert main(["data", "rows.csv", "--label", "late"]) == 2
+    assert "which class is the one of interest" in capsys.readouterr().err
+    assert main(["data", "rows.csv", "--label", "late", "--target", "1"]) == 0
     (folder / "draft.toml").write_text(capsys.readouterr().out)
     assert read_table(folder / "draft.toml").columns
     words = ["--model", "mlp", "--epochs", "3", "--lr", "0.02", "--class-weights", "balanced", "--threads", "1"]
@@ -343,6 +421,7 @@ def test_the_commands_take_a_description(folder, capsys, monkeypatch):
     assert main(["evaluate", "run", "--attacks", "pgd-20", "--n", "60", "--quiet"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Of the class 'late = 1': recall" in said
+    assert "a miss costs 5, a false alarm 1)" in said
     assert f"WARNING columns-can-change: {reach}" in said
     assert main(["evaluate", "run", "--attacks", "pgd-20", "--n", "60", "--json"]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["risk"]["auc_attacked"] <= 1

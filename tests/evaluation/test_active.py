@@ -92,6 +92,23 @@ def test_a_regression_is_tested_too():
     assert active_test(rounded, x, rounded(x).detach(), **how)[0].verdict == "invalid"
 
 
+def test_categories_hide_no_planted_examples_and_a_turned_gradient_does():
+    """Rows of a table: two categories of seven values behind the nearest row, and a number."""
+    torch.manual_seed(0)
+    groups = [list(range(7)), list(range(7, 14))]
+    net = nn.Sequential(nn.Linear(15, 32), nn.Tanh(), nn.Linear(32, 2))
+    rounding = hb.models.StraightThroughRound([], groups)
+    threat = hb.Linf([1.0] * 14 + [0.1], one_hot=[1] * 7 + [2] * 7 + [0])
+    x = torch.cat([torch.eye(7)[torch.randint(7, (40,))] for _ in groups] + [torch.rand(40, 1)], 1)
+    honest = nn.Sequential(rounding, net)
+    turned = nn.Sequential(rounding, Hidden(net, RULES["flipped"]))
+    for model, verdict in ((honest, "ok"), (turned, "invalid")):
+        (found,) = active_test(model, x, model(x).argmax(1), threat, ["pgd-20", "cw-30"])
+        assert found.verdict == verdict, found.measured
+    (found,) = active_test(honest, x, honest(x).argmax(1), hb.Linf(threat.eps), ["pgd-20", "cw-30"])
+    assert found.verdict == "invalid"  # an attack that raises several values at once misses what is there
+
+
 def test_where_nothing_can_be_planted_or_tried_nothing_is_said():
     net, x, y = sound(20)
     constant = Hidden(net, lambda net, x: net(x.detach() * 0 + 0.5)).eval()

@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 
 import numpy as np
@@ -186,6 +187,10 @@ def test_texts_and_cards():
         (lambda: hb.Linf(0.1, frozen=[None]), "frozen = .* is no mask or list"),
         (lambda: hb.Linf(0.1, monotone=[None]), "monotone = .* is no mask or list"),  # found by fuzzing cards
         (lambda: hb.Linf(0.1, monotone=[2, 0]), r"\+1, -1 or 0"),
+        (lambda: hb.Linf(0.1, one_hot=[0.5, 0]), "the number of its group"),
+        (lambda: hb.Linf(0.1, one_hot=[3, -1]), "the number of its group"),
+        (lambda: hb.Linf(0.1, one_hot=[1, 1]).around(torch.zeros(1, 3)), "one_hot has shape .* does not fit"),
+        (lambda: make_threat("L0", 1, one_hot=[1, 1]), "L0 counts features"),
         (lambda: make_threat("Linfty", 0.1), "did you mean 'Linf'"),
         (lambda: threat_from_dict({"norm": "L2"}), "no readable threat model"),
     ],
@@ -193,6 +198,35 @@ def test_texts_and_cards():
 def test_bad_threat_models_say_why(make, says):
     with pytest.raises(hb.UserError, match=says):
         make()
+
+
+def test_a_step_goes_to_the_best_value_of_each_one_hot_group():
+    """Of a linear function, the vertices of the groups are tried one by one in float64."""
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.randn(40, 8, generator=generator, dtype=torch.float64)
+    slope[:20] += 3  # all rise: by the sign of each, all values of a group would become 1 together
+    groups = [0, 1, 1, 1, 0, 2, 2, 2]
+    x = torch.tensor([0.5, 0, 1, 0, 0.5, 1, 0, 0], dtype=torch.float64).repeat(40, 1)
+    threat = hb.Linf([0.25, 1, 1, 1, 0.25, 1, 1, 1], one_hot=groups)
+    region = threat.around(x)
+    values = [(a, b) for a in (1, 2, 3) for b in (5, 6, 7)]
+    rows = torch.stack([torch.eye(8, dtype=torch.float64)[list(pair)].sum(0) for pair in values])
+    best = (slope @ rows.T).amax(1) + (0.5 * slope[:, [0, 4]]).sum(1) + (0.25 * slope[:, [0, 4]].abs()).sum(1)
+    moved = region.step(x, slope, region.eps)
+    torch.testing.assert_close((slope * moved).sum(1), best)
+    shifted = slope + torch.tensor([0, 5, 5, 5, 0, -7, -7, -7], dtype=torch.float64)  # the sum over a group is always 1
+    assert torch.equal(region.step(x, shifted, region.eps), moved)
+    assert torch.equal(region.step(x, torch.zeros_like(x), region.eps), x)
+    fraction = torch.full((40,), 0.25, dtype=torch.float64)
+    part = region.index_select(torch.arange(5)).with_radius_scaled(fraction[:5])
+    assert part.step(x[:5], slope[:5], part.eps)[:, 1:4].sum(1).sub(1).abs().max() <= 0.5
+    corner = region.random_corner(ExampleRng(0, torch.arange(40)))
+    for group in (corner[:, 1:4], corner[:, 5:]):
+        assert torch.equal(group.sum(1), torch.ones(40, dtype=torch.float64))
+        assert group.amax(0).min() == 1  # each value comes up
+    again = threat_from_dict(json.loads(json.dumps(threat.to_dict())))
+    assert again.one_hot.tolist() == groups
+    assert "2 one-hot" in repr(again)
 
 
 def test_noise_depends_on_the_example_only():

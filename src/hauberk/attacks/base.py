@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.bpda import StandInLike, with_stand_in
-from hauberk.attacks.frozen_model import Mode, ModelQueries, check_module, check_surrogate, checked_first_pass, frozen_model
+from hauberk.attacks.frozen_model import (
+    Mode,
+    ModelQueries,
+    check_module,
+    check_surrogate,
+    checked_first_pass,
+    frozen_model,
+    has_gradient,
+)
 from hauberk.attacks.state import (
     AttackInputs,
     AttackResult,
@@ -255,6 +263,8 @@ def run_attack(
     check_module(model)
     if not attack.sees_original:
         model = with_stand_in(model, bpda)
+    if attack.uses_gradients and not attack.sees_original and not has_gradient(model):
+        raise UserError(f"{attack} goes by gradients, and the model has none; take Square or RandomSearch, or give bpda=")
     goal = make_goal(criterion, attack.attack_loss if attack.attack_loss.is_own else None)
     y = check_inputs(x, y, threat, of_classes=goal.of_classes)
     if isinstance(surrogate := getattr(attack, "surrogate", None), nn.Module):

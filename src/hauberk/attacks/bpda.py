@@ -25,7 +25,12 @@ class BPDA(nn.Module):
 
     Raises:
         UserError: if the stand-in is neither.
+
+    Attributes:
+        has_gradient: True, whether the model has gradients or not.
     """
+
+    has_gradient = True
 
     def __init__(self, model: nn.Module, stand_in: StandInLike):
         super().__init__()

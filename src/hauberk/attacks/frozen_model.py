@@ -285,6 +285,12 @@ def check_logits(
         raise UserError("the model returns probabilities; return logits instead (remove the softmax), or attacks will fail")
 
 
+def has_gradient(model: nn.Module) -> bool:
+    """Whether a model has gradients: unless a module of it says ``has_gradient = False``, and none around that says True."""
+    own: bool | None = getattr(model, "has_gradient", None)
+    return all(map(has_gradient, model.children())) if own is None else own
+
+
 def check_module(model: Any) -> None:
     """Refuse, by a UserError, what is no module, or one whose weights are not there yet."""
     if not isinstance(model, nn.Module):

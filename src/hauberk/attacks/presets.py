@@ -15,7 +15,7 @@ from hauberk.attacks.ddn import DDN
 from hauberk.attacks.deepfool import DeepFool
 from hauberk.attacks.fab import FAB
 from hauberk.attacks.fmn import FMN
-from hauberk.attacks.frozen_model import check_module
+from hauberk.attacks.frozen_model import check_module, has_gradient
 from hauberk.attacks.pgd import LINE_SEARCH, NESTEROV, PGD
 from hauberk.attacks.random_search import RandomSearch
 from hauberk.attacks.sigma_zero import SigmaZero
@@ -33,6 +33,8 @@ from hauberk.threat.model import check_batch
 AttackLike: TypeAlias = str | Attack[Any] | Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # its standard version, in order
+_JUMPS = "square-1000"  # of one-hot groups
+_QUICK_SCORES = ("random-100", "square-1000")  # where there are no gradients
 _FIRST_RUNS = {"apgd-ce": 1, "apgd-t": 3}  # of these, which the suite "fast" gives every example
 _FIRST_RUNS_BESIDES = {"fab-t": 1}  # where the ball is no box, as FAB-T is the stronger there when gradients are masked
 _PART = re.compile(r"(.+)\[(\d*):(\d*)\]")
@@ -102,6 +104,7 @@ PRESETS: dict[str, AttackPreset] = {
     ),
     "fab-t": AttackPreset(FAB(), "AutoAttack's third attack: FAB-T, 9 classes of 100 steps"),
     "square": AttackPreset(Square(), "AutoAttack's fourth attack: Square, 5,000 queries"),
+    "square-1000": AttackPreset(Square(1000), "Square, 1,000 queries: what the quick suite runs besides on categories"),
     "apgd-dlr": AttackPreset(
         APGD(loss="dlr"), "APGD on the difference of logits ratio, 100 steps (L1: 5 restarts)", in_l1={"restarts": 5}
     ),
@@ -118,6 +121,7 @@ PRESETS: dict[str, AttackPreset] = {
         SigmaZero(), "Cinà et al. 2025: σ-zero, 1,000 steps, in L0; counts what it finds within k features"
     ),
     "random-100": AttackPreset(RandomSearch(100), "100 random points: a check that gradients find more"),
+    "random-1000": AttackPreset(RandomSearch(1000), "1,000 random points: of the suite for models without gradients"),
     "random-10000": AttackPreset(RandomSearch(10_000), "10,000 random points, as Carlini et al. 2019 advise"),
     "transfer-fgsm": AttackPreset(Transfer(PGD(1, "eps", "clean")), "MART black box: FGSM on a surrogate, tried here"),
     "transfer-cw-20": AttackPreset(
@@ -267,11 +271,37 @@ class Suite:
         names = list(self.stages)
         return len(names) > 1 and all(self.stages[name] == tuple(names[:k]) for k, name in enumerate(names))
 
+    def for_model(self, model: nn.Module, suite: str = "") -> "Suite":
+        """The suite for a model that may have no gradients, on which no attack is run that goes by them.
+
+        Args:
+            model: with its stand-in (BPDA), if it has one.
+            suite: name of the suite; empty for attacks that the caller has named.
+
+        Raises:
+            UserError: if the model has none, and attacks were asked for that go by them.
+        """
+        blind = [name for name, one in self.attacks.items() if one.attack.uses_gradients and not one.attack.sees_original]
+        if not blind or has_gradient(model):
+            return self
+        if suite == "quick":
+            return replace(find_suite("", _QUICK_SCORES), description=f"{', '.join(_QUICK_SCORES)}: a cheap upper bound")
+        who = f"the suite {suite!r}" if suite else ", ".join(blind)
+        raise UserError(
+            f"{who} goes by gradients, which this model has not; take suite='scores', attacks=['square'], or give bpda="
+        )
+
     def for_threat(self, threat: ThreatModel) -> "Suite":
         """The suite with FAB-T before APGD-T where attacks run in turn and the ball is no box, as FAB-T breaks more there.
 
-        Only the passes depend on that, and which attack breaks an example first: draws are keyed by attack.
+        Only the passes depend on that, and which attack breaks an example first: draws are keyed by attack. Where there are
+        one-hot groups, and nothing that does without gradients, it also runs Square: what a jump to another value does is
+        nothing that a gradient knows for certain.
         """
+        some = self.attacks or {name: PRESETS[name] for name in self.stages}
+        if threat.one_hot is not None and self.eot_iter == 1 and all(one.attack.uses_gradients for one in some.values()):
+            stages, columns = ({**have, _JUMPS: own} for have, own in ((self.stages, ()), (self.columns, (_JUMPS,))))
+            return replace(self, stages=stages, columns=columns, attacks={**some, _JUMPS: PRESETS[_JUMPS]})
         if threat.norm.is_box or not self.sequential:
             return self
         if self.sampled:
@@ -314,6 +344,11 @@ SUITES: dict[str, Suite] = {
         ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
         "AutoAttack plus: APGD-CE and -DLR and FAB with 5 restarts, Square, APGD-T, FAB-T",
         sequential=True,
+    ),
+    "scores": _suite(
+        ("random-1000", "square"),
+        "for models without gradients: 1,000 random points, Square with AutoAttack's 5,000 queries",
+        sequential=False,
     ),
     "rand": _suite(
         ("apgd-ce", "apgd-dlr"),

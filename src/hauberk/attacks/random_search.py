@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
@@ -42,7 +41,7 @@ class RandomSearch(Attack[AttackState]):
         if not at_corner.all():
             points.append(feasible.random(state.rng, tag))
         if at_corner.any():
-            points.append(torch.where(state.rng.uniform(feasible.x, tag + 3) < 0.5, feasible.upper, feasible.lower))
+            points.append(feasible.random_corner(state.rng, tag + 3))
         point = points[0] if len(points) == 1 else where_rows(state.step % 2 == 0, *points)
         logits = queries.logits(point)
         loss = self.attack_loss(logits, state.y)

@@ -10,11 +10,12 @@ from torch import Tensor
 from hauberk.attacks.base import Attack, as_function
 from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.square_windows import Cells, Windows, image_shape, pick_windows
-from hauberk.attacks.state import AttackState, where_rows
+from hauberk.attacks.state import RUN_TAGS, AttackState, where_rows
 from hauberk.objectives.functional import LossLike
 from hauberk.threat import FeasibleSet, expand_to
 from hauberk.threat.norms import Norm
 
+_OTHER_VALUES = RUN_TAGS // 2  # draws of the values of one-hot groups
 _MOST_CELLS = 64  # L∞: a proposal in a larger window is asked about without a look at whether it changes anything
 
 
@@ -25,7 +26,7 @@ class Square(Attack[AttackState]):
     Each query changes one random window, ever smaller, and keeps the change if the margin falls. Vectors are taken as images of
     one row, (B, H, W) as one channel. Each example has its own windows (in the official code a batch shares them). As there,
     windows smaller than an image never touch its last row and column. In L∞, proposals that change nothing count as queries
-    but cost no pass.
+    but cost no pass. In L∞ a one-hot group that a window changes gets another value, drawn at random.
 
     Attributes:
         steps: queries; AutoAttack has 5,000.
@@ -53,6 +54,9 @@ class Square(Attack[AttackState]):
         asked = propose(state, int(host_steps.min()), self.steps)
         if bool((host_steps == 0).any()):
             asked = where_rows(begun == 0, _first(state), asked)
+        if (groups := state.feasible.one_hot) is not None and state.feasible.norm.is_box:
+            draws = state.rng.uniform(asked, state.tag + begun + _OTHER_VALUES)
+            asked = groups.redrawn(asked, state.best, draws, state.feasible.lower, state.feasible.upper)
         logits = queries.logits(asked)
         loss = self.attack_loss(logits, state.y)
         wrong = state.criterion(logits, state.y)

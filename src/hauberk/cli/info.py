@@ -35,6 +35,8 @@ class Data:
     """Name of a data set, or the description of a table, FILE.toml; all are listed if there is none."""
     label: str = ""
     """NAME is a CSV or Parquet file, and this its column with the class: print a description of it to start from."""
+    target: str = ""
+    """With --label, the class of interest (default, fraud), a value of the label, whose recall and cost are measured."""
     data_dir: Path = Path("data")
     """Folder with the original files of the data set."""
     verify: bool = True
@@ -78,7 +80,7 @@ def data(arguments: Sequence[str]) -> int:
         return print_rows(rows, options.json, f"Next: {program()} data NAME --data-dir FOLDER checks the files.")
     if options.label:
         frame = read_frame(Path(options.name))
-        print(infer_schema(frame, options.label, options.name), end="")  # a file by itself: redirect it
+        print(infer_schema(frame, options.label, options.name, options.target), end="")  # a file by itself: redirect it
         return 0
     if options.download:
         download(options.name, options.data_dir)
@@ -100,6 +102,8 @@ def data(arguments: Sequence[str]) -> int:
         say(f"{options.name} {split}: {part['examples']:,} of {shape}, {few} to {many} per class, {checked}")
     if reach:
         say(f"Of the table {reach}")
+        for name, how in reach.how.items():
+            say(f"  {name} can change {how}")
     where = ["--data-dir", options.data_dir] if files else []
     say(f"Next: {command('train', '--data', options.name, *where)}")
     return 0

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from hauberk.data import DatasetInfo, IndexedDataset, Table
     from hauberk.threat import Threat, ThreatModel
 
+_PICKLES = (".pkl", ".pickle", ".joblib")
+
 
 @dataclass(frozen=True)
 class TargetOptions:
     """What names a model on disk, and what it is to be looked at with."""
 
     target: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run, or an exported .safetensors or .json file, or a PyTorch state dict (with --model)."""
+    """Folder of a run, or an exported .safetensors or .json file, or a PyTorch state dict (with --model); or the
+    package.module:function that returns the trained model, as for a model of scikit-learn (this imports your module)."""
     which: Literal["best", "last"] = "best"
     """Checkpoint of a run to take: the best one by validation, or the last."""
     model: str = ""
@@ -56,12 +59,17 @@ def find_target(options: TargetOptions) -> Target:
     Raises:
         UserError: if the card does not say which data set to use, or either cannot be read.
     """
-    from hauberk.core.imports import trusted_name
+    from hauberk.core.imports import is_import_path, trusted_name
     from hauberk.data import find_dataset
     from hauberk.threat import read_threat
     from hauberk.training import read_card
 
-    foreign = options.target.suffix in (".pt", ".pth")
+    if options.target.suffix in _PICKLES:
+        raise UserError(
+            f"{options.target} is a pickle, which runs whatever code whoever wrote it put in; write a function that loads it "
+            "and returns hauberk.models.from_sklearn(estimator), and name that: package.module:function (docs/tables.md)"
+        )
+    foreign = options.target.suffix in (".pt", ".pth") or is_import_path(str(options.target))
     card: dict[str, Any] = {} if foreign else read_card(options.target, options.which)[0]
     trained_on = card.get("data", {})
     name = options.data.name or trusted_name(str(trained_on.get("name", "")), "", "--data ")
@@ -90,10 +98,13 @@ def further_threats(named: "DatasetInfo | Table", texts: Sequence[str]) -> "list
 
 def load_target(options: TargetOptions, target: Target, device: Any) -> "nn.Module":
     """Load the model; one that the user has named is built, any other is left to the card."""
+    from hauberk.core.imports import is_import_path
     from hauberk.data import labels
     from hauberk.models import ModelSpec
     from hauberk.training import load
 
     classes = target.test.classes or int(labels(target.test).max()) + 1
+    if is_import_path(str(options.target)):
+        return ModelSpec(str(options.target), target.test.input_shape, classes).build().to(device).eval()
     built = ModelSpec(options.model, target.test.input_shape, classes).build() if options.model else None
     return load(options.target, model=built, which=options.which, device=device)

@@ -20,13 +20,17 @@ from hauberk.data.dataset import (
 from hauberk.data.extra import as_extra, read_extra
 from hauberk.data.named import DATASETS, DatasetInfo, find_dataset, load_data
 from hauberk.data.standard_subset import standard_subset
-from hauberk.data.table import Reach, Table, TableDataset, infer_schema, make_table, reach_of, read_frame, read_table
+from hauberk.data.table import Table, TableDataset, make_table, read_frame, read_table
+from hauberk.data.table_draft import infer_schema
+from hauberk.data.table_reach import Reach, reach_of
 from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
+from hauberk.data.time_series import Before, WindowDataset, make_windows, split_by_date, window_constraints
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Augmentation",
+    "Before",
     "ColumnSchema",
     "ConcatDataset",
     "DatasetInfo",
@@ -39,6 +43,7 @@ __all__ = [
     "TableDataset",
     "TableSchema",
     "TensorDataset",
+    "WindowDataset",
     "as_dataset",
     "as_extra",
     "augment",
@@ -53,12 +58,15 @@ __all__ = [
     "load_data",
     "long_tail",
     "make_table",
+    "make_windows",
     "pseudo_label",
     "reach_of",
     "read_extra",
     "read_frame",
     "read_schema",
     "read_table",
+    "split_by_date",
     "standard_subset",
     "to_device",
+    "window_constraints",
 ]

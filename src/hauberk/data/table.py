@@ -1,29 +1,27 @@
 """Tables: rows as inputs of a network, the threat model that fits them, and the way back to rows."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, in_one_line, unknown_name
 from hauberk.data.dataset import IndexedDataset, Subset, TensorDataset, channel_statistics
-from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, parse_schema, read_schema
-from hauberk.models import ModelSpec, Normalize, StraightThroughRound
+from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
+from hauberk.data.time_series import split_by_date
+from hauberk.models import InputColumn, ModelSpec, Normalize, StraightThroughRound, from_sklearn
 from hauberk.threat import ThreatModel, make_threat, parse_eps
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 _SEED = 0  # of the split into training and test rows
-_INFERRED_EPS = 0.1
-_MAX_NAMED = 8  # columns that are named in a line
 
 
 @dataclass(eq=False, repr=False)
@@ -55,6 +53,7 @@ class Table:
         classes: values of the label, by class.
         train: training rows.
         test: test rows.
+        dtypes: pandas' dtype of each column of the training rows that is used.
     """
 
     schema: TableSchema
@@ -62,6 +61,7 @@ class Table:
     classes: tuple[str, ...]
     train: TableDataset
     test: TableDataset
+    dtypes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def threat(self) -> ThreatModel:
@@ -83,7 +83,8 @@ class Table:
             eps: factor of the ε of numbers and integers; empty for 1.
         """
         factor = 1.0 if eps == "" else float(torch.as_tensor(parse_eps(eps)[0]))
-        radius, low, high, monotone = [], [], [], []
+        radius, low, high, monotone, groups = [], [], [], [], []
+        categories = [name for name, feature in self.schema.features.items() if feature.kind == "category"]
         for column, std in zip(self.columns, self.train.x.double().std(0, correction=0).tolist(), strict=True):
             feature = self.schema.features[column.feature]
             category = feature.kind == "category"
@@ -93,7 +94,9 @@ class Table:
             high.append(1.0 if category else feature.high)
             radius.append(0.0 if feature.change == "none" else min(reach, high[-1] - low[-1]))
             monotone.append({"up": 1, "down": -1}.get(feature.change, 0))
-        return make_threat(norm, radius, low, high, monotone=torch.tensor(monotone) if any(monotone) else None)
+            groups.append(1 + categories.index(column.feature) if category else 0)
+        ways, one_hot = (values if any(values) else None for values in (monotone, groups))
+        return make_threat(norm, radius, low, high, monotone=ways, one_hot=one_hot)
 
     def default_model(
         self, model: str, dataset: IndexedDataset | None = None, *, extra: int = 0, normalize: bool = True
@@ -120,8 +123,36 @@ class Table:
         return nn.Sequential(StraightThroughRound(spec.integers, spec.groups), Normalize(spec.mean, spec.std), module)
 
     @checked
+    def from_sklearn(self, estimator: Any) -> nn.Module:
+        """Turn a classifier of scikit-learn that was fitted on a data frame of these columns into a module of these inputs.
+
+        It sees the nearest valid row, as a network of :meth:`default_model` does; outputs are in the order of ``classes``. The
+        data frame has the columns' own names and values; what was fitted on this table's columns, as they were read, fits.
+
+        Args:
+            estimator: as for :func:`hauberk.models.from_sklearn`, which says what becomes an exact module with gradients and
+                what answers only; a ``Pipeline`` that begins with a ``ColumnTransformer``, or one of numbers alone.
+
+        Returns:
+            The module, (B, D) to logits (B, C).
+
+        Raises:
+            UserError: as there, and if it was fitted on a column or a class that the table does not have.
+        """
+        known, spec = list(getattr(estimator, "feature_names_in_", self.schema.features)), self.default_model("")
+        if absent := [name for name in known if name not in self.schema.features]:
+            raise UserError(f"the estimator was fitted on the column {absent[0]!r}, which the table does not use")
+        columns = []
+        for name in known:
+            places = self._places(name)
+            values = [self.columns[place].value for place in places]
+            columns.append(InputColumn(name, places, _as_before(values, self.dtypes.get(name)) if values[0] else ()))
+        module = from_sklearn(estimator, columns=columns, classes=self.classes)
+        return nn.Sequential(StraightThroughRound(spec.integers, spec.groups), module).eval()
+
+    @checked
     def rows(self, x: Tensor) -> "DataFrame":
-        """Return the nearest valid rows of inputs (N, D), adversarial ones too, as a pandas DataFrame."""
+        """Return the nearest valid rows of inputs (N, D), adversarial ones too, as a DataFrame of the values that were read."""
         from pandas import DataFrame
 
         spec = self.default_model("")
@@ -132,10 +163,11 @@ class Table:
         for name, feature in self.schema.features.items():
             places = self._places(name)
             if feature.kind == "category":
-                found[name] = [self.columns[places[k]].value for k in valid[:, places].argmax(1).tolist()]
+                values = _as_before([self.columns[place].value for place in places], self.dtypes.get(name))
+                found[name] = [values[k] for k in valid[:, places].argmax(1).tolist()]
             else:
-                values = valid[:, places[0]]
-                found[name] = (values.long() if feature.kind == "integer" else values).tolist()
+                numbers = valid[:, places[0]]
+                found[name] = (numbers.long() if feature.kind == "integer" else numbers).tolist()
         return DataFrame(found)
 
     def _places(self, name: str) -> tuple[int, ...]:
@@ -156,9 +188,16 @@ def read_table(path: str | Path) -> Table:
     frame = read_frame(folder / schema.train)
     if schema.test:
         return make_table(schema, frame, read_frame(folder / schema.test), str(path))
+    if schema.date:
+        try:
+            parts = split_by_date(column_of(frame, schema.date).to_numpy(), schema.test_fraction)
+        except UserError as error:
+            raise UserError(f"{path}: {schema.date}: {error}") from error
+        train, test = (frame.iloc[part.numpy()] for part in parts)
+        return make_table(schema, train, test, str(path))
     from sklearn.model_selection import train_test_split
 
-    labels = _column(frame, schema.label)
+    labels = column_of(frame, schema.label)
     try:
         train, test = train_test_split(frame, test_size=schema.test_fraction, random_state=_SEED, stratify=labels)
     except ValueError as error:
@@ -179,15 +218,16 @@ def make_table(schema: TableSchema, train: "DataFrame", test: "DataFrame", name:
     Raises:
         UserError: if they do not fit the schema: a column is missing, or a value is not a number, out of bounds or unknown.
     """
-    classes = schema.classes or _values_of(train, schema.label)
+    classes = schema.classes or values_of(train, schema.label)
     if len(classes) < 2:
         raise UserError(f"the label {schema.label!r} has only the value {classes[0]!r}")
     columns: list[EncodedColumn] = []
     for feature_name, feature in schema.features.items():
-        values = (feature.values or _values_of(train, feature_name)) if feature.kind == "category" else ("",)
+        values = (feature.values or values_of(train, feature_name)) if feature.kind == "category" else ("",)
         columns += [EncodedColumn(feature_name, value) for value in values]
     train_rows, test_rows = (_encode(frame, schema, tuple(columns), classes, name) for frame in (train, test))
-    return Table(schema, tuple(columns), classes, train_rows, test_rows)
+    dtypes = {feature_name: train[feature_name].dtype for feature_name in schema.features}
+    return Table(schema, tuple(columns), classes, train_rows, test_rows, dtypes)
 
 
 def _encode(
@@ -195,14 +235,14 @@ def _encode(
 ) -> TableDataset:
     encoded = []
     for feature_name, feature in schema.features.items():
-        values = _column(frame, feature_name)
+        values = column_of(frame, feature_name)
         if feature.kind == "category":
             words, known = values.astype(str), [column.value for column in columns if column.feature == feature_name]
             _check_known(feature_name, words, known)
             encoded += [torch.tensor((words == value).to_numpy(dtype="float64", copy=True)) for value in known]
         else:
             encoded.append(_numbers(values, feature_name, feature))
-    label = _column(frame, schema.label).astype(str)
+    label = column_of(frame, schema.label).astype(str)
     _check_known(f"the label {schema.label!r}", label, classes)
     index = {value: k for k, value in enumerate(classes)}
     x, y = torch.stack(encoded, 1).float(), torch.tensor([index[value] for value in label])
@@ -210,6 +250,16 @@ def _encode(
     return TableDataset(
         x, y, len(classes), name, features=schema.features, columns=columns, class_names=names, costs=schema.costs
     )
+
+
+def _as_before(values: Sequence[str], dtype: Any) -> tuple[Any, ...]:
+    """Return values of a category, read as text, as they were in the data frame."""
+    dtype = dtype.categories.dtype if hasattr(dtype, "categories") else dtype
+    if str(dtype) == "bool":
+        return tuple(value == "True" for value in values)
+    if getattr(dtype, "kind", "") in "iuf":
+        return tuple(np.array(values, dtype=np.float64).astype(dtype).tolist())
+    return tuple(values)
 
 
 def _is_number(text: str) -> bool:
@@ -220,7 +270,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _column(frame: "DataFrame", name: str) -> "Series[Any]":
+def column_of(frame: "DataFrame", name: str) -> "Series[Any]":
+    """Return a column of the rows; raises UserError if there is none of that name."""
     if not hasattr(frame, "columns"):
         raise UserError(f"rows must be a pandas DataFrame, got {shown(frame)}")
     if name not in frame.columns:
@@ -228,9 +279,9 @@ def _column(frame: "DataFrame", name: str) -> "Series[Any]":
     return frame[name]
 
 
-def _values_of(frame: "DataFrame", name: str) -> tuple[str, ...]:
+def values_of(frame: "DataFrame", name: str) -> tuple[str, ...]:
     """Return the values of a column as text, in order."""
-    return tuple(sorted(map(str, _column(frame, name).unique())))
+    return tuple(sorted(map(str, column_of(frame, name).unique())))
 
 
 def _numbers(values: "Series[Any]", name: str, feature: ColumnSchema) -> Tensor:
@@ -276,101 +327,8 @@ def read_frame(path: str | Path) -> "DataFrame":
         raise UserError(f"cannot read the table {path}: {in_one_line(error)}") from error
 
 
-def infer_schema(frame: "DataFrame", label: str, train: str) -> str:
-    """Return the text of a schema to start from: kinds guessed from the values, bounds from what is there.
-
-    Args:
-        frame: the rows.
-        label: column with the class.
-        train: name of the file that they were read from.
-
-    Raises:
-        UserError: if there is no such column.
-    """
-    _column(frame, label)
-    head = [f"train = {_quoted(train)}", f"label = {_quoted(label)}", f"eps = {_INFERRED_EPS:g}  # standard deviations"]
-    features = [line for name in frame.columns if name != label for line in _inferred_feature(str(name), frame[name])]
-    try:
-        table = make_table(parse_schema("\n".join(head + features), "the first schema"), frame, frame)
-        said = f"as inferred, {reach_of(table.train, table.threat)}"
-    except UserError as error:
-        said = f"cannot be read as it is: {error}"
-    return "\n".join([*head, *(f"# {line}" for line in wrap(said, 110)), *features]) + "\n"
-
-
-def _inferred_feature(name: str, column: Any) -> list[str]:
-    from pandas.api.types import is_integer_dtype, is_numeric_dtype
-
-    title, integer = f"[features.{_quoted(name)}]", is_integer_dtype(column)
-    if not is_numeric_dtype(column):
-        values = ", ".join(_quoted(value) for value in sorted(map(str, column.unique())))
-        return ["", title, 'kind = "category"', 'change = "none"', f"values = [{values}]"]
-    lines = ["", title, f'kind = "{"integer" if integer else "number"}"', 'change = "any"']
-    lines += [f"low = {column.min()}", f"high = {column.max()}"]
-    spread = float(column.std(ddof=0))
-    if integer and 0 < _INFERRED_EPS * spread < 1:
-        lines.append(f"# eps = {math.ceil(110 / spread) / 100:g} would let it change by 1 unit, {_INFERRED_EPS:g} does not")
-    return lines
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What an adversary can change.
-
-    Attributes:
-        columns: number of columns that are used.
-        moving: those that can change.
-        stuck: those that may change by the schema but cannot, by the reason.
-    """
-
-    columns: int
-    moving: tuple[str, ...]
-    stuck: Mapping[str, tuple[str, ...]]
-
-    def __str__(self) -> str:
-        parts = [f"{len(self.moving)} of {self.columns} columns can change"]
-        for why, names in self.stuck.items():
-            more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-            parts.append(f"{', '.join(names[:_MAX_NAMED])}{more} may change but cannot: {why}")
-        return "; ".join(parts)
-
-
 def rows_behind(dataset: IndexedDataset) -> TableDataset | None:
     """Return the rows of a table that ``dataset`` is, or is a part of; None for a data set that is no rows of a table."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return dataset if isinstance(dataset, TableDataset) else None
-
-
-def reach_of(dataset: IndexedDataset, threat: ThreatModel) -> Reach | None:
-    """Say which columns of ``dataset`` the ``threat`` model can change; None for a data set that is no rows of a table.
-
-    Raises:
-        UserError: if the threat model does not fit the rows.
-    """
-    if (rows := rows_behind(dataset)) is None:
-        return None
-    x = rows.x[:1]
-    radius = torch.as_tensor(threat.around(x).radius).expand(x.shape[1:]).tolist()
-    moving, stuck = [], dict[str, tuple[str, ...]]()
-    for name, feature in rows.features.items():
-        eps = [one for one, column in zip(radius, rows.columns, strict=True) if column.feature == name]
-        why = _hindrance(feature.kind, eps)
-        if not why:
-            moving.append(name)
-        elif feature.change != "none":
-            stuck[why] = (*stuck.get(why, ()), name)
-    return Reach(len(rows.features), tuple(moving), stuck)
-
-
-def _hindrance(kind: str, eps: list[float]) -> str:
-    """Say why a column cannot change; empty if it can. The nearest row is another one beyond half a unit."""
-    if kind == "category" and len(eps) < 2:
-        return "it has only one value"
-    if max(eps) == 0 and kind != "integer":
-        return "ε is 0"
-    return "ε is below 1 unit" if kind != "number" and max(eps) <= 0.5 else ""

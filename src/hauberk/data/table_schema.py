@@ -58,7 +58,9 @@ class TableSchema:
         eps: ε of features that state none, in standard deviations.
         train: file with the training rows, CSV or Parquet, relative to the schema's file.
         test: file with the test rows; empty to take ``test_fraction`` of the training file, by class and with a fixed seed.
-        test_fraction: fraction of the rows to test on where there is no test file.
+        test_fraction: fraction of the rows to test on where there is no test file; by date, at most so many.
+        date: column of dates or numbers to split by where there is no test file: the test rows are the last ones; empty to
+            draw them.
         costs: cost of missing one of the last class, and of a false alarm.
     """
 
@@ -69,6 +71,7 @@ class TableSchema:
     train: str = ""
     test: str = ""
     test_fraction: float = 0.2
+    date: str = ""
     costs: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -80,6 +83,8 @@ class TableSchema:
             raise UserError("a table needs features, and a label that is none of them")
         if not (0 <= self.eps < math.inf and 0 < self.test_fraction < 1 and all(0 <= cost < math.inf for cost in self.costs)):
             raise UserError("eps and costs must be finite and not negative, and test_fraction between 0 and 1")
+        if self.test and self.date:
+            raise UserError("test rows are those of a file, or the last ones by date: leave out test or date")
         for name, feature in self.features.items():
             if feature.kind not in KINDS or feature.change not in CHANGES:
                 raise UserError(f"{name}: kind is one of {', '.join(KINDS)}, change one of {', '.join(CHANGES)}")

@@ -1,6 +1,7 @@
 """Robustness numbers: evaluation, its results and their intervals, and diagnostics that say whether to believe them."""
 
 from hauberk.core.intervals import wilson_interval
+from hauberk.evaluation.cost import Cost, measure_cost
 from hauberk.evaluation.curve import robustness_curve
 from hauberk.evaluation.diagnostics import DIAGNOSTICS, DiagnosticSpec
 from hauberk.evaluation.estimate import Estimate, Sampled
@@ -11,6 +12,7 @@ from hauberk.evaluation.tabular_risk import Risk, measure_risk
 
 __all__ = [
     "DIAGNOSTICS",
+    "Cost",
     "Diagnostic",
     "DiagnosticSpec",
     "Estimate",
@@ -21,6 +23,7 @@ __all__ = [
     "RobustnessCurve",
     "Sampled",
     "evaluate",
+    "measure_cost",
     "measure_risk",
     "partial_result",
     "robustness_curve",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hauberk.attacks import ModelQueries, Suite, find_suite, frozen_model
 from hauberk.attacks.base import check_draws
 from hauberk.attacks.bpda import StandInLike, with_stand_in
-from hauberk.attacks.frozen_model import check_model, check_module, check_surrogate
+from hauberk.attacks.frozen_model import check_model, check_module, check_surrogate, has_gradient
 from hauberk.attacks.presets import AttackLike
 from hauberk.certification.bounds.region import check_threat
 from hauberk.core.arguments import checked
@@ -28,6 +28,7 @@ from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_
 from hauberk.data.dataset import in_memory
 from hauberk.data.table import rows_behind
 from hauberk.evaluation.certified import certify_standing, check_certifiable
+from hauberk.evaluation.cost import measure_cost
 from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run_diagnostics
 from hauberk.evaluation.diagnostics.gradients import SAMPLE, Sample
 from hauberk.evaluation.diagnostics.results import CleanInputs, Verdicts
@@ -40,6 +41,7 @@ from hauberk.evaluation.union import evaluate_union
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.fastpath.precision import autotune_precision
 from hauberk.models import model_code, model_id
+from hauberk.objectives.expected_cost import read_costs
 from hauberk.objectives.functional import AttackLoss, Criterion, evades, fooled, make_goal
 from hauberk.threat import ThreatModel
 from hauberk.threat.model import check_inputs
@@ -71,6 +73,7 @@ def evaluate(
     has_reject_class: bool = False,
     diagnostics: str | Sequence[str | DiagnosticSpec] = "all",
     certify: bool = False,
+    costs: Any = None,
     out: str | Path | None = None,
     save_adversarials: bool = False,
     quiet: bool = False,
@@ -92,7 +95,9 @@ def evaluate(
             each, and an example is robust if it is so under all.
         suite: "quick": FGSM, PGD-20, CW-30 and PGD-100, a cheap upper bound; "papers": the columns of the MAIL and MART tables;
             "standard": AutoAttack; "fast": its accuracy, estimated with an interval at a fraction of the price; "plus" and
-            "rand": AutoAttack's larger version, and the one for randomised defences.
+            "rand": AutoAttack's larger version, and the one for randomised defences; "scores": random points and Square. On a
+            model without gradients (``hauberk.models.GradientFree``) "quick" is a shorter form of the last, and all others are
+            refused; no attack and no diagnostic is then run that goes by gradients, and a diagnostic says so.
         attacks: attacks instead of a suite: names (``hauberk.attacks.PRESETS``), objects such as ``hb.attacks.PGD(steps=50)``,
             or functions ``f(model, x, y, threat) -> x_adv`` of a frozen model; what yours claim is verified as what ours do.
         sequential: run each of them only on the examples that are still robust.
@@ -123,6 +128,8 @@ def evaluate(
         certify: prove, after the first attack, for as many as possible of the examples that stand that no attack can break them
             (see :func:`hauberk.certify`, whose defaults these are); only 16 of these are attacked any further, as a check, and
             the result has a lower bound of robust accuracy, too.
+        costs: matrix of what mistakes cost, (C, C), row the true class, column the predicted one: adds ``cost``, the highest
+            cost that an attack finds for each example (see :func:`hauberk.evaluation.measure_cost`).
         out: folder to keep verdicts in as they come; called again with the same arguments, the evaluation goes on there.
         save_adversarials: keep the inputs too, in ``adversarials.npy`` of that folder, (N, ...): the first verified adversarial
             example of each example, or the clean input where there is none.
@@ -144,10 +151,13 @@ def evaluate(
     check_module(model)
     attacked = with_stand_in(model, bpda)
     chosen = find_suite(suite, attacks, sequential, also=() if surrogate is None else (_TRANSFER,))
+    chosen = chosen.for_model(attacked, "" if attacks else suite)
     chosen = chosen if attacks else chosen.for_threat(threat)  # the caller's own attacks stay in order of cost
-    specs = find_diagnostics(diagnostics)
+    specs = [spec for spec in find_diagnostics(diagnostics) if spec.evidence != "sample" or has_gradient(attacked)]
     goal = _goal(criterion, loss, has_reject_class)
     check_draws(chosen.eot_iter, goal)
+    if costs is not None and goal.criterion is not fooled:
+        raise UserError("costs are of classes that are taken for others; leave out criterion and has_reject_class")
     if certify:
         check_certifiable(goal, chosen.eot_iter)
         check_threat(threat)
@@ -158,11 +168,16 @@ def evaluate(
     check_inputs(first_x, first_y, threat, source.classes, goal.of_classes)
     classes = None if source.classes is None else source.classes + goal.extra_outputs
     outputs = check_model(model, first_x, first_y, classes, probabilities=True, of_classes=goal.of_classes)
+    if costs is not None:
+        read_costs(costs, outputs)
     if surrogate is not None:
         check_surrogate(surrogate, first_x, first_y, goal.of_classes)
     adapted = {name: one.adapted(threat, outputs, goal, surrogate) for name, one in chosen.attacks.items()}
     width = min(batch_size, count)
-    if precision == "auto":
+    used: Precision
+    if precision == "auto" and not has_gradient(model):
+        used = "fp32"  # there is nothing to measure
+    elif precision == "auto":
         used = world.on_main_process(lambda: _measured_precision(model, source, width, folder))
     else:
         used = precision
@@ -238,16 +253,17 @@ def evaluate(
         "machine": machine(first_x.device),
     }  # fmt: skip
     weights = np.ones(count) if sampled is None else sampled.weights
-    rows, risk = rows_behind(source), None
+    rows, risk, cost, tested = rows_behind(source), None, None, Subset(source, torch.arange(count))
+    if costs is not None:
+        cost = world.on_main_process(lambda: measure_cost(attacked, tested, threat=threat, costs=costs, seed=seed))
     if rows is not None and goal.criterion is fooled:
-        tested = Subset(source, torch.arange(count))
         risk = world.on_main_process(lambda: risk_of_rows(model, tested, threat=threat, seed=seed))
     result = Evaluation(
         str(threat), plan["suite"], chosen.sequential,
         **_fractions(records, chosen, weights, goal, outputs), curve=curve,
         diagnostics=found + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs, weights, goal)),
         provenance=provenance, records=records, sampled=sampled, certified=certified,
-        risk=risk, class_names=rows.class_names if rows else (),
+        risk=risk, cost=cost, class_names=rows.class_names if rows else (),
     )  # fmt: skip
     if folder is not None and world.is_main:
         result.save(folder / "evaluation.json")

@@ -20,6 +20,7 @@ from hauberk.core.intervals import Interval, wilson_interval
 from hauberk.core.io import read_json, write_result
 from hauberk.core.random import ExampleRng
 from hauberk.evaluation.certified import Certified
+from hauberk.evaluation.cost import Cost
 from hauberk.evaluation.estimate import Sampled
 from hauberk.evaluation.records import CLEAN, COST, PLAN, Records
 from hauberk.evaluation.tabular_risk import Risk
@@ -111,6 +112,7 @@ class Evaluation:
         results: where there were several threat models, the evaluation of each, by name. All else is then of their union: an
             example is robust if it is so under all, and ``by_attack`` has the robust accuracy under each.
         risk: of rows of a table of two classes, what errors cost with and without an attack; otherwise None.
+        cost: by a cost matrix, what mistakes cost, and the highest cost found for each example; None where none was given.
         class_names: of rows of a table, what each class is called; otherwise empty.
     """
 
@@ -130,6 +132,7 @@ class Evaluation:
     certified: Certified | None = None
     results: dict[str, "Evaluation"] = field(default_factory=dict)
     risk: Risk | None = None
+    cost: Cost | None = None
     class_names: tuple[str, ...] = ()
 
     @property
@@ -224,6 +227,7 @@ class Evaluation:
             "estimate": self._estimate(),
             "certified": self._certified(),
             "risk": None if self.risk is None else asdict(self.risk),
+            "cost": None if self.cost is None else self.cost.to_dict(),
             "class_names": list(self.class_names),
             "diagnostics": [asdict(d) for d in self.diagnostics],
         }

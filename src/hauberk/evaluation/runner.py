@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, AttackInputs, AttackState, ModelQueries
 from hauberk.attacks.base import attack_batch
-from hauberk.attacks.frozen_model import check_logits
+from hauberk.attacks.frozen_model import check_logits, has_gradient
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.device import send
 from hauberk.core.errors import SCHEMA_ERRORS, UserError
@@ -242,6 +242,8 @@ class EvaluationRunner:
         x = self.threat.around(x).random(ExampleRng(self.seed, torch.arange(len(x), device=x.device)))
 
         def bits(form: nn.Module, size: int) -> tuple[Tensor, Tensor]:
+            if not has_gradient(form):
+                return (logits := ModelQueries(form).logits(x[:size])), logits
             logits, _, grad = ModelQueries(form).value_and_grad(x[:size], self.goal, y[:size])
             return logits, grad
 

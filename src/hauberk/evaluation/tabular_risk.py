@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks import frozen_model, logit_margin, pgd
+from hauberk.attacks import PGD, Attack, Square, frozen_model, logit_margin
+from hauberk.attacks.frozen_model import has_gradient
 from hauberk.core.errors import UserError
 from hauberk.core.numerics import float32_mode
 from hauberk.data import IndexedDataset, as_dataset, fetch_for, labels
@@ -15,6 +16,7 @@ from hauberk.threat import ThreatModel
 
 _BATCH_SIZE = 1000
 _STARTS, _STEPS = 3, 50
+_QUERIES = 200
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Risk:
             f"recall {100 * self.recall:.3g} -> {100 * self.recall_attacked:.3g} %, "
             f"precision {100 * self.precision:.3g} -> {100 * self.precision_attacked:.3g} %, "
             f"AUC {self.auc:.3g} -> {self.auc_attacked:.3g}, cost {self.cost:.3g} -> {self.cost_attacked:.3g} an example "
-            f"(clean -> attacked, {self.n:,} examples, {100 * self.positives:.1f} % positive)"
+            f"(clean -> attacked, {self.n:,} examples, {100 * self.positives:.1f} % positive; "
+            f"a miss costs {self.miss:g}, a false alarm {self.false_alarm:g})"
         )
 
 
@@ -62,8 +65,9 @@ def measure_risk(
     """Measure recall, precision, AUC and cost of a classifier of two classes; class 1 is the one of interest.
 
     Every example is moved towards the other class: the score of class 1 down where the label is 1, up where it is 0, by
-    PGD-50 on the margin (steps of ε/10) from 3 starts, of which the worst point counts. Like any attack it is a bound: a
-    stronger one may do more harm. AUC under attack supposes that all examples of both classes are attacked.
+    PGD-50 on the margin (steps of ε/10) from 3 starts, of which the worst point counts; where there are categories (one-hot
+    groups) also by Square of 200 queries, and by that alone where the model has no gradient. Like any attack it is a bound:
+    a stronger one may do more harm. AUC under attack supposes that all examples of both classes are attacked.
 
     Args:
         model: classifier from inputs (B, ...) to logits (B, 2), on the device to use; unchanged afterwards.
@@ -107,12 +111,21 @@ def _margins(view: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: i
         if logits.shape[1] != 2:
             raise UserError(f"risk is measured of two classes, this model has {logits.shape[1]}")
         clean = logit_margin(logits, y)
-    worst = clean
-    for start in range(_STARTS):
-        moved = pgd(view, x, y, threat, steps=_STEPS, step_size="eps/10", loss="cw", confidence=1e30, seed=seed + start)
+    worst, attacks = clean, list[Attack[Any]]()
+    if has_gradient(view):
+        attacks += [PGD(_STEPS, "eps/10", loss="cw", confidence=1e30)] * _STARTS
+    if threat.one_hot is not None or not attacks:
+        attacks.append(Square(_QUERIES))
+    for start, attack in enumerate(attacks):
+        moved = attack(view, x, y, threat, seed=seed + start, criterion=_never)
         with torch.no_grad():
             worst = torch.minimum(worst, logit_margin(view(moved.x_adv), y))
     return clean, worst
+
+
+def _never(logits: Tensor, y: Tensor) -> Tensor:
+    """Call nothing a mistake, so that an attack goes on to the end."""
+    return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
 
 
 def _rates(margin: Tensor, y: Tensor, costs: Tensor) -> dict[str, float]:

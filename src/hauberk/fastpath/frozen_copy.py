@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from hauberk.attacks.frozen_model import patch_conv_backward
+from hauberk.attacks.frozen_model import has_gradient, patch_conv_backward
 from hauberk.core.errors import UserError
 from hauberk.core.numerics import Precision, float32_mode
 from hauberk.objectives.functional import at_least_float32
@@ -90,11 +90,13 @@ def make_inference_copy(model: nn.Module, like: Tensor, precision: Precision = "
 
     Returns:
         An :class:`InferenceCopy` if one can be made and agrees with the model; otherwise (a random model, too) the model
-        itself, under autocast where the dtype is lower.
+        itself, under autocast where the dtype is lower; a model without gradients as it is.
 
     Raises:
         UserError: from hooks of the model that check what it is used for.
     """
+    if not has_gradient(model):
+        return model
     dtype = DTYPES[precision]
     fallback = model if dtype is None else _Autocast(model, dtype)
     try:

@@ -2,5 +2,16 @@
 
 from hauberk.models.build import MODELS, ModelSpec, model_code, model_id
 from hauberk.models.layers import Normalize, StraightThroughRound
+from hauberk.models.scikit_learn import GradientFree, InputColumn, from_sklearn
 
-__all__ = ["MODELS", "ModelSpec", "Normalize", "StraightThroughRound", "model_code", "model_id"]
+__all__ = [
+    "MODELS",
+    "GradientFree",
+    "InputColumn",
+    "ModelSpec",
+    "Normalize",
+    "StraightThroughRound",
+    "from_sklearn",
+    "model_code",
+    "model_id",
+]

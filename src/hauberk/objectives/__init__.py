@@ -16,6 +16,7 @@ from hauberk.objectives.cross_entropy import (
 )
 from hauberk.objectives.dafa import DAFAAT, DAFATrades, dafa
 from hauberk.objectives.distillation import ARD, RSLAD, SAAD, AdaAD, Distillation, adaad, ard, gradient_matching, rslad, saad
+from hauberk.objectives.expected_cost import ExpectedCost
 from hauberk.objectives.functional import kl_divergence
 from hauberk.objectives.hat import HAT, hat
 from hauberk.objectives.ikl import GKL, IKL, gkl, ikl
@@ -54,6 +55,7 @@ __all__ = [
     "CFATrades",
     "DAFATrades",
     "Distillation",
+    "ExpectedCost",
     "GradAlign",
     "LossTerms",
     "Mart",

@@ -24,7 +24,7 @@ from hauberk.report.summary import compare_with_standard
 from hauberk.threat import Threat, read_threat, threats_of
 from hauberk.training.callbacks import read_metrics
 
-_BY_STRENGTH = "plus", "standard", "fast", "papers", "rand", "custom", "quick"  # suites
+_BY_STRENGTH = "plus", "standard", "fast", "papers", "rand", "custom", "scores", "quick"  # suites
 _RANKS = {name: k for k, name in enumerate(_BY_STRENGTH)}
 _OVERFIT = 0.03  # loss of robust validation accuracy from the best to the last epoch that is worth a word
 # What the curves of a training show, by the key in its metrics.

@@ -9,6 +9,7 @@ from torch import Tensor
 from hauberk.core.device import constant
 from hauberk.core.random import ExampleRng
 from hauberk.threat.norms import Norm
+from hauberk.threat.one_hot import OneHotGroups
 
 
 def expand_to(per_example: Tensor, like: Tensor) -> Tensor:
@@ -26,13 +27,16 @@ class FeasibleSet:
         low: lower bound of the box, likewise.
         high: upper bound of the box, likewise.
         eps: ε as step sizes refer to it, frozen features or not.
+        one_hot: groups of features of which exactly one is 1; None where there are none.
     """
 
     def __init__(
-        self, x: Tensor, norm: Norm, radius: float | Tensor, low: float | Tensor, high: float | Tensor, eps: float | Tensor
-    ):
+        self, x: Tensor, norm: Norm, radius: float | Tensor, low: float | Tensor, high: float | Tensor, eps: float | Tensor,
+        one_hot: OneHotGroups | None = None,
+    ):  # fmt: skip
         self.x = x
         self.norm = norm
+        self.one_hot = one_hot
         self.eps = eps
         self.radius, self.low, self.high = (constant(value, x.dtype, x.device) for value in (radius, low, high))
         # In every norm no coordinate moves by more than its radius, so these bounds lose nothing; in L∞ they are the set.
@@ -63,7 +67,7 @@ class FeasibleSet:
     def with_radius_scaled(self, fraction: Tensor) -> "FeasibleSet":
         """Return the sets with ε of each example, and the steps that refer to it, times its fraction. (B,) in [0, 1]."""
         factor = expand_to(fraction.to(self.x.dtype), self.x)
-        return FeasibleSet(self.x, self.norm, self.radius * factor, self.low, self.high, self.eps * factor)
+        return FeasibleSet(self.x, self.norm, self.radius * factor, self.low, self.high, self.eps * factor, self.one_hot)
 
     def project(self, point: Tensor) -> Tensor:
         """Return the nearest points inside (in the scaled coordinates where ε is per feature). (B, ...) -> (B, ...)."""
@@ -89,6 +93,14 @@ class FeasibleSet:
         """Draw points with one coordinate at ε (L∞), or on the sphere, as AutoAttack starts. Returns (B, ...)."""
         return self.project(self.x + self.radius * self.norm.sample_far(rng, self.x, self.free, tag))
 
+    def random_corner(self, rng: ExampleRng, tag: int | Tensor = 0) -> Tensor:
+        """Draw points with every coordinate at one of its bounds, and of a one-hot group one value at its upper. (B, ...)."""
+        draws = rng.uniform(self.x, tag)
+        up = draws < 0.5
+        if self.one_hot is not None:
+            up = torch.where(self.one_hot.inside, self.one_hot.largest(draws), up.flatten(1)).view_as(up)
+        return torch.where(up, self.upper, self.lower)
+
     def step(self, point: Tensor, grad: Tensor, size: float | Tensor) -> Tensor:
         """Take one projected step of steepest ascent.
 
@@ -99,10 +111,12 @@ class FeasibleSet:
                 float is the length along the feature with the largest ε, and less along the others in proportion.
 
         Returns:
-            ``Π(point + size · argmax_{‖d‖ ≤ 1} ⟨grad, d⟩)``, (B, ...). A zero gradient moves nothing.
+            ``Π(point + size · argmax_{‖d‖ ≤ 1} ⟨grad, d⟩)``, (B, ...). A zero gradient moves nothing. In L∞ the value of a
+            one-hot group with the largest gradient rises, and the others fall.
         """
         if self.norm.is_box:
-            return self.project(_add_scaled(point, size, grad.sign()))
+            direction = grad.sign() if self.one_hot is None else self.one_hot.steepest(grad)
+            return self.project(_add_scaled(point, size, direction))
         slope = (grad * self.radius).flatten(1)  # the gradient in scaled coordinates, 0 where frozen
         peak = slope.abs().amax(1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
         slope = slope / peak  # so that squares of tiny gradients do not vanish

@@ -15,13 +15,16 @@ from torch import Tensor
 from hauberk.core.arguments import check_argument, checked, shown
 from hauberk.core.device import constant, version
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
+from hauberk.core.imports import code_digest
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.l0 import L0_NORM
 from hauberk.threat.norms import NORMS, Norm
+from hauberk.threat.one_hot import OneHotGroups
 
 Bound: TypeAlias = float | Sequence[float] | Tensor
 Epsilon: TypeAlias = float | str | Sequence[float] | Tensor
 Features: TypeAlias = Sequence[int] | Tensor | None
+Frozen: TypeAlias = Features | Callable[[Tensor], Tensor]
 
 _LONGEST_FRACTION = 60
 _HUGE_EXPONENT = re.compile(r"[eE][+-]?(\d_?){4}")
@@ -43,19 +46,24 @@ class ThreatModel:
         eps: ε in the units of the input: a float, or a tensor that broadcasts to one example.
         low: lower bound of every valid input: a float, or a tensor that broadcasts to one example.
         high: upper bound, likewise.
-        frozen: boolean mask that broadcasts to one example, or indices into the flattened example; or None.
+        frozen: boolean mask that broadcasts to one example, or indices into the flattened example; or a function of clean
+            inputs (B, ...) that returns a mask of that shape, where it is another one for each; or None.
         eps_text: ε as it was given, for printing ("8/255").
         monotone: +1 for features that can only rise, -1 for those that can only fall, 0 for all others; broadcasts to one
             example; or None.
+        one_hot: number, from 1, of the one-hot group that each feature belongs to, 0 for none; broadcasts to one example; or
+            None. Of a group exactly one feature is 1, as of the values of a category. The box is not cut any further; attacks
+            in L∞ go from one value of a group to another, where they would otherwise raise several at once.
     """
 
     norm: Norm
     eps: float | Tensor
     low: float | Tensor
     high: float | Tensor
-    frozen: Tensor | None
+    frozen: Tensor | Callable[[Tensor], Tensor] | None
     eps_text: str
     monotone: Tensor | None = None
+    one_hot: Tensor | None = None
 
     def around(self, x: Tensor) -> FeasibleSet:
         """Lay the set around clean inputs.
@@ -75,8 +83,11 @@ class ThreatModel:
             low, high = (constant(bound, x.dtype, x.device) for bound in (low, high))
             low, high = torch.where(way > 0, x, low), torch.where(way < 0, x, high)
         eps = self._fit(self.eps, x, "eps")
-        kind: type[FeasibleSet] = self.norm.feasible_set or FeasibleSet
-        return kind(x, self.norm, self._radius(x, eps), low, high, eps)
+        radius = self._radius(x, eps)
+        if self.norm.feasible_set is not None:
+            made: FeasibleSet = self.norm.feasible_set(x, self.norm, radius, low, high, eps)
+            return made
+        return FeasibleSet(x, self.norm, radius, low, high, eps, self._groups(x))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bring points back to the nearest ones inside ``S(x)``. Shapes: (B, ...), (B, ...) -> (B, ...)."""
@@ -101,8 +112,9 @@ class ThreatModel:
             "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else _to_plain(self.eps),
             "low": _to_plain(self.low),
             "high": _to_plain(self.high),
-            "frozen": _to_plain(self.frozen),
+            "frozen": f"function {code_digest(self.frozen)}" if callable(self.frozen) else _to_plain(self.frozen),
             "monotone": _to_plain(self.monotone),
+            "one_hot": _to_plain(self.one_hot),
         }
 
     def __repr__(self) -> str:
@@ -111,11 +123,15 @@ class ThreatModel:
             notes.append("box per feature")
         elif (self.low, self.high) != (0.0, 1.0):
             notes.append(f"box [{self.low:g}, {self.high:g}]")
-        if self.frozen is not None:
+        if callable(self.frozen):
+            notes.append(f"frozen by {getattr(self.frozen, '__qualname__', type(self.frozen).__qualname__)}")
+        elif self.frozen is not None:
             count = int(self.frozen.sum()) if self.frozen.dtype == torch.bool else self.frozen.numel()
             notes.append(f"{count} frozen")
         if self.monotone is not None:
             notes.append(f"{int((self.monotone != 0).sum())} one-way")
+        if self.one_hot is not None:
+            notes.append(f"{len(self.one_hot[self.one_hot > 0].unique())} one-hot")
         return f"{self.norm}({', '.join(notes)})"
 
     def _radius(self, x: Tensor, eps: float | Tensor) -> float | Tensor:
@@ -123,10 +139,19 @@ class ThreatModel:
         frozen = self.frozen
         if frozen is None:
             return eps
+        if callable(frozen):
+            return torch.where(_frozen_by(frozen, x), 0.0, torch.as_tensor(eps, dtype=x.dtype, device=x.device))
         if frozen.dtype != torch.bool:
             frozen = _mask_of(frozen, version(frozen), x.shape[1:])
         free = ~cast(Tensor, self._fit(frozen, x, "frozen"))
         return free.to(x.dtype) * eps
+
+    def _groups(self, x: Tensor) -> OneHotGroups | None:
+        """The one-hot groups of examples like ``x``."""
+        if self.one_hot is None:
+            return None
+        check_fits(self.one_hot, x.shape[1:], "one_hot")
+        return _groups_of(self.one_hot, version(self.one_hot), x.shape[1:], x.device)
 
     def _fit(self, value: float | Tensor, x: Tensor, name: str) -> float | Tensor:
         """Bring a setting to the device and dtype of the inputs, if it fits the shape of one example."""
@@ -134,6 +159,17 @@ class ThreatModel:
             return value
         check_fits(value, x.shape[1:], name)
         return constant(value, value.dtype if value.dtype == torch.bool else x.dtype, x.device)
+
+
+def _frozen_by(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Ask a function of the user's which features of inputs (B, ...) are frozen, (B, ...) bool."""
+    with torch.no_grad():
+        mask = function(x.detach())
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != x.shape:
+        raise UserError(
+            f"frozen must return a boolean mask of shape {tuple(x.shape)}, as its inputs, it returned {shown(mask)}"
+        )
+    return mask
 
 
 @lru_cache(maxsize=16)
@@ -146,6 +182,12 @@ def _mask_of(indices: Tensor, version_of_it: int, shape: torch.Size) -> Tensor:
     return mask.view(shape)
 
 
+@lru_cache(maxsize=16)
+def _groups_of(one_hot: Tensor, version_of_it: int, shape: torch.Size, device: torch.device) -> OneHotGroups:
+    """Lay the numbers of one-hot groups out for an example of a shape."""
+    return OneHotGroups(one_hot.expand(shape).flatten().to(device), int(one_hot.max()))
+
+
 def check_fits(value: Tensor, shape: torch.Size, name: str) -> None:
     """Refuse, by a UserError that names the setting, values per feature that do not broadcast to the shape of one example."""
     try:
@@ -155,7 +197,14 @@ def check_fits(value: Tensor, shape: torch.Size, name: str) -> None:
         raise UserError(f"{what}, which does not fit one example of {tuple(shape)}") from error
 
 
-def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
+def Linf(
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Frozen = None,
+    monotone: Features = None,
+    one_hot: Features = None,
+) -> ThreatModel:
     """L∞ threat model: every feature may move by at most ε.
 
     Args:
@@ -163,8 +212,10 @@ def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = N
             that broadcasts to one example (without the batch).
         low: lower bound of valid inputs, a number or one per feature; ``-inf`` for none.
         high: upper bound, likewise.
-        frozen: features that nobody can change: a boolean mask (of such a shape), or indices into the flattened example.
+        frozen: features that nobody can change: a boolean mask (of such a shape), indices into the flattened example, or a
+            function of clean inputs (B, ...) that returns a mask (B, ...), where it depends on the example.
         monotone: for each feature +1 if it can only rise, -1 if it can only fall, 0 if it can do both.
+        one_hot: for each feature the number, from 1, of the group it belongs to of which exactly one is 1; 0 for none.
 
     Returns:
         The threat model; it serves inputs of any shape that ε, bounds and masks fit.
@@ -176,20 +227,34 @@ def Linf(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = N
         >>> Linf("8/255")
         Linf(8/255)
     """
-    return make_threat("Linf", eps, low, high, frozen, monotone)
+    return make_threat("Linf", eps, low, high, frozen, monotone, one_hot)
 
 
-def L2(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
+def L2(
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Frozen = None,
+    monotone: Features = None,
+    one_hot: Features = None,
+) -> ThreatModel:
     """L2 threat model: the Euclidean length of the change is at most ε. Arguments as in :func:`Linf`."""
-    return make_threat("L2", eps, low, high, frozen, monotone)
+    return make_threat("L2", eps, low, high, frozen, monotone, one_hot)
 
 
-def L1(eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
+def L1(
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Frozen = None,
+    monotone: Features = None,
+    one_hot: Features = None,
+) -> ThreatModel:
     """L1 threat model: the absolute changes add up to at most ε. Arguments as in :func:`Linf`."""
-    return make_threat("L1", eps, low, high, frozen, monotone)
+    return make_threat("L1", eps, low, high, frozen, monotone, one_hot)
 
 
-def L0(k: int | str, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None) -> ThreatModel:
+def L0(k: int | str, low: Bound = 0.0, high: Bound = 1.0, frozen: Frozen = None, monotone: Features = None) -> ThreatModel:
     """L0 threat model: at most k features differ, each by as much as the box allows.
 
     Features are counted, as sigma-zero and FMN do: a pixel of three channels is three of them.
@@ -212,12 +277,18 @@ def L0(k: int | str, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = Non
 
 
 def make_threat(
-    norm: str | Norm, eps: Epsilon, low: Bound = 0.0, high: Bound = 1.0, frozen: Features = None, monotone: Features = None
+    norm: str | Norm,
+    eps: Epsilon,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    frozen: Frozen = None,
+    monotone: Features = None,
+    one_hot: Features = None,
 ) -> ThreatModel:
     """Make a threat model from a norm or its name. Other arguments as in :func:`Linf`.
 
     Raises:
-        UserError: as :func:`Linf`, and if the norm is unknown.
+        UserError: as :func:`Linf`, if the norm is unknown, and for one-hot groups in L0, which counts features and not groups.
     """
     if not isinstance(norm, Norm):
         if norm not in NORMS:
@@ -237,9 +308,11 @@ def make_threat(
     if wide:
         hint = f"; did you mean '{text}/255'?" if isinstance(radius, float) and 1 < radius < 255 else ""
         raise UserError(f"eps = {text} is wider than the box [{shown(low)}, {shown(high)}]{hint}")
-    mask = None if frozen is None else _as_tensor(frozen, "frozen", "no mask or list of numbers")
+    mask: Any = frozen
+    if frozen is not None and not callable(frozen):
+        mask = _as_tensor(frozen, "frozen", "no mask or list of numbers")
     ways = None if monotone is None else _as_tensor(monotone, "monotone", "no mask or list of numbers")
-    if mask is not None and mask.dtype != torch.bool:
+    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
         mask = mask.long()
@@ -247,7 +320,18 @@ def make_threat(
         ways.dtype == torch.bool or not bool(torch.isin(ways.float(), torch.tensor([-1.0, 0.0, 1.0])).all())
     ):
         raise UserError("monotone takes +1, -1 or 0 for each feature")
-    return ThreatModel(norm, radius, lower, upper, mask, text, ways)
+    groups = None if one_hot is None else _read_groups(one_hot)
+    if groups is not None and norm is L0_NORM:
+        raise UserError("L0 counts features, not one-hot groups: a category that changes is two of them; leave one_hot out")
+    return ThreatModel(norm, radius, lower, upper, mask, text, ways, groups)
+
+
+def _read_groups(one_hot: Any) -> Tensor:
+    groups = _as_tensor(one_hot, "one_hot", "no list of group numbers")
+    whole = not groups.is_floating_point() and groups.dtype != torch.bool and groups.numel() > 0
+    if not whole or not 0 <= int(groups.min()) <= int(groups.max()) <= groups.numel():
+        raise UserError("one_hot takes for each feature the number of its group, 1 to at most the number of features, or 0")
+    return groups.long()
 
 
 def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
@@ -257,8 +341,11 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
         UserError: if a field is missing or makes no sense.
     """
     try:
+        if isinstance(card["frozen"], str):
+            raise UserError("this card's threat model freezes features by a function of a program; give threat= again")
         low, high = (_from_plain(card[side]) for side in ("low", "high"))
-        return make_threat(card["norm"], _from_plain(card["eps"]), low, high, card["frozen"], card.get("monotone"))
+        ways, groups = card.get("monotone"), card.get("one_hot")
+        return make_threat(card["norm"], _from_plain(card["eps"]), low, high, card["frozen"], ways, groups)
     except UserError:
         raise
     except SCHEMA_ERRORS as error:

@@ -128,6 +128,9 @@ _TABLE: dict[Evidence, tuple[tuple[str, Callable[[Any], list[Finding]], float, f
         ("finite-logits", results.nonfinite_logits, 0, inf,
          "they count as broken, because that is no answer; find the layer that overflows or divides by 0, "
          "near which gradients mislead attacks, too"),
+        ("attacks-use-gradients", results.no_gradients, 0, inf,
+         "what stands is an upper bound, and a weaker one than attacks by gradients give: an attack that sees inside the model "
+         "may break much more; craft on a differentiable model (surrogate=), or give a stand-in (bpda=)"),
         ("iterative-beats-single-step", results.single_step, 0.005, inf,
          "gradients mislead the iterative attack (masking): use more restarts, and attacks without gradients"),
         ("cross-entropy-to-margin-gap", results.margin_gap, 0.03, inf,  # robust models lose one or two points, GAIRAT 15

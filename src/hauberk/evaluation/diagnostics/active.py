@@ -118,7 +118,7 @@ def _random_points(region: FeasibleSet, sample: Sample) -> list[Tensor]:
         if k % 2 == 0:
             points.append(region.random(rng, _TAG + 4 * k))
         elif region.norm.is_box:
-            points.append(torch.where(rng.uniform(region.x, _TAG + 4 * k) < 0.5, region.upper, region.lower))
+            points.append(region.random_corner(rng, _TAG + 4 * k))
         else:
             points.append(region.random_far(rng, _TAG + 4 * k))
     return points

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, Suite
 from hauberk.attacks.base import MaximizingAttack
-from hauberk.attacks.frozen_model import ModelQueries, are_probabilities
+from hauberk.attacks.frozen_model import ModelQueries, are_probabilities, has_gradient
 from hauberk.attacks.presets import AUTOATTACK
 from hauberk.data import IndexedDataset, reach_of
 from hauberk.evaluation.records import Records
@@ -113,6 +113,14 @@ def margin_gap(found: Verdicts) -> list[Finding]:
         return []
     margin = [name for name in found.apart if _loss(found.attack(name)) in _MARGIN_LOSSES]
     return _gap(found, margin, found.cross_entropy, "attacks on the margin break", "those on cross-entropy")
+
+
+def no_gradients(found: Verdicts) -> list[Finding]:
+    """Whether no attack went by gradients (1)."""
+    names = list(found.suite.stages)
+    if any(found.attack(name).uses_gradients for name in names):
+        return [Finding(0, "attacks by gradients ran")]
+    return [Finding(1, f"no attack by gradients ran, only {', '.join(names)}")]
 
 
 def steps_gain(found: Verdicts) -> list[Finding]:
@@ -248,6 +256,8 @@ def side_effects(clean: CleanInputs) -> list[Finding]:
 
 def gradients_in_forward(clean: CleanInputs) -> list[Finding]:
     """How many tensors that autograd has saved in a forward pass are used before it ends."""
+    if not has_gradient(clean.model):
+        return []
     used, before = 0, 0
 
     def unpack(saved: Tensor) -> Tensor:
