@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Sets everything up by itself, then runs the demo or the tests. Needs Python 3.11 or newer and nothing else.
 
-    python3 start.py demo    train three robust classifiers on real data, attack them, compare them
+    python3 start.py demo    train robust classifiers on real data, attack and certify them, compare them, write a report
     python3 start.py test    everything that checks the project: lint, format, types, imports, docs, tests
     python3 start.py test --long    the same with each test in its long form
 
@@ -12,6 +12,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
+import time
 import venv
 from pathlib import Path
 
@@ -39,17 +41,36 @@ def install(extra: str, constraints: Path) -> None:
     mark = VENV / f"installed-{extra or 'core'}"
     if mark.exists() and mark.read_text() == wanted:
         return
-    print(f"Setting up {VENV} (once; about a minute)", flush=True)
+    print(f"Setting up {VENV} (once; about a minute, 1.5 GB)", flush=True)
     if not PYTHON.exists():
         try:
             venv.create(VENV, with_pip=True)
         except subprocess.CalledProcessError:
             sys.exit("start.py: cannot make a virtual environment; on Debian and Ubuntu install python3-venv first")
     target = f"{HERE}[{extra}]" if extra else str(HERE)
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints, "-e", target]
-    if subprocess.run(command, check=False).returncode:
+    command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-c", constraints, "-e", target]
+    if not run_silently(command, "pip is at work"):
         sys.exit("start.py: the installation failed; see pip's message above")
     mark.write_text(wanted)
+
+
+def run_silently(command: list, what: str) -> bool:
+    """Run a command whose output is shown if it fails, and only then; say now and then for how long it has been at work."""
+    on_terminal, begun = sys.stdout.isatty(), time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            try:
+                process.wait(timeout=1 if on_terminal else 15)
+            except subprocess.TimeoutExpired:
+                took = f"{what}: {time.monotonic() - begun:.0f} s"
+                print(f"\r{took}" if on_terminal else took, end="" if on_terminal else "\n", flush=True)
+        if on_terminal:
+            print("\r" + " " * (len(what) + 12), end="\r", flush=True)
+        if process.returncode:
+            said.seek(0)
+            print(said.read().decode(errors="replace"), file=sys.stderr)
+    return not process.returncode
 
 
 def demo() -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hauberk.evaluation.evaluate import evaluate as evaluate
     from hauberk.evaluation.robustbench import benchmark as benchmark
     from hauberk.evaluation.robustness_curve import RobustnessCurve as RobustnessCurve
+    from hauberk.experiments.config_file import read_config as read_config
     from hauberk.experiments.own_results import compare_results as compare_results
     from hauberk.methods import AWP as AWP
     from hauberk.methods import RWP as RWP
@@ -60,6 +61,7 @@ __getattr__, __dir__, __all__ = attach(
         "evaluation.robustness_curve": ["RobustnessCurve"],
         "evaluation.result": ["Evaluation"],
         "evaluation.robustbench": ["benchmark"],
+        "experiments.config_file": ["read_config"],
         "experiments.own_results": ["compare_results"],
         "methods": ["AWP", "RWP", "SAM", "Method", "Step", "StepContext", "list_methods", "method", "register_method"],
         "threat": ["L0", "L1", "L2", "Linf", "ThreatModel"],

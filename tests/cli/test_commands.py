@@ -191,12 +191,30 @@ def test_train_then_evaluate(workplace, capsys):
     assert "exists; go on with it by --resume own" in capsys.readouterr().err
 
 
-def test_demo(workplace, capsys):
+def test_demo_bounds_robustness_from_both_sides_and_writes_a_report(workplace, capsys, monkeypatch):
+    monkeypatch.setattr("hauberk.cli.demo._TESTED", 24)
+    monkeypatch.setattr("hauberk.cli.demo.METHODS", ("standard", "mail-trades"))
     assert main(["demo", "--epochs", "1", "--quiet"]) == 0
-    shown = capsys.readouterr().out
-    for word in ("at", "mart", "trades", "pgd-100", "cw-30", "worst case", "Next, for example"):
-        assert word in shown
-    assert (workplace / "runs/digits-trades/evaluation.json").exists()
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in ("of 24 test images", "mail-trades", "pgd-100", "cw-30", "at most", "at least", "Next, for example"):
+        assert words in shown
+    found = re.search(r"Report with pictures: (\S+)", shown)[1]
+    page = (workplace / found).read_text()
+    assert "at least" in page
+    assert "Standard beside robust" in page
+    (saved,) = workplace.glob("runs/digits-mail-trades/evaluations/*/evaluation.json")
+    kept = json.loads(saved.read_text())
+    assert kept["certified"]["accuracy"] <= kept["robust_accuracy"]
+    assert f"{100 * kept['robust_accuracy']:.1f} [" in shown
+
+
+def test_the_demo_trains_what_it_says():
+    from hauberk.cli.demo import METHODS, Demo
+
+    assert METHODS[-1] == "mail-trades"
+    assert {"at", "trades"} < set(METHODS)
+    for method in METHODS:
+        assert method in Demo.__doc__
 
 
 def test_lists(capsys):

@@ -12,7 +12,7 @@ from hauberk.core.errors import RemoteUserError, UserError, printable, unknown_n
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.EPIPE)  # and of pipes
 # command: (module, what it does)
 COMMANDS = {
-    "demo": ("train", "train at, trades and mart on handwritten digits and compare them; a minute"),
+    "demo": ("demo", "train at, trades and mail-trades on handwritten digits, bound and compare them; two minutes"),
     "train": ("train", "train a robust classifier, or resume a run"),
     "evaluate": ("evaluate", "measure clean and robust accuracy of a trained model"),
     "certify": ("certify", "prove for which examples no attack on a trained model can succeed"),

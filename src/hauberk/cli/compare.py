@@ -150,6 +150,7 @@ def _resolved(options: Compare, method: str) -> Resolved:
 def _experiments(options: Compare, out: Path) -> "list[Experiment]":
     from hauberk.data import load_data
     from hauberk.experiments import Experiment
+    from hauberk.methods.registry import find_method
 
     if options.trials < 1:
         raise UserError("--trials needs a positive number")
@@ -160,7 +161,8 @@ def _experiments(options: Compare, out: Path) -> "list[Experiment]":
     if options.budget != 1:
         sizes = [len(load_data(where.name, split, where.data_dir, verify=False)) for split in ("train", "test")]
     found = []
-    for label, name, pairs in parse_methods(options.methods):
+    for label, typed, pairs in parse_methods(options.methods):
+        name = find_method(typed)
         chosen = (own if name == "mart" else {}) | key_values("--set", options.set)
         chosen |= key_values("--methods", [f"{key}={value}" for key, value in pairs.items()])
         config, subset = _resolved(options, name).config, options.subset

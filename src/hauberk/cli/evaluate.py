@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hauberk.cli.options import command, parse, say
-from hauberk.cli.target import TargetOptions, find_target, further_threats, load_target
+from hauberk.cli.target import TargetOptions, find_target, load_target
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import EvaluationOptions, digest
 
@@ -89,6 +89,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.core.imports import import_object
     from hauberk.core.io import as_json, write_json
     from hauberk.evaluation import evaluate as evaluate_model
+    from hauberk.experiments.experiment import further_threats
     from hauberk.threat import only_threat, threats_of
     from hauberk.training import load, pick_device
 

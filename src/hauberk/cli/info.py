@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from hauberk import __version__
 from hauberk.cli.options import command, parse, print_rows, program, say
+from hauberk.core.arguments import shown
 from hauberk.core.errors import first_line
 
+_WIDTH = 100  # letters of what a setting is
 _EXTRAS = {
     "pandas": "tables",
     "tensorboard": "training curves in TensorBoard",
@@ -112,35 +115,48 @@ def data(arguments: Sequence[str]) -> int:
 def methods(arguments: Sequence[str]) -> int:
     """Run ``hauberk methods``."""
     options = parse(Methods, "methods", arguments)
+    from hauberk.cli.train import is_option_of_training
     from hauberk.core.io import as_json
     from hauberk.methods import ADDITIONS, default_settings, get_method_spec, list_methods
+    from hauberk.methods.registry import find_method, method_settings
+    from hauberk.methods.settings import words_of
 
     if not options.name:
         added = " ".join(f"+{name}" for name in ADDITIONS)
         return print_rows(
             list_methods(), options.json, f"Next: {program()} methods NAME explains one; each also takes {added}."
         )
-    spec = get_method_spec(options.name)
+    name = find_method(options.name)
+    spec, usual = get_method_spec(name), default_settings(name)
     facts = {
-        "name": options.name,
+        "name": name,
         "summary": spec.summary,
         "source": spec.source,
         "minimises": f"mean of {spec.equation}",
         "objective": type(spec.objective).__name__,
         "weighting": type(spec.weighting).__name__ if spec.weighting else "none, all weights are 1",
-        "settings": _plain(default_settings(options.name)),
+        "settings": _plain(usual),
         "official code": _plain(spec.official) or "no setting differs",
         **{f"preset {name}": _plain(settings) for name, settings in spec.further.items()},
-        "training (CIFAR-10)": _published(options.name),
+        "training (CIFAR-10)": _published(name),
         "loss": (getattr(spec.objective, "function", type(spec.objective)).__doc__ or "").strip(),
     }
     if options.json:
         print(as_json(facts))
         return 0
+    known = method_settings(name)
+    options_of = {key: f"--set {key}=" if is_option_of_training(key) else f"--{key.replace('_', '-')} " for key in known}
+    rows = []
+    for key, one in known.items():
+        if key in usual:
+            about = shorten(one.about or f"of the {one.part}", _WIDTH, placeholder=" ...")
+            rows.append(f"\n  {options_of[key]}{words_of(one.kind)} ({shown(usual[key])}): {about}")
+    others = ", ".join(option.strip() for key, option in options_of.items() if key not in usual)
+    facts["settings"] = "".join([*rows, f"\n  and, not used unless given, {others}"])
     for key, value in facts.items():
         if value is not None:
             say(f"{key}: {value}")
-    say(f"Next: {command('train', '--method', options.name)}")
+    say(f"Next: {command('train', '--method', name)}, with --help for these settings as options and all they mean")
     return 0
 
 

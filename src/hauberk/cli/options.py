@@ -13,10 +13,16 @@ import tyro
 from hauberk.core.errors import UserError, printable, shell_quoted
 
 T = TypeVar("T")
+_HELP = ("-h", "--help")
 
 
 def parse(
-    kind: type[T], name: str, arguments: Sequence[str], resolved: Callable[[T], T] | None = None, text: str | None = None
+    kind: type[T],
+    name: str,
+    arguments: Sequence[str],
+    resolved: Callable[[T], T] | None = None,
+    text: str | None = None,
+    default: T | None = None,
 ) -> T:
     """Parse arguments into a dataclass; prints help or a mistake and exits (0 or 2) where tyro does.
 
@@ -26,15 +32,22 @@ def parse(
         arguments: without program and command.
         resolved: completes options by what would be used for those that are not given; help shows that.
         text: what the command does, where the dataclass does not say it.
+        default: what holds where arguments say nothing, where that is not the dataclass's.
     """
     program_name, config = f"hauberk {name}", (tyro.conf.OmitArgPrefixes,)
-    default, asked = None, list(arguments)
-    if resolved and {"-h", "--help"} & set(arguments):
-        others = [argument for argument in arguments if argument not in ("-h", "--help")]
-        default, asked = resolved(tyro.cli(kind, prog=program_name, args=others, config=config)), ["--help"]
-    parsed = tyro.cli(kind, prog=program_name, description=text, args=asked, default=default, config=config)
+    asked = list(arguments)
+    if resolved and asks_for_help(arguments):
+        others = [argument for argument in arguments if argument not in _HELP]
+        default, asked = resolved(parse(kind, name, others, text=text, default=default)), ["--help"]
+    usual: Any = default
+    parsed = tyro.cli(kind, prog=program_name, description=text, args=asked, default=usual, config=config)
     assert isinstance(parsed, kind)  # tyro types it by its default
     return parsed
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether a command is only to explain itself."""
+    return not set(_HELP).isdisjoint(arguments)
 
 
 def say(text: object, file: TextIO | None = None) -> None:
@@ -69,17 +82,27 @@ def common_parts(options: Any) -> dict[str, Any]:
 
 
 def key_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """Read an option's KEY=VALUE pairs; a value is a number where it reads as one, otherwise text."""
+    """Read an option's KEY=VALUE pairs, values as :func:`read_value`."""
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"{option} takes KEY=VALUE, not {pair!r}")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
+        found[key] = read_value(value)
     return found
+
+
+def read_value(text: str) -> Any:
+    """Return a number, true, false or a list where a text reads as one in JSON, otherwise the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def as_text(value: Any) -> str:
+    """Return the text that :func:`read_value` reads as this value."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def usual_folder(*names: str) -> Path:

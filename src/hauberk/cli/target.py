@@ -1,6 +1,5 @@
 """What a command is to look at: a trained model, and data set and threat model of its training unless others are given."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hauberk.data import DatasetInfo, IndexedDataset, Table
-    from hauberk.threat import Threat, ThreatModel
+    from hauberk.threat import Threat
 
 _PICKLES = (".pkl", ".pickle", ".joblib")
 
@@ -83,17 +82,6 @@ def find_target(options: TargetOptions) -> Target:
     else:
         threat = named.default_threat(options.threat.norm, options.threat.eps)
     return Target(card, name, named, test, threat)
-
-
-def further_threats(named: "DatasetInfo | Table", texts: Sequence[str]) -> "list[ThreatModel]":
-    """Return the threat models of a data set that --union names, each as NORM:EPS."""
-    found = []
-    for text in texts:
-        norm, _, eps = text.partition(":")
-        if not eps:
-            raise UserError(f"--union takes threat models such as L2:0.5, not {text!r}")
-        found.append(named.default_threat(norm, eps))
-    return found
 
 
 def load_target(options: TargetOptions, target: Target, device: Any) -> "nn.Module":

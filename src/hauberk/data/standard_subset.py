@@ -1,4 +1,4 @@
-"""A standard part of a large data set: the same examples whatever order its files are in."""
+"""Parts of a data set: the first examples, and a standard part that is the same whatever order its files are in."""
 
 from typing import Any
 
@@ -7,9 +7,22 @@ import torch
 from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError
 from hauberk.core.random import content_ids
-from hauberk.data.dataset import Subset, as_dataset
+from hauberk.data.dataset import IndexedDataset, Subset, as_dataset
 
 _AT_ONCE = 256  # examples
+
+
+def first_examples(dataset: IndexedDataset, n: int) -> IndexedDataset:
+    """Return the first n examples, or all where n is 0 or more than there are."""
+    return Subset(dataset, torch.arange(min(n, len(dataset)))) if n else dataset
+
+
+def first_of(dataset: IndexedDataset) -> int | None:
+    """Return the n that :func:`first_examples` of a data set was made with: 0 for no part, None for another one."""
+    if not isinstance(dataset, Subset):
+        return 0
+    whole = not isinstance(dataset.dataset, Subset)
+    return len(dataset) if whole and torch.equal(dataset.indices, torch.arange(len(dataset))) else None
 
 
 @checked

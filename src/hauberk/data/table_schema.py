@@ -1,14 +1,14 @@
 """The schema of a table, a TOML file: its columns, and what an adversary may do to each."""
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hauberk.core.arguments import check_fields, checked, shown
-from hauberk.core.errors import UserError, in_one_line, unknown_name
+from hauberk.core.errors import UserError, unknown_name
+from hauberk.core.toml import parse_toml, read_toml
 
 KINDS = ("number", "integer", "category")
 CHANGES = ("any", "up", "down", "none")
@@ -101,18 +101,16 @@ def read_schema(path: str | Path) -> TableSchema:
     Raises:
         UserError: if it cannot be read, or a key is unknown or has the wrong type.
     """
-    try:
-        return parse_schema(Path(path).read_text(), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the schema {path}: {in_one_line(error)}") from error
+    return _as_schema(read_toml(path, "schema"), path)
 
 
 def parse_schema(text: str, path: str | Path) -> TableSchema:
     """Read a schema from its TOML ``text``, as :func:`read_schema`; ``path`` is its name for error messages."""
-    try:
-        raw = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # tomllib's own are ValueErrors, and so are numbers too long for Python
-        raise UserError(f"cannot read the schema {path}: {in_one_line(error)}") from error
+    return _as_schema(parse_toml(text, path, "schema"), path)
+
+
+def _as_schema(raw: dict[str, Any], path: str | Path) -> TableSchema:
+    """Check what a schema's file holds."""
     tables = raw.pop("features", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise UserError(f"{path}: features must be tables, [features.NAME]")

@@ -80,7 +80,7 @@ def certify_standing(runner: EvaluationRunner, suite: Suite, world: World, folde
         out=None if folder is None else folder / "certificates",
         quiet=runner.display.hidden,
     )
-    runner.display.line(str(found))
+    runner.display.line(f"proved robust: {int(found.certified.sum())} of these {len(standing)}")
     for i, name in zip(standing.tolist(), found.proved_by, strict=True):
         proved_by[i] = name
     proved = np.flatnonzero(found.certified)

@@ -11,7 +11,19 @@ from hauberk.core.arguments import check_fields
 from hauberk.core.errors import UserError
 from hauberk.core.io import json_roundtrip, make_folder, read_json, write_json
 from hauberk.core.progress import warn
-from hauberk.data import IndexedDataset, Subset, TensorDataset, data_digest, find_dataset, labels, load_data, long_tail
+from hauberk.data import (
+    DatasetInfo,
+    IndexedDataset,
+    Subset,
+    Table,
+    TensorDataset,
+    data_digest,
+    find_dataset,
+    labels,
+    load_data,
+    long_tail,
+)
+from hauberk.data.standard_subset import first_examples
 from hauberk.evaluation import evaluate
 from hauberk.evaluation.evaluate import evaluated_digest
 from hauberk.experiments.options import (
@@ -100,17 +112,16 @@ class Experiment:
         config = {key: value for key, value in asdict(self.resolved.config).items() if key not in _MACHINE}
         return asdict(self) | {"settings": config, "hyperparameters": self.resolved.hyperparameters}
 
-    def make_method(self, further: Sequence[ThreatModel] = ()) -> Method:
-        """Make the method for the threat model, and for ``further`` ones at once."""
-        threat, preset, hyperparameters = [self.threat_model, *further], self.presets.preset, self.resolved.hyperparameters
-        return make_method(self.method, threat, preset=preset, seed=self.seed, **hyperparameters)
+    def make_method(self, threat: ThreatModel | Sequence[ThreatModel] | None = None) -> Method:
+        """Make the method for the threat model, or for another one, or several."""
+        given = {"preset": self.presets.preset, "seed": self.seed, **self.resolved.hyperparameters}
+        return make_method(self.method, self.threat_model if threat is None else threat, **given)
 
     def load_data(self, split: str) -> IndexedDataset:
         """Load the examples of a split, "train" or "test"."""
         data, subset, train = self.data, self.subset, split == "train"
         whole = load_data(data.name, "train" if train else "test", data.data_dir, verify=data.verify)
-        size = subset.train_size if train else subset.test_size
-        part: IndexedDataset = whole if size == 0 else Subset(whole, torch.arange(min(size, len(whole))))
+        part = first_examples(whole, subset.train_size if train else subset.test_size)
         if train and subset.imbalance != 1:
             part = Subset(part, long_tail(labels(part), subset.imbalance))
         return _with_random_labels(part, subset.label_noise, self.seed) if train and subset.label_noise else part
@@ -157,6 +168,17 @@ def _with_random_labels(source: IndexedDataset, share: float, seed: int) -> Tens
     replaced = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
     drawn = torch.randint(source.classes or int(y.max()) + 1, (len(replaced),), generator=generator)
     return TensorDataset(x, y.index_copy(0, replaced, drawn.to(y)), source.classes, source.name, source.folder)
+
+
+def further_threats(named: DatasetInfo | Table, texts: Sequence[str]) -> list[ThreatModel]:
+    """Return the threat models of a data set that --union names, each as NORM:EPS."""
+    found = []
+    for text in texts:
+        norm, _, eps = text.partition(":")
+        if not eps:
+            raise UserError(f"--union takes threat models such as L2:0.5, not {text!r}")
+        found.append(named.default_threat(norm, eps))
+    return found
 
 
 def run_experiment(experiment: Experiment, out: Path, device: str = "auto", threads: int = 0) -> bool:

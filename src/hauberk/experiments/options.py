@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_type_hints
 
@@ -110,16 +110,65 @@ def as_options(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if name not in _NO_OPTIONS}
 
 
+# The fields of TrainConfig that are given, and no others: what is not given is looked up.
+SETTINGS = {name: hint for name, hint in get_type_hints(TrainConfig).items() if name not in _NO_OPTIONS}
 if TYPE_CHECKING:
     TrainSettings = dict[str, Any]
-else:  # the fields of TrainConfig that are given, and no others: what is not given is looked up
-    _HINTS = {name: hint for name, hint in get_type_hints(TrainConfig).items() if name not in _NO_OPTIONS}
+else:
     _TEXTS = _texts(TrainConfig)
     TrainSettings = TypedDict(
         "TrainSettings",
-        {name: Annotated[hint, arg(help=_TEXTS[name])] for name, hint in _HINTS.items()},
+        {name: Annotated[hint, arg(help=_TEXTS[name])] for name, hint in SETTINGS.items()},
         total=False,
     )
+
+
+class Hyperparameters(TypedDict, total=False):
+    """Parts of the method, in place of its own; its settings are options, too, once --method names it: see its --help."""
+
+    attack: str
+    """Another attack: package.module:attribute."""
+    objective: str
+    """Another loss, likewise."""
+    weighting: str
+    """Another weighting of the examples: mail, gairat, or another name in docs/methods.md; or package.module:attribute."""
+    weight_perturbation: str
+    """Another perturbation of the weights: awp, sam, asam, rwp, mlcat-wp; or package.module:attribute."""
+    targets: str
+    """What makes probabilities of the classes in place of the labels: package.module:attribute."""
+    label_smoothing: float
+    """α of the loss, from 0 to 1: how much of each label goes to all classes alike."""
+    teacher: str
+    """Network that a distillation learns from (HAT's helper): folder of a run, exported file, or package.module:attribute."""
+
+
+PART_TEXTS = _texts(Hyperparameters)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What is trained, and how, in plain types: what ``hauberk train`` is told, and what a config.toml holds."""
+
+    method: str = "at"
+    """Name of the method, in any case (see 'hauberk methods'), or package.module:attribute for your own."""
+    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
+    data: DataOptions = DataOptions()
+    train_size: int = 0
+    """Number of examples to train on, the first ones; 0 for all."""
+    threat: ThreatOptions = ThreatOptions()
+    union: tuple[str, ...] = ()
+    """Further threat models, each NORM:EPS as in L2:0.5 L1:12, for methods that train under several (e-at, max-at, ramp)."""
+    model: ModelOptions = ModelOptions()
+    presets: PresetOptions = PresetOptions()
+    extra: Annotated[str, arg(metavar="FILE")] = ""
+    """Further training examples, such as generated ones: an .npz file with the arrays image, uint8 (N, H, W, channels), and
+    label, (N,) or probabilities (N, C)."""
+    extra_share: float = 0.7
+    """Part of each batch taken from them; an epoch is one pass over the others."""
+    init: Annotated[str, arg(metavar="FOLDER|FILE")] = ""
+    """Weights to begin from: the best ones of a run, an exported model, or a PyTorch state dict; by default random ones."""
+    settings: TrainSettings = field(default_factory=dict)
+    """Training settings."""
 
 
 def digest(options: Mapping[str, Any]) -> str:

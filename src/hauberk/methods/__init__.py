@@ -16,10 +16,12 @@ from hauberk.methods.registry import (
     get_method_spec,
     list_methods,
     method,
+    method_settings,
     register_method,
 )
 from hauberk.methods.rwp import RWP
 from hauberk.methods.sam import SAM
+from hauberk.methods.settings import Setting
 from hauberk.methods.several_threats import AlternatingThreats, WorstThreat
 from hauberk.methods.table import METHODS, MethodSpec
 
@@ -44,6 +46,7 @@ __all__ = [
     "MinimumMargin",
     "MovingAverage",
     "Output",
+    "Setting",
     "SmallBall",
     "Step",
     "StepContext",
@@ -54,5 +57,6 @@ __all__ = [
     "get_method_spec",
     "list_methods",
     "method",
+    "method_settings",
     "register_method",
 ]

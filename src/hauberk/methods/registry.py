@@ -5,23 +5,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from hauberk.attacks import PGD
 from hauberk.core.arguments import checked, shown
-from hauberk.core.errors import UserError, find_name, in_one_line, unknown_name
+from hauberk.core.errors import UserError, find_name, in_one_line
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.numerics import Precision
 from hauberk.core.step_context import MeasuredWeighting
-from hauberk.methods.additions import ADDITIONS, WEIGHT_PERTURBATIONS
+from hauberk.methods.additions import ADDITIONS
 from hauberk.methods.awp import AWP
 from hauberk.methods.method import Method
 from hauberk.methods.networks import find_teacher
+from hauberk.methods.settings import (
+    Setting,
+    check_names,
+    list_settings,
+    named_parts,
+    names_of,
+    names_of_inner,
+    names_of_perturbation,
+    names_of_weighting,
+    settings_of_builder,
+)
 from hauberk.methods.table import METHODS, MethodSpec
 from hauberk.objectives import Regularized
 from hauberk.threat import Threat, ThreatModel, as_threat
-from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
 from hauberk.weighting.mail import MARGINS, Mail
 
+_NAMED = ("weighting", "weight_perturbation")  # parts that have names of their own
 _BUILDERS: dict[str, Callable[..., Method]] = {}  # methods of the caller's own
 
 
@@ -82,18 +92,39 @@ def list_methods() -> dict[str, str]:
 
 
 @checked
-def default_settings(name: str, preset: str = "paper") -> dict[str, Any]:
+def default_settings(name: str, preset: str = "paper", **parts: Any) -> dict[str, Any]:
     """Return what a method has where nobody says otherwise, by the names that :func:`method` takes.
+
+    Args:
+        name: of the method.
+        preset: as :func:`method` takes it.
+        **parts: those that are given in place of the row's, as :func:`method` takes them; their own settings are then left out,
+            unless they are given by one of Hauberk's names.
 
     Raises:
         UserError: as :func:`get_method_spec`.
     """
-    spec = get_method_spec(name)
-    own = {key: getattr(spec.attack, key) for key in _NAMES_OF_ATTACK} if spec.attack else {}
-    for part in (spec.objective, spec.weighting, spec.targets, *spec.terms):
-        own |= {key: getattr(part, key) for key in _names(part)} if part else {}
-    own |= {key: getattr(spec.awp, field) for key, field in _names_of_perturbation(spec.awp).items()} if spec.awp else {}
-    return own | spec.changes(preset)
+    known = method_settings(name, **parts)
+    own = {key: setting.default for key, setting in known.items() if setting.default is not None}
+    return own | {key: value for key, value in get_method_spec(name).changes(preset).items() if key in known}
+
+
+@checked
+def method_settings(name: str, **parts: Any) -> dict[str, Setting]:
+    """Return every setting that a method takes, by name; arguments as in :func:`default_settings`.
+
+    Of a method of your own, given by its import path or registered, these are the arguments of the function that builds it.
+
+    Raises:
+        UserError: as :func:`get_method_spec`.
+    """
+    name = find_method(name)
+    if is_import_path(name) or name in _BUILDERS:
+        build = import_object(name, "method") if is_import_path(name) else _BUILDERS[name]
+        return settings_of_builder(build)
+    named = {key: parts[key] for key in _NAMED if isinstance(parts.get(key), str) and not is_import_path(parts[key])}
+    spec = named_parts(get_method_spec(name), named.get("weighting"), named.get("weight_perturbation"))
+    return list_settings(spec, parts.keys() - named.keys())
 
 
 @checked
@@ -169,15 +200,11 @@ def method(
         return _built(import_object(name, "method"), name, threat, {k: v for k, v in settings.items() if k != "preset"})
     if name in _BUILDERS:
         return _built(_BUILDERS[name], name, threat, {k: v for k, v in settings.items() if k != "preset" or v != "paper"})
-    spec = get_method_spec(name)
-    if isinstance(parts.get("weighting"), str):  # the settings are then of that one
-        spec = replace(spec, weighting=WEIGHTINGS[find_name("weighting", parts.pop("weighting"), WEIGHTINGS)])
-    if isinstance(parts.get("weight_perturbation"), str):
-        named = find_name("weight perturbation", parts.pop("weight_perturbation"), WEIGHT_PERTURBATIONS)
-        spec = replace(spec, awp=WEIGHT_PERTURBATIONS[named])
-    _check_names(name, spec, parts, overrides)
+    spec = named_parts(get_method_spec(name), parts.get("weighting"), parts.get("weight_perturbation"))
+    parts = {key: part for key, part in parts.items() if key not in _NAMED or not isinstance(part, str)}
+    check_names(name, spec, parts, overrides)
     chosen: dict[str, Any] = {"preset": preset, "seed": seed} | spec.changes(preset) | overrides
-    used = {key: chosen[key] for key in _names_of_inner(spec) if key in chosen}
+    used = {key: chosen[key] for key in names_of_inner(spec) if key in chosen}
     goal = parts.get("objective", _changed(spec.objective, chosen))
     made = Method(
         threat,
@@ -219,48 +246,6 @@ def _built(build: Callable[..., Method], name: str, threat: Threat, settings: di
     return made
 
 
-def _names(part: Any) -> list[str]:
-    """Settings of a part, which is a dataclass."""
-    return [field.name for field in fields(part) if field.name != "preset"]
-
-
-_NAMES_OF_ATTACK = [name for name in _names(PGD) if name not in ("tau", "return_last", "evaluate_last", "targets")]
-
-
-def _names_of_perturbation(part: Any) -> dict[str, str]:
-    """Settings of the weight perturbation, with the field of each; AWP's where there is none yet."""
-    return {"awp_warmup" if name == "warmup" else name: name for name in _names(part or AWP)}
-
-
-def _names_of_inner(spec: MethodSpec) -> list[str]:
-    """Settings of how the attack is used, which a preset or the caller may set; one that the objective has too is for both."""
-    return [name for name in inspect.signature(spec.inner).parameters if name not in ("attack", "taus", "most")]
-
-
-def _names_of_weighting(spec: MethodSpec) -> list[str]:
-    """Settings of the weighting; MAIL's and GAIRAT's can be exchanged, or put where there is none, by the measure."""
-    if not isinstance(spec.weighting, Mail | Gairat | None):
-        return _names(spec.weighting)
-    return list(dict.fromkeys([*_names(Mail), *_names(Gairat)]))
-
-
-def _check_names(name: str, spec: MethodSpec, parts: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """Refuse settings of parts that the method does not have, or that were given whole."""
-    known = [
-        "passes",
-        *(_NAMES_OF_ATTACK if spec.attack and "attack" not in parts else ()),
-        *(_names_of_inner(spec) if "attack" not in parts else ()),
-        *(_names(spec.objective) if "objective" not in parts else ()),
-        *(name for term in spec.terms for name in _names(term)),
-        *(_names_of_weighting(spec) if "weighting" not in parts else ("burn_in",)),
-        *(_names_of_perturbation(spec.awp) if "weight_perturbation" not in parts else ()),
-        *(_names(spec.targets) if spec.targets and "targets" not in parts else ()),
-    ]
-    for key in overrides:
-        if key not in known:
-            raise unknown_name(f"setting of {name}", key, known)
-
-
 def _changed(part: Any, chosen: dict[str, Any]) -> Any:
     """Replace the fields of a dataclass that are among the settings."""
     return replace(part, **{f.name: chosen[f.name] for f in fields(part) if f.name in chosen})
@@ -271,7 +256,7 @@ def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredW
     if not isinstance(spec.weighting, Mail | Gairat | None):
         other: MeasuredWeighting = _changed(spec.weighting, chosen)
         return other
-    own = [key for key in chosen if key in _names_of_weighting(spec)]
+    own = [key for key in chosen if key in names_of_weighting(spec)]
     measure = chosen.get("measure", getattr(spec.weighting, "measure", None))
     if measure is None:
         if own:
@@ -281,8 +266,8 @@ def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredW
         raise UserError(f"measure is one of {', '.join((*MARGINS, *COUNTS))}, not {shown(measure)}")
     kind: type[Mail] | type[Gairat] = Mail if measure in MARGINS else Gairat
     for key in own:
-        if key not in _names(kind):
-            raise UserError(f"a weighting by {measure!r} has no {key!r}; it has {', '.join(sorted(_names(kind)))}")
+        if key not in names_of(kind):
+            raise UserError(f"a weighting by {measure!r} has no {key!r}; it has {', '.join(sorted(names_of(kind)))}")
     preset = {"preset": "official" if chosen["preset"] == "official" else "paper"}
     made: MeasuredWeighting = _changed(spec.weighting if isinstance(spec.weighting, kind) else kind(), chosen | preset)
     return made
@@ -291,6 +276,6 @@ def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredW
 def _perturbation(spec: MethodSpec, chosen: dict[str, Any]) -> Any:
     """The weight perturbation, or None."""
     part = spec.awp or AWP(0.0)
-    own = {field: chosen[key] for key, field in _names_of_perturbation(part).items() if key in chosen}
+    own = {field: chosen[key] for key, field in names_of_perturbation(part).items() if key in chosen}
     made = replace(part, **own)
     return None if isinstance(made, AWP) and not made.gamma else made

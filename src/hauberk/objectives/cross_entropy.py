@@ -83,7 +83,8 @@ def adversarial_class(
 
     ``ℓ = β·CE(f(x'), K)``, ``r = CE(f(x), y)``. The idea is in the lecture notes among the sources; the loss is ours.
 
-    Arguments as in :func:`hauberk.objectives.at`, with logits (B, K + 1) and labels 0 to K - 1; ``beta`` weighs recognising.
+    Arguments as in :func:`hauberk.objectives.at`, with logits (B, K + 1) and labels 0 to K - 1; ``beta`` is
+    the weight of recognising.
     """
     last = torch.full_like(y, logits.shape[1] - 1)
     return LossTerms(beta * cross_entropy(logits_adv, last), cross_entropy(logits, y))

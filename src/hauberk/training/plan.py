@@ -18,6 +18,7 @@ from hauberk.core.imports import code_digest, import_object, is_import_path, tru
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
 from hauberk.data.augmentation import Augmentation, Mixing, is_built_in
+from hauberk.data.standard_subset import first_of
 from hauberk.methods import Method
 from hauberk.methods.parts import FROM_PYTHON
 from hauberk.models import ModelSpec
@@ -147,6 +148,7 @@ class Plan:
             "data": {
                 "name": self.train.name,
                 "folder": self.train.folder,
+                "train_size": first_of(self.train.dataset),
                 "train": len(self.train),
                 "val": len(self.val),
                 "extra": 0 if self.extra is None else len(self.extra),

@@ -19,6 +19,7 @@ from hauberk.core.lock import exclusive_lock
 from hauberk.core.numerics import deterministic_mode
 from hauberk.core.progress import ProgressBar, watch_signals
 from hauberk.data import IndexedDataset, as_dataset, as_extra, check_dataset, fetch_for, labels, load_data
+from hauberk.data.standard_subset import first_examples
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.methods.parts import FROM_PYTHON
@@ -29,6 +30,7 @@ from hauberk.threat import ThreatModel, read_threat, threats_of
 from hauberk.training import checkpoint
 from hauberk.training.callbacks import MetricsLog, TensorBoardLog
 from hauberk.training.config import OPTIMIZERS, TrainConfig
+from hauberk.training.config_file import write_config
 from hauberk.training.export import load
 from hauberk.training.metrics import chance_line
 from hauberk.training.plan import make_plan, recorded_name, require_named
@@ -254,6 +256,7 @@ def resume(
         require_named(TrainConfig(**settings), named, again)
         data_name = trusted_name(str(trained_on["name"]), data, "--data ")
         source = load_data(data_name, "train", trained_on["folder"], verify=verify)
+        source = first_examples(source, int(trained_on.get("train_size") or 0))
         name = trusted_name(str(made_of.pop("name")), method, "--method ")
         for key, value in made_of.items():
             if str(value).startswith(FROM_PYTHON):
@@ -354,6 +357,7 @@ def _begin(trainer: Trainer, resume: bool) -> str:
     if folder is None:
         return ""
     state, warning = world.on_main_process(lambda: checkpoint.begin(folder, trainer.plan.to_dict(), resume, world.size))
+    world.on_main_process(lambda: write_config(trainer.plan, folder))
     try:
         if state:
             trainer.load_state_dict(state)
