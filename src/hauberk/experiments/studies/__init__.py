@@ -56,8 +56,8 @@ STUDIES = {
     "ablation": (
         "take parts of MART's loss away, replace them, or use them on a share of the data (MART, Section 3.1)",
         "Without 1 - p, without KL, or without both, MART is less robust; so it is with CE for BCE, and with BCE on clean "
-        "inputs; KL as the inner loss gains nothing; the more of the data is regularised, the more robust (Wang et al. 2020, "
-        "Section 3.1).",
+        "inputs; KL as the inner loss gains nothing; the more of the data is regularised, the more robust; KL relieves late "
+        "over-fitting, which BCE on clean inputs suffers from, too (Wang et al. 2020, Section 3.1).",
         "ablation",
     ),
     "beta-sensitivity": (
