@@ -57,6 +57,10 @@ class AttackResult:
         vars(made).update(known, _count=count)
         return made
 
+    def __repr__(self) -> str:
+        passes = f"{self.forwards:g} forwards, {self.backwards:g} backwards"
+        return f"AttackResult({len(self.success)} examples, {int(self.success.sum())} misclassified, {passes})"
+
     def __getattr__(self, name: str) -> Any:
         count = vars(self).get("_count")
         if count is None or name not in _COUNTED:

@@ -204,6 +204,9 @@ def _start(options: Train, base: "Configuration") -> "Run":
             say(f"Of the table {reach}")
         for line in _origins(options, configuration):
             say(line)
+        if chosen.settings.get("val_size", -1):
+            steps = as_experiment(chosen).resolved.config.val_steps
+            say(f"val: on examples held out of the training set, under PGD with {steps} steps; they choose the best epoch")
     return train_model(**arguments, out=out, quiet=options.quiet)
 
 

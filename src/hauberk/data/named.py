@@ -51,6 +51,9 @@ class DatasetInfo:
     home: str = ""
     torchvision: str = ""
 
+    def __repr__(self) -> str:
+        return f"DatasetInfo({self.name!r}, {self.summary})"
+
     def files(self, split: str) -> dict[str, str]:
         """Return the names of the original files of a split, with the MD5 of their content (uncompressed for idx)."""
         rows = [row.split() for row in _CHECKSUMS.splitlines()]

@@ -63,6 +63,10 @@ class Table:
     test: TableDataset
     dtypes: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        rows, columns = f"{len(self.train)} training and {len(self.test)} test rows", len(self.schema.features)
+        return f"Table({self.train.name!r}, {rows} of {columns} columns, classes {', '.join(self.train.class_names)})"
+
     @property
     def threat(self) -> ThreatModel:
         """What the adversary may do, in L∞."""

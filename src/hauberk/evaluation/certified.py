@@ -32,6 +32,9 @@ class Certified:
     proved_by: list[str | None]
     seconds: float
 
+    def __repr__(self) -> str:
+        return f"<Certified: {self.accuracy:.1%} of {len(self.proved_by)} examples>"
+
     @property
     def examples(self) -> np.ndarray:
         """Which examples are certified, (n,) bool."""

@@ -303,6 +303,9 @@ class Evaluation:
             f"{bounds} under {self.threat}, clean {100 * self.clean_accuracy:.1f} %, n = {self.n}, {what}{also}"
         )
 
+    def __repr__(self) -> str:
+        return f"<Evaluation: {self}>"
+
 
 def _points(ends: Interval) -> str:
     return ", ".join(f"{100 * end:.1f}" for end in ends)

@@ -109,5 +109,8 @@ class RobustnessCurve:
         at = ", ".join(f"{self.eps_name(eps)}: {100 * self.robust_accuracy(eps):.1f} %" for eps in self.eps)
         return f"robust accuracy at most, in {self.norm} (clean {100 * self.clean_accuracy:.1f} %, n = {self.n}): {at}"
 
+    def __repr__(self) -> str:
+        return f"<RobustnessCurve: {self}>"
+
     def _robust(self, eps: float | str) -> int:
         return int((self.distances > float(parse_eps(eps)[0])).sum())

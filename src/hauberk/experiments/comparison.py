@@ -202,6 +202,12 @@ class Comparison:
     def __str__(self) -> str:
         return self.table().to_markdown()
 
+    def __repr__(self) -> str:
+        return f"<Comparison of {', '.join(self.methods)}, {len(self.seeds)} seeds: {self.about}>"
+
+    def _repr_markdown_(self) -> str:  # what a notebook shows
+        return str(self)
+
     @property
     def _doubts(self) -> dict[str, str]:
         return {f"`{method}`": ", ".join(doubts) for method, doubts in self.doubts.items()}

@@ -268,6 +268,9 @@ class Step(nn.Module):
         self.model = model
         self.method = method
 
+    def __repr__(self) -> str:
+        return f"Step({type(self.model).__name__}, {self.method})"
+
     def forward(self, x: Tensor, y: Tensor, epoch: int | None = None, **more: Any) -> Output:
         """Return what the method returns for this process's part of a batch; arguments as in :meth:`hauberk.Method.forward`."""
         out: Output = self.method(self.model, x, y, epoch, world=get_world(), **more)

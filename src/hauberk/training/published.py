@@ -155,7 +155,7 @@ def resolve(
     if schedule_preset not in ("published", "express"):
         raise UserError(f"schedule_preset is 'published' or 'express', not {schedule_preset!r}")
     family = "wrn" if model.startswith("wrn-") else _RESNET.sub(r"\1", model)
-    nothing = Published({}, "the defaults of the settings")
+    nothing = Published({}, "the usual ones of hauberk train (--help shows them)")
     found = BY_DATA.get((data, family)) or BY_DATA.get((data, "")) or nothing
     if schedule_preset == "express":
         found = Published(found.settings | EXPRESS.settings, EXPRESS.source)

@@ -178,3 +178,6 @@ class SmoothedCertificates:
             f"on {100 * int(self.abstained.sum()) / self.n:.1f} %, n = {self.n}, each certificate holds with probability "
             f"{1 - self.alpha:.4g}"
         )
+
+    def __repr__(self) -> str:
+        return f"<SmoothedCertificates: {self}>"
