@@ -16,7 +16,7 @@ from hauberk.cli.options import usual_folder
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.experiments import Experiment
 from hauberk.experiments.options import SubsetOptions
-from hauberk.experiments.studies import StudyContext
+from hauberk.experiments.studies import StudyContext, Variant
 from hauberk.experiments.studies.method_variants import with_loss
 from helpers import end_with_parent, few_images
 
@@ -394,7 +394,8 @@ def test_a_run_of_a_method_that_has_no_name_elsewhere_is_evaluated(name, workpla
 def test_a_network_of_a_study_is_evaluated(workplace, capsys):
     base = Experiment("at", 0, settings={"epochs": 1, "val_steps": 1, "threads": 1}, subset=SubsetOptions(100, 20))
     context = StudyContext(base, workplace / "study", threads=1, trials=1)
-    context.trained("at with nothing else", custom=with_loss("at with nothing else", base.make_method(), hb.objectives.at))
+    method = with_loss("at with nothing else", base.make_method(), hb.objectives.at)
+    context.trained_variant(Variant("at with nothing else", custom=lambda one: method))
     (run,) = (workplace / "study").glob("networks/*/*/*/run")
     assert main(["evaluate", str(run), "--n", "20", "--attacks", "fgsm", "--diagnostics", "cheap", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 20
