@@ -101,7 +101,7 @@ def test_the_headline_is_the_strongest_evaluation(home):
     assert "95 % interval" in html
     wrong = sum(example["broken_by"] == "clean" for example in found["examples"])
     assert wrong > 1
-    assert f"wrong without an attack</th><td>{wrong}</td>" in re.sub("> +<", "><", html)
+    assert f'wrong without an attack</th><td class="c1 number">{wrong}</td>' in re.sub("> +<", "><", html)
     for heading in (
         "Attacks",
         "Robust accuracy against ε",
@@ -243,6 +243,7 @@ def test_a_browser_shows_it_at_any_width_light_and_dark(home, target):
             check_colours(page, scheme)
             assert all(box["width"] > 150 for f in page.query_selector_all("figure") if (box := f.bounding_box()))
             check_keyboard(page)
+            check_choice(page)
             page.close()
         browser.close()
     assert problems == []
@@ -264,11 +265,25 @@ def check_keyboard(page):
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
     assert page.url.endswith("#main")
-    for details in page.query_selector_all("details")[:2]:
+    for details in page.query_selector_all("details:not(.choose)")[:2]:
         details.query_selector("summary").focus()
         page.keyboard.press("Enter")
         assert details.get_attribute("open") is not None
         assert details.query_selector("table").is_visible()
+
+
+def check_choice(page):
+    """Rows and columns that are chosen away are not to be seen, and come back."""
+    for choice in page.query_selector_all(".choose"):
+        choice.evaluate("e => e.open = true")
+        for box in (choice.query_selector("[id$=-r1]"), choice.query_selector("[id$=-c2]")):
+            kind = box.get_attribute("id").rpartition("-")[2]
+            cells = page.query_selector_all(f"#{choice.evaluate('e => e.parentElement.id')} .{kind}")
+            assert cells
+            for shown in (True, False, True):
+                assert {cell.is_visible() for cell in cells} == {shown}
+                box.click()
+            box.check()
 
 
 def brightness(colour):

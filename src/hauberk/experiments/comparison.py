@@ -242,7 +242,8 @@ def collect(experiments: Sequence[Experiment], out: Path, table: str = "") -> Co
         raise UserError(f"an evaluation in {out} is damaged or of another suite: {error}") from error
     size = f"{one.subset.train_size:,} training examples, " if one.subset.train_size else ""
     size += f"{one.settings['epochs']} epochs, " if "epochs" in one.settings else ""
-    about = f"{one.data.name}, {one.model.name}, {one.threat_model}, {size}{len(seeds)} seed(s), {first['n']:,} test examples"
+    trials = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+    about = f"{one.data.name}, {one.model.name}, {one.threat_model}, {size}{trials}, {first['n']:,} test examples"
     whole = columns == tuple(_PAPER) and not size  # as the paper has it
     printed = paper.printed.get((one.data.name, one.model.name), {}) if whole else {}
     baselines, discordant = _baselines(methods, paper.baselines), {}

@@ -1,7 +1,8 @@
 """What a report is made of, and how it is written: one HTML file, and its pictures and tables as files for papers."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +15,9 @@ from hauberk.core.io import make_folder, plain_name, write_atomically, write_tog
 from hauberk.core.text_table import TextTable, plain_text
 from hauberk.experiments.figures import FIGURE_FORMATS, figure_file
 from hauberk.report.figures import as_markup
+
+# A number with what may stand around it: a sign, a deviation, a unit, an interval, a p-value.
+_NUMBER = re.compile(r"[-+×]? ?\d[\d.,]*(e[-+]\d+)?( (±|to) \d[\d.,]*)?( ?%| s| points)?( \(p [^)]*\))?")
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,26 @@ class Alert:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as :class:`TextTable` has it; ``name`` is that of its files."""
+    """A table as :class:`TextTable` has it; ``name`` is that of its files, ``choose`` lets readers hide rows and columns."""
 
     name: str
     caption: str
     header: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
+    choose: bool = field(default=False, kw_only=True)
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers only, perhaps with a unit or a deviation: these are aligned on the right."""
+        columns = list(zip(*self.rows, strict=True)) or [() for _ in self.header]
+        texts = [[plain_text(cell) for cell in column] for column in columns]
+        return [any(column) and all(not text or _NUMBER.fullmatch(text) for text in column) for column in texts]
+
+    @property
+    def groups(self) -> list[int]:
+        """For each row, the number of the row that it belongs to: a name that begins with two spaces is of the one above."""
+        heads = [not plain_text(row[0]).startswith("  ") for row in self.rows]
+        return [max(0, sum(heads[: k + 1]) - 1) for k in range(len(heads))]
 
 
 @dataclass(frozen=True)

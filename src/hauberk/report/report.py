@@ -12,10 +12,10 @@ from matplotlib import rc_context
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
 from hauberk.core.io import read_json
 from hauberk.data import reach_of
-from hauberk.experiments.comparison import Comparison, column_title
 from hauberk.experiments.studies import STUDIES, StudyResult, find_study
+from hauberk.report.comparison import comparison_page
 from hauberk.report.evaluation import evaluation_page
-from hauberk.report.figures import band, bars, examples, lines
+from hauberk.report.figures import band, examples, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
 from hauberk.report.reproduce import evaluate_command, reproduction_commands
 from hauberk.report.rows import table_behind, table_blocks
@@ -79,7 +79,7 @@ def _page(target: Path, standard: Path | None) -> Page:
     if standard is not None:
         raise UserError(f"a standard run stands beside a run, and {target} is none")
     if (target / "comparison.json").exists():
-        return _comparison_page(read_json(target / "comparison.json"))
+        return comparison_page(read_json(target / "comparison.json"))
     evaluation = target if target.is_file() else target / "evaluation.json"
     if evaluation.exists() and "claim" not in (found := read_json(evaluation)):
         page = evaluation_page(found, str(target))
@@ -196,35 +196,6 @@ def _curve(
     draw = band if len(columns) == 3 else lines
     picture = draw(epochs, series, **{"xlabel": "epoch", "ylabel": next(iter(series)), **labels})
     return [Figure(name, caption, ["epoch", *series], numbers, picture)]
-
-
-def _comparison_page(stored: dict[str, Any]) -> Page:
-    found = Comparison(**stored)
-    several, last = len(found.seeds) > 1, found.columns[-1]
-    best = max(found.methods, key=lambda method: found.mean(method, last))
-    what = f"mean and deviation over {len(found.seeds)} seeds" if several else "one seed"
-    metrics = [
-        Metric(f"best under {column_title(last)}", best, f"{found.text(best, last)} %, {what}"),
-        Metric("methods", str(len(found.methods)), ", ".join(found.methods)),
-        Metric("seeds", str(len(found.seeds)), "differences are paired over them" if several else "no deviations"),
-    ]
-    said = {method: "; ".join(names) for method, names in found.doubts.items() if names}
-    alerts = [Alert("warning", f"{name}: {doubt}. Look at its evaluations before its numbers.") for name, doubt in said.items()]
-    table = found.table()
-    first, *columns, difference = table.columns
-    header = [first, *(f"{column}, %" for column in columns), difference]
-    caption = " ".join([f"{found.about}.", *table.notes])
-    blocks = [Table("comparison", caption, header, table.rows)]
-    for column in found.columns:
-        means = {method: found.mean(method, column) for method in found.methods}
-        spread = {method: found.deviation(method, column) for method in found.methods}
-        ends = [(mean - spread[method], mean + spread[method]) for method, mean in means.items()]
-        picture = bars(means, ends, points=True, xlabel=f"{column_title(column)}, %")
-        blocks.append(Figure(f"compare-{column}", f"{column_title(column)}: {what}", picture=picture))
-    runs = [[method, *(f"{value:.2f}" for value in found.values[method][last])] for method in found.methods]
-    seeds = Table("seeds", f"{column_title(last)} of every run, %", ["method", *(f"seed {seed}" for seed in found.seeds)], runs)
-    sections = [Section("Methods", blocks), Section("Every run", [seeds])]
-    return Page("Comparison of methods", found.about, metrics, alerts, sections)
 
 
 def _study_page(found: Sequence[StudyResult]) -> Page:

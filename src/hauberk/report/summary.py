@@ -171,4 +171,5 @@ def subject_of(found: dict[str, Any]) -> str:
     """Data, what the attacker may do, number of examples and seed: what belongs under every picture of an evaluation."""
     origin = found["provenance"]
     threat = reach_in_words(found).partition(";")[0] or found["threat"]
-    return f"{origin['data']}, {threat}, n = {found['n']:,}, seed {origin['seed']} of the attacks, one network"
+    n = f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{found['n']:,}"
+    return f"{origin['data']}, {threat}, {n}, seed {origin['seed']} of the attacks, one network"
