@@ -1,10 +1,14 @@
-"""Makes the pictures of README and docs/index.md, in docs/images.
+"""Makes the pictures of README and docs, in docs/images.
 
     python docs/make_pictures.py
 
-makes bounds.png (two minutes) and report.png (needs Chromium and playwright); with "bounds" or "report" behind it, only it.
+makes bounds.png (two minutes), report.png (needs Chromium and playwright) and those of docs/gallery.md, by the commands
+that stand there (ten minutes); with "bounds", "report" or "gallery" behind it, only these.
 """
 
+import os
+import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -16,7 +20,8 @@ import hauberk as hb
 from hauberk.cli import main
 from hauberk.experiments.figures import COLOURS, INK, figure_file, new_figure
 
-IMAGES = Path(__file__).parent / "images"
+DOCS = Path(__file__).parent
+IMAGES = DOCS / "images"
 VIEWS = {"wide": (1280, 1500, "light"), "phone": (420, 1500, "dark")}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 TRAIN = "train --data digits --method mail-trades --epochs 20 --threads 1 --quiet --out"
@@ -53,6 +58,22 @@ def report() -> None:
         beside(shoot(run / "report.html", Path(name)), IMAGES / "report.png")
 
 
+def gallery() -> None:
+    """Run the commands of docs/gallery.md in an empty folder, and take the picture of each from what they wrote."""
+    page, here = (DOCS / "gallery.md").read_text(), Path.cwd()
+    commands, pictures = re.findall(r"(?m)^    hauberk (.+)$", page), re.findall(r"images/(gallery/[^)]+)", page)
+    with tempfile.TemporaryDirectory() as name:
+        os.chdir(name)
+        for command in commands:
+            if code := main([*shlex.split(command), "--threads", "1", "--quiet"]):
+                sys.exit(f"make_pictures.py: hauberk {command} ended with {code}")
+        for picture in pictures:
+            (found,) = Path("runs").rglob(Path(picture).name)
+            (IMAGES / picture).parent.mkdir(exist_ok=True)
+            shutil.copyfile(found, IMAGES / picture)
+        os.chdir(here)
+
+
 def shoot(page_file: Path, folder: Path) -> list[Path]:
     """Photograph the top of a page in each view."""
     from playwright.sync_api import sync_playwright
@@ -83,6 +104,6 @@ def beside(paths: list[Path], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    for make in (bounds, report):
+    for make in (bounds, report, gallery):
         if sys.argv[1:] in ([], [make.__name__]):
             make()

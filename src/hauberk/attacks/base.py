@@ -36,7 +36,7 @@ from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, Criterion, LossLike, find_attack_loss, loss_for, make_goal
 from hauberk.threat import Norm, ThreatModel
-from hauberk.threat.model import check_batch, check_inputs
+from hauberk.threat.batch import check_batch, check_inputs
 
 GOAL = ATTACK_LOSSES["cw"]  # of an adversary who wants an input to be misclassified
 

@@ -13,7 +13,7 @@ from hauberk.core.arguments import shown
 from hauberk.core.device import copies
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.objectives.functional import AttackLoss, at_least_float32
-from hauberk.threat.model import check_labels
+from hauberk.threat.batch import check_labels
 
 _FEW_CHANNELS = 4
 _GRADIENTS_AT_ONCE = 2**26  # numbers

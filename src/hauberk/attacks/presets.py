@@ -28,7 +28,7 @@ from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import AttackLoss
 from hauberk.threat import ThreatModel
-from hauberk.threat.model import check_batch
+from hauberk.threat.batch import check_batch
 
 AttackLike: TypeAlias = str | Attack[Any] | Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 

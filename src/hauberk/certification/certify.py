@@ -29,7 +29,7 @@ from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_
 from hauberk.data.dataset import in_memory
 from hauberk.models import model_code, model_id
 from hauberk.threat import ThreatModel
-from hauberk.threat.model import check_inputs
+from hauberk.threat.batch import check_inputs
 
 _FIRST = 16  # examples that are looked at before anything else
 COLUMNS = {"label": np.int64, "predicted": np.int64, "margin": np.float64, "bound": np.float64, "proof": np.int64}

@@ -23,7 +23,7 @@ from hauberk.data.dataset import IndexedDataset, data_digest
 from hauberk.models import model_id
 from hauberk.models.programs import onnx_program
 from hauberk.threat import ThreatModel
-from hauberk.threat.model import check_inputs
+from hauberk.threat.batch import check_inputs
 
 MODEL, INSTANCES, ABOUT = "model.onnx", "instances.csv", "instances.json"
 FORMAT = "hauberk-vnnlib/1"

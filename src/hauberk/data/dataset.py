@@ -16,7 +16,7 @@ from hauberk.core.arguments import check_argument, checked, shown
 from hauberk.core.device import send
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.threat import ThreatModel
-from hauberk.threat.model import OTHER_LABELS, check_inputs, check_labels, check_own_labels
+from hauberk.threat.batch import OTHER_LABELS, check_inputs, check_labels, check_own_labels
 
 _MEMORY_FRACTION = 0.25  # of a device's free memory that a data set may take at most
 _CHUNK_NUMBERS = 2**20  # numbers looked at together

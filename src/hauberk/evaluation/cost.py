@@ -17,7 +17,7 @@ from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import as_dataset, fetch_for
 from hauberk.objectives.expected_cost import ExpectedCost, read_costs
 from hauberk.threat import ThreatModel
-from hauberk.threat.model import check_inputs, check_labels
+from hauberk.threat.batch import check_inputs, check_labels
 
 _BATCH_SIZE = 1000
 _DEFAULT = (PGD(50, "eps/10", restarts=3),)

@@ -34,7 +34,7 @@ from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.models import model_id
 from hauberk.objectives.functional import logit_margin
 from hauberk.threat import ThreatModel, parse_eps
-from hauberk.threat.model import check_inputs
+from hauberk.threat.batch import check_inputs
 
 NEAREST = ("fmn-100", "ddn-100", "sigma-zero-1000")  # by name, those that are defined in the norm
 WITHIN = ("apgd-ce-5", "apgd-t")

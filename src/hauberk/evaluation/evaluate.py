@@ -44,7 +44,7 @@ from hauberk.models import model_code, model_id
 from hauberk.objectives.expected_cost import read_costs
 from hauberk.objectives.functional import AttackLoss, Criterion, evades, fooled, make_goal
 from hauberk.threat import ThreatModel
-from hauberk.threat.model import check_inputs
+from hauberk.threat.batch import check_inputs
 
 EvaluationPrecision: TypeAlias = Literal["model", "fp32", "tf32", "bf16", "auto"]
 

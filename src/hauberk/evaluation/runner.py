@@ -28,7 +28,7 @@ from hauberk.evaluation.records import CLEAN, RecordStore
 from hauberk.evaluation.verify import finite_margin, margin, predicted_class, read_columns, verify_adversarial
 from hauberk.objectives.functional import AttackLoss, fooled
 from hauberk.threat import ThreatModel
-from hauberk.threat.model import check_inputs
+from hauberk.threat.batch import check_inputs
 
 SAVE_EVERY = 20.0  # seconds between two states of an attack under way
 SHOW_EVERY = 1.0

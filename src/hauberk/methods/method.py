@@ -21,7 +21,7 @@ from hauberk.methods.batch_loss import BatchLoss, look
 from hauberk.methods.output import Output
 from hauberk.methods.parts import MethodParts, nothing
 from hauberk.threat import threats_of
-from hauberk.threat.model import check_batch, check_inputs
+from hauberk.threat.batch import check_batch, check_inputs
 
 
 class Method(MethodParts):

@@ -8,7 +8,7 @@ from torch import Tensor
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import LossTerms, Objective, PresetName, is_official
 from hauberk.objectives.functional import cross_entropy, gather_class, kl_divergence, log_softmax, smoothed
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 
 @checked_batch

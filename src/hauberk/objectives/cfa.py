@@ -12,7 +12,7 @@ from hauberk.core.step_context import ADVERSARIAL, CLEAN, BurnIn, LossTerms, Pre
 from hauberk.objectives.class_wise import ClassWiseObjective, robustly_right
 from hauberk.objectives.cross_entropy import at
 from hauberk.objectives.functional import cross_entropy, kl_divergence
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 
 @checked_batch

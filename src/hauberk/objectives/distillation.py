@@ -8,7 +8,7 @@ from torch import Tensor
 from hauberk.core.arguments import unchecked
 from hauberk.core.step_context import LossTerms, Objective, PresetName, StepContext, is_official
 from hauberk.objectives.functional import cross_entropy, kl_divergence, log_softmax
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 RSLAD_CODE = 0.1  # the mean over CIFAR-10's classes; on CIFAR-100 the code has ten times the mean, which is the same
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from hauberk.core.arguments import unchecked
 from hauberk.core.step_context import LossTerms, Objective, PresetName, StepContext
 from hauberk.objectives.functional import cross_entropy, kl_divergence
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 
 @checked_batch

@@ -12,7 +12,7 @@ from hauberk.core.class_means import ClassMeans
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import LossTerms, Objective, PresetName, StepContext
 from hauberk.objectives.functional import at_least_float32, cross_entropy, log_softmax
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 
 @checked_batch

@@ -8,7 +8,7 @@ from torch import Tensor
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import LossTerms, Objective, PresetName
 from hauberk.objectives.functional import at_least_float32, cross_entropy
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 Pairing: TypeAlias = Literal["probabilities", "logits"]
 

@@ -9,7 +9,7 @@ from hauberk.core.arguments import check_fields, shown, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import LossTerms, Objective, PresetName, StepContext
 from hauberk.objectives.functional import cross_entropy
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 
 @checked_batch

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hauberk.core.step_context import LossTerms, Objective
 from hauberk.objectives.functional import gather_class, kl_divergence, log_softmax, mask_class
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 MartPreset: TypeAlias = Literal["paper", "official", "note"]
 

@@ -10,7 +10,7 @@ from hauberk.core.arguments import check_fields, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import ADVERSARIAL, LossTerms, Objective, PresetName, StepContext
 from hauberk.objectives.functional import cross_entropy, kl_divergence
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 _AFTER_DROP = 0.025  # of the training, between the first drop of the rate and the average: epochs 100 and 105 of 200
 

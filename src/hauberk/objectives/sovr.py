@@ -10,7 +10,7 @@ from hauberk.core.arguments import shown, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import ADVERSARIAL, LossTerms, Objective, PresetName, StepContext
 from hauberk.objectives.functional import at_least_float32, cross_entropy, gather_class, kl_divergence, logit_margin
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 
 def one_vs_rest(logits: Tensor, labels: Tensor) -> Tensor:

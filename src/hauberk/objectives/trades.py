@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hauberk.core.step_context import LossTerms, Objective, PresetName
 from hauberk.objectives.functional import cross_entropy, kl_divergence
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 Direction: TypeAlias = Literal["clean-to-adv", "adv-to-clean"]
 DIRECTIONS: dict[Direction, str] = {"clean-to-adv": "KL(p(x)‖p(x'))", "adv-to-clean": "KL(p(x')‖p(x))"}

@@ -1,36 +1,25 @@
-"""Threat models: what the adversary may do, how users write it down, and what data must be like under one."""
+"""Threat models: what the adversary may do to an input."""
 
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from functools import lru_cache, wraps
-from inspect import signature
-from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
+from functools import lru_cache
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from hauberk.core.arguments import check_argument, checked, shown
+from hauberk.core.arguments import shown
 from hauberk.core.device import constant, version
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, unknown_name
 from hauberk.core.imports import code_digest
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.l0 import L0_NORM
 from hauberk.threat.norms import NORMS, Norm
+from hauberk.threat.numbers import Bound, Epsilon, as_tensor, from_plain, number_or_tensor, parse_eps, to_plain
 from hauberk.threat.one_hot import OneHotGroups
 
-Bound: TypeAlias = float | Sequence[float] | Tensor
-Epsilon: TypeAlias = float | str | Sequence[float] | Tensor
 Features: TypeAlias = Sequence[int] | Tensor | None
 Frozen: TypeAlias = Features | Callable[[Tensor], Tensor]
-
-_LONGEST_FRACTION = 60
-_HUGE_EXPONENT = re.compile(r"[eE][+-]?(\d_?){4}")
-_NORMALISE = "normalisation belongs inside the model, nn.Sequential(hauberk.models.Normalize(mean, std), net)"
-OTHER_LABELS = "class numbers of one-hot labels are y.argmax(1), other labels need criterion= and a loss= of your own"
-_BOX_SLACK = 1e-6  # float rounding of the box's own bounds
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,12 +98,12 @@ class ThreatModel:
         """Return plain types for a JSON card; :func:`threat_from_dict` reads them back."""
         return {
             "norm": self.norm.name,
-            "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else _to_plain(self.eps),
-            "low": _to_plain(self.low),
-            "high": _to_plain(self.high),
-            "frozen": f"function {code_digest(self.frozen)}" if callable(self.frozen) else _to_plain(self.frozen),
-            "monotone": _to_plain(self.monotone),
-            "one_hot": _to_plain(self.one_hot),
+            "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else to_plain(self.eps),
+            "low": to_plain(self.low),
+            "high": to_plain(self.high),
+            "frozen": f"function {code_digest(self.frozen)}" if callable(self.frozen) else to_plain(self.frozen),
+            "monotone": to_plain(self.monotone),
+            "one_hot": to_plain(self.one_hot),
         }
 
     def __repr__(self) -> str:
@@ -297,7 +286,7 @@ def make_threat(
     radius, text = parse_eps(eps)
     if norm is L0_NORM and not (isinstance(radius, float) and radius.is_integer()):
         raise UserError(f"in L0 eps is how many features may change, one whole number, got {text}")
-    lower, upper = _number_or_tensor(low, "low"), _number_or_tensor(high, "high")
+    lower, upper = number_or_tensor(low, "low"), number_or_tensor(high, "high")
     try:
         width = torch.as_tensor(upper) - torch.as_tensor(lower)
         wide = norm.is_box and bool((torch.as_tensor(radius) > width).any())
@@ -310,8 +299,8 @@ def make_threat(
         raise UserError(f"eps = {text} is wider than the box [{shown(low)}, {shown(high)}]{hint}")
     mask: Any = frozen
     if frozen is not None and not callable(frozen):
-        mask = _as_tensor(frozen, "frozen", "no mask or list of numbers")
-    ways = None if monotone is None else _as_tensor(monotone, "monotone", "no mask or list of numbers")
+        mask = as_tensor(frozen, "frozen", "no mask or list of numbers")
+    ways = None if monotone is None else as_tensor(monotone, "monotone", "no mask or list of numbers")
     if isinstance(mask, Tensor) and mask.dtype != torch.bool:
         if mask.is_floating_point() or mask.numel() == 0:
             raise UserError("frozen takes a boolean mask or a non-empty list of indices")
@@ -327,7 +316,7 @@ def make_threat(
 
 
 def _read_groups(one_hot: Any) -> Tensor:
-    groups = _as_tensor(one_hot, "one_hot", "no list of group numbers")
+    groups = as_tensor(one_hot, "one_hot", "no list of group numbers")
     whole = not groups.is_floating_point() and groups.dtype != torch.bool and groups.numel() > 0
     if not whole or not 0 <= int(groups.min()) <= int(groups.max()) <= groups.numel():
         raise UserError("one_hot takes for each feature the number of its group, 1 to at most the number of features, or 0")
@@ -343,205 +332,10 @@ def threat_from_dict(card: dict[str, Any]) -> ThreatModel:
     try:
         if isinstance(card["frozen"], str):
             raise UserError("this card's threat model freezes features by a function of a program; give threat= again")
-        low, high = (_from_plain(card[side]) for side in ("low", "high"))
+        low, high = (from_plain(card[side]) for side in ("low", "high"))
         ways, groups = card.get("monotone"), card.get("one_hot")
-        return make_threat(card["norm"], _from_plain(card["eps"]), low, high, card["frozen"], ways, groups)
+        return make_threat(card["norm"], from_plain(card["eps"]), low, high, card["frozen"], ways, groups)
     except UserError:
         raise
     except SCHEMA_ERRORS as error:
         raise UserError(f"this card has no readable threat model ({in_one_line(error)})") from error
-
-
-def parse_fraction(text: str) -> float:
-    """Read a number or a fraction such as "8/255", correctly rounded.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    text = "".join(text.split())
-    if len(text) > _LONGEST_FRACTION or _HUGE_EXPONENT.search(text):  # exact arithmetic would take for ever
-        raise ValueError("too long")
-    try:
-        return float(Fraction(text))
-    except (ZeroDivisionError, OverflowError) as error:
-        raise ValueError(str(error)) from error
-
-
-def parse_eps(eps: Epsilon) -> tuple[float | Tensor, str]:
-    """Read ε from a float, a fraction string or per-feature values of any shape; return it and how to print it.
-
-    Raises:
-        UserError: if it cannot be read, is negative or not finite.
-    """
-    if isinstance(eps, str):
-        try:
-            value: float | Tensor = parse_fraction(eps)
-        except ValueError as error:
-            raise UserError(f"eps = {eps!r} is not a number or a fraction such as '8/255'") from error
-        text = "".join(eps.split())
-    else:
-        value = _number_or_tensor(eps, "eps")
-        text = f"{value:.6g}" if isinstance(value, float) else f"per feature, {value.min():.4g} to {value.max():.4g}"
-    values = torch.as_tensor(value)
-    if not bool((values.isfinite() & (values >= 0)).all()):
-        raise UserError(f"eps must be finite and not negative, got {text}")
-    return value, text
-
-
-def _as_tensor(value: Any, name: str, problem: str, dtype: torch.dtype | None = None) -> Tensor:
-    try:
-        # A Python float is float64: read without a dtype it would be rounded to the default one.
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype)
-        check_argument(name, tensor, Tensor)
-        return tensor.to(dtype)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{name} = {shown(value)} is {problem}") from error
-
-
-def _number_or_tensor(value: Bound, name: str) -> float | Tensor:
-    problem = "not a number or one number per feature"
-    if isinstance(value, bool):
-        raise UserError(f"{name} = {value} is {problem}")
-    tensor = _as_tensor(value, name, problem, torch.float64)
-    if not tensor.numel():
-        raise UserError(f"{name} is empty")
-    return tensor.detach() if tensor.ndim and tensor.numel() > 1 else float(tensor)
-
-
-def _to_plain(value: Any) -> Any:
-    """Return numbers and lists for JSON, which has no infinity."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_to_plain(one) for one in value]
-    return value if value is None or math.isfinite(value) else str(value)
-
-
-def _from_plain(value: Any) -> Any:
-    """Return what :func:`_to_plain` was given, with lists for tensors."""
-    if isinstance(value, list):
-        return [_from_plain(one) for one in value]
-    return float(value) if value in ("inf", "-inf") else value
-
-
-def check_batch(x: Tensor, y: Tensor, what: str = "labels", of_classes: bool = True) -> Tensor:
-    """Check types and shapes of a batch as a caller hands it over, without waiting for a device.
-
-    Args:
-        x: inputs, (B, ...), floating.
-        y: labels, (B,), integers of any width.
-        what: those are.
-        of_classes: whether they are numbers of classes; otherwise they may be anything, (B, ...).
-
-    Returns:
-        The labels, (B,) int64; if they are not of classes, as they are, floats in the dtype of the inputs.
-
-    Raises:
-        UserError: for what is no tensor that holds data, inputs that are not floating, labels that are no class numbers, and an
-            empty batch.
-    """
-    check_argument("inputs", x, Tensor)
-    check_argument(what, y, Tensor)
-    if not x.is_floating_point():
-        how = "divide by 255" if x.dtype == torch.uint8 else "convert them"
-        raise UserError(f"inputs have dtype {x.dtype}; {how} to get floats inside the box of the threat model")
-    if x.ndim < 2:
-        raise UserError(f"inputs must have a batch dimension and features, got shape {tuple(x.shape)}")
-    if len(x) == 0:
-        raise UserError("the batch is empty")
-    if not of_classes:
-        return check_own_labels(x, y)
-    if y.ndim != 1 or len(x) != len(y):
-        hint = f"; {OTHER_LABELS}" if y.ndim == 2 and len(x) == len(y) else ""
-        raise UserError(f"inputs of shape {tuple(x.shape)} need {what} of shape ({len(x)},), got {tuple(y.shape)}{hint}")
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise UserError(f"{what} must be integers, got {y.dtype}; y.long() makes them so; {OTHER_LABELS}")
-    return y.long()
-
-
-def check_own_labels(x: Tensor, y: Tensor) -> Tensor:
-    """Return labels (B, ...) that are not numbers of classes, floats in the dtype of the inputs, float32 at least.
-
-    Raises:
-        UserError: if there is not one for each input, or one is NaN or infinite.
-    """
-    if y.ndim < 1 or len(x) != len(y):
-        raise UserError(f"there are {len(x)} inputs, and labels of shape {tuple(y.shape)}; one is needed for each input")
-    if not y.is_floating_point():
-        return y
-    if not bool(y.isfinite().all()):
-        raise UserError("labels have NaN or infinite values")
-    return y.to(x.dtype if x.dtype.itemsize >= 4 else torch.float32)
-
-
-def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None = None, of_classes: bool = True) -> Tensor:
-    """Check a batch or a whole data set.
-
-    Args:
-        x: inputs, (N, ...), floating.
-        y: labels, (N,), integers of any width.
-        threat: whose box the inputs must lie in.
-        classes: number of classes, if known.
-        of_classes: whether labels are numbers of classes; otherwise they may be anything, (N, ...).
-
-    Returns:
-        The labels, as :func:`check_batch`.
-
-    Raises:
-        UserError: for wrong types or shapes, NaN, inputs outside the box (normalised by mistake), labels out of range.
-    """
-    check_argument("threat", threat, ThreatModel)
-    y = check_batch(x, y, of_classes=of_classes)
-    if not bool(x.isfinite().all()):
-        raise UserError(f"the data has {int((~x.isfinite()).sum())} NaN or infinite values")
-    region = threat.around(x)
-    slack = _BOX_SLACK * (1 + x.abs().amax())
-    if bool(((x < region.low - slack) | (x > region.high + slack)).any()):
-        box = f"[{float(region.low.amin()):g}, {float(region.high.amax()):g}]"
-        seen = f"[{float(x.amin()):.3g}, {float(x.amax()):.3g}]"
-        hint = "divide by 255" if float(x.amin()) >= 0 and float(x.amax()) > 1.5 else _NORMALISE
-        raise UserError(f"inputs lie in {seen}, outside the threat model's box {box}; {hint}, or give low= and high=")
-    if of_classes:
-        check_labels(y, classes)
-    return y
-
-
-def check_labels(y: Tensor, classes: int | None, what: str = "labels") -> None:
-    """Refuse labels, or ``what`` they are, (N,) that are negative, or not below the number of classes, if that is known."""
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or (classes is not None and high >= classes):
-        allowed = f"0 to {classes - 1}" if classes is not None else "0 or more"
-        raise UserError(f"{what} must be {allowed}, found {low} to {high}")
-
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def checked_batch(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Check each call of a public function of logits, whose names begin so, and labels ``y``; otherwise as ``checked``.
-
-    Logits are (B, C), alike, with C ≥ 2; labels (B,), integers of any width, and class numbers, where that waits for no device.
-    """
-    typed, names = checked(function), list(signature(function).parameters)
-
-    @wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        given: dict[str, Any] = dict(zip(names, args, strict=False)) | kwargs
-        scores = {name: value for name, value in given.items() if name.startswith("logits") and value is not None}
-        shape = None
-        for name, value in scores.items():
-            check_argument(name, value, Tensor)
-            shape = shape or value.shape
-            if len(shape) != 2 or shape[1] < 2 or value.shape != shape or not value.is_floating_point():
-                raise UserError(f"{name} must be floating, (B, C) with C at least 2, and all alike, got {shown(value)}")
-        if shape is not None and "y" in given:
-            y = check_argument("y", given["y"], Tensor)
-            if y.shape != shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
-                raise UserError(f"y must be integers of shape ({shape[0]},), got {shown(y)}")
-            given["y"] = y.long()
-            if y.device.type == "cpu" and len(y):
-                check_labels(given["y"], shape[1])
-        return typed(*args[len(names) :], **given)  # type: ignore[arg-type]
-
-    return call

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import ADVERSARIAL, BurnIn, MeasuredWeighting, StepContext
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 
 @checked_batch

@@ -9,7 +9,7 @@ from torch import Tensor
 from hauberk.core.arguments import checked, shown, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import BurnIn, MeasuredWeighting, PresetName, StepContext, is_official, mean_one
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 Margin: TypeAlias = Literal["pm-adv", "pm-nat", "pm-dif"]
 MARGINS: tuple[Margin, ...] = get_args(Margin)

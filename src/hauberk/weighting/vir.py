@@ -9,7 +9,7 @@ from torch import Tensor
 from hauberk.core.arguments import unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, BurnIn, MeasuredWeighting, StepContext
-from hauberk.threat.model import checked_batch
+from hauberk.threat.batch import checked_batch
 
 
 @checked_batch
