@@ -548,7 +548,12 @@ def test_a_margin_that_is_not_finite_is_null_in_every_file_and_in_memory_alike(t
 def test_all_json_is_written_by_one_function():
     root = ROOT / "src" / "hauberk"
     writers = {path.name for path in root.rglob("*.py") if re.search(r"json\.dumps?\(|JSONEncoder\(", path.read_text())}
-    assert writers == {"io.py", "options.py", "reproduce.py", "table_draft.py"}  # the others write no JSON, but words and digests
+    assert writers == {
+        "io.py",
+        "options.py",
+        "reproduce.py",
+        "table_draft.py",
+    }  # the others write no JSON, but words and digests
 
 
 def test_metrics_that_are_not_finite_are_null(tmp_path):
