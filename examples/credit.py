@@ -1,4 +1,4 @@
-"""Credit scoring that applicants may try to mislead: what training costs, and what it saves. About a minute on two CPU cores.
+"""Credit scoring that applicants may try to mislead: what training costs, and what it saves. One to three minutes.
 
     python examples/credit.py credit_default.csv
     python examples/credit.py german_credit.csv

@@ -7,6 +7,7 @@ from lazy_loader import attach
 if TYPE_CHECKING:
     from hauberk import attacks as attacks
     from hauberk import data as data
+    from hauberk import models as models
     from hauberk import objectives as objectives
     from hauberk import weighting as weighting
     from hauberk.certification.certify import certify as certify
@@ -48,7 +49,7 @@ __version__ = "0.1.0"
 # Loaded when first used, so that `hauberk --help` does not wait for torch.
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    submodules=["attacks", "data", "objectives", "weighting"],
+    submodules=["attacks", "data", "models", "objectives", "weighting"],
     submod_attrs={
         "certification.certify": ["certify"],
         "certification.result": ["Certificates"],

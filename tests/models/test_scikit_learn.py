@@ -101,6 +101,14 @@ def test_codes_of_categories_are_compared():
         np.testing.assert_allclose(z.softmax(1), estimator.predict_proba(x), rtol=1e-9)
 
 
+def test_what_is_exact_can_be_certified():
+    estimator = make_pipeline(StandardScaler(), mlp()).fit(X, Y[2])
+    module, x = hb.models.from_sklearn(estimator), torch.from_numpy(X[:30]).float()
+    threat = hb.Linf([0.05, 0.2, 0.005, 1.0], low=-200.0, high=200.0)
+    found = hb.certify(module, (x, module(x).argmax(1)), threat=threat, methods=("ibp", "crown"), quiet=True)
+    assert 0.5 < found.certified_accuracy <= 1 - hb.attacks.pgd(module, x, module(x).argmax(1), threat).success.double().mean()
+
+
 class Guard(torch.nn.Module):
     """Notes whether anything asks for a gradient through it."""
 
