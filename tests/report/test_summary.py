@@ -12,7 +12,7 @@ import hauberk as hb
 from hauberk.cli import main
 from hauberk.evaluation import DIAGNOSTICS
 from hauberk.evaluation.result import Diagnostic
-from hauberk.report.summary import compare_with_standard, summarise
+from hauberk.report.summary import compare_with_standard, cost_table, summarise
 from hauberk.report.words import allowed_in_words, plain_words
 from helpers import made_once
 
@@ -53,6 +53,24 @@ def evaluation(**changes):
 
 def doubted(name, verdict):
     return [{"name": name, "measured": "odd", "verdict": verdict, "advice": "look"}, *evaluation()["diagnostics"]]
+
+
+def test_costs_by_a_matrix_are_said_and_laid_out_the_dearest_mistake_first():
+    x = torch.tensor([[0.1], [0.48], [0.9], [0.95]])
+    model = torch.nn.Linear(1, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        model.bias.copy_(torch.tensor([0.5, -0.5]))  # class 1 above 1/2
+    y = torch.tensor([0, 0, 1, 0])
+    found = hb.evaluate(
+        model, (x, y), threat=hb.Linf(0.1), attacks=["fgsm"], costs=[[0, 1], [8, 0]], diagnostics="cheap", quiet=True
+    )
+    said = {**found.to_dict(), "class_names": ["good", "bad"]}
+    assert summarise(said)[-1] == "By the given matrix, mistakes cost 0.25 an example, and under attack at least 0.5."
+    assert cost_table(said).rows == [["good taken for bad", "1", 1, 2]]
+    assert cost_table(evaluation()) is None
+    dear = {"n": 3, "costs": [[0, 1], [8, 0]], "confusion": [[1, 1], [0, 1]], "confusion_attacked": [[0, 2], [1, 0]]}
+    assert [row[:2] for row in cost_table(evaluation(cost=dear)).rows] == [["1 taken for 0", "8"], ["0 taken for 1", "1"]]
 
 
 def test_three_sentences_with_the_numbers_of_the_evaluation():

@@ -9,7 +9,7 @@ from hauberk.core.intervals import wilson_interval
 from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, worst_first
 from hauberk.report.figures import against_eps, bars, histograms
 from hauberk.report.html import Alert, Block, Figure, Metric, Page, Section, Table
-from hauberk.report.summary import risk_table, subject_of, summarise
+from hauberk.report.summary import cost_table, risk_table, subject_of, summarise
 from hauberk.report.words import class_name, interval_in_words, plain_words, reach_in_words
 
 _FEW = 30  # examples of a class below which its bar says little
@@ -38,7 +38,7 @@ def evaluation_page(found: dict[str, Any], subject: str) -> Page:
     rows = [[key, _plain(value)] for key, value in origin.items() if key != "attacks" and value not in ({}, [])]
     rows = [["threat model", found["threat"]], *rows]
     sections: dict[str, list[Block]] = {
-        "What errors cost": [risk] if (risk := risk_table(found)) else [],
+        "What errors cost": [table for table in (risk_table(found), cost_table(found)) if table],
         "Attacks": _attacks(found),
         "Robust accuracy against ε": _radii(found),
         "Classes": _classes(found),

@@ -6,7 +6,7 @@ import numpy as np
 
 from hauberk.evaluation.result import Diagnostic, worst_first
 from hauberk.report.html import Table
-from hauberk.report.words import allowed_in_words, interval_in_words, percent, plain_words, reach_in_words
+from hauberk.report.words import allowed_in_words, class_name, interval_in_words, percent, plain_words, reach_in_words
 
 _STRONG = ("plus", "standard", "fast", "papers", "rand")  # suites that hold AutoAttack
 _FEW = 100  # examples below which intervals are wide
@@ -20,7 +20,8 @@ def summarise(found: dict[str, Any]) -> list[str]:
     said = [_without_attack(found), _under_attack(found)]
     belief = _belief(found)
     said = [belief, *said] if _verdicts(found) == "invalid" else [*said, belief]
-    return [*said, _costs_of_errors(found)] if found.get("risk") else said
+    said += [_costs_of_errors(found)] if found.get("risk") else []
+    return [*said, _costs_by_matrix(found["cost"])] if found.get("cost") else said
 
 
 def _without_attack(found: dict[str, Any]) -> str:
@@ -75,6 +76,26 @@ def _costs_of_errors(found: dict[str, Any]) -> str:
         f"{percent(risk['recall_attacked'])}; errors cost {risk['cost']:.3g} a case, under attack {risk['cost_attacked']:.3g} "
         f"(a missed case costs {risk['miss']:g}, a false alarm {risk['false_alarm']:g})."
     )
+
+
+def _costs_by_matrix(cost: dict[str, Any]) -> str:
+    clean, attacked = (f"{cost[key]:.3g}" for key in ("cost", "cost_attacked"))
+    return f"By the given matrix, mistakes cost {clean} an example, and under attack at least {attacked}."
+
+
+def cost_table(found: dict[str, Any]) -> Table | None:
+    """Lay out which mistakes are made and what each costs, the dearest first; None where no cost matrix was given."""
+    if not (cost := found.get("cost")):
+        return None
+    mistakes = []
+    for label, prices in enumerate(cost["costs"]):
+        for taken, price in enumerate(prices):
+            counts = [cost[key][label][taken] for key in ("confusion", "confusion_attacked")]
+            if label != taken and any(counts):
+                mistakes.append((price, f"{class_name(found, label)} taken for {class_name(found, taken)}", counts))
+    rows = [[what, f"{price:g}", *counts] for price, what, counts in sorted(mistakes, key=lambda one: -one[0])]
+    caption = f"Mistakes by what they cost, of {cost['n']:,} examples; under attack the dearest that was found for each example"
+    return Table("evaluation-cost", caption, ["mistake", "cost", "without an attack", "under attack"], rows)
 
 
 def risk_table(found: dict[str, Any]) -> Table | None:

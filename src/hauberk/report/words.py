@@ -41,6 +41,7 @@ _PLAIN = {
     "clean-accuracy": "Without any attack the model is hardly better than guessing.",
     "unverified": "Some answers change with the last digit of the computation.",
     "finite-logits": "For some inputs the model gives no number at all; these count as mistakes.",
+    "attacks-use-gradients": "Only trial and error was used: an attacker who can look inside the model may find much more.",
     "iterative-beats-single-step": "A simple attack finds mistakes that the elaborate ones miss: these are misled.",
     "cross-entropy-to-margin-gap": _TOO_EASY,
     "more-steps-help": _TOO_SHORT,
