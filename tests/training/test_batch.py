@@ -221,7 +221,7 @@ def test_the_command_line_takes_extra_data_and_weights_to_begin_from(tmp_path, m
     assert main(["train", "--resume", "b", "--extra", "moved.npz", "--quiet"]) == 2
     assert "extra = 200, not 199" in capsys.readouterr().err
     assert main(["train", "--extra-share", "0.4", "--out", "c", *quick]) == 2
-    assert "name their file by --extra" in capsys.readouterr().err
+    assert "name their file by extra (--extra)" in capsys.readouterr().err
 
 
 def test_training_begins_from_the_weights_of_a_run_or_a_file(tmp_path):

@@ -12,7 +12,7 @@ from hauberk.core.toml import is_unicode, toml_lines
 from hauberk.data import DATASETS, DatasetInfo, Table, find_dataset
 from hauberk.data.named import TABLE_SUFFIX
 from hauberk.data.standard_subset import first_of
-from hauberk.methods import default_settings
+from hauberk.methods import METHODS, default_settings
 from hauberk.methods.parts import FROM_PYTHON
 from hauberk.methods.registry import find_method
 from hauberk.threat import ThreatModel, threats_of
@@ -116,7 +116,9 @@ def _method(plan: Plan) -> dict[str, Any]:
     if any(str(value).startswith(FROM_PYTHON) for value in settings.values()) or not _has_name(name):
         return {"method": f"{FROM_PYTHON}{name}"}
     parts = {key: settings[key] for key in _PARTS if key in settings}
-    usual = {} if is_import_path(name) else default_settings(name, preset, **parts)
+    usual = (
+        default_settings(name, preset, **parts) if name.partition("+")[0] in METHODS else {}
+    )  # others are built by functions
     found = json_roundtrip(usual | settings | ({} if seed == plan.config.seed else {"seed": seed}))
     hyperparameters = {key: value for key, value in found.items() if value is not None}
     return {"method": name, "preset": preset, "hyperparameters": _as_texts(hyperparameters)}
