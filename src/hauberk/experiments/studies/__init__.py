@@ -68,8 +68,8 @@ STUDIES = {
     ),
     "weights": (
         "slope and bias of MAIL's weights (MAIL, Equation 8)",
-        "The bias says how many examples get large weights, the slope how sharply weights change around it (Wang et al. 2021, "
-        "Equation 8); with 10 and -0.5 MAIL-AT is more robust than AT to PGD (Section 4, Table 2).",
+        "The bias says how many examples get large weights, the slope how sharply weights change around it (Wang et al. "
+        "2021, Equation 8); with 10 and -0.5 MAIL-AT is more robust than AT to PGD (Section 4, Table 2).",
         "mail_weights",
     ),
     "burn-in": (
@@ -81,8 +81,8 @@ STUDIES = {
     "restarts": (
         "final losses of PGD over random starts, standard against robust network (Madry et al. 2018)",
         "Final losses of PGD from many random starts are concentrated, without outliers, and for adversarially trained "
-        "networks far smaller and less varied than for standard ones (Madry et al. 2018, Section 3; lecture notes); so a few "
-        "restarts find what many do.",
+        "networks far smaller and less varied than for standard ones (Madry et al. 2018, Section 3; lecture notes); so a "
+        "few restarts find what many do.",
         "attack_paths",
     ),
     "large-epsilon": (
@@ -115,23 +115,20 @@ STUDIES = {
     "margins": (
         "training examples by two probabilities: safe, boundary and wrong areas (MAIL, Figures 2 and 3)",
         "Margins are more reliable than LPS: safe examples, with large positive PM, are insensitive to perturbation, those "
-        "around "
-        "the class boundary are much vulnerable, and LPS of the largest value hides that they are (Wang et al. 2021, Sections "
-        "2 "
-        "and 3.1, Figures 1b, 2 and 3).",
+        "around the class boundary are much vulnerable, and LPS of the largest value hides that they are (Wang et al. 2021, "
+        "Sections 2 and 3.1, Figures 1b, 2 and 3).",
         "margins",
     ),
     "reweighting-and-attacks": (
         "AT, GAIRAT and MAIL-AT under PGD-100, CW and stronger attacks (MAIL, Figure 1c)",
-        "Weights made from LPS make a network more robust to PGD, but its accuracy drops under CW, more than with MAIL's, and "
-        "under AutoAttack (Wang et al. 2021, Section 2, Figure 1c, and Table 2).",
+        "Weights made from LPS make a network more robust to PGD, but its accuracy drops under CW, more than with MAIL's, "
+        "and under AutoAttack (Wang et al. 2021, Section 2, Figure 1c, and Table 2).",
         "mail_weights",
     ),
     "fgsm-training": (
         "training with FGSM against training with PGD, over epochs (lecture notes, Wong et al. 2020)",
-        "Training with FGSM does not protect against PGD (lecture notes on adversarial training); with large ε robustness to "
-        "PGD "
-        "is lost within an epoch, while FGSM still seems to fail (Wong et al. 2020, catastrophic overfitting).",
+        "Training with FGSM does not protect against PGD (lecture notes on adversarial training); with large ε robustness "
+        "to PGD is lost within an epoch, while FGSM still seems to fail (Wong et al. 2020, catastrophic overfitting).",
         "overfitting",
     ),
     "memorising": (
@@ -143,15 +140,13 @@ STUDIES = {
     "epsilon": (
         "training with multiples of ε, attacked with ε (lecture notes)",
         "Overdoing the perturbation in training does not work: it moves inputs to the other class (lecture notes on "
-        "adversarial "
-        "training).",
+        "adversarial training).",
         "amounts",
     ),
     "capacity": (
         "training networks of several widths (Madry et al. 2018; blog on MART)",
-        "Adversarial training needs larger networks: small ones may have high clean accuracy, but do not become robust (blog "
-        "on "
-        "MART; Madry et al. 2018, Section 4).",
+        "Adversarial training needs larger networks: small ones may have high clean accuracy, but do not become robust "
+        "(blog on MART; Madry et al. 2018, Section 4).",
         "amounts",
     ),
     "examples": (
@@ -161,14 +156,14 @@ STUDIES = {
     ),
     "unlabelled": (
         "a quarter of the labels, and pseudo-labels for the rest (MART, Carmon et al. 2019)",
-        "Unlabelled examples, labelled by a standard network, make adversarial training more robust (Carmon et al. 2019), and "
-        "MART more than that (Wang et al. 2020).",
+        "Unlabelled examples, labelled by a standard network, make adversarial training more robust (Carmon et al. 2019), "
+        "and MART more than that (Wang et al. 2020).",
         "amounts",
     ),
     "difficulty": (
         "robust accuracy by the margin of the examples, and with noisy labels (note on MART)",
-        "MART focuses on hard examples, those with low confidence without an attack, and is good where difficulty varies (note "
-        "on MART).",
+        "MART focuses on hard examples, those with low confidence without an attack, and is good where difficulty varies "
+        "(note on MART).",
         "difficulty",
     ),
 }
