@@ -284,7 +284,7 @@ def to_device(dataset: IndexedDataset, device: torch.device) -> IndexedDataset:
         return ConcatDataset([to_device(part, device) for part in dataset.datasets])
     if not in_memory(dataset) or not len(dataset) or (isinstance(dataset, TensorDataset) and dataset.x.is_cuda):
         return dataset
-    like, _ = _stored(dataset, torch.arange(1))
+    like, _ = stored(dataset, torch.arange(1))
     if len(dataset) * like.nbytes > _MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]:
         return dataset
     x = torch.empty(len(dataset), *like.shape[1:], dtype=like.dtype, device=device)
@@ -416,19 +416,19 @@ def _pieces(dataset: IndexedDataset) -> Iterator[tuple[Tensor, Tensor]]:
             yield from _pieces(part)
         return
     if in_memory(dataset):
-        size = max(_stored(dataset, torch.arange(1))[0].nbytes, 1)
+        size = max(stored(dataset, torch.arange(1))[0].nbytes, 1)
         which = torch.arange(len(dataset))
     else:
         size = _CHUNK_BYTES // 64
         which = torch.linspace(0, len(dataset) - 1, min(len(dataset), _MAX_ITEMS_HASHED), dtype=torch.float64).long()
     for index in which.split(max(1, _CHUNK_BYTES // size)):
-        yield _stored(dataset, index)
+        yield stored(dataset, index)
 
 
-def _stored(dataset: IndexedDataset, index: Tensor) -> tuple[Tensor, Tensor]:
+def stored(dataset: IndexedDataset, index: Tensor) -> tuple[Tensor, Tensor]:
     """Return inputs as they are stored; consecutive ones as a view, which copies nothing."""
     if isinstance(dataset, Subset):
-        return _stored(dataset.dataset, dataset.indices[index])
+        return stored(dataset.dataset, dataset.indices[index])
     if not isinstance(dataset, TensorDataset):
         return dataset.fetch(index)
     first, last = int(index[0]), int(index[-1]) + 1

@@ -16,13 +16,13 @@ from hauberk.data import (
     IndexedDataset,
     Subset,
     Table,
-    TensorDataset,
     data_digest,
     find_dataset,
     labels,
     load_data,
     long_tail,
 )
+from hauberk.data.label_noise import with_random_labels
 from hauberk.data.standard_subset import first_examples
 from hauberk.evaluation import evaluate
 from hauberk.evaluation.evaluate import evaluated_digest
@@ -124,7 +124,7 @@ class Experiment:
         part = first_examples(whole, subset.train_size if train else subset.test_size)
         if train and subset.imbalance != 1:
             part = Subset(part, long_tail(labels(part), subset.imbalance))
-        return _with_random_labels(part, subset.label_noise, self.seed) if train and subset.label_noise else part
+        return with_random_labels(part, subset.label_noise, self.seed) if train and subset.label_noise else part
 
     def model_spec(self, source: IndexedDataset, method: Method) -> ModelSpec:
         """Return the network for the training examples, with the outputs that the method needs."""
@@ -156,18 +156,6 @@ class Experiment:
     def folder(self, out: Path) -> Path:
         """Return where it is kept, below the folder of a comparison or study."""
         return out / self.name.replace("/", ":") / f"seed-{self.seed}"
-
-
-def _with_random_labels(source: IndexedDataset, share: float, seed: int) -> TensorDataset:
-    """Return the examples in memory with a share of their labels replaced by random ones, uniform over all classes."""
-    indices, whole = torch.arange(len(source)), source
-    while isinstance(whole, Subset):
-        indices, whole = whole.indices[indices], whole.dataset
-    x, y = whole.gather(indices) if isinstance(whole, TensorDataset) else whole.fetch(indices)
-    generator = torch.Generator().manual_seed(seed)
-    replaced = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
-    drawn = torch.randint(source.classes or int(y.max()) + 1, (len(replaced),), generator=generator)
-    return TensorDataset(x, y.index_copy(0, replaced, drawn.to(y)), source.classes, source.name, source.folder)
 
 
 def further_threats(named: DatasetInfo | Table, texts: Sequence[str]) -> list[ThreatModel]:

@@ -39,7 +39,7 @@ def accuracies(masks: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return cells of a table: for each mask (S, N) its share of True in percent, and the standard error of that."""
     cells: dict[str, Any] = {}
     for name, mask in masks.items():
-        cells[name], cells[f"{name.removesuffix(', %')} ±"] = (number_or_none(100 * one) for one in mean_and_error(mask))
+        cells[name], cells[error_of(name)] = (number_or_none(100 * one) for one in mean_and_error(mask))
     return cells
 
 
