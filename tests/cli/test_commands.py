@@ -246,6 +246,7 @@ def test_lists(capsys):
         (["compare", "--epochs", "-1"], "epochs must be positive"),
         (["study", "weights", "--epochs", "-1"], "epochs must be positive"),
         (["evaluate", "runs/none"], "does not exist"),
+        (["evaluate", "own", "--costs", "0,1", "five,0"], "a row of numbers for each class"),
         (["evaluate", "notes.json"], "not a Hauberk card"),
         (["certify", "runs/none"], "does not exist"),
         (["certify", "net.pth"], "give --data"),

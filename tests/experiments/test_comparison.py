@@ -213,6 +213,14 @@ def test_published_numbers_are_the_papers():
     assert all(set(table) <= {*hb.list_methods(), "at+awp"} for table in MAIL.values())
 
 
+def test_attacks_stand_in_place_of_the_suite_in_what_an_experiment_is():
+    def record(*evaluation):
+        return Experiment("at", 0, evaluation=EvaluationOptions(*evaluation)).to_dict()
+
+    assert record("papers", ("fgsm",)) == record("standard", ("fgsm",)) != record("papers", ("pgd-10",))
+    assert record("papers") != record("standard")
+
+
 def test_finished_experiments_are_never_made_again_and_a_folder_belongs_to_its_experiments(tmp_path):
     some, told = experiments("at", "trades"), []
     assert run_experiments(some, tmp_path, on_progress=lambda one, what: told.append(what))

@@ -309,7 +309,8 @@ def test_what_a_report_says_to_type_makes_the_same_again(tmp_path, monkeypatch):
     asked += "--class-weights balanced --normalize --seed 3 --threads 1 --ema 0.9 --beta 4 --set burn_in=1 measure=pm-nat "
     assert main([*asked.split(), "step_size=eps/3", "--out", "run", "--quiet"]) == 0
     attacked = "evaluate run --attacks pgd-10 fgsm --sequential --n 20 --seed 5 --eps 0.05 --diagnostics cheap"
-    assert main([*attacked.split(), "--quiet"]) == 0
+    costs = [",".join("0" if k == y else f"{1 + k / 2:g}" for k in range(10)) for y in range(10)]
+    assert main([*attacked.split(), "--costs", *costs, "--quiet"]) == 0
     evaluated = read_json(next(tmp_path.glob("here/run/evaluations/*/evaluation.json")))
     monkeypatch.chdir(tmp_path / "there")
     commands = [train_command(read_json(tmp_path / "here/run/run.json")), evaluate_command("runs/digits-mail-mart", evaluated)]
@@ -319,10 +320,12 @@ def test_what_a_report_says_to_type_makes_the_same_again(tmp_path, monkeypatch):
     ours, theirs = hb.load(tmp_path / "here/run").state_dict(), hb.load(again).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     repeated = read_json(next(again.glob("evaluations/*/evaluation.json")))
-    for key in ("suite", "threat", "sequential", "n", "examples"):
+    for key in ("suite", "threat", "sequential", "n", "examples", "cost"):
         assert repeated[key] == evaluated[key]
     assert main(["report", str(again)]) == 0
-    assert commands[0] in unescape((again / "report.html").read_text())
+    shown = unescape((again / "report.html").read_text())
+    assert commands[0] in shown
+    assert f"hauberk train --config {again / 'config.toml'}" in shown
 
 
 def test_a_method_without_the_published_settings_is_made_again_without_them(tmp_path):

@@ -51,6 +51,9 @@ class Evaluate(TargetOptions):
     precision: Literal["model", "fp32", "tf32", "bf16", "auto"] = "fp32"
     """What the attacks run on, never the verdicts: the model as it is, a fused copy of it in true float32, with TF32 allowed on
     CUDA, in bfloat16 (attacks with gradients only), or what a measurement finds fastest."""
+    costs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[ROW ...]")] = ()
+    """What mistakes cost, a matrix: a row for each true class, in it the costs of each prediction with commas between them. Of
+    two classes 0,1 5,0 says that a false alarm costs 1 and a miss 5. Adds the highest cost that attacks find."""
     has_reject_class: bool = False
     """The last output of the model is a class of adversarial inputs, where its card does not say so."""
     out: Path | None = None
@@ -93,14 +96,16 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.threat import only_threat, threats_of
     from hauberk.training import load, pick_device
 
+    costs = cost_matrix(options.costs) if options.costs else None
     if options.threads:
         torch.set_num_threads(options.threads)
     target = find_target(options)
     card, name, named, test, threat = target.card, target.name, target.named, target.test, target.threat
     threats = [*threats_of(threat), *further_threats(named, options.union)]
     has_reject_class = options.has_reject_class or card.get("has_reject_class") is True
-    if options.curve and (has_reject_class or options.surrogate or options.card or options.evaluation.certify):
-        raise UserError("--curve knows of no class of adversarial inputs, surrogate, card or certificates; leave them out")
+    not_of_a_curve = (has_reject_class, options.surrogate, options.card, options.costs, options.evaluation.certify)
+    if options.curve and any(not_of_a_curve):
+        raise UserError("--curve has no class of adversarial inputs, surrogate, card, costs, certificates; leave them out")
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with init_distributed(timeout=timedelta(days=1)) as world:  # their parts may take times that differ by hours
@@ -119,6 +124,7 @@ def evaluate(arguments: Sequence[str]) -> int:
                 surrogate=surrogate,
                 bpda=import_object(options.bpda, "stand-in") if options.bpda else None,
                 has_reject_class=has_reject_class,
+                costs=costs,
                 out=out,
                 quiet=options.quiet or options.json,
             )
@@ -142,6 +148,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     for name, one in (result.results or {"": result}).items():
         if one.risk:
             say(f"Of the class {one.class_names[-1]!r}{' under ' * bool(name)}{name}: {one.risk}")
+        if one.cost:
+            say(f"By the cost matrix{' under ' * bool(name)}{name}: {one.cost}")
     next_target = options.target if (options.target / "run.json").exists() else out
     say(f"{result}\nWritten to {out / 'evaluation.json'}. Next: {command('report', next_target)}")
     return 0
@@ -177,6 +185,14 @@ def _curve(options: Evaluate, model: Any, test: Any, threat: Any, out: Path) -> 
     Console().print(curve.table())
     say(f"Written to {out / 'curve.json'}, drawn in {out / 'curve.svg'}")
     return 0
+
+
+def cost_matrix(rows: Sequence[str]) -> list[list[float]]:
+    """Read --costs: for each true class a text of numbers with commas between them."""
+    try:
+        return [[float(cost) for cost in row.split(",")] for row in rows]
+    except ValueError as error:
+        raise UserError(f"--costs takes a row of numbers for each class, such as 0,1 5,0, not {' '.join(rows)}") from error
 
 
 def _folder(options: Evaluate) -> Path:

@@ -110,7 +110,10 @@ class Experiment:
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, with all settings of the training, and with the published hyperparameters."""
         config = {key: value for key, value in asdict(self.resolved.config).items() if key not in _MACHINE}
-        return asdict(self) | {"settings": config, "hyperparameters": self.resolved.hyperparameters}
+        found = asdict(self) | {"settings": config, "hyperparameters": self.resolved.hyperparameters}
+        if self.evaluation.attacks:  # they stand in place of the suite
+            del found["evaluation"]["suite"]
+        return found
 
     def make_method(self, threat: ThreatModel | Sequence[ThreatModel] | None = None) -> Method:
         """Make the method for the threat model, or for another one, or several."""

@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hauberk.core.errors import shell_quoted
 from hauberk.core.imports import is_import_path
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS
 from hauberk.data.named import TABLE_SUFFIX
 from hauberk.methods import default_settings
 from hauberk.report.html import Code, Section
+from hauberk.training.config_file import CONFIG
 from hauberk.training.published import resolve
 
 _OF_THIS_MACHINE = ("device", "save_minutes", "on_divergence")  # change nothing of the result
@@ -35,6 +37,8 @@ def reproduction_commands(folder: Path, plan: dict[str, Any], evaluations: Seque
     else:
         note = _SCALED if table else ""
         commands.insert(0, train_command(plan))
+        if (config := folder / CONFIG).exists():
+            note = f"{note} The same training in one file: hauberk train --config {shell_quoted(config)}".strip()
     versions = "; ".join(f"{key} {value}" for key, value in plan.get("versions", {}).items())
     return Section("Reproduce", [*filter(None, [note]), *map(Code, filter(None, ["\n".join(commands), versions]))])
 
@@ -77,6 +81,8 @@ def evaluate_command(target: str, found: dict[str, Any]) -> str:
     if threat := _PLAIN_THREAT.fullmatch(found["threat"]):
         words += ["--norm", threat[1], "--eps", threat[2]]
     words += ["--surrogate", "OTHER"] if any(name.startswith("transfer-") for name in origin["attacks"]) else []
+    if found.get("cost"):
+        words += ["--costs", *(",".join(f"{cost:g}" for cost in row) for row in found["cost"]["costs"])]
     words += ["--n", str(found["n"])] if origin["subset"] != "all" else []
     for key, usual in (("seed", 0), ("batch_size", 256), ("precision", "fp32")):
         words += _option(key, origin[key]) if origin[key] != usual else []
