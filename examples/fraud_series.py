@@ -20,6 +20,7 @@ from hauberk.evaluation import measure_cost
 NAMES = ("sum", "payments", "new payees")
 COSTS = [[0, 1], [20, 0]]  # of a call to the customer without need, of a fraud that passes
 LENGTH, LAST, DAYS, ACCOUNTS = 14, 5, 360, 60
+SETTINGS = {"epochs": 8, "lr": 0.05, "class_weights": "balanced", "quiet": True}
 
 
 def accounts() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -46,10 +47,11 @@ def main() -> None:
     torch.set_num_threads(1)
     values, labels, dates, account = accounts()
     windows = make_windows(values, labels, dates, length=LENGTH, stride=3, series=account, name="payments")
-    train, test = windows.split(0.35)
+    past, test = windows.split(0.35)
+    train, val = past.split(0.15)
     constraints = window_constraints(LENGTH, NAMES, change=dict.fromkeys(NAMES, "down"), last=LAST)
     threat = hb.Linf(0.1, **constraints)
-    months = windows.ends[test.indices.numpy()].astype("datetime64[M]").astype(str)
+    months = test.ends.astype("datetime64[M]").astype(str)
     print(f"{len(train):,} windows to train on, {len(test):,} later ones to test on; {threat}, last {LAST} of {LENGTH} days")
     shown = Table(title="cost of a window: as it is -> under attack")
     shown.add_column("method")
@@ -58,7 +60,7 @@ def main() -> None:
     for method in ("standard", "at", "mail-at"):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(LENGTH * len(NAMES), 64), nn.ReLU(), nn.Linear(64, 2))
-        run = hb.train(net, train, method=method, threat=threat, epochs=8, lr=0.05, class_weights="balanced", quiet=True)
+        run = hb.train(net, train, val_set=val, method=method, threat=threat, **SETTINGS)
         cost = measure_cost(run.model, test, threat=threat, costs=COSTS)
         cells = [f"{cost.mean:.2f} -> {cost.mean_attacked:.2f}"]
         cells += [f"{month['cost']:.2f} -> {month['cost_attacked']:.2f}" for month in cost.over(months)]

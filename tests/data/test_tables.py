@@ -22,7 +22,7 @@ from hauberk.report.reproduce import train_command
 from hauberk.threat import threat_from_dict
 from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import validate
-from hauberk.training.plan import make_plan
+from hauberk.training.plan import hold_out, make_plan
 from helpers import ROOT
 
 pd = pytest.importorskip("pandas")
@@ -318,6 +318,9 @@ def test_rows_are_split_by_date(folder):
     assert len(table.test) == 80
     late = rows[rows["day"] > "2026-03-21"].sort_values("day", kind="stable")
     np.testing.assert_allclose(table.test.x[:, 0], late["income"], rtol=1e-6)
+    early = rows[rows["day"] <= "2026-03-21"].sort_values("day", kind="stable")
+    held_out = hold_out(table.load("train"), TrainConfig())[1]
+    np.testing.assert_allclose(held_out.fetch(torch.arange(32))[0][:, 0], early["income"][-32:], rtol=1e-6)
     (folder / "loans.toml").write_text('date = "day"\ntest = "rows.csv"\n' + DESCRIPTION)
     with pytest.raises(hb.UserError, match="leave out test or date"):
         read_table(folder / "loans.toml")

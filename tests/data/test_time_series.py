@@ -41,10 +41,16 @@ def test_no_value_or_label_is_in_training_and_test(fraction, gap):
     data = make_windows(values, labels, dates, length=5, horizon=2, series=account)
     train, test = data.split(fraction, gap=gap)
     assert len(train) > 3 < len(test)
-    last, first = data.ends[train.indices].max(), data.starts[test.indices].min()
+    last, first = train.ends.max(), test.starts.min()
     assert first - last > np.timedelta64(gap, "D")
-    known = data.ends >= data.ends[test.indices].min() - np.timedelta64(6, "D")
+    known = data.ends >= test.ends.min() - np.timedelta64(6, "D")
     assert known.mean() <= fraction  # those that are left out are of the latest, too
+    assert all(part.in_time_order and (np.diff(part.ends) >= np.timedelta64(0)).all() for part in (train, test))
+    rest, val = train.split(0.45)
+    assert rest.ends.max() < val.starts.min() <= val.ends.max() <= train.ends.max()
+    place = [int((data.x == x).all((1, 2)).nonzero()[0]) for x in val.x]  # no two windows are alike
+    assert torch.equal(val.y, data.y[place])
+    assert (val.ends == data.ends[place]).all()
 
 
 def test_dates_are_never_parted_and_nonsense_is_refused():
@@ -134,6 +140,6 @@ def test_the_example_runs(capsys, monkeypatch):
     monkeypatch.setattr(hb, "train", lambda *given, **how: train(*given, **how | {"epochs": 1}))
     names["main"]()
     said = capsys.readouterr().out
-    assert "608 windows to train on" in said
+    assert "520 windows to train on" in said
     for word in ("standard", "mail-at", "->", "2026-12"):
         assert word in said

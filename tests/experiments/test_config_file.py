@@ -140,21 +140,20 @@ def test_what_was_made_in_python_is_passed_again(workplace):
         return torch.optim.Adam(parameters, lr=1e-3)
 
     threat = hb.Linf(0.1, low=-1.0, high=torch.full((1, 8, 8), 1.0), frozen=[0, 3])
+    data = {"train_set": (x, y), "extra": (x, y), "val_set": (x, y)}
     parts = {"optimizer": adam, "augmentation": _dimmed, "callbacks": [len]}
-    ours = hb.train(net(), (x, y), threat=threat, epochs=1, val_steps=1, extra=(x, y), out="run", quiet=True, **parts)
-    for missing in ("train_set", "model", "extra", "optimizer"):
-        given = {"train_set": (x, y), "model": net(), "extra": (x, y), **parts}
+    ours = hb.train(net(), threat=threat, epochs=1, val_steps=1, out="run", quiet=True, **data, **parts)
+    for missing in ("train_set", "model", "extra", "val_set", "optimizer"):
+        given = {"model": net(), **data, **parts}
         del given[missing]
         with pytest.raises(hb.UserError, match=f"made in Python .*{missing}="):
             hb.read_config("run/config.toml", **given)
-    again = hb.read_config("run/config.toml", train_set=(x, y), model=net(), extra=(x, y), **parts)
+    again = hb.read_config("run/config.toml", model=net(), **data, **parts)
     assert str(again["method"].threat) == str(threat)
     trained = hb.train(**again, quiet=True).model.state_dict()
     assert all(torch.equal(one, trained[name]) for name, one in ours.model.state_dict().items())
     # Another network, by its name; and the method as an object.
-    other = hb.read_config(
-        "run/config.toml", train_set=(x, y), model="mlp", extra=(x, y), method=hb.method("at", threat), **parts
-    )
+    other = hb.read_config("run/config.toml", model="mlp", method=hb.method("at", threat), **data, **parts)
     assert hb.train(**other, quiet=True).folder is None
 
 

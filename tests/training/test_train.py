@@ -17,14 +17,14 @@ import hauberk as hb
 import hauberk.training.checkpoint as checkpoint
 from hauberk.attacks.pgd import parse_step_size
 from hauberk.core.distributed import SINGLE_PROCESS
-from hauberk.core.io import read_state, write_json, write_state
-from hauberk.data import TensorDataset, as_dataset, labels
+from hauberk.core.io import read_json, read_state, write_json, write_state
+from hauberk.data import Subset, TensorDataset, as_dataset, labels
 from hauberk.methods import Output
 from hauberk.models import ModelSpec
 from hauberk.training.callbacks import TensorBoardLog
 from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import EpochMetrics, TrainingDiverged, check_catastrophic_overfitting
-from hauberk.training.plan import make_plan
+from hauberk.training.plan import hold_out, make_plan
 from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
 from hauberk.training.schedule import eps_scale, first_drop, lr_factor
 from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, further, settings, tiny_batch, tiny_net
@@ -146,6 +146,34 @@ def test_validation_examples_are_never_trained_on():
     seen = torch.cat(plan.batches(0))
     assert sorted(seen.tolist()) == list(range(90))
     assert not torch.equal(seen, torch.cat(plan.batches(1)))
+
+
+def test_examples_in_the_order_of_time_are_validated_on_the_last_ones():
+    source = as_dataset(easy_data(100))
+    source.in_time_order = True
+    for part, last in ((source, 99), (Subset(source, torch.arange(0, 80, 2)), 78)):
+        plan = make_plan(ModelSpec("mlp", SHAPE, 5), hb.method("at", THREAT), TrainConfig(seed=3), part)
+        assert plan.val.indices.tolist() == list(range(len(part)))[-len(part) // 10 :]
+        assert part is source or int(part.indices[plan.val.indices[-1]]) == last
+    mixed = Subset(source, torch.arange(79, -1, -1))
+    assert not mixed.in_time_order
+    assert hold_out(mixed, TrainConfig())[1].indices.tolist() != list(range(72, 80))
+
+
+def test_validation_on_examples_of_your_own(tmp_path):
+    x, y = easy_data(60, seed=7)
+    how = {"threat": THREAT, "val_set": (x, y), **settings(epochs=1, val_size=-1)}
+    run = hb.train(tiny_net(), easy_data(100), out=tmp_path / "run", **how)
+    right = run.model(x).argmax(1) == y
+    assert run.metrics[0]["val_clean_accuracy"] == pytest.approx(float(right.double().mean()))
+    record = read_json(tmp_path / "run/run.json")
+    assert (record["data"]["train"], record["data"]["val"], record["settings"]["val_size"]) == (100, 60, 0)
+    assert 'val_set = "python:arrays"' in (tmp_path / "run/config.toml").read_text()
+    assert hb.train(tiny_net(), easy_data(100), out=tmp_path / "run", resume=True, **how).metrics == run.metrics
+    others = {"other validation data": (x, (y + 1) % 5), "data val = 60, not 9": (x[:9], y[:9]), "train = 100, not 90": None}
+    for said, other in others.items():
+        with pytest.raises(hb.UserError, match=said):
+            hb.train(tiny_net(), easy_data(100), out=tmp_path / "run", resume=True, **{**how, "val_set": other})
 
 
 def test_a_last_batch_of_one_is_dropped():
@@ -747,7 +775,10 @@ def test_training_works_wherever_gradients_are_off(within):
         ({"out": 3}, "out must be text or a path or None, got 3"),
         ({"method": None}, "method must be text or a Method, got None"),
         ({"threat": 8 / 255}, r"threat must be a threat model, such as hb.Linf\('8/255'\)"),
-        ({"extra": (torch.rand(5, 7), torch.zeros(5, dtype=torch.long))}, "extra inputs have shape"),
+        ({"val_set": (torch.rand(5, 7), torch.zeros(5, dtype=torch.long)), "val_size": -1}, "inputs of val_set have shape"),
+        ({"val_set": easy_data(9), "val_size": 5}, "leave it out, or val_set"),
+        ({"val_set": (easy_data(9)[0] * 3, torch.zeros(9, dtype=torch.long)), "val_size": -1}, "inputs"),
+        ({"extra": (torch.rand(5, 7), torch.zeros(5, dtype=torch.long))}, "inputs of extra have shape"),
     ],
 )
 def test_settings_that_make_no_sense(changes, says):

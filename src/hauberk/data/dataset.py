@@ -32,11 +32,14 @@ class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
         name: name of the data set.
         classes: number of classes, or None if it is not known.
         folder: where a named data set was read from; empty for others.
+        in_time_order: whether examples come in the order of time. Then the last ones are held out for validation, not random
+            ones, which would say how well the past is known, not the future.
     """
 
     name = "data"
     classes: int | None = None
     folder = ""
+    in_time_order = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -146,6 +149,7 @@ class Subset(IndexedDataset):
             raise UserError(f"indices must be below {len(dataset)}, the number of examples, got {int(indices.max())}")
         self.dataset, self.indices = dataset, indices
         self.name, self.classes, self.folder = dataset.name, dataset.classes, dataset.folder
+        self.in_time_order = dataset.in_time_order and bool((indices.diff() > 0).all())
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -342,14 +346,14 @@ def pseudo_label(model: nn.Module, x: Any, *, least_confidence: float = 0.0) -> 
     return kept
 
 
-def check_dataset(dataset: IndexedDataset, threat: ThreatModel) -> None:
-    """Check all examples of arrays, or the first 256 of any other data set.
+def check_dataset(dataset: IndexedDataset, threat: ThreatModel, classes: int | None = None) -> None:
+    """Check all examples of arrays, or the first 256 of any other data set, with so many classes if its own are not known.
 
     Raises:
         UserError: for NaN, inputs outside the box of the threat model (normalised by mistake), and labels out of range.
     """
     for x, y in _chunks(dataset, len(dataset) if in_memory(dataset) else min(len(dataset), _ITEMS_CHECKED)):
-        check_inputs(x, y, threat, dataset.classes)
+        check_inputs(x, y, threat, classes if dataset.classes is None else dataset.classes)
 
 
 def channel_statistics(dataset: IndexedDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

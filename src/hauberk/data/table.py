@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,14 @@ class TableDataset(TensorDataset):
         columns: what the D inputs are.
         class_names: what each class is called, for readers: its value, or where that is a number "label = value".
         costs: of missing one of the last class, and of a false alarm.
+        in_time_order: whether the rows are split by date, so that they come in its order.
     """
 
     features: Mapping[str, ColumnSchema] = field(default_factory=dict)
     columns: tuple[EncodedColumn, ...] = ()
     class_names: tuple[str, ...] = ()
     costs: tuple[float, float] = (1.0, 1.0)
+    in_time_order: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +200,8 @@ def read_table(path: str | Path) -> Table:
         except UserError as error:
             raise UserError(f"{path}: {schema.date}: {error}") from error
         train, test = (frame.iloc[part.numpy()] for part in parts)
-        return make_table(schema, train, test, str(path))
+        table = make_table(schema, train, test, str(path))
+        return replace(table, train=replace(table.train, in_time_order=True))
     from sklearn.model_selection import train_test_split
 
     labels = column_of(frame, schema.label)

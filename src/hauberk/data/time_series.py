@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError, in_one_line, unknown_name
-from hauberk.data.dataset import Subset, TensorDataset
+from hauberk.data.dataset import TensorDataset
 
 
 @dataclass(eq=False, repr=False)
@@ -22,13 +22,15 @@ class WindowDataset(TensorDataset):
     Attributes:
         starts: date of the first step of each window, (N,).
         ends: date at which its label is known, (N,): of its last step, or of the step it foretells.
+        in_time_order: whether they come in the order of ``ends``.
     """
 
     starts: Any = None
     ends: Any = None
+    in_time_order: bool = False
 
     @checked
-    def split(self, test_fraction: float = 0.2, *, gap: Any = 0) -> tuple[Subset, Subset]:
+    def split(self, test_fraction: float = 0.2, *, gap: Any = 0) -> tuple["WindowDataset", "WindowDataset"]:
         """Split by date, see :func:`split_by_date`: no value of a test window is in any training window, nor its label.
 
         Args:
@@ -37,10 +39,16 @@ class WindowDataset(TensorDataset):
             gap: time to leave out before them besides.
 
         Returns:
-            Training and test windows.
+            Training and test windows, each in the order of ``ends``. Training windows can be split once more, for ``val_set=``
+            of :func:`hauberk.train`.
         """
         train, test = split_by_date(self.ends, test_fraction, starts=self.starts, gap=gap)
-        return Subset(self, train), Subset(self, test)
+        return self._part(train), self._part(test)
+
+    def _part(self, index: Tensor) -> "WindowDataset":
+        x, y = self.gather(index)
+        dates = {"starts": self.starts[index.numpy()], "ends": self.ends[index.numpy()]}
+        return WindowDataset(x, y, self.classes, self.name, in_time_order=True, **dates)
 
 
 @checked

@@ -95,7 +95,7 @@ def read_configuration(path: str | Path, trusted: Collection[str] = (), overridd
     """
     raw = read_toml(path, "configuration")
     try:
-        for key in [key for key in (*_IMPORTED, "extra", "init") if key in raw]:
+        for key in [key for key in (*_IMPORTED, "extra", "init", "val_set") if key in raw]:
             if problem := _problem(key, raw[key], trusted):
                 if key not in overridden:
                     raise UserError(problem)

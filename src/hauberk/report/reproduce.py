@@ -31,7 +31,7 @@ def reproduction_commands(folder: Path, plan: dict[str, Any], evaluations: Seque
     table = data.endswith(TABLE_SUFFIX)
     known = data in DATASETS or table or is_import_path(data)
     passed = "python:" in json.dumps(plan["settings"])
-    passed = passed or (plan["data"].get("extra") and not plan["data"].get("extra_file"))
+    passed = passed or "val_digest" in plan["data"] or (plan["data"].get("extra") and not plan["data"].get("extra_file"))
     if model.startswith("python:") or passed or not known:
         note = "Made in Python, from data, a network or other objects that no command knows; run.json has method and settings."
     else:

@@ -125,7 +125,7 @@ def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             if key.endswith("digest"):
                 if section == "model":
                     raise UserError("this run was started from other weights; pass the same init again, or use a new folder")
-                kind = "extra" if key.startswith("extra") else "training"
+                kind = {"extra_digest": "extra", "val_digest": "validation"}.get(key, "training")
                 raise UserError(f"this run was started with other {kind} data: inputs, labels or their order differ")
             if section == "code":
                 other = "another" if key == "teacher" else "other code of its"

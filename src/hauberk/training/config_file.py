@@ -70,6 +70,8 @@ def _data(plan: Plan) -> dict[str, Any]:
     if plan.extra is not None:
         found["extra"] = plan.extra.folder or f"{FROM_PYTHON}{plan.extra.name}"
         found["extra_share"] = plan.config.extra_share
+    if not plan.val_held_out:
+        found["val_set"] = f"{FROM_PYTHON}{plan.val.name}"
     return _as_texts(found)
 
 

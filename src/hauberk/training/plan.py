@@ -39,7 +39,8 @@ class Plan:
         method: bound to its threat model, its schedules fitted to the length of the training.
         config: settings of the loop.
         train: the training part.
-        val: the part held out of it for validation, perhaps empty.
+        val: what is validated on, perhaps empty.
+        val_held_out: whether that is held out of the training data, not passed in besides them.
         augmentation: applied to each batch before the attack; None for none.
         mixing: applied to each batch and others of it after that; None for none.
         class_weights: (C,) or None.
@@ -56,7 +57,8 @@ class Plan:
     method: Method
     config: TrainConfig
     train: Subset
-    val: Subset
+    val: IndexedDataset
+    val_held_out: bool
     augmentation: Augmentation | None
     mixing: Mixing | None
     class_weights: Tensor | None
@@ -117,8 +119,9 @@ class Plan:
 
     @cached_property
     def _digests(self) -> dict[str, str]:
-        """Digests of all that is learnt from; of each source as a whole, which is read in order and not gathered."""
-        sources = {"digest": self.train.dataset, "extra_digest": self.extra}
+        """Digests of all that is learnt from or chosen by; of each source as a whole, which is read in order, not gathered."""
+        own_val = None if self.val_held_out else self.val
+        sources = {"digest": self.train.dataset, "extra_digest": self.extra, "val_digest": own_val}
         return {name: data_digest(source) for name, source in sources.items() if source is not None}
 
     @cached_property
@@ -171,20 +174,21 @@ def make_plan(
     config: TrainConfig,
     source: IndexedDataset,
     extra: IndexedDataset | None = None,
+    val: IndexedDataset | None = None,
     processes: int = 1,
     code: str = "",
     passed: Mapping[str, Any] = MappingProxyType({}),
     begun_from: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
-    """Hold out the validation part, import what is named, and settle augmentation and class weights.
+    """Hold out the validation part where there is none, import what is named, and settle augmentation and class weights.
 
-    Arguments are attributes of :class:`Plan`; ``source``, all labelled examples; and ``passed``, what was passed in, by the
-    field of ``config`` that records it: "optimizer", "scheduler", "augment", "callbacks".
+    Arguments are attributes of :class:`Plan`; ``source``, all labelled examples to train on; and ``passed``, what was passed
+    in, by the field of ``config`` that records it: "optimizer", "scheduler", "augment", "callbacks".
 
     Raises:
         UserError: for what does not fit, or cannot be imported or called.
     """
-    train, val = hold_out(source, config)
+    train, held_out = hold_out(source, config)
     named = config.augment
     if named == "auto":
         named = DATASETS[source.name].augmentation if source.name in DATASETS else "none"
@@ -200,7 +204,8 @@ def make_plan(
         method=method.with_schedule(config.epochs, first_drop(config)),
         config=config,
         train=train,
-        val=val,
+        val=held_out if val is None else val,
+        val_held_out=val is None,
         augmentation=find_augmentation(named if isinstance(own, str) else own),
         mixing=Mixing(config.mixup, config.cutmix, config.mixup_prob) if config.mixup or config.cutmix else None,
         class_weights=_class_weights(config, train, spec.classes),
@@ -238,11 +243,14 @@ def _check_soft_labels(plan: Plan) -> None:
 
 
 def hold_out(source: IndexedDataset, config: TrainConfig) -> tuple[Subset, Subset]:
-    """Split, by the seed, into the part to train on, where there must be something left, and the part to validate on."""
+    """Split, by the seed or by time, into the part to train on, where something must be left, and the part to validate on."""
     size = config.val_size if config.val_size >= 0 else min(1000, len(source) // 10)
     if size >= len(source):
         raise UserError(f"val_size = {size} leaves nothing to train on: there are {len(source)} examples")
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(config.seed))
+    if source.in_time_order:
+        order = torch.arange(len(source) - 1, -1, -1)
+    else:
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(config.seed))
     val, train = (Subset(source, part.sort().values) for part in (order[:size], order[size:]))
     return train, val
 

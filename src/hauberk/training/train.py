@@ -80,13 +80,14 @@ def train(
     augmentation: Callable[..., Tensor] | str = "",
     callbacks: Iterable[Any] = (),
     schedule_preset: Literal["published", "express"] = "published",
+    val_set: Any = None,
     extra: Any = None,
     init: str | Path = "",
     quiet: bool = False,
     report_every: int = 1,
     **settings: Any,
 ) -> Run:
-    """Train a model, choose the best epoch on a held-out part of the training set, and keep everything in ``out``.
+    """Train a model, choose the best epoch on examples that are not learnt from, and keep everything in ``out``.
 
     Within a ``torch.distributed`` process group (see :func:`hauberk.init_distributed`) the processes share each batch, and end
     with the same weights; only rank 0 writes.
@@ -115,6 +116,8 @@ def train(
             kept in checkpoints, for ``load_state_dict(state)``. They run on rank 0; with ``all_ranks = True`` on every rank.
         schedule_preset: where settings that are not given come from: "published" for the literature's, "express" for a short
             training.
+        val_set: examples to choose the best epoch by, whatever ``train_set`` may be; never those that you test on. By default a
+            tenth of ``train_set`` is held out, at most 1,000, at random, or its last ones where it is in the order of time.
         extra: further training data: labelled, with pseudo-labels as ``hauberk.data.pseudo_label`` makes them, or generated;
             whatever ``train_set`` may be, a pair (x, p) with probabilities (N, C) in place of labels, or the path of an
             ``.npz`` file with the arrays ``image`` and ``label`` (see ``hauberk.data.read_extra``). Each batch takes
@@ -151,15 +154,21 @@ def train(
         method = make_method(method, threat, seed=settings.get("seed", 0), **published.hyperparameters)
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
-    for data in (source, more):
-        if data is not None:
-            for one in threats_of(method.threat):
-                check_dataset(data, one)
-    if more is not None and more.input_shape != source.input_shape:
-        raise UserError(f"extra inputs have shape {more.input_shape}, those of the training set {source.input_shape}")
+    own_val = None if val_set is None else as_dataset(val_set)
+    for argument, data in {"train_set": source, "val_set": own_val, "extra": more}.items():
+        for one in threats_of(method.threat) if data is not None else ():
+            check_dataset(data, one, source.classes)
+        if data is not None and data.input_shape != source.input_shape:
+            raise UserError(
+                f"inputs of {argument} have shape {data.input_shape}, those of the training set {source.input_shape}"
+            )
     objects = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation, "callbacks": tuple(callbacks)}
     passed = {name: one for name, one in objects.items() if not (one is None or (isinstance(one, str | tuple) and not one))}
     config = _configure(method, published.settings, settings, passed)
+    if own_val is not None:
+        if config.val_size > 0:
+            raise UserError("val_size holds training examples out for validation; leave it out, or val_set")
+        config = replace(config, val_size=0)
     if extra is None and "extra_share" in settings:
         raise UserError("extra_share is the share of extra examples; pass some as extra=, or leave it out")
     device, world = pick_device(config.device), get_world()
@@ -174,7 +183,7 @@ def train(
         stack.enter_context(torch.enable_grad())
         network, spec, code = _build_network(model, method, config, source, device)
         begun_from = _load_init(network, init, device) if str(init) else {}
-        plan = make_plan(spec, method, config, source, more, world.size, code, passed, begun_from)
+        plan = make_plan(spec, method, config, source, more, own_val, world.size, code, passed, begun_from)
         if world.size > 1:  # a plan names its data by a digest, for which they are read once
             checkpoint.require_same_plan(plan.to_dict(), world)
         folder = world.on_main_process(lambda: checkpoint.open_folder(out, resume))
@@ -245,6 +254,8 @@ def resume(
     try:
         trained_on, made_of = stored["data"], dict(stored["method"])
         settings = dict(stored["settings"]) | ({"on_divergence": on_divergence} if on_divergence else {})
+        if trained_on.get("val_digest"):
+            raise UserError(f"the validation data of this run were passed in Python; {again}")
         if not trained_on.get("extra"):
             settings.pop("extra_share", None)
         elif not (extra or trained_on.get("extra_file")):
