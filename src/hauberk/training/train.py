@@ -155,13 +155,13 @@ def train(
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
     own_val = None if val_set is None else as_dataset(val_set)
-    for argument, data in {"train_set": source, "val_set": own_val, "extra": more}.items():
-        for one in threats_of(method.threat) if data is not None else ():
+    given = {"train_set": source, "val_set": own_val, "extra": more}
+    for argument, data in ((argument, data) for argument, data in given.items() if data is not None):
+        for one in threats_of(method.threat):
             check_dataset(data, one, source.classes)
-        if data is not None and data.input_shape != source.input_shape:
-            raise UserError(
-                f"inputs of {argument} have shape {data.input_shape}, those of the training set {source.input_shape}"
-            )
+        if data.input_shape != source.input_shape:
+            expected = f"those of the training set {source.input_shape}"
+            raise UserError(f"inputs of {argument} have shape {data.input_shape}, {expected}")
     objects = {"optimizer": optimizer, "scheduler": scheduler, "augment": augmentation, "callbacks": tuple(callbacks)}
     passed = {name: one for name, one in objects.items() if not (one is None or (isinstance(one, str | tuple) and not one))}
     config = _configure(method, published.settings, settings, passed)
