@@ -46,6 +46,8 @@ class Recipe(Options):
     """Of each training."""
     lr: float = 0.05
     """Peak of the learning rate."""
+    steps: int = 10
+    """PGD steps of the training."""
     seeds: int = 2
     """Trainings of each."""
     only: tuple[str, ...] = ()
@@ -60,13 +62,14 @@ def main() -> None:
     train_set = Subset(images, torch.arange(options.train))
     held_out = Subset(images, torch.arange(options.train, options.train + HELD_OUT))
     print(
-        f"{options.model}, {options.data}, {threat}, {options.train} images, {options.epochs} epochs, {when(options.threads)}"
+        f"{options.model}, {options.data}, {threat}, {options.train} images, {options.epochs} epochs, "
+        f"PGD-{options.steps}, {when(options.threads)}"
     )
     print_head("recipe", "clean", "robust, best epoch", "robust, last epoch", "seeds")
     for name in options.only or PARTS:
         method, settings = PARTS[name]
         smoothing = settings.get("label_smoothing", 0.0)
-        found = [row(options, name, hb.method(method, threat, label_smoothing=smoothing), settings, train_set, held_out, seed)
+        found = [row(options, name, hb.method(method, threat, steps=options.steps, label_smoothing=smoothing), settings, train_set, held_out, seed)
                  for seed in range(options.seeds)]  # fmt: skip
         print_row(name, *(spread(values) for values in zip(*found, strict=True)), options.seeds)
 
