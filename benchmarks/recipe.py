@@ -68,9 +68,8 @@ def main() -> None:
     print_head("recipe", "clean", "robust, best epoch", "robust, last epoch", "seeds")
     for name in options.only or PARTS:
         method, settings = PARTS[name]
-        smoothing = settings.get("label_smoothing", 0.0)
-        found = [row(options, name, hb.method(method, threat, steps=options.steps, label_smoothing=smoothing), settings, train_set, held_out, seed)
-                 for seed in range(options.seeds)]  # fmt: skip
+        made = hb.method(method, threat, steps=options.steps, label_smoothing=settings.get("label_smoothing", 0.0))
+        found = [row(options, name, made, settings, train_set, held_out, seed) for seed in range(options.seeds)]
         print_row(name, *(spread(values) for values in zip(*found, strict=True)), options.seeds)
 
 
