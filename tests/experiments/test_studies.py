@@ -625,6 +625,8 @@ def test_a_dry_run_counts_and_trains_nothing(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "14 of 14 networks to train: about " in said
     assert "| S- FGSM | subsets | 2 | 2 | " in said
+    assert main(["study", "ablation", *words]) == 0  # with methods that want to know which examples they are given
+    assert "20 of 20 networks to train: about " in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     context = StudyContext(TINY, tmp_path / "out", threads=1, trials=1)
     plan = plan_studies([find_study("saliency"), find_study("transfer")], context)

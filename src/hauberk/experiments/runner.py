@@ -106,9 +106,11 @@ def training_seconds(
     spec = experiment.model_spec(source, method)
     plan = make_plan(spec, method, experiment.resolved.config, source, extra)
     net = spec.build().to(device)
-    x, y = fetch_for(net, plan.examples, plan.batches(0)[0])
+    index = plan.batches(0)[0]
+    x, y = fetch_for(net, plan.examples, index)
     measured = _batch_size(net, x, device)
-    step = _seconds(partial(_step, plan.method, net, x[:measured], y[:measured]), device) * len(x) / measured
+    some = (part[:measured] for part in (x, y, index.to(device)))
+    step = _seconds(partial(_step, plan.method, net, *some), device) * len(x) / measured
     return plan.total_steps * step * _VALIDATION
 
 
@@ -127,8 +129,8 @@ def pass_seconds(spec: ModelSpec, source: IndexedDataset, device: torch.device) 
         return _seconds(value_and_gradient, device) / len(x)
 
 
-def _step(method: Method, net: nn.Module, x: Tensor, y: Tensor) -> None:
-    method(net.train(), x, y, epoch=0).loss.backward()
+def _step(method: Method, net: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
+    method(net.train(), x, y, index=index, epoch=0).loss.backward()
 
 
 def _batch_size(net: nn.Module, x: Tensor, device: torch.device) -> int:
