@@ -19,7 +19,9 @@ from hauberk.core.io import read_json, read_state, write_json, write_state
 from hauberk.data.readers import read_cifar_batch, read_files, read_idx
 from hauberk.data.table_schema import parse_schema
 from hauberk.evaluation import partial_result
+from hauberk.experiments import find_results
 from hauberk.models import ModelSpec
+from hauberk.report import make_report
 from hauberk.threat import threat_from_dict
 from hauberk.training import resume
 from hauberk.training.export import save_model
@@ -346,3 +348,36 @@ def test_nothing_is_written_through_a_link_that_lies_in_a_folder_of_others(tmp_p
         (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
     or_refuse(write_json, tmp_path / "run" / "report.html", {})
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def two_evaluations(tmp_path_factory):
+    """A folder of two saved evaluations, and what the second holds."""
+    folder = tmp_path_factory.mktemp("evaluations")
+    x = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
+    for seed, name in enumerate(("at-0", "mine-0")):
+        torch.manual_seed(seed)
+        how = {"threat": hb.Linf(0.1), "attacks": ["fgsm"], "quiet": True, "diagnostics": "cheap"}
+        hb.evaluate(SPEC.build(), (x, torch.arange(8) % 3), **how).save(folder / f"{name}.json")
+    return folder, read_json(folder / "mine-0.json")
+
+
+@settings(fuzz, max_examples=long_or(12, 1000))  # each draws the pictures of a report
+@given(places=places, value=values)
+@pytest.mark.filterwarnings("ignore:Glyph")  # of a letter that no font has
+def test_evaluations_of_others_side_by_side_and_in_a_report(two_evaluations, places, value):
+    folder, found = two_evaluations
+    write_json(folder / "mine-0.json", changed(found, places, value))
+    or_refuse(lambda: str(hb.compare_results({"at": folder / "at-0.json", "mine": folder / "mine-0.json"})))
+    or_refuse(lambda: find_results([str(folder)]))
+    or_refuse(make_report, folder / "mine-0.json")
+
+
+@fuzz
+@given(places=places, value=values)
+def test_records_beside_evaluations(two_evaluations, trained, places, value):
+    folder, found = two_evaluations
+    (folder / "run/evaluations/quick").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run/run.json", changed(trained[2], places, value))
+    write_json(folder / "run/evaluations/quick/evaluation.json", found)
+    or_refuse(lambda: find_results([str(folder)]))
