@@ -12,6 +12,8 @@ import hauberk as hb
 from hauberk.cli import main
 from hauberk.evaluation import DIAGNOSTICS
 from hauberk.evaluation.result import Diagnostic
+from hauberk.report.evaluation import evaluation_page
+from hauberk.report.references import published_beside
 from hauberk.report.summary import compare_with_standard, cost_table, summarise
 from hauberk.report.words import allowed_in_words, plain_words
 from helpers import made_once
@@ -71,6 +73,31 @@ def test_costs_by_a_matrix_are_said_and_laid_out_the_dearest_mistake_first():
     assert cost_table(evaluation()) is None
     dear = {"n": 3, "costs": [[0, 1], [8, 0]], "confusion": [[1, 1], [0, 1]], "confusion_attacked": [[0, 2], [1, 0]]}
     assert [row[:2] for row in cost_table(evaluation(cost=dear)).rows] == [["1 taken for 0", "8"], ["0 taken for 1", "1"]]
+
+
+def test_published_numbers_stand_beside_those_of_the_same_data_and_threat_model_only():
+    def shown(data, threat, method=""):
+        return published_beside(evaluation(threat=threat, provenance={"data": data}), method)
+
+    assert shown("digits", "Linf(8/255)") is None
+    assert shown("cifar10", "Linf(4/255)") is None
+    rows = {row[0]: row[1:] for row in shown("cifar10", "Linf(8/255)", "gairat").rows}
+    assert rows["gairat, resnet18"] == ["83.22 ± 0.06", "33.35 ± 0.57", "MAIL paper, Tables 2 and 3"]
+    assert rows["mail-trades, wrn-32-10"][:2] == ["84.00 ± 0.15", "53.90 ± 0.22"]
+    assert len(rows) == 2 * 4 + 1 == len(shown("cifar10", "Linf(8/255)", "trades").rows) + 2
+    x = torch.rand(6, 2)
+    found = hb.evaluate(
+        torch.nn.Linear(2, 2),
+        (x, torch.arange(6) % 2),
+        threat=hb.Linf("8/255"),
+        attacks=["fgsm"],
+        diagnostics="cheap",
+        quiet=True,
+    ).to_dict()
+    for data, there in (("arrays", False), ("cifar10", True)):
+        found["provenance"]["data"] = data
+        blocks = [block for section in evaluation_page(found, "").sections for block in section.blocks]
+        assert any(getattr(block, "name", "") == "evaluation-published" for block in blocks) == there
 
 
 def test_three_sentences_with_the_numbers_of_the_evaluation():

@@ -9,6 +9,7 @@ from hauberk.core.intervals import wilson_interval
 from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, worst_first
 from hauberk.report.figures import against_eps, bars, histograms
 from hauberk.report.html import Alert, Block, Figure, Metric, Page, Section, Table
+from hauberk.report.references import published_beside
 from hauberk.report.summary import cost_table, risk_table, subject_of, summarise
 from hauberk.report.words import class_name, interval_in_words, plain_words, reach_in_words
 
@@ -16,8 +17,14 @@ _FEW = 30  # examples of a class below which its bar says little
 _MANY = 30  # classes above which bars say little
 
 
-def evaluation_page(found: dict[str, Any], subject: str) -> Page:
-    """Return the report of an evaluation (the JSON that :meth:`hauberk.Evaluation.save` writes); ``subject`` is its line."""
+def evaluation_page(found: dict[str, Any], subject: str, method: str = "") -> Page:
+    """Return the report of an evaluation.
+
+    Args:
+        found: the JSON that :meth:`hauberk.Evaluation.save` writes.
+        subject: the line below the title.
+        method: what the network was trained by, where that is known.
+    """
     diagnostics, origin = [Diagnostic(**stored) for stored in found["diagnostics"]], found["provenance"]
     interval, clean = (f"95 % interval {interval_in_words(found[name])}" for name in ("interval", "clean_interval"))
     estimate = (found["estimate"] or {}).get("text", "")
@@ -39,7 +46,7 @@ def evaluation_page(found: dict[str, Any], subject: str) -> Page:
     rows = [["threat model", found["threat"]], *rows]
     sections: dict[str, list[Block]] = {
         "What errors cost": [table for table in (risk_table(found), cost_table(found)) if table],
-        "Attacks": _attacks(found),
+        "Attacks": [*_attacks(found), *filter(None, [published_beside(found, method)])],
         "Robust accuracy against ε": _radii(found),
         "Classes": _classes(found),
         "Margins": _margins(found),

@@ -114,7 +114,7 @@ def _run_page(folder: Path, standard: Path | None) -> Page:
     page = Page(f"{plan['method']['name']} on {data}", subject, metrics, alerts, sections)
     if not evaluations:
         return page
-    best, took = evaluation_page(evaluations[0], page.subject), training_seconds(folder)
+    best, took = evaluation_page(evaluations[0], page.subject, plan["method"]["name"]), training_seconds(folder)
     beside = find_standard(folder, plan, evaluations, standard)
     summary, first = list(best.summary), list[Section]()
     if beside is not None:
