@@ -46,6 +46,8 @@ class Recipe(Options):
     """Of each training."""
     lr: float = 0.05
     """Peak of the learning rate."""
+    eps: str = ""
+    """ε in L∞; by default the usual one of the data. A smaller one makes small networks learn by heart sooner."""
     steps: int = 10
     """PGD steps of the training."""
     seeds: int = 2
@@ -57,7 +59,7 @@ class Recipe(Options):
 def main() -> None:
     """Train, evaluate on held-out images, print."""
     options = parse(Recipe)
-    threat = hb.Linf(DATASETS[options.data].eps)
+    threat = hb.Linf(options.eps or DATASETS[options.data].eps)
     images = first(options.data, "train", options.data_dir, options.train + HELD_OUT)
     train_set = Subset(images, torch.arange(options.train))
     held_out = Subset(images, torch.arange(options.train, options.train + HELD_OUT))
