@@ -44,6 +44,8 @@ class Recipe(Options):
     """Training images; so few that a network learns them by heart, as larger ones do with all images."""
     epochs: int = 30
     """Of each training."""
+    batch_size: int = 64
+    """Of the training."""
     lr: float = 0.05
     """Peak of the learning rate."""
     eps: str = ""
@@ -80,7 +82,8 @@ def row(
 ) -> tuple[float, float, float]:
     """Clean accuracy and robust accuracy at the best epoch, and robust accuracy at the last, in percent of held-out images."""
     folder = options.out / options.data / options.model / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-    how = {"epochs": options.epochs, "lr": options.lr, "seed": seed, "threads": options.threads, "augment": "crop-flip"}
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("epochs", "batch_size", "lr", "threads")}
+    how |= {"seed": seed, "augment": "crop-flip"}
     more = {key: value for key, value in settings.items() if key != "label_smoothing"}
     trained(folder, options.model, train_set, method.threat, method=method, **{**how, **more})
     suite = {"attacks": ("pgd-20", "cw-20"), "diagnostics": "cheap"}
