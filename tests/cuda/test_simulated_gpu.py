@@ -95,7 +95,7 @@ def test_evaluations(library):
     cases, problem = run(library, "evaluation")
     assert not problem, problem[-3000:]
     assert set(cases) == {"model", "fp32", "tf32", "bf16"}
-    once = ("outside of the package", "data/dataset.py")  # the network, and the examples, which stay on the device
+    once = ("outside of the package", "data/fetch.py")  # the network, and the examples, which stay on the device
     for case, found in cases.items():
         sent = [place for place in found["where"] if "to the device" in place and not place.startswith(once)]
         assert not sent, case

@@ -239,7 +239,7 @@ def test_bytes_mean_shares_of_255_to_the_last_bit(device):
 
 
 def test_bytes_travel_as_bytes(monkeypatch):
-    sent, module = [], import_module("hauberk.data.dataset")
+    sent, module = [], import_module("hauberk.data.fetch")
     monkeypatch.setattr(module, "send", lambda values, device: sent.append(values.dtype) or values.to(device))
     source = Subset(TensorDataset(torch.full((4, 3), 51, dtype=torch.uint8), torch.arange(4)), torch.tensor([3, 1]))
     x, y = fetch_for(torch.nn.Linear(3, 4).double(), source, torch.tensor([1, 0]))
@@ -322,7 +322,7 @@ def test_a_digest_is_of_every_byte_however_the_examples_are_held(tmp_path):
 def test_a_digest_of_many_pieces_is_that_of_one(monkeypatch):
     x, y = torch.rand(50, 4), torch.arange(50)
     there = data_digest(as_dataset((x, y)))
-    monkeypatch.setattr("hauberk.data.dataset._CHUNK_BYTES", 100)
+    monkeypatch.setattr("hauberk.data.chunks._CHUNK_BYTES", 100)
     assert data_digest(as_dataset((x, y))) == there
     pairs = list(zip(x, y, strict=True))
     assert data_digest(as_dataset(pairs)) == there

@@ -34,7 +34,7 @@ from hauberk.attacks import PRESETS
 from hauberk.attacks.frozen_model import has_gradient
 from hauberk.cli import main
 from hauberk.data import make_table
-from hauberk.data.table_schema import parse_schema
+from hauberk.data.tables.schema import parse_schema
 from hauberk.models import GradientFree, from_sklearn
 
 DRAW = np.random.default_rng(0)

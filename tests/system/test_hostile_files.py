@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import hauberk as hb
 from hauberk.core.io import read_json, read_state, write_json, write_state
 from hauberk.data.readers import read_cifar_batch, read_files, read_idx
-from hauberk.data.table_schema import parse_schema
+from hauberk.data.tables.schema import parse_schema
 from hauberk.evaluation import partial_result
 from hauberk.experiments import find_results
 from hauberk.models import ModelSpec

@@ -18,8 +18,7 @@ from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import json_roundtrip, make_folder, read_json, write_atomically, write_json
 from hauberk.core.numerics import float32_mode
-from hauberk.data import as_dataset, fetch_for
-from hauberk.data.dataset import IndexedDataset, data_digest
+from hauberk.data import IndexedDataset, as_dataset, data_digest, fetch_for
 from hauberk.models import model_id
 from hauberk.models.programs import onnx_program
 from hauberk.threat import ThreatModel

@@ -8,22 +8,29 @@ from hauberk.data.dataset import (
     Subset,
     TensorDataset,
     as_dataset,
-    channel_statistics,
-    check_dataset,
-    data_digest,
-    fetch_for,
     labels,
-    long_tail,
-    pseudo_label,
-    to_device,
 )
+from hauberk.data.digest import data_digest
 from hauberk.data.extra import as_extra, read_extra
+from hauberk.data.fetch import fetch_for, to_device
 from hauberk.data.named import DATASETS, DatasetInfo, find_dataset, load_data
+from hauberk.data.pseudo_labels import pseudo_label
 from hauberk.data.standard_subset import standard_subset
-from hauberk.data.table import Table, TableDataset, make_table, read_frame, read_table
-from hauberk.data.table_draft import infer_schema
-from hauberk.data.table_reach import Reach, reach_of
-from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
+from hauberk.data.statistics import channel_statistics, check_dataset, long_tail
+from hauberk.data.tables import (
+    ColumnSchema,
+    EncodedColumn,
+    Reach,
+    Table,
+    TableDataset,
+    TableSchema,
+    infer_schema,
+    make_table,
+    reach_of,
+    read_frame,
+    read_schema,
+    read_table,
+)
 from hauberk.data.time_series import Before, WindowDataset, make_windows, split_by_date, window_constraints
 
 __all__ = [

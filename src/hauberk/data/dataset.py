@@ -1,9 +1,8 @@
-"""Data sets whose examples are fetched by index, many at once; their checks, digests and statistics."""
+"""Data sets whose examples are fetched by index, many at once."""
 
-import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,7 @@ from torch import Tensor, nn
 from hauberk.core.arguments import check_argument, checked, shown
 from hauberk.core.device import send
 from hauberk.core.errors import UserError, in_one_line
-from hauberk.threat import ThreatModel
-from hauberk.threat.batch import OTHER_LABELS, check_inputs, check_labels, check_own_labels
-
-_MEMORY_FRACTION = 0.25  # of a device's free memory that a data set may take at most
-_CHUNK_NUMBERS = 2**20  # numbers looked at together
-_CHUNK_BYTES = 2**25  # bytes hashed together
-_MAX_ITEMS_HASHED = 10_000  # of a data set that is not in memory, whose every example costs a call
-_ITEMS_CHECKED = 256  # likewise
+from hauberk.threat.batch import OTHER_LABELS, check_own_labels
 
 
 class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
@@ -95,7 +87,7 @@ class TensorDataset(IndexedDataset):
     def fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, ...), floating, and labels (B,)."""
         x, y = self.gather(index)
-        return _as_floats(x), y
+        return as_floats(x), y
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs as they are stored, and labels."""
@@ -135,7 +127,7 @@ class MapDataset(IndexedDataset):
         except Exception as error:
             kind, problem = "integer label" if self.of_classes else "label", in_one_line(error)
             raise UserError(f"the data set must give pairs of an array and an {kind}: {problem}") from error
-        return _as_floats(x), y
+        return as_floats(x), y
 
 
 class Subset(IndexedDataset):
@@ -241,26 +233,6 @@ def _is_map_style(data: Any) -> bool:
     return has_both and not isinstance(data, str | bytes | Mapping | Tensor | np.ndarray | nn.Module)
 
 
-def fetch_for(model: nn.Module, dataset: IndexedDataset, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Fetch inputs and labels of the examples ``index`` (B,) of ``dataset``, on the device and in the dtype of ``model``.
-
-    The dtype is at least float32. Data not in memory are checked for NaN, because nobody has looked at all of them before.
-
-    Raises:
-        UserError: for NaN or infinite values in such data, and for items that are no pairs of an array and a label.
-    """
-    if isinstance(dataset, Subset):  # so that whoever complains names the examples as the caller's data set has them
-        return fetch_for(model, dataset.dataset, dataset.indices[index])
-    # Bytes travel as they are, in a quarter of the time that floats take.
-    x, y = dataset.gather(index) if type(dataset) is TensorDataset else dataset.fetch(index)
-    if not in_memory(dataset) and not bool(x.isfinite().all()):
-        raise UserError(f"the data has NaN or infinite values, among examples {index.tolist()[:5]}...")
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
-    dtype = like.dtype if like.dtype.itemsize >= 4 else torch.float32
-    x, y = _as_floats(send(x, like.device)).to(dtype), send(y, like.device)
-    return x, y.to(dtype) if y.is_floating_point() else y
-
-
 def in_memory(dataset: IndexedDataset) -> bool:
     """Whether all examples are arrays, which may be mapped from a file."""
     if isinstance(dataset, ConcatDataset):
@@ -277,182 +249,8 @@ def labels(dataset: IndexedDataset) -> Tensor:
     return torch.cat([dataset.fetch(torch.tensor([i]))[1] for i in range(len(dataset))])
 
 
-def to_device(dataset: IndexedDataset, device: torch.device) -> IndexedDataset:
-    """Return the examples of arrays that take at most a quarter of a CUDA device's free memory as arrays there.
-
-    Batches are then gathered and scaled there, and nothing but indices travels. Anything else is returned as it is.
-    """
-    if device.type != "cuda":
-        return dataset
-    if isinstance(dataset, ConcatDataset):
-        return ConcatDataset([to_device(part, device) for part in dataset.datasets])
-    if not in_memory(dataset) or not len(dataset) or (isinstance(dataset, TensorDataset) and dataset.x.is_cuda):
-        return dataset
-    like, _ = stored(dataset, torch.arange(1))
-    if len(dataset) * like.nbytes > _MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]:
-        return dataset
-    x = torch.empty(len(dataset), *like.shape[1:], dtype=like.dtype, device=device)
-    y = torch.empty(len(dataset), dtype=torch.int64, device=device)
-    done = 0
-    for x_part, y_part in _pieces(dataset):
-        there = slice(done, done := done + len(y_part))
-        x[there], y[there] = x_part.to(device), y_part.to(device)
-    soft, _ = dataset.soft_labels(torch.arange(len(dataset)))
-    soft = None if soft is None else soft.to(device)
-    return TensorDataset(x, y, dataset.classes, dataset.name, dataset.folder, soft)
-
-
-@checked
-def pseudo_label(model: nn.Module, x: Any, *, least_confidence: float = 0.0) -> TensorDataset:
-    """Label examples with the prediction of a standard model (Carmon et al. 2019, robust self-training).
-
-    Args:
-        model: trained without an attack, on the labelled examples; unchanged afterwards.
-        x: inputs, (N, ...), floating or uint8, a tensor or a NumPy array.
-        least_confidence: leave out examples whose largest probability is below this.
-
-    Returns:
-        The examples with their predicted labels, for ``hb.train(..., extra=...)``.
-
-    Raises:
-        UserError: if ``x`` cannot be read, or nothing is left.
-    """
-    try:
-        inputs = torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"x must be an array: {in_one_line(error)}") from error
-    dataset = as_dataset((inputs, torch.zeros(inputs.shape[:1], dtype=torch.int64)))
-    confidences, predictions = [], []
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}), torch.no_grad():
-            for index in torch.arange(len(dataset)).split(1000):
-                x_part, _ = fetch_for(model, dataset, index)
-                try:
-                    best = model(x_part).float().softmax(1).cpu().max(1)
-                except Exception as error:  # the forward of somebody's model may raise anything, or return anything
-                    problem = f"{type(error).__name__}: {in_one_line(error)}"
-                    raise UserError(f"the model gives no logits (B, C) for inputs {tuple(x_part.shape)}: {problem}") from error
-                confidences.append(best.values)
-                predictions.append(best.indices)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    keep = torch.cat(confidences) >= least_confidence
-    kept = _of_arrays(inputs[keep], torch.cat(predictions)[keep])
-    if len(kept) == 0:
-        raise UserError(f"the data set is empty: no prediction has a probability of {least_confidence}")
-    return kept
-
-
-def check_dataset(dataset: IndexedDataset, threat: ThreatModel, classes: int | None = None) -> None:
-    """Check all examples of arrays, or the first 256 of any other data set, with so many classes if its own are not known.
-
-    Raises:
-        UserError: for NaN, inputs outside the box of the threat model (normalised by mistake), and labels out of range.
-    """
-    for x, y in _chunks(dataset, len(dataset) if in_memory(dataset) else min(len(dataset), _ITEMS_CHECKED)):
-        check_inputs(x, y, threat, classes if dataset.classes is None else dataset.classes)
-
-
-def channel_statistics(dataset: IndexedDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel (first dimension of an example), for a normalisation layer."""
-    count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for x, _ in _chunks(dataset, len(dataset)):
-        values = x.double().transpose(0, 1).flatten(1)
-        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
-    mean = total / count
-    std = ((squares - count * mean.square()) / max(count - 1, 1)).clamp_min(0).sqrt()
-    return tuple(mean.tolist()), tuple(std.clamp_min(1e-8).tolist())
-
-
-@checked
-def long_tail(y: Tensor, ratio: float) -> Tensor:
-    """Choose examples so that classes become ever rarer, exponentially (Cui et al. 2019).
-
-    Class k of C keeps the fraction ``ratio^(-k / (C - 1))`` of its examples, its first ones, and one at least.
-
-    Args:
-        y: labels, (N,).
-        ratio: how many times larger the fraction that the first class keeps is than that of the last one.
-
-    Returns:
-        Which examples, (M,) int64, in order.
-
-    Raises:
-        UserError: if the ratio is below 1.
-    """
-    if not ratio >= 1:
-        raise UserError(f"the ratio of the largest to the smallest class must be at least 1, got {ratio}")
-    if y.ndim != 1 or not len(y) or y.is_floating_point() or y.dtype == torch.bool:
-        raise UserError(f"y must be labels, integers of shape (N,), got {shown(y)}")
-    check_labels(y, None)
-    kept, last = [], int(y.max())
-    for k in range(last + 1):
-        members = (y == k).nonzero().squeeze(1)
-        kept.append(members[: max(1, round(len(members) * ratio ** (-k / max(last, 1))))])
-    return torch.cat(kept).sort().values
-
-
-def data_digest(dataset: IndexedDataset) -> str:
-    """Return a digest of all inputs, labels and probabilities, in order: what a result is bound to.
-
-    Arrays are read piece by piece as they are stored, also where they are mapped from a file: uint8 images and the same
-    numbers as floats differ. Of a data set that is not in memory, 10,000 examples spread over it are read, or all of fewer.
-    """
-    inputs, targets, kind = hashlib.sha256(), hashlib.sha256(), ""
-    for index in torch.arange(len(dataset)).split(_MAX_ITEMS_HASHED):
-        soft, _ = dataset.soft_labels(index)
-        if soft is None:
-            break
-        targets.update(_bytes(soft))
-    for x, y in _pieces(dataset):
-        kind = kind or f"{x.dtype} {tuple(x.shape[1:])}"
-        inputs.update(_bytes(x))
-        targets.update(_bytes(y if y.is_floating_point() else y.long()))
-    return hashlib.sha256(f"{len(dataset)}{kind}".encode() + inputs.digest() + targets.digest()).hexdigest()[:16]
-
-
-def _pieces(dataset: IndexedDataset) -> Iterator[tuple[Tensor, Tensor]]:
-    if isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from _pieces(part)
-        return
-    if in_memory(dataset):
-        size = max(stored(dataset, torch.arange(1))[0].nbytes, 1)
-        which = torch.arange(len(dataset))
-    else:
-        size = _CHUNK_BYTES // 64
-        which = torch.linspace(0, len(dataset) - 1, min(len(dataset), _MAX_ITEMS_HASHED), dtype=torch.float64).long()
-    for index in which.split(max(1, _CHUNK_BYTES // size)):
-        yield stored(dataset, index)
-
-
-def stored(dataset: IndexedDataset, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Return inputs as they are stored; consecutive ones as a view, which copies nothing."""
-    if isinstance(dataset, Subset):
-        return stored(dataset.dataset, dataset.indices[index])
-    if not isinstance(dataset, TensorDataset):
-        return dataset.fetch(index)
-    first, last = int(index[0]), int(index[-1]) + 1
-    if last - first == len(index) and bool((index == torch.arange(first, last)).all()):
-        return dataset.x[first:last], dataset.y[first:last]
-    return dataset.x[index], dataset.y[index]
-
-
-def _bytes(values: Tensor) -> Any:
-    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-
-
-def _chunks(dataset: IndexedDataset, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fetch the first ``count`` examples, in parts that are small however large an example is."""
-    size = max(dataset.fetch(torch.arange(1))[0].numel(), 1)
-    for index in torch.arange(count).split(max(1, _CHUNK_NUMBERS // size)):
-        yield dataset.fetch(index)
-
-
-def _as_floats(x: Tensor) -> Tensor:
+def as_floats(x: Tensor) -> Tensor:
+    """Return inputs as floating numbers: bytes as steps of 1/255."""
     # By a tensor: a GPU would multiply by the reciprocal of a number, and round otherwise than a CPU.
     return x.float() / torch.full((), 255.0, device=x.device) if x.dtype == torch.uint8 else x
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from hauberk.data.dataset import IndexedDataset, TensorDataset, stored
+from hauberk.data.chunks import stored
+from hauberk.data.dataset import IndexedDataset, TensorDataset
 
 
 def with_random_labels(source: IndexedDataset, share: float, seed: int) -> TensorDataset:

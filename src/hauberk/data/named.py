@@ -13,9 +13,10 @@ import numpy as np
 from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError, first_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
-from hauberk.data.dataset import IndexedDataset, as_dataset, channel_statistics, in_memory, labels
+from hauberk.data.dataset import IndexedDataset, as_dataset, in_memory, labels
 from hauberk.data.readers import ImagesAndLabels, read_cifar, read_files, read_mnist, read_svhn
-from hauberk.data.table import Table, read_table
+from hauberk.data.statistics import channel_statistics
+from hauberk.data.tables.table import Table, read_table
 from hauberk.models import ModelSpec
 from hauberk.threat import ThreatModel, make_threat
 

@@ -26,7 +26,7 @@ from hauberk.core.numerics import Precision, deterministic_mode, float32_mode, f
 from hauberk.core.progress import ProgressBar
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
-from hauberk.data.table import rows_behind
+from hauberk.data.tables.table import rows_behind
 from hauberk.evaluation.certified import certify_standing, check_certifiable
 from hauberk.evaluation.cost import measure_cost
 from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run_diagnostics

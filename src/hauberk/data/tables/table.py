@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, in_one_line, unknown_name
-from hauberk.data.dataset import IndexedDataset, Subset, TensorDataset, channel_statistics
-from hauberk.data.table_schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
+from hauberk.data.dataset import IndexedDataset, Subset, TensorDataset
+from hauberk.data.statistics import channel_statistics
+from hauberk.data.tables.schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
 from hauberk.data.time_series import split_by_date
 from hauberk.models import InputColumn, ModelSpec, Normalize, StraightThroughRound, from_sklearn
 from hauberk.threat import ThreatModel, make_threat, parse_eps

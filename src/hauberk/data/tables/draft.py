@@ -6,9 +6,9 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from hauberk.core.errors import UserError, unknown_name
-from hauberk.data.table import column_of, make_table, values_of
-from hauberk.data.table_reach import Reach, reach_of
-from hauberk.data.table_schema import parse_schema
+from hauberk.data.tables.reach import Reach, reach_of
+from hauberk.data.tables.schema import parse_schema
+from hauberk.data.tables.table import column_of, make_table, values_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
