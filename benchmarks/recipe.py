@@ -17,7 +17,6 @@ from common import Options, evaluated, first, parse, print_head, print_row, trai
 import hauberk as hb
 from hauberk.data import DATASETS, Subset
 
-HELD_OUT = 1_000
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {  # method and settings
     "plain": ("trades", {}),
     "moving average": ("trades", {"ema": -1.0}),
@@ -25,6 +24,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {  # method and settings
     "idbh-weak": ("trades", {"augment": "idbh-weak"}),
     "label smoothing 0.1": ("trades", {"label_smoothing": 0.1}),
     "AWP": ("trades+awp", {}),
+    "average, label smoothing": ("trades", {"ema": -1.0, "label_smoothing": 0.1}),
     "average, AWP": ("trades+awp", {"ema": -1.0}),
     "average, AWP, label smoothing": ("trades+awp", {"ema": -1.0, "label_smoothing": 0.1}),
     "average, AWP, crop-shift": ("trades+awp", {"ema": -1.0, "augment": "crop-shift"}),
@@ -42,6 +42,8 @@ class Recipe(Options):
     """Folder of the runs."""
     train: int = 3_000
     """Training images; so few that a network learns them by heart, as larger ones do with all images."""
+    held_out: int = 1_000
+    """Images of the training set that the rows are compared on."""
     epochs: int = 30
     """Of each training."""
     batch_size: int = 64
@@ -62,9 +64,9 @@ def main() -> None:
     """Train, evaluate on held-out images, print."""
     options = parse(Recipe)
     threat = hb.Linf(options.eps or DATASETS[options.data].eps)
-    images = first(options.data, "train", options.data_dir, options.train + HELD_OUT)
+    images = first(options.data, "train", options.data_dir, options.train + options.held_out)
     train_set = Subset(images, torch.arange(options.train))
-    held_out = Subset(images, torch.arange(options.train, options.train + HELD_OUT))
+    held_out = Subset(images, torch.arange(options.train, options.train + options.held_out))
     print(
         f"{options.model}, {options.data}, {threat}, {options.train} images, {options.epochs} epochs, "
         f"PGD-{options.steps}, {when(options.threads)}"
@@ -83,12 +85,12 @@ def row(
     """Clean accuracy and robust accuracy at the best epoch, and robust accuracy at the last, in percent of held-out images."""
     folder = options.out / options.data / options.model / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     how: dict[str, Any] = {name: getattr(options, name) for name in ("epochs", "batch_size", "lr", "threads")}
-    how |= {"seed": seed, "augment": "crop-flip"}
+    how |= {"seed": seed, "augment": "auto"}
     more = {key: value for key, value in settings.items() if key != "label_smoothing"}
     trained(folder, options.model, train_set, method.threat, method=method, **{**how, **more})
     suite = {"attacks": ("pgd-20", "cw-20"), "diagnostics": "cheap"}
     best, last = (
-        evaluated(folder, f"held-out-{which}", held_out, method.threat, HELD_OUT, which=which, **suite)
+        evaluated(folder, f"held-out-{which}", held_out, method.threat, options.held_out, which=which, **suite)
         for which in ("best", "last")
     )
     return 100 * best["clean_accuracy"], 100 * best["robust_accuracy"], 100 * last["robust_accuracy"]

@@ -50,6 +50,10 @@ def test_help_teaches_and_needs_no_torch():
         (["train", "--data", "mnist", "--lr", "0.2"], {"epochs": "8", "eps-warmup": "0.3", "lr": "0.2"}),
         (["train", "--data=cifar10", "--model", "resnet18", "--schedule-preset", "express"], {"epochs": "40", "ema": "-1.0"}),
         (
+            ["train", "--data", "cifar10", "--method", "trades+awp", "--schedule-preset", "robust"],
+            {"epochs": "200", "augment": "idbh-weak", "label-smoothing": "0.1"},
+        ),
+        (
             ["train", "--data", "cifar10", "--model", "wrn-34-10", "--method", "mart", "--preset", "official"],
             {"epochs": "90", "beta": "6.0", "milestones": "75.0 90.0"},
         ),

@@ -218,7 +218,7 @@ CALLS = {
         "method": ["at", "standard", hb.method("trades", THREAT, steps=1)], "epochs": [1], "out": [None], "resume": [False],
         "optimizer": ["", torch.optim.Adam], "scheduler": [""], "augmentation": ["", lambda x: x], "callbacks": [(),
         [lambda row: None]],
-        "schedule_preset": ["published", "express"], "val_set": [None, (X, Y)],
+        "schedule_preset": ["published", "express", "robust"], "val_set": [None, (X, Y)],
         "extra": [None, (X, Y)], "init": [""],
         "report_every": [1], "device": ["cpu"],
     }),

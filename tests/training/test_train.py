@@ -25,7 +25,7 @@ from hauberk.training.callbacks import TensorBoardLog
 from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import EpochMetrics, TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import hold_out, make_plan
-from hauberk.training.published import BY_DATA, EXPRESS, OFFICIAL, resolve
+from hauberk.training.published import BY_DATA, OFFICIAL, SCHEDULE_PRESETS, resolve
 from hauberk.training.schedule import eps_scale, first_drop, lr_factor
 from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, further, settings, tiny_batch, tiny_net
 
@@ -599,7 +599,8 @@ def test_works_in_a_thread_and_puts_signal_handlers_back():
 
 
 def test_recommended_settings_are_valid():
-    for found in (EXPRESS, *BY_DATA.values(), *OFFICIAL.values(), resolve("else", "mlp")):
+    presets = [found for by_data in SCHEDULE_PRESETS.values() for found in by_data.values()]
+    for found in (*presets, *BY_DATA.values(), *OFFICIAL.values(), resolve("else", "mlp")):
         assert TrainConfig(**found.settings).epochs > 0
         assert found.source
     assert resolve("cifar10", "wrn-32-10").settings["weight_decay"] == 7e-4
@@ -611,8 +612,16 @@ def test_recommended_settings_are_valid():
     ):
         assert resolve("cifar10", name) == resolve("cifar10", like)
     express = resolve("mnist", "small-cnn", schedule_preset="express").settings
-    assert express["epochs"] == EXPRESS.settings["epochs"]
+    assert express["epochs"] == SCHEDULE_PRESETS["express"][""].settings["epochs"]
     assert express["eps_warmup"] == 0.3  # MNIST does not start to learn without
+    robust = resolve("cifar10", "resnet18", "trades+awp", schedule_preset="robust")
+    assert (robust.settings["augment"], robust.settings["ema"], robust.hyperparameters) == (
+        "idbh-weak",
+        -1.0,
+        {"label_smoothing": 0.1},
+    )
+    assert "augment" not in resolve("digits", "mlp", "at", schedule_preset="robust").settings  # made for natural images
+    assert resolve("svhn", "resnet18", "mart", schedule_preset="robust").hyperparameters == {}  # a loss of labels alone
     with pytest.raises(hb.UserError, match="schedule_preset is"):
         resolve("mnist", "small-cnn", schedule_preset="quick")
     assert resolve("cifar10", "resnet18", "mail-at").settings["epochs"] == 100

@@ -19,7 +19,7 @@ from hauberk.models import ModelSpec
 from hauberk.models.build import LIBRARIES
 from hauberk.threat import Threat, read_threat
 from hauberk.training.plan import recorded_name
-from hauberk.training.published import EXPRESS
+from hauberk.training.published import find_schedule_preset
 
 PARTS = tuple(Hyperparameters.__annotations__)  # of a method, in place of its own
 _OWN, _SEED = "hyperparameters", "seed"
@@ -230,7 +230,9 @@ def _with_hyperparameters(before: TrainOptions, now: TrainOptions, own: dict[str
 def _check_schedule_preset(before: TrainOptions, now: TrainOptions) -> None:
     """Refuse a choice of where settings come from that are not given, where all that it would change are given."""
     chosen = now.presets.schedule_preset
-    if chosen != before.presets.schedule_preset and (given := [key for key in EXPRESS.settings if key in before.settings]):
+    found = find_schedule_preset(chosen, now.data.name)
+    would_change = found.settings if found else {}
+    if chosen != before.presets.schedule_preset and (given := [key for key in would_change if key in before.settings]):
         raise UserError(
             f"schedule_preset {chosen!r} is for settings that are not given, and the file gives {', '.join(given)}; "
             "take these out of it, or leave out the preset"

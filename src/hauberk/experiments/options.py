@@ -70,8 +70,9 @@ class PresetOptions:
 
     preset: Literal["paper", "official", "note"] = "paper"
     """Follow the paper of a method, or the code of its authors where that differs; note is of mart alone."""
-    schedule_preset: Literal["published", "express"] = "published"
-    """Take training settings that are not given from the literature, or from a short training that reaches about as much."""
+    schedule_preset: Literal["published", "express", "robust"] = "published"
+    """Take training settings that are not given from the method's literature (published), from a short training that reaches
+    about as much (express), or from the longest and most robust ones (robust; best with a method such as trades+awp)."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def train(
     scheduler: Any = "",
     augmentation: Callable[..., Tensor] | str = "",
     callbacks: Iterable[Any] = (),
-    schedule_preset: Literal["published", "express"] = "published",
+    schedule_preset: Literal["published", "express", "robust"] = "published",
     val_set: Any = None,
     extra: Any = None,
     init: str | Path = "",
@@ -115,7 +115,7 @@ def train(
             metrics)`` and ``on_train_end(trainer)``, or functions of the metrics of an epoch. What ``state_dict()`` returns is
             kept in checkpoints, for ``load_state_dict(state)``. They run on rank 0; with ``all_ranks = True`` on every rank.
         schedule_preset: where settings that are not given come from: "published" for the literature's, "express" for a short
-            training.
+            training, "robust" for a long one of a large network.
         val_set: examples to choose the best epoch by, whatever ``train_set`` may be; never those that you test on. By default a
             tenth of ``train_set`` is held out, at most 1,000, at random, or its last ones where it is in the order of time.
         extra: further training data: labelled, with pseudo-labels as ``hauberk.data.pseudo_label`` makes them, or generated;
