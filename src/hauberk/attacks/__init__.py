@@ -3,16 +3,24 @@
 from hauberk.attacks.apgd import APGD, apgd
 from hauberk.attacks.base import Attack, run_attack
 from hauberk.attacks.bpda import BPDA
-from hauberk.attacks.cw_l2 import CWL2, cw_l2
-from hauberk.attacks.ddn import DDN, ddn
-from hauberk.attacks.deepfool import DeepFool, deepfool
-from hauberk.attacks.fab import FAB, fab
-from hauberk.attacks.fmn import FMN, fmn
 from hauberk.attacks.frozen_model import ModelQueries, frozen_model
+from hauberk.attacks.minimum_norm import (
+    CWL2,
+    DDN,
+    FAB,
+    FMN,
+    DeepFool,
+    SigmaZero,
+    cw_l2,
+    ddn,
+    deepfool,
+    fab,
+    fmn,
+    sigma_zero,
+)
 from hauberk.attacks.pgd import PGD, RelativeStep, cw, fgsm, friendly_pgd, lm_pgd, pgd
 from hauberk.attacks.presets import PRESETS, SUITES, AttackPreset, Suite, autoattack, find_attack, find_suite
 from hauberk.attacks.random_search import RandomSearch, random_search
-from hauberk.attacks.sigma_zero import SigmaZero, sigma_zero
 from hauberk.attacks.smoothadv import SmoothAdv
 from hauberk.attacks.square import Square, square
 from hauberk.attacks.state import AttackInputs, AttackResult, AttackState, initial_state

@@ -10,15 +10,10 @@ from torch import Tensor, nn
 from hauberk.attacks.apgd import APGD
 from hauberk.attacks.base import GOAL, Attack, attack_batch, run_attack
 from hauberk.attacks.bpda import StandInLike, with_stand_in
-from hauberk.attacks.cw_l2 import CWL2
-from hauberk.attacks.ddn import DDN
-from hauberk.attacks.deepfool import DeepFool
-from hauberk.attacks.fab import FAB
-from hauberk.attacks.fmn import FMN
 from hauberk.attacks.frozen_model import check_module, has_gradient
+from hauberk.attacks.minimum_norm import CWL2, DDN, FAB, FMN, DeepFool, SigmaZero
 from hauberk.attacks.pgd import LINE_SEARCH, NESTEROV, PGD
 from hauberk.attacks.random_search import RandomSearch
-from hauberk.attacks.sigma_zero import SigmaZero
 from hauberk.attacks.square import Square
 from hauberk.attacks.state import AttackResult
 from hauberk.attacks.transfer import CallableAttack, Transfer
