@@ -283,7 +283,7 @@ def test_untargeted_fab_holds_the_gradients_of_few_classes_and_takes_the_same_bo
         return found, largest.numbers
 
     (whole, most), at_once = attack(), 5000
-    monkeypatch.setattr(import_module("hauberk.attacks.frozen_model"), "_GRADIENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(import_module("hauberk.attacks.queries"), "_GRADIENTS_AT_ONCE", at_once)
     parts, fewer = attack()
     assert most == 1000 * x.numel()
     assert fewer <= max(at_once, weights.numel())

@@ -3,7 +3,7 @@
 from hauberk.attacks.apgd import APGD, apgd
 from hauberk.attacks.base import Attack, run_attack
 from hauberk.attacks.bpda import BPDA
-from hauberk.attacks.frozen_model import ModelQueries, frozen_model
+from hauberk.attacks.frozen_model import frozen_model
 from hauberk.attacks.minimum_norm import (
     CWL2,
     DDN,
@@ -20,6 +20,7 @@ from hauberk.attacks.minimum_norm import (
 )
 from hauberk.attacks.pgd import PGD, RelativeStep, cw, fgsm, friendly_pgd, lm_pgd, pgd
 from hauberk.attacks.presets import PRESETS, SUITES, AttackPreset, Suite, autoattack, find_attack, find_suite
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.random_search import RandomSearch, random_search
 from hauberk.attacks.smoothadv import SmoothAdv
 from hauberk.attacks.square import Square, square

@@ -11,15 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.bpda import StandInLike, with_stand_in
-from hauberk.attacks.frozen_model import (
-    Mode,
-    ModelQueries,
-    check_module,
-    check_surrogate,
-    checked_first_pass,
-    frozen_model,
-    has_gradient,
-)
+from hauberk.attacks.check_model import check_module, check_surrogate, checked_first_pass, has_gradient
+from hauberk.attacks.frozen_model import Mode, frozen_model
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.state import (
     AttackInputs,
     AttackResult,

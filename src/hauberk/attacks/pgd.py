@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.base import GOAL, Attack, MaximizingAttack, as_function
-from hauberk.attacks.frozen_model import Mode, ModelQueries
+from hauberk.attacks.frozen_model import Mode
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
 from hauberk.core.arguments import check_fields, shown
 from hauberk.core.errors import UserError

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hauberk.attacks.apgd import APGD
 from hauberk.attacks.base import GOAL, Attack, attack_batch, run_attack
 from hauberk.attacks.bpda import StandInLike, with_stand_in
-from hauberk.attacks.frozen_model import check_module, has_gradient
+from hauberk.attacks.check_model import check_module, has_gradient
 from hauberk.attacks.minimum_norm import CWL2, DDN, FAB, FMN, DeepFool, SigmaZero
 from hauberk.attacks.pgd import LINE_SEARCH, NESTEROV, PGD
 from hauberk.attacks.random_search import RandomSearch

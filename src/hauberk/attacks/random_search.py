@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hauberk.attacks.base import Attack, as_function
-from hauberk.attacks.frozen_model import ModelQueries
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.state import AttackState, where_rows
 from hauberk.objectives.functional import LossLike
 from hauberk.threat import Norm

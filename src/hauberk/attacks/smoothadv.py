@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.pgd import PGD, PGDState, Start, StepSize
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs
 from hauberk.core.errors import UserError
 from hauberk.objectives.smoothing import gaussian_noise, log_mean_softmax

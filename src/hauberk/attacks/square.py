@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.base import Attack, as_function
-from hauberk.attacks.frozen_model import ModelQueries
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.square_windows import Cells, Windows, image_shape, pick_windows
 from hauberk.attacks.state import RUN_TAGS, AttackState, where_rows
 from hauberk.objectives.functional import LossLike

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.base import GOAL, Attack, as_function, attack_batch
-from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.pgd import PGD
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.state import AttackState
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import AttackLoss, LossLike, loss_for

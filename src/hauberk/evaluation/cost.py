@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, Square, frozen_model
-from hauberk.attacks.frozen_model import ModelQueries, has_gradient
+from hauberk.attacks.check_model import has_gradient
+from hauberk.attacks.queries import ModelQueries
 from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError
 from hauberk.core.numerics import float32_mode

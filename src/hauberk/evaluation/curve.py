@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, ModelQueries, find_attack, frozen_model
 from hauberk.attacks.base import GOAL, attack_batch
-from hauberk.attacks.frozen_model import check_logits, check_model, check_module
+from hauberk.attacks.check_model import check_logits, check_model, check_module
 from hauberk.attacks.minimum_norm import MinimumNormAttack, distance, proportions
 from hauberk.attacks.presets import AttackLike
 from hauberk.core.arguments import checked

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.base import Attack, as_function
-from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.minimum_norm.base import MinimumNormAttack, MinimumNormState, unit_slope
 from hauberk.attacks.minimum_norm.sigma_zero import FIRST_MEMORY, SECOND_MEMORY
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs
 from hauberk.core.errors import UserError
 from hauberk.threat import Norm, ThreatModel

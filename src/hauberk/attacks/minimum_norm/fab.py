@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.base import Attack, as_function
-from hauberk.attacks.frozen_model import ModelQueries
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, count_targets, initial_state, where_rows
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import LossLike

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.base import Attack, as_function
-from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.minimum_norm.base import MinimumNormAttack, MinimumNormState, normalised, unit_slope
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs
 from hauberk.threat import Norm, ThreatModel
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.base import as_function
-from hauberk.attacks.frozen_model import ModelQueries
 from hauberk.attacks.minimum_norm.base import MinimumNormAttack, MinimumNormState, unit_slope
+from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs
 from hauberk.core.errors import UserError
 from hauberk.threat import Norm

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, Suite
 from hauberk.attacks.base import MaximizingAttack
-from hauberk.attacks.frozen_model import ModelQueries, are_probabilities, has_gradient
+from hauberk.attacks.check_model import are_probabilities, has_gradient
 from hauberk.attacks.presets import AUTOATTACK
+from hauberk.attacks.queries import ModelQueries
 from hauberk.data import IndexedDataset, reach_of
 from hauberk.evaluation.records import Records
 from hauberk.evaluation.result import Finding
