@@ -11,7 +11,7 @@ import torch
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.evaluation import DIAGNOSTICS
-from hauberk.evaluation.result import Diagnostic
+from hauberk.evaluation.finding import Diagnostic
 from hauberk.report.evaluation import evaluation_page
 from hauberk.report.references import published_beside
 from hauberk.report.summary import compare_with_standard, cost_table, summarise

@@ -77,7 +77,7 @@ def bounds_table(results: "Mapping[str, Evaluation]") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from hauberk.evaluation.result import warning_mark
+    from hauberk.evaluation.finding import warning_mark
 
     some = next(iter(results.values()))
     attacks = ", ".join(some.by_attack)

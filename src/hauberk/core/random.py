@@ -112,3 +112,8 @@ def _mix_number(number: int) -> int:
 def _wrap(number: int) -> int:
     """Bring a Python integer into the signed 64-bit range, as the tensors wrap by themselves."""
     return (number + 2**63) % 2**64 - 2**63
+
+
+def shuffled_order(seed: int, n: int) -> Tensor:
+    """Return a random order of n examples, (n,) int64."""
+    return ExampleRng(seed, torch.arange(n)).uniform(torch.empty(n, 1, dtype=torch.float64), 0).squeeze(1).argsort()

@@ -6,7 +6,9 @@ from hauberk.evaluation.curve import robustness_curve
 from hauberk.evaluation.diagnostics import DIAGNOSTICS, DiagnosticSpec
 from hauberk.evaluation.estimate import Estimate, Sampled
 from hauberk.evaluation.evaluate import evaluate
-from hauberk.evaluation.result import Diagnostic, Evaluation, Finding, PartialResult, partial_result, table
+from hauberk.evaluation.finding import Diagnostic, Finding
+from hauberk.evaluation.partial_result import PartialResult, partial_result
+from hauberk.evaluation.result import Evaluation, table
 from hauberk.evaluation.robustness_curve import RobustnessCurve
 from hauberk.evaluation.tabular_risk import Risk, measure_risk
 

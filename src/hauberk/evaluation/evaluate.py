@@ -24,6 +24,7 @@ from hauberk.core.imports import code_digest
 from hauberk.core.io import as_json, machine, read_json, versions
 from hauberk.core.numerics import Precision, deterministic_mode, float32_mode, float32_switches
 from hauberk.core.progress import ProgressBar
+from hauberk.core.random import shuffled_order
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
 from hauberk.data.tables.table import rows_behind
@@ -32,8 +33,9 @@ from hauberk.evaluation.cost import measure_cost
 from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run_diagnostics
 from hauberk.evaluation.diagnostics.gradients import SAMPLE, Sample
 from hauberk.evaluation.diagnostics.results import CleanInputs, Verdicts
+from hauberk.evaluation.finding import worst_first
 from hauberk.evaluation.records import CLEAN, PLAN, Records, RecordStore, difference
-from hauberk.evaluation.result import Evaluation, shuffled_order, worst_first
+from hauberk.evaluation.result import Evaluation
 from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.evaluation.tabular_risk import risk_of_rows
 from hauberk.evaluation.two_phase import run_two_phases

@@ -2,86 +2,27 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
-from hauberk.core.arguments import checked
-from hauberk.core.errors import UserError, printable
+from hauberk.core.errors import printable
 from hauberk.core.intervals import Interval, wilson_interval
-from hauberk.core.io import read_json, write_result
-from hauberk.core.random import ExampleRng
+from hauberk.core.io import write_result
 from hauberk.evaluation.certified import Certified
 from hauberk.evaluation.cost import Cost
 from hauberk.evaluation.estimate import Sampled
-from hauberk.evaluation.records import CLEAN, COST, PLAN, Records
+from hauberk.evaluation.finding import Diagnostic, warning_line, warning_mark, worst_first
+from hauberk.evaluation.records import CLEAN, Records
 from hauberk.evaluation.tabular_risk import Risk
 
 FORMAT = "hauberk-evaluation/5"
-Verdict: TypeAlias = Literal["ok", "warning", "invalid"]
-
-_MOST = 10**8  # examples times attacks: more would not fit into memory
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the function of a diagnostic returns.
-
-    Attributes:
-        value: what is compared with the thresholds; the larger, the worse.
-        measured: what was seen, in words and numbers.
-        name: in place of the name of the diagnostic, where it finds several things.
-    """
-
-    value: float
-    measured: str
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """What one diagnostic of an evaluation found.
-
-    Attributes:
-        name: of the diagnostic.
-        measured: what was seen, in words and numbers.
-        verdict: "ok", "warning", or "invalid" where the robust accuracy means nothing.
-        advice: what to do, where it is not "ok".
-    """
-
-    name: str
-    measured: str
-    verdict: Verdict
-    advice: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.verdict.upper()} {self.name}: {self.measured}" + (f"; {self.advice}" if self.advice else "")
-
-
-def worst_first(diagnostics: Sequence[Diagnostic]) -> list[Diagnostic]:
-    """Return those that are not "ok", the invalid ones first."""
-    return sorted((d for d in diagnostics if d.verdict != "ok"), key=lambda d: d.verdict != "invalid")
-
-
-def warning_line(diagnostics: Sequence[Diagnostic]) -> str:
-    """Name all that are not "ok" in one line, the invalid ones first; empty where there are none."""
-    said = {"invalid": "INVALID, not to be believed", "warning": "WARNING"}
-    names = {verdict: [d.name for d in diagnostics if d.verdict == verdict] for verdict in said}
-    return ", ".join(f"{said[verdict]} ({', '.join(some)})" for verdict, some in names.items() if some)
-
-
-def warning_mark(diagnostics: Sequence[Diagnostic]) -> str:
-    """Return what stands behind a number with warnings where there is no room for their names."""
-    verdicts = {d.verdict for d in diagnostics}
-    return " (INVALID)" if "invalid" in verdicts else " (!)" if "warning" in verdicts else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,67 +290,3 @@ def table(results: Mapping[str, Evaluation]) -> Table:
     if some.certified is not None:
         add_row("certified, at least", "certified")
     return shown
-
-
-@dataclass(frozen=True)
-class PartialResult:
-    """What an evaluation that is still running, or was stopped, knows so far.
-
-    Attributes:
-        n: examples in all.
-        looked: how many have been looked at without an attack.
-        at_most: no more than this fraction of all can be robust: nothing has broken them yet.
-        after: for each attack that has begun, with how many examples it is done, of how many that stood before it, and how many
-            it has broken. Those with the least margin come first, so that the rest is broken more seldom.
-    """
-
-    n: int
-    looked: int
-    at_most: float
-    after: dict[str, tuple[int, int, int]]
-
-    def __str__(self) -> str:
-        lines = [f"robust accuracy at most {self.at_most:.1%} (n = {self.n}, {self.looked} looked at)"]
-        for attack, (done, standing, broken) in self.after.items():
-            lines.append(f"{printable(attack)}: {broken} broken, {done} of {standing} done, those with the least margin first")
-        return "\n".join(lines)
-
-
-@checked
-def partial_result(folder: str | Path) -> PartialResult:
-    """Read what the evaluation in a folder knows so far.
-
-    Examples are taken in the order of their margin, so the accuracy that is left is near the final one early.
-
-    Raises:
-        UserError: if there is no evaluation in the folder, or it is damaged.
-    """
-    stages, n = _read_plan(Path(folder) / PLAN)
-    records = Records(n, stages)
-    records.read(Path(folder))
-    after, seen = {}, int(records[CLEAN]["known"].sum())
-    for attack, earlier in stages.items():
-        known = records[attack]["known"]
-        if known.any():
-            standing = int((records.right & ~records.broken(earlier)).sum())
-            after[attack] = (int(known.sum()), standing, int(records[attack]["broken"].sum()))
-    return PartialResult(n, seen, (n - seen + int(records.robust.sum())) / n, after)
-
-
-def shuffled_order(seed: int, n: int) -> Tensor:
-    """Return the random order in which an evaluation takes its examples, (n,) int64."""
-    return ExampleRng(seed, torch.arange(n)).uniform(torch.empty(n, 1, dtype=torch.float64), 0).squeeze(1).argsort()
-
-
-def _read_plan(path: Path) -> tuple[dict[str, list[str]], int]:
-    """Return the attacks, each with those whose victims it leaves alone, and the number of examples."""
-    plan = read_json(path)
-    stages, n = plan.get("stages"), plan.get("n")
-    if not isinstance(stages, dict) or not all(
-        isinstance(names, list) and all(isinstance(name, str) and name not in (CLEAN, COST) for name in names)
-        for names in (list(stages), *stages.values())
-    ):
-        raise UserError(f"{path} is not the plan of an evaluation: its stages are {stages!r:.40}")
-    if type(n) is not int or not 1 <= n <= _MOST // max(len(stages), 1):
-        raise UserError(f"{path} is not the plan of an evaluation: n {n!r:.40}")
-    return stages, n

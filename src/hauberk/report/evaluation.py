@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from hauberk.core.intervals import wilson_interval
-from hauberk.evaluation.result import Diagnostic, warning_line, warning_mark, worst_first
+from hauberk.evaluation.finding import Diagnostic, warning_line, warning_mark, worst_first
 from hauberk.report.figures import against_eps, bars, histograms
 from hauberk.report.html import Alert, Block, Figure, Metric, Page, Section, Table
 from hauberk.report.references import published_beside

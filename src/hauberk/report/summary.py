@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from hauberk.evaluation.result import Diagnostic, worst_first
+from hauberk.evaluation.finding import Diagnostic, worst_first
 from hauberk.report.html import Table
 from hauberk.report.words import allowed_in_words, class_name, interval_in_words, percent, plain_words, reach_in_words
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hauberk.evaluation.result import Diagnostic
+from hauberk.evaluation.finding import Diagnostic
 
 _BALL = re.compile(r"(Linf|L2|L1|L0)\(([^,()]+)\)")
 _MAY = {

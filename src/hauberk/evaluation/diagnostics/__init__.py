@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 from hauberk.core.arguments import check_callable, check_fields
 from hauberk.core.errors import unknown_name
 from hauberk.evaluation.diagnostics import active, gradients, results
-from hauberk.evaluation.result import Diagnostic, Finding, Verdict
+from hauberk.evaluation.finding import Diagnostic, Finding, Verdict
 
 Evidence: TypeAlias = Literal["model", "sample", "verdicts"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hauberk.attacks import AttackLoss, ModelQueries, run_attack
 from hauberk.attacks.base import MaximizingAttack
 from hauberk.evaluation.diagnostics.gradients import Sample
-from hauberk.evaluation.result import Finding
+from hauberk.evaluation.finding import Finding
 from hauberk.objectives.functional import ATTACK_LOSSES, find_attack_loss, logit_margin
 from hauberk.threat import FeasibleSet
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hauberk.attacks import APGD, BPDA, Attack, ModelQueries, Square, apgd, pgd, random_search, square
 from hauberk.core.device import send
 from hauberk.core.random import ExampleRng, content_ids
-from hauberk.evaluation.result import Finding
+from hauberk.evaluation.finding import Finding
 from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, LossLike, cw_loss, fooled
 from hauberk.threat import ThreatModel
 

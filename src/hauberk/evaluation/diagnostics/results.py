@@ -15,8 +15,8 @@ from hauberk.attacks.check_model import are_probabilities, has_gradient
 from hauberk.attacks.presets import AUTOATTACK
 from hauberk.attacks.queries import ModelQueries
 from hauberk.data import IndexedDataset, reach_of
+from hauberk.evaluation.finding import Finding
 from hauberk.evaluation.records import Records
-from hauberk.evaluation.result import Finding
 from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, find_attack_loss
 from hauberk.threat import ThreatModel
 
