@@ -14,7 +14,12 @@ _ITEMS_CHECKED = 256  # of a data set that is not in memory, whose every example
 
 
 def check_dataset(dataset: IndexedDataset, threat: ThreatModel, classes: int | None = None) -> None:
-    """Check all examples of arrays, or the first 256 of any other data set, with so many classes if its own are not known.
+    """Check all examples of arrays, or the first 256 of any other data set.
+
+    Args:
+        dataset: what to look at.
+        threat: whose box the inputs must be in.
+        classes: how many there are, where ``dataset`` does not know it.
 
     Raises:
         UserError: for NaN, inputs outside the box of the threat model (normalised by mistake), and labels out of range.
