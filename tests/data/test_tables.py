@@ -16,12 +16,12 @@ import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.distributed import SINGLE_PROCESS
 from hauberk.core.random import ExampleRng
-from hauberk.data import find_dataset, infer_schema, make_table, reach_of, read_frame, read_schema, read_table
+from hauberk.data import class_overlap, find_dataset, infer_schema, make_table, reach_of, read_frame, read_schema, read_table
 from hauberk.models import ModelSpec, StraightThroughRound
 from hauberk.report.reproduce import train_command
 from hauberk.threat import threat_from_dict
 from hauberk.training.config import TrainConfig
-from hauberk.training.metrics import validate
+from hauberk.training.metrics import chance_line, validate
 from hauberk.training.plan import hold_out, make_plan
 from helpers import ROOT
 
@@ -305,6 +305,12 @@ def test_a_draft_lets_every_column_move_and_says_how_far(tmp_path):
     ):
         with pytest.raises(hb.UserError, match=said):
             infer_schema(rows, label, "rows.csv", target)
+    with pytest.raises(hb.UserError, match="incom"):
+        infer_schema(rows, "late", "rows.csv", "1", ["incom"])
+    some = infer_schema(rows.fillna(0), "late", "rows.csv", "1", ["job"])
+    assert some.startswith("# 1 of ")
+    assert some.count('change = "any"') == 1
+    assert some.index('[features."job"]') < some.index('change = "any"')
     several = infer_schema(rows, "job", "rows.csv")
     assert 'classes = ["a", "b", "c"]\n' in several
     assert "costs" not in several
@@ -391,8 +397,10 @@ def test_class_weights_count_in_validation_too():
     plan = replace(make_plan(ModelSpec("mlp", (3,), 2), method, config, source), val=source)
     plain = validate(Always(), plan, SINGLE_PROCESS)
     weighed = validate(Always(), replace(plan, class_weights=torch.tensor([0.625, 2.5])), SINGLE_PROCESS)
-    assert plain == {"val_clean_accuracy": 0.8, "val_robust_accuracy": 0.8}
-    assert weighed == {"val_clean_accuracy": 0.5, "val_robust_accuracy": 0.5}
+    assert plain == {"val_clean_accuracy": 0.8, "val_robust_accuracy": 0.8, "val_predicted_classes": 1}
+    assert weighed == {"val_clean_accuracy": 0.5, "val_robust_accuracy": 0.5, "val_predicted_classes": 1}
+    assert "takes all clean held-out examples for the same class" in chance_line(weighed, 2)
+    assert chance_line(plain | {"val_predicted_classes": 2}, 2) == ""
 
 
 def test_the_commands_take_a_description(folder, capsys, monkeypatch):
@@ -405,13 +413,18 @@ def test_the_commands_take_a_description(folder, capsys, monkeypatch):
     assert "320 of 10" in said
     assert reach in said
     assert "  job can change to any of its 3 values" in said
+    table = read_table(folder / "loans.toml")
+    assert f"Whatever the network, {class_overlap(table.train, table.threat)}" in said
     assert main(["data", "loans.toml", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["reach"]["stuck"] == {"ε is below 1 unit": ["visits"]}
+    found = json.loads(capsys.readouterr().out)
+    assert found["reach"]["stuck"] == {"ε is below 1 unit": ["visits"]}
+    assert found["overlap"]["n"] == 320
     assert main(["data", "rows.csv", "--label", "late"]) == 2
     assert "which class is the one of interest" in capsys.readouterr().err
-    assert main(["data", "rows.csv", "--label", "late", "--target", "1"]) == 0
+    assert main(["data", "rows.csv", "--label", "late", "--target", "1", "--can-change", "job", "income"]) == 0
     (folder / "draft.toml").write_text(capsys.readouterr().out)
-    assert read_table(folder / "draft.toml").columns
+    draft = read_table(folder / "draft.toml")
+    assert set(reach_of(draft.train, draft.threat).moving) == {"job", "income"}
     words = ["--model", "mlp", "--epochs", "3", "--lr", "0.02", "--class-weights", "balanced", "--threads", "1"]
     assert main(["train", "--data", "loans.toml", "--method", "mart", *words, "--out", "run"]) == 0
     assert reach in capsys.readouterr().out

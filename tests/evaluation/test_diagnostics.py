@@ -608,3 +608,16 @@ def test_only_a_whole_box_holds_an_adversarial_example_for_certain(threat):
     result = hb.evaluate(net, (x, net(x).argmax(1)), threat=threat, attacks=["pgd-20"], quiet=True)
     verdicts = {d.name: d.verdict for d in result.diagnostics}
     assert verdicts.get("large-eps-breaks-everything", "none") == ("ok" if str(threat) == "Linf(0.1)" else "none")
+
+
+def test_a_network_that_knows_one_class_only_hides_no_adversarial_example():
+    net = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        net.weight.zero_()
+        net.bias.copy_(torch.tensor([0.0, 1.0]))
+    x, y = torch.rand(60, 3), torch.arange(60) % 2
+    verdicts = {
+        d.name: d.verdict for d in hb.evaluate(net, (x, y), threat=hb.Linf(0.1), attacks=["pgd-20"], quiet=True).diagnostics
+    }
+    assert "large-eps-breaks-everything" not in verdicts
+    assert verdicts["clean-accuracy"] == "invalid"

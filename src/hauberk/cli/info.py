@@ -40,6 +40,8 @@ class Data:
     """NAME is a CSV or Parquet file, and this its column with the class: print a description of it to start from."""
     target: str = ""
     """With --label, the class of interest (default, fraud), a value of the label, whose recall and cost are measured."""
+    can_change: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[COLUMN ...]")] = ()
+    """With --label, the columns that an adversary can change; without it the description lets all of them change."""
     data_dir: Path = Path("data")
     """Folder with the original files of the data set."""
     verify: bool = True
@@ -75,7 +77,7 @@ def data(arguments: Sequence[str]) -> int:
     """Run ``hauberk data``."""
     options = parse(Data, "data", arguments)
     from hauberk.core.io import as_json
-    from hauberk.data import DATASETS, Table, find_dataset, infer_schema, labels, reach_of, read_frame
+    from hauberk.data import DATASETS, Table, class_overlap, find_dataset, infer_schema, labels, reach_of, read_frame
     from hauberk.data.named import download
 
     if not options.name:
@@ -83,7 +85,8 @@ def data(arguments: Sequence[str]) -> int:
         return print_rows(rows, options.json, f"Next: {program()} data NAME --data-dir FOLDER checks the files.")
     if options.label:
         frame = read_frame(Path(options.name))
-        print(infer_schema(frame, options.label, options.name, options.target), end="")  # a file by itself: redirect it
+        text = infer_schema(frame, options.label, options.name, options.target, options.can_change)
+        print(text, end="")  # a file by itself: redirect it
         return 0
     if options.download:
         download(options.name, options.data_dir)
@@ -94,8 +97,10 @@ def data(arguments: Sequence[str]) -> int:
         counts = labels(source).bincount(minlength=source.classes or 0).tolist()
         parts[split] = {"examples": len(source), "shape": list(source.input_shape), "per_class": counts}
     reach = reach_of(source, named.default_threat()) if isinstance(named, Table) else None
+    overlap = class_overlap(named.train, named.default_threat()) if isinstance(named, Table) else None
     if options.json:
-        print(as_json(parts | ({"reach": asdict(reach)} if reach else {})))
+        found = {"reach": reach, "overlap": overlap}
+        print(as_json(parts | {key: asdict(one) for key, one in found.items() if one}))
         return 0
     files = options.name in DATASETS and options.name != "digits"
     checked = "checksums right" if options.verify and files else "not compared with checksums"
@@ -107,6 +112,7 @@ def data(arguments: Sequence[str]) -> int:
         say(f"Of the table {reach}")
         for name, how in reach.how.items():
             say(f"  {name} can change {how}")
+        say(f"Whatever the network, {overlap}")
     where = ["--data-dir", options.data_dir] if files else []
     say(f"Next: {command('train', '--data', options.name, *where)}")
     return 0

@@ -188,8 +188,9 @@ def _with_all_settings(base: "Configuration", options: Train) -> Train:
 
 def _start(options: Train, base: "Configuration") -> "Run":
     from hauberk.core.distributed import get_world
-    from hauberk.data import reach_of
+    from hauberk.data import class_overlap, reach_of
     from hauberk.experiments.config_file import as_experiment, training_arguments
+    from hauberk.threat import threats_of
     from hauberk.training.train import train as train_model
 
     configuration = _configured(options, base)
@@ -202,6 +203,8 @@ def _start(options: Train, base: "Configuration") -> "Run":
         say(f"Training {chosen.method} on {chosen.data.name}, {chosen.model.name}, {threat}, into {out}")
         if reach := reach_of(arguments["train_set"], as_experiment(chosen).threat_model):
             say(f"Of the table {reach}")
+            if (overlap := class_overlap(arguments["train_set"], threats_of(threat)[0])).meeting:
+                say(f"Whatever the network, {overlap}")
         for line in _origins(options, configuration):
             say(line)
         if chosen.settings.get("val_size", -1):

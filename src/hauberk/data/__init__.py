@@ -14,6 +14,7 @@ from hauberk.data.digest import data_digest
 from hauberk.data.extra import as_extra, read_extra
 from hauberk.data.fetch import fetch_for, to_device
 from hauberk.data.named import DATASETS, DatasetInfo, find_dataset, load_data
+from hauberk.data.overlap import ClassOverlap, class_overlap
 from hauberk.data.pseudo_labels import pseudo_label
 from hauberk.data.standard_subset import standard_subset
 from hauberk.data.statistics import channel_statistics, check_dataset, long_tail
@@ -38,6 +39,7 @@ __all__ = [
     "DATASETS",
     "Augmentation",
     "Before",
+    "ClassOverlap",
     "ColumnSchema",
     "ConcatDataset",
     "DatasetInfo",
@@ -56,6 +58,7 @@ __all__ = [
     "augment",
     "channel_statistics",
     "check_dataset",
+    "class_overlap",
     "data_digest",
     "fetch_for",
     "find_augmentation",

@@ -169,6 +169,8 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
     attack = PGD(config.val_steps, loss="evade" if rejects else "ce", return_last=True, evaluate_last=False)
     proves = getattr(method.objective, "certified", None)
     sums = torch.zeros(4, dtype=torch.float64, device=next(model.parameters()).device)
+    outputs = torch.arange(plan.spec.classes, device=sums.device)
+    named = torch.zeros_like(outputs, dtype=torch.bool)
     at_once = -(-config.batch_size // world.size)
     for index in world.local_shard(torch.arange(len(plan.val))).split(at_once):
         if not len(index):
@@ -180,15 +182,18 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
         with nullcontext(model) if policy is None else policy.attack_model(model, x, "eval") as form:
             points = [attack_batch(attack, form, x, y, threat, seed=rng).x_adv for threat in threats]
         with frozen_model(model) as view, float32_mode("fp32"), torch.no_grad():
-            right = view(x).argmax(1) == y
+            predicted = view(x).argmax(1)
+            right = predicted == y
             broken = torch.stack([attack.attack_loss.criterion(view(point), y) for point in points]).any(0)
             proved = torch.zeros_like(right) if proves is None else proves(view, x, y, threats[0])
         each = plan.class_weights
         weight = torch.ones(len(y), device=y.device) if each is None else constant(each, each.dtype, y.device)[y]
+        named |= (predicted[:, None] == outputs).any(0)
         sums += torch.stack([(weight * those).sum() for those in (right, right & ~broken, proved, torch.ones_like(right))])
-    clean, robust, certified, total = world.sum(sums).tolist()
+    clean, robust, certified, total, *times = world.sum(torch.cat([sums, named.double()])).tolist()
     total = total or 1.0  # all weights may be 0
     found = {"val_clean_accuracy": clean / total, "val_robust_accuracy": robust / total}
+    found["val_predicted_classes"] = sum(count > 0 for count in times)
     return found if proves is None else found | {"val_certified_accuracy": certified / total}
 
 
@@ -237,6 +242,11 @@ def chance_line(row: dict[str, Any], classes: int) -> str:
     Of a network that recognises adversarial inputs, that may be because it takes clean ones for such.
     """
     clean = row.get("val_clean_accuracy")
+    if row.get("val_predicted_classes") == 1 and clean != 1:
+        return (
+            "WARNING: the network takes all clean held-out examples for the same class: look at what the adversary may change "
+            "(too much leaves nothing to learn), labels, input range and learning rate"
+        )
     if clean is None or not hardly_beats_chance(clean, classes):
         return ""
     return (

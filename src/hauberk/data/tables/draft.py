@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,12 @@ _ADVICE = (
 )
 
 
-def infer_schema(frame: "DataFrame", label: str, train: str, target: str = "") -> str:
+def infer_schema(frame: "DataFrame", label: str, train: str, target: str = "", can_change: Sequence[str] = ()) -> str:
     """Return the text of a schema to start from: kinds guessed from the values, bounds from what is there.
 
-    Everything can change in it, each number by a quarter of a standard deviation, an integer by one unit at least, a category
-    to any other value: the worst case, from which those are to be taken that nobody can change. Columns of one value, and of
-    words that are no category, such as names and dates, are left out.
+    Everything can change in it unless ``can_change`` says what, each number by a quarter of a standard deviation, an integer by
+    one unit at least, a category to any other value: the worst case, from which those are to be taken that nobody can change.
+    Columns of one value, and of words that are no category, such as names and dates, are left out.
 
     Args:
         frame: the rows.
@@ -36,6 +37,7 @@ def infer_schema(frame: "DataFrame", label: str, train: str, target: str = "") -
         train: name of the file that they were read from.
         target: the class of interest (default, fraud), a value of the label, whose recall and cost are measured; needed where
             there are two.
+        can_change: the columns that can change, where not all of them can.
 
     Raises:
         UserError: if there is no such column or class, the label is no class, or the class of interest is not told.
@@ -51,10 +53,12 @@ def infer_schema(frame: "DataFrame", label: str, train: str, target: str = "") -
     if len(classes) == 2:
         missed, alarm = (f"taking {_quoted(one)} for {_quoted(other)}" for one, other in (classes[::-1], classes))
         head.append(f"costs = [1, 1]  # of {missed}, of {alarm}: yours to say")
+    for name in can_change:
+        column_of(frame, name)  # refuses what is none
     used, left_out = {}, []
     for name in map(str, frame.columns):
         if name != label:
-            lines, why = _drafted(name, frame[name])
+            lines, why = _drafted(name, frame[name], "any" if name in can_change or not can_change else "none")
             if why:
                 left_out.append(f"{name} is left out: {why}")
             else:
@@ -63,7 +67,8 @@ def infer_schema(frame: "DataFrame", label: str, train: str, target: str = "") -
         raise UserError(f"there is no column besides {label!r} to learn from: {'; '.join(left_out)}")
     features = {name: ["", f"[features.{_quoted(name)}]", *lines] for name, lines in used.items()}
     said, how = _said(frame, [*head, *(line for lines in features.values() for line in lines)])
-    comments = [f"# {line}" for note in (said, _ADVICE, *left_out) for line in wrap(note, 110)]
+    notes = [said, *([] if can_change else [_ADVICE]), *left_out]
+    comments = [f"# {line}" for note in notes for line in wrap(note, 110)]
     for name, lines in features.items():
         if name in how:
             lines.insert(2, f"# can change {how[name]}")
@@ -84,7 +89,7 @@ def _classes(frame: "DataFrame", label: str, target: str) -> tuple[str, ...]:
     return (*(value for value in values if value != target), *([target] if target else []))
 
 
-def _drafted(name: str, column: Any) -> tuple[list[str], str]:
+def _drafted(name: str, column: Any, change: str) -> tuple[list[str], str]:
     """The lines of a column, or why it is left out."""
     from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
 
@@ -98,15 +103,15 @@ def _drafted(name: str, column: Any) -> tuple[list[str], str]:
                 f"{different:,} different values in {len(column):,} rows are no category (a name, a number of a row, a date?)",
             )
         values = ", ".join(_quoted(value) for value in sorted(map(str, column.unique())))
-        return ['kind = "category"', 'change = "any"', f"values = [{values}]"], ""
+        return ['kind = "category"', f'change = "{change}"', f"values = [{values}]"], ""
     integer, spread = is_integer_dtype(column), float(column.std(ddof=0))
     lines = [
         f'kind = "{"integer" if integer else "number"}"',
-        'change = "any"',
+        f'change = "{change}"',
         f"low = {column.min()}",
         f"high = {column.max()}",
     ]
-    if integer and _EPS * spread < _ONE_UNIT:
+    if integer and change == "any" and _EPS * spread < _ONE_UNIT:
         lines.append(f"eps = {math.ceil(100 * _ONE_UNIT / spread) / 100:g}  # 1 unit; {_EPS:g} would let it change by none")
     return lines, ""
 
