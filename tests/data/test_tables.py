@@ -431,6 +431,9 @@ def test_the_commands_take_a_description(folder, capsys, monkeypatch):
     assert main(["report", "run"]) == 0
     html = (folder / "run" / "report.html").read_text()
     assert "4 of 7 columns can change" in html
+    overlap = class_overlap(table.train, table.threat)
+    assert overlap.meeting > 0
+    assert f"{overlap.meeting} of 320 training rows can be made the same as one of another class" in html
     assert "ε is below 1 unit" in html
     assert main(["train", "--resume", "run"]) == 0
     capsys.readouterr()

@@ -11,7 +11,8 @@ from matplotlib import rc_context
 
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
 from hauberk.core.io import read_json
-from hauberk.data import reach_of
+from hauberk.data import Table as DataTable
+from hauberk.data import class_overlap, reach_of
 from hauberk.experiments.studies import STUDIES, StudyResult, find_study
 from hauberk.report.comparison import comparison_page
 from hauberk.report.evaluation import evaluation_page
@@ -132,7 +133,8 @@ def _run_page(folder: Path, standard: Path | None) -> Page:
             [s for s in sections if s.heading != "Examples"],
         )
     together = [*first, *order, *rest, *sections]
-    return replace(page, metrics=best.metrics, alerts=[*best.alerts, *alerts], sections=together, summary=summary)
+    metrics, alerts = [*best.metrics, *_any_classifier(table, threat)], [*best.alerts, *alerts]
+    return replace(page, metrics=metrics, alerts=alerts, sections=together, summary=summary)
 
 
 def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: Threat) -> list[Metric]:
@@ -146,7 +148,16 @@ def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: 
     table = table_behind(card)
     if table is not None and (reach := reach_of(table.train, threats_of(threat)[0])):
         found.append(Metric("of the table", *str(reach).partition("; ")[::2]))
-    return found
+    return [*found, *_any_classifier(table, threat)]
+
+
+def _any_classifier(table: DataTable | None, threat: Threat) -> list[Metric]:
+    """Return what no classifier passes on the training rows, where that is less than all of them."""
+    found = None if table is None else class_overlap(table.train, threats_of(threat)[0])
+    if found is None or not found.meeting:
+        return []
+    why = f"{found.meeting:,} of {found.n:,} training rows can be made the same as one of another class"
+    return [Metric("any classifier, at most", f"{100 * found.at_most:.1f} %", why)]
 
 
 def _training_alerts(rows: list[dict[str, Any]], epochs: int) -> list[Alert]:
