@@ -72,7 +72,7 @@ class PresetOptions:
     """Follow the paper of a method, or the code of its authors where that differs; note is of mart alone."""
     schedule_preset: Literal["published", "express", "robust"] = "published"
     """Take training settings that are not given from the method's literature (published), from a short training that reaches
-    about as much (express), or from the longest and most robust ones (robust; best with a method such as trades+awp)."""
+    about as much (express), or from the literature's long trainings of large networks (robust, for methods as trades+awp)."""
 
 
 @dataclass(frozen=True)

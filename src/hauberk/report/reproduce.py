@@ -82,7 +82,7 @@ def evaluate_command(target: str, found: dict[str, Any]) -> str:
         words += ["--norm", threat[1], "--eps", threat[2]]
     words += ["--surrogate", "OTHER"] if any(name.startswith("transfer-") for name in origin["attacks"]) else []
     if found.get("cost"):
-        words += ["--costs", *(",".join(f"{cost:g}" for cost in row) for row in found["cost"]["costs"])]
+        words += ["--costs", *(",".join(str(cost).removesuffix(".0") for cost in row) for row in found["cost"]["costs"])]
     words += ["--n", str(found["n"])] if origin["subset"] != "all" else []
     for key, usual in (("seed", 0), ("batch_size", 256), ("precision", "fp32")):
         words += _option(key, origin[key]) if origin[key] != usual else []
