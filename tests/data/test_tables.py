@@ -307,6 +307,9 @@ def test_a_draft_lets_every_column_move_and_says_how_far(tmp_path):
             infer_schema(rows, label, "rows.csv", target)
     with pytest.raises(hb.UserError, match="incom"):
         infer_schema(rows, "late", "rows.csv", "1", ["incom"])
+    for name, why in (("name", "name is left out: 300 different values"), ("late", "it is the label")):
+        with pytest.raises(hb.UserError, match=f"{name} cannot change: {why}"):
+            infer_schema(rows, "late", "rows.csv", "1", ["job", name])
     some = infer_schema(rows.fillna(0), "late", "rows.csv", "1", ["job"])
     assert some.startswith("# 1 of ")
     assert some.count('change = "any"') == 1

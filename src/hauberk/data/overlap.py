@@ -63,7 +63,8 @@ def class_overlap(data: Any, threat: ThreatModel, *, n: int = 2000) -> ClassOver
         raise UserError(f"n must be positive, got {n}")
     dataset = as_dataset(data)
     x, y = dataset.fetch(torch.arange(min(n, len(dataset))))
-    pairs = torch.cat([torch.empty(0, 2, dtype=torch.int64), *_meeting(x.double(), y, threat)])
+    y = y.cpu()
+    pairs = torch.cat([torch.empty(0, 2, dtype=torch.int64), *_meeting(x.to("cpu", torch.float64), y, threat)])
     matched = max((_matching(pairs, y == k) for k in y.unique().tolist()), default=0) if len(pairs) else 0
     return ClassOverlap(len(y), len(pairs.unique()), 1 - matched / len(y))
 

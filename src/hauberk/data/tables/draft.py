@@ -55,19 +55,22 @@ def infer_schema(frame: "DataFrame", label: str, train: str, target: str = "", c
         head.append(f"costs = [1, 1]  # of {missed}, of {alarm}: yours to say")
     for name in can_change:
         column_of(frame, name)  # refuses what is none
-    used, left_out = {}, []
+    used, left_out = dict[str, list[str]](), dict[str, str]()
     for name in map(str, frame.columns):
         if name != label:
             lines, why = _drafted(name, frame[name], "any" if name in can_change or not can_change else "none")
             if why:
-                left_out.append(f"{name} is left out: {why}")
+                left_out[name] = f"{name} is left out: {why}"
             else:
                 used[name] = lines
     if not used:
-        raise UserError(f"there is no column besides {label!r} to learn from: {'; '.join(left_out)}")
+        raise UserError(f"there is no column besides {label!r} to learn from: {'; '.join(left_out.values())}")
+    for name in can_change:
+        if name not in used:
+            raise UserError(f"{name} cannot change: {left_out.get(name, 'it is the label')}")
     features = {name: ["", f"[features.{_quoted(name)}]", *lines] for name, lines in used.items()}
     said, how = _said(frame, [*head, *(line for lines in features.values() for line in lines)])
-    notes = [said, *([] if can_change else [_ADVICE]), *left_out]
+    notes = [said, *([] if can_change else [_ADVICE]), *left_out.values()]
     comments = [f"# {line}" for note in notes for line in wrap(note, 110)]
     for name, lines in features.items():
         if name in how:
