@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from scipy.stats import ttest_rel
 
@@ -31,10 +33,18 @@ from hauberk.experiments import (
     run_experiments,
     run_on_slurm,
 )
-from hauberk.experiments.experiment import _lock_config, train_experiment
-from hauberk.experiments.options import DataOptions, EvaluationOptions, ModelOptions, PresetOptions, SubsetOptions
+from hauberk.experiments.options import (
+    DataOptions,
+    EvaluationOptions,
+    ModelOptions,
+    PresetOptions,
+    SourceOptions,
+    SubsetOptions,
+)
 from hauberk.experiments.paired_tests import holm
 from hauberk.experiments.paper_tables import MAIL, PAPER_TABLES, parse_methods, scale_budget
+from hauberk.experiments.record import bind_folder
+from hauberk.experiments.runner import train_experiment
 from hauberk.experiments.studies import StudyContext
 from hauberk.training.published import resolve
 from hauberk.training.schedule import first_drop
@@ -289,6 +299,70 @@ def test_finished_experiments_are_not_kept_where_their_data_have_changed(split, 
     assert run_experiments([experiment], out)  # there is nothing to compare with
 
 
+def small_run(folder, seed):
+    """A run whose weights others begin from or are taught by."""
+    data = hb.data.Subset(hb.data.load_data("digits", "train"), torch.arange(128))
+    how = {"method": "standard", "threat": hb.Linf(0.1), "epochs": 1, "val_size": 20, "quiet": True}
+    return str(hb.train("mlp", data, out=folder, seed=seed, **how).folder)
+
+
+def extra_digits(path, count, seed):
+    """Random images in the form of a file of generated ones."""
+    draw = np.random.default_rng(seed)
+    np.savez(path, image=draw.integers(0, 256, (count, 8, 8), dtype=np.uint8), label=draw.integers(0, 10, count))
+    return str(path)
+
+
+def test_all_methods_of_a_comparison_take_extra_examples_first_weights_and_a_teacher(tmp_path, capsys):
+    first, extra = small_run(tmp_path / "first", 0), extra_digits(tmp_path / "extra.npz", 60, 0)
+    words = ["compare", *WORDS, "--methods", f"at,rslad:teacher={first}", "--out", str(tmp_path / "out"), "--quiet"]
+    words += ["--extra", extra, "--extra-share", "0.5", "--init", first, "--batch-size", "32"]
+    assert main([*words, "--dry-run"]) == 0
+    assert main(words) == 0
+    for record in (tmp_path / "out").glob("*/seed-0/run/run.json"):
+        run = json.loads(record.read_text())
+        assert run["data"]["extra"] == 60
+        assert run["settings"]["extra_share"] == 0.5
+        assert run["model"]["init"] == first
+    assert ("teacher" in run["code"]) == (run["method"]["name"] == "rslad")
+    capsys.readouterr()
+    assert main(["compare", *WORDS, "--extra-share", "0.5"]) == 2
+    assert "name their file by extra" in capsys.readouterr().err
+    assert main(["compare", *WORDS, "--extra", str(tmp_path / "none.npz")]) == 2
+    assert "there is no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changed", ["first weights", "extra examples", "teacher", "loss"])
+def test_finished_experiments_are_not_kept_where_what_they_were_made_from_has_changed(changed, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    own = tmp_path / f"own_{changed.replace(' ', '_')}.py"
+    loss = (
+        "import torch\n\n\ndef weighted(context):\n    term = context.logits_adv.logsumexp(1)\n    return {} * term, 0 * term\n"
+    )
+    own.write_text(loss.format(1.0))
+    how = {
+        "first weights": {"sources": SourceOptions(init=str(tmp_path / "first"))},
+        "extra examples": {"sources": SourceOptions(extra=str(tmp_path / "extra.npz"))},
+        "teacher": {"method": "rslad", "hyperparameters": {"steps": 1, "teacher": str(tmp_path / "first")}},
+        "loss": {"hyperparameters": {"steps": 1, "objective": f"{own.stem}:weighted"}},
+    }[changed]
+    small_run(tmp_path / "first", 0)
+    extra_digits(tmp_path / "extra.npz", 60, 0)
+    (experiment,) = experiments("at", trials=1)
+    experiment, out, told = replace(experiment, **how), tmp_path / "out", []
+    assert run_experiment(experiment, out)
+    assert run_experiments([experiment], out, on_progress=lambda one, what: told.append(what))
+    assert told == ["kept"]
+    shutil.rmtree(tmp_path / "first")
+    small_run(tmp_path / "first", 1)
+    extra_digits(tmp_path / "extra.npz", 60, 1)
+    own.write_text(loss.format(2.0))
+    sys.modules.pop(own.stem, None)
+    with pytest.raises(hb.UserError, match=r"was made with other .*; choose another folder"):
+        run_experiments([experiment], out)
+
+
 def test_an_experiment_that_fails_does_not_stop_the_others(tmp_path):
     told = {}
     bad = replace(experiments("at", trials=1)[0], method="trades", settings={"epochs": 1, "lr": 1e30, "val_size": 20})
@@ -423,6 +497,11 @@ def test_methods_by_name_and_by_import_path():
         ("own.part:build", {"slope": "2"}),
     ]
     assert [label for label, *_ in found][2:] == ["own.part:build", "own.part:build slope=2"]
+    far = "/a/folder/far/away/from"
+    labels = [label for label, *_ in parse_methods(f"rslad:teacher={far}/a,rslad:teacher={far}/b,saad:teacher=runs/a")]
+    assert labels == ["rslad teacher=a", "rslad teacher=b", "saad teacher=runs/a"]
+    alike = f"ard:teacher={far}/1/run,ard:teacher={far}/2/run,ard:teacher={far}/1/run"
+    assert [label for label, *_ in parse_methods(alike)] == [f"ard teacher={far}/{one}/run" for one in (1, 2)]
 
 
 def test_an_experiment_is_known_by_what_it_does_not_by_how_it_was_asked_for(tmp_path):
@@ -432,7 +511,7 @@ def test_an_experiment_is_known_by_what_it_does_not_by_how_it_was_asked_for(tmp_
         replace(one, data=DataOptions("cifar10", "elsewhere", verify=False), label="another name", surrogate="runs/other"),
     ]
     for other in (one, *same):
-        _lock_config(tmp_path, other)
+        bind_folder(tmp_path, other)
     others = [
         replace(one, seed=1),
         replace(one, settings={"epochs": 99}),
@@ -443,7 +522,7 @@ def test_an_experiment_is_known_by_what_it_does_not_by_how_it_was_asked_for(tmp_
     ]
     for other in others:
         with pytest.raises(hb.UserError, match="was made with"):
-            _lock_config(tmp_path, other)
+            bind_folder(tmp_path, other)
 
 
 @pytest.mark.parametrize("name", PAPER_TABLES)

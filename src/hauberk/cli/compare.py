@@ -16,6 +16,7 @@ from hauberk.experiments.options import (
     EvaluationOptions,
     ModelOptions,
     PresetOptions,
+    SourceOptions,
     SubsetOptions,
     ThreatOptions,
     TrainSettings,
@@ -62,6 +63,7 @@ class Compare:
     threat: ThreatOptions = ThreatOptions()
     model: ModelOptions = ModelOptions("")
     presets: PresetOptions = PresetOptions()
+    sources: SourceOptions = SourceOptions()
     evaluation: EvaluationOptions = EvaluationOptions("papers")
     last: bool = False
     """Evaluate the last checkpoint of each run, too: a row below the best one's, with the gap. Evaluations then take twice as
@@ -87,8 +89,7 @@ def compare(arguments: Sequence[str]) -> int:
         return compare_results(arguments)
     options = _with_table(parse(Compare, "compare", arguments, _with_published))
 
-    from hauberk.experiments import collect, estimate, run_experiments, run_on_slurm
-    from hauberk.experiments.experiment import train_experiment
+    from hauberk.experiments import collect, estimate, run_experiments, run_on_slurm, train_experiment
 
     out = options.out or usual_folder(options.table or "compare", options.data.name, options.model.name)
     experiments = _experiments(options, out)
@@ -177,6 +178,7 @@ def _experiments(options: Compare, out: Path) -> "list[Experiment]":
             one = replace(one, surrogate=str((folder / "run").resolve()))
         one.make_method()  # refuses now what a run would refuse later
         found.append(one)
+    found[0].load_extra(None)  # likewise
     # A table of all methods as early as possible.
     return [replace(one, seed=number) for number in range(seed, seed + options.trials) for one in found]
 

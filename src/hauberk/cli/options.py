@@ -77,7 +77,7 @@ def program() -> str:
 
 def common_parts(options: Any) -> dict[str, Any]:
     """Return those groups of a command's options that are parts of an experiment, too."""
-    names = ("data", "subset", "threat", "model", "presets", "evaluation")
+    names = ("data", "subset", "threat", "model", "presets", "sources", "evaluation")
     return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 

@@ -162,12 +162,13 @@ def training_arguments(configuration: Configuration, given: Mapping[str, Any] | 
     experiment = as_experiment(options)
     _ = experiment.resolved.config  # refuses senseless settings before anything is read
     found: dict[str, Any] = {"seed": experiment.seed, "schedule_preset": options.presets.schedule_preset, **options.settings}
-    if options.init:
-        found["init"] = options.init
-    if options.extra or "extra" in given:
-        found |= {"extra": options.extra, "extra_share": options.extra_share}
-    elif options.extra_share != TrainOptions.extra_share:
-        raise UserError("extra_share is the share of extra examples; name their file by extra (--extra)")
+    sources = options.sources
+    if sources.init:
+        found["init"] = sources.init
+    if sources.extra or "extra" in given:
+        found |= {"extra": sources.extra, "extra_share": sources.extra_share}
+    else:
+        experiment.load_extra(None)  # refuses a share of none
     found["train_set"] = given["train_set"] if "train_set" in given else experiment.load_data("train")
     if "method" not in given:
         threat = given.get("threat") or configuration.threat
@@ -184,7 +185,7 @@ def training_arguments(configuration: Configuration, given: Mapping[str, Any] | 
 
 def as_experiment(options: TrainOptions) -> Experiment:
     """Return what is trained as an experiment."""
-    parts = {name: getattr(options, name) for name in ("data", "threat", "model", "presets", "settings", _OWN)}
+    parts = {name: getattr(options, name) for name in ("data", "threat", "model", "presets", "sources", "settings", _OWN)}
     return Experiment(options.method, options.settings.get(_SEED, 0), subset=SubsetOptions(options.train_size), **parts)
 
 

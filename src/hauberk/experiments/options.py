@@ -76,6 +76,19 @@ class PresetOptions:
 
 
 @dataclass(frozen=True)
+class SourceOptions:
+    """What a training takes from elsewhere: extra, extra_share, init."""
+
+    extra: Annotated[str, arg(metavar="FILE")] = ""
+    """Further training examples, such as generated ones: an .npz file with the arrays image, uint8 (N, H, W, channels), and
+    label, (N,) or probabilities (N, C)."""
+    extra_share: float = 0.7
+    """Part of each batch taken from them; an epoch is one pass over the others."""
+    init: Annotated[str, arg(metavar="FOLDER|FILE")] = ""
+    """Weights to begin from: the best ones of a run, an exported model, or a PyTorch state dict; by default random ones."""
+
+
+@dataclass(frozen=True)
 class EvaluationOptions:
     """What an evaluation does: suite, attacks, sequential, certify."""
 
@@ -103,7 +116,7 @@ def _texts(kind: type) -> dict[str, str]:
     }
 
 
-_NO_OPTIONS = ("extra_share",)  # only training alone can be given extra examples
+_NO_OPTIONS = ("extra_share",)  # it is beside the file of the extra examples, in SourceOptions
 
 
 def as_options(config: TrainConfig) -> dict[str, Any]:
@@ -161,13 +174,7 @@ class TrainOptions:
     """Further threat models, each NORM:EPS as in L2:0.5 L1:12, for methods that train under several (e-at, max-at, ramp)."""
     model: ModelOptions = ModelOptions()
     presets: PresetOptions = PresetOptions()
-    extra: Annotated[str, arg(metavar="FILE")] = ""
-    """Further training examples, such as generated ones: an .npz file with the arrays image, uint8 (N, H, W, channels), and
-    label, (N,) or probabilities (N, C)."""
-    extra_share: float = 0.7
-    """Part of each batch taken from them; an epoch is one pass over the others."""
-    init: Annotated[str, arg(metavar="FOLDER|FILE")] = ""
-    """Weights to begin from: the best ones of a run, an exported model, or a PyTorch state dict; by default random ones."""
+    sources: SourceOptions = SourceOptions()
     settings: TrainSettings = field(default_factory=dict)
     """Training settings."""
 

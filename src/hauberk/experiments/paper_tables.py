@@ -1,8 +1,10 @@
 """The papers' tables: as comparisons, with methods, settings and attacks, and the numbers that they print. Free of torch."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import sqrt
+from pathlib import PurePath
 
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.experiments.options import DataOptions, ModelOptions
@@ -11,6 +13,7 @@ from hauberk.training.published import OFFICIAL, Published
 
 SURROGATE = "standard"  # what black-box attacks of the MART paper are crafted on, trained with another seed
 _LEAST_TEST_EXAMPLES = 100
+_LONGEST = 24  # characters of a setting in the label of a method
 
 Number = tuple[float, float]  # mean and standard deviation over 5 trials, in %
 Printed = tuple[Number | None, ...]  # None for a column that the paper does not print
@@ -174,7 +177,18 @@ def parse_methods(text: str) -> list[tuple[str, str, Mapping[str, str]]]:
         settings = parts.pop() if len(parts) > 1 and "=" in parts[-1] else ""
         name = ":".join(parts)  # package.module:attribute has one of its own
         pairs = dict(pair.partition("=")[::2] for pair in filter(None, settings.split(";")))
-        found.append((" ".join([name, *(f"{key}={value}" for key, value in pairs.items())]), name, pairs))
+        found.append((_label(name, pairs), name, pairs))
     if not found:
         raise UserError("--methods needs a name at least")
-    return list({label: (label, name, pairs) for label, name, pairs in found}.values())
+    different = {(name, *pairs.items()): (label, name, pairs) for label, name, pairs in found}
+    shared = Counter(label for label, _, _ in different.values())
+    return [
+        (label if shared[label] == 1 else _label(name, pairs, shorten=False), name, pairs)
+        for label, name, pairs in different.values()
+    ]
+
+
+def _label(name: str, pairs: Mapping[str, str], shorten: bool = True) -> str:
+    """Return a method's name and settings, of long paths only the last part: a table has no room for more."""
+    values = {key: PurePath(value).name if shorten and len(value) > _LONGEST else value for key, value in pairs.items()}
+    return " ".join([name, *(f"{key}={value}" for key, value in values.items())])

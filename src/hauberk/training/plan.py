@@ -127,19 +127,8 @@ class Plan:
     @cached_property
     def _foreign_code(self) -> dict[str, str]:
         """Digests of the code of parts that are not Hauberk's; callbacks, which may be mended meanwhile, are left out."""
-        method = self.method
-        parts = {
-            "attack": getattr(method.inner, "attack", method.inner),
-            "objective": method.objective.objective if isinstance(method.objective, Regularized) else method.objective,
-            "weighting": method.weighting,
-            "weight_perturbation": method.weight_perturbation,
-            "targets": method.targets,
-            "augmentation": self.augmentation,
-            "optimizer": self.make_optimizer,
-            "scheduler": self.make_scheduler,
-        }
-        found = {name: code_digest(part) for name, part in parts.items() if part is not None and not _is_ours(part)}
-        return found if method.teacher is None else found | {"teacher": method.teacher.digest}
+        parts = {"augmentation": self.augmentation, "optimizer": self.make_optimizer, "scheduler": self.make_scheduler}
+        return foreign_code(self.method) | _digests_of_foreign(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for run.json and cards; settings that the optimizer or scheduler replaces are left out."""
@@ -161,6 +150,23 @@ class Plan:
             "settings": json_roundtrip(config),
             "code": self._foreign_code,
         }
+
+
+def foreign_code(method: Method) -> dict[str, str]:
+    """Return digests of the code of those parts of a method that are not Hauberk's, and of its teacher's weights."""
+    parts = {
+        "attack": getattr(method.inner, "attack", method.inner),
+        "objective": method.objective.objective if isinstance(method.objective, Regularized) else method.objective,
+        "weighting": method.weighting,
+        "weight_perturbation": method.weight_perturbation,
+        "targets": method.targets,
+    }
+    found = _digests_of_foreign(parts)
+    return found if method.teacher is None else found | {"teacher": method.teacher.digest}
+
+
+def _digests_of_foreign(parts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: code_digest(part) for name, part in parts.items() if part is not None and not _is_ours(part)}
 
 
 def _is_ours(part: Any) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hauberk.core.errors import UserError
 from hauberk.data import IndexedDataset, fetch_for
-from hauberk.experiments.experiment import Experiment, train_experiment
+from hauberk.experiments.experiment import Experiment
+from hauberk.experiments.runner import train_experiment
 from hauberk.experiments.studies.progress import Watch
 from hauberk.methods import Method
 from hauberk.threat import ThreatModel

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hauberk.core.text_table import TextTable
-from hauberk.experiments.runner import pass_seconds, training_seconds
+from hauberk.experiments.cost_estimate import pass_seconds, training_seconds
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.study import Study
 from hauberk.methods import Method
