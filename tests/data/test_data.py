@@ -36,6 +36,7 @@ from hauberk.data import (
     to_device,
 )
 from hauberk.data.augmentation import PADDING
+from hauberk.data.default_model import default_model
 from helpers import MNIST
 
 RNG = np.random.default_rng(0)
@@ -379,9 +380,9 @@ def test_a_data_set_by_import_path(mine):
     assert (len(train), len(test), train.name, train.folder) == (90, 30, f"{mine}:pairs", "there")
     items = load_data(f"{mine}:Items", "train")
     assert torch.equal(items.fetch(torch.arange(90))[0], train.x)
-    named = find_dataset(f"{mine}:Items")
-    assert (named.default_model("mlp", items).classes, named.default_model("mlp", items).input_shape) == (3, (4,))
-    assert repr(named.default_threat("L2", "0.5")) == repr(hb.L2("0.5"))
+    spec = default_model("mlp", items)
+    assert (spec.classes, spec.input_shape) == (3, (4,))
+    assert repr(find_dataset(f"{mine}:Items").default_threat("L2", "0.5")) == repr(hb.L2("0.5"))
 
 
 @pytest.mark.parametrize(

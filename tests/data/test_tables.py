@@ -271,6 +271,63 @@ def test_columns_that_may_change_but_cannot_are_named(tmp_path):
     assert str(none).startswith("INVALID")
 
 
+NUMBERS = """
+train = "rows.csv"
+label = "odd"
+eps = 1
+[features.number]
+"""
+
+
+@pytest.mark.parametrize("eps", [0.4, 0.6])  # of two numbers side by side, 1 apart
+def test_rows_that_cannot_both_stand_are_counted_where_attacks_find_nothing(eps, tmp_path):
+    (tmp_path / "rows.toml").write_text(NUMBERS)
+    rows = pd.DataFrame({"number": np.arange(40.0), "odd": np.arange(40) % 2})
+    table = make_table(read_schema(tmp_path / "rows.toml"), rows, rows)
+    threat = table.default_threat(eps=eps / rows["number"].std(ddof=0))
+
+    class NearestNumber(torch.nn.Module):
+        """Right for every row, and without a gradient; wrong beyond halfway to the next one."""
+
+        def forward(self, x):
+            odd = x.round() % 2
+            return torch.cat([1 - odd, odd], 1) + 0 * x
+
+    how = {"threat": threat, "diagnostics": ["robust-rows-stay-apart"], "quiet": True}
+    found = hb.evaluate(NearestNumber(), table.test, attacks=["fgsm"], **how)
+    (said,) = found.diagnostics
+    assert found.robust_accuracy == 1
+    if eps < 0.5:
+        assert (said.verdict, said.measured) == ("ok", "no two of 40 rows that stand can be made the same")
+    else:
+        assert said.verdict == "invalid"
+        assert said.measured == "of 40 rows that stand at least 20 do not: each can be made the same as one of another class"
+    # True of every model, so of one that attacks break, too.
+    found = hb.evaluate(NearestNumber(), table.test, attacks=["random-100"], **how)
+    assert found.robust_accuracy == (1 if eps < 0.5 else 0)
+    assert all(one.verdict == "ok" for one in found.diagnostics)
+    certainly = class_overlap(table.test, threat).at_most
+    assert found.robust_accuracy <= certainly == (1 if eps < 0.5 else 0.5)
+
+
+def test_a_network_by_its_name_sees_rows_as_it_does_on_the_command_line(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    table = read_table("loans.toml")
+    how = {"threat": table.threat, "epochs": 1, "val_size": 20, "quiet": True}
+    words = ["--model", "mlp", "--epochs", "1", "--val-size", "20", "--quiet"]
+    assert main(["train", "--data", "loans.toml", *words, "--out", "words"]) == 0
+    hb.train("mlp", table.train, out="python", **how)
+    part = hb.train("mlp", hb.data.Subset(table.train, torch.arange(100)), out="part", **how)
+    specs = [
+        ModelSpec.from_dict(json.loads((folder / name / "run.json").read_text())["model"])
+        for name in ("words", "python", "part")
+    ]
+    assert specs == [table.default_model("mlp")] * 3
+    ours, theirs = (hb.load(where).state_dict() for where in ("words", "python"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert torch.isfinite(part.model(table.test.x)).all()
+
+
 def test_a_draft_lets_every_column_move_and_says_how_far(tmp_path):
     draw = np.random.default_rng(0)
     rows = {"rate": draw.integers(1, 5, 300), "amount": draw.normal(0, 100, 300), "job": ["a", "b", "c"] * 100}

@@ -15,9 +15,7 @@ from hauberk.core.errors import UserError, first_line, unknown_name
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.data.dataset import IndexedDataset, as_dataset, in_memory, labels
 from hauberk.data.readers import ImagesAndLabels, read_cifar, read_files, read_mnist, read_svhn
-from hauberk.data.statistics import channel_statistics
 from hauberk.data.tables.table import Table, read_table
-from hauberk.models import ModelSpec
 from hauberk.threat import ThreatModel, make_threat
 
 Split: TypeAlias = Literal["train", "test"]
@@ -79,12 +77,6 @@ class DatasetInfo:
         if not eps and (norm != "Linf" or not self.eps):
             raise UserError(f"give --eps: there is no usual radius of {self.name} in {norm}")
         return make_threat(norm, eps or self.eps)
-
-    def default_model(self, model: str, dataset: IndexedDataset, *, extra: int = 0, normalize: bool = False) -> ModelSpec:
-        """Return how to build ``model`` for ``dataset`` with ``extra`` outputs; ``normalize`` adds a layer before it."""
-        classes = dataset.classes or int(labels(dataset).max()) + 1
-        mean, std = channel_statistics(dataset) if normalize else ((), ())
-        return ModelSpec(model, dataset.input_shape, classes + extra, mean, std)
 
     def _find_files(self, names: list[str], folder: Path) -> list[Path]:
         """Find the original files below a folder, each perhaps with ``.gz``."""

@@ -27,7 +27,7 @@ from hauberk.core.progress import ProgressBar
 from hauberk.core.random import shuffled_order
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
-from hauberk.data.tables.table import rows_behind
+from hauberk.data.tables.rows import rows_behind
 from hauberk.evaluation.certified import certify_standing, check_certifiable
 from hauberk.evaluation.cost import measure_cost
 from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run_diagnostics
@@ -260,10 +260,11 @@ def evaluate(
         cost = world.on_main_process(lambda: measure_cost(attacked, tested, threat=threat, costs=costs, seed=seed))
     if rows is not None and goal.criterion is fooled:
         risk = world.on_main_process(lambda: risk_of_rows(model, tested, threat=threat, seed=seed))
+    verdicts = Verdicts(records, chosen, outputs, weights, goal, tested, threat)
     result = Evaluation(
         str(threat), plan["suite"], chosen.sequential,
         **_fractions(records, chosen, weights, goal, outputs), curve=curve,
-        diagnostics=found + run_diagnostics(specs, "verdicts", Verdicts(records, chosen, outputs, weights, goal)),
+        diagnostics=found + run_diagnostics(specs, "verdicts", verdicts),
         provenance=provenance, records=records, sampled=sampled, certified=certified,
         risk=risk, cost=cost, class_names=rows.class_names if rows else (),
     )  # fmt: skip

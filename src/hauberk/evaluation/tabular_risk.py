@@ -11,7 +11,7 @@ from hauberk.attacks.check_model import has_gradient
 from hauberk.core.errors import UserError
 from hauberk.core.numerics import float32_mode
 from hauberk.data import IndexedDataset, as_dataset, fetch_for, labels
-from hauberk.data.tables.table import rows_behind
+from hauberk.data.tables.rows import rows_behind
 from hauberk.threat import ThreatModel
 
 _BATCH_SIZE = 1000

@@ -18,6 +18,7 @@ from hauberk.data import (
     load_data,
     long_tail,
 )
+from hauberk.data.default_model import default_model
 from hauberk.data.label_noise import with_random_labels
 from hauberk.data.standard_subset import first_examples
 from hauberk.experiments.options import (
@@ -134,8 +135,7 @@ class Experiment:
 
     def model_spec(self, source: IndexedDataset, method: Method) -> ModelSpec:
         """Return the network for the training examples, with the outputs that the method needs."""
-        kind = find_dataset(self.data.name)
-        return kind.default_model(self.model.name, source, extra=method.extra_outputs, normalize=self.model.normalize)
+        return default_model(self.model.name, source, extra=method.extra_outputs, normalize=self.model.normalize)
 
     def train(
         self, source: IndexedDataset, method: Method, *, out: Path, resume: bool = False, quiet: bool = True, **more: Any

@@ -46,6 +46,7 @@ _PLAIN = {
     "cross-entropy-to-margin-gap": _TOO_EASY,
     "more-steps-help": _TOO_SHORT,
     "pgd-to-autoattack-gap": _TOO_EASY,
+    "robust-rows-stay-apart": "Some rows count as safe that cannot all be: an attacker can make them the same as one another.",
     "square-beats-gradients": "Trial and error finds mistakes that the other attacks miss: the true number may be lower.",
 }
 

@@ -10,6 +10,7 @@ from hauberk.core.imports import is_import_path
 from hauberk.core.io import json_roundtrip, versions, write_atomically
 from hauberk.core.toml import is_unicode, toml_lines
 from hauberk.data import DATASETS, DatasetInfo, Table, find_dataset
+from hauberk.data.default_model import default_model
 from hauberk.data.named import TABLE_SUFFIX
 from hauberk.data.standard_subset import first_of
 from hauberk.methods import METHODS, default_settings
@@ -80,9 +81,7 @@ def _network(plan: Plan) -> dict[str, Any]:
     spec, normalize = plan.spec, bool(plan.spec.mean)
     found: dict[str, Any] = {"model": spec.name}
     if not spec.is_from_python:
-        source, kind = plan.train.dataset, _find(plan.train.name)
-        extra = plan.method.extra_outputs
-        usual = kind and kind.default_model(spec.name, source, extra=extra, normalize=normalize)
+        usual = default_model(spec.name, plan.train.dataset, extra=plan.method.extra_outputs, normalize=normalize)
         if usual == spec or not (normalize or spec.integers or spec.groups):
             found["normalize"] = normalize
         else:

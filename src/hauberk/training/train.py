@@ -18,7 +18,8 @@ from hauberk.core.imports import trusted_name
 from hauberk.core.lock import exclusive_lock
 from hauberk.core.numerics import deterministic_mode
 from hauberk.core.progress import ProgressBar, watch_signals
-from hauberk.data import IndexedDataset, as_dataset, as_extra, check_dataset, fetch_for, labels, load_data
+from hauberk.data import IndexedDataset, as_dataset, as_extra, check_dataset, fetch_for, load_data
+from hauberk.data.default_model import default_model
 from hauberk.data.standard_subset import first_examples
 from hauberk.methods import Method
 from hauberk.methods import method as make_method
@@ -332,7 +333,7 @@ def _build_network(
     needed = None if source.classes is None else source.classes + method.extra_outputs
     some, shape = torch.arange(min(len(source), 16)), source.input_shape
     if isinstance(model, str):
-        model = ModelSpec(model, shape, needed or int(labels(source).max()) + 1 + method.extra_outputs)
+        model = default_model(model, source, extra=method.extra_outputs)
     network = model.build() if isinstance(model, ModelSpec) else model
     check_module(network)
     if any(p.is_floating_point() and p.dtype.itemsize < 4 for p in network.parameters()):

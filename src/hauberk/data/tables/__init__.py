@@ -2,8 +2,9 @@
 
 from hauberk.data.tables.draft import infer_schema
 from hauberk.data.tables.reach import Reach, reach_of
+from hauberk.data.tables.rows import TableDataset
 from hauberk.data.tables.schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
-from hauberk.data.tables.table import Table, TableDataset, make_table, read_frame, read_table
+from hauberk.data.tables.table import Table, make_table, read_frame, read_table
 
 __all__ = [
     "ColumnSchema",

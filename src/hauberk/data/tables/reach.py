@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from hauberk.data.dataset import IndexedDataset
+from hauberk.data.tables.rows import rows_behind
 from hauberk.data.tables.schema import ColumnSchema
-from hauberk.data.tables.table import rows_behind
 from hauberk.threat import ThreatModel
 
 _MAX_NAMED = 8  # columns that are named in a line

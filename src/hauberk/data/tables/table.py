@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hauberk.core.arguments import checked, shown
 from hauberk.core.errors import UserError, in_one_line, unknown_name
-from hauberk.data.dataset import IndexedDataset, Subset, TensorDataset
-from hauberk.data.statistics import channel_statistics
+from hauberk.data.dataset import IndexedDataset
+from hauberk.data.tables.rows import TableDataset, network_for_rows
 from hauberk.data.tables.schema import ColumnSchema, EncodedColumn, TableSchema, read_schema
 from hauberk.data.time_series import split_by_date
 from hauberk.models import InputColumn, ModelSpec, Normalize, StraightThroughRound, from_sklearn
@@ -23,27 +23,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 _SEED = 0  # of the split into training and test rows
-
-
-@dataclass(eq=False, repr=False)
-class TableDataset(TensorDataset):
-    """Rows of a table, ``x`` (N, D) in the units of the file.
-
-    ``y``, ``classes``, ``name``, ``folder`` and ``probabilities`` are as in :class:`TensorDataset`.
-
-    Attributes:
-        features: schema of each column that is used, by name.
-        columns: what the D inputs are.
-        class_names: what each class is called, for readers: its value, or where that is a number "label = value".
-        costs: of missing one of the last class, and of a false alarm.
-        in_time_order: whether the rows are split by date, so that they come in its order.
-    """
-
-    features: Mapping[str, ColumnSchema] = field(default_factory=dict)
-    columns: tuple[EncodedColumn, ...] = ()
-    class_names: tuple[str, ...] = ()
-    costs: tuple[float, float] = (1.0, 1.0)
-    in_time_order: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,23 +84,13 @@ class Table:
         ways, one_hot = (values if any(values) else None for values in (monotone, groups))
         return make_threat(norm, radius, low, high, monotone=ways, one_hot=one_hot)
 
-    def default_model(
-        self, model: str, dataset: IndexedDataset | None = None, *, extra: int = 0, normalize: bool = True
-    ) -> ModelSpec:
-        """Return how to build the network ``model`` behind the nearest valid row and normalisation.
+    @checked
+    def default_model(self, model: str, *, extra: int = 0) -> ModelSpec:
+        """Return how to build the network ``model`` behind the nearest valid row and normalisation by the training rows.
 
-        ``extra`` is the number of outputs besides the classes. ``dataset`` and ``normalize`` are not used: these networks
-        always normalise, by the training rows; categories pass as 0 and 1, or a rare value would be a huge input.
+        ``extra`` is the number of outputs besides the classes.
         """
-        mean, std = map(list, channel_statistics(self.train))
-        for k, column in enumerate(self.columns):
-            mean[k] = 0.0 if column.value else mean[k]
-            std[k] = 1.0 if column.value or std[k] < 1e-6 else std[k]
-        kinds = {name: feature.kind for name, feature in self.schema.features.items()}
-        integers = tuple(self._places(name)[0] for name, kind in kinds.items() if kind == "integer")
-        groups = tuple(self._places(name) for name, kind in kinds.items() if kind == "category")
-        classes = len(self.classes) + extra
-        return ModelSpec(model, (len(self.columns),), classes, tuple(mean), tuple(std), integers, groups)
+        return network_for_rows(model, self.train, extra)
 
     @checked
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -151,7 +120,7 @@ class Table:
             raise UserError(f"the estimator was fitted on the column {absent[0]!r}, which the table does not use")
         columns = []
         for name in known:
-            places = self._places(name)
+            places = self.train.places(name)
             values = [self.columns[place].value for place in places]
             columns.append(InputColumn(name, places, _as_before(values, self.dtypes.get(name)) if values[0] else ()))
         module = from_sklearn(estimator, columns=columns, classes=self.classes)
@@ -168,7 +137,7 @@ class Table:
         valid = StraightThroughRound(spec.integers, spec.groups)(x.detach().cpu().double())
         found: dict[str, list[Any]] = {}
         for name, feature in self.schema.features.items():
-            places = self._places(name)
+            places = self.train.places(name)
             if feature.kind == "category":
                 values = _as_before([self.columns[place].value for place in places], self.dtypes.get(name))
                 found[name] = [values[k] for k in valid[:, places].argmax(1).tolist()]
@@ -176,9 +145,6 @@ class Table:
                 numbers = valid[:, places[0]]
                 found[name] = (numbers.long() if feature.kind == "integer" else numbers).tolist()
         return DataFrame(found)
-
-    def _places(self, name: str) -> tuple[int, ...]:
-        return tuple(k for k, column in enumerate(self.columns) if column.feature == name)
 
 
 @checked
@@ -333,10 +299,3 @@ def read_frame(path: str | Path) -> "DataFrame":
         raise UserError("Parquet files need pyarrow; pip install 'hauberk[tables]'") from error
     except Exception as error:  # pandas and pyarrow raise dozens of kinds
         raise UserError(f"cannot read the table {path}: {in_one_line(error)}") from error
-
-
-def rows_behind(dataset: IndexedDataset) -> TableDataset | None:
-    """Return the rows of a table that ``dataset`` is, or is a part of; None for a data set that is no rows of a table."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return dataset if isinstance(dataset, TableDataset) else None

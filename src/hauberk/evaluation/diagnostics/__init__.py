@@ -143,6 +143,9 @@ _TABLE: dict[Evidence, tuple[tuple[str, Callable[[Any], list[Finding]], float, f
          "gradients are masked in part: an attack made for this model may break more"),
         ("ATTACK-beats-gradients", results.others_without_gradients, 0.005, inf,
          "gradients are masked in part: an attack made for this model may break more"),
+        ("robust-rows-stay-apart", results.robust_rows_that_meet, 0, 0.05,
+         "no classifier is right for both, so the attacks miss adversarial examples that are there for certain, and the number "
+         "is too high by so much at least: run suite 'plus', or attacks of your own with more restarts"),
     ),
 }  # fmt: skip
 DIAGNOSTICS = {

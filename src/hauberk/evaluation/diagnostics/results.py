@@ -14,12 +14,14 @@ from hauberk.attacks.base import MaximizingAttack
 from hauberk.attacks.check_model import are_probabilities, has_gradient
 from hauberk.attacks.presets import AUTOATTACK
 from hauberk.attacks.queries import ModelQueries
-from hauberk.data import IndexedDataset, reach_of
+from hauberk.data import IndexedDataset, Subset, class_overlap, reach_of
+from hauberk.data.tables.rows import rows_behind
 from hauberk.evaluation.finding import Finding
 from hauberk.evaluation.records import Records
-from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, find_attack_loss
+from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, find_attack_loss, fooled
 from hauberk.threat import ThreatModel
 
+_ROWS = 2000  # that are compared, every two
 _MARGIN_LOSSES = ("cw", "dlr", "dlr-targeted", "cw-targeted")
 
 
@@ -33,6 +35,8 @@ class Verdicts:
         outputs: how many logits the model has.
         weights: for how many examples each stands, (n,).
         goal: what the adversary was after.
+        tested: the examples.
+        threat: the threat model.
     """
 
     records: Records
@@ -40,6 +44,8 @@ class Verdicts:
     outputs: int
     weights: np.ndarray
     goal: AttackLoss = ATTACK_LOSSES["cw"]
+    tested: IndexedDataset | None = None
+    threat: ThreatModel | None = None
 
     def attack(self, name: str) -> Attack[Any]:
         """What ran under a name."""
@@ -135,6 +141,25 @@ def steps_gain(found: Verdicts) -> list[Finding]:
 def autoattack_gap(found: Verdicts) -> list[Finding]:
     """Which larger fraction of the examples AutoAttack breaks than PGD, at least."""
     return _gap(found, found.suite.columns.get("autoattack", ()), found.pgd, "AutoAttack breaks", "PGD")
+
+
+def robust_rows_that_meet(found: Verdicts) -> list[Finding]:
+    """How many rows of a table stand that cannot all stand: of two classes, and the adversary can make them the same.
+
+    A model says one thing of what both can be made into, so one of the two is broken there, and no attack has found it.
+    """
+    if found.tested is None or found.threat is None or found.goal.criterion is not fooled or found.suite.sampled:
+        return []
+    if rows_behind(found.tested) is None:
+        return []
+    standing = torch.from_numpy(np.flatnonzero(found.records.robust))
+    if not len(standing):
+        return []
+    n = min(len(standing), _ROWS)
+    overlap = class_overlap(Subset(found.tested, standing), found.threat, n=n)
+    missed = round(n * (1 - overlap.at_most))
+    measured = f"of {n:,} rows that stand at least {missed:,} do not: each can be made the same as one of another class"
+    return [Finding(missed / found.records.n, measured if missed else f"no two of {n:,} rows that stand can be made the same")]
 
 
 def _gap(found: Verdicts, attacks: Sequence[str], others: Sequence[str], who: str, whom: str) -> list[Finding]:
