@@ -25,7 +25,7 @@ from hauberk.attacks.apgd_l1 import APGDL1
 from hauberk.attacks.pgd import RelativeStep, parse_step_size
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.random import ExampleRng
-from hauberk.methods.inner import MinimumMargin
+from hauberk.methods.inner_attacks.minimum_margin import MinimumMargin
 from hauberk.objectives.functional import ATTACK_LOSSES, cw_loss, dlr_loss, evades, logit_margin, make_goal
 from helpers import count_passes, fingerprint, same, tiny_batch, tiny_net
 

@@ -8,7 +8,7 @@ import hauberk as hb
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
 from hauberk.methods import AWP
-from hauberk.methods.awp import applied
+from hauberk.methods.weight_perturbation.awp import applied
 from helpers import tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")

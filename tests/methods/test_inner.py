@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from hauberk.methods.inner import MinimumMargin
+from hauberk.methods.inner_attacks.minimum_margin import MinimumMargin
 from hauberk.objectives.functional import evade_loss, soft_logit_margin
 from helpers import tiny_batch, tiny_net
 

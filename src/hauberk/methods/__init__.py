@@ -3,12 +3,14 @@
 from hauberk.core.step_context import StepContext
 from hauberk.methods.additions import ADDITIONS, WEIGHT_PERTURBATIONS
 from hauberk.methods.adr import ADR
-from hauberk.methods.awp import AWP
 from hauberk.methods.distillation import FromTangentOfTeacher, FromTeacher, FromTeacherAtPoint
-from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
+from hauberk.methods.inner_attacks.batch_attack import BatchAttack, InnerAttack, SmallBall
+from hauberk.methods.inner_attacks.free_replay import FreeReplay
+from hauberk.methods.inner_attacks.minimum_margin import MinimumMargin
+from hauberk.methods.inner_attacks.mm_at import TargetsInTurn
+from hauberk.methods.inner_attacks.n_fgsm import NFGSM
+from hauberk.methods.inner_attacks.several_threats import AlternatingThreats, WorstThreat
 from hauberk.methods.method import Method, Step
-from hauberk.methods.mm_at import TargetsInTurn
-from hauberk.methods.n_fgsm import NFGSM
 from hauberk.methods.networks import MovingAverage, Teacher
 from hauberk.methods.output import Output
 from hauberk.methods.registry import (
@@ -19,11 +21,11 @@ from hauberk.methods.registry import (
     method_settings,
     register_method,
 )
-from hauberk.methods.rwp import RWP
-from hauberk.methods.sam import SAM
 from hauberk.methods.settings import Setting
-from hauberk.methods.several_threats import AlternatingThreats, WorstThreat
 from hauberk.methods.table import METHODS, MethodSpec
+from hauberk.methods.weight_perturbation.awp import AWP
+from hauberk.methods.weight_perturbation.rwp import RWP
+from hauberk.methods.weight_perturbation.sam import SAM
 
 __all__ = [
     "ADDITIONS",

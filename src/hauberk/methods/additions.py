@@ -6,10 +6,10 @@ from typing import Any
 
 from hauberk.core.errors import UserError
 from hauberk.methods.adr import ADR
-from hauberk.methods.awp import AWP
-from hauberk.methods.rwp import RWP
-from hauberk.methods.sam import SAM
 from hauberk.methods.table import MethodSpec
+from hauberk.methods.weight_perturbation.awp import AWP
+from hauberk.methods.weight_perturbation.rwp import RWP
+from hauberk.methods.weight_perturbation.sam import SAM
 from hauberk.objectives import ELLE, IKL, TSOVR, ARoW, CFATrades, DAFATrades, Distillation, GradAlign, Score, Trades
 
 WEIGHT_PERTURBATIONS: dict[str, Any] = {  # by name, for hb.method(weight_perturbation=)

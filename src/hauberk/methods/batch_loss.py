@@ -12,9 +12,9 @@ from hauberk.core.arguments import shown
 from hauberk.core.device import constant
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.step_context import StepContext
-from hauberk.methods.awp import applied, gradient_surrogate
 from hauberk.methods.output import Output
 from hauberk.methods.parts import MethodParts, in_order, same
+from hauberk.methods.weight_perturbation.awp import applied, gradient_surrogate
 from hauberk.objectives.functional import at_least_float32
 
 

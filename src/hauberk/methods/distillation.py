@@ -11,7 +11,7 @@ from hauberk.attacks import PGD, Attack, AttackResult
 from hauberk.attacks.base import attack_batch
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
-from hauberk.methods.inner import BatchAttack
+from hauberk.methods.inner_attacks.batch_attack import BatchAttack
 from hauberk.objectives.functional import AttackLoss, at_least_float32, fooled, kl_divergence
 
 

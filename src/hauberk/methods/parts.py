@@ -12,7 +12,7 @@ from hauberk.core.errors import UserError
 from hauberk.core.numerics import Precision
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, BurnIn, Schedule, StepContext, check_burn_in
 from hauberk.fastpath.precision import PrecisionPolicy, make_policy
-from hauberk.methods.inner import as_inner_attack
+from hauberk.methods.inner_attacks.batch_attack import as_inner_attack
 from hauberk.methods.networks import MovingAverage, Teacher
 from hauberk.objectives.cross_entropy import AT
 from hauberk.threat import ThreatModel, as_threat, threats_of

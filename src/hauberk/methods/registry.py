@@ -11,7 +11,6 @@ from hauberk.core.imports import import_object, is_import_path
 from hauberk.core.numerics import Precision
 from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.additions import ADDITIONS
-from hauberk.methods.awp import AWP
 from hauberk.methods.method import Method
 from hauberk.methods.networks import find_teacher
 from hauberk.methods.settings import (
@@ -26,6 +25,7 @@ from hauberk.methods.settings import (
     settings_of_builder,
 )
 from hauberk.methods.table import METHODS, MethodSpec
+from hauberk.methods.weight_perturbation.awp import AWP
 from hauberk.objectives import Regularized
 from hauberk.threat import Threat, ThreatModel, as_threat
 from hauberk.weighting.gairat import COUNTS, Gairat

@@ -12,8 +12,8 @@ from hauberk.attacks import PGD
 from hauberk.core.errors import find_name, unknown_name
 from hauberk.core.step_context import BurnIn
 from hauberk.methods.additions import WEIGHT_PERTURBATIONS
-from hauberk.methods.awp import AWP
 from hauberk.methods.table import MethodSpec
+from hauberk.methods.weight_perturbation.awp import AWP
 from hauberk.weighting import WEIGHTINGS
 from hauberk.weighting.gairat import COUNTS, Gairat
 from hauberk.weighting.mail import MARGINS, Mail

@@ -10,14 +10,16 @@ from hauberk.certification.training import IBP, SABR, CrownIBP
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import MeasuredWeighting
 from hauberk.methods.adr import ADR
-from hauberk.methods.awp import AWP
 from hauberk.methods.distillation import FromTangentOfTeacher, FromTeacher, FromTeacherAtPoint
-from hauberk.methods.inner import BatchAttack, FreeReplay, InnerAttack, MinimumMargin, SmallBall
-from hauberk.methods.mm_at import TargetsInTurn
-from hauberk.methods.n_fgsm import NFGSM
-from hauberk.methods.rwp import RWP
-from hauberk.methods.sam import SAM
-from hauberk.methods.several_threats import AlternatingThreats, WorstThreat
+from hauberk.methods.inner_attacks.batch_attack import BatchAttack, InnerAttack, SmallBall
+from hauberk.methods.inner_attacks.free_replay import FreeReplay
+from hauberk.methods.inner_attacks.minimum_margin import MinimumMargin
+from hauberk.methods.inner_attacks.mm_at import TargetsInTurn
+from hauberk.methods.inner_attacks.n_fgsm import NFGSM
+from hauberk.methods.inner_attacks.several_threats import AlternatingThreats, WorstThreat
+from hauberk.methods.weight_perturbation.awp import AWP
+from hauberk.methods.weight_perturbation.rwp import RWP
+from hauberk.methods.weight_perturbation.sam import SAM
 from hauberk.objectives import (
     ALP,
     ARD,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hauberk.core.arguments import check_fields
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
-from hauberk.methods.awp import applied, perturbed_parameters
+from hauberk.methods.weight_perturbation.awp import applied, perturbed_parameters
 from hauberk.objectives.functional import at_least_float32
 
 _LEAST = 1e-20  # as in the public code

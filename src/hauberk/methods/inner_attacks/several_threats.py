@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, AttackResult
 from hauberk.core.step_context import StepContext
-from hauberk.methods.inner import run_in_step
-from hauberk.methods.mm_at import best_of
+from hauberk.methods.inner_attacks.batch_attack import run_in_step
+from hauberk.methods.inner_attacks.mm_at import best_of
 from hauberk.objectives.functional import cross_entropy
 from hauberk.threat import threats_of
 

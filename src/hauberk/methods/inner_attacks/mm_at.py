@@ -9,7 +9,7 @@ from torch import Tensor
 from hauberk.attacks import PGD, AttackResult, frozen_model
 from hauberk.attacks.state import where_rows
 from hauberk.core.step_context import StepContext
-from hauberk.methods.inner import BatchAttack, run_in_step
+from hauberk.methods.inner_attacks.batch_attack import BatchAttack, run_in_step
 from hauberk.objectives.functional import gather_class, mask_class
 
 
