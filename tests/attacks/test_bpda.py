@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from hauberk.attacks.bpda import BPDA
+from hauberk.attacks.model.bpda import BPDA
 from helpers import linear, sound
 
 EPS, LEVELS = 0.3, 4

@@ -22,8 +22,8 @@ from hauberk.attacks import (
     run_attack,
 )
 from hauberk.attacks.apgd_l1 import APGDL1
-from hauberk.attacks.pgd import RelativeStep, parse_step_size
 from hauberk.attacks.scheduler import ContinuousBatcher
+from hauberk.attacks.step_size import RelativeStep, parse_step_size
 from hauberk.core.random import ExampleRng
 from hauberk.methods.inner_attacks.minimum_margin import MinimumMargin
 from hauberk.objectives.functional import ATTACK_LOSSES, cw_loss, dlr_loss, evades, logit_margin, make_goal

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 import hauberk as hb
 from hauberk.attacks import PRESETS, AttackInputs, ModelQueries, run_attack
 from hauberk.attacks.apgd_l1 import APGDL1
-from hauberk.attacks.square import Square, _move_mass
-from hauberk.attacks.square_windows import HALVED_AFTER, pick_windows
+from hauberk.attacks.score_based.square import Square, _move_mass
+from hauberk.attacks.score_based.square_windows import HALVED_AFTER, pick_windows
 from hauberk.core.random import ExampleRng
 from hauberk.threat import NORMS as NORM_OBJECTS
 from hauberk.threat import FeasibleSet
@@ -139,7 +139,7 @@ def test_square_answers_proposals_that_change_nothing_without_a_pass(monkeypatch
     x, _ = tiny_batch(16, (1, 8, 8))
     y = model(x).argmax(1)
     fast = hb.attacks.square(model, x, y, hb.Linf(0.02), steps=300, seed=3)
-    monkeypatch.setattr(import_module("hauberk.attacks.square"), "_MOST_CELLS", 0)
+    monkeypatch.setattr(import_module("hauberk.attacks.score_based.square"), "_MOST_CELLS", 0)
     slow = hb.attacks.square(model, x, y, hb.Linf(0.02), steps=300, seed=3)
     assert torch.equal(fast.x_adv, slow.x_adv)
     assert torch.equal(fast.first_success, slow.first_success)
@@ -283,7 +283,7 @@ def test_untargeted_fab_holds_the_gradients_of_few_classes_and_takes_the_same_bo
         return found, largest.numbers
 
     (whole, most), at_once = attack(), 5000
-    monkeypatch.setattr(import_module("hauberk.attacks.queries"), "_GRADIENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(import_module("hauberk.attacks.model.queries"), "_GRADIENTS_AT_ONCE", at_once)
     parts, fewer = attack()
     assert most == 1000 * x.numel()
     assert fewer <= max(at_once, weights.numel())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hauberk as hb
-from hauberk.attacks.frozen_model import frozen_model
+from hauberk.attacks.model.frozen_model import frozen_model
 from hauberk.core.numerics import float32_mode
 from hauberk.fastpath.precision import PrecisionPolicy
 from helpers import Signalling, settings

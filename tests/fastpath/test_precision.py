@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hauberk as hb
-from hauberk.attacks.frozen_model import frozen_model
+from hauberk.attacks.model.frozen_model import frozen_model
 from hauberk.core.errors import UserError
 from hauberk.fastpath.frozen_copy import InferenceCopy, use_channels_last
 from hauberk.fastpath.precision import Compiled, PrecisionPolicy, _seconds, autotune_precision

@@ -31,7 +31,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 import hauberk as hb
 from hauberk.attacks import PRESETS
-from hauberk.attacks.check_model import has_gradient
+from hauberk.attacks.model.check_model import has_gradient
 from hauberk.cli import main
 from hauberk.data import make_table
 from hauberk.data.tables.schema import parse_schema

@@ -15,7 +15,7 @@ from torch import nn
 
 import hauberk as hb
 import hauberk.training.checkpoint as checkpoint
-from hauberk.attacks.pgd import parse_step_size
+from hauberk.attacks.step_size import parse_step_size
 from hauberk.core.distributed import SINGLE_PROCESS
 from hauberk.core.io import read_json, read_state, write_json, write_state
 from hauberk.data import Subset, TensorDataset, as_dataset, labels

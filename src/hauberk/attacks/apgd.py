@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.apgd_l1 import APGDL1
-from hauberk.attacks.base import Attack, MaximizingAttack, as_function
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.as_function import as_function
+from hauberk.attacks.base import Attack, MaximizingAttack
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, replace_rows, where_rows
 from hauberk.core.device import send
 from hauberk.objectives.functional import LossLike

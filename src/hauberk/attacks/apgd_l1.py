@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.base import MaximizingAttack
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, initial_state, replace_rows, where_rows
 from hauberk.core.device import send
 from hauberk.objectives.functional import LossLike

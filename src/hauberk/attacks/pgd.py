@@ -1,90 +1,36 @@
 """PGD and its kin: projected gradient ascent on a loss of the logits (Madry et al. 2018)."""
 
-import math
-import re
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.base import GOAL, Attack, MaximizingAttack, as_function
-from hauberk.attacks.frozen_model import Mode
-from hauberk.attacks.queries import ModelQueries
-from hauberk.attacks.state import AttackInputs, AttackState, initial_state, where_rows
-from hauberk.core.arguments import check_fields, shown
+from hauberk.attacks.as_function import as_function
+from hauberk.attacks.base import GOAL, Attack, MaximizingAttack
+from hauberk.attacks.model.frozen_model import Mode
+from hauberk.attacks.model.queries import ModelQueries
+from hauberk.attacks.pgd_state import Looks, PGDState
+from hauberk.attacks.state import AttackInputs, initial_state, where_rows
+from hauberk.attacks.step_size import RelativeStep, StepSize, parse_step_size
 from hauberk.core.errors import UserError
-from hauberk.objectives.functional import AttackLoss, Criterion, LossLike
-from hauberk.threat import Norm, ThreatModel, expand_to, parse_fraction
+from hauberk.objectives.functional import AttackLoss, LossLike
+from hauberk.threat import Norm, ThreatModel, expand_to
 from hauberk.threat.model import check_fits
 
 NORMAL_START = 0.001  # of TRADES' public code
 LINE_SEARCH = (0.25, 0.5, 1.0, 2.0, 4.0)
 NESTEROV = 0.75
 
-_IN_EPS = re.compile(r"(?:(?P<times>[\d./]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>[\d.]+))?")
 _NOISE_TAG = 100
 
-
-@dataclass(frozen=True)
-class RelativeStep:
-    """A step size that is a part of ε: ``RelativeStep(1, 4)`` is ε/4, as "eps/4".
-
-    Attributes:
-        times: times ε.
-        over: divided by.
-    """
-
-    times: float = 1.0
-    over: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not (self.times > 0 and self.over > 0):
-            raise UserError(f"times and over must be positive, got {self.times} and {self.over}")
-
-    def of(self, eps: float | Tensor) -> float | Tensor:
-        """Return the step for an ε in the units of the input."""
-        return eps * (self.times / self.over)
-
-    def __str__(self) -> str:
-        return f"{self.times:g}*eps/{self.over:g}".removeprefix("1*").removesuffix("/1")
-
-
-StepSize: TypeAlias = float | str | Tensor | RelativeStep
 Start: TypeAlias = Literal["uniform", "normal", "normal-unprojected", "clean"] | Tensor
 
 
-def parse_step_size(step: StepSize) -> float | Tensor | RelativeStep:
-    """Read a step size in the field's notations: a number, "2/255", "eps/4", "1.25*eps/10"; or one value per feature.
-
-    Raises:
-        UserError: if it cannot be read or is not positive.
-    """
-    size: float | Tensor | RelativeStep
-    if isinstance(step, str):
-        found = _IN_EPS.fullmatch(step.strip())
-        try:
-            if found:
-                size = RelativeStep(parse_fraction(found["times"] or "1") / float(found["over"] or 1))
-            else:
-                size = parse_fraction(step)
-        except (ValueError, ZeroDivisionError) as error:
-            raise UserError(f"step_size = {step!r} is not a number, '2/255' or 'eps/4'") from error
-    else:
-        size = step
-    smallest = size.of(1.0) if isinstance(size, RelativeStep) else size
-    if isinstance(smallest, Tensor):
-        smallest = float(smallest.min()) if smallest.numel() else math.nan
-    if not (0 < smallest < math.inf or (isinstance(size, Tensor) and smallest == 0)):
-        raise UserError(f"step_size must be positive, got {shown(step)}")
-    return size
-
-
 @dataclass(frozen=True, eq=False)
-class PGD(MaximizingAttack["PGDState"]):
+class PGD(MaximizingAttack[PGDState]):
     """Projected gradient ascent, ``x^{t+1} = Π_{S(x)}( x^t + α · steepest(∇_x ℓ(f(x^t), y)) )``; in L∞ the sign.
 
     Each step is one forward and one backward to the input; one more forward looks at the last point.
@@ -197,7 +143,7 @@ class PGD(MaximizingAttack["PGDState"]):
             raise UserError("these settings are for training; evaluation attacks in mode 'eval', from a start by name")
         return super().adapted(threat, n_classes, goal, surrogate)
 
-    def init(self, inputs: AttackInputs) -> "PGDState":
+    def init(self, inputs: AttackInputs) -> PGDState:
         """Draw the starts."""
         feasible, none = inputs.feasible, torch.zeros_like(inputs.run)
         if isinstance(self._step_size, Tensor):
@@ -235,11 +181,11 @@ class PGD(MaximizingAttack["PGDState"]):
         once = self.restarts == 1 and self.attack_loss.reference != "target"
         return once and self.return_last and not self.evaluate_last and self.tau is None
 
-    def finished(self, state: "PGDState") -> Tensor | None:
+    def finished(self, state: PGDState) -> Tensor | None:
         """Friendly examples that have stopped."""
         return state.stopped
 
-    def step(self, state: "PGDState", queries: ModelQueries, host_steps: np.ndarray) -> None:
+    def step(self, state: PGDState, queries: ModelQueries, host_steps: np.ndarray) -> None:
         """Look, with the gradient unless this is the last look, and step."""
         feasible, loss, point = state.feasible, self.attack_loss, state.point
         if self.evaluate_last and bool((host_steps >= self.steps).all()):
@@ -279,7 +225,7 @@ class PGD(MaximizingAttack["PGDState"]):
         if self.return_last and not self.evaluate_last:
             state.best = moved
 
-    def _observe(self, state: "PGDState", point: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
+    def _observe(self, state: PGDState, point: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
         """Note a look; returns which are misclassified."""
         wrong = state.criterion(logits, state.y)
         state.lps = logits if state.lps is None else where_rows(state.found_at < 0, logits, state.lps)
@@ -297,9 +243,7 @@ class PGD(MaximizingAttack["PGDState"]):
         state.found_at = first
         return wrong
 
-    def _line_search(
-        self, state: "PGDState", queries: ModelQueries, point: Tensor, grad: Tensor, size: float | Tensor
-    ) -> Tensor:
+    def _line_search(self, state: PGDState, queries: ModelQueries, point: Tensor, grad: Tensor, size: float | Tensor) -> Tensor:
         """Take the best of the steps of the factors times the step size."""
         best, highest = point, point.new_full((len(point),), -torch.inf)
         for factor in self.step_size_factors:
@@ -310,56 +254,6 @@ class PGD(MaximizingAttack["PGDState"]):
             best = where_rows(better, candidate, best)
             highest = torch.where(better, value, highest)
         return best
-
-
-@dataclass
-class PGDState(AttackState):
-    """PGD under way."""
-
-    reference: Tensor  # clean logits, targets, or labels
-    point: Tensor
-    previous: Tensor | None  # the point before, with Nesterov's momentum
-    velocity: Tensor | None
-    chances: Tensor | None  # τ less the times that an example has been misclassified
-    stopped: Tensor | None  # which examples friendly training has stopped
-    right: Tensor  # how many iterates were classified right
-    moves: Tensor  # how many steps were taken
-    lps: Tensor | None  # logits at the first misclassified iterate, or at the last one seen
-    looks: "Looks | None" = None  # in place of the three above, and of ``found`` and ``found_at``
-
-    def report(self) -> dict[str, Any]:
-        """Return what an :class:`AttackResult` says of each example, where K iterates were looked at whatever was found."""
-        if self.looks is not None:
-            return {"x_adv": self.best, "loss": self.best_loss, "count": partial(self.looks.counts, self.y)}
-        assert self.lps is not None  # there was a look
-        return super().report() | {"logits_lps": self.lps, "kappa": self.right, "steps_taken": self.moves}
-
-
-@dataclass
-class Looks:
-    """Logits of all iterates of a batch, so that what there is to count is counted once and not at each step.
-
-    Attributes:
-        criterion: which outputs are mistakes.
-        logits: (B, C) of each iterate.
-    """
-
-    criterion: Criterion
-    logits: list[Tensor] = field(default_factory=list)
-
-    def counts(self, y: Tensor) -> dict[str, Tensor]:
-        """Return what an :class:`AttackResult` says of examples with labels y, (B,)."""
-        steps, logits = len(self.logits), torch.stack(self.logits)
-        wrong = self.criterion(logits.flatten(0, 1), y.repeat(steps, *[1] * (y.ndim - 1))).view(steps, -1)
-        first = torch.where(wrong.any(0), wrong.byte().argmax(0), -1)
-        place = expand_to(first % steps, logits[0]).expand_as(logits[0])[None]
-        return {
-            "success": wrong[-1],
-            "logits_lps": logits.gather(0, place)[0],
-            "kappa": steps - wrong.sum(0),
-            "first_success": first,
-            "steps_taken": torch.full_like(first, steps),
-        }
 
 
 def _scaled(grad: Tensor) -> Tensor:

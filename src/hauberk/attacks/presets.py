@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from hauberk.attacks.apgd import APGD
 from hauberk.attacks.base import GOAL, Attack, attack_batch, run_attack
-from hauberk.attacks.bpda import StandInLike, with_stand_in
-from hauberk.attacks.check_model import check_module, has_gradient
 from hauberk.attacks.minimum_norm import CWL2, DDN, FAB, FMN, DeepFool, SigmaZero
+from hauberk.attacks.model.bpda import StandInLike, with_stand_in
+from hauberk.attacks.model.check_model import check_module, has_gradient
 from hauberk.attacks.pgd import LINE_SEARCH, NESTEROV, PGD
-from hauberk.attacks.random_search import RandomSearch
-from hauberk.attacks.square import Square
+from hauberk.attacks.score_based.random_search import RandomSearch
+from hauberk.attacks.score_based.square import Square
 from hauberk.attacks.state import AttackResult
 from hauberk.attacks.transfer import CallableAttack, Transfer
 from hauberk.core.arguments import check_callable, checked

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks.base import Attack
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, State, from_state_dict, scatter, select, state_dict
 from hauberk.core.device import send
 from hauberk.threat import ThreatModel

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from hauberk.attacks.pgd import PGD, PGDState, Start, StepSize
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.model.queries import ModelQueries
+from hauberk.attacks.pgd import PGD, Start
+from hauberk.attacks.pgd_state import PGDState
 from hauberk.attacks.state import AttackInputs
+from hauberk.attacks.step_size import StepSize
 from hauberk.core.errors import UserError
 from hauberk.objectives.smoothing import gaussian_noise, log_mean_softmax
 

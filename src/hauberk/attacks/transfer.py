@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.base import GOAL, Attack, as_function, attack_batch
+from hauberk.attacks.as_function import as_function
+from hauberk.attacks.base import GOAL, Attack, attack_batch
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.pgd import PGD
-from hauberk.attacks.queries import ModelQueries
 from hauberk.attacks.state import AttackState
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import AttackLoss, LossLike, loss_for

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import frozen_model
-from hauberk.attacks.check_model import check_model, check_module
+from hauberk.attacks.model.check_model import check_model, check_module
 from hauberk.certification.bounds.crown import interval_bounds
 from hauberk.certification.bounds.graph import Graph
 from hauberk.certification.bounds.region import Region, check_threat

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.check_model import check_model
-from hauberk.attacks.frozen_model import frozen_model
+from hauberk.attacks.model.check_model import check_model
+from hauberk.attacks.model.frozen_model import frozen_model
 from hauberk.certification.bounds.region import Region
 from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError, in_one_line

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, Square, frozen_model
-from hauberk.attacks.check_model import has_gradient
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.model.check_model import has_gradient
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.core.arguments import checked
 from hauberk.core.errors import UserError
 from hauberk.core.numerics import float32_mode

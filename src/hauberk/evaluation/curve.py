@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, ModelQueries, find_attack, frozen_model
 from hauberk.attacks.base import GOAL, attack_batch
-from hauberk.attacks.check_model import check_logits, check_model, check_module
 from hauberk.attacks.minimum_norm import MinimumNormAttack, distance, proportions
+from hauberk.attacks.model.check_model import check_logits, check_model, check_module
 from hauberk.attacks.presets import AttackLike
 from hauberk.core.arguments import checked
 from hauberk.core.device import send

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from hauberk.attacks import ModelQueries, Suite, find_suite, frozen_model
 from hauberk.attacks.base import check_draws
-from hauberk.attacks.bpda import StandInLike, with_stand_in
-from hauberk.attacks.check_model import check_model, check_module, check_surrogate, has_gradient
+from hauberk.attacks.model.bpda import StandInLike, with_stand_in
+from hauberk.attacks.model.check_model import check_model, check_module, check_surrogate, has_gradient
 from hauberk.attacks.presets import AttackLike
 from hauberk.certification.bounds.region import check_threat
 from hauberk.core.arguments import checked

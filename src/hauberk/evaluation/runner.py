@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, AttackInputs, AttackState, ModelQueries
 from hauberk.attacks.base import attack_batch
-from hauberk.attacks.check_model import check_logits, has_gradient
+from hauberk.attacks.model.check_model import check_logits, has_gradient
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.core.device import send
 from hauberk.core.errors import SCHEMA_ERRORS, UserError

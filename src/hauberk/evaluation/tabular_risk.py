@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, Square, frozen_model, logit_margin
-from hauberk.attacks.check_model import has_gradient
+from hauberk.attacks.model.check_model import has_gradient
 from hauberk.core.errors import UserError
 from hauberk.core.numerics import float32_mode
 from hauberk.data import IndexedDataset, as_dataset, fetch_for, labels

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.objectives.functional import AttackLoss, logit_margin
 from hauberk.threat import FeasibleSet
 

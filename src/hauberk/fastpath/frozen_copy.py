@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from hauberk.attacks.check_model import has_gradient
-from hauberk.attacks.frozen_model import patch_conv_backward
+from hauberk.attacks.model.check_model import has_gradient
+from hauberk.attacks.model.frozen_model import patch_conv_backward
 from hauberk.core.errors import UserError
 from hauberk.core.numerics import Precision, float32_mode
 from hauberk.objectives.functional import at_least_float32

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import frozen_model
+from hauberk.attacks.model.frozen_model import frozen_model
 from hauberk.core.errors import UserError, first_line
 from hauberk.core.numerics import Precision, float32_mode
 from hauberk.fastpath.frozen_copy import DTYPES, InferenceCopy, make_inference_copy, outputs_match

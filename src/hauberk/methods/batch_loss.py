@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks import AttackResult
-from hauberk.attacks.frozen_model import kept_buffers
+from hauberk.attacks.model.frozen_model import kept_buffers
 from hauberk.core.arguments import shown
 from hauberk.core.device import constant
 from hauberk.core.errors import UserError, in_one_line

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hauberk.attacks.check_model import check_module, checked_first_pass
+from hauberk.attacks.model.check_model import check_module, checked_first_pass
 from hauberk.core.arguments import checked, shown
 from hauberk.core.distributed import SINGLE_PROCESS, World, get_world, running_statistics
 from hauberk.core.errors import UserError

@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from hauberk.attacks.check_model import check_module
+from hauberk.attacks.model.check_model import check_module
 from hauberk.core.arguments import checked
 from hauberk.core.distributed import usable_device
 from hauberk.core.errors import UserError, in_one_line

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.check_model import check_model, check_module
+from hauberk.attacks.model.check_model import check_model, check_module
 from hauberk.core.arguments import checked
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process, usable_device
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, shell_quoted, unknown_name

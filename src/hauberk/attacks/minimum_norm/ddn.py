@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from hauberk.attacks.base import as_function
+from hauberk.attacks.as_function import as_function
 from hauberk.attacks.minimum_norm.base import MinimumNormAttack, MinimumNormState, normalised, unit_slope
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs, where_rows
 from hauberk.objectives.functional import LossLike
 from hauberk.threat import Norm

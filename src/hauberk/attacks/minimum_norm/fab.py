@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.base import Attack, as_function
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.as_function import as_function
+from hauberk.attacks.base import Attack
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs, AttackState, count_targets, initial_state, where_rows
 from hauberk.core.errors import UserError
 from hauberk.objectives.functional import LossLike

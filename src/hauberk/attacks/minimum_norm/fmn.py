@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.base import Attack, as_function
+from hauberk.attacks.as_function import as_function
+from hauberk.attacks.base import Attack
 from hauberk.attacks.minimum_norm.base import MinimumNormAttack, MinimumNormState, normalised, unit_slope
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs
 from hauberk.threat import Norm, ThreatModel
 

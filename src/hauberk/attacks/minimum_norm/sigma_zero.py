@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.base import as_function
+from hauberk.attacks.as_function import as_function
 from hauberk.attacks.minimum_norm.base import MinimumNormAttack, MinimumNormState, unit_slope
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs
 from hauberk.core.errors import UserError
 from hauberk.threat import Norm

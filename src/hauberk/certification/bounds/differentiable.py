@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import kept_buffers
+from hauberk.attacks.model.frozen_model import kept_buffers
 from hauberk.certification.bounds.crown import lower_bound
 from hauberk.certification.bounds.graph import Affine, Bounds, Graph, Interval, Node
 from hauberk.certification.bounds.recorder import Recorder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import ModelQueries, frozen_model
-from hauberk.attacks.check_model import check_model, check_module
+from hauberk.attacks.model.check_model import check_model, check_module
 from hauberk.certification.records import CertificateRecords
 from hauberk.certification.smoothing.certificates import ABSTAINED, SmoothedCertificates
 from hauberk.certification.smoothing.noise import noisy_inputs, sampling_error

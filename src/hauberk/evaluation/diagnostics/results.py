@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, Suite
 from hauberk.attacks.base import MaximizingAttack
-from hauberk.attacks.check_model import are_probabilities, has_gradient
+from hauberk.attacks.model.check_model import are_probabilities, has_gradient
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.presets import AUTOATTACK
-from hauberk.attacks.queries import ModelQueries
 from hauberk.data import IndexedDataset, Subset, class_overlap, reach_of
 from hauberk.data.tables.rows import rows_behind
 from hauberk.evaluation.finding import Finding

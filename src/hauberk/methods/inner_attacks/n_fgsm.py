@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hauberk.attacks import PGD, AttackResult
-from hauberk.attacks.pgd import RelativeStep, parse_step_size
+from hauberk.attacks.step_size import RelativeStep, parse_step_size
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
 from hauberk.methods.inner_attacks.batch_attack import BatchAttack, run_in_step

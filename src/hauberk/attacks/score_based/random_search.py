@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hauberk.attacks.base import Attack, as_function
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.as_function import as_function
+from hauberk.attacks.base import Attack
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.state import AttackState, where_rows
 from hauberk.objectives.functional import LossLike
 from hauberk.threat import Norm

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.check_model import check_module
+from hauberk.attacks.model.check_model import check_module
 from hauberk.core.arguments import check_callable, shown
 from hauberk.core.errors import UserError, in_one_line
 

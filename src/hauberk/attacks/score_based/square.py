@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hauberk.attacks.base import Attack, as_function
-from hauberk.attacks.queries import ModelQueries
-from hauberk.attacks.square_windows import Cells, Windows, image_shape, pick_windows
+from hauberk.attacks.as_function import as_function
+from hauberk.attacks.base import Attack
+from hauberk.attacks.model.queries import ModelQueries
+from hauberk.attacks.score_based.square_windows import Cells, Windows, image_shape, pick_windows
 from hauberk.attacks.state import RUN_TAGS, AttackState, where_rows
 from hauberk.objectives.functional import LossLike
 from hauberk.threat import FeasibleSet, expand_to

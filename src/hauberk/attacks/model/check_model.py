@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.attacks.frozen_model import frozen_model
-from hauberk.attacks.queries import ModelQueries
+from hauberk.attacks.model.frozen_model import frozen_model
+from hauberk.attacks.model.queries import ModelQueries
 from hauberk.core.arguments import shown
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.threat.batch import check_labels

@@ -1,0 +1,1 @@
+"""Attacks that see only what the model says, and no gradient."""
