@@ -229,7 +229,49 @@ def test_labels_are_rectified_by_the_formula():
         share = min(max(0.8 - float(p.max() - p[label]), 0.0), 1.0)
         torch.testing.assert_close(one, share * p + (1 - share) * F.one_hot(label, 5).double(), rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(found.sum(1), torch.ones(50, dtype=torch.double))
+    mixed = 0.7 * F.one_hot(y, 5).double() + 0.3 * F.one_hot(y.roll(1), 5).double()  # as CutMix makes them
+    softened = rectified_labels(logits, y, interpolation=0.8, temperature=2.0, targets=mixed)
+    p = (logits / 2).softmax(1)
+    share = (0.8 - (p.amax(1) - p.gather(1, y[:, None])[:, 0])).clamp(0, 1)[:, None]
+    torch.testing.assert_close(softened, share * p + (1 - share) * mixed, rtol=1e-12, atol=1e-15)
     assert rectified_labels(logits.half(), y, interpolation=0.8, temperature=2.0).dtype == torch.float32
+
+
+def test_adr_softens_the_labels_of_mixed_images(batch):
+    model, _, x, y = batch
+    mixed = 0.7 * F.one_hot(y, 4).double() + 0.3 * F.one_hot(y.roll(1), 4).double()
+    found = []
+    for targets in (None, mixed):
+        out = hb.method("at+adr", BALL, start="clean").with_schedule(10)(model, x, y, epoch=4, targets=targets)
+        found.append(out)
+    interpolation, temperature = ADR().schedule(0.4)  # the average is the model itself at the first step
+    wanted = rectified_labels(model(x).detach(), y, interpolation=interpolation, temperature=temperature, targets=mixed)
+    loss = -(wanted * found[1].logits_adv.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(found[1].loss, loss)
+    assert not torch.allclose(found[0].loss, found[1].loss)
+
+
+@pytest.mark.parametrize("name", ["rslad", "adaad", "saad"])
+def test_a_distillation_that_looks_at_no_label_takes_mixed_ones(name, batch):
+    model, teacher, x, y = batch
+    method = hb.method(name, BALL, teacher=teacher, start="clean").with_schedule(10)
+    plain, mixed = (method(model, x, y, epoch=0, targets=targets) for targets in (None, torch.full((10, 4), 0.25).double()))
+    torch.testing.assert_close(plain.loss, mixed.loss)
+
+
+def test_a_name_that_two_parts_have_is_refused(batch):
+    with pytest.raises(hb.UserError, match="temperature is a setting of the objective and of the weighting of ard"):
+        hb.method("ard", BALL, teacher=batch[1], weighting="kl-dro", temperature=0.5)
+    own = hb.method("ard", BALL, teacher=batch[1], weighting=hb.weighting.KLDRO(), temperature=0.5)
+    assert (own.objective.temperature, own.weighting.temperature) == (0.5, hb.weighting.KLDRO().temperature)
+    assert hb.method("mart", BALL, preset="note", weighting="mlcat").weighting.preset == "paper"
+
+
+def test_the_official_adr_attacks_in_training_mode_and_has_no_warm_up_of_awp():
+    for name in ("at+adr", "trades+adr", "trades+adr+awp"):
+        method = hb.method(name, THREAT, preset="official")
+        assert (method.attack.mode, str(method.attack.step_size)) == ("train", "eps/4")
+    assert method.weight_perturbation.warmup == 0
 
 
 def test_adr_has_the_constants_of_the_public_code_and_its_schedule():
@@ -246,8 +288,8 @@ def test_adr_has_the_constants_of_the_public_code_and_its_schedule():
     for wrong in ({"lambda_end": 1.2}, {"temperature_start": 0.0}, {"ema_decay": 1.0}):
         with pytest.raises(hb.UserError, match=r"lambda_end|temperatures|ema_decay"):
             hb.method("at+adr", THREAT, **wrong)
-    for name in ("mma+adr", "rslad+adr"):
-        with pytest.raises(hb.UserError, match="not defined for probabilities"):
+    for name, says in (("mma+adr", "not defined for probabilities"), ("rslad+adr", "does not look at labels")):
+        with pytest.raises(hb.UserError, match=says):
             hb.method(name, THREAT, **further(name))
 
 

@@ -159,16 +159,41 @@ def test_they_say_what_is_missing():
         hb.objectives.DAFAAT(preset="code")
 
 
-def test_a_part_of_ones_own_gives_each_example_a_radius():
-    class Halved:
-        needs = frozenset({"adversarial"})
+class Halved:
+    """A radius of one half around the examples of class 0, set by a part of one's own."""
 
-        def before_step(self, context):
-            context.radii = torch.where(context.y == 0, 0.5, 1.0)
+    needs = frozenset({"adversarial"})
 
-        def __call__(self, context):
-            return hb.objectives.at(None, context.logits_adv, context.y)
+    def before_step(self, context):
+        context.radii = torch.where(context.y == 0, 0.5, 1.0)
 
+    def __call__(self, context):
+        return hb.objectives.at(None, context.logits_adv, context.y)
+
+
+@pytest.mark.parametrize("name", ["at", "fat", "mm-at", "rslad", "adaad", "saad", "max-at"])
+def test_a_part_of_ones_own_gives_each_example_a_radius(name):
     model, (x, y) = tiny_net(seed=3).eval(), tiny_batch(20)
-    out = hb.method("at", THREAT, objective=Halved())(model, x, y)
-    assert torch.allclose(reach(out, x), torch.where(y == 0, 0.5, 1.0), atol=1e-3)
+    teacher = {"teacher": tiny_net(seed=4)} if name in ("rslad", "adaad", "saad") else {}
+    out = hb.method(name, THREAT, objective=Halved(), **teacher)(model, x, y)
+    allowed = torch.where(y == 0, 0.5, 1.0)
+    assert (reach(out, x) <= allowed + 1e-3).all()
+    if name != "fat":  # which stops where an example is misclassified
+        assert torch.allclose(reach(out, x)[y == 0].amax(), torch.tensor(0.5), atol=1e-3)
+    if name == "at":
+        assert torch.allclose(reach(out, x), allowed, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mma", "free-at"])
+def test_attacks_that_cannot_keep_to_a_radius_of_each_example_say_so(name):
+    model, (x, y) = tiny_net(seed=3).eval(), tiny_batch(8)
+    with pytest.raises(hb.UserError, match="a part of this method sets a radius of each example"):
+        hb.method(name, THREAT, objective=Halved())(model, x, y, index=torch.arange(8))
+
+
+def test_dafa_begins_with_epoch_70_of_the_110_of_its_code():
+    for epoch, begun in ((69, False), (70, True)):
+        method, model, (x, y) = hb.method("dafa-at", THREAT).with_schedule(110), tiny_net(), tiny_batch(40)
+        for one in (epoch - 1, epoch):
+            out = method(model, x, y, epoch=one, rng=ExampleRng(0, torch.arange(40)))
+        assert bool((reach(out, x) > 1.01).any()) == begun

@@ -10,7 +10,7 @@ from hauberk.methods.table import MethodSpec
 from hauberk.methods.weight_perturbation.awp import AWP
 from hauberk.methods.weight_perturbation.rwp import RWP
 from hauberk.methods.weight_perturbation.sam import SAM
-from hauberk.objectives import ELLE, IKL, TSOVR, ARoW, CFATrades, DAFATrades, Distillation, GradAlign, Score, Trades
+from hauberk.objectives import ELLE, HAT, IKL, TSOVR, ARoW, CFATrades, DAFATrades, Distillation, GradAlign, Score, Trades
 
 WEIGHT_PERTURBATIONS: dict[str, Any] = {  # by name, for hb.method(weight_perturbation=)
     "awp": AWP(),
@@ -30,6 +30,7 @@ _LIKE_TRADES = (
     TSOVR,
     CFATrades,
     DAFATrades,
+    HAT,
 )
 
 
@@ -47,10 +48,11 @@ def _with_awp(base: str, spec: MethodSpec) -> MethodSpec:
 def _with_adr(base: str, spec: MethodSpec) -> MethodSpec:
     """Add labels softened by the moving average of the network (Wu et al. 2024, ADR)."""
     summary = spec.summary + ", labels softened by the network's moving average (ADR, Wu et al. 2024)"
+    # ADR's own code of these two has the steps of the paper, attacks in training mode, and no warm-up of AWP.
+    spec = replace(spec, summary=summary, official={"mode": "train"} if base in ("at", "trades") else spec.official)
     if not isinstance(spec.awp, AWP):
-        return replace(spec, targets=ADR(), summary=summary)
-    awp, targets = replace(spec.awp, gamma=0.005), ADR(lambda_end=0.85, temperature_end=1.5)
-    return replace(spec, awp=awp, targets=targets, summary=summary)
+        return replace(spec, targets=ADR())
+    return replace(spec, awp=replace(spec.awp, gamma=0.005), targets=ADR(lambda_end=0.85, temperature_end=1.5))
 
 
 def _with_igdm(base: str, spec: MethodSpec) -> MethodSpec:

@@ -13,7 +13,9 @@ from hauberk.core.step_context import StepContext
 from hauberk.objectives.functional import at_least_float32, gather_class
 
 
-def rectified_labels(logits: Tensor, y: Tensor, *, interpolation: float, temperature: float) -> Tensor:
+def rectified_labels(
+    logits: Tensor, y: Tensor, *, interpolation: float, temperature: float, targets: Tensor | None = None
+) -> Tensor:
     """ADR's labels (Wu et al. 2024, ICLR): ``t = λ_i·p̄ + (1 - λ_i)·1_y``.
 
     Where ``p̄ = softmax(z̄/τ)`` and ``λ_i = clip(λ - (max_k p̄_k - p̄_y), 0, 1)``: the less, the surer z̄ is of another class.
@@ -23,13 +25,14 @@ def rectified_labels(logits: Tensor, y: Tensor, *, interpolation: float, tempera
         y: labels, (B,) int64.
         interpolation: λ.
         temperature: τ.
+        targets: probabilities of the classes in place of 1_y, (B, C), such as those of mixed images.
 
     Returns:
         Probabilities of the classes, (B, C), detached.
     """
     p = (at_least_float32(logits.detach()) / temperature).softmax(1)
     share = (interpolation - (p.amax(1) - gather_class(p, y))).clamp(0, 1)[:, None]
-    return share * p + (1 - share) * F.one_hot(y, p.shape[1])
+    return share * p + (1 - share) * (F.one_hot(y, p.shape[1]) if targets is None else targets.to(p.dtype))
 
 
 @dataclass(frozen=True)
@@ -74,4 +77,5 @@ class ADR:
         """Return probabilities of the classes, (b, C)."""
         interpolation, temperature = self.schedule(context.done)
         logits = context.ask("average", "clean")
-        return rectified_labels(logits, context.y, interpolation=interpolation, temperature=temperature)
+        how = {"interpolation": interpolation, "temperature": temperature}
+        return rectified_labels(logits, context.y, targets=context.targets, **how)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, AttackResult
-from hauberk.attacks.base import attack_batch
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
-from hauberk.methods.inner_attacks.batch_attack import BatchAttack
+from hauberk.methods.inner_attacks.batch_attack import BatchAttack, run_in_step
 from hauberk.objectives.functional import AttackLoss, at_least_float32, fooled, kl_divergence
 
 
@@ -30,10 +29,8 @@ class FromTeacher(BatchAttack):
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
-        more: dict[str, Any] = {"seed": context.rng, "return_clean_logits": context.return_clean_logits}
         soft = context.ask("teacher", "clean").to(torch.promote_types(context.x.dtype, torch.float32))
-        with context.attack_model(self.attack.mode) as model:
-            return attack_batch(self.attack, model, context.x, context.y, context.threat, reference=soft, **more)
+        return run_in_step(self.attack, context, context.threat, reference=soft)
 
 
 class FromTeacherAtPoint(FromTeacher):
@@ -54,11 +51,8 @@ class FromTeacherAtPoint(FromTeacher):
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
-        more: dict[str, Any] = {"seed": context.rng, "return_clean_logits": context.return_clean_logits}
         reference, passes = self.references(context)
-        with context.attack_model(self.attack.mode) as model:
-            pair = _Pair(model, reference)
-            found = attack_batch(self.attack, pair, context.x, context.y, context.threat, **more)
+        found = run_in_step(self.attack, context, context.threat, around=lambda model: _Pair(model, reference))
         return _of_first_half(found, 1 + passes)
 
 

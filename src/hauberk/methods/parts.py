@@ -87,6 +87,8 @@ class MethodParts(nn.Module):
             raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         if targets is not None or label_smoothing:
             self.require_soft_labels()
+            if not getattr(self.objective, "looks_at_labels", True):
+                raise UserError(f"the loss of {name} does not look at labels, so there is nothing to soften")
         if self.inner is None and self.needs >= ADVERSARIAL:
             raise UserError(f"{name} needs logits of adversarial inputs, but has no attack")
         if (

@@ -253,8 +253,9 @@ def _changed(part: Any, chosen: dict[str, Any]) -> Any:
 
 def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredWeighting | None:
     """The weighting, of the kind that its measure asks for: MAIL's of margins, GAIRAT's of counts."""
+    preset = {"preset": "official" if chosen["preset"] == "official" else "paper"}
     if not isinstance(spec.weighting, Mail | Gairat | None):
-        other: MeasuredWeighting = _changed(spec.weighting, chosen)
+        other: MeasuredWeighting = _changed(spec.weighting, chosen | preset)
         return other
     own = [key for key in chosen if key in names_of_weighting(spec)]
     measure = chosen.get("measure", getattr(spec.weighting, "measure", None))
@@ -268,7 +269,6 @@ def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredW
     for key in own:
         if key not in names_of(kind):
             raise UserError(f"a weighting by {measure!r} has no {key!r}; it has {', '.join(sorted(names_of(kind)))}")
-    preset = {"preset": "official" if chosen["preset"] == "official" else "paper"}
     made: MeasuredWeighting = _changed(spec.weighting if isinstance(spec.weighting, kind) else kind(), chosen | preset)
     return made
 

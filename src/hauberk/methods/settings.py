@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, Literal, get_args
 
 from hauberk.attacks import PGD
-from hauberk.core.errors import find_name, unknown_name
+from hauberk.core.errors import UserError, find_name, unknown_name
 from hauberk.core.step_context import BurnIn
 from hauberk.methods.additions import WEIGHT_PERTURBATIONS
 from hauberk.methods.table import MethodSpec
@@ -124,9 +124,14 @@ def settings_of_builder(build: Any) -> dict[str, Setting]:
 def check_names(name: str, spec: MethodSpec, given: Collection[str], settings: Collection[str]) -> None:
     """Refuse, by a UserError, settings of parts that the method does not have, or that were given whole."""
     known = list_settings(spec, given)
+    parts = {"objective": spec.objective, "weighting": spec.weighting, "weight perturbation": spec.awp}
     for key in settings:
         if key not in known:
             raise unknown_name(f"setting of {name}", key, known)
+        owners = [called for called, part in parts.items() if part is not None and key in names_of(part)]
+        if len(owners) > 1:
+            advice = f"pass the {owners[-1]} as an object"
+            raise UserError(f"{key} is a setting of the {' and of the '.join(owners)} of {name}; {advice}")
 
 
 def names_of_perturbation(part: Any) -> dict[str, str]:

@@ -232,19 +232,21 @@ METHODS: dict[str, MethodSpec] = {
     "cfa-at": MethodSpec(
         CFAAT(), "adversarial training with a radius of each class, from its robust accuracy in the last epoch",
         "Wei et al. 2023, CFA, without FAWA; x' may leave the threat model",
-        _UNIFORM, inner=partial(BatchAttack, own_steps=False)),
+        _UNIFORM, official={"mode": "train", "passes": ("attack", "adversarial", "step", "clean")},
+        inner=partial(BatchAttack, own_steps=False)),
     "cfa-trades": MethodSpec(
         CFATrades(), "TRADES with a radius and a trade-off of each class, from its robust accuracy in the last epoch",
         "Wei et al. 2023, CFA, without FAWA; x' may leave the threat model",
-        _KL, official={"start": "normal-unprojected"}, inner=partial(BatchAttack, own_steps=False)),
+        _KL, inner=partial(BatchAttack, own_steps=False),
+        official={"start": "normal-unprojected", "passes": ("attack", "clean", "adversarial", "clean", "step", "clean")}),
     "dafa-at": MethodSpec(
         DAFAAT(), "adversarial training with weights of the classes on loss and radius, from which are taken for which",
         "Lee et al. 2024, DAFA; x' may leave the threat model",
-        PGD(10, "eps/4", "normal")),
+        PGD(10, "eps/4", "normal"), official=_UNPROJECTED),
     "dafa-trades": MethodSpec(
         DAFATrades(), "TRADES with weights of the classes on clean loss and radius, from which are taken for which",
         "Lee et al. 2024, DAFA; x' may leave the threat model",
-        _KL, official={"start": "normal-unprojected"}),
+        _KL, official={**_UNPROJECTED, "passes": ("attack", "adversarial", "clean")}),
     "ibp": MethodSpec(
         IBP(), "certified training: the worst logits that interval bounds allow, no attack; let ε grow (eps_warmup)",
         "Gowal et al. 2018"),

@@ -60,7 +60,7 @@ class DAFAAT(ClassWiseObjective):
     """
 
     class_lam: float = 1.0
-    begin: BurnIn = 0.64
+    begin: BurnIn = 70 / 110
     preset: PresetName = "paper"
     needs = ADVERSARIAL
     equation = "ω·u·CE(f(x'), y); u, of the class of y, scales the radius of x', too"

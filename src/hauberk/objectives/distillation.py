@@ -147,6 +147,12 @@ class Distillation(Objective):
     igdm_alpha: float = 0.0
     needs_teacher: ClassVar[bool] = True
     asks: ClassVar[tuple[str, ...]] = ("teacher",)  # what its function is given of the teacher
+    looks_at_labels: ClassVar[bool] = False
+
+    @property
+    def takes_targets(self) -> bool:
+        """Whether the data may have probabilities of the classes in place of labels: always where neither is looked at."""
+        return super().takes_targets or not self.looks_at_labels
 
     @property
     def follows_progress(self) -> bool:
@@ -158,7 +164,7 @@ class Distillation(Objective):
         found = {name: context.ask("teacher", "clean" if name == "teacher" else "adversarial") for name in self.asks}
         own = {name: value for name, value in vars(self).items() if name != "igdm_alpha"}
         targets = context.loss_targets
-        soft = {} if targets is None else {"targets": targets}
+        soft = {} if targets is None or not self.looks_at_labels else {"targets": targets}
         robust, regularizer = unchecked(type(self).function)(
             context.logits, context.logits_adv, context.y, **found, **own, **self.more(context), **soft
         )
@@ -214,6 +220,7 @@ class ARD(Distillation):
     temperature: float = 30.0
     preset: PresetName = "paper"
     function = staticmethod(ard)
+    looks_at_labels = True
 
     @property
     def equation(self) -> str:  # type: ignore[override]

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, AttackResult
 from hauberk.attacks.base import attack_batch
 from hauberk.core.arguments import check_callable
+from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
 from hauberk.threat import ThreatModel
 
@@ -58,14 +59,20 @@ class BatchAttack:
         return run_in_step(attack, context, context.threat)
 
 
-def run_in_step(attack: Attack[Any], context: StepContext, threat: ThreatModel, **more: Any) -> AttackResult:
+def run_in_step(
+    attack: Attack[Any],
+    context: StepContext,
+    threat: ThreatModel,
+    around: Callable[[nn.Module], nn.Module] | None = None,
+    **more: Any,
+) -> AttackResult:
     """Attack the batch of a step, with its random draws, soft labels, radii and precision.
 
     Args:
         attack: what to run.
         context: of the step.
         threat: where the points must be, which may be another than the step's.
-        own_steps: as of :class:`BatchAttack`.
+        around: makes what is attacked from the network of the step.
         **more: further arguments of :func:`hauberk.attacks.base.attack_batch`.
     """
     more.setdefault("return_clean_logits", context.return_clean_logits)
@@ -75,7 +82,14 @@ def run_in_step(attack: Attack[Any], context: StepContext, threat: ThreatModel, 
         threat = threat.scaled(context.largest_radius)
         more["radius_fraction"] = (context.radii / context.largest_radius).clamp(0, 1)
     with context.attack_model(attack.mode) as model:
+        model = model if around is None else around(model)
         return attack_batch(attack, model, context.x, context.y, threat, seed=context.rng, **more)
+
+
+def refuse_radii(context: StepContext, why: str) -> None:
+    """Raise UserError where a part has set a radius of each example, which an attack cannot keep to."""
+    if context.radii is not None:
+        raise UserError(f"{why}, and a part of this method sets a radius of each example; take another attack")
 
 
 class SmallBall(BatchAttack):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD
 from hauberk.core.step_context import StepContext
+from hauberk.methods.inner_attacks.batch_attack import refuse_radii
 
 
 class FreeReplay(nn.Module):
@@ -29,6 +30,7 @@ class FreeReplay(nn.Module):
         The last perturbation is moved by ε along the gradient of the last backward. What is not finite in it, after a batch
         that was not, begins again at 0.
         """
+        refuse_radii(context, "free training carries one perturbation from example to example")
         x, threat = context.x, context.threat
         point = x
         if self._point is not None and self._clean is not None and self._point.shape == x.shape:

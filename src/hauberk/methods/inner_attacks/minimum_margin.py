@@ -11,6 +11,7 @@ from hauberk.attacks import PGD, AttackResult, frozen_model, run_attack
 from hauberk.attacks.base import attack_batch
 from hauberk.core.device import send
 from hauberk.core.step_context import StepContext
+from hauberk.methods.inner_attacks.batch_attack import refuse_radii
 from hauberk.objectives.functional import fooled
 from hauberk.threat import ThreatModel, expand_to
 
@@ -39,6 +40,7 @@ class MinimumMargin(nn.Module):
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Search, and remember the radii found, at least 0.1, of the examples that have an index."""
+        refuse_radii(context, "MMA's search has radii of its own")
         index, world = context.index, context.world
         fraction = self.radius_fractions(index, context.y)
         with context.attack_model("eval") as model:
