@@ -68,6 +68,16 @@ def test_an_option_of_another_method_is_refused(capsys):
     assert "beta must be a finite number, got 'a'" in capsys.readouterr().err
 
 
+def test_the_command_line_takes_any_preset_that_the_method_has(capsys):
+    words = ["--method", "score", "--preset", "clipped"]
+    assert re.search(r"--beta FLOAT .*?\(default: 6.0\)", helped(words, capsys))
+    assert main(["train", *words, "--steps", "1", "--out", "clipped", *SHORT]) == 0
+    assert record("clipped")["method"]["preset"] == "clipped"
+    assert 'preset = "clipped"' in Path("clipped/config.toml").read_text()
+    assert main(["train", "--config", "clipped/config.toml", "--method", "trades", *SHORT]) == 2
+    assert "preset is 'paper' or 'official' for this method, not 'clipped'" in capsys.readouterr().err
+
+
 def test_a_method_of_ones_own_has_the_options_of_its_function(monkeypatch, capsys):
     Path("ownmethods.py").write_text(
         "import hauberk as hb\ndef build(threat, *, strength=2.0, seed=0):\n"

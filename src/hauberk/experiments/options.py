@@ -68,8 +68,9 @@ class ModelOptions:
 class PresetOptions:
     """Where settings come from that are not given: preset, schedule_preset."""
 
-    preset: Literal["paper", "official", "note"] = "paper"
-    """Follow the paper of a method, or the code of its authors where that differs; note is of mart alone."""
+    preset: str = "paper"
+    """Follow the paper of a method, or the code of its authors where that differs (official); some methods have a further one,
+    such as note of mart and clipped of score ('hauberk methods NAME' says so)."""
     schedule_preset: Literal["published", "express", "robust"] = "published"
     """Take training settings that are not given from the method's literature (published), from a short training that reaches
     about as much (express), or from the literature's long trainings of large networks (robust, for methods as trades+awp)."""

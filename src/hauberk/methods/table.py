@@ -206,7 +206,7 @@ METHODS: dict[str, MethodSpec] = {
         PGD(10, "eps/4", "uniform", loss="kl")),
     "score": MethodSpec(
         Score(), "squared distances of probabilities in place of cross-entropy and KL",
-        "Pang et al. 2022, SCORE: TRADES (LSE); 'clipped' is its code without generated data, at a rate of 0.05",
+        "Pang et al. 2022, SCORE: TRADES (LSE); 'clipped' is its code without generated data, whose rate is 0.05",
         PGD(10, "eps/4", "normal", loss="lse"), official={"mode": "train-frozen", "start": "uniform"},
         further={"clipped": {"beta": 6.0, "clip": 0.3}}),
     "ikl": MethodSpec(

@@ -29,7 +29,9 @@ def score(
     and elsewhere c is taken from r.
 
     Arguments as in :func:`hauberk.objectives.at`; ``beta`` is the trade-off, and ``clip`` is q: 4 and 0, no clipping, with
-    generated data, 6 and 0.3 in the public code on CIFAR-10 alone. ``targets`` are probabilities (B, C) in place of the labels.
+    generated data, 6 and 0.3 in the public code on CIFAR-10 alone. Its form is that of the latter (``without_DDPM``) in every
+    preset: the code with generated data takes its own bound, 0 by default, from ‖p(x') - p(x)‖² alone. ``targets`` are
+    probabilities (B, C) in place of the labels.
 
     Raises:
         UserError: for a clip outside [0, 1).

@@ -168,7 +168,7 @@ def resolve(
         data: name of the data set.
         model: name of the network.
         method: name of the method, perhaps with ``+awp``.
-        preset: "paper" or "official".
+        preset: "paper", "official", or a further one of the method, for which the training is that of "paper".
         schedule_preset: where settings of the training come from: "published", "express" for a short training, or "robust"
             for a long one.
         settings: fields of ``TrainConfig`` that were asked for; they win.
