@@ -34,7 +34,8 @@ def benchmark(
     """Measure clean accuracy and robust accuracy by AutoAttack, as ``robustbench.benchmark`` does (Croce et al. 2021).
 
     Names of arguments and order are theirs. The model stays on its device, doubts about the number are warnings on stderr, and
-    :func:`hauberk.evaluate` says more. A network of their model zoo is ``hb.load("Wang2023Better_WRN-28-10.pt", model=net)``.
+    :func:`hauberk.evaluate` says more. A network of their model zoo is ``hb.load("Zhang2019Theoretically.pt", model=net)``,
+    where ``net`` is of its own class, or a wide ResNet of ours in TRADES' layout.
 
     Args:
         model: classifier from inputs (B, ...) in [0, 1] to logits (B, C); unchanged afterwards.
