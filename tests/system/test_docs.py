@@ -18,7 +18,7 @@ import tyro
 
 import hauberk as hb
 from hauberk.cli import COMMANDS, main
-from hauberk.methods import get_method_spec
+from hauberk.methods import default_settings, get_method_spec
 from helpers import ROOT, TESTS
 
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python" in path.read_text())
@@ -54,8 +54,6 @@ def _stand_ins(monkeypatch):
 def taken_for_granted(page, digits):
     """What a page's reader has already; pages that start from nothing have nothing here."""
     x, y = digits["train"].fetch(torch.arange(300))
-    if page.name == "methods.md":
-        return {"few": (x[:100], y[:100]), "unlabelled_images": x[100:]}
     if page.name == "tables.md":  # the page's own description, and rows that fit it
         Path("credit.toml").write_text(blocks(page, "toml")[0])
         draw = random.Random(0)
@@ -69,7 +67,7 @@ def taken_for_granted(page, digits):
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
         batches = list(zip(x.split(100), y.split(100), strict=True))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return {"hb": hb, "model": model, "part_of_each_batch": batches, "optimizer": optimizer, "epoch": 0}
+        return {"model": model, "part_of_each_batch": batches, "optimizer": optimizer, "epoch": 0}
     return {}
 
 
@@ -177,6 +175,18 @@ def test_every_command_and_attack_is_documented():
     readme = (ROOT / "README.md").read_text()
     for name in hb.list_methods():
         assert f"`{name}`" in readme
+
+
+def test_the_page_of_methods_has_every_method_with_its_defaults():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    rows = re.findall(r"^\| (`[^|]+) \|[^|]*\| (?:`([^|`]*)` )?\|$", page.partition("## Weights")[0], re.MULTILINE)
+    usual, told = default_settings("at"), {}
+    for names, settings in rows:
+        told |= dict.fromkeys(re.findall(r"`([^`]+)`", names), eval(f"dict({settings})"))
+    assert set(told) == set(hb.list_methods())
+    for name, settings in told.items():
+        own = {key: value for key, value in default_settings(name).items() if key not in usual or usual[key] != value}
+        assert settings == own, name
 
 
 ROOMS = ["", ".attacks", ".objectives", ".weighting", ".data", ".models", ".methods", ".training", ".evaluation", ".threat",
