@@ -36,6 +36,7 @@ class Compare:
     """Train methods with several seeds each, evaluate them, and set them side by side: the MAIL paper's Table 2 for any data.
 
     Example: hauberk compare --methods at,trades,mart,mail-trades --trials 5 --data digits
+
     Example: hauberk compare table2 --data-dir ~/data --budget 0.01 --trials 1
 
     Example: hauberk compare at=at-0.json,at-1.json mine=mine-0.json,mine-1.json
@@ -50,7 +51,8 @@ class Compare:
     """A table of the papers, whose methods, data, network, settings and attacks are used unless others are given: table1,
     table2, table3 (MAIL), mart-white-box, mart-black-box."""
     budget: float = 1.0
-    """Share of each training's passes to make: its root is the share of the epochs and of the examples."""
+    """Share of each training's passes to make: its root is the share of the epochs, of the examples, and of the test examples
+    (100 at least)."""
     methods: str = ""
     """Names of methods, with commas between them, perhaps with settings: at,trades:beta=1;steps=5. Differences are to the
     first; in table1, from each PM to LPS with the same objective."""
@@ -74,7 +76,7 @@ class Compare:
     """Submit the runs to a Slurm cluster instead, with these settings of submitit, such as slurm_partition=gpu
     timeout_min=600 gpus_per_node=1; the same command without it prints the table when they are done."""
     out: Path | None = None
-    """Folder of the comparison; by default runs/compare-DATA-MODEL."""
+    """Folder of the comparison; by default runs/compare-DATA-MODEL, or runs/TABLE-DATA-MODEL."""
     dry_run: bool = False
     """Say how many runs there are, and estimate their time and disk space; do nothing."""
     quiet: bool = False

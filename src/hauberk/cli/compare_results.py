@@ -19,6 +19,7 @@ class CompareResults:
     """Set evaluations side by side that are there already, of networks trained by any loop; nothing is trained or attacked.
 
     Example: hauberk compare runs/at-0 runs/at-1 runs/mine-0 runs/mine-1 --baseline at
+
     Example: hauberk compare at=at-0.json,at-1.json mine=mine-0.json,mine-1.json
 
     With several seeds of each method: means, deviations, and a paired t-test over the seeds. With one of each: McNemar's exact

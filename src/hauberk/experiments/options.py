@@ -31,12 +31,13 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class SubsetOptions:
-    """How much of the data set to use, and how: train_size, test_size, imbalance, label_noise."""
+    """How much of the data set to use: train_size, test_size."""
 
     train_size: int = 0
     """Number of examples to train on, the first ones; 0 for all."""
     test_size: int = 0
     """Number of examples to evaluate on, the first ones; 0 for all."""
+    # Of studies, and no options of a command.
     imbalance: Suppress[float] = 1.0
     """How many times more training examples the first class keeps than the last; 1 leaves them as they are."""
     label_noise: Suppress[float] = 0.0
@@ -95,7 +96,8 @@ class EvaluationOptions:
 
     suite: str = "quick"
     """Attacks to run: quick (FGSM, PGD-20, CW-30, PGD-100), papers (the columns of the papers' tables), standard (AutoAttack),
-    fast (its accuracy, estimated at a fraction of the price), plus, or rand (for random models); see 'hauberk attacks'."""
+    fast (its accuracy, estimated at a fraction of the price), plus, scores (for models without gradients), or rand (for random
+    models); see 'hauberk attacks'."""
     attacks: tuple[str, ...] = ()
     """Attacks to run instead of a suite, such as pgd-40 cw-100, or package.module:attribute for your own."""
     sequential: bool = False
