@@ -151,6 +151,15 @@ def test_every_command_is_in_the_docs():
     assert {command[0] for command in TYPED} == set(COMMANDS)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_in_the_manual(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    options = set(re.findall(r"(?<![\w-])--(?:no-)?([a-z][a-z-]+)", capsys.readouterr().out))
+    manual = (ROOT / "docs" / "commands.md").read_text()
+    assert [one for one in sorted(options) if f"--{one}" not in manual and f"--no-{one}" not in manual] == []
+
+
 def test_no_method_is_known_by_name_where_it_must_not_be():
     rooms = [
         *(ROOT / "src/hauberk/training").glob("*.py"),
