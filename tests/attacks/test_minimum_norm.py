@@ -69,6 +69,22 @@ def test_reach_the_boundary_of_a_linear_model(attack, norm, near_the_bounds):
         assert best * (1 - 1e-6) <= float(lengths[k]) <= best * 1.03 + (0.01 if norm != "L0" else 1)
 
 
+@pytest.mark.parametrize("confidence", [0.01, 0.5, 3.0])
+def test_cw_l2_goes_beyond_its_confidence_and_no_further_than_it_must(confidence):
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(20, generator=generator, dtype=torch.float64)
+    x = 0.3 + 0.4 * torch.rand(4, 20, generator=generator, dtype=torch.float64)
+    model, y = linear(w), (x @ w > 0).long()
+    attack = hb.attacks.CWL2(steps=100, searches=8, step_size=0.03, first_constant=0.1, confidence=confidence)
+    found = attack(model, x, y, hb.L2(0.5))
+    margin = found.logits.gather(1, 1 - y[:, None]) - found.logits.gather(1, y[:, None])
+    assert found.success.all()
+    assert (margin > confidence).all()
+    slope = (model.weight[1] - model.weight[0]).detach()
+    nearest = (confidence + (model(x)[:, 1] - model(x)[:, 0]).abs()) / slope.norm()
+    assert ((found.x_adv - x).norm(dim=1) <= 1.03 * nearest + 0.01).all()
+
+
 @each
 def test_reach_the_optimum_of_a_small_network(attack, norm):
     """In two dimensions the nearest adversarial example is found on a fine grid."""

@@ -1,6 +1,8 @@
 """The L2 attack of Carlini and Wagner (2017), in full."""
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from hauberk.attacks.minimum_norm.sigma_zero import FIRST_MEMORY, SECOND_MEMORY
 from hauberk.attacks.model.queries import ModelQueries
 from hauberk.attacks.state import AttackInputs
 from hauberk.core.errors import UserError
+from hauberk.objectives.functional import AttackLoss, find_attack_loss
 from hauberk.threat import Norm, ThreatModel
 
 _INSIDE = 1 - 1e-6  # times the place in the box, so that its inverse tanh is finite
@@ -53,6 +56,11 @@ class CWL2(MinimumNormAttack["CWL2State"]):
             raise UserError("CWL2 needs at least 1 search, a confidence of at least 0, and a positive step and constant")
 
     needs_clean_logits = True  # the first look is beside the input by the rounding of tanh
+
+    @cached_property
+    def attack_loss(self) -> AttackLoss:
+        """The loss without a limit: a margin that ended at κ could not say which points lie beyond."""
+        return find_attack_loss(self.loss, math.inf)
 
     @property
     def max_steps(self) -> int:
