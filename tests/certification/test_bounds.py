@@ -1,5 +1,9 @@
 """Bounds of every layer against sampling, against each other, and by hand."""
 
+import copy
+import ctypes
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -287,6 +291,16 @@ class Scores(nn.Module):
         (lambda z: F.relu_(z.view(-1, 5, 1)).flatten(1) + z, "in place"),
         (lambda z: z + torch.arange(len(z))[:, None], "place in the batch"),
         (lambda z: z.bfloat16().float(), "bfloat16"),
+        (lambda z: z * float(z.detach().numpy().mean()), "numpy has no bounds"),
+        (lambda z: z + float(np.asarray(z.data)[0, 0]), "array has no bounds"),
+        (lambda z: z + np.from_dlpack(z)[0, 0].item(), "dlpack has no bounds"),
+        (lambda z: z + max(z.tolist()[0]), "tolist has no bounds"),
+        (lambda z: z + z.untyped_storage()[0], "untyped_storage has no bounds"),
+        (lambda z: z + ctypes.c_float.from_address(z.data_ptr()).value, "data_ptr has no bounds"),
+        (lambda z: z.apply_(lambda value: value**2), "apply has no bounds"),
+        (lambda z: z @ nn.Parameter(z)[:, :1].expand(-1, 4).t().contiguous(), "cannot be followed"),
+        (lambda z: z * float(nn.Parameter(z).detach().numpy().mean()), "cannot be followed"),
+        (lambda z: z + copy.deepcopy(z)[0], "cannot be followed"),
         (lambda z: z @ z.t() @ z, "operation t has no bounds"),
     ],
 )

@@ -126,7 +126,7 @@ def certify(
         frozen_model(model),
         torch.no_grad(),
     ):
-        graph = trace(model, first_x.repeat(2, *[1] * (first_x.ndim - 1))[:2])
+        graph = trace(model, _unlike(first_x[:1], threat))
         mine = world.local_shard(torch.arange(count))
         left = mine[torch.from_numpy(~records.known[mine.numpy()])]
         try:
@@ -153,6 +153,12 @@ def certify(
     if folder is not None and world.is_main:
         result.save(folder / "certificates.json")
     return result
+
+
+def _unlike(x: Tensor, threat: ThreatModel) -> Tensor:
+    """An input, one at the end of its set, and one that differs in every number, frozen ones too. (1, ...) -> (3, ...)."""
+    sets = threat.around(x)
+    return torch.cat([x, torch.where(sets.upper > x, sets.upper, sets.lower), x + 1 + x.abs()])
 
 
 def _left(begun: float, done: int, left: Tensor, batch_size: int) -> float:

@@ -44,6 +44,13 @@ class Recorder:
         """Whether a value depends on the input."""
         return isinstance(value, Tensor) and id(value) in self.known
 
+    def hides(self, value: Any) -> bool:
+        """Whether a tensor that is no node's value has the memory of one, so that nobody sees how it depends on the input."""
+        if not isinstance(value, Tensor) or self.is_known(value) or value.layout != torch.strided:
+            return False
+        place = value.untyped_storage().data_ptr()
+        return place != 0 and any(tensor.untyped_storage().data_ptr() == place for tensor, _ in self.known.values())
+
     def number(self, value: Tensor) -> int:
         """The node of a tensor."""
         node = self.known[id(value)][1]
@@ -116,7 +123,7 @@ class Recorder:
         if numbers.ndim < like.ndim:
             return numbers
         if len(numbers) not in (1, self.batch) or (len(numbers) > 1 and not bool((numbers == numbers[:1]).all())):
-            raise Unknown("depends on the place in the batch")
+            raise Unknown("has a constant that depends on the input, or on the place in the batch")
         return numbers[0]
 
     def scaled(self, out: Tensor, x: Tensor, factor: Tensor, roundings: int = 0) -> None:

@@ -29,13 +29,26 @@ class _Watch(TorchDispatchMode):
         kwargs, r = kwargs or {}, self.recorder
         if self.paused or func.overloadpacket in SHAPE_ONLY:
             return func(*args, **kwargs)
-        if not any(map(r.is_known, flat((args, kwargs)))):
+        values, name = list(flat((args, kwargs))), str(func.overloadpacket).rpartition(".")[2]
+        self.refuse_hidden(name, values)
+        if not any(map(r.is_known, values)):
             return r.compute(func, args, kwargs)
         if func in SAME:
             out = func(*args, **kwargs)
             r.alias(out, args[0])
             return out
-        return self.handle(OPERATIONS.get(func.overloadpacket), str(func.overloadpacket).rpartition(".")[2], func, args, kwargs)
+        return self.handle(OPERATIONS.get(func.overloadpacket), name, func, args, kwargs)
+
+    def refuse_hidden(self, name: str, values: Sequence[Any]) -> None:
+        """Refuse to let an operation have a tensor that depends on the input where nobody has seen how."""
+        self.paused += 1  # looking at memory is nothing that the model does
+        try:
+            hidden = any(map(self.recorder.hides, values))
+        finally:
+            self.paused -= 1
+        if hidden:
+            what = f"the operation {name.rstrip('_')} takes what depends on the input in a way that cannot be followed"
+            raise UserError(f"{self.recorder.layers[-1]} cannot be certified: {what}")
 
     def handle(self, read: Callable[..., None] | None, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation, and add what it does to the graph."""
@@ -65,16 +78,22 @@ class _Watch(TorchDispatchMode):
 
 
 class _Whole(TorchFunctionMode):
-    """Hands over linear layers and batch normalisations as they are called, before torch takes them apart."""
+    """Hands over linear layers and batch normalisations as they are called, before torch takes them apart.
+
+    It hands over, too, what reads or replaces the numbers of a tensor by no operation, which has no bounds.
+    """
 
     def __init__(self, watch: _Watch):
         super().__init__()
         self.watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _WHOLE and not self.watch.paused and any(map(self.watch.recorder.is_known, flat((args, kwargs)))):
-            return self.watch.handle(_WHOLE[func], func.__name__, func, args, kwargs)
+        kwargs, watch = kwargs or {}, self.watch
+        if not watch.paused and (func in _WHOLE or func in _UNWATCHED):
+            values = list(flat((args, kwargs)))
+            watch.refuse_hidden(func.__name__, values)
+            if any(map(watch.recorder.is_known, values)):
+                return watch.handle(_WHOLE.get(func), func.__name__, func, args, kwargs)
         return func(*args, **kwargs)
 
 
@@ -87,6 +106,10 @@ def _round(r: Recorder, out: Tensor, x: Tensor, integers: Sequence[int], groups:
 
 
 _WHOLE: dict[Any, Callable[..., None]] = {F.linear: read_linear, torch.batch_norm: _batch_norm}
+_UNWATCHED: set[Any] = {
+    Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage,
+    Tensor.apply_, Tensor.map_, Tensor.map2_, Tensor.data.__set__,  # type: ignore[attr-defined]
+}  # fmt: skip
 
 
 def flat(values: Any) -> Iterator[Any]:
@@ -131,7 +154,7 @@ def trace(model: nn.Module, x: Tensor) -> Graph:
 
     Args:
         model: from inputs (B, ...) to outputs (B, C).
-        x: two inputs or more, (B, ...).
+        x: two inputs or more, (B, ...), that differ: what the model computes of them out of sight must not look constant.
 
     Raises:
         UserError: if it does something that there are no bounds for; the layer and the operation are named.
