@@ -230,6 +230,25 @@ def test_dearer_bounds_are_no_looser_and_on_a_point_all_are_tight(name):
         assert float((margin - bound).abs().max()) < 1e-2, how
 
 
+@pytest.mark.parametrize("make", [hb.Linf, hb.L2, hb.L1])
+def test_a_region_covers_what_counts_as_inside_and_moves_no_frozen_feature(make):
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([1.0, 1e-3, 1e6, 0.0, 1.0, 30.0])
+    x = torch.rand(2000, 6, generator=generator) * scales + torch.tensor([0.0, 0.0, 1e6, 1e6, 0.0, 0.0])
+    x[:2, 4:] = -1e-7  # outside of the box by rounding
+    sets = make(0.03 * scales, low=0.0, high=3e6).around(x)
+    point = sets.project(x + sets.radius * torch.randn(x.shape, generator=generator))
+    outwards = torch.finfo(torch.float32).eps * (point - x).sign() * torch.rand(x.shape, generator=generator)
+    point = torch.where(sets.radius > 0, point + 2 * outwards * point.abs(), x)
+    inside, region, change = sets.contains(point), Region(sets), (point - x).double()
+    assert inside.float().mean() > 0.5
+    low, high = region.interval
+    assert ((low <= point) & (point <= high))[inside].all()
+    worst = torch.stack([-change / region.scale**2, -change.sign() / region.scale, -change], 1)
+    assert (region.lowest(worst) <= (worst * point.double()[:, None]).sum(2))[inside].all()
+    assert not region.slack[:, 3].any()
+
+
 @pytest.mark.parametrize("threat", [hb.Linf(0.05), hb.L2(0.5), hb.L1(2.0)], ids=str)
 @pytest.mark.parametrize("name", ["conv", "conv-options", "conv-deep", "normalize", "leaky", "batch-norm"])
 def test_windows_are_what_whole_images_are(name, threat, monkeypatch):

@@ -137,6 +137,32 @@ def test_constraint_violation_says_by_how_much():
     assert hb.Linf(0.2).contains(broken, x).tolist() == [False, True, True]
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_feature_is_granted_its_own_rounding_and_a_frozen_one_none(norm, dtype):
+    """Where one feature is of the order of a million, which rounds by a part of 1, the others stay where they must."""
+    threat = NORMS[norm]([0.0, 0.1, 1e5], low=[0.0, 0.0, -1e7], high=[1.0, 1.0, 1e7])
+    x = torch.tensor([[0.3, 0.5, 1e6]], dtype=dtype).expand(50, 3)
+    region = threat.around(x)
+    noise = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    inside = region.project(x + noise * torch.tensor([1.0, 0.3, 3e5]))
+    assert region.contains(inside).all()
+    border = x + torch.tensor([0.0, 0.1, 0.0], dtype=dtype)
+    assert region.contains(border).all()
+    for outside in ([1e-6, 0, 0], [0.2, 0, 0], [0, 0.1001, 0], [0, -0.1001, 0], [0, 0, 1.01e5]):
+        assert not region.contains(x + torch.tensor(outside, dtype=dtype)).any()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_an_input_outside_its_box_by_rounding_is_inside_its_set(norm):
+    x = torch.tensor([[-1e-7, 1 + 1e-6, -1e-7, 1 + 1e-6]])
+    region = NORMS[norm](0.1, frozen=[0, 1]).around(x)
+    assert region.contains(x)
+    assert region.contains(region.project(x + torch.tensor([[1.0, 1.0, 1.0, -1.0]])))
+    assert not region.contains(x + torch.tensor([[1e-5, 0.0, 0.0, 0.0]]))
+    assert not region.contains(x - torch.tensor([[0.0, 0.0, 1e-6, 0.0]]))
+
+
 def test_random_start_fills_the_ball():
     x = torch.full((4000, 3), 0.5, dtype=torch.float64)
     rng = ExampleRng(0, torch.arange(4000))

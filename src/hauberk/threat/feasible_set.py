@@ -146,13 +146,21 @@ class FeasibleSet:
         return torch.where(excess > 0, excess, excess * 0)  # keeps NaN
 
     def contains(self, point: Tensor) -> Tensor:
-        """Say which points are inside up to the rounding error of storing them. (B, ...) -> (B,) bool."""
-        rounding = torch.finfo(self.x.dtype).eps * torch.maximum(self.x.abs(), point.abs()).double().flatten(1)
-        if self.norm.is_box:
-            return self.constraint_violation(point) <= 2 * rounding.amax(1)
-        radius = self._flat(self.radius).double()
-        relative = self._length(rounding, radius) + 8 * torch.finfo(self.x.dtype).eps  # the last of computing the norm itself
-        return self.constraint_violation(point) <= relative * radius.amax(1) + 2 * rounding.amax(1)
+        """Say which points are inside up to the rounding error of storing them, which each feature is granted for itself.
+
+        A feature that is frozen has the clean value, or what the box makes of it where it lies outside by rounding.
+
+        Returns:
+            (B,) bool, for points (B, ...).
+        """
+        x, point = self.x.double().flatten(1), point.double().flatten(1)
+        low, high, radius = (self._flat(value).double() for value in (self.low, self.high, self.radius))
+        eps, change = torch.finfo(self.x.dtype).eps, (point - x).abs()
+        rounding = 2 * eps * torch.maximum(x.abs(), point.abs())
+        in_ball = self._length((change - rounding).clamp_min(0), radius) <= 1 + 8 * eps  # the last of computing the norm itself
+        unmoved = (radius > 0) | (change <= (x - x.clamp(low, high)).abs())
+        in_box = (torch.minimum(low, x) - rounding <= point) & (point <= torch.maximum(high, x) + rounding)
+        return in_ball & (unmoved & in_box).all(1)
 
     def clamp(self, point: Tensor) -> Tensor:
         """Bring points (B, ...) into the box, not into the ball."""

@@ -31,10 +31,9 @@ class Region:
     def __init__(self, region: FeasibleSet):
         x = region.x
         self.norm, self.slack = region.norm, _slack(region)
-        lower, upper = region.lower.double(), region.upper.double()
         radius = region.radius.double().expand_as(x)
         self.x, self.scale = x.double(), torch.where(radius > 0, radius, 1.0)
-        self._set(torch.minimum(lower, upper).expand_as(x), torch.maximum(lower, upper).expand_as(x))
+        self._set(*_box(region))
 
     def _set(self, lower: Tensor, upper: Tensor) -> None:
         """Take over a box, (B, ...) each, and what follows from it."""
@@ -86,22 +85,20 @@ class Region:
         return total
 
 
+def _box(region: FeasibleSet) -> Interval:
+    """Bounds of each coordinate, (B, ...) each; the clean input, which may be outside of its box by rounding, is between."""
+    x, lower, upper = region.x.double(), region.lower.double(), region.upper.double()
+    return torch.minimum(torch.minimum(lower, upper), x), torch.maximum(torch.maximum(lower, upper), x)
+
+
 def _slack(region: FeasibleSet) -> Tensor:
     """By how much a point that counts as inside may differ from one of the set, in each coordinate; as the inputs, (B, ...).
 
-    A point that leaves ball and box by t each is brought back by moving each coordinate by t, which ends in the box, and then
-    by shrinking the change by ``1 + t / max ε``, which moves none by more than t.
+    Such a point is brought back by moving each coordinate by its rounding towards the clean input, then by shrinking the change
+    by ``1 + 8 eps``, and to the next float at a bound that was itself rounded inwards: by four roundings of the number and
+    eight of the change together, of which there are some more here. A frozen one is brought back from where the box has it.
     """
     x, eps = region.x.double(), torch.finfo(region.x.dtype).eps
-    lower, upper, radius = region.lower.double(), region.upper.double(), region.radius.double().expand_as(x)
-    reach = torch.maximum(torch.maximum(lower.abs(), upper.abs()), x.abs()) * (1 + 4 * eps)
-    rounding = (eps * reach).flatten(1)
-    tolerance = 2 * rounding.amax(1)
-    if not region.norm.is_box:
-        wide = radius.flatten(1)
-        scale = torch.where(wide > 0, wide, 1.0)
-        relative = region.norm.length(torch.where(wide > 0, rounding / scale, 0.0)) + 8 * eps
-        tolerance = tolerance + relative * wide.amax(1)
-    outside = torch.maximum(lower - x, x - upper).clamp_min(0).flatten(1).amax(1)  # of the clean input, by rounding too
-    total = 2.5 * (tolerance + outside)
-    return total.view(-1, *[1] * (x.ndim - 1)).expand_as(x)
+    lower, upper = _box(region)
+    reach, radius = torch.maximum(lower.abs(), upper.abs()), region.radius.double().expand_as(x)
+    return torch.where(radius > 0, eps * (5 * reach + 10 * torch.minimum(radius, 2 * reach)), upper - lower)
