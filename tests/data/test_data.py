@@ -181,6 +181,38 @@ def test_sources_from_python():
     assert labels(Subset(items, torch.tensor([2, 4]))).tolist() == [2, 1]
 
 
+FIVE = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"sampler": torch.utils.data.SubsetRandomSampler([0, 1])},
+        {"sampler": torch.utils.data.RandomSampler(FIVE, replacement=True)},
+        {"sampler": torch.utils.data.RandomSampler(FIVE, num_samples=2)},
+        {"sampler": torch.utils.data.WeightedRandomSampler(torch.ones(5), 5)},
+        {"sampler": torch.utils.data.SequentialSampler(range(2))},
+        {"batch_sampler": [[0, 1]]},
+        {"batch_sampler": torch.utils.data.BatchSampler(torch.utils.data.SubsetRandomSampler([0, 1]), 2, False)},
+        {"collate_fn": lambda pairs: torch.utils.data.default_collate(pairs)},
+    ],
+)
+def test_what_a_loader_does_with_its_examples_is_not_dropped_in_silence(how):
+    with pytest.raises(hb.UserError, match=r"pass the data set, or torch.utils.data.Subset|pass a data set whose examples"):
+        as_dataset(torch.utils.data.DataLoader(FIVE, **how))
+
+
+@pytest.mark.parametrize("how", [{}, {"batch_size": 2, "shuffle": True, "drop_last": True}, {"batch_size": None}])
+def test_a_loader_of_all_examples_is_its_data_set(how):
+    assert len(as_dataset(torch.utils.data.DataLoader(FIVE, **how))) == 5
+
+
+def test_labels_of_items_are_not_cut_to_integers():
+    assert labels(as_dataset([(np.zeros(2), 1.0), (np.zeros(2), torch.tensor([2])), (np.zeros(2), True)])).tolist() == [1, 2, 1]
+    with pytest.raises(hb.UserError, match=r"^labels must be integers, got 0.9; "):
+        labels(as_dataset([(np.zeros(2), 0.9)]))
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [

@@ -121,13 +121,23 @@ class MapDataset(IndexedDataset):
         try:
             x = torch.stack([torch.as_tensor(np.asarray(pair[0])) for pair in pairs])
             if self.of_classes:
-                y = torch.tensor([int(pair[1]) for pair in pairs])
+                y = torch.tensor([_whole(pair[1]) for pair in pairs])
             else:
                 y = torch.stack([torch.as_tensor(np.asarray(pair[1])) for pair in pairs])
+        except UserError:
+            raise
         except Exception as error:
             kind, problem = "integer label" if self.of_classes else "label", in_one_line(error)
             raise UserError(f"the data set must give pairs of an array and an {kind}: {problem}") from error
         return as_floats(x), y
+
+
+def _whole(label: Any) -> int:
+    """Return a label as an integer, unless it would be cut to one."""
+    number = int(label)
+    if number != float(label):
+        raise UserError(f"labels must be integers, got {float(label):g}; {OTHER_LABELS}")
+    return number
 
 
 class Subset(IndexedDataset):
@@ -202,14 +212,16 @@ def as_dataset(data: Any, of_classes: bool = True) -> IndexedDataset:
 
     Args:
         data: one already; a pair (x, y) of tensors or NumPy arrays, uint8 inputs meaning steps of 1/255; a map-style torch
-            ``Dataset``; or a ``DataLoader``, of which only the data set is used, because order and batches are Hauberk's.
+            ``Dataset``; or a ``DataLoader`` over all examples of one, of which only the data set is used, because order and
+            batches are Hauberk's.
         of_classes: whether labels are numbers of classes; otherwise they may be any numbers, (N, ...).
 
     Raises:
-        UserError: if it is none of these, or empty.
+        UserError: if it is none of these, or empty; and for a loader that draws a part of its data set, some examples more
+            often than others, or changes them.
     """
     if isinstance(data, torch_data.DataLoader):
-        data = data.dataset
+        data = _all_behind(data)
     dataset: IndexedDataset
     if isinstance(data, IndexedDataset):
         dataset = data
@@ -224,6 +236,25 @@ def as_dataset(data: Any, of_classes: bool = True) -> IndexedDataset:
     if len(dataset) == 0:
         raise UserError("the data set is empty")
     return dataset
+
+
+def _all_behind(loader: "torch_data.DataLoader[Any]") -> Any:
+    """Return the data set of a loader that gives each of its examples once in a pass, as it is."""
+    data: Any = loader.dataset
+    batches = loader.batch_sampler
+    if isinstance(data, torch_data.IterableDataset) or not _is_map_style(data):
+        return data  # which is refused as such
+    plain_batches = batches is None or type(batches) is torch_data.BatchSampler
+    sampler: Any = getattr(batches, "sampler", loader.sampler) if plain_batches else batches
+    plain = type(sampler) in (torch_data.SequentialSampler, torch_data.RandomSampler)
+    if not plain or getattr(sampler, "replacement", False) or len(sampler) != len(data):
+        raise UserError(
+            f"a loader's {type(sampler).__name__} may leave examples out or repeat some, and Hauberk draws batches by itself; "
+            "pass the data set, or torch.utils.data.Subset(dataset, indices)"
+        )
+    if loader.collate_fn not in (torch_data.default_collate, torch_data.default_convert):
+        raise UserError("a loader's collate_fn is not called; pass a data set whose examples are as it makes them")
+    return data
 
 
 def _is_map_style(data: Any) -> bool:
