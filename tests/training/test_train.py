@@ -575,6 +575,20 @@ def test_mistakes_get_one_clear_line(kwargs, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_label_beyond_the_outputs_of_a_network_is_refused_before_training():
+    x, y = easy_data()
+    beyond = y.clone()
+    beyond[40:] = 5  # further than the batch that the network is tried on
+    mix = hb.data.ConcatDataset([as_dataset((x, y)), as_dataset((x, beyond))])
+    for which, given in {"train_set": (x, beyond), "val_set": (x, beyond), "extra": mix}.items():
+        how = {"train_set": (x, y), "threat": THREAT, **settings(epochs=1, val_size=-1), which: given}
+        with pytest.raises(hb.UserError, match=f"^labels of {which} must be 0 to 4, found 0 to 5$"):
+            hb.train(tiny_net(), **how)
+    how = {"method": "adversarial-class", "threat": THREAT, **settings(epochs=1)}
+    with pytest.raises(hb.UserError, match=r"^labels of train_set must be 0 to 4, found 0 to 5$"):
+        hb.train(tiny_net(classes=6), (x, beyond), **how)
+
+
 def test_a_folder_that_exists_is_not_touched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(hb.UserError, match="exists; go on with it"):

@@ -277,6 +277,8 @@ def labels(dataset: IndexedDataset) -> Tensor:
         return dataset.y
     if isinstance(dataset, Subset):
         return labels(dataset.dataset)[dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        return torch.cat(list(map(labels, dataset.datasets)))
     return torch.cat([dataset.fetch(torch.tensor([i]))[1] for i in range(len(dataset))])
 
 

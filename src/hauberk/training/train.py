@@ -18,7 +18,8 @@ from hauberk.core.imports import trusted_name
 from hauberk.core.lock import exclusive_lock
 from hauberk.core.numerics import deterministic_mode
 from hauberk.core.progress import ProgressBar, watch_signals
-from hauberk.data import IndexedDataset, as_dataset, as_extra, check_dataset, fetch_for, load_data
+from hauberk.data import IndexedDataset, as_dataset, as_extra, check_dataset, fetch_for, labels, load_data
+from hauberk.data.dataset import in_memory
 from hauberk.data.default_model import default_model
 from hauberk.data.standard_subset import first_examples
 from hauberk.methods import Method
@@ -28,6 +29,7 @@ from hauberk.methods.registry import find_method
 from hauberk.models import ModelSpec, model_code
 from hauberk.models.build import tensors_digest
 from hauberk.threat import ThreatModel, read_threat, threats_of
+from hauberk.threat.batch import check_labels
 from hauberk.training import checkpoint
 from hauberk.training.callbacks import MetricsLog, TensorBoardLog
 from hauberk.training.config import OPTIMIZERS, TrainConfig
@@ -156,8 +158,9 @@ def train(
     elif threat is not None and threat is not method.threat:
         raise UserError("the method was made for another threat model; leave out threat=, or pass the method's name")
     own_val = None if val_set is None else as_dataset(val_set)
-    given = {"train_set": source, "val_set": own_val, "extra": more}
-    for argument, data in ((argument, data) for argument, data in given.items() if data is not None):
+    sources = {"train_set": source, "val_set": own_val, "extra": more}
+    given = {argument: data for argument, data in sources.items() if data is not None}
+    for argument, data in given.items():
         for one in threats_of(method.threat):
             check_dataset(data, one, source.classes)
         if data.input_shape != source.input_shape:
@@ -183,6 +186,10 @@ def train(
         stack.enter_context(torch.inference_mode(False))  # whatever the caller is in
         stack.enter_context(torch.enable_grad())
         network, spec, code = _build_network(model, method, config, source, device)
+        classes = spec.classes - method.extra_outputs
+        for argument, data in given.items():
+            if in_memory(data):
+                check_labels(labels(data), classes, f"labels of {argument}")
         begun_from = _load_init(network, init, device) if str(init) else {}
         plan = make_plan(spec, method, config, source, more, own_val, world.size, code, passed, begun_from)
         if world.size > 1:  # a plan names its data by a digest, for which they are read once
@@ -201,7 +208,7 @@ def train(
             trainer.run(display)
         if trainer.finished:
             network.load_state_dict(trainer.best_weights)
-            if doubt := chance_line(trainer.best["metrics"], spec.classes - method.extra_outputs):
+            if doubt := chance_line(trainer.best["metrics"], classes):
                 display.line(doubt)
     best = trainer.best and {**trainer.best, "epoch": trainer.best["epoch"] + 1}
     return Run(network.eval(), folder, log.rows, best, not trainer.finished)
