@@ -442,6 +442,31 @@ def test_rows_that_do_not_fit_are_refused(folder):
         read_frame(folder / "nothing.csv")
 
 
+def test_missing_categories_and_labels_are_counted_and_the_first_named(folder):
+    described, good = read_schema(folder / "loans.toml"), frame()
+    for name in ("job", "late"):
+        rows = good.astype({name: object})
+        rows.loc[[9, 30], name] = [None, float("nan")]
+        said = f"^{name}: 2 values are missing, the first in row 9; leave such rows out"
+        for schema in (described, replace(described, classes=())):
+            with pytest.raises(hb.UserError, match=said):
+                make_table(schema, rows, rows)
+        rows.to_csv(folder / "rows.csv", index=False)
+        if name == "late":
+            with pytest.raises(hb.UserError, match=said):
+                read_table(folder / "loans.toml")
+            with pytest.raises(hb.UserError, match=said):
+                infer_schema(read_frame(folder / "rows.csv"), "late", "rows.csv", "1")
+        else:
+            text = infer_schema(read_frame(folder / "rows.csv"), "late", "rows.csv", "1")
+            assert "# Cannot be read as it is: job: 2 values are missing, the first in row 9" in text
+            assert "nan" not in text
+    for name, problem in {"job": "missing", "debt": "not finite or missing"}.items():  # of the file, not of its shuffled part
+        good.assign(**{name: good[name].where(good.index != 37)}).to_csv(folder / "rows.csv", index=False)
+        with pytest.raises(hb.UserError, match=f"^{name}: 1 values are {problem}, the first in row 37"):
+            read_table(folder / "loans.toml")
+
+
 def test_class_weights_count_in_validation_too():
     class Always(torch.nn.Module):
         def __init__(self):

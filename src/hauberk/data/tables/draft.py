@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.data.tables.reach import Reach, reach_of
 from hauberk.data.tables.schema import parse_schema
-from hauberk.data.tables.table import column_of, make_table, values_of
+from hauberk.data.tables.table import column_of, make_table, texts_of, values_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,7 +40,8 @@ def infer_schema(frame: "DataFrame", label: str, train: str, target: str = "", c
         can_change: the columns that can change, where not all of them can.
 
     Raises:
-        UserError: if there is no such column or class, the label is no class, or the class of interest is not told.
+        UserError: if there is no such column or class, the label is no class or has missing values, or the class of interest
+            is not told.
     """
     classes = _classes(frame, label, target)
     head = [
@@ -80,7 +81,7 @@ def infer_schema(frame: "DataFrame", label: str, train: str, target: str = "", c
 
 def _classes(frame: "DataFrame", label: str, target: str) -> tuple[str, ...]:
     """The classes, that of interest last."""
-    counts = column_of(frame, label).astype(str).value_counts()
+    counts = texts_of(frame, label).value_counts()
     values = values_of(frame, label)
     if len(values) > max(2, min(_MOST_CLASSES, len(frame) // 2)):
         raise UserError(f"the label {label!r} has {len(values):,} different values in {len(frame):,} rows, so it is no class")
@@ -105,7 +106,7 @@ def _drafted(name: str, column: Any, change: str) -> tuple[list[str], str]:
                 [],
                 f"{different:,} different values in {len(column):,} rows are no category (a name, a number of a row, a date?)",
             )
-        values = ", ".join(_quoted(value) for value in sorted(map(str, column.unique())))
+        values = ", ".join(_quoted(value) for value in sorted(map(str, column.dropna().unique())))
         return ['kind = "category"', f'change = "{change}"', f"values = [{values}]"], ""
     integer, spread = is_integer_dtype(column), float(column.std(ddof=0))
     lines = [

@@ -172,6 +172,7 @@ def read_table(path: str | Path) -> Table:
     from sklearn.model_selection import train_test_split
 
     labels = column_of(frame, schema.label)
+    texts_of(frame, schema.label)  # refuses missing ones
     try:
         train, test = train_test_split(frame, test_size=schema.test_fraction, random_state=_SEED, stratify=labels)
     except ValueError as error:
@@ -190,7 +191,8 @@ def make_table(schema: TableSchema, train: "DataFrame", test: "DataFrame", name:
         name: name of the data set.
 
     Raises:
-        UserError: if they do not fit the schema: a column is missing, or a value is not a number, out of bounds or unknown.
+        UserError: if they do not fit the schema: a column is missing, or a value is missing, not a number, out of bounds or
+            unknown.
     """
     classes = schema.classes or values_of(train, schema.label)
     if len(classes) < 2:
@@ -209,14 +211,13 @@ def _encode(
 ) -> TableDataset:
     encoded = []
     for feature_name, feature in schema.features.items():
-        values = column_of(frame, feature_name)
         if feature.kind == "category":
-            words, known = values.astype(str), [column.value for column in columns if column.feature == feature_name]
+            words, known = texts_of(frame, feature_name), [column.value for column in columns if column.feature == feature_name]
             _check_known(feature_name, words, known)
             encoded += [torch.tensor((words == value).to_numpy(dtype="float64", copy=True)) for value in known]
         else:
-            encoded.append(_numbers(values, feature_name, feature))
-    label = column_of(frame, schema.label).astype(str)
+            encoded.append(_numbers(column_of(frame, feature_name), feature_name, feature))
+    label = texts_of(frame, schema.label)
     _check_known(f"the label {schema.label!r}", label, classes)
     index = {value: k for k, value in enumerate(classes)}
     x, y = torch.stack(encoded, 1).float(), torch.tensor([index[value] for value in label])
@@ -254,8 +255,19 @@ def column_of(frame: "DataFrame", name: str) -> "Series[Any]":
 
 
 def values_of(frame: "DataFrame", name: str) -> tuple[str, ...]:
-    """Return the values of a column as text, in order."""
-    return tuple(sorted(map(str, column_of(frame, name).unique())))
+    """Return the values of a column as text, in order; raises UserError as :func:`texts_of`."""
+    return tuple(sorted(texts_of(frame, name).unique()))
+
+
+def texts_of(frame: "DataFrame", name: str) -> "Series[Any]":
+    """Return a column as text; raises UserError if there is none of that name, or values of it are missing."""
+    column = column_of(frame, name)
+    missing = column.isna().to_numpy()
+    if missing.any():
+        first = column.index[int(missing.argmax())]
+        advice = "leave such rows out, or write a word of its own there"
+        raise UserError(f"{name}: {int(missing.sum())} values are missing, the first in row {first}; {advice}")
+    return column.astype(str)
 
 
 def _numbers(values: "Series[Any]", name: str, feature: ColumnSchema) -> Tensor:
@@ -272,7 +284,8 @@ def _numbers(values: "Series[Any]", name: str, feature: ColumnSchema) -> Tensor:
     for problem, where in problems.items():
         if bool(where.any()):
             row = int(where.nonzero()[0])
-            raise UserError(f"{name}: {int(where.sum())} values are {problem}, the first in row {row}: {numbers[row].item():g}")
+            first = f"the first in row {values.index[row]}: {numbers[row].item():g}"  # as the file or data frame counts them
+            raise UserError(f"{name}: {int(where.sum())} values are {problem}, {first}")
     return numbers
 
 
