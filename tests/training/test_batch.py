@@ -10,6 +10,7 @@ from torch import nn
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.distributed import World
+from hauberk.core.io import read_state
 from hauberk.core.random import ExampleRng
 from hauberk.data import ConcatDataset, as_dataset, as_extra, data_digest, read_extra
 from hauberk.data.extra import target_probabilities
@@ -74,6 +75,18 @@ def test_mixing_by_hand(extra):
     assert torch.equal(y.long(), torch.where(share >= 0.5, clean_y, clean_y.roll(1)))
 
 
+def test_replays_of_a_batch_see_the_same_inputs_and_draw_by_themselves():
+    plan = plan_of(method="free-at", **MIXED)
+    loader, batches, n = BatchLoader(plan, torch.device("cpu"), World()), plan.batches(0), plan.method.n_replays
+    first, second, after = (loader.load(nn.Linear(1, 1), batches[step], step) for step in (n, 2 * n - 1, 2 * n))
+    assert torch.equal(first.x, second.x)
+    assert torch.equal(first.targets, second.targets)
+    assert not torch.equal(first.rng.keys, second.rng.keys)
+    again = loader.load(nn.Linear(1, 1), first.index, 2 * n)  # the same examples in another batch
+    assert not torch.equal(first.x, again.x)
+    assert not torch.equal(first.x, after.x)
+
+
 def test_without_mixing_and_soft_labels_a_step_sees_labels():
     for extra in (None, easy_data(30)):
         plan = plan_of(extra)
@@ -131,6 +144,17 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_identical(name, tmp_path
     data, given = larger(easy_data()), RUNS[name] | {"extra": larger(RUNS[name]["extra"])}
     _, _, stopped = stopped_and_resumed(train, data, tmp_path, (128, 150, 175, 200), **given)
     assert stopped >= 2
+
+
+def test_a_run_stopped_between_replays_and_resumed_ends_bit_identical(tmp_path):
+    def replayed(data, out, resume=False):
+        step = read_state(out / "state.ckpt")[0]["step"] if resume else 0
+        assert not resume or step % 8
+        how = settings(epochs=1, mixup=0.5, augment="crop-flip", val_size=12)
+        return hb.train(tiny_net(dropout=0.2), data, method="free-at", threat=THREAT, out=out, resume=resume, **how)
+
+    _, _, stopped = stopped_and_resumed(replayed, easy_data(), tmp_path, (500,))
+    assert stopped
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class Batch:
         x: inputs, (b, ...).
         y: labels, (b,); of a mixed example that of the larger share.
         index: which examples these are, (b,), on the CPU.
-        rng: random draws keyed by example.
+        rng: random draws of the step, keyed by example.
         targets: probabilities of the classes, (b, C), where some examples have them in place of labels.
     """
 
@@ -49,27 +49,34 @@ class BatchLoader:
         """Make this process's part of a batch.
 
         Each example is mixed with the one before it in the whole batch, both augmented by their own draws, so that the result
-        does not depend on the number of processes.
+        does not depend on the number of processes. Those draws are the batch's: free training replays the same inputs
+        (Shafahi et al. 2019, Algorithm 1), and only the draws of the step differ.
 
         Args:
             model: what the inputs are for.
             batch: indices of the whole batch, (B,).
             step: of the whole training, from 0.
         """
-        found, mixing = self._augmented(model, self.world.local_shard(batch), step), self.plan.mixing
+        number, mixing = step // self.plan.method.n_replays, self.plan.mixing
+        found = self._augmented(model, self.world.local_shard(batch), number)
+        rng = self._draws(found.index, step)
         if mixing is None:
-            return found
-        other = self._augmented(model, self.world.local_shard(batch.roll(1)), step)
+            return replace(found, rng=rng)
+        other = self._augmented(model, self.world.local_shard(batch.roll(1)), number)
         x, share = mixing(found.x, other.x, found.rng)
         assert found.targets is not None
         assert other.targets is not None
         targets = torch.lerp(other.targets, found.targets, share[:, None])
-        return replace(found, x=x, y=torch.where(share >= 0.5, found.y, other.y), targets=targets)
+        return replace(found, x=x, y=torch.where(share >= 0.5, found.y, other.y), rng=rng, targets=targets)
 
-    def _augmented(self, model: nn.Module, index: Tensor, step: int) -> Batch:
+    def _draws(self, index: Tensor, stage: int) -> ExampleRng:
+        return ExampleRng(self.plan.config.seed, send(index, self.device), stage)
+
+    def _augmented(self, model: nn.Module, index: Tensor, number: int) -> Batch:
+        """Make the examples ``index`` of the batch ``number`` of the whole training, replays not counted, before mixing."""
         plan = self.plan
         x, y = fetch_for(model, self._examples, index)
-        rng = ExampleRng(plan.config.seed, send(index, self.device), stage=step)
+        rng = self._draws(index, number)
         if plan.augmentation is not None:
             x = augment(x, plan.augmentation, rng)
         targets = None
