@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau, Se
 import hauberk as hb
 from hauberk.cli import main
 from hauberk.core.io import read_state
+from hauberk.methods import SmallBall
 from hauberk.report import make_report
 from hauberk.training import MetricsLog, resume
+from hauberk.training.plan import foreign_code
 from helpers import TESTS, THREAT, TORCHRUN, OnceNaN, Signalling, easy_data, require_success, settings, tiny_net, weights
 
 PLAIN = {key: value for key, value in settings().items() if key != "lr"}  # which an own optimizer has itself
@@ -226,6 +229,61 @@ def test_a_run_does_not_go_on_with_other_code_of_the_same_name(part, tmp_path):
     with pytest.raises(hb.UserError, match=f"started with other code of its {part}; use a new folder"):
         run(0.02, True)
     assert len(run(0.01, True).metrics) == 1
+
+
+def hidden(where, value):
+    """A method with code of somebody else's inside one of Hauberk's objects; the code has the same name for each value."""
+
+    def loss(logits, y):
+        return value * nn.functional.cross_entropy(logits, y, reduction="none")
+
+    def scaled(by, logits, y):
+        return by * nn.functional.cross_entropy(logits, y, reduction="none")
+
+    def term(context):
+        return value * context.logits_adv.square().mean(1)
+
+    def targets(context):
+        return nn.functional.one_hot(context.y, 5) * (1 - value) + value / 5
+
+    pgd = {"attack": loss, "partial": partial(scaled, value), "bound": Scaled(value).loss}
+    attack = hb.attacks.PGD(steps=1, step_size="eps", loss=pgd.get(where, "ce"))
+    return {
+        **dict.fromkeys(pgd, lambda: hb.Method(THREAT, attack)),
+        "inner": lambda: hb.Method(THREAT, SmallBall(hb.attacks.PGD(steps=1, loss=loss))),
+        "term": lambda: hb.Method(THREAT, attack, hb.objectives.Regularized(hb.objectives.AT(), term)),
+        "targets": lambda: hb.Method(THREAT, attack, targets=partial(targets)),
+    }[where]()
+
+
+@dataclass
+class Scaled:
+    by: float
+
+    def loss(self, logits, y):
+        return self.by * nn.functional.cross_entropy(logits, y, reduction="none")
+
+
+@pytest.mark.parametrize("where", ["attack", "partial", "bound", "inner", "term", "targets"])
+def test_code_inside_an_object_of_ours_is_bound_to_the_run(where, tmp_path):
+    found, again, other = (foreign_code(hidden(where, value)) for value in (0.1, 0.1, 0.2))
+    assert len(found) == 1
+    assert found == again
+    assert found.keys() == other.keys()
+    assert found != other
+    how = {"out": tmp_path, **settings(epochs=1)}
+    hb.train(tiny_net(), easy_data(), method=hidden(where, 0.1), **how)
+    part = next(iter(found))
+    with pytest.raises(hb.UserError, match=f"started with (other code of its {part}|method {part} = .*0.1.* not .*0.2)"):
+        hb.train(tiny_net(), easy_data(), method=hidden(where, 0.2), resume=True, **how)
+    assert len(hb.train(tiny_net(), easy_data(), method=hidden(where, 0.1), resume=True, **how).metrics) == 1
+
+
+def test_methods_by_name_have_no_code_but_ours():
+    for name in (*hb.list_methods(), "trades+adr+awp", "fgsm-at+elle-a", "rslad+igdm"):
+        several = [THREAT, hb.L2(0.5)] if name in ("e-at", "max-at", "ramp") else THREAT
+        taught = {"teacher": tiny_net()} if name.partition("+")[0] in ("ard", "rslad", "adaad", "saad", "hat") else {}
+        assert foreign_code(hb.method(name, several, **taught)).keys() == taught.keys()
 
 
 class NoHooks:

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, NoneType
 from typing import Any
 
 from hauberk.core.errors import UserError, in_one_line, unknown_name
@@ -17,6 +17,9 @@ from hauberk.core.errors import UserError, in_one_line, unknown_name
 _IMPORT_PATH = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _BY_NAME = ("torch", "builtins", "typing", "hauberk")  # packages whose code a version stands for
+_NOBODYS = ("builtins", "torch", "torch.nn.parameter")  # modules of tensors, their dtypes and devices, too
+_PLAIN = (bool, int, float, complex, str, bytes, NoneType)
+_MADE_OF_PARTS = (tuple, list, dict, partial, MethodType)  # with no code of their own
 
 
 def is_import_path(name: str) -> bool:
@@ -76,39 +79,70 @@ def code_digest(*things: Any) -> str:
     """Return a digest of what objects compute, 16 hexadecimal digits.
 
     Digested is the source of functions and classes (their bytecode where there is no source) with defaults, bound arguments and
-    the plain values and functions that they close over; of other objects their class, of dataclasses with their fields. Code of
-    torch and of Hauberk stands by its name, and code that is called elsewhere is not followed.
+    the plain values and functions that they close over; of other objects their class, of dataclasses and of Hauberk's own
+    objects with what they hold. Code of torch and of Hauberk stands by its name, and code that is called elsewhere is not
+    followed.
     """
     return hashlib.sha256("\0".join(_code(thing, ()) for thing in things).encode()).hexdigest()[:16]
 
 
+def is_foreign(thing: Any, above: tuple[int, ...] = ()) -> bool:
+    """Whether code that a digest follows is somebody else's: of the object itself, or of something that it holds.
+
+    ``above`` are the identities of what holds it. Tensors and what Python has built in are nobody's.
+    """
+    if isinstance(thing, _PLAIN) or id(thing) in above:
+        return False
+    if not isinstance(thing, _MADE_OF_PARTS) and not _is_ours(thing) and _module(thing) not in _NOBODYS:
+        return True
+    return any(is_foreign(part, (*above, id(thing))) for part in _parts(thing))
+
+
 def _code(thing: Any, above: tuple[int, ...]) -> str:
-    if isinstance(thing, bool | int | float | complex | str | bytes | None):
+    if isinstance(thing, _PLAIN):
         return repr(thing)
     if id(thing) in above:  # a function that calls itself
         return ""
-    parts: list[Any] = []
-    if isinstance(thing, tuple | list):
-        text, parts = type(thing).__name__, list(thing)
-    elif isinstance(thing, dict):
-        text, parts = "dict", [one for pair in thing.items() for one in pair]
-    elif isinstance(thing, partial):
-        text, parts = "partial", [thing.func, thing.args, thing.keywords]
-    elif isinstance(thing, MethodType):
-        text, parts = "method", [thing.__func__]
-    elif isinstance(thing, FunctionType):
+    if isinstance(thing, _MADE_OF_PARTS):
+        text = type(thing).__name__
+    elif inspect.isroutine(thing):
         text = _source(thing)
-        parts = [thing.__defaults__, thing.__kwdefaults__]
+    else:
+        text = "".join(map(_source, (thing if inspect.isclass(thing) else type(thing)).__mro__))
+    return f"{text}({', '.join(_code(part, (*above, id(thing))) for part in _parts(thing))})"
+
+
+def _parts(thing: Any) -> list[Any]:
+    """Return what an object holds that its digest follows."""
+    if isinstance(thing, tuple | list):
+        return list(thing)
+    if isinstance(thing, dict):
+        return [one for pair in thing.items() for one in pair]
+    if isinstance(thing, partial):
+        return [thing.func, thing.args, thing.keywords]
+    if isinstance(thing, MethodType):
+        return [thing.__func__, thing.__self__]
+    if isinstance(thing, FunctionType):
+        parts: list[Any] = [thing.__defaults__, thing.__kwdefaults__]
         for cell in thing.__closure__ or ():
             with suppress(ValueError):  # of a variable that has no value yet
                 parts.append(cell.cell_contents)
-    elif inspect.isclass(thing):
-        text = "".join(map(_source, thing.__mro__))
-    elif is_dataclass(thing):
-        text, parts = _code(type(thing), above), [getattr(thing, field.name) for field in fields(thing)]
-    else:
-        text = _source(thing if inspect.isroutine(thing) else type(thing))
-    return f"{text}({', '.join(_code(part, (*above, id(thing))) for part in parts)})"
+        return parts
+    if inspect.isclass(thing) or inspect.isroutine(thing):
+        return []
+    if is_dataclass(thing):
+        return [getattr(thing, field.name) for field in fields(thing)]
+    return list(vars(thing).values()) if _is_ours(thing) and hasattr(thing, "__dict__") else []
+
+
+def _is_ours(thing: Any) -> bool:
+    return _module(thing).startswith("hauberk.")
+
+
+def _module(thing: Any) -> str:
+    """Return the module of a function, of a class, or of the class of another object."""
+    named = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
+    return str(getattr(named, "__module__", ""))
 
 
 def _source(thing: Any) -> str:

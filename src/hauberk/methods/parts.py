@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hauberk.core.arguments import check_callable, checked, shown
 from hauberk.core.errors import UserError
+from hauberk.core.imports import without_addresses
 from hauberk.core.numerics import Precision
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, BurnIn, Schedule, StepContext, check_burn_in
 from hauberk.fastpath.precision import PrecisionPolicy, make_policy
@@ -237,4 +238,4 @@ def _plain(value: Any) -> Any:
         return f"{value.__module__}:{value.__qualname__}"
     if isinstance(value, nn.Module) or "__repr__" not in vars(type(value)):
         return f"{FROM_PYTHON}{type(value).__module__}:{type(value).__qualname__}"
-    return f"{FROM_PYTHON}{value}"
+    return f"{FROM_PYTHON}{without_addresses(str(value))}"

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from hauberk.core.arguments import check_callable, shown
 from hauberk.core.errors import UserError, in_one_line, unknown_name
-from hauberk.core.imports import code_digest, import_object, is_import_path, trusted_name
+from hauberk.core.imports import code_digest, import_object, is_foreign, is_import_path, trusted_name
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
 from hauberk.data.augmentation import Augmentation, Mixing, is_built_in
@@ -22,7 +22,6 @@ from hauberk.data.standard_subset import first_of
 from hauberk.methods import Method
 from hauberk.methods.parts import FROM_PYTHON
 from hauberk.models import ModelSpec
-from hauberk.objectives import Regularized
 from hauberk.threat import threats_of
 from hauberk.training.config import OPTIMIZERS, TrainConfig
 from hauberk.training.schedule import MakeOptimizer, MakeScheduler, first_drop
@@ -153,10 +152,10 @@ class Plan:
 
 
 def foreign_code(method: Method) -> dict[str, str]:
-    """Return digests of the code of those parts of a method that are not Hauberk's, and of its teacher's weights."""
+    """Return digests of the code of those parts of a method that are not wholly Hauberk's, and of its teacher's weights."""
     parts = {
-        "attack": getattr(method.inner, "attack", method.inner),
-        "objective": method.objective.objective if isinstance(method.objective, Regularized) else method.objective,
+        "attack": method.inner,
+        "objective": method.objective,
         "weighting": method.weighting,
         "weight_perturbation": method.weight_perturbation,
         "targets": method.targets,
@@ -166,12 +165,7 @@ def foreign_code(method: Method) -> dict[str, str]:
 
 
 def _digests_of_foreign(parts: Mapping[str, Any]) -> dict[str, str]:
-    return {name: code_digest(part) for name, part in parts.items() if part is not None and not _is_ours(part)}
-
-
-def _is_ours(part: Any) -> bool:
-    """Whether a part is wholly Hauberk's: no object of somebody else's, and no function around one."""
-    return str(getattr(part, "__module__", "")).startswith("hauberk.") and getattr(part, "__closure__", None) is None
+    return {name: code_digest(part) for name, part in parts.items() if is_foreign(part)}
 
 
 def make_plan(
