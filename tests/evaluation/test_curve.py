@@ -129,3 +129,10 @@ def test_what_makes_no_sense_is_refused(how, says):
     model, x, y = sound(20)
     with pytest.raises(hb.UserError, match=says):
         hb.robustness_curve(model, (x, y), threat=hb.Linf("8/255"), quiet=True, **how)
+
+
+def test_attacks_that_are_called_alike_are_all_tried():
+    model, x, y = sound(20)
+    within = [hb.attacks.PGD(2, loss=lambda logits, y: logits.sum(1)), hb.attacks.PGD(2, loss=lambda logits, y: -logits.sum(1))]
+    curve = hb.robustness_curve(model, (x, y), **QUICK | {"within": within})
+    assert [name for name in curve.provenance["attacks"] if name.endswith("#2")] == [f"{within[0]} #2"]

@@ -1,3 +1,4 @@
+import functools
 import importlib
 import itertools
 import json
@@ -299,6 +300,23 @@ def test_suites_name_whole_attacks_in_order_of_cost():
     assert list(find_suite("quick").stages) == ["fgsm", "pgd-20", "cw-30", "pgd-100"]
     assert list(find_suite("", ["pgd-plus-rst", "fgsm", "fgsm"]).stages) == ["fgsm", "pgd-plus-rst"]
     assert PRESETS["pgd-plus-rst"].attack.restarts == 5
+
+
+def test_attacks_that_are_called_alike_all_run_and_are_numbered():
+    some, strong = pushing(0.0), pushing(0.4)
+    assert [name.rsplit(".", 1)[-1] for name in find_suite("", [some, strong, some]).stages] == ["attack", "attack #2"]
+    lambdas = [hb.attacks.PGD(loss=lambda logits, y: logits.sum(1)), hb.attacks.PGD(loss=lambda logits, y: -logits.sum(1))]
+    surrogates = [hb.attacks.Transfer(surrogate=nn.Linear(4, 3)) for _ in range(3)]
+    partials = [functools.partial(pushing(0.0), far=far) for far in (0.0, 1.0)]
+    assert [len(find_suite("", alike).stages) for alike in (lambdas, surrogates, partials)] == [2, 3, 2]
+    model, x = nn.Linear(4, 3), torch.rand(40, 4)
+    data = x, model(x).argmax(1)
+    alone, before, after = (
+        evaluated(model, data, None, threat=hb.Linf(0.4), attacks=attacks)
+        for attacks in ([strong], [strong, some], [some, strong])
+    )
+    assert before.robust_accuracy == after.robust_accuracy == alone.robust_accuracy < 1
+    assert len(before.by_attack) == 2
 
 
 def test_fab_goes_before_targeted_apgd_where_the_ball_is_no_box():

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -177,6 +178,30 @@ def find_attack(attack: AttackLike) -> tuple[str, AttackPreset]:
         made = CallableAttack(attack)
         return str(made), AttackPreset(made, "a function given by the caller")
     raise UserError(f"an attack is a name, an Attack or a function of model, x, y and threat, not {attack!r:.60}")
+
+
+def find_attacks(attacks: Sequence[AttackLike]) -> dict[str, AttackPreset]:
+    """Return attacks by the names they are reported by; what is called like one before it is "NAME #2", and so on.
+
+    Functions that the same function has made are called alike, for example, and so are attacks with losses of your own. The
+    same name, or the very same object, given twice is one attack.
+
+    Args:
+        attacks: each as :func:`find_attack` takes it.
+
+    Raises:
+        UserError: as :func:`find_attack`.
+    """
+    found: dict[str, AttackPreset] = {}
+    given: set[str | int] = set()
+    for attack in attacks:
+        name, preset = find_attack(attack)
+        which = name if isinstance(attack, str) else id(attack)
+        if which not in given:
+            given.add(which)
+            numbered = (f"{name} #{k}" for k in count(2))
+            found[next(free for free in chain([name], numbered) if free not in found)] = preset
+    return found
 
 
 @checked
@@ -368,7 +393,7 @@ def find_suite(suite: str, attacks: Sequence[AttackLike] = (), sequential: bool 
         UserError: for unknown names.
     """
     if attacks:
-        found = dict(find_attack(attack) for attack in attacks)
+        found = find_attacks(attacks)
         names = sorted(found, key=lambda name: found[name].attack.cost())
         chosen = _suite(names, ", ".join(names), sequential=sequential)
     elif suite in SUITES:

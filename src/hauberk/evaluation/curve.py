@@ -15,7 +15,7 @@ from hauberk.attacks import PGD, Attack, ModelQueries, find_attack, frozen_model
 from hauberk.attacks.base import GOAL, attack_batch
 from hauberk.attacks.minimum_norm import MinimumNormAttack, distance, proportions
 from hauberk.attacks.model.check_model import check_logits, check_model, check_module
-from hauberk.attacks.presets import AttackLike
+from hauberk.attacks.presets import AttackLike, find_attacks
 from hauberk.core.arguments import checked
 from hauberk.core.device import send
 from hauberk.core.distributed import get_world
@@ -159,13 +159,12 @@ def _attacks(
     """Minimum-norm attacks, and those of a given ε, by name."""
     usual: list[AttackLike] = [name for name in NEAREST if find_attack(name)[1].attack.defined_in(threat.norm)]
     nearest: dict[str, Attack[Any]] = {}
-    for one in attacks or usual:
-        name, preset = find_attack(one)
+    for name, preset in find_attacks(attacks or usual).items():
         if not isinstance(preset.attack, MinimumNormAttack):
             raise UserError(f"{name} is no minimum-norm attack; attacks of a given eps go into within=")
         nearest[name] = preset.attack.for_threat(threat)
     usual = [name for name in WITHIN if find_attack(name)[1].attack.defined_in(threat.norm)] or list(WITHIN_L0)
-    presets = dict(find_attack(one) for one in within or usual)
+    presets = find_attacks(within or usual)
     return nearest, {name: preset.adapted(threat, outputs)[0] for name, preset in presets.items()}
 
 

@@ -101,7 +101,8 @@ def evaluate(
             model without gradients (``hauberk.models.GradientFree``) "quick" is a shorter form of the last, and all others are
             refused; no attack and no diagnostic is then run that goes by gradients, and a diagnostic says so.
         attacks: attacks instead of a suite: names (``hauberk.attacks.PRESETS``), objects such as ``hb.attacks.PGD(steps=50)``,
-            or functions ``f(model, x, y, threat) -> x_adv`` of a frozen model; what yours claim is verified as what ours do.
+            or functions ``f(model, x, y, threat) -> x_adv`` of a frozen model; what yours claim is verified as what ours do. A
+            second one of the same name is reported as "NAME #2".
         sequential: run each of them only on the examples that are still robust.
         to: of the suite "fast": go on until the interval of the estimate is within ± so many points (hundredths of all
             examples); 0 for all examples, which is what "standard" does. May be another when an evaluation goes on.
