@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,20 @@ def test_the_suite_fast_samples_what_is_undecided(short):
     first = [name for name in fast.records.attacks if fast.records[name]["known"].sum() > fast.sampled.estimate.survivors]
     standing = fast.records.right & ~fast.records.broken(first)
     assert fast.sampled.estimate.survivors == (standing & ~fast.records.spared).sum() < standing.sum()
+
+
+def test_what_is_proved_counts_in_the_estimate_and_its_interval(short, monkeypatch):
+    monkeypatch.setattr("hauberk.evaluation.estimate.PILOT", (1 / 40, 5, 200))
+    fast = hb.evaluate(network(), examples(200), threat=THREAT, suite="fast", to=20, certify=True, **SETTINGS)
+    found, proved, (low, high) = fast.sampled.estimate, fast.sampled.proved, fast.sampled.interval
+    assert proved == fast.records.spared.sum() > 0
+    assert found.sampled < found.survivors
+    assert max(proved / fast.n, fast.interval[0]) <= low <= fast.robust_accuracy <= high < 1
+    assert f"AutoAttack {100 * fast.robust_accuracy:.1f} % [" in str(fast)
+    assert f"{found.survivors} survivors, {proved} others proved; " in str(fast)
+    assert fast.to_dict()["estimate"]["proved"] == proved
+    whole = replace(fast.sampled, estimate=replace(found, sampled=found.survivors))
+    assert str(whole).endswith(f"%, all {found.survivors} survivors attacked, {proved} others proved")
 
 
 @pytest.mark.parametrize(("store", "after"), [(RecordStore, 2), (CertificateRecords, 2), (RecordStore, 8)])

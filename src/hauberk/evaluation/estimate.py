@@ -56,23 +56,26 @@ class Sampled:
         estimate: of how many of those that stand after the first attacks the others break.
         weights: for how many examples each stands, (n,): 1 for those whose fate the first attacks decided, and 0 for those that
             stand after them and were not sampled.
+        proved: how many are proved robust, and so are no survivors to sample from: nothing would break them.
     """
 
     estimate: Estimate
     weights: np.ndarray
+    proved: int = 0
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of what the whole protocol would leave of these n examples, as a fraction of them."""
-        n, survivors = len(self.weights), self.estimate.survivors
-        return (survivors - self.estimate.high) / n, (survivors - self.estimate.low) / n
+        n, standing = len(self.weights), self.proved + self.estimate.survivors
+        return (standing - self.estimate.high) / n, (standing - self.estimate.low) / n
 
     def __str__(self) -> str:
         low, high = self.interval
-        found = f"{100 * (self.estimate.survivors - self.estimate.broken) / len(self.weights):.1f} %"
+        left = self.proved + self.estimate.survivors - self.estimate.broken
+        found, besides = f"{100 * left / len(self.weights):.1f} %", f", {self.proved:,} others proved" if self.proved else ""
         if self.estimate.sampled == self.estimate.survivors:
-            return f"AutoAttack {found}, all {self.estimate.survivors:,} survivors attacked"
-        some = f"estimated from {self.estimate.sampled:,} of {self.estimate.survivors:,} survivors"
+            return f"AutoAttack {found}, all {self.estimate.survivors:,} survivors attacked{besides}"
+        some = f"estimated from {self.estimate.sampled:,} of {self.estimate.survivors:,} survivors{besides}"
         return f"AutoAttack {found} [{100 * low:.1f}, {100 * high:.1f}] {some}"
 
 

@@ -179,7 +179,7 @@ class Evaluation:
             return None
         found = self.sampled.estimate
         counts = {name: getattr(found, name) for name in ("survivors", "sampled", "looks")}
-        return {**counts, "interval": list(self.sampled.interval), "text": str(self.sampled)}
+        return {**counts, "proved": self.sampled.proved, "interval": list(self.sampled.interval), "text": str(self.sampled)}
 
     def _certified(self) -> dict[str, Any] | None:
         """What was proved, as plain types."""

@@ -29,7 +29,7 @@ def run_two_phases(runner: EvaluationRunner, suite: Suite, world: World, order: 
 
     runner.run_attacks(first, ahead=ahead(0))
     records.share(world)
-    survivors = order[(records.right & ~records.broken(first) & ~records.spared)[order]]
+    survivors = order[survivors_of(records, suite)[order]]
     margin = records.least_margin(survivors, first)
     while True:
         broken = _verdicts(records, survivors, rest)
@@ -40,7 +40,13 @@ def run_two_phases(runner: EvaluationRunner, suite: Suite, world: World, order: 
         records.share(world)
     weights = np.ones(records.n)
     weights[survivors] = estimate.weights
-    return Sampled(estimate, weights)
+    return Sampled(estimate, weights, int(records.spared.sum()))
+
+
+def survivors_of(records: Records, suite: Suite) -> np.ndarray:
+    """Which examples stand after the attacks that all get, and are not proved robust: what is sampled from, (n,) bool."""
+    first = (name for name in suite.stages if name not in suite.sampled)
+    return np.asarray(records.right & ~records.broken(first) & ~records.spared)
 
 
 def _verdicts(records: Records, examples: np.ndarray, attacks: list[str]) -> np.ndarray:
