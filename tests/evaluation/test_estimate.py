@@ -15,6 +15,8 @@ import hauberk as hb
 from hauberk.attacks import PRESETS, SUITES, find_attack, find_suite
 from hauberk.evaluation import table
 from hauberk.evaluation.estimate import combined_limits, exact_limits, expected_sample, next_sample
+from hauberk.evaluation.evaluate import _by_class
+from hauberk.evaluation.records import CLEAN, Records
 from hauberk.report.evaluation import evaluation_page
 from helpers import sound
 
@@ -113,6 +115,19 @@ def test_a_sample_that_is_expected_grows_with_precision():
     assert sizes[-1] == 5000
 
 
+def test_robust_accuracy_of_a_class_is_a_share_whatever_was_sampled_of_it():
+    records, weights = Records(10, ["first", "rest"]), np.array([1, 1, 1, 6, 0, 0, 0, 0, 0, 0.0])
+    records.set(CLEAN, np.arange(10), label=np.array([0, 0, 0, 1, 1, 1, 1, 0, 2, 2]), right=True)
+    records.set("first", np.array([0]), broken=True)
+    survivors = ~records.broken(["first"])
+    found = _by_class(records, survivors, weights)
+    assert found == {0: 0.75, 1: 1.0, 2: 1.0}  # by weights alone class 1 would have 6 of 4, and class 2 none of 2
+    records.set("rest", np.array([2]), broken=True)
+    assert _by_class(records, survivors, weights) == {0: 0.375, 1: 1.0, 2: 7 / 8}
+    records.set(CLEAN, np.arange(10), label=-1, right=True)
+    assert _by_class(records, survivors, weights) == {}
+
+
 def test_parts_of_an_attack_are_its_runs():
     name, part = find_attack("APGD-T[:3]")
     assert (name, part.runs, part.whole, part.attack) == ("apgd-t[:3]", (None, 3), "apgd-t", find_attack("apgd-t")[1].attack)
@@ -156,8 +171,10 @@ def test_the_full_run_of_fast_is_standard_and_goes_on_from_the_estimate(tmp_path
     rows = {row[0]: row[3] for row in next(s for s in page.sections if s.heading == "Attacks").blocks[0].rows}
     assert rows["autoattack"] == rows["worst case"] != rows["apgd-ce[:1]"]
     assert str(first.sampled) in page.metrics[0].note
-    members = np.bincount(y.numpy())
-    assert sum(first.by_class[c] * members[c] for c in first.by_class) / len(y) == pytest.approx(first.robust_accuracy)
+    classes = next(s for s in page.sections if s.heading == "Classes").blocks
+    assert "too small for an interval of each class" in classes[0].caption
+    assert classes[0].header == ["class", "examples whose fate is known", "accuracy, %"]
+    assert sum(row[1] for row in classes[0].rows) == (first.sampled.weights > 0).sum() < len(y)
     assert sum(e["weight"] for e in first.examples) == pytest.approx(len(y))
     assert first.to_dict()["estimate"]["sampled"] == found.sampled
     for result in (  # the limit, from the same records and from nothing
@@ -166,6 +183,7 @@ def test_the_full_run_of_fast_is_standard_and_goes_on_from_the_estimate(tmp_path
     ):
         assert [e["broken_by"] is None for e in result.examples] == [e["broken_by"] is None for e in whole.examples]
         assert result.robust_accuracy == whole.robust_accuracy
+        assert result.by_class == whole.by_class
         assert result.interval == whole.interval
     # Each pass of the protocol is made once, so that it never costs more than the standard one.
     assert sum(result.provenance["passes"].values()) <= 1.1 * sum(whole.provenance["passes"].values())

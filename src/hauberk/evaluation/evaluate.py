@@ -38,7 +38,7 @@ from hauberk.evaluation.records import CLEAN, PLAN, Records, RecordStore, differ
 from hauberk.evaluation.result import Evaluation
 from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.evaluation.tabular_risk import risk_of_rows
-from hauberk.evaluation.two_phase import run_two_phases
+from hauberk.evaluation.two_phase import run_two_phases, survivors_of
 from hauberk.evaluation.union import evaluate_union
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.fastpath.precision import autotune_precision
@@ -375,9 +375,6 @@ def _run_on_sample(
 def _fractions(records: Records, suite: Suite, weights: np.ndarray, goal: AttackLoss, outputs: int) -> dict[str, Any]:
     """Count accuracies, and rates of detection, as fields of an :class:`Evaluation`; each example as ``weights`` (n,) says."""
     right, robust, clean = records.right, records.robust, records[CLEAN]
-    counted = clean["label"] >= 0  # none of a task without classes
-    members = np.bincount(clean["label"][counted])
-    left = np.bincount(clean["label"][counted & robust], weights[counted & robust], minlength=len(members))
 
     def standing(attacks: Sequence[str]) -> float:
         some = right & ~records.broken(attacks)
@@ -391,6 +388,28 @@ def _fractions(records: Records, suite: Suite, weights: np.ndarray, goal: Attack
         "clean_accuracy": int(right.sum()) / records.n,
         "robust_accuracy": float(weights[robust].sum()) / records.n,
         "by_attack": {name: standing(attacks) for name, attacks in suite.columns.items()},
-        "by_class": {c: float(left[c]) / int(members[c]) for c in np.flatnonzero(members).tolist()},
+        "by_class": _by_class(records, survivors_of(records, suite), weights),
         "detection": rates if goal.extra_outputs else None,
     }
+
+
+def _by_class(records: Records, survivors: np.ndarray, weights: np.ndarray) -> dict[int, float]:
+    """Robust accuracy of each class; none of a task without classes.
+
+    Of a sample, how many survivors (n,) a class has is known, and only which share of them is left is estimated: from those of
+    the class that were sampled, as the weights of a few add up to another number, or from all where none of the class was.
+    """
+    label, robust = records[CLEAN]["label"], records.robust
+    classes = np.unique(label[label >= 0])
+
+    def share_left(some: np.ndarray) -> tuple[float, float]:
+        return float(weights[some & robust].sum()), float(weights[some].sum())
+
+    found = {}
+    for c in classes.tolist():
+        mine = label == c
+        left, tried = share_left(mine & survivors)
+        left, tried = (left, tried) if tried else share_left(survivors)
+        kept = int((mine & robust & ~survivors).sum())
+        found[c] = (kept + int((mine & survivors).sum()) * left / max(tried, 1.0)) / int(mine.sum())
+    return found

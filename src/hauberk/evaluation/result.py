@@ -40,7 +40,7 @@ class Evaluation:
         robust_accuracy: right without an attack and under every attack: the worst case per example.
         by_attack: for each attack, the fraction that is right without it and under it alone; where attacks ran in sequence,
             under it and all before. "autoattack" stands for its four attacks together.
-        by_class: for each label, robust accuracy of its examples.
+        by_class: for each label, robust accuracy of its examples; estimated where ``robust_accuracy`` is.
         detection: for a model with a class of adversarial inputs, the fraction of adversarial inputs (PGD-20 on the margin, not
             trying to hide) that it recognises, and the fraction of clean inputs it takes for adversarial; otherwise None.
         curve: the fraction of some right examples that are robust to ever larger ε: "factor" times ε, "eps", "robust" and "n".

@@ -95,13 +95,22 @@ def _attacks(found: dict[str, Any]) -> list[Block]:
 def _classes(found: dict[str, Any]) -> list[Block]:
     if not found["by_class"]:  # a task without classes
         return []
-    counts = Counter(class_name(found, example["label"]) for example in found["examples"])
+    known = [example for example in found["examples"] if example.get("weight") != 0]
+    sampled = len(known) < found["n"]
+    counts = Counter(class_name(found, example["label"]) for example in known)
     shares = {class_name(found, label): share for label, share in found["by_class"].items()}
-    figure = _accuracies("classes", f"Robust accuracy of each class. {subject_of(found)}", "class", shares, counts)
+    caption = f"Robust accuracy of each class. {subject_of(found)}"
+    if sampled:  # the interval of the estimate is of all classes together
+        rows = [[name, counts[name], f"{100 * share:.1f}"] for name, share in shares.items()]
+        picture = bars({name: 100 * share for name, share in shares.items()}, xlabel="accuracy, %", xlim=(0, 100))
+        caption += ". Estimates, of a sample that is too small for an interval of each class"
+        figure = Figure("evaluation-classes", caption, ["class", "examples whose fate is known", "accuracy, %"], rows, picture)
+    else:
+        figure = _accuracies("classes", caption, "class", shares, counts)
     blocks: list[Block] = [figure]
     if len(figure.rows) > _MANY:
         blocks = [Table(figure.name, figure.caption, figure.header, sorted(figure.rows, key=lambda row: float(row[2])))]
-    if min(counts.values()) < _FEW:
+    if min(counts[name] for name in shares) < _FEW and not sampled:
         blocks.append(f"Some classes have fewer than {_FEW} examples here: read their intervals, not their bars.")
     return blocks
 
