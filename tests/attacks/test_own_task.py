@@ -145,6 +145,17 @@ def test_a_class_of_adversarial_inputs_is_one_criterion():
         hb.evaluate(model, (x, y), criterion=fooled, has_reject_class=True, **how)
 
 
+def test_under_several_threat_models_a_detector_recognises_what_it_does_under_all():
+    model, generator = tiny_net().eval(), torch.Generator().manual_seed(0)
+    x = torch.rand(40, 3, 8, 8, generator=generator)
+    y = model(x)[:, :-1].argmax(1)
+    how = {"attacks": ["fgsm"], "has_reject_class": True, "diagnostics": [], "quiet": True}
+    ev = hb.evaluate(model, (x, y), threat=[hb.Linf(0.1), hb.L2(1.0), hb.Linf(0.001)], **how)
+    each = [result.detection["detection_rate"] for result in ev.results.values()]
+    assert ev.detection["detection_rate"] <= min(each) < each[0]
+    assert ev.detection["false_alarms"] == ev.results["L2(1)"].detection["false_alarms"]
+
+
 @pytest.mark.parametrize("kind", ["arrays", "numpy", "items", "loader"])
 def test_an_evaluation_of_a_regression_counts_exactly_and_goes_on(kind, tmp_path):
     threat, dual = THREATS["Linf"]

@@ -95,6 +95,17 @@ def test_an_evaluation_has_the_cost(tmp_path):
         ev.cost.over(months[1:])
 
 
+def test_under_several_threat_models_an_example_costs_what_it_costs_under_the_dearest(monkeypatch):
+    monkeypatch.setattr("hauberk.evaluation.cost._DEFAULT", (hb.attacks.PGD(5, "eps/2"),))
+    threats = hb.Linf(0.05), hb.L2(0.2)
+    how = {"attacks": ["fgsm"], "costs": COSTS, "n": 60, "diagnostics": [], "quiet": True}
+    ev = hb.evaluate(Bowl(), points(), threat=threats, **how)
+    each = [result.cost.by_example[1] for result in ev.results.values()]
+    assert torch.equal(ev.cost.by_example[1], torch.maximum(*each))
+    assert ev.cost.mean_attacked > float(each[0].mean())
+    assert ev.to_dict()["cost"]["cost_attacked"] == ev.cost.mean_attacked
+
+
 @pytest.mark.parametrize(
     ("costs", "said"),
     [

@@ -98,6 +98,12 @@ class Cost:
         return f"{means} (clean -> under attack, at least; {len(self.y):,} examples)"
 
 
+def dearest_of(parts: Sequence[Cost]) -> Cost:
+    """What mistakes cost under several threat models: of each example the dearest class that was reached under any."""
+    dearest = torch.stack([part.by_example[1] for part in parts]).argmax(0, keepdim=True)
+    return replace(parts[0], worst=torch.stack([part.worst for part in parts]).gather(0, dearest).squeeze(0))
+
+
 @checked
 def measure_cost(
     model: nn.Module,
