@@ -637,6 +637,23 @@ def test_showing_the_progress_takes_a_small_part_of_the_time(monkeypatch):
         assert least <= len(shown) <= most
 
 
+def test_a_table_of_several_threat_models_has_each_number_in_the_row_of_its_attacks():
+    ev = evaluated(nn.Linear(6, 4), (torch.rand(12, 6), torch.zeros(12, dtype=torch.long)), None)
+
+    def rows(sequential, *attacks):
+        some = (replace(ev, sequential=sequential, by_attack=dict.fromkeys(names, 0.5)) for names in attacks)
+        columns = table({str(k): one for k, one in enumerate(some)}).columns
+        labels, *cells = ([str(cell) for cell in column.cells] for column in columns)
+        return labels, [[k for k, cell in enumerate(column) if cell == "-"] for column in cells]
+
+    boxed, round_one = (list(find_suite("standard").for_threat(threat).columns) for threat in (hb.Linf(0.1), hb.L2(0.1)))
+    in_turn = ["apgd-ce", "+ apgd-t", "+ fab-t", "+ square", "+ fab-t", "+ apgd-t", "+ square"]
+    assert rows(True, boxed, round_one) == (["clean", *in_turn, "worst case"], [[5, 6, 7], [2, 3, 4]])
+    assert rows(True, boxed, boxed) == (["clean", *in_turn[:4], "worst case"], [[], []])
+    quick = list(find_suite("quick").columns)
+    assert rows(False, [*quick, "square-1000"], quick) == (["clean", *quick, "square-1000", "worst case"], [[], [5]])
+
+
 def test_several_threat_models_give_each_and_their_union(tmp_path):
     model, x, y = sound(40)
     threats = [hb.Linf(0.01), hb.L2(0.1), hb.L1(0.5)]

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -258,9 +258,10 @@ def _or_none(column: np.ndarray, there: np.ndarray) -> list[Any]:
 
 
 def table(results: Mapping[str, Evaluation]) -> Table:
-    """Lay out evaluations of the same suite side by side: a row for each attack, a column for each model.
+    """Lay out evaluations of the same suite side by side: a row for each attack, a column for each model or threat model.
 
-    Above the numbers stands, by name, which of them have warnings and why.
+    Above the numbers stands, by name, which of them have warnings and why. Where attacks ran in turn, evaluations share a row
+    if the attacks before it were the same, too; "-" is for what an evaluation has not.
 
     Args:
         results: by the name of what was evaluated.
@@ -277,16 +278,23 @@ def table(results: Mapping[str, Evaluation]) -> Table:
     for name, result in results.items():
         shown.add_column(Text(printable(name) + warning_mark(result.diagnostics)), justify="right")
 
-    def add_row(title: str, name: str) -> None:
-        rows = (result.accuracies[name] for result in results.values())
-        cells = (f"{100 * accuracy:.1f} [{_points(ends)}]" for accuracy, ends in rows)
+    def add_row(title: str, name: str, among: Collection[str] = results.keys()) -> None:
+        cells = []
+        for column, result in results.items():
+            known = result.accuracies.get(name) if column in among else None
+            cells.append(f"{100 * known[0]:.1f} [{_points(known[1])}]" if known else "-")
         shown.add_row(Text(printable(title)), *map(Text, cells))
 
     add_row("clean", "clean")
-    for k, attack in enumerate(some.by_attack):
-        add_row(f"+ {attack}" if some.sequential and k else attack, attack)
+    rows: dict[tuple[str, ...], list[str]] = {}  # the attacks up to a row's own where they ran in turn, and whose row it is
+    for name, result in results.items():
+        attacks = tuple(result.by_attack)
+        for k in range(len(attacks)):
+            rows.setdefault(attacks[: k + 1] if result.sequential else attacks[k : k + 1], []).append(name)
+    for counted, among in rows.items():
+        add_row(f"+ {counted[-1]}" if len(counted) > 1 else counted[0], counted[-1], among)
     shown.add_section()
     add_row("worst case", "worst case")
-    if some.certified is not None:
+    if any(result.certified for result in results.values()):
         add_row("certified, at least", "certified")
     return shown
