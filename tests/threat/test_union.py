@@ -46,6 +46,23 @@ def test_one_is_no_union_and_mistakes_are_said():
             as_threat(wrong)
 
 
+def test_threat_models_that_print_alike_are_numbered(tmp_path):
+    first, second = (hb.Linf(0.1, frozen=[k]) for k in (0, 1))
+    union = as_threat([first, second])
+    assert str(union) == "Linf(0.1, 1 frozen) and Linf(0.1, 1 frozen) #2"
+    with pytest.raises(hb.UserError, match=r"several that differ, got Linf\(0.1, 1 frozen\), Linf\(0.1, 1 frozen\)$"):
+        as_threat([first, hb.Linf(0.1, frozen=[0])])
+    model, x = torch.nn.Linear(4, 3), torch.rand(20, 4)
+    how = {"attacks": ["fgsm"], "quiet": True, "diagnostics": []}
+    found = hb.evaluate(model, (x, model(x).argmax(1)), threat=union, out=tmp_path, **how)
+    assert found.threat == str(union)
+    assert list(found.results) == found.threat.split(" and ") == list(found.by_attack)
+    alone = hb.evaluate(model, (x, model(x).argmax(1)), threat=second, **how)
+    assert found.results["Linf(0.1, 1 frozen) #2"].examples == alone.examples
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert folders == ["Linf-0-1-1-frozen", "Linf-0-1-1-frozen-2"]
+
+
 def test_an_evaluation_takes_a_union():
     x, y = tiny_batch(6)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from hauberk.core.distributed import get_world
-from hauberk.core.errors import UserError
 from hauberk.evaluation.certified import joined
 from hauberk.evaluation.cost import dearest_of
 from hauberk.evaluation.records import CLEAN, Records
 from hauberk.evaluation.result import Evaluation
-from hauberk.threat import ThreatModel
+from hauberk.threat import ThreatModel, as_threat, threats_of
+from hauberk.threat.union import names_of
 
 
 def evaluate_union(evaluate: Callable[..., Evaluation], threats: Sequence[ThreatModel], out: str | Path | None) -> Evaluation:
@@ -27,15 +27,15 @@ def evaluate_union(evaluate: Callable[..., Evaluation], threats: Sequence[Threat
     Raises:
         UserError: for no threat model, the same one twice, and an estimate of one, which says little of the union.
     """
-    names = [str(threat) for threat in threats]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"threat takes one threat model or several that differ, got {', '.join(names) or 'none'}")
-    folders = [None if out is None else Path(out) / re.sub(r"\W+", "-", name).strip("-") for name in names]
-    results = {name: evaluate(threat=threat, out=folder) for name, threat, folder in zip(names, threats, folders, strict=True)}
-    union = _union_of(results)
+    union = as_threat(list(threats))
+    results = {}
+    for name, threat in zip(names_of(union), threats_of(union), strict=True):
+        folder = None if out is None else Path(out) / re.sub(r"\W+", "-", name).strip("-")
+        results[name] = evaluate(threat=threat, out=folder)
+    found = _union_of(results)
     if out is not None and get_world().is_main:
-        union.save(Path(out) / "evaluation.json")
-    return union
+        found.save(Path(out) / "evaluation.json")
+    return found
 
 
 def _union_of(results: dict[str, Evaluation]) -> Evaluation:

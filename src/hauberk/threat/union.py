@@ -26,9 +26,10 @@ class ThreatUnion(Sequence[ThreatModel]):
     threats: tuple[ThreatModel, ...]
 
     def __post_init__(self) -> None:
-        names = [str(check_argument("threat", threat, ThreatModel)) for threat in self.threats]
-        if len(set(names)) < max(2, len(names)):
-            raise UserError(f"threat takes one threat model or several that differ, got {', '.join(names) or 'none'}")
+        cards = [check_argument("threat", threat, ThreatModel).to_dict() for threat in self.threats]
+        if len(cards) < 2 or any(card in cards[:k] for k, card in enumerate(cards)):
+            got = ", ".join(map(str, self.threats)) or "none"
+            raise UserError(f"threat takes one threat model or several that differ, got {got}")
 
     def __len__(self) -> int:
         return len(self.threats)
@@ -44,7 +45,7 @@ class ThreatUnion(Sequence[ThreatModel]):
         return iter(self.threats)
 
     def __repr__(self) -> str:
-        return " and ".join(map(str, self.threats))
+        return " and ".join(names_of(self))
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Say which points are inside one of the sets. (B, ...), (B, ...) -> (B,) bool."""
@@ -81,6 +82,13 @@ def as_threat(threat: ThreatModel | Sequence[ThreatModel]) -> Threat:
 def threats_of(threat: Threat) -> tuple[ThreatModel, ...]:
     """Return the threat models of a union, or the one there is."""
     return threat.threats if isinstance(threat, ThreatUnion) else (check_argument("threat", threat, ThreatModel),)
+
+
+def names_of(threat: Threat) -> list[str]:
+    """Return what the threat models of a union are called: as they print, and a second one that prints alike "NAME #2"."""
+    names = [str(one) for one in threats_of(threat)]
+    before = [names[:k].count(name) for k, name in enumerate(names)]
+    return [f"{name} #{k + 1}" if k else name for name, k in zip(names, before, strict=True)]
 
 
 def only_threat(threat: Threat, what: str) -> ThreatModel:
