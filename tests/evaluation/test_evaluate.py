@@ -674,6 +674,11 @@ def test_several_threat_models_give_each_and_their_union(tmp_path):
     assert f"L2(0.1) {100 * alone[1].robust_accuracy:.1f} %" in str(union)
     stored = json.loads((tmp_path / "evaluation.json").read_text())
     assert stored["robust_accuracy"] == union.robust_accuracy
+    digests = {one.provenance["threat_digest"] for one in (union, *union.results.values())}
+    assert len(digests) == 4
+    with pytest.raises(hb.UserError, match=r"card is of one threat model, and there are Linf\(0\.01\) and L2\(0\.1\) and"):
+        union.robustbench_card("ours", "cifar10")
+    assert union.results["L2(0.1)"].robustbench_card("ours", "cifar10")["eps"] == "0.1"
     assert (tmp_path / "L2-0-1" / "verdicts-0.jsonl").exists()
     assert hb.evaluate(model, (x, y), threat=threats, out=tmp_path, **how).examples == union.examples
     refused = (

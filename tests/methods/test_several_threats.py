@@ -161,6 +161,8 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert main(["train", "--resume", "run", "--quiet"]) == 0
     assert main(["evaluate", "run", "--attacks", "fgsm", "--n", "20", "--quiet", "--diagnostics", "cheap"]) == 0
     assert "L2(0.5)" in capsys.readouterr().out
+    assert main(["evaluate", "run", "--suite", "standard", "--quiet", "--card", "card.json"]) == 2
+    assert "--card is of one threat model" in capsys.readouterr().err
     assert main(["report", "run"]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert "--union L2:0.5 L1:2" in page

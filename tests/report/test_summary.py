@@ -14,6 +14,7 @@ from hauberk.evaluation import DIAGNOSTICS
 from hauberk.evaluation.finding import Diagnostic
 from hauberk.report.evaluation import evaluation_page
 from hauberk.report.references import published_beside
+from hauberk.report.standard import find_standard
 from hauberk.report.summary import compare_with_standard, cost_table, summarise
 from hauberk.report.words import allowed_in_words, plain_words
 from helpers import made_once
@@ -274,6 +275,18 @@ def test_the_curve_of_a_table_is_over_multiples_of_its_own_eps(loans):
     header, *lines = (loans / "figures-at" / "evaluation-eps.csv").read_text().splitlines()
     assert header == '"times ε","robust, %"' or header == '"times ε","robust, %"'.replace('"times ε"', "times ε")
     assert {"1", "2", "4"} <= {line.split(",")[0] for line in lines}
+
+
+@pytest.mark.parametrize("what", ["data_digest", "threat_digest", None])
+def test_a_standard_run_of_other_rows_or_limits_stands_beside_no_other(loans, tmp_path, what):
+    found, plan = stored(loans, "at"), json.loads((loans / "runs" / "at" / "run.json").read_text())
+    other = {**found, "provenance": {**found["provenance"], **({what: "another"} if what else {})}}
+    folder = tmp_path / "standard" / "evaluations" / "custom"
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text(json.dumps(other))
+    (tmp_path / "standard" / "run.json").write_text((loans / "runs" / "standard" / "run.json").read_text())
+    beside = find_standard(tmp_path / "at", plan, [found])
+    assert (beside is None) == (what is not None)
 
 
 def test_a_standard_run_is_given_by_its_folder_or_refused(loans, tmp_path, capsys):

@@ -106,6 +106,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     not_of_a_curve = (has_reject_class, options.surrogate, options.card, options.costs, options.evaluation.certify)
     if options.curve and any(not_of_a_curve):
         raise UserError("--curve has no class of adversarial inputs, surrogate, card, costs, certificates; leave them out")
+    if options.card and len(threats) > 1:  # before an evaluation that may take hours
+        raise UserError("--card is of one threat model, and there are several: leave it out, or choose one (--norm and --eps)")
     out = options.out or _folder(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with init_distributed(timeout=timedelta(days=1)) as world:  # their parts may take times that differ by hours

@@ -1,6 +1,5 @@
 """evaluate: robust accuracy of a model, resumable, repeatable, and every success verified."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -21,7 +20,7 @@ from hauberk.core.arguments import checked
 from hauberk.core.distributed import World, get_world
 from hauberk.core.errors import UserError
 from hauberk.core.imports import code_digest
-from hauberk.core.io import as_json, machine, read_json, versions
+from hauberk.core.io import machine, read_json, versions
 from hauberk.core.numerics import Precision, deterministic_mode, float32_mode, float32_switches
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import shuffled_order
@@ -47,6 +46,7 @@ from hauberk.objectives.expected_cost import read_costs
 from hauberk.objectives.functional import AttackLoss, Criterion, evades, fooled, make_goal
 from hauberk.threat import ThreatModel
 from hauberk.threat.batch import check_inputs
+from hauberk.threat.union import threat_digest
 
 EvaluationPrecision: TypeAlias = Literal["model", "fp32", "tf32", "bf16", "auto"]
 
@@ -247,7 +247,7 @@ def evaluate(
     provenance = {
         "seed": seed, "batch_size": batch_size, "precision": used, "float32": in_attacks,
         "draws": chosen.eot_iter, "data": source.name, "data_digest": records.data_digest(),
-        "threat_digest": hashlib.sha256(as_json(threat.to_dict()).encode()).hexdigest()[:16],
+        "threat_digest": threat_digest(threat),
         "subset": "all" if count == len(source) else f"first {count} of {len(source)}",
         "attacks": {name: preset.source for name, preset in chosen.attacks.items()},
         "substitutes": {name: note for name, (_, note) in adapted.items() if note},

@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from hauberk.core.errors import printable
+from hauberk.core.errors import UserError, printable
 from hauberk.core.intervals import Interval, wilson_interval
 from hauberk.core.io import write_result
 from hauberk.evaluation.certified import Certified
@@ -206,7 +206,12 @@ class Evaluation:
             name: of the model.
             dataset: its data set.
             architecture: its network.
+
+        Raises:
+            UserError: for several threat models, as such a card is of one.
         """
+        if self.results:
+            raise UserError(f"a card is of one threat model, and there are {self.threat}: take one of results, and its card")
         percent = f"{100 * self.robust_accuracy:.2f}"
         whole = self.suite in ("standard", "papers", "fast")
         autoattack = self.by_attack["autoattack"] if self.suite == "papers" else self.robust_accuracy

@@ -13,7 +13,7 @@ from hauberk.evaluation.cost import dearest_of
 from hauberk.evaluation.records import CLEAN, Records
 from hauberk.evaluation.result import Evaluation
 from hauberk.threat import ThreatModel, as_threat, threats_of
-from hauberk.threat.union import names_of
+from hauberk.threat.union import names_of, threat_digest
 
 
 def evaluate_union(evaluate: Callable[..., Evaluation], threats: Sequence[ThreatModel], out: str | Path | None) -> Evaluation:
@@ -32,14 +32,14 @@ def evaluate_union(evaluate: Callable[..., Evaluation], threats: Sequence[Threat
     for name, threat in zip(names_of(union), threats_of(union), strict=True):
         folder = None if out is None else Path(out) / re.sub(r"\W+", "-", name).strip("-")
         results[name] = evaluate(threat=threat, out=folder)
-    found = _union_of(results)
+    found = _union_of(results, threat_digest(union))
     if out is not None and get_world().is_main:
         found.save(Path(out) / "evaluation.json")
     return found
 
 
-def _union_of(results: dict[str, Evaluation]) -> Evaluation:
-    """The evaluation whose attacks are those of all ``results``, by the names of the threat models."""
+def _union_of(results: dict[str, Evaluation], digest: str) -> Evaluation:
+    """The evaluation whose attacks are those of all ``results``, by the names of the threat models; ``digest`` is of these."""
     first, records = next(iter(results.values())), _joined(results)
     left = np.bincount(records[CLEAN]["label"][records.robust], minlength=1) if first.by_class else np.zeros(1, dtype=int)
     members = np.bincount(records[CLEAN]["label"]) if first.by_class else left
@@ -58,6 +58,7 @@ def _union_of(results: dict[str, Evaluation]) -> Evaluation:
         diagnostics=[replace(d, name=f"{name}: {d.name}") for name, result in results.items() for d in result.diagnostics],
         provenance=first.provenance
         | {
+            "threat_digest": digest,
             "passes": {kind: sum(some[kind] for some in passes) for kind in passes[0]},
             "seconds": round(sum(result.provenance["seconds"] for result in results.values()), 3),
             **{

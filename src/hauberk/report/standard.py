@@ -9,6 +9,7 @@ from hauberk.core.io import read_json
 from hauberk.training.callbacks import read_metrics
 
 _ALIKE = ("threat", "suite", "sequential", "n")
+_SAME_ORIGIN = ("data", "subset", "data_digest", "threat_digest")
 
 
 def find_standard(
@@ -61,9 +62,7 @@ def _evaluations(folder: Path) -> list[dict[str, Any]]:
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     if any(one[key] != other[key] for key in _ALIKE) or list(one["by_attack"]) != list(other["by_attack"]):
         return False
-    origins = (one["provenance"], other["provenance"])
-    labels = ([example["label"] for example in found["examples"]] for found in (one, other))
-    return all(origins[0][key] == origins[1][key] for key in ("data", "subset")) and next(labels) == next(labels)
+    return all(one["provenance"][key] == other["provenance"][key] for key in _SAME_ORIGIN)
 
 
 def training_seconds(folder: Path) -> float | None:

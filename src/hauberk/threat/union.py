@@ -1,5 +1,6 @@
 """Several threat models at once: the adversary may choose under which of them to attack each example."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from hauberk.core.arguments import check_argument
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
+from hauberk.core.io import as_json
 from hauberk.threat.model import ThreatModel, threat_from_dict
 
 _UNION = "union"  # in place of a norm in cards
@@ -89,6 +91,11 @@ def names_of(threat: Threat) -> list[str]:
     names = [str(one) for one in threats_of(threat)]
     before = [names[:k].count(name) for k, name in enumerate(names)]
     return [f"{name} #{k + 1}" if k else name for name, k in zip(names, before, strict=True)]
+
+
+def threat_digest(threat: Threat) -> str:
+    """Return 16 hexadecimal digits that tell threat models apart, also those that print alike."""
+    return hashlib.sha256(as_json(threat.to_dict()).encode()).hexdigest()[:16]
 
 
 def only_threat(threat: Threat, what: str) -> ThreatModel:
