@@ -249,6 +249,29 @@ def test_signs_raise_their_flag_and_no_other():
     assert flags(unverified=20, fgsm=50)["unverified"] == "warning"
 
 
+def test_a_model_that_is_no_better_than_one_answer_for_every_input_is_doubted():
+    n = 400
+    label = (np.arange(n) % 20 == 0).astype(int)
+
+    def verdict(predicted, label=label):
+        records, suite = Records(n, ["fgsm"]), find_suite("", ["fgsm"])
+        records.set(CLEAN, np.arange(n), id=0, label=label, predicted=predicted, margin=1.0, right=predicted == label)
+        specs = [DIAGNOSTICS["more-than-the-largest-class"]]
+        return run_diagnostics(specs, "verdicts", Verdicts(records, suite, 2, np.ones(n)))
+
+    constant, worse = verdict(0 * label), verdict(np.where(np.arange(n) < 20, 1, 0))
+    assert [found.verdict for found in constant + worse] == ["warning", "warning"]
+    assert constant[0].measured == "the model says class 0 for every input, and 95.0% of the examples are of the largest class"
+    assert worse[0].measured.startswith("the model has 90.5% right")
+    assert verdict(np.where(np.arange(n) < 40, label, 0))[0].verdict == "ok"
+    assert verdict(0 * label, 0 * label) == []  # of one class nothing else is right
+    x = torch.rand(60, 5)
+    net = nn.Linear(5, 2)
+    net.bias.data[0] += 3
+    ev = evaluated(net, (x, torch.arange(60) // 57), None)
+    assert "WARNING (more-than-the-largest-class)" in str(ev)
+
+
 def test_what_is_no_number_is_the_worst_there_is():
     limits = {"ok": {}, "warning": {"warning": 1e9}, "invalid": {"warning": 0.0, "invalid": 1e9}}
     for verdict, of in limits.items():

@@ -39,6 +39,7 @@ _PLAIN = {
     "one-start-is-enough": "A second try of the same attack finds more mistakes: the true number is lower.",
     "any-loss-will-do": _TOO_EASY,
     "clean-accuracy": "Without any attack the model is hardly better than guessing.",
+    "more-than-the-largest-class": "Giving the most frequent answer every time is right as often, and no attack changes that.",
     "unverified": "Some answers change with the last digit of the computation.",
     "finite-logits": "For some inputs the model gives no number at all; these count as mistakes.",
     "attacks-use-gradients": "Only trial and error was used: an attacker who can look inside the model may find much more.",

@@ -123,6 +123,9 @@ _TABLE: dict[Evidence, tuple[tuple[str, Callable[[Any], list[Finding]], float, f
     "verdicts": (
         ("clean-accuracy", results.clean_accuracy, inf, 0,
          "the model hardly beats chance: check labels, input range and normalisation"),
+        ("more-than-the-largest-class", results.largest_class, 0, inf,
+         "one answer for every input has as many right, and no attack changes it: look at by_class, give costs= where classes "
+         "are unequal, train with class weights, or for longer"),
         ("unverified", results.unverified, 0.01, inf,
          "predictions flip with rounding, or between attack and check; evaluate with precision 'model' on one device"),
         ("finite-logits", results.nonfinite_logits, 0, inf,

@@ -17,7 +17,7 @@ from hauberk.attacks.presets import AUTOATTACK
 from hauberk.data import IndexedDataset, Subset, class_overlap, reach_of
 from hauberk.data.tables.rows import rows_behind
 from hauberk.evaluation.finding import Finding
-from hauberk.evaluation.records import Records
+from hauberk.evaluation.records import CLEAN, Records
 from hauberk.objectives.functional import ATTACK_LOSSES, AttackLoss, find_attack_loss, fooled
 from hauberk.threat import ThreatModel
 
@@ -88,6 +88,17 @@ def clean_accuracy(found: Verdicts) -> list[Finding]:
 def hardly_beats_chance(clean: float, classes: int) -> bool:
     """Whether a clean accuracy, in [0, 1], is less than twice what guessing gives; of two classes, no more than that."""
     return (clean < 2 / classes and classes > 2) or clean <= 1 / classes
+
+
+def largest_class(found: Verdicts) -> list[Finding]:
+    """Whether no more is right than one answer for every input would have (1), where there are examples of several classes."""
+    clean = found.records[CLEAN]
+    if not found.goal.of_classes or len(counts := np.unique(clean["label"], return_counts=True)[1]) < 2:
+        return []
+    n, right, answers = found.records.n, int(found.records.right.sum()), np.unique(clean["predicted"])
+    said = f"says class {answers[0]} for every input" if len(answers) == 1 else f"has {right / n:.1%} right"
+    measured = f"the model {said}, and {counts.max() / n:.1%} of the examples are of the largest class"
+    return [Finding(float(len(answers) == 1 or right <= counts.max()), measured)]
 
 
 def unverified(found: Verdicts) -> list[Finding]:
