@@ -267,7 +267,7 @@ def test_a_model_that_is_no_better_than_one_answer_for_every_input_is_doubted():
     assert verdict(0 * label, 0 * label) == []  # of one class nothing else is right
     x = torch.rand(60, 5)
     net = nn.Linear(5, 2)
-    net.bias.data[0] += 3
+    net.load_state_dict({"weight": torch.zeros(2, 5), "bias": torch.tensor([3.0, 0.0])})
     ev = evaluated(net, (x, torch.arange(60) // 57), None)
     assert "WARNING (more-than-the-largest-class)" in str(ev)
 
@@ -332,7 +332,8 @@ def test_attacks_that_are_called_alike_all_run_and_are_numbered():
     surrogates = [hb.attacks.Transfer(surrogate=nn.Linear(4, 3)) for _ in range(3)]
     partials = [functools.partial(pushing(0.0), far=far) for far in (0.0, 1.0)]
     assert [len(find_suite("", alike).stages) for alike in (lambdas, surrogates, partials)] == [2, 3, 2]
-    model, x = nn.Linear(4, 3), torch.rand(40, 4)
+    model, x = nn.Linear(4, 2), torch.rand(40, 4)
+    model.load_state_dict({"weight": torch.tensor([[-1.0] * 4, [1.0] * 4]), "bias": torch.tensor([2.0, -2.0])})
     data = x, model(x).argmax(1)
     alone, before, after = (
         evaluated(model, data, None, threat=hb.Linf(0.4), attacks=attacks)
