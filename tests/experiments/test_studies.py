@@ -482,6 +482,23 @@ def test_the_command(shared, capsys):
     assert main(["study", "lps-vs-pm", "--trials", "0"]) == 2
 
 
+def test_each_trial_of_a_study_has_a_seed_of_its_own(tmp_path, capsys):
+    words = ["--model", "mlp", "--train-size", "100", "--test-size", "20", "--epochs", "1", "--val-size", "20", "--seed", "5"]
+    words += ["--out", str(tmp_path), "--trials", "2", "--threads", "1", "--quiet"]
+    assert main(["study", "lps-vs-pm", *words]) == 0
+    runs = {int(path.parent.parent.name.removeprefix("seed-")): path for path in tmp_path.rglob("run.json")}
+    assert {seed: json.loads(path.read_text())["settings"]["seed"] for seed, path in runs.items()} == {5: 5, 6: 6}
+    assert (runs[5].parent / "last.safetensors").read_bytes() != (runs[6].parent / "last.safetensors").read_bytes()
+    with pytest.raises(hb.UserError, match="the seed 5, and the experiment has 6"):
+        replace(SMALL, seed=6, settings={"seed": 5})
+    record = json.loads(runs[6].read_text())
+    record["settings"]["seed"] = 5  # as when every trial was trained with the first one's
+    runs[6].write_text(json.dumps(record))
+    capsys.readouterr()
+    assert main(["study", "lps-vs-pm", *words]) == 2
+    assert "was made with another seed" in capsys.readouterr().err
+
+
 def test_a_network_without_any_loss_makes_no_number_of_nothing(made_up, tmp_path):
     class Sure(torch.nn.Module):
         def forward(self, x):

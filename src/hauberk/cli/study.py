@@ -93,9 +93,10 @@ def _context(options: Study) -> "StudyContext":
     from hauberk.experiments import Experiment
     from hauberk.experiments.studies import StudyContext
 
-    given = options.settings
+    given = dict(options.settings)
+    seed = given.pop("seed", 0)  # of the first trial: each has its own
     out = options.out or usual_folder("study", options.data.name, options.model.name)
-    base = Experiment("at", given.get("seed", 0), settings=given, **common_parts(options))
+    base = Experiment("at", seed, settings=given, **common_parts(options))
     context = StudyContext(
         base, out, device=given.get("device", "auto"), threads=given.get("threads", 0), trials=options.trials
     )

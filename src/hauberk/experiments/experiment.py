@@ -86,6 +86,8 @@ class Experiment:
             raise UserError("train_size and test_size must not be negative, and imbalance at least 1")
         if not 0 <= self.subset.label_noise <= 1:
             raise UserError(f"label_noise is a part of the labels, from 0 to 1, got {self.subset.label_noise}")
+        if (seed := self.settings.get("seed", self.seed)) != self.seed:  # it would win over that of each trial
+            raise UserError(f"settings name the seed {seed}, and the experiment has {self.seed}; leave it out of settings")
 
     @property
     def name(self) -> str:

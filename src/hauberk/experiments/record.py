@@ -76,6 +76,8 @@ def require_same_inputs(
             raise UserError(f"{folder} was made with other {split} data; choose another folder by --out")
         if split == "train":
             was = other_versions(record, threads)
+            if record.get("settings", {}).get("seed") != experiment.seed:
+                raise UserError(f"{folder} was made with another seed; choose another folder by --out")
             for what, now, before in _sources_and_code(experiment, record, method):
                 if now not in ("", before):
                     raise UserError(f"{folder} was made with other {what}; choose another folder by --out")
