@@ -299,6 +299,48 @@ def test_finished_experiments_are_not_kept_where_their_data_have_changed(split, 
     assert run_experiments([experiment], out)  # there is nothing to compare with
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("eps = 0.25", "eps = 2.5", "another threat model"),
+        ("[features.b]", "[features.b]\nkind = 'integer'", "another network"),  # its ε, a whole number of units, stays as it is
+    ],
+)
+def test_finished_experiments_are_not_kept_where_the_adversary_or_the_network_of_a_table_has_changed(
+    before, after, says, tmp_path
+):
+    pytest.importorskip("pandas")
+    table = TABLE.replace("[features.b]", "[features.b]\neps = 0") if says == "another network" else TABLE
+    (tmp_path / "rows.toml").write_text(table)
+    for part in ("train", "test"):
+        lines = ["a,b,label", *(f"{i % 7},{i % 5},{i % 2}" for i in range(100))]
+        (tmp_path / f"{part}.csv").write_text("\n".join(lines))
+    small = {"subset": SubsetOptions(), "evaluation": EvaluationOptions(attacks=("fgsm",))}
+    (experiment,) = experiments("at", trials=1, data=DataOptions(str(tmp_path / "rows.toml")), **small)
+    out, told = tmp_path / "out", []
+    assert run_experiment(experiment, out)
+    (tmp_path / "rows.toml").write_text(table.replace(before, after))
+    with pytest.raises(hb.UserError, match=f"was made with {says}"):
+        run_experiments([experiment], out)
+    with pytest.raises(hb.UserError, match=f"was made with {says}"):  # also where only its evaluation is left to do
+        train_experiment(experiment, out, threads=1)
+    (tmp_path / "rows.toml").write_text(table)
+    plan = experiment.folder(out) / "evaluation" / "plan.json"
+    plan.write_text(json.dumps((stored := read_json(plan)) | {"threat": stored["threat"] | {"norm": "L2"}}))
+    with pytest.raises(hb.UserError, match="was made with another threat model"):
+        run_experiments([experiment], out)
+    plan.write_text(json.dumps(stored))
+    assert run_experiments([experiment], out, on_progress=lambda one, what: told.append(what))
+    assert told[0].startswith("kept")
+
+
+def test_finished_experiments_with_label_noise_are_kept(tmp_path):
+    small = {"subset": SubsetOptions(128, 40, label_noise=0.2), "evaluation": EvaluationOptions(attacks=("fgsm",))}
+    some = experiments("standard", hyperparameters={}, **small)
+    assert all(run_experiment(one, tmp_path) for one in some)
+    assert run_experiments(some, tmp_path)
+
+
 def small_run(folder, seed):
     """A run whose weights others begin from or are taught by."""
     data = hb.data.Subset(hb.data.load_data("digits", "train"), torch.arange(128))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
@@ -19,7 +19,11 @@ from hauberk.training import load
 from hauberk.training.checkpoint import other_versions
 from hauberk.training.plan import foreign_code
 
+T = TypeVar("T")
+# How to say that something is another one; what it is now, None where that is gone; and what the record has.
+Differences: TypeAlias = Iterator[tuple[str, Any, Any]]
 RECORD = "experiment.json"
+_ANOTHER_THREAT = "another threat model"
 _PLACES = {"data.data_dir", "data.verify", "surrogate", "label", "last"}  # may differ: they change no number
 
 
@@ -46,14 +50,15 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def require_same_inputs(
-    experiment: Experiment, out: Path, known: dict[Any, str], threads: int = 0, method: Method | None = None
+    experiment: Experiment, out: Path, known: dict[Any, Any], threads: int = 0, method: Method | None = None
 ) -> str:
-    """Refuse what was trained or evaluated on other data, from other weights or with other code than there are now.
+    """Refuse what was trained or evaluated on other data, for another adversary, from other weights or with other code.
 
     Args:
         experiment: what was done.
         out: folder of the comparison or study.
-        known: digests of data by split, data and subset; filled here, so that several experiments read the same data once.
+        known: what there is now of the data, by all that it hangs on; filled here, so that several experiments read the same
+            data once.
         threads: CPU threads that it would be trained with; 0 for those of this process.
         method: as in :func:`train_experiment`.
 
@@ -61,65 +66,90 @@ def require_same_inputs(
         Under which other versions, or with how many threads, it was trained; or "".
 
     Raises:
-        UserError: for other data, weights or code. Files that are not there any more cannot be compared.
+        UserError: for other data, threat model, network, weights or code than there are now. Files that are not there any more
+            cannot be compared.
     """
     folder, was = experiment.folder(out), ""
-    evaluations = [("test", f"{file.removesuffix('.json')}/plan.json") for file in experiment.evaluations.values()]
-    for split, path in (("train", "run/run.json"), *evaluations):
+    files = {f"{file.removesuffix('.json')}/plan.json": _of_evaluation for file in experiment.evaluations.values()}
+    for path, differences in {"run/run.json": _of_training, **files}.items():
         if not (folder / path).exists():
             continue
-        record, which = read_json(folder / path), (split, experiment.data, experiment.subset)
-        if which not in known:
-            known[which] = _data_digest(experiment, split)
-        there = record.get("data_digest") if split == "test" else record.get("data", {}).get("digest")
-        if known[which] not in ("", there):
-            raise UserError(f"{folder} was made with other {split} data; choose another folder by --out")
-        if split == "train":
-            was = other_versions(record, threads)
-            if record.get("settings", {}).get("seed") != experiment.seed:
-                raise UserError(f"{folder} was made with another seed; choose another folder by --out")
-            for what, now, before in _sources_and_code(experiment, record, method):
-                if now not in ("", before):
-                    raise UserError(f"{folder} was made with other {what}; choose another folder by --out")
+        record = read_json(folder / path)
+        was = other_versions(record, threads) if differences is _of_training else was
+        for what, now, before in differences(experiment, record, known, method):
+            if now not in (None, before):
+                raise UserError(f"{folder} was made with {what}; choose another folder by --out")
     return was
 
 
-def _sources_and_code(experiment: Experiment, record: dict[str, Any], method: Method | None) -> Iterator[tuple[str, str, str]]:
-    """Yield what else a training rests on: what it is, its digest now, "" where its file is gone, and that in the record."""
+def _of_evaluation(experiment: Experiment, record: dict[str, Any], known: dict[Any, Any], method: Method | None) -> Differences:
+    """Yield what an evaluation rests on."""
+    yield "other test data", _data_now(experiment, "test", known), record.get("data_digest")
+    yield _ANOTHER_THREAT, _unless_gone(lambda: json_roundtrip(experiment.threat_model.to_dict())), record.get("threat")
+
+
+def _of_training(experiment: Experiment, record: dict[str, Any], known: dict[Any, Any], method: Method | None) -> Differences:
+    """Yield what a training rests on."""
     sources, model, data = experiment.sources, record.get("model", {}), record.get("data", {})
-    spec = ModelSpec.from_dict(model)
+    spec, method = ModelSpec.from_dict(model), method or _unless_gone(experiment.make_method)
+    yield "other train data", _data_now(experiment, "train", known), data.get("digest")
+    yield "another seed", experiment.seed, record.get("settings", {}).get("seed")
+    yield "another network", experiment.model.name, spec.name  # before anything that the record names is imported
+    if method is not None:
+        yield _ANOTHER_THREAT, json_roundtrip(method.threat.to_dict()), record.get("threat")
+        yield "another network", _network_now(experiment, method, known), _without_statistics(spec)
     with torch.random.fork_rng(devices=[]):
         if spec.imports:
-            yield f"code of {spec.name}", model_code(spec.build()), model.get("code", "")
+            yield f"other code of {spec.name}", model_code(spec.build()), model.get("code", "")
         if sources.init:
             now = _unless_gone(lambda: tensors_digest(load(sources.init, model=spec.build(), device="cpu").state_dict()))
-            yield f"weights in {sources.init}", now, model.get("init_digest", "")
+            yield f"other weights in {sources.init}", now, model.get("init_digest", "")
     if sources.extra:
         now = _unless_gone(lambda: data_digest(as_extra(sources.extra)))
-        yield f"extra data in {sources.extra}", now, data.get("extra_digest", "")
+        yield f"other extra data in {sources.extra}", now, data.get("extra_digest", "")
     code = record.get("code", {})
-    try:
-        parts = foreign_code(method or experiment.make_method())
-    except UserError:  # the table or the teacher is gone
-        return
-    for part, now in parts.items():
-        yield (part if part == "teacher" else f"code of its {part}"), now, code.get(part, "")
+    for part, now in ({} if method is None else foreign_code(method)).items():
+        yield (f"other {part}" if part == "teacher" else f"other code of its {part}"), now, code.get(part, "")
 
 
-def _unless_gone(digest: Callable[[], str]) -> str:
-    """Return a digest, or "" where what it is of cannot be read any more."""
-    try:
-        return digest()
-    except UserError:
-        return ""
-
-
-def _data_digest(experiment: Experiment, split: str) -> str:
-    """Return what records hold of the data there are now, or "" where they are gone."""
-    unverified = replace(experiment, data=replace(experiment.data, verify=False))
+def _data_now(experiment: Experiment, split: str, known: dict[Any, Any]) -> str | None:
+    """Return what records hold of the data there are now, or None where they are gone."""
 
     def digest() -> str:
-        source = unverified.load_data(split)
+        source = _unverified(experiment).load_data(split)
         return data_digest(source) if split == "train" else evaluated_digest(source, len(source))
 
-    return _unless_gone(digest)
+    noise = experiment.seed if experiment.subset.label_noise else None  # which labels are drawn hangs on the seed
+    which = (split, experiment.data, experiment.subset, noise)
+    if which not in known:
+        known[which] = _unless_gone(digest)
+    found: str | None = known[which]
+    return found
+
+
+def _network_now(experiment: Experiment, method: Method, known: dict[Any, Any]) -> dict[str, Any] | None:
+    """Return what the network for the data there are now is, or None where they are gone."""
+    which = (experiment.data, experiment.subset, experiment.model, method.extra_outputs)
+    if which not in known:
+        one = _unverified(experiment)
+        known[which] = _unless_gone(lambda: _without_statistics(one.model_spec(one.load_data("train"), method)))
+    found: dict[str, Any] | None = known[which]
+    return found
+
+
+def _unverified(experiment: Experiment) -> Experiment:
+    """Return the experiment without the checksums of original files: digests are compared anyway."""
+    return replace(experiment, data=replace(experiment.data, verify=False))
+
+
+def _without_statistics(spec: ModelSpec) -> dict[str, Any]:
+    """Return what a network is but for mean and deviation of its data, whose last digits hang on the number of threads."""
+    return {**spec.to_dict(), "mean": bool(spec.mean), "std": bool(spec.std)}
+
+
+def _unless_gone(find: Callable[[], T]) -> T | None:
+    """Return what is found, or None where what it is in cannot be read any more."""
+    try:
+        return find()
+    except UserError:
+        return None
