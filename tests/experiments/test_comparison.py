@@ -405,6 +405,26 @@ def test_finished_experiments_are_not_kept_where_what_they_were_made_from_has_ch
         run_experiments([experiment], out)
 
 
+def test_a_comparison_and_a_study_have_a_network_of_ones_own(tmp_path, monkeypatch):
+    """Also one that attacks are crafted on; and what another card names is not imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n\n\ndef net(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    few, own = EvaluationOptions(attacks=("fgsm", "transfer-fgsm")), ModelOptions("own_net:net")
+    (plain,) = experiments("standard", trials=1, model=own, hyperparameters={}, evaluation=few)
+    surrogate = replace(plain, seed=7)
+    assert train_experiment(surrogate, tmp_path / "surrogate", threads=1)
+    one = replace(plain, surrogate=str(surrogate.folder(tmp_path / "surrogate") / "run"))
+    assert run_experiment(one, tmp_path / "out", threads=1)
+    assert run_experiments([one], tmp_path / "out")  # kept
+    assert collect([one], tmp_path / "out").columns[:3] == ("clean", "fgsm", "transfer-fgsm")
+    context = StudyContext(plain, tmp_path / "study", threads=1, trials=1)
+    assert context.trained("standard")(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    with pytest.raises(hb.UserError, match="would import 'own_net:net'"):
+        replace(one, model=ModelOptions("another:net")).load(one.folder(tmp_path / "out") / "run")
+
+
 def test_an_experiment_that_fails_does_not_stop_the_others(tmp_path):
     told = {}
     bad = replace(experiments("at", trials=1)[0], method="trades", settings={"epochs": 1, "lr": 1e30, "val_size": 20})

@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import nn
+
 from hauberk.core.arguments import check_fields
 from hauberk.core.errors import UserError
 from hauberk.data import (
@@ -34,7 +37,7 @@ from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.models import ModelSpec
 from hauberk.threat import ThreatModel
-from hauberk.training import Run
+from hauberk.training import Run, load, read_card
 from hauberk.training.published import Resolved, resolve
 from hauberk.training.train import train
 
@@ -158,6 +161,11 @@ class Experiment:
         given |= {"seed": self.seed, "schedule_preset": self.presets.schedule_preset}
         settings = given | more | dict(self.settings)
         return train(self.model_spec(source, method), source, method=method, out=out, resume=resume, quiet=quiet, **settings)
+
+    def load(self, run: Path, *, which: Literal["best", "last"] = "best", device: torch.device | str = "cpu") -> nn.Module:
+        """Load what was trained, as :func:`hauberk.load`; the factory that the experiment names is imported, and no other."""
+        named = read_card(run, which)[0].get("model", {}).get("name") == self.model.name
+        return load(run, which=which, allow_code=named, device=device)
 
     @property
     def evaluations(self) -> dict[Literal["best", "last"], str]:

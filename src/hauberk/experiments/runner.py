@@ -25,7 +25,7 @@ from hauberk.evaluation import evaluate
 from hauberk.experiments.experiment import Experiment
 from hauberk.experiments.record import RECORD, bind_folder, require_same_inputs
 from hauberk.methods import Method
-from hauberk.training import load, pick_device
+from hauberk.training import pick_device
 
 
 def run_experiment(experiment: Experiment, out: Path, device: str = "auto", threads: int = 0) -> bool:
@@ -54,11 +54,11 @@ def run_experiment(experiment: Experiment, out: Path, device: str = "auto", thre
         if (folder / file).exists():
             continue
         found = evaluate(
-            load(folder / "run", which=which, device=place),
+            experiment.load(folder / "run", which=which, device=place),
             experiment.load_data("test"),
             threat=experiment.threat_model,
             **asdict(experiment.evaluation),
-            surrogate=load(experiment.surrogate, device=place) if experiment.surrogate else None,
+            surrogate=experiment.load(Path(experiment.surrogate), device=place) if experiment.surrogate else None,
             seed=experiment.seed,
             has_reject_class=experiment.make_method().extra_outputs > 0,
             out=folder / file.removesuffix(".json"),

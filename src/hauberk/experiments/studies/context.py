@@ -17,7 +17,7 @@ from hauberk.experiments.runner import train_experiment
 from hauberk.experiments.studies.progress import Watch
 from hauberk.methods import Method
 from hauberk.threat import ThreatModel
-from hauberk.training import load, pick_device
+from hauberk.training import pick_device
 from hauberk.training.callbacks import read_metrics
 from hauberk.training.config import TrainConfig
 from hauberk.training.plan import hold_out
@@ -175,7 +175,7 @@ class StudyContext:
         extra = variant.extra(self) if variant.extra else None
         if not train_experiment(one, folder, self.device, self.threads, custom, extra):
             raise UserError("stopped; the same command goes on")
-        model = load(one.folder(folder) / "run", which=which, device=pick_device(self.device)).eval()
+        model = one.load(one.folder(folder) / "run", which=which, device=pick_device(self.device))
         if variant.decides and which == "best":
             x, y = self._test_examples
             with torch.no_grad():
