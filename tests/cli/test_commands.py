@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ import torch
 import hauberk as hb
 from hauberk.cli import COMMANDS, main, options
 from hauberk.cli.options import usual_folder
+from hauberk.cli.target import TargetOptions, find_target, load_target
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.experiments import Experiment
-from hauberk.experiments.options import SubsetOptions
+from hauberk.experiments.options import DataOptions, SubsetOptions
 from hauberk.experiments.studies import StudyContext, Variant
 from hauberk.experiments.studies.method_variants import with_loss
+from hauberk.models import ModelSpec
+from hauberk.training import export_model
 from helpers import end_with_parent, few_images
 
 QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]
@@ -387,6 +391,55 @@ def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
     assert len(list((workplace / "own" / "evaluations").iterdir())) == 2
     assert main(["train", "--resume", "own", "--quiet"]) == 2
     assert main(["train", "--resume", "own", "--model", "ownnets:net", "--quiet"]) == 0
+
+
+def evaluated(words, capsys):
+    """Clean accuracy by ``hauberk evaluate``, on 60 examples."""
+    short = ["--n", "60", "--attacks", "fgsm", "--eps", "0.05", "--diagnostics", "cheap", "--threads", "1", "--json"]
+    capsys.readouterr()
+    assert main(["evaluate", *words, *short]) == 0
+    return json.loads(capsys.readouterr().out)["clean_accuracy"]
+
+
+@pytest.mark.parametrize("model", ["mlp", "normnets:net", "normnets:normalised"])
+def test_an_exported_state_dict_keeps_its_normalisation_on_the_command_line(model, workplace, capsys, monkeypatch):
+    (workplace / "normnets.py").write_text(
+        "from hauberk.models import Normalize\nfrom torch import nn\n"
+        "def net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "def normalised(): return nn.Sequential(Normalize([0.3], [0.01]), net())\n"
+    )
+    monkeypatch.syspath_prepend(str(workplace))
+    train = ["train", "--method", "standard", "--train-size", "300", "--epochs", "2", "--threads", "1", "--quiet"]
+    own = ["--model", model]
+    assert main([*train, *own, "--out", "run", *(["--normalize"] if model != "normnets:normalised" else [])]) == 0
+    again = own if ":" in model else []
+    found = evaluated(["run", *again], capsys)
+    assert evaluated(["run", *own], capsys) == found  # the network that is named again is built as it was
+    net = ModelSpec.from_dict(json.loads((workplace / "run/best.json").read_text())["model"]).build()
+    written = export_model("run", "net.pth", model=net)
+    assert evaluated([str(written), *own, "--data", "digits"], capsys) == found
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(hb.load(written, model=net)(x), hb.load("run", model=net)(x))
+    if model != "normnets:normalised":
+        with pytest.raises(hb.UserError, match=r"normalises its inputs \(0.mean"):
+            hb.load(written, model=ModelSpec(model, (1, 8, 8), 10).build())
+
+
+def test_an_exported_state_dict_of_a_table_keeps_the_nearest_row_and_the_training_rows_statistics(workplace):
+    pytest.importorskip("pandas")
+    rows = [f"{1000 + 9 * i},{i % 5},{'xy'[i % 2]},{int(i % 5 > 2)}" for i in range(120)]
+    (workplace / "rows.csv").write_text("\n".join(["a,b,c,bad", *rows]))
+    columns = "[features.a]\n[features.b]\nkind = 'integer'\n[features.c]\nkind = 'category'\n"
+    (workplace / "rows.toml").write_text(f"train = 'rows.csv'\nlabel = 'bad'\neps = 0.5\n{columns}")
+    train = ["train", "--data", "rows.toml", "--model", "mlp", "--method", "standard", "--epochs", "5", "--threads", "1"]
+    assert main([*train, "--out", "run", "--quiet"]) == 0
+    assert main(["export", "run", "net.pth"]) == 0
+    x = hb.data.load_data("rows.toml", "test").fetch(torch.arange(20))[0] + 0.3
+    named = TargetOptions(Path("net.pth"), model="mlp", data=DataOptions("rows.toml"))
+    assert torch.equal(load_target(named, find_target(named), "cpu")(x), hb.load("run")(x))
+    alone = ModelSpec("mlp", (4,), 2).build()  # somebody's own network of rows as they are
+    torch.save(alone.state_dict(), "net.pth")
+    assert torch.equal(load_target(named, find_target(named), "cpu")(x), alone(x))
 
 
 @pytest.mark.parametrize("command", ["compare", "study"])

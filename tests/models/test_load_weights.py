@@ -180,6 +180,14 @@ def test_a_normalisation_in_a_file_is_never_lost(tmp_path):
             hb.load(tmp_path / "with.pt", model=wrong)
 
 
+def test_each_of_two_normalisations_in_a_file_goes_to_its_own_place(tmp_path):
+    right, x = nn.Sequential(Normalize([0.1] * 3, [0.5] * 3), Wrapped(WRN.build())).eval(), tiny_batch()[0]
+    torch.save({**right.state_dict(), "0.mean": right[0].mean, "0.std": right[0].std}, tmp_path / "two.pth")
+    other = nn.Sequential(Normalize([0.1] * 3, [0.5] * 3), Wrapped(WRN.build()))
+    other[1].mu.zero_()
+    assert torch.equal(hb.load(tmp_path / "two.pth", model=other)(x), right(x))
+
+
 def test_names_that_differ_in_another_way_are_refused(tmp_path):
     net = WRN.build()
     torch.save({f"{'a' if name < 'c' else 'b'}.{name}": value for name, value in net.state_dict().items()}, tmp_path / "net.pt")

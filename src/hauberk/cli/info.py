@@ -239,7 +239,7 @@ def _importable(name: str, purpose: str) -> str:
 
 
 _THEN = {
-    ".pth": "net.load_state_dict(torch.load({file!r}, weights_only=True))",
+    ".pth": "hauberk.load({file!r}, model=net)",
     ".safetensors": "{command}",
     ".pt2": "torch.export.load({file!r}).module()",
     ".onnx": "onnxruntime.InferenceSession({file!r})",

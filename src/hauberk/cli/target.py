@@ -1,6 +1,6 @@
 """What a command is to look at: a trained model, and data set and threat model of its training unless others are given."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hauberk.data import DatasetInfo, IndexedDataset, Table
+    from hauberk.models import ModelSpec
     from hauberk.threat import Threat
 
 _PICKLES = (".pkl", ".pickle", ".joblib")
@@ -87,12 +88,36 @@ def find_target(options: TargetOptions) -> Target:
 def load_target(options: TargetOptions, target: Target, device: Any) -> "nn.Module":
     """Load the model; one that the user has named is built, any other is left to the card."""
     from hauberk.core.imports import is_import_path
-    from hauberk.data import labels
+    from hauberk.data.default_model import default_model
     from hauberk.models import ModelSpec
     from hauberk.training import load
 
-    classes = target.test.classes or int(labels(target.test).max()) + 1
     if is_import_path(str(options.target)):
-        return ModelSpec(str(options.target), target.test.input_shape, classes).build().to(device).eval()
-    built = ModelSpec(options.model, target.test.input_shape, classes).build() if options.model else None
-    return load(options.target, model=built, which=options.which, device=device)
+        whole = default_model(str(options.target), target.test)
+        return ModelSpec(whole.name, whole.input_shape, whole.classes).build().to(device).eval()
+    if not options.model:
+        return load(options.target, which=options.which, device=device)
+    if target.card:
+        spec = replace(ModelSpec.from_dict(target.card.get("model", {})), name=options.model)
+    else:
+        spec = _as_exported(default_model(options.model, target.test), options)
+    return load(options.target, model=spec.build(), which=options.which, device=device)
+
+
+def _as_exported(whole: "ModelSpec", options: TargetOptions) -> "ModelSpec":
+    """Return the network behind the normalisation that an exported state dict has before it, or alone where it has none.
+
+    Args:
+        whole: the network, behind the nearest row where the data are rows of a table.
+        options: which name the file.
+    """
+    from hauberk.models import ModelSpec
+    from hauberk.training.export import read_weights
+
+    alone = ModelSpec(whole.name, whole.input_shape, whole.classes)
+    place = 1 if whole.integers or whole.groups else 0
+    weights, names = read_weights(options.target, None, options.which), (f"{place}.mean", f"{place}.std")
+    if not weights.keys() >= {*names} or names[0] in dict(alone.build().named_buffers()):  # which has its own there
+        return alone
+    mean, std = (tuple(weights[name].flatten().tolist()) for name in names)
+    return replace(whole, mean=mean, std=std)

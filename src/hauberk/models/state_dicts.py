@@ -54,12 +54,14 @@ def fit_names(tensors: Mapping[str, Tensor], model: nn.Module, file: str) -> dic
     if tensors.keys() == own.keys() or theirs is None or ours is None or theirs.keys() != ours.keys():
         return dict(tensors)
     fitted = {name: own[name] for name in own if _statistic(name)}
-    before = {_statistic(name): (name, value) for name, value in model.named_buffers() if _statistic(name)}
+    here = {name: value for name, value in model.named_buffers() if _statistic(name)}
+    before = {_statistic(name): name for name in here}
     for name, value in tensors.items():
         kind = _statistic(name)
         if not kind:
             continue
-        place, kept = before.get(kind, ("", torch.zeros(0)))
+        place = name if name in here else before.get(kind, "")
+        kept = here.get(place, torch.zeros(0))
         if place in own and kept.numel() == value.numel():
             fitted[place] = value.reshape(kept.shape)
         elif kept.numel() != value.numel() or not torch.allclose(kept.flatten().cpu(), value.flatten().to(kept.dtype).cpu()):

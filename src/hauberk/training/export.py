@@ -18,7 +18,7 @@ from hauberk.core.distributed import usable_device
 from hauberk.core.errors import UserError, in_one_line
 from hauberk.core.io import json_file, make_folder, read_json, read_tensors, versions, write_atomically, write_together
 from hauberk.core.numerics import float32_mode
-from hauberk.models import ModelSpec
+from hauberk.models import ModelSpec, Normalize
 from hauberk.models.programs import onnx_program, torch_program
 from hauberk.models.state_dicts import find_state_dict, fit_names
 
@@ -94,7 +94,7 @@ def load(
             raise UserError(f"this card would import {spec.name!r}; pass model=, or allow_code=True if you trust it")
         with torch.random.fork_rng(devices=[]):
             model = spec.build()
-    tensors, own = _read_weights(weights, card.get("weights_digest"), which), model.state_dict()
+    tensors, own = read_weights(weights, card.get("weights_digest"), which), model.state_dict()
     if is_plain:
         tensors = fit_names(tensors, model, str(path))
     for name, value in tensors.items():
@@ -109,7 +109,12 @@ def load(
     return model.to(where).eval()
 
 
-def _read_weights(path: Path, digest: str | None, which: str) -> Mapping[str, Tensor]:
+def read_weights(path: Path, digest: str | None, which: str) -> Mapping[str, Tensor]:
+    """Read a state dict, which has this digest if there is one; of a checkpoint that has both, the "best" or the "last" one.
+
+    Raises:
+        UserError: for a file that is missing, damaged, no state dict, or another than the digest is of.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -209,8 +214,12 @@ def _require_replaceable(card: Path) -> None:
 
 
 def _state_dict(net: nn.Module, x: Tensor) -> bytes:
-    content = io.BytesIO()
-    torch.save(net.state_dict(), content)
+    """The weights, and the statistics of a normalisation, which are not among them and without which they mean nothing."""
+    weights, content = net.state_dict(), io.BytesIO()
+    for name, module in net.named_modules():
+        if isinstance(module, Normalize):
+            weights |= {f"{name}.mean": module.mean, f"{name}.std": module.std}
+    torch.save(weights, content)
     return content.getvalue()
 
 
