@@ -14,7 +14,7 @@ import torch
 import hauberk as hb
 from hauberk.cli import COMMANDS, main, options
 from hauberk.cli.options import usual_folder
-from hauberk.cli.target import TargetOptions, find_target, load_target
+from hauberk.cli.target import TargetOptions, TargetThreatOptions, find_target, load_target
 from hauberk.core.imports import import_object, is_import_path
 from hauberk.experiments import Experiment
 from hauberk.experiments.options import DataOptions, SubsetOptions
@@ -258,7 +258,7 @@ def test_lists(capsys):
         (["evaluate", "notes.json"], "not a Hauberk card"),
         (["certify", "runs/none"], "does not exist"),
         (["certify", "net.pth"], "give --data"),
-        (["certify", "net.pth", "--smoothing", "0.25", "--eps", "0.1"], "leave --eps out"),
+        (["certify", "net.pth", "--smoothing", "0.25", "--eps", "0.1"], "leave --norm and --eps out"),
         (["evaluate", "net.pth", "--data", "digits"], "pass model="),
         (["methods", "mail"], "did you mean|known"),
         (["data", "cifar10", "--download", "--data-dir", "d"], "torchvision|failed"),
@@ -391,6 +391,40 @@ def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
     assert len(list((workplace / "own" / "evaluations").iterdir())) == 2
     assert main(["train", "--resume", "own", "--quiet"]) == 2
     assert main(["train", "--resume", "own", "--model", "ownnets:net", "--quiet"]) == 0
+
+
+def test_a_norm_or_a_radius_alone_changes_nothing_else(workplace):
+    x, y = hb.data.load_data("digits", "train").fetch(torch.arange(60))
+    data = hb.data.TensorDataset(x, y, 10, "digits", "data")
+    how = {"epochs": 1, "val_steps": 1, "val_size": 10, "quiet": True, "threads": 1}
+    boxed = hb.L2(0.5, low=-1.0, high=2.0, frozen=[0])
+    hb.train("mlp", data, threat=boxed, out="one", **how)
+    hb.train("mlp", data, method="max-at", threat=[hb.Linf(0.1), hb.L2(0.5)], out="two", **how)
+
+    def threat(folder, norm=None, eps=""):
+        options = TargetOptions(Path(folder), data=DataOptions("", ""), threat=TargetThreatOptions(norm, eps))
+        return find_target(options).threat
+
+    assert threat("one").to_dict() == threat("one", "L2").to_dict() == boxed.to_dict()
+    assert threat("one", eps="1/4").to_dict() == boxed.to_dict() | {"eps": "1/4"}
+    assert str(threat("one", "L1", "3")) == "L1(3)"
+    assert str(threat("two")) == "Linf(0.1) and L2(0.5)"
+    assert str(threat("two", "L2", "0.25")) == "L2(0.25)"
+    for given, says in {("one", "Linf"): "--norm Linf needs --eps", ("two", "L2"): "--norm L2 needs --eps"}.items():
+        with pytest.raises(hb.UserError, match=says):
+            threat(*given)
+    with pytest.raises(hb.UserError, match=r"--eps 0\.2 needs --norm"):
+        threat("two", eps="0.2")
+
+
+def test_a_radius_alone_is_a_factor_of_a_tables_own_in_the_norm_of_the_training(workplace):
+    pytest.importorskip("pandas")
+    (workplace / "rows.csv").write_text("\n".join(["a,b,bad", *(f"{i},{i % 5},{int(i % 5 > 2)}" for i in range(60))]))
+    (workplace / "rows.toml").write_text("train = 'rows.csv'\nlabel = 'bad'\neps = 0.5\n[features.a]\n[features.b]\n")
+    train = ["train", "--data", "rows.toml", "--model", "mlp", "--norm", "L2", "--eps", "1", *QUICK]
+    assert main([*train, "--out", "run"]) == 0
+    found = find_target(TargetOptions(Path("run"), threat=TargetThreatOptions(eps="2"))).threat
+    assert found.to_dict() == hb.data.find_dataset("rows.toml").default_threat("L2", "2").to_dict()
 
 
 def evaluated(words, capsys):

@@ -82,8 +82,8 @@ def certify(arguments: Sequence[str]) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.smoothing and options.threat.eps:
-        raise UserError("--smoothing certifies every radius in L2 at once; leave --eps out")
+    if options.smoothing and (options.threat.norm or options.threat.eps):
+        raise UserError("--smoothing certifies every radius in L2 at once; leave --norm and --eps out")
     target = find_target(options)
     out = options.out or _folder(options)
     given: dict[str, Any] = {"n": options.n, "out": out, "quiet": options.quiet or options.json}

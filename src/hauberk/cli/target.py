@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from hauberk.core.errors import UserError
-from hauberk.experiments.options import DataOptions, ThreatOptions
+from hauberk.experiments.options import DataOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from hauberk.threat import Threat
 
 _PICKLES = (".pkl", ".pickle", ".joblib")
+
+
+@dataclass(frozen=True)
+class TargetThreatOptions:
+    """What the adversary may do, where that is something else than in the training: norm, eps."""
+
+    norm: Literal["Linf", "L2", "L1", "L0"] | None = None
+    """Norm of the threat model, with --eps; by default that of the training. In L0 eps is how many features may change."""
+    eps: str = ""
+    """Radius ε of the threat model in the units of the data, such as 0.3 or 8/255; for a table, a factor of each feature's own.
+    By default that of the training; of a model that does not say it, what the literature uses on the data set (L∞ only)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class TargetOptions:
     model: str = ""
     """The package.module:factory to build a model with that its card cannot build (this imports your module)."""
     data: DataOptions = DataOptions("", "")
-    threat: ThreatOptions = ThreatOptions()
+    threat: TargetThreatOptions = TargetThreatOptions()
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,6 @@ def find_target(options: TargetOptions) -> Target:
     """
     from hauberk.core.imports import is_import_path, trusted_name
     from hauberk.data import find_dataset
-    from hauberk.threat import read_threat
     from hauberk.training import read_card
 
     if options.target.suffix in _PICKLES:
@@ -78,11 +88,28 @@ def find_target(options: TargetOptions) -> Target:
     folder = options.data.data_dir or str(trained_on.get("folder") or "data")
     named = find_dataset(name)
     test = named.load("test", folder, verify=options.data.verify)
-    if "threat" in card and not options.threat.eps:
-        threat: Threat = read_threat(card["threat"])
-    else:
-        threat = named.default_threat(options.threat.norm, options.threat.eps)
-    return Target(card, name, named, test, threat)
+    return Target(card, name, named, test, _find_threat(options, card, named))
+
+
+def _find_threat(options: TargetOptions, card: dict[str, Any], named: "DatasetInfo | Table") -> "Threat":
+    """Return the threat model of the training with what options say: another ε, in the same norm and box, or all of it."""
+    from hauberk.data import Table
+    from hauberk.threat import make_threat, read_threat, threats_of
+
+    norm, eps = options.threat.norm, options.threat.eps
+    if "threat" not in card or (norm and eps):
+        return named.default_threat(norm or "Linf", eps)
+    trained = read_threat(card["threat"])
+    first, *others = threats_of(trained)
+    if not eps:
+        if norm is None or (norm == first.norm.name and not others):
+            return trained
+        raise UserError(f"{options.target} was trained under {trained}: --norm {norm} needs --eps, too")
+    if others:
+        raise UserError(f"{options.target} was trained under {trained}: --eps {eps} needs --norm, too")
+    if isinstance(named, Table):  # whose features have an ε each
+        return named.default_threat(first.norm.name, eps)
+    return make_threat(first.norm, eps, first.low, first.high, first.frozen, first.monotone, first.one_hot)
 
 
 def load_target(options: TargetOptions, target: Target, device: Any) -> "nn.Module":
