@@ -393,6 +393,18 @@ def test_your_own_network_from_the_command_line(workplace, capsys, monkeypatch):
     assert main(["train", "--resume", "own", "--model", "ownnets:net", "--quiet"]) == 0
 
 
+def test_a_curve_takes_no_option_that_it_does_not_use(capsys):
+    for words in (
+        ["--union", "L2:0.5"], ["--bpda", "a:b"], ["--suite", "standard"], ["--save-adversarials"], ["--precision", "bf16"],
+        ["--diagnostics", "cheap"], ["--sequential"], ["--to", "0.5"], ["--certify"], ["--surrogate", "other"],
+        ["--costs", "0,1", "5,0"], ["--card", "card.json"],
+    ):  # fmt: skip
+        assert main(["evaluate", "runs/none", "--curve", *words]) == 2
+        assert f"--curve does not use {words[0]}; leave it out" in capsys.readouterr().err
+    assert main(["evaluate", "runs/none", "--curve", "--sequential", "--to", "0", "--attacks", "fmn-100", "--seed", "1"]) == 2
+    assert "--curve does not use --to, --sequential; leave them out" in capsys.readouterr().err
+
+
 def test_a_norm_or_a_radius_alone_changes_nothing_else(workplace):
     x, y = hb.data.load_data("digits", "train").fetch(torch.arange(60))
     data = hb.data.TensorDataset(x, y, 10, "digits", "data")

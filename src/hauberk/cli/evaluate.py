@@ -16,6 +16,8 @@ from hauberk.core.errors import UserError
 from hauberk.experiments.options import EvaluationOptions, digest
 
 _CHANGES_NO_NUMBER = ("to", "threads", "device", "out", "diagnostics", "card", "status", "json", "quiet")
+_MODEL_AND_DATA = ("target", "which", "model", "data", "threat", "has_reject_class")
+_OF_A_CURVE = (*_MODEL_AND_DATA, "evaluation", "n", "batch_size", "seed", "threads", "device", "out", "curve", "json", "quiet")
 _PASSED_ON = ("to", "n", "batch_size", "seed", "precision", "save_adversarials", "diagnostics")
 
 
@@ -96,6 +98,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.threat import only_threat, threats_of
     from hauberk.training import load, pick_device
 
+    if options.curve and (unused := _unused_by_a_curve(options)):
+        raise UserError(f"--curve does not use {', '.join(unused)}; leave {'them' if unused[1:] else 'it'} out")
     costs = cost_matrix(options.costs) if options.costs else None
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -103,9 +107,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     card, name, named, test, threat = target.card, target.name, target.named, target.test, target.threat
     threats = [*threats_of(threat), *further_threats(named, options.union)]
     has_reject_class = options.has_reject_class or card.get("has_reject_class") is True
-    not_of_a_curve = (has_reject_class, options.surrogate, options.card, options.costs, options.evaluation.certify)
-    if options.curve and any(not_of_a_curve):
-        raise UserError("--curve has no class of adversarial inputs, surrogate, card, costs, certificates; leave them out")
+    if options.curve and has_reject_class:
+        raise UserError("--curve knows no class of adversarial inputs, which this model has; leave --curve out")
     if options.card and len(threats) > 1:  # before an evaluation that may take hours
         raise UserError("--card is of one threat model, and there are several: leave it out, or choose one (--norm and --eps)")
     out = options.out or _folder(options)
@@ -155,6 +158,18 @@ def evaluate(arguments: Sequence[str]) -> int:
     next_target = options.target if (options.target / "run.json").exists() else out
     say(f"{result}\nWritten to {out / 'evaluation.json'}. Next: {command('report', next_target)}")
     return 0
+
+
+def _unused_by_a_curve(options: Evaluate) -> list[str]:
+    """Return the options that are given and mean nothing to a curve."""
+    usual, unused = Evaluate(options.target), list[str]()
+    for now, before, used in ((options, usual, _OF_A_CURVE), (options.evaluation, usual.evaluation, ("attacks",))):
+        unused += [
+            f"--{name.replace('_', '-')}"
+            for name in vars(before)
+            if name not in used and getattr(now, name) != getattr(before, name)
+        ]
+    return unused
 
 
 def _curve(options: Evaluate, model: Any, test: Any, threat: Any, out: Path) -> int:
