@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from hauberk.cli import main
 
@@ -109,3 +110,31 @@ def test_what_compare_takes_for_a_method_may_be_in_any_case(capsys):
     assert main(["compare", *words]) == 0
     assert main(["compare", "--methods", "AT,tardes", "--trials", "1", "--dry-run"]) == 2
     assert "did you mean 'trades'" in capsys.readouterr().err
+
+
+def test_a_resumed_run_takes_no_option_that_it_does_not_use_and_no_other_name_than_it_has(capsys):
+    assert main(["train", "--method", "trades", "--beta", "4", *SHORT, "--out", "run"]) == 0
+    resume, trades = ["train", "--resume", "run", "--quiet"], ["--method", "Trades"]
+    for words in (["--eps", "0.9"], ["--no-deterministic"], ["--out=x"]):
+        assert main([*resume, *words]) == 2
+        assert f"the settings it has; leave out {words[0].partition('=')[0]}" in capsys.readouterr().err
+    given = {"data": ["--data", "cifar10"], "method": ["--method", "mart"], "steps": [*trades, "--set", "steps=3"]}
+    given |= {"beta": [*trades, "--beta", "99"], "optimizer": ["--optimizer", "adamw"]}
+    for name, words in given.items():
+        assert main([*resume, *words]) == 2
+        assert f"run was started with another {name} than" in capsys.readouterr().err
+    same = [*trades, "--beta", "4", "--steps", "10", "--data", "digits", "--model", "mlp", "--optimizer", "sgd", "--no-verify"]
+    assert main([*resume, *same]) == 0
+
+
+def test_a_run_goes_on_where_its_data_have_moved():
+    Path("moving.py").write_text("import torch\n\n\ndef load(split, folder):\n    return torch.load(f'{folder}/data.pt')\n")
+    Path("old").mkdir()
+    torch.save((torch.rand(60, 1, 8, 8), torch.arange(60) % 10), "old/data.pt")
+    named = ["--data", "moving:load"]
+    assert main(["train", *named, "--data-dir", "old", "--eps", "0.1", *SHORT, "--out", "run"]) == 0
+    Path("old").rename("new")
+    resume = ["train", "--resume", "run", "--quiet", *named]
+    with pytest.raises(FileNotFoundError):
+        main(resume)
+    assert main([*resume, "--data-dir", "new"]) == 0

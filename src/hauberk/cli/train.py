@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from hauberk.training import Run
 
 _NAMED_AGAIN = ("optimizer", "scheduler", "augment", "callbacks")  # where they are import paths
+_FILES = ("data_dir", "verify", "extra", "init")
+_OF_A_RESUMED_RUN = ("resume", "quiet", "on_divergence", "model", "method", "data", "set", *_FILES, *_NAMED_AGAIN)
 _FIRST = ("config", "method", "weighting", "weight_perturbation")  # they decide which other options there are
 
 
@@ -56,8 +58,8 @@ class Train(TrainOptions):
     out: Path | None = None
     """Folder of the run; by default runs/DATA-METHOD, with a number behind it if that exists."""
     resume: Path | None = None
-    """Go on with the run in this folder, from which everything is read but --on-divergence. What the run would import is named
-    again."""
+    """Go on with the run in this folder, from which everything is read but --on-divergence; --data-dir, --extra and --init say
+    where files are now. What the run would import is named again."""
     quiet: bool = False
     """Print no progress."""
 
@@ -74,7 +76,7 @@ def train(arguments: Sequence[str]) -> int:
     usual = kind(**{name: getattr(base.options, name) for name in _FLAT})
     options = parse(kind, "train", arguments, partial(_with_all_settings, base), default=usual)
     with init_distributed() as world:
-        run = _resume(options, options.resume) if options.resume else _start(options, base)
+        run = _resume(options, options.resume, arguments) if options.resume else _start(options, base)
     if not world.is_main:
         return int(run.interrupted)
     data = options.data.name
@@ -227,21 +229,26 @@ def _origins(options: Train, configuration: "Configuration") -> list[str]:
     return lines
 
 
-def _resume(options: Train, folder: Path) -> "Run":
+def _resume(options: Train, folder: Path, arguments: Sequence[str]) -> "Run":
     from hauberk.training import resume
 
     if options.config:
         raise UserError("a run goes on with the settings it has; leave out --config")
-    if other := sorted(options.settings.keys() - {"on_divergence", *_NAMED_AGAIN}):
-        raise UserError(f"a run goes on with the settings it has; leave out --{other[0].replace('_', '-')}")
-    names = {"model": options.model.name, "method": options.method, "data": options.data.name}
+    words = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    typed = {word.removeprefix("--").replace("-", "_").removeprefix("no_"): word for word in words}
+    of_method = type(options).__dataclass_fields__["hyperparameters"].type.__annotations__
+    for name, word in typed.items():
+        if name not in (*_OF_A_RESUMED_RUN, *of_method):
+            raise UserError(f"a run goes on with the settings it has; leave out {word}")
+    data = options.data
+    named = {"model": options.model.name, "method": options.method, "data": data.name, "data_dir": data.data_dir}
     return resume(
         folder,
-        **names,
+        **{name: value for name, value in named.items() if name in typed},
         hyperparameters=_hyperparameters(options),
         extra=options.sources.extra,
         init=options.sources.init,
-        verify=options.data.verify,
+        verify=data.verify,
         quiet=options.quiet,
         **options.settings,
     )

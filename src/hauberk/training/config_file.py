@@ -116,13 +116,17 @@ def _method(plan: Plan) -> dict[str, Any]:
     name, seed, preset = (settings.pop(key, usual) for key, usual in (("name", ""), ("seed", 0), ("preset", "paper")))
     if any(str(value).startswith(FROM_PYTHON) for value in settings.values()) or not _has_name(name):
         return {"method": f"{FROM_PYTHON}{name}"}
-    parts = {key: settings[key] for key in _PARTS if key in settings}
-    usual = (
-        default_settings(name, preset, **parts) if name.partition("+")[0] in METHODS else {}
-    )  # others are built by functions
-    found = json_roundtrip(usual | settings | ({} if seed == plan.config.seed else {"seed": seed}))
+    found = every_setting(name, preset, settings) | ({} if seed == plan.config.seed else {"seed": seed})
     hyperparameters = {key: value for key, value in found.items() if value is not None}
     return {"method": name, "preset": preset, "hyperparameters": _as_texts(hyperparameters)}
+
+
+def every_setting(name: str, preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those settings of a method that are given and those that nobody chose, as plain types."""
+    if name.partition("+")[0] not in METHODS:  # it is built by a function
+        return dict(json_roundtrip(settings))
+    parts = {key: settings[key] for key in _PARTS if key in settings}
+    return dict(json_roundtrip({**default_settings(name, preset, **parts), **settings}))
 
 
 _PARTS = ("attack", "objective", "weighting", "weight_perturbation", "targets")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks.model.check_model import check_model, check_module
-from hauberk.core.arguments import checked
+from hauberk.core.arguments import checked, shown
 from hauberk.core.distributed import get_world, local_rank, translate_lost_process, usable_device
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, shell_quoted, unknown_name
 from hauberk.core.imports import trusted_name
+from hauberk.core.io import json_roundtrip
 from hauberk.core.lock import exclusive_lock
 from hauberk.core.numerics import deterministic_mode
 from hauberk.core.progress import ProgressBar, watch_signals
@@ -33,7 +34,7 @@ from hauberk.threat.batch import check_labels
 from hauberk.training import checkpoint
 from hauberk.training.callbacks import MetricsLog, TensorBoardLog
 from hauberk.training.config import OPTIMIZERS, TrainConfig
-from hauberk.training.config_file import write_config
+from hauberk.training.config_file import every_setting, write_config
 from hauberk.training.export import load
 from hauberk.training.metrics import chance_line
 from hauberk.training.plan import make_plan, recorded_name, require_named
@@ -221,6 +222,7 @@ def resume(
     method: str = "",
     hyperparameters: Mapping[str, Any] = MappingProxyType({}),
     data: str = "",
+    data_dir: str = "",
     optimizer: str = "",
     scheduler: str = "",
     augment: str = "",
@@ -233,12 +235,15 @@ def resume(
 ) -> Run:
     """Go on with a run on a named data set and a named model, all of it read from the run's folder.
 
+    What is named must be what the run was started with; only where files are may differ.
+
     Args:
         folder: of the run.
         model: ``module:factory``, where the run was made with one: naming it again allows importing it.
         method: its import path, where it was named so, likewise.
         hyperparameters: those of the method that are import paths, likewise.
         data: ``module:attribute``, where the data set was named so, likewise.
+        data_dir: the folder of the data, where they are elsewhere now.
         optimizer: its import path, likewise.
         scheduler: its import path, likewise.
         augment: its import path, likewise.
@@ -274,13 +279,21 @@ def resume(
         named = {"optimizer": [optimizer], "scheduler": [scheduler], "augment": [augment], "callbacks": list(callbacks)}
         require_named(TrainConfig(**settings), named, again)
         data_name = trusted_name(str(trained_on["name"]), data, "--data ")
-        source = load_data(data_name, "train", trained_on["folder"], verify=verify)
-        source = first_examples(source, int(trained_on.get("train_size") or 0))
         name = trusted_name(str(made_of.pop("name")), method, "--method ")
         for key, value in made_of.items():
             if str(value).startswith(FROM_PYTHON):
                 raise UserError(f"the {key} of the method was made in Python; {again}")
             trusted_name(str(value), str(hyperparameters.get(key, "")), f"--set {key}=")
+        given = {"model": model, "data": data, "method": method and find_method(method), "callbacks": tuple(callbacks)}
+        given |= {"optimizer": optimizer, "scheduler": scheduler, "augment": augment, **hyperparameters}
+        started = {**settings, "model": spec.name, "data": data_name, "method": name}
+        if hyperparameters:
+            started |= every_setting(name, made_of.get("preset", "paper"), made_of)
+        for key, value in given.items():
+            if value not in ("", ()) and json_roundtrip(value) != json_roundtrip(started.get(key)):
+                raise UserError(f"{folder} was started with another {key} than {shown(value)}; leave it out")
+        source = load_data(data_name, "train", data_dir or trained_on["folder"], verify=verify)
+        source = first_examples(source, int(trained_on.get("train_size") or 0))
         more: dict[str, Any] = {
             "extra": extra or trained_on.get("extra_file") or None,
             "init": init or str(stored["model"].get("init", "")),
