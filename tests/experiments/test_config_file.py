@@ -174,7 +174,16 @@ def test_an_import_path_is_imported_where_it_is_named_again(workplace, monkeypat
     assert main(["train", "--config", "mine.toml", *named, "--out", "run", "--quiet"]) == 0
     assert main(["train", "--config", "run/config.toml", *named, "--out", "again", "--quiet"]) == 0
     found = hb.read_config("mine.toml", model="ownparts:net", train_set=small())  # data are not imported then
-    assert found["model"] == "ownparts:net"
+    assert found["model"].name == "ownparts:net"
+
+
+def test_a_network_normalises_by_the_examples_that_are_passed(workplace):
+    Path("mine.toml").write_text("model = 'mlp'\nnormalize = true\nmethod = 'adversarial-class'\n")
+    x, y = small()
+    found = hb.read_config("mine.toml", train_set=(x / 2, y))
+    assert found["model"].mean == pytest.approx([x.mean().item() / 2])
+    run = hb.train(**found, epochs=1, val_steps=1, quiet=True)
+    assert run.model(x).shape == (60, 11)  # and has the method's output besides the classes
 
 
 def test_a_table_is_trained_again_with_its_own_radii(workplace):

@@ -10,7 +10,7 @@ from hauberk.core.arguments import check_argument, checked
 from hauberk.core.errors import UserError, unknown_name
 from hauberk.core.imports import is_import_path
 from hauberk.core.toml import read_toml
-from hauberk.data import find_dataset
+from hauberk.data import as_dataset, find_dataset
 from hauberk.experiments.experiment import Experiment, further_threats
 from hauberk.experiments.options import SETTINGS, Hyperparameters, SubsetOptions, TrainOptions
 from hauberk.methods.parts import FROM_PYTHON
@@ -176,10 +176,7 @@ def training_arguments(configuration: Configuration, given: Mapping[str, Any] | 
         given = {**given, "method": experiment.make_method(threat or [experiment.threat_model, *further])}
     found["method"] = method = given["method"]
     if "model" not in given:
-        if "train_set" in given and configuration.model is None:
-            found["model"] = options.model.name
-        else:
-            found["model"] = configuration.model or experiment.model_spec(found["train_set"], method)
+        found["model"] = configuration.model or experiment.model_spec(as_dataset(found["train_set"]), method)
     return found | {key: value for key, value in given.items() if key != "threat"}
 
 
