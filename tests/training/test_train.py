@@ -196,6 +196,21 @@ def test_balanced_class_weights():
     assert float(plan.class_weights[labels(plan.train)].mean()) == pytest.approx(1.0)
 
 
+def test_class_weights_are_of_the_classes_without_the_one_for_adversarial_inputs():
+    x = easy_data(100)[0]
+    source, method = as_dataset((x, torch.where(torch.arange(100) < 80, 0, 1))), hb.method("adversarial-class", THREAT)
+
+    def plan(weights):
+        return make_plan(ModelSpec("mlp", SHAPE, 3), method, TrainConfig(class_weights=weights, val_size=0), source)
+
+    assert torch.allclose(plan("balanced").class_weights, torch.tensor([100 / 160, 100 / 40]))
+    with pytest.raises(hb.UserError, match="class_weights needs 2 numbers"):
+        plan((1.0, 1.0, 1.0))
+    for weights in ("balanced", (1.0, 2.0)):
+        how = {"method": method, **settings(epochs=1, class_weights=weights)}
+        assert hb.train(tiny_net(classes=3), source, **how).metrics
+
+
 def learning_rate(config, step, total):
     return config.lr * lr_factor(config, step, total)
 
@@ -736,6 +751,18 @@ def test_a_method_by_name_has_what_is_published_and_one_that_was_made_stays_as_i
             used = json.loads((out / "run.json").read_text())["method"]
             made = hb.method(used.pop("name"), THREAT, **used)
             assert float(parse_step_size(made.attack.step_size).of(THREAT.eps)) == pytest.approx(step)
+
+
+def test_a_name_that_a_module_has_of_itself_is_no_name_of_a_network(tmp_path):
+    data = TensorDataset(*easy_data(), 5, "cifar10")
+    for name in ("resnet18", 3):
+        net = tiny_net()
+        net.name = name
+        how = {"threat": THREAT, "epochs": 1, "val_size": 0, "quiet": True, "out": tmp_path / str(name)}
+        hb.train(net, data, **how)
+        record = json.loads((tmp_path / str(name) / "run.json").read_text())["settings"]
+        assert record["weight_decay"] == resolve("cifar10", "").settings.get("weight_decay", TrainConfig.weight_decay)
+        assert record["weight_decay"] != resolve("cifar10", "resnet18").settings["weight_decay"]
 
 
 def published_method(name, data, model, preset="paper", seed=0, **given):

@@ -208,7 +208,7 @@ def make_plan(
         val_held_out=val is None,
         augmentation=find_augmentation(named if isinstance(own, str) else own),
         mixing=Mixing(config.mixup, config.cutmix, config.mixup_prob) if config.mixup or config.cutmix else None,
-        class_weights=_class_weights(config, train, spec.classes),
+        class_weights=_class_weights(config, train, spec.classes - method.extra_outputs),
         extra=extra,
         processes=processes,
         code=code,

@@ -148,7 +148,7 @@ def train(
         raise UserError(f"report_every must be at least 1, got {report_every}")
     source = as_dataset(train_set)
     more = None if extra is None else as_extra(extra, source.classes)
-    network_name = model if isinstance(model, str) else getattr(model, "name", "")
+    network_name = model.name if isinstance(model, ModelSpec) else model if isinstance(model, str) else ""
     method = find_method(method) if isinstance(method, str) else method
     name, preset = (method, "paper") if isinstance(method, str) else (method.name, str(method.settings.get("preset", "paper")))
     published = resolve(source.name, network_name, name, preset=preset, schedule_preset=schedule_preset)
