@@ -425,6 +425,15 @@ def test_a_comparison_and_a_study_have_a_network_of_ones_own(tmp_path, monkeypat
         replace(one, model=ModelOptions("another:net")).load(one.folder(tmp_path / "out") / "run")
 
 
+def test_finished_experiments_with_wrong_labels_of_their_own_seed_are_kept(tmp_path):
+    how = {"subset": SubsetOptions(128, 40, label_noise=0.2), "evaluation": EvaluationOptions(attacks=("fgsm",))}
+    some, told = experiments("standard", hyperparameters={}, **how), []
+    for one in some:
+        assert run_experiment(one, tmp_path, threads=1)
+    assert run_experiments(some, tmp_path, on_progress=lambda one, what: told.append(what))
+    assert [what.partition(",")[0] for what in told] == ["kept", "kept"]
+
+
 def test_an_experiment_that_fails_does_not_stop_the_others(tmp_path):
     told = {}
     bad = replace(experiments("at", trials=1)[0], method="trades", settings={"epochs": 1, "lr": 1e30, "val_size": 20})
