@@ -568,6 +568,7 @@ class Picky(nn.Module):
         ({"schedule": "exponential"}, "schedule must be"),
         ({"milestones": (90.0, 75.0)}, "rising"),
         ({"val_size": 60}, "leaves nothing to train on"),
+        ({"patience": 2, "val_size": 0}, "patience waits for better results on held-out examples, and there are none"),
         ({"class_weights": (1.0, 2.0)}, "needs 5 numbers"),
         ({"device": "tpu9"}, "cannot be used"),
         ({"method": "madry"}, "unknown method"),

@@ -76,7 +76,8 @@ class TrainConfig:
     callbacks: tuple[str, ...] = ()
     """Called with the metrics of each epoch: package.module:attribute of each callback."""
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
-    """Weight of each class in the loss: none, inversely proportional to its frequency, or one number per class."""
+    """Weight of each class in the loss: none, inversely proportional to its frequency in the training part (extra examples are
+    not counted), or one number per class."""
     val_size: int = -1
     """Number of training examples held out to choose the best checkpoint; -1 for a tenth, at most 1000; 0 for none."""
     val_steps: int = 10
