@@ -17,6 +17,7 @@ from hauberk.cli import main
 from hauberk.experiments import Experiment, collect, run_experiment
 from hauberk.experiments.options import EvaluationOptions, ModelOptions, SubsetOptions
 from hauberk.experiments.studies import StudyContext, find_study
+from hauberk.report.reproduce import evaluate_command, train_command
 from helpers import few_images, made_once
 
 MLP = ModelOptions("mlp")
@@ -298,9 +299,16 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
+def test_the_command_of_several_threat_models_names_them_all():
+    model, x = torch.nn.Linear(4, 2), torch.rand(6, 4)
+    threats = [hb.Linf(0.01), hb.L2(0.1)]
+    found = hb.evaluate(model, (x, model(x).argmax(1)), threat=threats, attacks=["fgsm", "pgd-20"], quiet=True).to_dict()
+    words = evaluate_command("RUN", found).split()
+    assert words[3:] == ["--attacks", "fgsm", "pgd-20", "--norm", "Linf", "--eps", "0.01", "--union", "L2:0.1"]
+
+
 def test_what_a_report_says_to_type_makes_the_same_again(tmp_path, monkeypatch):
     from hauberk.core.io import read_json
-    from hauberk.report.reproduce import evaluate_command, train_command
 
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()

@@ -74,13 +74,16 @@ def train_command(plan: dict[str, Any]) -> str:
 def evaluate_command(target: str, found: dict[str, Any]) -> str:
     """Return the command of an evaluation, in the JSON that :meth:`hauberk.Evaluation.save` writes."""
     origin = found["provenance"]
+    attacks = dict.fromkeys(name.rsplit(": ", 1)[-1] for name in origin["attacks"])  # of a union, without the threat model
     if found["suite"] == "custom":
-        words = ["--attacks", *origin["attacks"], *(["--sequential"] if found["sequential"] else [])]
+        words = ["--attacks", *attacks, *(["--sequential"] if found["sequential"] else [])]
     else:
         words = ["--suite", found["suite"]]
-    if threat := _PLAIN_THREAT.fullmatch(found["threat"]):
-        words += ["--norm", threat[1], "--eps", threat[2]]
-    words += ["--surrogate", "OTHER"] if any(name.startswith("transfer-") for name in origin["attacks"]) else []
+    threats = [_PLAIN_THREAT.fullmatch(threat) for threat in found["threat"].split(" and ")]
+    if plain := [(threat[1], threat[2]) for threat in threats if threat] if all(threats) else []:
+        (norm, eps), *further = plain
+        words += ["--norm", norm, "--eps", eps, *(["--union", *map(":".join, further)] if further else [])]
+    words += ["--surrogate", "OTHER"] if any(name.startswith("transfer-") for name in attacks) else []
     if found.get("cost"):
         words += ["--costs", *(",".join(str(cost).removesuffix(".0") for cost in row) for row in found["cost"]["costs"])]
     words += ["--n", str(found["n"])] if origin["subset"] != "all" else []
