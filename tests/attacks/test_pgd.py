@@ -1,4 +1,5 @@
 import copy
+import itertools
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -199,6 +200,69 @@ def test_results_do_not_depend_on_the_batch(threat):
     order = torch.tensor([7, 2, 11, 0])
     part = hb.attacks.pgd(model, x[order], y[order], threat, steps=5, restarts=2, seed=ExampleRng(3, ids[order]))
     assert torch.allclose(whole.x_adv[order], part.x_adv, atol=1e-12)
+
+
+class ByRow(nn.Module):
+    """A network that computes the same bits for an example, whatever is beside it."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(20, 6, generator=generator, dtype=torch.float64))
+        self.last = nn.Parameter(torch.randn(5, 20, generator=generator, dtype=torch.float64))
+
+    def forward(self, x):
+        return ((x[:, None] * self.first).sum(2).tanh()[:, None] * self.last).sum(2)
+
+
+def masked(x):
+    """Frozen features, others for each example; of some all are."""
+    return (x > 0.7) | (x[:, :1] < 0.2)
+
+
+WIDE = [0.02, 0.3, 0.1, 0.0, 0.1, 0.2]
+ATTACKS = {
+    "absolute step": PGD(5, 0.05, start="clean", return_last=True),
+    "step in eps": PGD(5, "eps/4", loss="cw", momentum=0.5, restarts=2),
+    "step for each feature": PGD(5, torch.tensor(WIDE).double() / 4, loss="kl", nesterov=0.5),
+    "line search": PGD(4, "0.1", step_size_factors=(0.5, 2.0), return_last=True),
+    "apgd": APGD(10, restarts=2),
+    "apgd-t": APGD(10, loss="dlr-targeted", targets=2),
+    "fab-t": hb.attacks.FAB(steps=8, targets=2),
+    "fab": hb.attacks.FAB(steps=8, targeted=False),
+    "square": hb.attacks.Square(30),
+    "random-search": hb.attacks.RandomSearch(20),
+    "fmn": hb.attacks.FMN(steps=10, restarts=2),
+    "ddn": hb.attacks.DDN(steps=20),
+    "deepfool": hb.attacks.DeepFool(steps=5),
+    "cw-l2": hb.attacks.CWL2(steps=20, searches=3),
+    "sigma-zero": hb.attacks.SigmaZero(steps=20),
+}
+
+
+ROW_THREATS = [
+    hb.Linf(WIDE, frozen=masked), hb.Linf(WIDE, one_hot=[1, 1, 1, 0, 0, 0]), hb.L2(0.6, frozen=masked), hb.L2(WIDE),
+    hb.L1(WIDE, frozen=masked), hb.L0(3, frozen=masked),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "threat"),
+    [pair for pair in itertools.product(ATTACKS, ROW_THREATS) if ATTACKS[pair[0]].defined_in(pair[1].norm)],
+)
+def test_no_row_sees_another(name, threat):
+    attack = ATTACKS[name]
+    generator = torch.Generator().manual_seed(0)
+    x, ids = torch.rand(3, 6, generator=generator, dtype=torch.float64), torch.arange(50, 53)
+    x[0, 0] = 0.1
+    model = ByRow(generator)
+    y = model(x).argmax(1)
+    for fraction in (None, torch.tensor([0.7, 0.5, 1.0])):
+        whole = attack(model, x, y, threat, seed=ExampleRng(3, ids), radius_fraction=fraction)
+        for i in range(len(x)):
+            own = None if fraction is None else fraction[i : i + 1]
+            alone = attack(model, x[i : i + 1], y[i : i + 1], threat, seed=ExampleRng(3, ids[i : i + 1]), radius_fraction=own)
+            assert torch.allclose(alone.x_adv[0], whole.x_adv[i], rtol=0, atol=1e-12)
+            assert bool(alone.success[0]) == bool(whole.success[i])
 
 
 def test_seeds_and_numbers_repeat():

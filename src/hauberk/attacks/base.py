@@ -240,7 +240,7 @@ def run_attack(
             such as floats (B, L).
         eot_iter: passes to average over, for random models; AutoAttack's ``rand`` has 20.
         return_clean_logits: look at the clean inputs too, in the attack's mode, at one forward.
-        radius_fraction: (B,), attack each example with ε, and steps, times its fraction in [0, 1].
+        radius_fraction: (B,), attack each example with ε, and steps that are a part of it, times its fraction in [0, 1].
         reference: (B, C), what the loss compares with: logits in place of those of the clean inputs, such as a teacher's, for
             "kl"; probabilities for "soft-ce".
         bpda: a differentiable stand-in for the model in the backward pass, see :class:`hauberk.attacks.BPDA`; a module or a

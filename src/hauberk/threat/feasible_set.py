@@ -122,7 +122,9 @@ class FeasibleSet:
         slope = slope / peak  # so that squares of tiny gradients do not vanish
         direction = self.norm.steepest(slope, point.flatten(1), self.lower.flatten(1), self.upper.flatten(1))
         if not isinstance(size, Tensor) and self.radius.ndim:  # a step of that size along the widest axis of the ball
-            size = size * self.radius / self.radius.amax().clamp_min(1e-30)
+            own = tuple(range(1, point.ndim)) if self.radius.ndim == point.ndim else ()  # no row may see another
+            widest = self.radius.amax(own, keepdim=True).clamp_min(torch.finfo(point.dtype).tiny)
+            size = size * self.radius / widest
         return self.project(_add_scaled(point, size, direction.view_as(point)))
 
     def constraint_violation(self, point: Tensor) -> Tensor:
