@@ -195,6 +195,16 @@ def test_texts_and_cards():
     assert hb.Linf(0.3).scaled(0.5).eps == pytest.approx(0.15)
 
 
+@pytest.mark.parametrize("eps", [8 / 255, 0.12345678, 1 / 3, 1e-7, 0.1, "0.1", "8/255", "3.10e-2", "0.03137254901960784"])
+def test_a_card_has_every_digit_of_eps(eps):
+    threat = hb.Linf(eps)
+    again = threat_from_dict(json.loads(json.dumps(threat.to_dict())))
+    assert again.eps == threat.eps
+    assert str(again) == str(threat)
+    assert again.to_dict() == threat.to_dict()
+    assert hb.Linf("8/255").to_dict()["eps"] == "8/255"
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

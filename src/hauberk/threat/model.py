@@ -15,7 +15,7 @@ from hauberk.core.imports import code_digest
 from hauberk.threat.feasible_set import FeasibleSet
 from hauberk.threat.l0 import L0_NORM
 from hauberk.threat.norms import NORMS, Norm
-from hauberk.threat.numbers import Bound, Epsilon, as_tensor, from_plain, number_or_tensor, parse_eps, to_plain
+from hauberk.threat.numbers import Bound, Epsilon, as_tensor, from_plain, number_or_tensor, parse_eps, reads_as, to_plain
 from hauberk.threat.one_hot import OneHotGroups
 
 Features: TypeAlias = Sequence[int] | Tensor | None
@@ -98,7 +98,7 @@ class ThreatModel:
         """Return plain types for a JSON card; :func:`threat_from_dict` reads them back."""
         return {
             "norm": self.norm.name,
-            "eps": self.eps_text if isinstance(self.eps, float) and "*" not in self.eps_text else to_plain(self.eps),
+            "eps": self.eps_text if reads_as(self.eps_text, self.eps) else to_plain(self.eps),  # all digits, where text rounds
             "low": to_plain(self.low),
             "high": to_plain(self.high),
             "frozen": f"function {code_digest(self.frozen)}" if callable(self.frozen) else to_plain(self.frozen),

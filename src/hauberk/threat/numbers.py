@@ -34,6 +34,14 @@ def parse_fraction(text: str) -> float:
         raise ValueError(str(error)) from error
 
 
+def reads_as(text: str, value: float | Tensor) -> bool:
+    """Whether a text means exactly this number."""
+    try:
+        return isinstance(value, float) and parse_fraction(text) == value
+    except ValueError:
+        return False
+
+
 def parse_eps(eps: Epsilon) -> tuple[float | Tensor, str]:
     """Read ε from a float, a fraction string or per-feature values of any shape; return it and how to print it.
 
