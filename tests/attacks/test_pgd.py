@@ -23,6 +23,7 @@ from hauberk.attacks import (
     run_attack,
 )
 from hauberk.attacks.apgd_l1 import APGDL1
+from hauberk.attacks.minimum_norm.base import MinimumNormAttack
 from hauberk.attacks.scheduler import ContinuousBatcher
 from hauberk.attacks.step_size import RelativeStep, parse_step_size
 from hauberk.core.random import ExampleRng
@@ -351,6 +352,27 @@ def test_half_precision_models_get_float32_losses():
     found = hb.attacks.pgd(model, x.bfloat16(), y, hb.Linf(0.1))
     assert found.x_adv.dtype == torch.bfloat16
     assert hb.Linf(0.1).contains(found.x_adv, x.bfloat16()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_inputs_in_half_precision_are_attacked_as_well_as_others(name, dtype):
+    """Numbers such as 1e-30 and 1e12 are none in float16, and short steps and lengths of an attack would be lost in it."""
+    attack = ATTACKS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 5)).to(dtype)
+        x = torch.rand(20, 6).to(dtype)
+    y = model(x).argmax(1)
+    for threat in (hb.Linf(0.1), hb.L2(0.2, frozen=[0]), hb.L1(0.4), hb.L0(1)):
+        if not attack.defined_in(threat.norm):
+            continue
+        found, wide = attack(model, x, y, threat), attack(copy.deepcopy(model).float(), x.float(), y, threat)
+        assert found.x_adv.dtype == dtype
+        assert torch.equal(model(found.x_adv).argmax(1) != y, found.success)
+        assert abs(int(found.success.sum()) - int(wide.success.sum())) <= 2
+        if not isinstance(attack, MinimumNormAttack):  # whose points are the nearest, inside or not
+            assert threat.contains(found.x_adv, x).all()
 
 
 class Stream:

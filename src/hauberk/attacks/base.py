@@ -307,12 +307,14 @@ def attack_batch(
     criterion = attack.attack_loss.criterion if criterion is None else criterion
     with frozen_model(model, attack.mode) as frozen:
         rng = batch_rng(seed, x)
+        queries, dtype = ModelQueries(frozen, eot_iter), x.dtype
+        # What a model in half precision is given is rounded to it at each look; to move in it would lose the smaller steps.
+        wide = dtype if queries.precision is None else torch.promote_types(dtype, torch.float32)
         # Autograd refuses what was made under inference_mode; and nothing that is returned is the caller's own tensor.
-        x, y = x.detach().clone(), y.clone() if y.is_inference() else y
+        x, y = x.detach().to(wide, copy=True), y.clone() if y.is_inference() else y
         feasible = threat.around(x)
         if radius_fraction is not None:
             feasible = feasible.with_radius_scaled(radius_fraction)
-        queries = ModelQueries(frozen, eot_iter)
         known = target is not None or (reference is not None and attack.attack_loss.reference in ("clean", "given"))
         wants_clean = return_clean_logits or attack.stops_at_success or (attack.needs_clean_logits and not known)
         clean = queries.logits(x) if wants_clean else None
@@ -327,7 +329,9 @@ def attack_batch(
         for run in range(attack.n_runs(2 if clean is None else clean[0].numel())):
             if not _run_once(attack, queries, outcome, run):
                 break
-    return outcome.result(queries.forwards, queries.backwards, attack.evaluate_last, getattr(attack, "steps", attack.max_steps))
+    steps = getattr(attack, "steps", attack.max_steps)
+    result = outcome.result(queries.forwards, queries.backwards, attack.evaluate_last, steps)
+    return result if wide == dtype else replace(result, x_adv=result.x_adv.to(dtype))
 
 
 def _run_once(attack: Attack[Any], queries: ModelQueries, outcome: Outcome, run: int) -> bool:
