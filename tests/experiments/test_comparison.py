@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -629,6 +630,50 @@ def test_the_mart_tables_train_mart_as_its_code_does(words, beta, monkeypatch):
     monkeypatch.setattr("hauberk.experiments.estimate", lambda some, *_, **__: planned.extend(some))
     assert main(["compare", "mart-white-box", "--model", "wrn-34-10", *words, "--dry-run"]) == 0
     assert {experiment.make_method().objective.beta for experiment in planned if experiment.method == "mart"} == {beta}
+
+
+@pytest.mark.parametrize(
+    ("words", "suite", "attacks"),
+    [
+        (["mart-white-box"], "papers", PAPER_TABLES["mart-white-box"].attacks),
+        (["mart-white-box", "--suite", "papers"], "papers", ()),
+        (["mart-white-box", "--suite", "standard"], "standard", ()),
+        (["mart-white-box", "--attacks", "fgsm"], "papers", ("fgsm",)),
+        ([], "papers", ()),
+    ],
+)
+def test_a_suite_that_is_given_stands_in_place_of_a_tables_attacks(words, suite, attacks, monkeypatch):
+    planned = []
+    monkeypatch.setattr("hauberk.experiments.estimate", lambda some, *_, **__: planned.extend(some))
+    assert main(["compare", *words, "--data", "digits", "--model", "mlp", "--methods", "at", "--trials", "1", "--dry-run"]) == 0
+    assert [(one.evaluation.suite, one.evaluation.attacks) for one in planned] == [(suite, attacks)]
+
+
+def test_a_suite_that_does_not_exist_is_refused_before_training(tmp_path, capsys):
+    assert main(["compare", *WORDS, "--suite", "standrad", "--out", str(tmp_path / "out")]) == 2
+    assert "did you mean 'standard'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "device", "threads"), [([], "auto", 0), (["--device", "cpu", "--threads", "3"], "cpu", 3)], ids=["usual", "given"]
+)
+def test_jobs_of_a_cluster_have_the_device_and_threads_that_are_given(words, device, threads, tmp_path, monkeypatch):
+    class Executor:
+        def __init__(self, *_, **__):
+            self.update_parameters, self.batch = (lambda **_: None), contextlib.nullcontext
+
+        def submit(self, *call):
+            return call
+
+    jobs, run = [], run_on_slurm
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
+    monkeypatch.setattr("hauberk.experiments.run_on_slurm", lambda *some, **more: jobs.extend(run(*some, **more)) or jobs)
+    base = ["compare", "--methods", "at", "--model", "mlp", "--trials", "1", "--out", str(tmp_path), "--slurm", "timeout_min=5"]
+    assert main([*base, *words]) == 0
+    ((function, experiment, out, *where),) = jobs
+    assert (function, experiment.method, out) == (run_experiment, "at", tmp_path)
+    assert where == [device, threads]
 
 
 def test_a_budget_shrinks_epochs_and_examples_alike_and_keeps_the_milestones_in_place():

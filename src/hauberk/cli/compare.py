@@ -66,7 +66,7 @@ class Compare:
     model: ModelOptions = ModelOptions("")
     presets: PresetOptions = PresetOptions()
     sources: SourceOptions = SourceOptions()
-    evaluation: EvaluationOptions = EvaluationOptions("papers")
+    evaluation: EvaluationOptions = EvaluationOptions("")
     last: bool = False
     """Evaluate the last checkpoint of each run, too: a row below the best one's, with the gap. Evaluations then take twice as
     long."""
@@ -105,7 +105,8 @@ def compare(arguments: Sequence[str]) -> int:
         say("Not finished; the same command goes on")
         return 1
     if options.slurm:
-        submitted = run_on_slurm(experiments, out, settings=key_values("--slurm", options.slurm))
+        where = {"device": device, "threads": options.settings.get("threads", 0)}
+        submitted = run_on_slurm(experiments, out, settings=key_values("--slurm", options.slurm), **where)
         say(f"Submitted {len(submitted)} runs; the same command without --slurm prints the table when they are done")
         return 0
     done = 0
@@ -126,13 +127,14 @@ def compare(arguments: Sequence[str]) -> int:
 
 def _with_table(options: Compare) -> Compare:
     """Fill in data, network, methods and attacks that are not given: the table's, or the usual ones."""
-    table = find_table(options.table)
+    table, given = find_table(options.table), options.evaluation
+    attacks = given.attacks or (() if given.suite else table.attacks)  # a suite that is given stands in place of the table's
     return replace(
         options,
         methods=options.methods or table.methods,
         data=replace(options.data, name=options.data.name or table.data),
         model=replace(options.model, name=options.model.name or table.model),
-        evaluation=replace(options.evaluation, attacks=options.evaluation.attacks or table.attacks),
+        evaluation=replace(given, suite=given.suite or "papers", attacks=attacks),
     )
 
 
@@ -151,6 +153,7 @@ def _resolved(options: Compare, method: str) -> Resolved:
 
 
 def _experiments(options: Compare, out: Path) -> "list[Experiment]":
+    from hauberk.attacks import find_suite
     from hauberk.data import load_data
     from hauberk.experiments import Experiment
     from hauberk.methods.registry import find_method
@@ -181,6 +184,7 @@ def _experiments(options: Compare, out: Path) -> "list[Experiment]":
         one.make_method()  # refuses now what a run would refuse later
         found.append(one)
     found[0].load_extra(None)  # likewise
+    find_suite(options.evaluation.suite, options.evaluation.attacks)  # likewise
     # A table of all methods as early as possible.
     return [replace(one, seed=number) for number in range(seed, seed + options.trials) for one in found]
 

@@ -159,7 +159,13 @@ def run_experiments(
 
 
 def run_on_slurm(
-    experiments: Sequence[Experiment], out: Path, *, settings: dict[str, Any], cluster: str = "slurm"
+    experiments: Sequence[Experiment],
+    out: Path,
+    *,
+    settings: dict[str, Any],
+    cluster: str = "slurm",
+    device: str = "auto",
+    threads: int = 0,
 ) -> list[Any]:
     """Submit what is not finished, a job for each experiment, through submitit, and return its jobs.
 
@@ -168,6 +174,8 @@ def run_on_slurm(
         out: folder of the comparison, which all nodes must see.
         settings: those of submitit's executor, e.g. ``{"slurm_partition": "gpu", "timeout_min": 600, "gpus_per_node": 1}``.
         cluster: "slurm", or "local" to try it on this machine.
+        device: of each job, as in :func:`run_experiment`.
+        threads: CPU threads of each job; 0 leaves torch's choice on its node.
 
     Raises:
         UserError: if submitit is not installed, and as :func:`run_experiments`.
@@ -178,11 +186,11 @@ def run_on_slurm(
         raise UserError("a Slurm cluster needs submitit; pip install 'hauberk[slurm]'") from error
     executor = AutoExecutor(out / "slurm", cluster=cluster)
     executor.update_parameters(**settings)
-    todo = _unfinished(experiments, out)
+    todo = _unfinished(experiments, out, threads)
     if not todo:
         return []
     with executor.batch():
-        return [executor.submit(run_experiment, experiment, out.resolve()) for experiment in todo]
+        return [executor.submit(run_experiment, one, out.resolve(), device, threads) for one in todo]
 
 
 def _unfinished(
