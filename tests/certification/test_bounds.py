@@ -19,6 +19,7 @@ from hauberk.certification.bounds.crown import (
     interval_bounds,
     lower_bound,
 )
+from hauberk.certification.bounds.graph import propagate
 from hauberk.certification.bounds.optimised import optimised_bound
 from hauberk.certification.bounds.region import Region
 from hauberk.certification.bounds.trace import trace
@@ -329,6 +330,23 @@ def test_what_has_no_bounds_is_named_in_one_line(function, said):
         trace(model, inputs())
     assert "\n" not in str(caught.value)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda z, c: z + c, lambda z, c: c + z, lambda z, c: z - c, lambda z, c: c - z, lambda z, c: z + torch.tensor(c)],
+)
+def test_a_constant_that_is_rounded_before_it_is_added_is_within_the_bounds(function):
+    for c in (1 + 2**-24 + 2**-28, 1 + 2**-24 + 2**-25, -1 - 3 * 2**-24 - 2**-29, 0.1, 2**24 + 1, 0.5):
+        constant = torch.tensor(c, dtype=torch.float64).item()
+        # On both sides of the middle between two numbers, where the roundings of constant and sum add up.
+        x = torch.tensor([[2.0**-24 * (1 + s * t) for s in (-1, 1) for t in (0.5, 0.1, 2**-5, 2**-20)]])
+        model = Of(lambda z, constant=constant: function(z, constant))
+        with torch.no_grad():
+            graph = trace(model, torch.cat([x, x + 1]))
+        low, high = propagate(graph, (x.double(), x.double())).intervals[graph.output]
+        assert ((low <= model(x)) & (model(x) <= high)).all()
+        assert (high - low).max() < 1e-6 * max(abs(c), 1)
 
 
 def test_layers_are_named_by_their_place():

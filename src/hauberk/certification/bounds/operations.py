@@ -87,7 +87,8 @@ def _add(r: Recorder, out: Tensor, x: Any, other: Any, alpha: float = 1, sign: i
         known, constant, way = other, r.constant(x, out), sign
     if known.shape != out.shape:
         raise Unknown("broadcasts what depends on the input")
-    r.affine(out, [(known, Identity(shape_of(known), way))], constant)
+    inexact = not bool((constant.to(out.dtype) == constant).all())  # then it is rounded before it is added
+    r.affine(out, [(known, Identity(shape_of(known), way))], constant, roundings=int(inexact))
 
 
 def _sub(r: Recorder, out: Tensor, x: Any, other: Any, alpha: float = 1) -> None:
@@ -259,7 +260,7 @@ def _cat(r: Recorder, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> Non
             widths = [0, 0] * (out.ndim - 1 - d) + [begin, out.shape[d] - begin - size]
             maps.append((part, Function(lambda v, widths=widths: F.pad(v, widths), shape_of(part))))  # type: ignore[misc]
         else:
-            bias.narrow(d - 1, begin, size).copy_(r.constant(part, out))
+            bias.narrow(d - 1, begin, size).copy_(r.constant(part, out).to(out.dtype))  # a large integer is rounded
         begin += size
     known = len(maps) == len(parts)
     # What is added to each value is 0, so nothing rounds.
