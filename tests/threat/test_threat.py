@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 import hauberk as hb
 from hauberk.core.random import ExampleRng
 from hauberk.threat import make_threat, threat_from_dict
+from hauberk.threat.batch import check_inputs
 from hauberk.threat.projections import project_l1_box, project_l2_box
 
 NORMS = {"Linf": hb.Linf, "L2": hb.L2, "L1": hb.L1}
@@ -151,6 +152,20 @@ def test_each_feature_is_granted_its_own_rounding_and_a_frozen_one_none(norm, dt
     assert region.contains(border).all()
     for outside in ([1e-6, 0, 0], [0.2, 0, 0], [0, 0.1001, 0], [0, -0.1001, 0], [0, 0, 1.01e5]):
         assert not region.contains(x + torch.tensor(outside, dtype=dtype)).any()
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        hb.Linf(0.1, high=[1.0, 1e7]), hb.L2(0.1, high=[1.0, 1e7]), hb.L0(1, high=[1.0, 1e7]),
+        hb.Linf(0.1, high=[1.0, 1e7], monotone=[-1, 0]),
+    ],
+)  # fmt: skip
+def test_inputs_outside_the_box_are_refused_in_every_norm_however_large_other_features_are(threat):
+    x, y = torch.tensor([[0.3, 1e6], [1.2, 1e6]]), torch.tensor([0, 1])
+    with pytest.raises(hb.UserError, match="outside the threat model's box"):
+        check_inputs(x, y, threat)
+    assert torch.equal(check_inputs(x[:1], y[:1], threat), y[:1])
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

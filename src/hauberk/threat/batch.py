@@ -89,10 +89,10 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
     y = check_batch(x, y, of_classes=of_classes)
     if not bool(x.isfinite().all()):
         raise UserError(f"the data has {int((~x.isfinite()).sum())} NaN or infinite values")
-    region = threat.around(x)
-    slack = _BOX_SLACK * (1 + x.abs().amax())
-    if bool(((x < region.low - slack) | (x > region.high + slack)).any()):
-        box = f"[{float(region.low.amin()):g}, {float(region.high.amax()):g}]"
+    threat.around(x)  # refuses what does not fit
+    low, high = (torch.as_tensor(bound).to(x) for bound in (threat.low, threat.high))
+    if bool(((x - x.clamp(low, high)).abs() > _BOX_SLACK * (1 + x.abs())).any()):
+        box = f"[{float(low.amin()):g}, {float(high.amax()):g}]"
         seen = f"[{float(x.amin()):.3g}, {float(x.amax()):.3g}]"
         hint = "divide by 255" if float(x.amin()) >= 0 and float(x.amax()) > 1.5 else _NORMALISE
         raise UserError(f"inputs lie in {seen}, outside the threat model's box {box}; {hint}, or give low= and high=")
