@@ -48,8 +48,8 @@ class Recorder:
         """Whether a tensor that is no node's value has the memory of one, so that nobody sees how it depends on the input."""
         if not isinstance(value, Tensor) or self.is_known(value) or value.layout != torch.strided:
             return False
-        place = value.untyped_storage().data_ptr()
-        return place != 0 and any(tensor.untyped_storage().data_ptr() == place for tensor, _ in self.known.values())
+        place = _memory(value)
+        return place != 0 and any(_memory(tensor) == place for tensor, _ in self.known.values())
 
     def number(self, value: Tensor) -> int:
         """The node of a tensor."""
@@ -131,3 +131,12 @@ class Recorder:
         if x.shape != out.shape:
             raise Unknown("broadcasts what depends on the input")
         self.affine(out, [(x, Scale(factor, shape_of(x)))], roundings=roundings)
+
+
+def _memory(value: Tensor) -> int:
+    """Where the numbers of a tensor are; where their device has no addresses, which storage they are in."""
+    storage = value.untyped_storage()
+    try:
+        return storage.data_ptr()
+    except RuntimeError:
+        return int(storage._cdata)
