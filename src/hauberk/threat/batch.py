@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hauberk.core.arguments import check_argument, checked, shown
+from hauberk.core.device import constant
 from hauberk.core.errors import UserError
 from hauberk.threat.model import ThreatModel
 
@@ -90,7 +91,7 @@ def check_inputs(x: Tensor, y: Tensor, threat: ThreatModel, classes: int | None 
     if not bool(x.isfinite().all()):
         raise UserError(f"the data has {int((~x.isfinite()).sum())} NaN or infinite values")
     threat.around(x)  # refuses what does not fit
-    low, high = (torch.as_tensor(bound).to(x) for bound in (threat.low, threat.high))
+    low, high = (constant(bound, x.dtype, x.device) for bound in (threat.low, threat.high))
     if bool(((x - x.clamp(low, high)).abs() > _BOX_SLACK * (1 + x.abs())).any()):
         box = f"[{float(low.amin()):g}, {float(high.amax()):g}]"
         seen = f"[{float(x.amin()):.3g}, {float(x.amax()):.3g}]"

@@ -148,7 +148,7 @@ class FeasibleSet:
         return torch.where(excess > 0, excess, excess * 0)  # keeps NaN
 
     def contains(self, point: Tensor) -> Tensor:
-        """Say which points are inside up to the rounding error of storing them, which each feature is granted for itself.
+        """Say which points are inside up to the rounding error of computing them, which each feature is granted for itself.
 
         A feature that is frozen has the clean value, or what the box makes of it where it lies outside by rounding.
 
@@ -158,11 +158,17 @@ class FeasibleSet:
         x, point = self.x.double().flatten(1), point.double().flatten(1)
         low, high, radius = (self._flat(value).double() for value in (self.low, self.high, self.radius))
         eps, change = torch.finfo(self.x.dtype).eps, (point - x).abs()
-        rounding = 2 * eps * torch.maximum(x.abs(), point.abs())
+        rounding = 2 * eps * torch.maximum(torch.maximum(x.abs(), point.abs()), self._flat(self.magnitude).double())
         in_ball = self._length((change - rounding).clamp_min(0), radius) <= 1 + 8 * eps  # the last of computing the norm itself
         unmoved = (radius > 0) | (change <= (x - x.clamp(low, high)).abs())
         in_box = (torch.minimum(low, x) - rounding <= point) & (point <= torch.maximum(high, x) + rounding)
         return in_ball & (unmoved & in_box).all(1)
+
+    @property
+    def magnitude(self) -> Tensor:
+        """How large the numbers of a feature can be, by its box: attacks of others may have computed with such, and rounded."""
+        size = torch.maximum(self.low.abs(), self.high.abs())
+        return torch.where(size.isfinite(), size, torch.zeros_like(size))
 
     def clamp(self, point: Tensor) -> Tensor:
         """Bring points (B, ...) into the box, not into the ball."""

@@ -59,7 +59,7 @@ class BatchLoader:
         """
         number, mixing = step // self.plan.method.n_replays, self.plan.mixing
         found = self._augmented(model, self.world.local_shard(batch), number)
-        rng = self._draws(found.index, step)
+        rng = found.rng if number == step else self._draws(found.index, step)  # the same draws are sent once
         if mixing is None:
             return replace(found, rng=rng)
         other = self._augmented(model, self.world.local_shard(batch.roll(1)), number)

@@ -100,5 +100,6 @@ def _slack(region: FeasibleSet) -> Tensor:
     """
     x, eps = region.x.double(), torch.finfo(region.x.dtype).eps
     lower, upper = _box(region)
-    reach, radius = torch.maximum(lower.abs(), upper.abs()), region.radius.double().expand_as(x)
+    reach = torch.maximum(torch.maximum(lower.abs(), upper.abs()), region.magnitude.double())
+    radius = region.radius.double().expand_as(x)
     return torch.where(radius > 0, eps * (5 * reach + 10 * torch.minimum(radius, 2 * reach)), upper - lower)
