@@ -432,7 +432,7 @@ def test_finished_experiments_with_wrong_labels_of_their_own_seed_are_kept(tmp_p
         assert train_experiment(one, tmp_path, threads=1)
     for one in some:  # raises UserError for other data
         require_same_inputs(one, tmp_path, digests)
-    assert len(set(digests.values())) == 2
+    assert len({found for found in digests.values() if isinstance(found, str)}) == 2
 
 
 def test_an_experiment_that_fails_does_not_stop_the_others(tmp_path):

@@ -81,7 +81,9 @@ def _network(plan: Plan) -> dict[str, Any]:
     spec, normalize = plan.spec, bool(plan.spec.mean)
     found: dict[str, Any] = {"model": spec.name}
     if not spec.is_from_python:
-        usual = default_model(spec.name, plan.train.dataset, extra=plan.method.extra_outputs, normalize=normalize)
+        usual, source = None, plan.train.dataset
+        if _find(plan.train.name):  # the labels of other data may cost a pass over them
+            usual = default_model(spec.name, source, extra=plan.method.extra_outputs, normalize=normalize)
         if usual == spec or not (normalize or spec.integers or spec.groups):
             found["normalize"] = normalize
         else:
