@@ -494,7 +494,7 @@ def test_no_command_has_an_option_for_what_it_cannot_be_given(capsys):
     assert "Unrecognized options: --extra-share" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["study", "--help"])
-    assert "extra" not in capsys.readouterr().out
+    assert "--extra" not in capsys.readouterr().out
 
 
 def test_a_class_of_adversarial_inputs_is_trained_and_evaluated(tmp_path, capsys):
