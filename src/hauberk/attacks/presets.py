@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from hauberk.attacks.transfer import CallableAttack, Transfer
 from hauberk.core.arguments import check_callable, checked
 from hauberk.core.errors import UserError, find_name, unknown_name
 from hauberk.core.imports import import_object, is_import_path
+from hauberk.core.names import numbered
 from hauberk.core.random import ExampleRng, batch_rng
 from hauberk.objectives.functional import AttackLoss
 from hauberk.threat import ThreatModel
@@ -192,16 +192,12 @@ def find_attacks(attacks: Sequence[AttackLike]) -> dict[str, AttackPreset]:
     Raises:
         UserError: as :func:`find_attack`.
     """
-    found: dict[str, AttackPreset] = {}
-    given: set[str | int] = set()
+    found: dict[str | int, tuple[str, AttackPreset]] = {}
     for attack in attacks:
         name, preset = find_attack(attack)
-        which = name if isinstance(attack, str) else id(attack)
-        if which not in given:
-            given.add(which)
-            numbered = (f"{name} #{k}" for k in count(2))
-            found[next(free for free in chain([name], numbered) if free not in found)] = preset
-    return found
+        found.setdefault(name if isinstance(attack, str) else id(attack), (name, preset))
+    names, presets = numbered(name for name, _ in found.values()), (preset for _, preset in found.values())
+    return dict(zip(names, presets, strict=True))
 
 
 @checked

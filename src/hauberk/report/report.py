@@ -13,6 +13,7 @@ from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
 from hauberk.core.io import read_json
 from hauberk.data import Table as DataTable
 from hauberk.data import class_overlap, reach_of
+from hauberk.data.tables import Reach
 from hauberk.experiments.studies import STUDIES, StudyResult, find_study
 from hauberk.report.comparison import comparison_page
 from hauberk.report.evaluation import evaluation_page
@@ -108,8 +109,10 @@ def _run_page(folder: Path, standard: Path | None) -> Page:
     except UserError as error:
         shown = [f"No examples: {error}"]
     sections = [Section("Examples", shown), *_training_sections(rows), reproduction_commands(folder, plan, evaluations)]
-    metrics, alerts = _training_metrics(card, rows, threat), _training_alerts(rows, plan["settings"]["epochs"])
     reach = None if table is None else reach_of(table.train, threats_of(threat)[0])
+    any_classifier = _any_classifier(table, threat)
+    metrics = [*_training_metrics(card, rows, reach), *any_classifier]
+    alerts = _training_alerts(rows, plan["settings"]["epochs"])
     allowed = str(threat) if reach is None else f"{len(reach.moving)} of {reach.columns} columns can change"
     subject = f"{data}, {card['model']['name']}, {allowed}, one network, seed {plan['method']['seed']} of its training"
     page = Page(f"{plan['method']['name']} on {data}", subject, metrics, alerts, sections)
@@ -133,11 +136,11 @@ def _run_page(folder: Path, standard: Path | None) -> Page:
             [s for s in sections if s.heading != "Examples"],
         )
     together = [*first, *order, *rest, *sections]
-    metrics, alerts = [*best.metrics, *_any_classifier(table, threat)], [*best.alerts, *alerts]
+    metrics, alerts = [*best.metrics, *any_classifier], [*best.alerts, *alerts]
     return replace(page, metrics=metrics, alerts=alerts, sections=together, summary=summary)
 
 
-def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: Threat) -> list[Metric]:
+def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], reach: Reach | None) -> list[Metric]:
     """Return headline numbers of a run that nobody has evaluated yet."""
     best, data = card["metrics"], card["data"]
     note = f"{data.get('val', 0):,} held-out training examples; no test"
@@ -145,10 +148,9 @@ def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], threat: 
     notes |= {"val_certified_accuracy": f"intervals on {note}"}
     found = [Metric(_ACCURACIES[key], f"{100 * best[key]:.1f} %", note) for key, note in notes.items() if key in best]
     found.append(Metric("best epoch", f"{card['epoch']} of {len(rows)}", f"{sum(row['seconds'] for row in rows[-1:]):,.0f} s"))
-    table = table_behind(card)
-    if table is not None and (reach := reach_of(table.train, threats_of(threat)[0])):
+    if reach is not None:
         found.append(Metric("of the table", *str(reach).partition("; ")[::2]))
-    return [*found, *_any_classifier(table, threat)]
+    return found
 
 
 def _any_classifier(table: DataTable | None, threat: Threat) -> list[Metric]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hauberk.core.arguments import check_argument
 from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
 from hauberk.core.io import as_json
+from hauberk.core.names import numbered
 from hauberk.threat.model import ThreatModel, threat_from_dict
 
 _UNION = "union"  # in place of a norm in cards
@@ -88,9 +89,7 @@ def threats_of(threat: Threat) -> tuple[ThreatModel, ...]:
 
 def names_of(threat: Threat) -> list[str]:
     """Return what the threat models of a union are called: as they print, and a second one that prints alike "NAME #2"."""
-    names = [str(one) for one in threats_of(threat)]
-    before = [names[:k].count(name) for k, name in enumerate(names)]
-    return [f"{name} #{k + 1}" if k else name for name, k in zip(names, before, strict=True)]
+    return numbered(map(str, threats_of(threat)))
 
 
 def threat_digest(threat: Threat) -> str:
