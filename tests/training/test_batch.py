@@ -164,7 +164,7 @@ def test_a_run_stopped_between_replays_and_resumed_ends_bit_identical(tmp_path):
         ({"extra": soft(9), "method": "mma"}, "extra data with probabilities of the classes have soft labels"),
         ({"extra": soft(9, 4)}, "probabilities of 4 classes, the network has 5"),
         ({"extra": (easy_data(9)[0], torch.rand(9, 5))}, "must be probabilities"),
-        ({"extra": (easy_data(9)[0], torch.arange(9) % 5 + 3)}, "labels must be 0 to 4"),
+        ({"extra": (easy_data(9)[0], torch.arange(9) % 5 + 3)}, "labels of extra must be 0 to 4, found 3 to 7"),
         ({"extra": (easy_data(9)[0] * 3, torch.arange(9) % 5)}, "inputs"),
         ({"cutmix": 1.0, "data": (torch.rand(48, 7), torch.arange(48) % 5)}, "cutmix is for images"),
         ({"mixup": -1.0}, "mixup must not be negative"),
