@@ -25,8 +25,9 @@ from hauberk.experiments.studies.mail_weights import _effective_parts
 from hauberk.experiments.studies.masks import RobustMasks
 from hauberk.experiments.studies.method_variants import MART_LOSSES, split_method
 from hauberk.experiments.studies.misclassified import split_by_correctness
-from hauberk.experiments.studies.plan import plan_studies
-from hauberk.experiments.studies.study import judged
+from hauberk.experiments.studies.plan import plan_studies, planned_variants, planning
+from hauberk.experiments.studies.side_by_side import train_side_by_side
+from hauberk.experiments.studies.study import Study, judged
 from hauberk.experiments.studies.trade_off import _best_less_worst
 from hauberk.experiments.studies.verdict import difference_of, mean_and_error, sentence
 from hauberk.models import ModelSpec
@@ -637,18 +638,50 @@ def test_curves_over_epochs_are_those_of_the_runs(shared):
 
 def test_a_dry_run_counts_and_trains_nothing(tmp_path, capsys):
     words = ["--model", "mlp", "--train-size", "100", "--test-size", "20", "--epochs", "2", "--val-size", "20", "--trials", "2"]
-    words += ["--threads", "1", "--out", str(tmp_path / "out"), "--dry-run"]
+    words += ["--threads", "1", "--out", str(tmp_path / "out"), "--dry-run", "--jobs", "2"]
     assert main(["study", "subsets", *words]) == 0
     said = capsys.readouterr().out
-    assert "14 of 14 networks to train: about " in said
+    assert "14 of 14 networks to train, 2 side by side: about " in said
     assert "| S- FGSM | subsets | 2 | 2 | " in said
     assert main(["study", "ablation", *words]) == 0  # with methods that want to know which examples they are given
-    assert "20 of 20 networks to train: about " in capsys.readouterr().out
+    assert "20 of 20 networks to train, 2 side by side: about " in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     context = StudyContext(TINY, tmp_path / "out", threads=1, trials=1)
     plan = plan_studies([find_study("saliency"), find_study("transfer")], context)
     assert sum(one.missing for one in plan.networks if one.study == "transfer") == 1  # four of five are trained before
     assert all(one.training > 0 for one in plan.networks if one.missing)
+
+
+def test_networks_side_by_side_are_those_of_one_after_another(tmp_path):
+    """Also where a network is made with another one: what that has wrong, or the labels that it gives."""
+    studies = [find_study("subsets"), find_study("unlabelled")]
+    told = []
+    alone = StudyContext(TINY, tmp_path / "alone", threads=1, trials=1)
+    beside = replace(alone, out=tmp_path / "beside", say=told.append)
+    for study in studies:
+        for _ in alone.networks(planned_variants(study, planning(alone))):
+            pass
+    assert train_side_by_side(studies, beside, jobs=2, threads=1)
+    expected = {path.relative_to(alone.out): path.read_bytes() for path in alone.out.rglob("last.safetensors")}
+    assert len(expected) == 7 + 6 - 1  # plain adversarial training is of both
+    assert {path.relative_to(beside.out): path.read_bytes() for path in beside.out.rglob("last.safetensors")} == expected
+    assert len(told) == 12
+    assert re.fullmatch(r"1 of 12 networks: .*, seed 0: done, about 0:\d\d:\d\d to go", told[0])
+    assert told[-1].endswith(", seed 0: done")
+    assert train_side_by_side(studies, beside, jobs=2, threads=1)  # nothing is left
+    assert len(told) == 12
+
+
+def test_what_cannot_be_trained_side_by_side_is_said_and_left_to_its_study(tmp_path):
+    def refuses(context):
+        raise hb.UserError("needs images")
+
+    told = []
+    context = StudyContext(replace(TINY, settings={"epochs": 2, "val_size": 170}), tmp_path, trials=1, say=told.append)
+    own = Study("own", "", refuses, lambda result: new_figure()[0])
+    assert train_side_by_side([own, find_study("memorising")], context, jobs=2, threads=1)
+    assert len(told) == 4
+    assert all("seed 0: " in text and "done" not in text for text in told), told
 
 
 def test_progress_names_the_epoch_while_a_network_is_trained(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """hauberk compare: many trainings, each kept and never made twice."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -92,11 +91,12 @@ def compare(arguments: Sequence[str]) -> int:
     options = _with_table(parse(Compare, "compare", arguments, _with_published))
 
     from hauberk.experiments import collect, estimate, run_experiments, run_on_slurm, train_experiment
+    from hauberk.experiments.processes import usual_jobs, usual_threads
 
     out = options.out or usual_folder(options.table or "compare", options.data.name, options.model.name)
     experiments = _experiments(options, out)
-    jobs, device = options.jobs or _places(), options.settings.get("device", "auto")
-    threads = options.settings.get("threads") or max(1, (os.cpu_count() or 1) // jobs)
+    jobs, device = options.jobs or usual_jobs(), options.settings.get("device", "auto")
+    threads = options.settings.get("threads") or usual_threads(jobs)
     if options.dry_run:
         say(estimate(experiments, out, jobs=jobs, threads=threads, device=device))
         say("Next: the same command without --dry-run")
@@ -193,10 +193,3 @@ def _surrogate(experiment: "Experiment") -> "Experiment":
     """What black-box attacks are crafted on: a network trained without an attack, with a seed that no other has."""
     usual, seed = replace(experiment.evaluation, attacks=()), experiment.seed + 1000
     return replace(experiment, method=SURROGATE, seed=seed, hyperparameters={}, label="", surrogate="", evaluation=usual)
-
-
-def _places() -> int:
-    """How many runs fit side by side."""
-    import torch
-
-    return torch.cuda.device_count() or os.cpu_count() or 1

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,6 +47,8 @@ class Study:
     model: ModelOptions = ModelOptions()
     trials: int = 3
     """Number of seeds that each network is trained with, from --seed on; the verdict needs two at least."""
+    jobs: int = 0
+    """Number of networks trained side by side; 0 for one on each GPU, or on each core."""
     quiet: bool = False
     """Print only what was found."""
     out: Path | None = None
@@ -71,12 +74,27 @@ def study(arguments: Sequence[str]) -> int:
         say("\n".join(f"{name:<{width}} {what}" for name, (what, *_) in STUDIES.items()))
         say(f"Next: {program()} study NAME --data digits. The papers' tables are comparisons: {program()} compare table2")
         return 0
+    from hauberk.experiments.processes import usual_jobs, usual_threads
+    from hauberk.experiments.studies.context import silent
+    from hauberk.experiments.studies.plan import plan_studies
+    from hauberk.experiments.studies.side_by_side import train_side_by_side
+
     chosen = [find_study(name) for name in (STUDIES if options.all else [options.name])]
     if options.trials < 1:
         raise UserError("--trials needs a positive number")
     context = _context(options)
+    jobs = options.jobs or usual_jobs()
+    threads = context.threads or usual_threads(jobs)
     if options.dry_run:
-        return _plan(chosen, context)
+        plan = plan_studies(chosen, replace(context, threads=threads), jobs)
+        say(plan.table.to_markdown())
+        say(plan)
+        say("Next: the same command without --dry-run")
+        return 0
+    told = replace(context, say=silent if options.quiet else partial(say, file=sys.stderr))
+    if jobs > 1 and not train_side_by_side(chosen, told, jobs=jobs, threads=threads):
+        say("Not finished; the same command goes on")
+        return 1
     failed = [one.name for one in chosen if not _run(one, context, options)]
     if options.report:
         from hauberk.report import make_report
@@ -123,20 +141,3 @@ def _run(chosen: "AnyStudy", context: "StudyContext", options: Study) -> bool:
     files = [f"{found.study}.json", ".md", ".csv", ".png", ".svg", ".pdf"]
     say(f"In {context.out}: {', '.join([*files, '-examples.csv'] if found.examples else files)}")
     return True
-
-
-def _plan(chosen: "Sequence[AnyStudy]", context: "StudyContext") -> int:
-    """Print what would be trained."""
-    from hauberk.experiments.studies.plan import plan_studies
-
-    plan = plan_studies(chosen, context)
-    say(plan.table.to_markdown())
-    say(f"{plan}, on one {'GPU' if _on_gpu(context) else 'process'}, one network after another")
-    say("Next: the same command without --dry-run")
-    return 0
-
-
-def _on_gpu(context: "StudyContext") -> bool:
-    from hauberk.training import pick_device
-
-    return pick_device(context.device).type == "cuda"

@@ -3,16 +3,10 @@
 Each is kept in its folder; what is finished is never made again.
 """
 
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from itertools import count
-from multiprocessing.connection import wait as wait_for_end
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
@@ -23,6 +17,7 @@ from hauberk.core.progress import warn
 from hauberk.data import IndexedDataset
 from hauberk.evaluation import evaluate
 from hauberk.experiments.experiment import Experiment
+from hauberk.experiments.processes import in_processes
 from hauberk.experiments.record import RECORD, bind_folder, require_same_inputs
 from hauberk.methods import Method
 from hauberk.training import pick_device
@@ -137,25 +132,7 @@ def run_experiments(
         UserError: if the folder holds other experiments, or finished ones whose data have changed since.
     """
     todo = _unfinished(experiments, out, threads, on_progress)
-    finished, started = True, count()
-    running: dict[Future[bool], Experiment] = {}
-    # Even a single job has a process of its own: experiments then do not depend on what ran before in theirs.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
-        try:
-            while todo or running:
-                while todo and len(running) < jobs:  # no more, or a stopped pool would still begin what waits in it
-                    one = todo.pop(0)
-                    running[pool.submit(run_experiment, one, out, _device(device, next(started)), threads)] = one
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    said = _outcome(future)
-                    on_progress(running.pop(future), said)
-                    finished &= said == "done"
-        except KeyboardInterrupt:  # what runs has heard it, too: it saves, and leaving the block waits for it
-            return False
-        except BrokenProcessPool:  # said already
-            return False
-    return finished
+    return in_processes(partial(run_experiment, out=out, threads=threads), todo, jobs=jobs, device=device, on_end=on_progress)
 
 
 def run_on_slurm(
@@ -209,30 +186,3 @@ def _unfinished(
     for one, was in kept:
         on_kept(one, f"kept, made with {was}" if was else "kept")
     return todo
-
-
-def _end_with_parent() -> None:
-    """Let a worker end when the process that started it is killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # this runs in workers only
-
-    def watch(sentinel: int = parent.sentinel) -> None:
-        wait_for_end([sentinel])
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
-
-
-def _device(device: str, index: int) -> str:
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    return f"cuda:{index % gpus}" if gpus else device
-
-
-def _outcome(future: "Future[bool]") -> str:
-    """Return what became of an experiment: "done", "stopped" or the reason why it failed."""
-    try:
-        return "done" if future.result() else "stopped"
-    except UserError as error:
-        return str(error)
-    except BrokenProcessPool:
-        return "its process was killed, perhaps for memory; the same command goes on"

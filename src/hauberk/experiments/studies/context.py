@@ -25,6 +25,10 @@ from hauberk.training.plan import hold_out
 Parts = Mapping[str, Mapping[str, Any]]
 
 
+def silent(text: str) -> None:
+    """Say nothing."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """A network of a study.
@@ -75,7 +79,7 @@ class StudyContext:
     device: str = "auto"
     threads: int = 0
     trials: int = 3
-    say: Callable[[str], None] = field(default=lambda text: None, repr=False, compare=False)
+    say: Callable[[str], None] = field(default=silent, repr=False, compare=False)
     right: dict[str, list[Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
@@ -170,11 +174,9 @@ class StudyContext:
 
     def trained_variant(self, variant: Variant, which: Literal["best", "last"] = "best") -> nn.Module:
         """Return the network of a variant, as :meth:`trained`; one that the verdict rests on is tried on the test examples."""
-        one, folder = self.experiment(variant)
-        custom = variant.custom(self) if variant.custom else None
-        extra = variant.extra(self) if variant.extra else None
-        if not train_experiment(one, folder, self.device, self.threads, custom, extra):
+        if not self.train_variant(variant):
             raise UserError("stopped; the same command goes on")
+        one, folder = self.experiment(variant)
         model = one.load(one.folder(folder) / "run", which=which, device=pick_device(self.device))
         if variant.decides and which == "best":
             x, y = self._test_examples
@@ -183,6 +185,13 @@ class StudyContext:
             name = variant.method if variant.kind == "plain" else f"{variant.method}, {variant.kind}"
             self.right.setdefault(name, []).append(torch.cat(right))
         return model
+
+    def train_variant(self, variant: Variant) -> bool:
+        """Train the network of a variant with the first seed, if it is not in the folder; whether it is finished."""
+        one, folder = self.experiment(variant)
+        custom = variant.custom(self) if variant.custom else None
+        extra = variant.extra(self) if variant.extra else None
+        return train_experiment(one, folder, self.device, self.threads, custom, extra)
 
     def epochs(self, variant: Variant) -> list[dict[str, Any]]:
         """Return what each epoch of a network of the first seed, which is trained, showed: the rows of its metrics.jsonl."""

@@ -24,11 +24,11 @@ _OTHER_PASSES |= {"fgsm-training": 45, "memorising": 80, "ablation": 600, "rewei
 
 
 class _Planned(Exception):
-    """Raised in place of a training."""
+    """Raised in place of a training: of the networks of a study, or of one that another is made with."""
 
-    def __init__(self, variants: Mapping[str, Variant]):
+    def __init__(self, variants: Mapping[str, Variant], first: Variant | None = None):
         super().__init__()
-        self.variants = variants
+        self.variants, self.first = variants, first
 
 
 class _Planning(StudyContext):
@@ -38,7 +38,12 @@ class _Planning(StudyContext):
         raise _Planned(variants)
 
     def trained_variant(self, variant: Variant, which: Literal["best", "last"] = "best") -> nn.Module:
-        raise _Planned({})
+        raise _Planned({}, variant)
+
+
+def planning(context: StudyContext) -> StudyContext:
+    """Return a context like this one in which nothing is trained, for :func:`planned_variants` and :func:`needed_first`."""
+    return _Planning(**{one.name: getattr(context, one.name) for one in fields(context)})
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,11 @@ class StudyPlan:
 
     Attributes:
         networks: of all studies; one that an earlier study trains is not trained again.
+        jobs: number of processes that train them side by side.
     """
 
     networks: tuple[PlannedNetwork, ...]
+    jobs: int = 1
 
     @property
     def table(self) -> TextTable:
@@ -85,19 +92,21 @@ class StudyPlan:
     def __str__(self) -> str:
         missing, total = (sum(getattr(one, name) for one in self.networks) for name in ("missing", "total"))
         training, attacks = (sum(getattr(one, name) for one in self.networks) for name in ("training", "attacks"))
-        return f"{missing} of {total} networks to train: about {_duration(training)}; attacks at most {_duration(attacks)}"
+        todo = f"{missing} of {total} networks to train, {self.jobs} side by side"
+        return f"{todo}: about {_duration(training / self.jobs)}; attacks at most {_duration(attacks)}"
 
 
 def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def plan_studies(studies: Iterable[Study], context: StudyContext) -> StudyPlan:
+def plan_studies(studies: Iterable[Study], context: StudyContext, jobs: int = 1) -> StudyPlan:
     """Count the networks that studies would train, and measure a step of each; nothing is written.
 
     Args:
         studies: in the order in which they would be run.
         context: what they would run on.
+        jobs: number of processes side by side.
 
     Raises:
         UserError: as :meth:`Study.run` for what does not fit together.
@@ -109,16 +118,16 @@ def plan_studies(studies: Iterable[Study], context: StudyContext) -> StudyPlan:
     if context.threads:
         torch.set_num_threads(context.threads)
     one_pass = None
-    planning = _Planning(**{one.name: getattr(context, one.name) for one in fields(context)})
+    imagined = planning(context)
     for study in studies:
-        for name, variant in planned_variants(study, planning).items():
+        for name, variant in planned_variants(study, imagined).items():
             folders = [one.folder(variant) for one in context.by_seed]
             todo = [folder for folder in folders if folder not in seen and not (folder / "trained.json").exists()]
             seen |= set(folders)
             kind = folders[0].parent
-            experiment = planning.experiment(variant)[0]
+            experiment = imagined.experiment(variant)[0]
             source = experiment.load_data("train")
-            method = _method_of(planning, variant)
+            method = _method_of(imagined, variant)
             if todo and kind not in seconds:
                 extra = source if variant.extra else None
                 seconds[kind] = training_seconds(experiment, method, source, place, extra)
@@ -128,23 +137,34 @@ def plan_studies(studies: Iterable[Study], context: StudyContext) -> StudyPlan:
             attacks = one_pass * passes * len(context.examples()[1]) * len(folders)
             training = seconds.get(kind, 0.0) * len(todo)
             found.append(PlannedNetwork(study.name, name, len(folders), len(todo), training, attacks))
-    return StudyPlan(tuple(found))
+    return StudyPlan(tuple(found), jobs)
 
 
-def planned_variants(study: Study, planning: StudyContext) -> Mapping[str, Variant]:
+def planned_variants(study: Study, imagined: StudyContext) -> Mapping[str, Variant]:
     """Return the networks of a study by name."""
     try:
-        study.experiment(planning)
+        study.experiment(imagined)
     except _Planned as planned:
         return planned.variants
     return {}
 
 
-def _method_of(planning: StudyContext, variant: Variant) -> Method:
+def needed_first(variant: Variant, imagined: StudyContext) -> Variant | None:
+    """Return the network that must be trained before this one can be, or None."""
+    for build in (variant.custom, variant.extra):
+        try:
+            if build:
+                build(imagined)
+        except _Planned as planned:
+            return planned.first
+    return None
+
+
+def _method_of(imagined: StudyContext, variant: Variant) -> Method:
     """Return the method of a variant; AT, whose steps take as long, for one that needs a trained network first."""
     if variant.custom is None:
-        return planning.method(variant.method, **variant.hyperparameters)
+        return imagined.method(variant.method, **variant.hyperparameters)
     try:
-        return variant.custom(planning)
+        return variant.custom(imagined)
     except _Planned:
-        return planning.method("at")
+        return imagined.method("at")

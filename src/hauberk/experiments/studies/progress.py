@@ -14,6 +14,32 @@ from hauberk.training.callbacks import read_metrics
 EVERY = 15.0  # seconds between two looks at a training
 
 
+def _to_go(begun: float, made: int, left: int) -> str:
+    """Say how long what is left takes, as if it took as long as what was made since ``begun``."""
+    if made < 1 or left < 1:
+        return ""
+    return f", about {timedelta(seconds=round((time.monotonic() - begun) / made * left))} to go"
+
+
+class Count:
+    """Says how many of the networks that are trained side by side are finished.
+
+    Args:
+        total: number of networks.
+        say: is told, a line for each.
+    """
+
+    def __init__(self, total: int, say: Callable[[str], None]):
+        self.total, self.say = total, say
+        self.tried, self._begun = 0, time.monotonic()
+
+    def ended(self, name: str, what: str) -> None:
+        """Say what became of a network: "done", "stopped" or the reason why it failed."""
+        self.tried += what != "stopped"
+        left = _to_go(self._begun, self.tried, self.total - self.tried)
+        self.say(f"{self.tried} of {self.total} networks: {name}: {what}{left}")
+
+
 class Watch:
     """Says which network is being trained, and once in a while which epoch it has reached.
 
@@ -44,11 +70,7 @@ class Watch:
 
     def _left(self) -> str:
         """Say how long all networks and their attacks will take, as if they took as long as those that were made so far."""
-        made = self.number - 1 - self.kept
-        if made < 1:
-            return ""
-        seconds = (time.monotonic() - self._begun) / made * (self.total - self.number + 1)
-        return f", about {timedelta(seconds=round(seconds))} to go"
+        return _to_go(self._begun, self.number - 1 - self.kept, self.total - self.number + 1)
 
     def _follow(self, title: str, run: Path, done: Event) -> None:
         last = 0
