@@ -1,4 +1,4 @@
-"""What each part of a recipe brings: a plain training, the same with one part more, and with all of them.
+"""What each part of a recipe brings: a plain training, the same with one part more, with all of them, and the presets whole.
 
     python benchmarks/recipe.py --data cifar10 --data-dir FOLDER
 
@@ -31,6 +31,10 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {  # method and settings
     "average, AWP, idbh-weak": ("trades+awp", {"ema": -1.0, "augment": "idbh-weak"}),
     "average, AWP, idbh-weak, label smoothing": (
         "trades+awp", {"ema": -1.0, "augment": "idbh-weak", "label_smoothing": 0.1}),
+    "preset express, at": ("at", {"schedule_preset": "express"}),
+    "preset express, trades+awp": ("trades+awp", {"schedule_preset": "express"}),
+    "preset robust, at": ("at", {"schedule_preset": "robust", "label_smoothing": 0.1}),
+    "preset robust, trades+awp": ("trades+awp", {"schedule_preset": "robust", "label_smoothing": 0.1}),
 }  # fmt: skip
 
 
@@ -45,7 +49,7 @@ class Recipe(Options):
     held_out: int = 1_000
     """Images of the training set that the rows are compared on."""
     epochs: int = 30
-    """Of each training."""
+    """Of each training; presets have their own, as batches and rates."""
     batch_size: int = 64
     """Of the training."""
     lr: float = 0.05
@@ -84,8 +88,9 @@ def row(
 ) -> tuple[float, float, float]:
     """Clean accuracy and robust accuracy at the best epoch, and robust accuracy at the last, in percent of held-out images."""
     folder = options.out / options.data / options.model / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-    how: dict[str, Any] = {name: getattr(options, name) for name in ("epochs", "batch_size", "lr", "threads")}
-    how |= {"seed": seed, "augment": "auto"}
+    how: dict[str, Any] = {"seed": seed, "threads": options.threads}
+    if "schedule_preset" not in settings:
+        how |= {name: getattr(options, name) for name in ("epochs", "batch_size", "lr")} | {"augment": "auto"}
     more = {key: value for key, value in settings.items() if key != "label_smoothing"}
     trained(folder, options.model, train_set, method.threat, method=method, **{**how, **more})
     suite = {"attacks": ("pgd-20", "cw-20"), "diagnostics": "cheap"}
