@@ -41,6 +41,21 @@ def test_gaussian_by_its_equation(draws):
     assert (out.forwards, out.backwards) == (draws, 0)
 
 
+@pytest.mark.parametrize("name", ["gaussian", "smoothadv"])
+def test_labels_may_be_smoothed_and_probabilities(name):
+    model, x, y = double()
+    rng, soft = ExampleRng(5, torch.arange(len(x))), torch.rand(len(x), 5, dtype=torch.float64).softmax(1)
+    out = hb.method(name, THREAT, draws=2, label_smoothing=0.3)(model, x, y, rng=rng, targets=soft)
+    at = x if name == "gaussian" else out.x_adv
+    noise = gaussian_noise(x, 0.25, 2, rng)
+    losses = [F.cross_entropy(model(at + noise[:, j]), soft, label_smoothing=0.3) for j in range(2)]
+    assert torch.allclose(out.loss, torch.stack(losses).mean(), rtol=1e-12)
+    plain, same = (hb.method(name, THREAT)(model, x, y, rng=rng, targets=t) for t in (None, F.one_hot(y, 5).double()))
+    assert torch.allclose(same.loss, plain.loss, rtol=1e-12)
+    if name == "smoothadv":  # whose attack raises the cross-entropy with the probabilities
+        assert torch.allclose(same.x_adv, plain.x_adv, atol=1e-12)
+
+
 def test_each_step_draws_other_noise_and_the_seed_repeats_it():
     model, x, y = double()
     first, second = (hb.method("gaussian", THREAT, seed=3) for _ in range(2))

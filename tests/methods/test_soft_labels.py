@@ -85,7 +85,7 @@ def test_a_part_makes_targets_that_attack_and_loss_see(batch):
     torch.testing.assert_close(out.x_adv, other.x_adv, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["mma", "adversarial-class", "ibp"])
+@pytest.mark.parametrize("name", ["mma", "adversarial-class", "ibp", "crown-ibp", "sabr"])
 def test_losses_of_labels_refuse_probabilities(name, batch):
     model, x, y = batch
     with pytest.raises(hb.UserError, match="not defined for probabilities"):

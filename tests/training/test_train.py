@@ -651,7 +651,7 @@ def test_recommended_settings_are_valid():
         {"label_smoothing": 0.1},
     )
     assert "augment" not in resolve("digits", "mlp", "at", schedule_preset="robust").settings  # made for natural images
-    assert resolve("svhn", "resnet18", "mart", schedule_preset="robust").hyperparameters == {}  # a loss of labels alone
+    assert resolve("svhn", "resnet18", "mart", schedule_preset="robust").hyperparameters == {}  # smooths for two alone
     with pytest.raises(hb.UserError, match="schedule_preset is"):
         resolve("mnist", "small-cnn", schedule_preset="quick")
     assert resolve("cifar10", "resnet18", "mail-at").settings["epochs"] == 100

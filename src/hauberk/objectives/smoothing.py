@@ -42,6 +42,7 @@ class NoisyStandard(Objective):
     draws: int = 1
     needs = frozenset()
     equation = "ω·CE(f(x + σ·n), y); n is N(0, I), the mean over the draws of it"
+    takes_targets = True
     at_adversarial: ClassVar[bool] = False  # whether the noise is added to the adversarial input
 
     def __post_init__(self) -> None:
@@ -59,7 +60,9 @@ class NoisyStandard(Objective):
         field = "logits_adv" if self.at_adversarial else "logits"
         if getattr(context, field) is None:
             setattr(context, field, log_mean_softmax(logits))
-        loss = cross_entropy(logits.flatten(0, 1), context.y.repeat_interleave(self.draws)).view(-1, self.draws).mean(1)
+        targets = context.loss_targets
+        labels = (context.y if targets is None else targets).repeat_interleave(self.draws, 0)
+        loss = cross_entropy(logits.flatten(0, 1), labels).view(-1, self.draws).mean(1)
         return LossTerms(loss, torch.zeros_like(loss))
 
 
