@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import hauberk as hb
 from hauberk.attacks import PGD
 from hauberk.cli import main
+from hauberk.core.distributed import World
 from hauberk.core.random import ExampleRng
 from helpers import Signalling, count_passes, easy_data, settings, tiny_batch, tiny_net
 
@@ -82,6 +83,46 @@ def test_e_at_attacks_under_one_and_under_the_weaker_more_often():
     assert sum(picked[1]) > 50
     draws = [random.Random(f"0 {call}").choices(range(2), weights=[1.0, 1.0])[0] for call in range(60)]
     assert picked[0] == draws
+
+
+def test_a_step_of_e_at_is_cross_entropy_at_the_worst_point_of_its_threat_model():
+    """The formula in float64, with its gradient, and the shares that choose by hand over three epochs."""
+    model, (x, y) = tiny_net().double().eval(), tiny_batch(40, dtype=torch.float64)
+    y = model(x).argmax(1)
+    threats = [LINF, hb.L2(0.34), hb.L1(1.68)]
+    method, points = hb.method("e-at", threats), best_points(model, x, y, threats)
+    kept = [int((model(point).argmax(1) == y).sum()) for point in points]
+    drawn, attacked, withstood = [], [0] * 3, [0] * 3
+    for call in range(12):
+        if call % 4 == 0:
+            chances = [1 - r / n for r, n in zip(withstood, attacked, strict=True)] if all(attacked) else [1.0] * 3
+        which = random.Random(f"0 {call}").choices(range(3), weights=chances)[0]
+        drawn.append(which)
+        attacked[which] += 40
+        withstood[which] += kept[which]
+        out = method(model, x, y, epoch=call // 4, rng=RNG)
+        assert torch.equal(out.x_adv, points[which])
+        expected = F.cross_entropy(model(points[which]), y)
+        assert torch.allclose(out.loss, expected, atol=1e-12)
+        ours, theirs = (torch.autograd.grad(loss, list(model.parameters())) for loss in (out.loss, expected))
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours, theirs, strict=True))
+    assert len(set(drawn)) == 3
+    assert (method.inner.seen, method.inner.robust.tolist()) == (attacked, withstood)
+    assert len(set(chances)) > 1
+
+
+def test_e_at_counts_the_examples_of_all_processes():
+    class Alike(World):
+        def all_gather_rows(self, mine, sizes):
+            return torch.cat([mine, mine])
+
+    model, (x, y) = tiny_net().eval(), tiny_batch(40)
+    alone, both = (hb.method("e-at", [LINF, L2]) for _ in range(2))
+    alone(model, x, y, 0, rng=RNG)
+    both(model, x, y, 0, rng=RNG, world=Alike(0, 2), sizes=[40, 40])
+    assert alone.inner.robust.sum() > 0
+    assert torch.equal(both.inner.robust, 2 * alone.inner.robust)
+    assert both.inner.seen == [2 * seen for seen in alone.inner.seen]
 
 
 def test_the_choice_follows_the_seed_and_is_the_same_again():

@@ -45,6 +45,8 @@ from helpers import (
 KILLS = long_or(1, 20)
 METHODS = [*hb.list_methods(), "at+awp", "mart+awp", "mail-trades+awp", "trades by asam", "at by rwp"]
 METHODS += ["at+adr", "trades+adr+awp", "rslad+igdm", "n-fgsm+elle-a", "fgsm-at+gradalign"]
+METHODS += ["trades with wmmr", "at with kl-dro", "at+awp with frl"]  # whose weights are of the whole batch, or of all classes
+SEVERAL = [hb.Linf("8/255"), hb.L2(0.5), hb.L1(4.0)]
 
 
 class Frozen(nn.Module):
@@ -73,10 +75,14 @@ def data(n=120):
 def some_steps(name, net=None, **more):
     """Some epochs on batches of 15, so that the parts differ in size. Returns weights and metrics."""
     name, _, perturbation = name.partition(" by ")
-    settings = {"burn_in": 0} if get_method_spec(name).weighting is not None else {}
+    name, _, weighting = name.partition(" with ")
+    settings = {"weighting": weighting} if weighting else {}
+    settings |= {"burn_in": 0} if weighting or get_method_spec(name).weighting is not None else {}
+    settings |= {"rate": 0.5, "bound": 0.0} if weighting == "frl" else {}  # so that its weights differ after an epoch
+    threat = SEVERAL if name in ("e-at", "max-at", "ramp") else hb.Linf("8/255")
     settings |= {"rebat": {"ema_start": 0}, "ard": {"temperature": 3.0}, "saad": {"beta": 0.5}}.get(name, {})
     settings |= {"weight_perturbation": perturbation} if perturbation else {}
-    method = hb.method(name, hb.Linf("8/255"), **settings, **further(name, classes=6, sure=5))
+    method = hb.method(name, threat, **settings, **further(name, classes=6, sure=5))
     how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}
     run = hb.train(net or Frozen(), data(), method=method, epochs=long_or(2, 3), quiet=True, threads=1, **{**how, **more})
     clock = ("seconds", "examples_per_second")
