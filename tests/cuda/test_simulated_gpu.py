@@ -18,12 +18,12 @@ HERE, SOURCES = Path(__file__).parent, Path(hauberk.__file__).parent
 MOST, MOST_OF_AN_ATTACK_STEP = 200, 8
 # Friendly examples leave one by one; MMA looks at ten points of a line; the evading loss has two maxima; bounds of every layer,
 # and their gradients, are two forwards and more of which the step's own passes are none; AdaAD and SAAD look
-# at a teacher at each point.
+# at a teacher at each point; UIAT takes each attack step twice.
 FORMULA_NEEDS_MORE = {
     "fat": (220, 65), "fat-trades": (220, 65), "fat-mart": (220, 65), "mma": (400, 15), "adversarial-class": (200, 27),
     "ibp": (600, 8), "crown-ibp": (600, 8), "sabr": (680, 8), "gair-fat": (220, 65), "mm-at": (520, 90),
     "e-at": (200, 40), "max-at": (200, 40), "ramp": (200, 40),  # they keep the best point
-    "adaad": (200, 15), "saad": (300, 27),
+    "adaad": (200, 15), "uiat": (300, 16), "uiat-trades": (300, 16), "saad": (300, 27),
 }  # fmt: skip
 
 

@@ -57,13 +57,15 @@ def test_every_method_learns_digits(name, digits, teachers):
 
 
 @pytest.mark.parametrize(
-    "name", ["mma", "free-at", "mail-trades+awp", "fat", "gkl", "dafa-trades+awp", "at+adr", "rebat", "saad", "hat+adr+awp"]
+    "name",
+    ["mma", "free-at", "mail-trades+awp", "fat", "gkl", "uiat", "dafa-trades+awp", "at+adr", "rebat", "saad", "hat+adr+awp"],
 )
 def test_what_a_method_remembers_survives_a_stop(name, tmp_path):
     data = easy_data()
 
     def go(at, folder, resume=False):
-        how = {"burn_in": 1} if "mail" in name else {"ema_start": 1} if name == "rebat" else {}
+        own = {"rebat": {"ema_start": 1}, "uiat": {"class_share": 0.5}}
+        how = {"burn_in": 1} if "mail" in name else own.get(name, {})
         method = hb.method(name, THREAT, **how, **further(name))
         changes = settings(epochs=3, val_size=0)
         return hb.train("small-cnn", Signalling(data, at), method=method, out=tmp_path / folder, resume=resume, **changes)

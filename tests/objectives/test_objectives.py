@@ -236,7 +236,7 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     if isinstance(objective, every.Ramp):
         y = net(points[0]).argmax(1)  # right at the first of its pair, so that all count
     context = StepContext(net, x, y, threat, rng, 89, logits=clean, logits_adv=adv, x_adv=x + 0.05, eps_scale=0.4)
-    context.x_adv_by_threat = points
+    context.x_adv_by_threat, context.x_inverse = points, x + 0.03
     other = context.teacher = context.average = torch.nn.Linear(3, 5, dtype=torch.float64)
     kappa = torch.arange(9) % 4
     if name == "lrat":
@@ -251,7 +251,7 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     normal = net.weight[y][:, None] - net.weight
     middle = torch.einsum("bkd,bd->bk", normal, x if share is None else x + 0.05) + net.bias[y][:, None] - net.bias
     constants["m"] = middle - 0.3 * (1 if share is None else share) * normal.abs().sum(2)
-    constants |= {"x_1": net(points[0]), "x_2": net(points[1])}
+    constants |= {"x_inv": net(x + 0.03), "x_1": net(points[0]), "x_2": net(points[1])}
     constants["x_u"] = net(threat.around(x).random(rng)) if objective.needs == frozenset() and not sigma else None
     constants["kappa"] = 1 - 0.4 * (1 - getattr(objective, "kappa", 1))
     constants["g"] = (1 + torch.tanh(5 * (1 - 2 * kappa.double() / 3) - 1)) / 2

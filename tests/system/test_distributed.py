@@ -72,6 +72,15 @@ def data(n=120):
     return x, y
 
 
+# Under which a few steps already show what the method does.
+OWN_SETTINGS = {
+    "rebat": {"ema_start": 0},
+    "ard": {"temperature": 3.0},
+    "saad": {"beta": 0.5},
+    "uiat": {"class_share": 0.3},
+}
+
+
 def some_steps(name, net=None, **more):
     """Some epochs on batches of 15, so that the parts differ in size. Returns weights and metrics."""
     name, _, perturbation = name.partition(" by ")
@@ -80,7 +89,7 @@ def some_steps(name, net=None, **more):
     settings |= {"burn_in": 0} if weighting or get_method_spec(name).weighting is not None else {}
     settings |= {"rate": 0.5, "bound": 0.0} if weighting == "frl" else {}  # so that its weights differ after an epoch
     threat = SEVERAL if name in ("e-at", "max-at", "ramp") else hb.Linf("8/255")
-    settings |= {"rebat": {"ema_start": 0}, "ard": {"temperature": 3.0}, "saad": {"beta": 0.5}}.get(name, {})
+    settings |= OWN_SETTINGS.get(name, {})
     settings |= {"weight_perturbation": perturbation} if perturbation else {}
     method = hb.method(name, threat, **settings, **further(name, classes=6, sure=5))
     how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "lr": 0.05, "ema": 0.9, "weight_decay": 0.01}

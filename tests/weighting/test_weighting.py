@@ -142,6 +142,8 @@ IDEAL = {
     "trades": (13, 10, 1),
     "alp": (12, 10, 1),
     "clp": (12, 10, 1),
+    "uiat": (22, 20, 1),  # 10 of each search, 2 of the loss
+    "uiat-trades": (24, 20, 1),  # and one for the attack's divergence, one of the loss
     "mma": (23, 10, 1),  # 10 of PGD, 11 of bisection, 2 of the loss
     "gairat": (11, 10, 1),
     "gair-trades": (13, 10, 1),

@@ -59,6 +59,7 @@ class StepContext:
             returns inputs only.
         x_adv: adversarial inputs, (b, ...); None before the attack, and for methods without one.
         x_adv_by_threat: those under each of several threat models, (b, ...) each, where the attack looked under several.
+        x_inverse: inverse adversarial inputs, (b, ...), of the least loss nearby, where the attack looked for such.
         logits: of the clean inputs, (b, C), with a graph; None unless the objective or the weighting needs them.
         logits_adv: of the adversarial inputs, likewise.
         robust: ℓ of the objective, (b,), without a graph, for weightings by the loss; None before the objective is called.
@@ -95,6 +96,7 @@ class StepContext:
     attack: Any = None
     x_adv: Tensor | None = None
     x_adv_by_threat: tuple[Tensor, ...] = ()
+    x_inverse: Tensor | None = None
     logits: Tensor | None = None
     logits_adv: Tensor | None = None
     robust: Tensor | None = None

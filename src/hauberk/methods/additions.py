@@ -10,7 +10,20 @@ from hauberk.methods.table import MethodSpec
 from hauberk.methods.weight_perturbation.awp import AWP
 from hauberk.methods.weight_perturbation.rwp import RWP
 from hauberk.methods.weight_perturbation.sam import SAM
-from hauberk.objectives import ELLE, HAT, IKL, TSOVR, ARoW, CFATrades, DAFATrades, Distillation, GradAlign, Score, Trades
+from hauberk.objectives import (
+    ELLE,
+    HAT,
+    IKL,
+    TSOVR,
+    ARoW,
+    CFATrades,
+    DAFATrades,
+    Distillation,
+    GradAlign,
+    Score,
+    Trades,
+    UIATTrades,
+)
 
 WEIGHT_PERTURBATIONS: dict[str, Any] = {  # by name, for hb.method(weight_perturbation=)
     "awp": AWP(),
@@ -31,6 +44,7 @@ _LIKE_TRADES = (
     CFATrades,
     DAFATrades,
     HAT,
+    UIATTrades,
 )
 
 

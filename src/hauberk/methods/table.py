@@ -13,6 +13,7 @@ from hauberk.methods.adr import ADR
 from hauberk.methods.distillation import FromTangentOfTeacher, FromTeacher, FromTeacherAtPoint
 from hauberk.methods.inner_attacks.batch_attack import BatchAttack, InnerAttack, SmallBall
 from hauberk.methods.inner_attacks.free_replay import FreeReplay
+from hauberk.methods.inner_attacks.inverse import WithInverse
 from hauberk.methods.inner_attacks.minimum_margin import MinimumMargin
 from hauberk.methods.inner_attacks.mm_at import TargetsInTurn
 from hauberk.methods.inner_attacks.n_fgsm import NFGSM
@@ -36,6 +37,7 @@ from hauberk.objectives import (
     SAAD,
     SOVR,
     TSOVR,
+    UIAT,
     AdaAD,
     AdversarialClass,
     ARoW,
@@ -51,6 +53,7 @@ from hauberk.objectives import (
     Score,
     Standard,
     Trades,
+    UIATTrades,
     UniformNoise,
 )
 from hauberk.objectives.local_linearity import ELLE, GradAlign, with_terms
@@ -229,6 +232,14 @@ METHODS: dict[str, MethodSpec] = {
         LRAT(), "clean and adversarial cross-entropy of each example, shared by how many PGD iterates are classified right",
         "Gao et al. 2021, LRAT, with one attack; no public code, its form from memory",
         _UNIFORM),
+    "uiat": MethodSpec(
+        UIAT(), "adversarial training that draws adversarial predictions to those of inverse adversarial inputs",
+        "Dong et al. 2023, UIAT; no public code of its authors was found, β from a comparison of others",
+        _UNIFORM, inner=WithInverse),
+    "uiat-trades": MethodSpec(
+        UIATTrades(), "TRADES with the predictions of inverse adversarial inputs in place of the clean ones",
+        "Dong et al. 2023, UIAT, which begins from TRADES; no public code of its authors was found",
+        _KL, inner=WithInverse),
     "cfa-at": MethodSpec(
         CFAAT(), "adversarial training with a radius of each class, from its robust accuracy in the last epoch",
         "Wei et al. 2023, CFA, without FAWA; x' may leave the threat model",

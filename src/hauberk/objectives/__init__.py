@@ -31,6 +31,7 @@ from hauberk.objectives.score import Score, score
 from hauberk.objectives.smoothing import NoisyAT, NoisyStandard
 from hauberk.objectives.sovr import SOVR, TSOVR, sovr, tsovr
 from hauberk.objectives.trades import Trades, trades
+from hauberk.objectives.uiat import UIAT, UIATTrades, uiat, uiat_trades
 
 __all__ = [
     "ALP",
@@ -49,6 +50,7 @@ __all__ = [
     "SAAD",
     "SOVR",
     "TSOVR",
+    "UIAT",
     "ARoW",
     "AdaAD",
     "AdversarialClass",
@@ -70,6 +72,7 @@ __all__ = [
     "Score",
     "Standard",
     "Trades",
+    "UIATTrades",
     "UniformNoise",
     "adaad",
     "adversarial_class",
@@ -97,4 +100,6 @@ __all__ = [
     "standard",
     "trades",
     "tsovr",
+    "uiat",
+    "uiat_trades",
 ]
