@@ -54,6 +54,42 @@ def test_mma_remembers_each_examples_radius():
     assert torch.equal(method.inner.radius_fractions(torch.tensor([5]), y[:1]), torch.tensor([0.1]))  # never seen
 
 
+@pytest.mark.parametrize(("d_max", "found"), [(0.08, True), ("8/100", True), (0.055, False), (None, False)])
+def test_mma_searches_and_pushes_to_a_d_max_of_its_own(d_max, found):
+    model, x = linear(0.06), torch.full((1, 4), 0.5, dtype=torch.float64)
+    y = torch.tensor([0])
+    out = hb.method("mma", THREAT, d_max=d_max, bisections=40)(model, x, y)
+    assert (out.forwards, out.backwards) == (53, 10)
+    toward = torch.tensor([[-0.06, 0.06, -0.06, -0.06]], dtype=torch.float64)  # where the boundary lies, beyond ε = 0.05
+    expected = x + toward if found else x
+    torch.testing.assert_close(out.x_adv, expected, rtol=0, atol=1e-9)
+    clean, pushed = (nn.functional.cross_entropy(model(z), y) for z in (x, expected))
+    torch.testing.assert_close(out.loss, clean / 3 + (2 / 3 * pushed if found else 0), rtol=1e-8, atol=0)
+
+
+def test_a_d_max_grows_with_epsilon_and_its_radii_are_parts_of_it():
+    model, x, y = linear(0.03), torch.full((1, 4), 0.5, dtype=torch.float64), torch.tensor([0])
+    method = hb.method("mma", THREAT, d_max=0.08, bisections=40)
+    for scale, success in ((1.0, True), (0.3, False), (0.5, True)):  # within 0.08, 0.024 and 0.04
+        out = method(model, x, y, index=torch.tensor([0]), eps_scale=scale)
+        assert bool((out.x_adv != x).any()) == success
+        assert float(method.inner.fractions[0]) == pytest.approx(min(0.03 / (0.08 * scale), 1.0), rel=1e-4)
+    again = method.with_schedule(epochs=5).inner
+    assert (again.d_max, len(again.fractions)) == (0.08, 0)
+    assert method.to_dict()["d_max"] == 0.08
+
+
+def test_a_d_max_that_is_no_radius_says_so():
+    model, (x, y) = tiny_net(), tiny_batch()
+    for threat, d_max, says in (
+        (THREAT, 12.0, r"d_max = 12.0 is no radius here: eps = 12 is wider than the box \[0.0, 1.0\]; did you mean '12/255'"),
+        (THREAT, -0.1, "d_max = -0.1 is no radius here: eps must be finite and not negative"),
+        (hb.Linf([[[0.1]], [[0.2]], [[0.1]]]), 0.3, "d_max is one number, and .* has an ε of each feature"),
+    ):
+        with pytest.raises(hb.UserError, match=says):
+            hb.method("mma", threat, d_max=d_max)(model, x, y)
+
+
 def test_mma_objective_by_hand():
     logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
     adv = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 3.0]])

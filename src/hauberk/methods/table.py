@@ -157,7 +157,7 @@ METHODS: dict[str, MethodSpec] = {
     "clp": MethodSpec(
         CLP(), "clean loss and pairing of predictions", "Kannan et al. 2018, as the MART paper compares it", _UNIFORM),
     "mma": MethodSpec(
-        MMA(), "margin maximisation: train at the nearest adversarial example within ε = d_max",
+        MMA(), "margin maximisation: train at the nearest adversarial example within d_max, ε unless it is set",
         "Ding et al. 2020, mma_training: d_max 12/255 on CIFAR-10",
         PGD(10, "eps/4", "uniform", loss="slm"), inner=MinimumMargin),
     "fat": MethodSpec(

@@ -54,11 +54,11 @@ class MMA(Objective):
         """The loss with this share."""
         return (
             f"ω·(1 - c)·CE(f(x*), y) + c·CE(f(x), y); c = {self.clean_share:.3g}, x* is the nearest adversarial input, or x "
-            "where that is wrong already; without one within ε the first term is 0"
+            "where that is wrong already; without one within d_max the first term is 0"
         )
 
     def __call__(self, context: StepContext) -> LossTerms:
-        """Return the terms; an example counts as found within ε where the attack says so."""
+        """Return the terms; an example counts as found within d_max where the attack says so."""
         assert context.logits is not None  # needed
         assert context.logits_adv is not None
         within = None if context.attack is None else context.attack.success
