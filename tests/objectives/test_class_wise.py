@@ -1,4 +1,6 @@
-"""CFA and DAFA: radii, trade-offs and weights of each class, from the last epoch."""
+"""CFA, DAFA and FRL: radii, trade-offs and weights of each class, from the last epoch."""
+
+import math
 
 import pytest
 import torch
@@ -7,10 +9,9 @@ import torch.nn.functional as F
 import hauberk as hb
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
-from helpers import losses_by_hand, tiny_batch, tiny_net
+from helpers import losses_by_hand, steps_by_hand, tiny_batch, tiny_net
 
 THREAT = hb.Linf("8/255")
-NAMES = ["cfa-at", "cfa-trades", "dafa-at", "dafa-trades"]
 
 
 def reach(out, x):
@@ -97,11 +98,87 @@ def test_a_step_of_dafa(name, preset):
     assert torch.allclose(again.loss, out.loss, rtol=1e-5)
 
 
+def test_terms_of_frl_by_their_equation():
+    generator = torch.Generator().manual_seed(0)
+    z, a = (torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    y, u, w = torch.arange(6) % 4, *torch.rand(2, 6, generator=generator, dtype=torch.float64)
+    kl = (z.softmax(1) * (z.log_softmax(1) - a.log_softmax(1))).sum(1)
+    found = hb.objectives.frl(z, a, y, beta=3.0, clean_weights=u, boundary_weights=w)
+    assert torch.allclose(found.robust, 3.0 * w * kl)
+    assert torch.allclose(found.regularizer, u * F.cross_entropy(z, y, reduction="none"))
+    plain = hb.objectives.frl(z, a, y, beta=3.0)
+    for ours, of_trades in zip(plain, hb.objectives.trades(z, a, y, beta=3.0), strict=True):
+        assert torch.equal(ours, of_trades)
+    with pytest.raises(hb.UserError, match=r"clean_weights must be \(6,\)"):
+        hb.objectives.frl(z, a, y, clean_weights=u[:3])
+
+
+def test_radii_of_frl_by_their_equation():
+    """``clamp(exp(2 λ), 0.98, 2.5)`` of the public code, λ a running sum of what is beyond the bound."""
+    exponents, wanted = torch.zeros(4, dtype=torch.float64), [0.0] * 4
+    for error in ([0.1, 0.9, 0.3, 0.3], [0.2, 0.8, 0.35, 0.25]):
+        radii, exponents = hb.objectives.frl_radii(torch.tensor(error, dtype=torch.float64), exponents, rate=1.5)
+        wanted = [one + 1.5 * (e - 0.4 - 0.1) for one, e in zip(wanted, error, strict=True)]
+        assert exponents.tolist() == pytest.approx(wanted)
+        assert radii.tolist() == pytest.approx([min(max(math.exp(2 * one), 0.98), 2.5) for one in wanted])
+    assert radii[1] == 2.5
+    assert radii[0] == 0.98
+    wrong = ({"exponents": exponents[:2]}, {"rate": -1.0}, {"limit": 0.5})
+    for changed in wrong:
+        with pytest.raises(hb.UserError, match="must"):
+            hb.objectives.frl_radii(**{"error": exponents, "exponents": exponents, **changed})
+
+
+def test_rows_of_frl_have_the_constants_of_its_code():
+    rows = {form: hb.method(f"frl-{form}", THREAT).objective for form in ("rw", "rm", "rmrw")}
+    found = {form: (one.clean_rate, one.boundary_rate, one.radius_rate, one.weight_limit) for form, one in rows.items()}
+    assert found == {"rw": (0.05, 0.1, 0.0, 0.5), "rm": (0.05, 0.0, 0.1, 0.3), "rmrw": (0.05, 0.1, 0.1, 0.5)}
+    assert {(one.beta, one.clean_bound, one.boundary_bound) for one in rows.values()} == {(1.0, 0.1, 0.1)}
+    assert (rows["rm"].radius_limit, rows["rmrw"].radius_limit) == (2.5, 3.0)
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+@pytest.mark.parametrize("form", ["rw", "rm", "rmrw"])
+def test_steps_of_frl_follow_both_errors_of_the_last_epoch(form, preset):
+    """Epochs of one step each, in float64, by the public code's arithmetic; rates are halved with epochs 1 and 3 of 6."""
+    x, y = tiny_batch(40, dtype=torch.float64)
+    net = tiny_net(seed=3).double()
+    rates = {"clean_rate": 1.0} | ({} if form == "rm" else {"boundary_rate": 1.5})
+    rates |= {} if form == "rw" else {"radius_rate": 0.8}
+    bounds = {"clean_bound": 0.0, "boundary_bound": 0.0}
+    method = hb.method(f"frl-{form}", THREAT, preset=preset, **rates, **bounds).with_schedule(epochs=6)
+    outs = steps_by_hand(method, net, x, y, range(4), 1)
+    limit, most = {"rw": (0.5, 2.5), "rm": (0.3, 2.5), "rmrw": (0.5, 3.0)}[form]
+    state, seen = [[0.0] * 5 for _ in range(3)], set()
+    for epoch, out in enumerate(outs):
+        if epoch:
+            before = outs[epoch - 1]
+            wrong = by_class((before.logits.argmax(1) != y).double(), y)
+            beyond = by_class((before.logits_adv.argmax(1) != y).double(), y) - wrong
+            halved = 0.5 ** ((epoch + 1) // 2) if preset == "official" else 1.0
+            for which, (error, rate) in enumerate(((wrong, 1.0), (beyond, rates.get("boundary_rate", 0.0)))):
+                raised = [
+                    max(p + rate * halved * float(e - error.mean()), 0.0) for p, e in zip(state[which], error, strict=True)
+                ]
+                state[which] = [p * min(limit / max(sum(raised), 1e-9), 1.0) for p in raised]
+            excess = beyond - beyond.mean()
+            state[2] = [p + rates.get("radius_rate", 0.0) * float(e) for p, e in zip(state[2], excess, strict=True)]
+        costs = [[1 / 5 + p - sum(of) / 5 for p in of] for of in state[:2]]
+        u, w = (torch.tensor(cost, dtype=torch.float64)[y] for cost in costs)
+        radius = torch.tensor([min(max(math.exp(2 * p), 0.98), most) for p in state[2]])[y]
+        assert torch.allclose(reach(out, x).float(), radius, atol=1e-3)
+        kl = (out.logits.softmax(1) * (out.logits.log_softmax(1) - out.logits_adv.log_softmax(1))).sum(1)
+        terms = F.cross_entropy(out.logits, y, reduction="none") * u + kl * w
+        assert torch.allclose(out.loss, terms.sum() / ((u + w).sum() if preset == "official" else 40 / 5))
+        seen |= {tuple(one) for one in costs} | {tuple(radius.tolist())}
+    assert len(seen) > 4
+
+
 def test_steps_are_parts_of_what_the_papers_say():
-    """CFA takes steps of ε/4 whatever the radius is, DAFA steps in proportion to it."""
+    """CFA and FRL take steps of ε/4 whatever the radius is, DAFA steps in proportion to it."""
     model, (x, y) = tiny_net(seed=3).eval(), tiny_batch(20)
-    for name, in_proportion in (("cfa-at", False), ("dafa-at", True)):
-        method = hb.method(name, THREAT, steps=1, start="clean")
+    for name, in_proportion in (("cfa-at", False), ("dafa-at", True), ("frl-rm", False)):
+        method = hb.method(name, THREAT, steps=1, start="clean", loss="ce")
         context = StepContext(model, x, y, THREAT, ExampleRng(0, torch.arange(20)), sizes=[20])
         context.radii, context.largest_radius = torch.linspace(0.1, 1.5, 20), 1.5
         moved = (method.inner(context).x_adv - x).abs().flatten(1).amax(1) * 255 / 8
@@ -109,11 +186,11 @@ def test_steps_are_parts_of_what_the_papers_say():
         assert torch.allclose(moved, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["cfa-at", "cfa-trades", "dafa-at", "dafa-trades"])
+@pytest.mark.parametrize("name", ["cfa-at", "cfa-trades", "dafa-at", "dafa-trades", "frl-rmrw"])
 def test_before_they_begin_they_are_the_plain_method(name):
     x, y = tiny_batch(16)
-    base = {"cfa-trades": "trades", "dafa-trades": "trades"}.get(name, "at")
-    start = {"start": "normal"} if name == "dafa-at" else {}
+    base = {"cfa-trades": "trades", "dafa-trades": "trades", "frl-rmrw": "trades"}.get(name, "at")
+    start = {"dafa-at": {"start": "normal"}, "frl-rmrw": {"beta": 1.0}}.get(name, {})
     found = []
     for method in (hb.method(name, THREAT, begin=9), hb.method(base, THREAT, **start)):
         model = tiny_net()
@@ -126,7 +203,7 @@ def test_before_they_begin_they_are_the_plain_method(name):
         assert all(map(torch.equal, found[0][1], found[1][1]))
 
 
-@pytest.mark.parametrize("name", ["cfa-trades", "dafa-at", "dafa-trades+awp"])
+@pytest.mark.parametrize("name", ["cfa-trades", "dafa-at", "dafa-trades+awp", "frl-rmrw"])
 def test_a_state_goes_on_exactly(name):
     x, y = tiny_batch(20)
 
@@ -134,7 +211,8 @@ def test_a_state_goes_on_exactly(name):
         return losses_by_hand(method, model, x, y, of, 2)
 
     def new():
-        return hb.method(name, THREAT, begin=0.5, **({"awp_warmup": 1} if "awp" in name else {})).with_schedule(epochs=4)
+        begun = 0.25 if "frl" in name else 0.5
+        return hb.method(name, THREAT, begin=begun, **({"awp_warmup": 1} if "awp" in name else {})).with_schedule(epochs=4)
 
     whole = steps(new(), tiny_net(), range(8))
     for stop in (2, 3, 4, 5):

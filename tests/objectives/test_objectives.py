@@ -262,7 +262,7 @@ def test_the_formula_that_is_shown_is_the_loss(name, changed):
     bound = clip**2 * 1.25
     p, q = clean.softmax(1), adv.softmax(1)
     loss = (p - t).square().sum(1) + (constants["beta"] or 0) * (p - q).square().sum(1)
-    constants["h"], constants["u"] = (loss >= bound).double(), 1.0
+    constants["h"], constants["u"], constants["w"] = (loss >= bound).double(), 1.0, 1.0
     odds = constants["beta"] or 0
     constants["b"] = odds / (1 + odds) if name.startswith("cfa") else bound
     margin = hb.attacks.logit_margin(clean if "f(x)" in objective.equation else adv, y)

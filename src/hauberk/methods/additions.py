@@ -12,6 +12,7 @@ from hauberk.methods.weight_perturbation.rwp import RWP
 from hauberk.methods.weight_perturbation.sam import SAM
 from hauberk.objectives import (
     ELLE,
+    FRL,
     HAT,
     IKL,
     TSOVR,
@@ -43,6 +44,7 @@ _LIKE_TRADES = (
     TSOVR,
     CFATrades,
     DAFATrades,
+    FRL,
     HAT,
     UIATTrades,
 )

@@ -28,6 +28,7 @@ from hauberk.objectives import (
     CFAAT,
     CLP,
     DAFAAT,
+    FRL,
     GKL,
     HAT,
     IKL,
@@ -258,6 +259,18 @@ METHODS: dict[str, MethodSpec] = {
         DAFATrades(), "TRADES with weights of the classes on clean loss and radius, from which are taken for which",
         "Lee et al. 2024, DAFA; x' may leave the threat model",
         _KL, official={**_UNPROJECTED, "passes": ("attack", "adversarial", "clean")}),
+    **{
+        f"frl-{form}": MethodSpec(
+            objective, f"TRADES with {what} of each class, from its errors in the last epoch",
+            f"Xu et al. 2021, FRL, frl{form}.py: by errors of held-out images, from a trained network",
+            _KL, inner=partial(BatchAttack, own_steps=False),
+            official={"start": "normal-unprojected", "passes": ("attack", "clean", "adversarial", "clean")})
+        for form, objective, what in (
+            ("rw", FRL(), "weights of the clean loss and of the divergence"),
+            ("rm", FRL(boundary_rate=0.0, radius_rate=0.1, weight_limit=0.3), "a weight of the clean loss and a radius"),
+            ("rmrw", FRL(radius_rate=0.1, radius_limit=3.0), "weights of the clean loss and of the divergence, and a radius"),
+        )
+    },
     "ibp": MethodSpec(
         IBP(), "certified training: the worst logits that interval bounds allow, no attack; let ε grow (eps_warmup)",
         "Gowal et al. 2018"),

@@ -17,6 +17,7 @@ from hauberk.objectives.cross_entropy import (
 from hauberk.objectives.dafa import DAFAAT, DAFATrades, dafa
 from hauberk.objectives.distillation import ARD, RSLAD, SAAD, AdaAD, Distillation, adaad, ard, gradient_matching, rslad, saad
 from hauberk.objectives.expected_cost import ExpectedCost
+from hauberk.objectives.frl import FRL, frl, frl_radii
 from hauberk.objectives.functional import kl_divergence
 from hauberk.objectives.hat import HAT, hat
 from hauberk.objectives.ikl import GKL, IKL, gkl, ikl
@@ -41,6 +42,7 @@ __all__ = [
     "CLP",
     "DAFAAT",
     "ELLE",
+    "FRL",
     "GKL",
     "HAT",
     "IKL",
@@ -83,6 +85,8 @@ __all__ = [
     "cfa",
     "clp",
     "dafa",
+    "frl",
+    "frl_radii",
     "gkl",
     "gradient_matching",
     "hat",

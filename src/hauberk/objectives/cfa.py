@@ -9,7 +9,7 @@ from torch import Tensor
 from hauberk.core.arguments import shown, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import ADVERSARIAL, CLEAN, BurnIn, LossTerms, PresetName, StepContext, is_official
-from hauberk.objectives.class_wise import ClassWiseObjective, robustly_right
+from hauberk.objectives.class_wise import ClassWiseObjective, rightness
 from hauberk.objectives.cross_entropy import at
 from hauberk.objectives.functional import cross_entropy, kl_divergence
 from hauberk.threat.batch import checked_batch
@@ -83,7 +83,7 @@ class CFAAT(ClassWiseObjective):
     def __call__(self, context: StepContext) -> LossTerms:
         """Return the terms, and note which examples are right."""
         assert context.logits_adv is not None  # needed
-        self.note(context, robustly_right(context.logits_adv, context.y))
+        self.note(context, rightness(context.logits_adv, context.y))
         return unchecked(at)(None, context.logits_adv, context.y, targets=context.loss_targets)
 
 
@@ -111,7 +111,7 @@ class CFATrades(CFAAT):
         assert context.logits is not None  # needed
         assert context.logits_adv is not None
         values = self.settings_of_classes(context)
-        self.note(context, robustly_right(context.logits_adv, context.y))
+        self.note(context, rightness(context.logits_adv, context.y))
         accuracy = None if values is None else values[context.y, 0]
         return unchecked(cfa)(
             context.logits, context.logits_adv, context.y, beta=self.beta, beta_lam=self.beta_lam, robust_accuracy=accuracy,

@@ -61,6 +61,6 @@ class ClassWiseObjective(Objective, nn.Module):
 
 
 @torch.no_grad()
-def robustly_right(logits_adv: Tensor, y: Tensor) -> Tensor:
-    """Say which are right at their adversarial inputs, (b, 1), as numbers."""
-    return (logits_adv.argmax(1) == y).float()[:, None]
+def rightness(logits: Tensor, y: Tensor) -> Tensor:
+    """Say which are right, (b, 1), as numbers."""
+    return (logits.argmax(1) == y).float()[:, None]
