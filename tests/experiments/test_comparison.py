@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from hauberk.experiments import (
     Experiment,
     collect,
     estimate,
+    progress,
     run_experiment,
     run_experiments,
     run_on_slurm,
@@ -472,7 +474,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs").exists()
     assert main(["compare", *WORDS]) == 0
     said = capsys.readouterr().out
-    assert "2/2" in said
+    assert re.search(r"^1 of 2 networks: at, seed 0: done, about 0:\d\d:\d\d to go$", said, re.M), said
+    assert re.search(r"^2 of 2 networks: standard, seed 0: done$", said, re.M), said
     assert "One seed" in said
     folder = tmp_path / "runs" / "compare-digits-mlp"
     assert json.loads((folder / "comparison.json").read_text())["methods"] == ["at", "standard"]
@@ -484,6 +487,22 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main(["compare", "--trials", "0"]) == 2
     assert main(["compare", "--methods", "at,standard", "--set", "steps=3"]) == 2
     assert "unknown setting of standard 'steps'" in capsys.readouterr().err
+
+
+def test_the_time_to_go_is_that_of_the_runs_that_are_made_now_and_not_of_kept_ones(monkeypatch):
+    now, told = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    count = progress.Count(6, 2, told.append)
+    for seconds, what in [(50, "kept"), (60, "kept, made with torch 1.0"), (160, "done"), (170, "done"), (260, "stopped")]:
+        now[0] = seconds
+        count.ended(f"at, seed {len(told)}", what)
+    assert told == [
+        "1 of 6 networks: at, seed 0: kept",
+        "2 of 6 networks: at, seed 1: kept, made with torch 1.0",
+        "3 of 6 networks: at, seed 2: done, about 0:01:40 to go",  # one beside it is nearly done, two more to come
+        "4 of 6 networks: at, seed 3: done, about 0:01:50 to go",
+        "4 of 6 networks: at, seed 4: stopped",
+    ]
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path, capsys):
@@ -510,7 +529,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path, capsys):
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "standard").exists()  # nothing new was begun
     assert main(words) == 0
-    assert "2/2" in capsys.readouterr().out
+    assert "2 of 2" in capsys.readouterr().out
 
 
 def test_a_killed_comparison_leaves_no_process_behind(tmp_path):

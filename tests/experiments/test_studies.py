@@ -15,10 +15,10 @@ import torch.nn.functional as F
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.experiments import Experiment
+from hauberk.experiments import Experiment, progress
 from hauberk.experiments.figures import COLUMN, FIGURE_FORMATS, figure_file, new_figure
 from hauberk.experiments.options import ModelOptions, SubsetOptions
-from hauberk.experiments.studies import STUDIES, StudyContext, StudyResult, Variant, find_study, progress
+from hauberk.experiments.studies import STUDIES, StudyContext, StudyResult, Variant, find_study
 from hauberk.experiments.studies.amounts import same_steps, widths
 from hauberk.experiments.studies.epochs import draw_epochs, epoch_curves
 from hauberk.experiments.studies.mail_weights import _effective_parts

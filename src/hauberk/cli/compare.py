@@ -92,6 +92,7 @@ def compare(arguments: Sequence[str]) -> int:
 
     from hauberk.experiments import collect, estimate, run_experiments, run_on_slurm, train_experiment
     from hauberk.experiments.processes import usual_jobs, usual_threads
+    from hauberk.experiments.progress import Count
 
     out = options.out or usual_folder(options.table or "compare", options.data.name, options.model.name)
     experiments = _experiments(options, out)
@@ -109,13 +110,11 @@ def compare(arguments: Sequence[str]) -> int:
         submitted = run_on_slurm(experiments, out, settings=key_values("--slurm", options.slurm), **where)
         say(f"Submitted {len(submitted)} runs; the same command without --slurm prints the table when they are done")
         return 0
-    done = 0
+    count = Count(len(experiments), jobs, say)
 
     def told(experiment: "Experiment", what: str) -> None:
-        nonlocal done
-        done += 1
         if not options.quiet:
-            say(f"{done}/{len(experiments)} {experiment.name} seed {experiment.seed}: {what}")
+            count.ended(f"{experiment.name}, seed {experiment.seed}", what)
 
     if not run_experiments(experiments, out, jobs=jobs, threads=threads, device=device, on_progress=told):
         say("Not finished; the same command goes on")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from hauberk.core.errors import UserError
 from hauberk.data import IndexedDataset, fetch_for
 from hauberk.experiments.experiment import Experiment
+from hauberk.experiments.progress import Watch
 from hauberk.experiments.runner import train_experiment
-from hauberk.experiments.studies.progress import Watch
 from hauberk.methods import Method
 from hauberk.threat import ThreatModel
 from hauberk.training import pick_device

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from hauberk.core.errors import UserError
 from hauberk.experiments.processes import in_processes
+from hauberk.experiments.progress import Count
 from hauberk.experiments.studies.context import StudyContext, silent
 from hauberk.experiments.studies.plan import needed_first, planned_variants, planning
-from hauberk.experiments.studies.progress import Count
 from hauberk.experiments.studies.study import Study
 
 
@@ -37,7 +37,7 @@ def train_side_by_side(studies: Iterable[Study], context: StudyContext, *, jobs:
         Whether all has been tried; otherwise it was stopped, and the same call goes on.
     """
     rounds = _missing(studies, context)
-    count = Count(sum(map(len, rounds)), context.say)
+    count = Count(sum(map(len, rounds)), jobs, context.say)
 
     def told(one: _Network, what: str) -> None:
         count.ended(f"{one.name}, seed {one.context.seed}", what)

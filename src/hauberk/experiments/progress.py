@@ -1,9 +1,10 @@
-"""How far a study is: which of how many networks, and which epoch of it, on a terminal or not."""
+"""How far a comparison or study is: which of how many networks, and which epoch of it, on a terminal or not."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from math import ceil
 from pathlib import Path
 from threading import Event, Thread
 
@@ -14,29 +15,39 @@ from hauberk.training.callbacks import read_metrics
 EVERY = 15.0  # seconds between two looks at a training
 
 
-def _to_go(begun: float, made: int, left: int) -> str:
-    """Say how long what is left takes, as if it took as long as what was made since ``begun``."""
-    if made < 1 or left < 1:
+def _to_go(begun: float, made: int, left: int, jobs: int = 1) -> str:
+    """Say how long what is left takes, as if it took as long as what was made since ``begun``, ``jobs`` at a time."""
+    rounds = ceil(made / jobs)  # those that run beside the last one that ended are nearly made, too
+    more = ceil((made + left) / jobs) - rounds
+    if rounds < 1 or more < 1:
         return ""
-    return f", about {timedelta(seconds=round((time.monotonic() - begun) / made * left))} to go"
+    return f", about {timedelta(seconds=round((time.monotonic() - begun) / rounds * more))} to go"
 
 
 class Count:
-    """Says how many of the networks that are trained side by side are finished.
+    """Says how many of the networks that are trained side by side are finished, and how long the others will take.
 
     Args:
         total: number of networks.
+        jobs: how many are trained side by side.
         say: is told, a line for each.
+
+    Attributes:
+        tried: number of those that are finished or failed.
     """
 
-    def __init__(self, total: int, say: Callable[[str], None]):
-        self.total, self.say = total, say
-        self.tried, self._begun = 0, time.monotonic()
+    def __init__(self, total: int, jobs: int, say: Callable[[str], None]):
+        self.total, self.jobs, self.say = total, jobs, say
+        self.tried, self._kept, self._begun = 0, 0, time.monotonic()
 
     def ended(self, name: str, what: str) -> None:
-        """Say what became of a network: "done", "stopped" or the reason why it failed."""
-        self.tried += what != "stopped"
-        left = _to_go(self._begun, self.tried, self.total - self.tried)
+        """Say what became of a network: "done", "kept" (and how it was made), "stopped" or the reason why it failed."""
+        left = ""
+        if what != "stopped":
+            self.tried += 1
+            if what.startswith("kept"):  # from before, so it says nothing of how long the others take
+                self._kept, self._begun = self._kept + 1, time.monotonic()
+            left = _to_go(self._begun, self.tried - self._kept, self.total - self.tried, self.jobs)
         self.say(f"{self.tried} of {self.total} networks: {name}: {what}{left}")
 
 
