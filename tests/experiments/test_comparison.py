@@ -377,7 +377,7 @@ def test_all_methods_of_a_comparison_take_extra_examples_first_weights_and_a_tea
     assert "there is no file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("changed", ["first weights", "extra examples", "teacher", "loss"])
+@pytest.mark.parametrize("changed", ["first weights", "extra examples", "their labels", "teacher", "loss"])
 def test_finished_experiments_are_not_kept_where_what_they_were_made_from_has_changed(changed, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -389,11 +389,13 @@ def test_finished_experiments_are_not_kept_where_what_they_were_made_from_has_ch
     how = {
         "first weights": {"sources": SourceOptions(init=str(tmp_path / "first"))},
         "extra examples": {"sources": SourceOptions(extra=str(tmp_path / "extra.npz"))},
+        "their labels": {"sources": SourceOptions(extra=str(tmp_path / "images.npz"), extra_labels=str(tmp_path / "first"))},
         "teacher": {"method": "rslad", "hyperparameters": {"steps": 1, "teacher": str(tmp_path / "first")}},
         "loss": {"hyperparameters": {"steps": 1, "objective": f"{own.stem}:weighted"}},
     }[changed]
     small_run(tmp_path / "first", 0)
     extra_digits(tmp_path / "extra.npz", 60, 0)
+    np.savez(tmp_path / "images.npz", image=np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8))
     (experiment,) = experiments("at", trials=1)
     experiment, out, told = replace(experiment, **how), tmp_path / "out", []
     assert run_experiment(experiment, out)

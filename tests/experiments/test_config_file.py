@@ -47,7 +47,7 @@ def test_a_file_holds_every_setting_of_the_training_and_of_the_method(workplace)
     run = hb.train("mlp", small(), method="mail-at+awp", threat=hb.L2("1/2"), epochs=4, val_steps=1, out="run", quiet=True)
     found = parse_toml(Path(run.folder, "config.toml").read_text(), "x", "x")
     own = found.pop("hyperparameters")
-    not_there = {"verify", "schedule_preset", "init", "extra", "extra_share", "data_dir", "train_size"}
+    not_there = {"verify", "schedule_preset", "init", "extra", "extra_labels", "extra_share", "data_dir", "train_size"}
     assert found.keys() == known_keys().keys() - not_there
     assert own["slope"] == 10.0
     assert own["gamma"] == 0.01

@@ -15,6 +15,7 @@ from hauberk.core.random import ExampleRng
 from hauberk.data import ConcatDataset, as_dataset, as_extra, data_digest, read_extra
 from hauberk.data.extra import target_probabilities
 from hauberk.models import ModelSpec
+from hauberk.report.reproduce import train_command
 from hauberk.training.batch import BatchLoader
 from hauberk.training.config import TrainConfig
 from hauberk.training.plan import make_plan
@@ -245,6 +246,31 @@ def test_the_command_line_takes_extra_data_and_weights_to_begin_from(tmp_path, m
     assert main(["train", "--resume", "b", "--extra", "moved.npz", "--quiet"]) == 2
     assert "extra = 200, not 199" in capsys.readouterr().err
     assert main(["train", "--extra-share", "0.4", "--out", "c", *quick]) == 2
+    assert "name their file by extra (--extra)" in capsys.readouterr().err
+
+
+def test_a_network_labels_extra_examples_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    x = (hb.data.load_data("digits", "train").fetch(torch.arange(200))[0] * 255).round().byte()
+    np.savez("images.npz", image=x.permute(0, 2, 3, 1).numpy())
+    quick = ["--epochs", "1", "--quiet", "--model", "mlp", "--method", "standard"]
+    for seed in ("0", "1"):
+        assert main(["train", "--out", f"teacher-{seed}", "--seed", seed, *quick]) == 0
+    given = ["--extra", "images.npz", "--extra-labels", "teacher-0"]
+    assert main(["train", *given, "--out", "run", *quick]) == 0
+    labelled = hb.data.pseudo_label(hb.load("teacher-0"), x)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["data"]["extra_digest"] == data_digest(labelled)
+    assert (record["data"]["extra_file"], record["data"]["extra_labels"]) == ("images.npz", "teacher-0")
+    assert "--extra images.npz --extra-labels teacher-0" in train_command(record)
+    assert main(["train", "--config", "run/config.toml", "--out", "again", "--quiet"]) == 0
+    assert (tmp_path / "again" / "last.safetensors").read_bytes() == (tmp_path / "run" / "last.safetensors").read_bytes()
+    assert main(["train", "--resume", "run", "--quiet"]) == 0
+    assert main(["train", "--resume", "run", "--extra-labels", "teacher-1", "--quiet"]) == 2
+    assert "started with other extra data: inputs, labels" in capsys.readouterr().err
+    assert main(["train", "--extra", "images.npz", "--out", "none", *quick]) == 2
+    assert "images.npz has no array label: give them by a network (--extra-labels RUN" in capsys.readouterr().err
+    assert main(["train", "--extra-labels", "teacher-0", "--out", "none", *quick]) == 2
     assert "name their file by extra (--extra)" in capsys.readouterr().err
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hauberk.training import Run
 
 _NAMED_AGAIN = ("optimizer", "scheduler", "augment", "callbacks")  # where they are import paths
-_FILES = ("data_dir", "verify", "extra", "init")
+_FILES = ("data_dir", "verify", "extra", "extra_labels", "init")
 _OF_A_RESUMED_RUN = ("resume", "quiet", "on_divergence", "model", "method", "data", "set", *_FILES, *_NAMED_AGAIN)
 _FIRST = ("config", "method", "weighting", "weight_perturbation")  # they decide which other options there are
 
@@ -58,8 +58,8 @@ class Train(TrainOptions):
     out: Path | None = None
     """Folder of the run; by default runs/DATA-METHOD, with a number behind it if that exists."""
     resume: Path | None = None
-    """Go on with the run in this folder, from which everything is read but --on-divergence; --data-dir, --extra and --init say
-    where files are now. What the run would import is named again."""
+    """Go on with the run in this folder, from which everything is read but --on-divergence; --data-dir, --extra, --extra-labels
+    and --init say where files are now. What the run would import is named again."""
     quiet: bool = False
     """Print no progress."""
 
@@ -247,6 +247,7 @@ def _resume(options: Train, folder: Path, arguments: Sequence[str]) -> "Run":
         **{name: value for name, value in named.items() if name in typed},
         hyperparameters=_hyperparameters(options),
         extra=options.sources.extra,
+        extra_labels=options.sources.extra_labels,
         init=options.sources.init,
         verify=data.verify,
         quiet=options.quiet,

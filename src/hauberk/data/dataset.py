@@ -24,6 +24,7 @@ class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
         name: name of the data set.
         classes: number of classes, or None if it is not known.
         folder: where a named data set was read from; empty for others.
+        labelled_by: folder or file of the network that gave the labels; empty where they are the data set's own.
         in_time_order: whether examples come in the order of time. Then the last ones are held out for validation, not random
             ones, which would say how well the past is known, not the future.
     """
@@ -31,6 +32,7 @@ class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
     name = "data"
     classes: int | None = None
     folder = ""
+    labelled_by = ""
     in_time_order = False
 
     @abstractmethod
@@ -65,7 +67,7 @@ class IndexedDataset(torch_data.Dataset[tuple[Tensor, Tensor]], ABC):
 
 @dataclass(eq=False, repr=False)
 class TensorDataset(IndexedDataset):
-    """Examples in memory, with ``classes``, ``name`` and ``folder`` as in :class:`IndexedDataset`.
+    """Examples in memory, with ``classes``, ``name``, ``folder`` and ``labelled_by`` as in :class:`IndexedDataset`.
 
     Attributes:
         x: inputs, (N, ...): uint8, meaning [0, 1] in steps of 1/255, or floating.
@@ -80,6 +82,7 @@ class TensorDataset(IndexedDataset):
     name: str = "arrays"
     folder: str = ""
     probabilities: Tensor | None = None
+    labelled_by: str = ""
 
     def __len__(self) -> int:
         return len(self.y)

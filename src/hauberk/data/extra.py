@@ -59,12 +59,39 @@ def read_extra(path: str | Path, classes: int | None = None) -> IndexedDataset:
     Raises:
         UserError: if the file cannot be read, has no such arrays, or has objects in it.
     """
-    path = Path(path)
+    image, label = _read_arrays(path)
+    if label is None:
+        advice = "give them by a network (--extra-labels RUN; in Python hauberk.data.pseudo_label)"
+        raise UserError(f"{path} has no array label: {advice}")
+    if label.ndim == 1 and label.dtype.kind == "u":
+        label = label.astype(np.int64)
+    try:
+        found = as_extra((image, label), classes)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    found.name, found.folder = Path(path).name, str(path)
+    return found
+
+
+def read_images(path: str | Path) -> Tensor:
+    """Read the inputs of such a file, whether it has labels or not: (N, ...), uint8 images as (N, channels, H, W).
+
+    Raises:
+        UserError: as :func:`read_extra`.
+    """
+    try:
+        return torch.as_tensor(_read_arrays(path)[0])
+    except TypeError as error:  # numbers that torch does not have, or none
+        raise UserError(f"{path}: {in_one_line(error)}") from error
+
+
+def _read_arrays(path: str | Path) -> tuple[Any, Any]:
+    """Return the inputs, images with their channels in front, and the labels or None."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if not hasattr(arrays, "files"):
                 raise ValueError("it is a single array")
-            image, label = arrays["image"], arrays["label"]
+            image, label = arrays["image"], arrays.get("label")
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except (OSError, ValueError, KeyError, EOFError, MemoryError, TypeError, zipfile.BadZipFile, zlib.error) as error:
@@ -74,14 +101,7 @@ def read_extra(path: str | Path, classes: int | None = None) -> IndexedDataset:
         if image.ndim != 4 or image.shape[3] not in _CHANNELS:
             raise UserError(f"{path}: image must be (N, H, W, channels), got {shown(image)}")
         image = image.transpose(0, 3, 1, 2)
-    if label.ndim == 1 and label.dtype.kind == "u":
-        label = label.astype(np.int64)
-    try:
-        found = as_extra((image, label), classes)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    found.name, found.folder = path.name, str(path)
-    return found
+    return image, label
 
 
 def _largest(p: Tensor) -> Tensor:

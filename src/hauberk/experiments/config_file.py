@@ -32,6 +32,7 @@ _STANDS_FOR = {
     "augmentation": ("augment",),
 }
 _IMPORTED = ("data", "model", "method", "optimizer", "scheduler", "augment", "callbacks")  # keys that may name code
+_FILES = ("extra", "extra_labels", "init", "teacher")  # keys whose values are files or folders
 _IN_WORDS = ("norm", "eps", "union")
 
 
@@ -165,11 +166,11 @@ def training_arguments(configuration: Configuration, given: Mapping[str, Any] | 
     sources = options.sources
     if sources.init:
         found["init"] = sources.init
-    if sources.extra or "extra" in given:
-        found |= {"extra": sources.extra, "extra_share": sources.extra_share}
-    else:
-        experiment.load_extra(None)  # refuses a share of none
     found["train_set"] = given["train_set"] if "train_set" in given else experiment.load_data("train")
+    if "extra" in given:
+        found["extra_share"] = sources.extra_share
+    elif (extra := experiment.load_extra(None, options.settings.get("device", "auto"))) is not None:
+        found |= {"extra": extra, "extra_share": sources.extra_share}
     if "method" not in given:
         threat = given.get("threat") or configuration.threat
         further = () if threat else further_threats(find_dataset(options.data.name), options.union)
@@ -262,7 +263,7 @@ def _problem(key: str, value: Any, trusted: Collection[str], option: str = "--{f
             argument = next((name for name, keys in _STANDS_FOR.items() if key in keys), key)
             what = one.removeprefix(FROM_PYTHON)
             return f"{key} was made in Python ({what}); pass it to hb.read_config as {argument}=, or name another"
-        imports = is_import_path(one) and not one.startswith(LIBRARIES) and key not in ("extra", "init", "teacher")
+        imports = is_import_path(one) and not one.startswith(LIBRARIES) and key not in _FILES
         if imports and one not in trusted:
             again = option.format(flag=key.replace("_", "-"), key=key, value=one)
             return f"this would import {one!r}; add {again} if you trust it (in Python, {key}={one!r})"

@@ -73,7 +73,7 @@ def estimate(
     training, disk = 0.0, 0
     for one in {one.name: one for one in todo}.values():
         method, trials = one.make_method(), sum(other.name == one.name for other in todo)
-        training += trials * training_seconds(one, method, train_set, place, one.load_extra(train_set.classes))
+        training += trials * training_seconds(one, method, train_set, place, one.load_extra(train_set.classes, device))
         spec = one.model_spec(train_set, method)
         disk += trials * _WEIGHT_COPIES * sum(p.nbytes for p in spec.build().parameters())
     suite = find_suite(todo[0].evaluation.suite, todo[0].evaluation.attacks)

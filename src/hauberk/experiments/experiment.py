@@ -15,7 +15,6 @@ from hauberk.data import (
     IndexedDataset,
     Subset,
     Table,
-    as_extra,
     find_dataset,
     labels,
     load_data,
@@ -37,7 +36,8 @@ from hauberk.methods import Method
 from hauberk.methods import method as make_method
 from hauberk.models import ModelSpec
 from hauberk.threat import ThreatModel
-from hauberk.training import Run, load, read_card
+from hauberk.training import Run, load, pick_device, read_card
+from hauberk.training.extra import load_extra
 from hauberk.training.published import Resolved, resolve
 from hauberk.training.train import train
 
@@ -130,10 +130,15 @@ class Experiment:
             part = Subset(part, long_tail(labels(part), subset.imbalance))
         return with_random_labels(part, subset.label_noise, self.seed) if train and subset.label_noise else part
 
-    def load_extra(self, classes: int | None) -> IndexedDataset | None:
-        """Load the extra examples to train on, or return None where there are none; a share of none is refused."""
+    def load_extra(self, classes: int | None, device: str = "auto") -> IndexedDataset | None:
+        """Load the extra examples to train on, or return None where there are none; a share or labels of none are refused.
+
+        Where a network labels them, it works on the ``device``.
+        """
         if self.sources.extra:
-            return as_extra(self.sources.extra, classes)
+            return load_extra(self.sources.extra, classes, labeller=self.sources.extra_labels, device=pick_device(device))
+        if self.sources.extra_labels:
+            raise UserError("extra_labels is what labels extra examples; name their file by extra (--extra)")
         if self.sources.extra_share != SourceOptions.extra_share:
             raise UserError("extra_share is the share of extra examples; name their file by extra (--extra)")
         return None
@@ -155,12 +160,11 @@ class Experiment:
             quiet: print nothing.
             **more: arguments of :func:`hauberk.train` that are not part of the experiment, such as ``device``.
         """
-        given: dict[str, Any] = {"init": self.sources.init}
-        if (extra := self.load_extra(source.classes)) is not None:
-            given |= {"extra": extra, "extra_share": self.sources.extra_share}
-        given |= {"seed": self.seed, "schedule_preset": self.presets.schedule_preset}
-        settings = given | more | dict(self.settings)
-        return train(self.model_spec(source, method), source, method=method, out=out, resume=resume, quiet=quiet, **settings)
+        given: dict[str, Any] = {"init": self.sources.init, "seed": self.seed}
+        given |= {"schedule_preset": self.presets.schedule_preset, **more, **self.settings}
+        if (extra := self.load_extra(source.classes, given.get("device", "auto"))) is not None:
+            given = {"extra": extra, "extra_share": self.sources.extra_share} | given
+        return train(self.model_spec(source, method), source, method=method, out=out, resume=resume, quiet=quiet, **given)
 
     def load(self, run: Path, *, which: Literal["best", "last"] = "best", device: torch.device | str = "cpu") -> nn.Module:
         """Load what was trained, as :func:`hauberk.load`; the factory that the experiment names is imported, and no other."""

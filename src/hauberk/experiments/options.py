@@ -79,11 +79,14 @@ class PresetOptions:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a training takes from elsewhere: extra, extra_share, init."""
+    """What a training takes from elsewhere: extra, extra_labels, extra_share, init."""
 
     extra: Annotated[str, arg(metavar="FILE")] = ""
     """Further training examples, such as generated ones: an .npz file with the arrays image, uint8 (N, H, W, channels), and
     label, (N,) or probabilities (N, C)."""
+    extra_labels: Annotated[str, arg(metavar="RUN|FILE")] = ""
+    """Network whose predictions are their labels, for a file without any: folder of a run, best one of method standard, or an
+    exported file."""
     extra_share: float = 0.7
     """Part of each batch taken from them; an epoch is one pass over the others."""
     init: Annotated[str, arg(metavar="FOLDER|FILE")] = ""

@@ -9,7 +9,7 @@ import torch
 
 from hauberk.core.errors import UserError
 from hauberk.core.io import json_roundtrip, make_folder, read_json, write_json
-from hauberk.data import as_extra, data_digest
+from hauberk.data import data_digest
 from hauberk.evaluation.evaluate import evaluated_digest
 from hauberk.experiments.experiment import Experiment
 from hauberk.methods import Method
@@ -105,8 +105,11 @@ def _of_training(experiment: Experiment, record: dict[str, Any], known: dict[Any
             now = _unless_gone(lambda: tensors_digest(load(sources.init, model=spec.build(), device="cpu").state_dict()))
             yield f"other weights in {sources.init}", now, model.get("init_digest", "")
     if sources.extra:
-        now = _unless_gone(lambda: data_digest(as_extra(sources.extra)))
-        yield f"other extra data in {sources.extra}", now, data.get("extra_digest", "")
+        yield (
+            f"other extra data in {sources.extra}, or other labels",
+            _extra_now(experiment, known),
+            data.get("extra_digest", ""),
+        )
     code = record.get("code", {})
     for part, now in ({} if method is None else foreign_code(method)).items():
         yield (f"other {part}" if part == "teacher" else f"other code of its {part}"), now, code.get(part, "")
@@ -121,6 +124,21 @@ def _data_now(experiment: Experiment, split: str, known: dict[Any, Any]) -> str 
 
     noise = experiment.seed if experiment.subset.label_noise else None  # which labels are drawn hangs on the seed
     which = (split, experiment.data, experiment.subset, noise)
+    if which not in known:
+        known[which] = _unless_gone(digest)
+    found: str | None = known[which]
+    return found
+
+
+def _extra_now(experiment: Experiment, known: dict[Any, Any]) -> str | None:
+    """Return what records hold of the extra examples there are now, with their labels, or None where they are gone."""
+
+    def digest() -> str:
+        extra = experiment.load_extra(None)
+        assert extra is not None  # asked only where there are some
+        return data_digest(extra)
+
+    which = (experiment.sources.extra, experiment.sources.extra_labels)
     if which not in known:
         known[which] = _unless_gone(digest)
     found: str | None = known[which]

@@ -61,6 +61,7 @@ def train_command(plan: dict[str, Any]) -> str:
         if value != usual[key] and key not in _OF_THIS_MACHINE and (key != "extra_share" or data.get("extra")):
             words += _option(key, value)
     words += ["--extra", data["extra_file"]] if data.get("extra_file") else []
+    words += ["--extra-labels", data["extra_labels"]] if data.get("extra_labels") else []
     words += ["--init", model["init"]] if model.get("init") else []
     # Where the method was made in Python, or by a version that did not take the published settings, its own are spelled out.
     if missing := sorted(published.added.keys() - settings.keys()):

@@ -26,6 +26,7 @@ _MAY_DIFFER = (
     "on_divergence",
     "folder",
     "extra_file",
+    "extra_labels",
     "init",
 )  # where a run goes on
 _OBJECTS = {"optimizer": "optimizer=", "scheduler": "scheduler=", "augment": "augmentation=", "callbacks": "callbacks="}

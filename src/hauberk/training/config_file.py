@@ -70,6 +70,7 @@ def _data(plan: Plan) -> dict[str, Any]:
         found = {"data": source.name, "train_size": size} | ({"data_dir": source.folder} if source.folder else {})
     if plan.extra is not None:
         found["extra"] = plan.extra.folder or f"{FROM_PYTHON}{plan.extra.name}"
+        found |= {"extra_labels": plan.extra.labelled_by} if plan.extra.labelled_by else {}
         found["extra_share"] = plan.config.extra_share
     if not plan.val_held_out:
         found["val_set"] = f"{FROM_PYTHON}{plan.val.name}"

@@ -144,6 +144,7 @@ class Plan:
                 "val": len(self.val),
                 "extra": 0 if self.extra is None else len(self.extra),
                 "extra_file": "" if self.extra is None else self.extra.folder,
+                "extra_labels": "" if self.extra is None else self.extra.labelled_by,
                 **self._digests,
             },
             "settings": json_roundtrip(config),

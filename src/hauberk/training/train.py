@@ -36,6 +36,7 @@ from hauberk.training.callbacks import MetricsLog, TensorBoardLog
 from hauberk.training.config import OPTIMIZERS, TrainConfig
 from hauberk.training.config_file import every_setting, write_config
 from hauberk.training.export import load
+from hauberk.training.extra import load_extra
 from hauberk.training.metrics import chance_line
 from hauberk.training.plan import make_plan, recorded_name, require_named
 from hauberk.training.published import resolve
@@ -228,6 +229,7 @@ def resume(
     augment: str = "",
     callbacks: Iterable[str] = (),
     extra: str = "",
+    extra_labels: str = "",
     init: str = "",
     verify: bool = True,
     quiet: bool = False,
@@ -249,6 +251,7 @@ def resume(
         augment: its import path, likewise.
         callbacks: the import paths of all, likewise.
         extra: the file of the extra data, where it is elsewhere now.
+        extra_labels: the network that labelled them, likewise.
         init: the weights that the run was begun from, likewise.
         verify: compare checksums of the data files with the original ones.
         quiet: print nothing but warnings, on stderr.
@@ -294,10 +297,10 @@ def resume(
                 raise UserError(f"{folder} was started with another {key} than {shown(value)}; leave it out")
         source = load_data(data_name, "train", data_dir or trained_on["folder"], verify=verify)
         source = first_examples(source, int(trained_on.get("train_size") or 0))
-        more: dict[str, Any] = {
-            "extra": extra or trained_on.get("extra_file") or None,
-            "init": init or str(stored["model"].get("init", "")),
-        }
+        more: dict[str, Any] = {"init": init or str(stored["model"].get("init", ""))}
+        if file := extra or str(trained_on.get("extra_file", "")):
+            labeller, place = extra_labels or str(trained_on.get("extra_labels", "")), pick_device(str(settings["device"]))
+            more["extra"] = load_extra(file, source.classes, labeller=labeller, device=place)
         made = make_method(name, read_threat(stored["threat"]), **made_of)
     except UserError:
         raise
