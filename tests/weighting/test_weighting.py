@@ -5,6 +5,7 @@ import hauberk as hb
 from hauberk.attacks import PGD
 from hauberk.core.random import ExampleRng
 from hauberk.core.step_context import StepContext
+from hauberk.training.plan import foreign_code
 from hauberk.weighting import effective_size, gairat, mail, margin_difference, mean_one, probabilistic_margin, summary
 from helpers import count_passes, tiny_batch, tiny_net
 
@@ -219,9 +220,54 @@ def test_results_do_not_depend_on_the_place_in_the_batch(name):
     assert torch.allclose(one.loss, other.loss, atol=1e-12)
 
 
+def own_margin(context):
+    return probabilistic_margin(context.logits_adv, context.y)
+
+
+def clean_margin(context):
+    return probabilistic_margin(context.logits, context.y)
+
+
+clean_margin.needs = frozenset({"clean"})
+
+
+def test_a_function_stands_in_place_of_the_name_of_a_measure():
+    """Also of what the method would not compute, by its import path, and with an objective that has no weighting."""
+    for name in ("mail-at", "gairat"):
+        by_name, by_function = (
+            hb.method(name, THREAT, burn_in=0, steps=2, measure=measure) for measure in ("pm-adv", own_margin)
+        )
+        ours, theirs = by_function(tiny_net(), *tiny_batch()), by_name(tiny_net(), *tiny_batch())
+        assert torch.equal(ours.loss, theirs.loss)
+        assert torch.equal(ours.measure, theirs.measure)
+    assert by_function.to_dict()["measure"] == f"{__name__}:own_margin"
+    assert set(foreign_code(by_function)) == {"weighting"}
+    out = hb.method("at", THREAT, measure=clean_margin, burn_in=0, steps=2)(tiny_net(), *tiny_batch())
+    assert torch.allclose(out.measure, probabilistic_margin(out.logits, out.y).to(out.measure.dtype))
+    found = hb.method("at", THREAT, measure="hauberk.weighting:effective_size", burn_in=0)
+    with pytest.raises(hb.UserError, match="the weighting, a Mail, fails on its context"):
+        found(tiny_net(), *tiny_batch())
+
+
+@pytest.mark.parametrize("name", ["mart", "mail-mart", "trades"])
+def test_marts_weight_of_each_example_is_told_in_a_loop_of_ones_own(name):
+    settings = {"burn_in": 0} if name == "mail-mart" else {}
+    out = hb.method(name, THREAT, steps=1, **settings)(tiny_net(), *tiny_batch())
+    expected = 1 - out.logits.softmax(1)[torch.arange(len(out.y)), out.y]
+    assert torch.equal(out.misclassification_weight, expected)
+    assert out.numbers()["misclassification_weight"] == pytest.approx(float(expected.mean()))
+    assert hb.method("at", THREAT, steps=1)(tiny_net(), *tiny_batch()).misclassification_weight is None
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
+        (lambda: hb.method("at", THREAT, measure=lambda: 0), "measure must be a function of"),
+        (
+            lambda: hb.method("at", THREAT, measure=lambda context: 0.5, burn_in=0)(tiny_net(), *tiny_batch()),
+            "must return a numb",
+        ),
+        (lambda: hb.method("at", THREAT, measure=own_margin, kind="tanh"), "has no 'kind'"),
         (lambda: hb.method("standard", THREAT, measure="kappa"), "nothing to weigh by"),
         (lambda: hb.method("at", THREAT, measure="pm"), "measure is one of"),
         (lambda: hb.method("at", THREAT, measure="kappa", slope=2.0), "has no 'slope'"),

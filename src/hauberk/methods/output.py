@@ -41,9 +41,22 @@ class Output:
     measure: Tensor | None = None
 
     @cached_property
+    def misclassification_weight(self) -> Tensor | None:
+        """MART's 1 - p_y(x) of each example, (B,), of any method; None where it does not look at the clean inputs."""
+        return None if self.logits is None or self.y is None else misclassification_weight(self.logits, self.y)
+
+    @cached_property
     def report(self) -> dict[str, Tensor]:
-        """Scalars that say what the weighting did, computed when they are first asked for; empty without one."""
-        return {} if self.all_weights is None else weighting_report(self.all_weights, self.measure, self.logits_adv, self.y)
+        """Scalars that say what the weighting did, and the mean of MART's 1 - p_y(x), computed when they are first asked for.
+
+        Each only where there is such a thing.
+        """
+        found = {}
+        if self.all_weights is not None:
+            found = weighting_report(self.all_weights, self.measure, self.logits_adv, self.y)
+        if (weight := self.misclassification_weight) is not None:
+            found["misclassification_weight"] = weight.mean()
+        return found
 
     def numbers(self) -> dict[str, float]:
         """Return the loss and the report as plain numbers, for a logger; this waits for the device."""
@@ -52,6 +65,12 @@ class Output:
 
     def __repr__(self) -> str:
         return f"Output(loss={self.loss.item():.4g}, {len(self.weights)} examples, {', '.join(self.report) or 'no report'})"
+
+
+@torch.no_grad()
+def misclassification_weight(logits: Tensor, y: Tensor) -> Tensor:
+    """Return MART's 1 - p_y(x) of each example, (..., B), from logits of clean inputs, (..., B, C), and labels."""
+    return 1 - logits.softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
 
 
 @torch.no_grad()

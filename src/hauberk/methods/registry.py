@@ -264,12 +264,12 @@ def _weighting(name: str, spec: MethodSpec, chosen: dict[str, Any]) -> MeasuredW
         if own:
             raise UserError(f"{name} has no weighting for {own[0]!r} to set; give measure=, too")
         return None
-    if not isinstance(measure, str) or measure not in (*MARGINS, *COUNTS):
-        raise UserError(f"measure is one of {', '.join((*MARGINS, *COUNTS))}, not {shown(measure)}")
-    kind: type[Mail] | type[Gairat] = Mail if measure in MARGINS else Gairat
+    if not callable(measure) and measure not in (*MARGINS, *COUNTS):
+        raise UserError(f"measure is one of {', '.join((*MARGINS, *COUNTS))}, or a function, not {shown(measure)}")
+    kind: type[Mail] | type[Gairat] = Gairat if measure in COUNTS else Mail
     for key in own:
         if key not in names_of(kind):
-            raise UserError(f"a weighting by {measure!r} has no {key!r}; it has {', '.join(sorted(names_of(kind)))}")
+            raise UserError(f"a weighting by {shown(measure)} has no {key!r}; it has {', '.join(sorted(names_of(kind)))}")
     made: MeasuredWeighting = _changed(spec.weighting if isinstance(spec.weighting, kind) else kind(), chosen | preset)
     return made
 

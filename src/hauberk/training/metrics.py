@@ -18,7 +18,7 @@ from hauberk.core.random import ExampleRng
 from hauberk.data import fetch_for
 from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.methods import Output
-from hauberk.methods.output import weighting_report
+from hauberk.methods.output import misclassification_weight, weighting_report
 from hauberk.threat import threats_of
 from hauberk.training.plan import Plan
 from hauberk.weighting import probabilistic_margin
@@ -97,7 +97,7 @@ class EpochMetrics:
         if weights is not None:
             means |= weighting_report(weights, measure, logits_adv, y)
         if logits is not None:
-            means["misclassification_weight"] = 1 - logits.softmax(2).gather(2, y[:, :, None]).squeeze(2).mean(1)
+            means["misclassification_weight"] = misclassification_weight(logits, y).mean(1)
         clean, adversarial = (None if z is None else z.flatten(0, 1) for z in (logits, logits_adv))
         areas = {name: area.view(y.shape).sum(1) for name, area in count_areas(clean, adversarial, y.flatten()).items()}
         rows = torch.stack([value.double() for value in means.values()], 1)

@@ -1,12 +1,13 @@
 """MAIL: weights from probabilistic margins (Wang et al. 2021)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from hauberk.core.arguments import checked, shown, unchecked
+from hauberk.core.arguments import check_callable, checked, shown, unchecked
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import BurnIn, MeasuredWeighting, PresetName, StepContext, is_official, mean_one
 from hauberk.threat.batch import checked_batch
@@ -87,14 +88,15 @@ class Mail(MeasuredWeighting):
 
     Attributes:
         measure: which margin: "pm-adv" at the adversarial input (Eq. 5), "pm-nat" at the clean one (Eq. 6), "pm-dif" the
-            difference on the way of the attack (Eq. 7).
+            difference on the way of the attack (Eq. 7); or a function of the step's context that returns a number for each
+            example, (b,), small where the weight shall be large. Its ``needs`` say which logits it looks at, if it has them.
         burn_in: number of epochs with weights 1, below 1 a part of the training, or "first-drop": until the learning rate
             first drops.
     """
 
     slope: float = 10.0
     bias: float = -0.5
-    measure: Margin = "pm-adv"
+    measure: Margin | Callable[[StepContext], Tensor] = "pm-adv"
     burn_in: BurnIn = "first-drop"
     preset: PresetName = "paper"
 
@@ -102,6 +104,13 @@ class Mail(MeasuredWeighting):
         super().__post_init__()
         if self.slope < 0:
             raise UserError(f"slope must not be negative, got {self.slope}")
+        if not isinstance(self.measure, str):
+            check_callable("measure", self.measure, "context")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which logits a measure of the caller's own needs."""
+        return frozenset(getattr(self.measure, "needs", ()))
 
     def needs_clean_logits(self, needs: frozenset[str]) -> bool:
         """Whether the attack should look at the clean inputs, given which logits the loss computes.
@@ -111,7 +120,12 @@ class Mail(MeasuredWeighting):
         return self.measure == "pm-dif" or (self.measure == "pm-nat" and "clean" not in needs)
 
     def measured(self, context: StepContext) -> Tensor:
-        """Probabilistic margins, (b,)."""
+        """Probabilistic margins, or what the caller's own function returns, (b,)."""
+        if not isinstance(self.measure, str):
+            own = self.measure(context)
+            if not isinstance(own, Tensor) or own.shape != context.y.shape:
+                raise UserError(f"the measure must return a number for each example, ({len(context.y)},), not {shown(own)}")
+            return own.detach().to(torch.promote_types(context.x.dtype, torch.float32))
         seen = getattr(context.attack, "clean_logits", None)
         if self.measure == "pm-dif" and seen is not None:
             return unchecked(margin_difference)(seen, context.attack.logits_lps, context.y)
