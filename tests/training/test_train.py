@@ -80,9 +80,24 @@ def test_parts_of_the_training_examples_are_counted_over_the_epoch():
     assert [found[name] for name in names] == [3, 1, 2, 1, 1]
     assert all(isinstance(found[name], int) for name in names)
     assert found["misclassification_weight"] == pytest.approx((0.1 + 0.7 + 0.4 + 0.2) / 4)  # MART's 1 - p_y(x)
+    assert (found["risk_plus"], found["risk_minus"], found["risk_misc"]) == (0, 1 / 4, 1 / 4)  # of S-, x and x' are class 0
     only = EpochMetrics(torch.device("cpu"), SINGLE_PROCESS)
     only.add(output(None, [[0.6, 0.4], [0.1, 0.9]]), y, 2)  # AT makes no clean pass, and none is made for this
     assert only.means().keys() == {"loss", "train_robust_accuracy", "n_safe", "n_boundary", "n_wrong"}
+
+
+def test_the_risks_of_mart_count_right_on_x_and_wrong_on_its_adversarial_example():
+    clean, adv = (
+        [[3.0, 1, 0], [3, 1, 0], [1, 3, 0], [1, 3, 0], [1, 3, 0]],
+        [[3.0, 1, 0], [1, 3, 0], [3, 1, 0], [1, 3, 0], [0, 1, 3]],
+    )
+    y, metrics = torch.zeros(5, dtype=torch.int64), EpochMetrics(torch.device("cpu"), SINGLE_PROCESS)
+    out = Output(torch.tensor(1.0), None, torch.ones(5), torch.tensor(clean), torch.tensor(adv), 0, 0)
+    metrics.add(out, y, 5)
+    found = metrics.means()
+    assert found["risk_plus"] == pytest.approx(1 / 5)  # the second example
+    assert found["risk_minus"] == pytest.approx((1 + 1 + 2) / 5)  # R- is 1 where x' is right or stays wrong alike, otherwise 2
+    assert found["risk_misc"] == pytest.approx(found["risk_plus"] + found["risk_minus"])
 
 
 def test_what_a_run_leaves(tmp_path):

@@ -28,10 +28,12 @@ BOUNDARY = 0.1  # margins from 0 up to here are near the class boundary; the MAI
 
 
 def count_areas(logits: Tensor | None, logits_adv: Tensor | None, y: Tensor) -> dict[str, Tensor]:
-    """Say which examples are in the parts that the papers draw, as far as there are logits, (B, C); (B,) bool each.
+    """Say which examples are in the parts that the papers draw, as far as there are logits, (B, C); (B,) each.
 
     MART's S⁺ (``n_clean_right``; the others are S⁻); by the probabilistic margin of x', as in the MAIL paper's Figure 3, its
-    wrong-prediction area (``n_wrong``, PM < 0) and the safe area (``n_safe``, PM ≥ 0.1); the rest is the class boundary.
+    wrong-prediction area (``n_wrong``, PM < 0) and the safe area (``n_safe``, PM ≥ 0.1); the rest is the class boundary. Where
+    there are both logits, MART's 0-1 risks: R⁺ is 1 where x' is wrong, of S⁺ (``n_risk_plus``), R⁻ that
+    and 1 more where the classes of x and x' differ, of S⁻ (``n_risk_minus``).
     """
     areas = {}
     if logits is not None:
@@ -39,6 +41,10 @@ def count_areas(logits: Tensor | None, logits_adv: Tensor | None, y: Tensor) -> 
     if logits_adv is not None:
         margin = unchecked(probabilistic_margin)(logits_adv, y)
         areas |= {"n_robust_right": logits_adv.argmax(1) == y, "n_wrong": margin < 0, "n_safe": margin >= BOUNDARY}
+    if logits is not None and logits_adv is not None:
+        right, wrong = areas["n_clean_right"], ~areas["n_robust_right"]
+        moved = logits.argmax(1) != logits_adv.argmax(1)
+        areas |= {"n_risk_plus": right & wrong, "n_risk_minus": ~right * (wrong.long() + moved)}
     return areas
 
 
@@ -112,7 +118,8 @@ class EpochMetrics:
     def means(self) -> dict[str, float]:
         """Return means over the epoch so far, and counts; only of what the method looked at. By all processes together.
 
-        ``misclassification_weight`` is MART's ``1 - p_y(x)``; for the counts see :func:`count_areas`.
+        ``misclassification_weight`` is MART's ``1 - p_y(x)``; ``risk_plus`` and ``risk_minus`` are what S⁺ and S⁻ add to MART's
+        0-1 risk ``risk_misc``; for these and the counts see :func:`count_areas`.
         """
         sums = self.state_dict()
         found = {"loss": 0.0} | {name: total / count for name, (total, count) in sums.items() if not name.startswith("n_")}
@@ -124,6 +131,9 @@ class EpochMetrics:
             (right, count), (wrong, _), (safe, _) = (seen[name] for name in ("n_robust_right", "n_wrong", "n_safe"))
             found |= {"train_robust_accuracy": right / count, "n_wrong": wrong, "n_safe": safe}
             found["n_boundary"] = count - wrong - safe
+        if "n_risk_plus" in seen:
+            (plus, count), (minus, _) = seen["n_risk_plus"], seen["n_risk_minus"]
+            found |= {"risk_plus": plus / count, "risk_minus": minus / count, "risk_misc": (plus + minus) / count}
         return found
 
     def state_dict(self) -> dict[str, list[float]]:
