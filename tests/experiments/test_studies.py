@@ -26,6 +26,7 @@ from hauberk.experiments.studies.masks import RobustMasks
 from hauberk.experiments.studies.method_variants import MART_LOSSES, split_method
 from hauberk.experiments.studies.misclassified import split_by_correctness
 from hauberk.experiments.studies.plan import plan_studies, planned_variants, planning
+from hauberk.experiments.studies.reweighting import kept_epochs, kept_every
 from hauberk.experiments.studies.side_by_side import train_side_by_side
 from hauberk.experiments.studies.study import Study, judged
 from hauberk.experiments.studies.trade_off import _best_less_worst
@@ -63,6 +64,7 @@ def short_attacks(monkeypatch):
     """Fewer steps and starts: what is looked at is how a study is put together, not what it finds."""
     monkeypatch.setattr("hauberk.experiments.studies.masks.apgd", partial(hb.attacks.apgd, steps=3))
     monkeypatch.setattr("hauberk.experiments.studies.margins.apgd", partial(hb.attacks.apgd, steps=3))
+    monkeypatch.setattr("hauberk.experiments.studies.reweighting.evaluate", partial(hb.evaluate, attacks=("fgsm",)))
     for name, value in {"MANY": 6, "STARTS": 2, "START_STEPS": 3, "PATH_STEPS": 6}.items():
         monkeypatch.setattr(f"hauberk.experiments.studies.attack_paths.{name}", value)
 
@@ -634,6 +636,42 @@ def test_curves_over_epochs_are_those_of_the_runs(shared):
     assert best.get_xydata().tolist() == [[1 + mean.index(max(mean)), max(mean)]]
     draw_epochs(axes, {"at": {}}, "PGD")  # nothing was held out
     assert [text.get_text() for text in axes.texts] == ["no examples were held out"]
+
+
+def test_epochs_with_weights_are_attacked_from_just_before_the_weights_begin(made_up, short_attacks, monkeypatch):
+    monkeypatch.setattr(
+        StudyContext, "kept", lambda self, variant, epoch: linear(variant.method, self.seed + 100 * epoch).eval()
+    )
+    monkeypatch.setattr("hauberk.experiments.studies.reweighting.epoch_curves", lambda *words: {})
+    context, study = made_up(linear, 20), find_study("reweighting-and-attacks")
+    found = study.run(context)
+    assert found.series["begin"] == 2  # three quarters of three epochs
+    assert found.series["kept"] == [2, 3]
+    (x, y), curves = context.examples(), found.series["attacked"]["gairat"]
+    for seed in (0, 1):
+        for place, net in enumerate((linear("gairat", seed + 200), linear("gairat", seed))):  # the last epoch, as the best
+            broken = hb.attacks.pgd(net, x, y, context.threat, steps=100, step_size="eps/10", seed=seed).success
+            right = float(((net(x).argmax(1) == y) & ~broken).double().mean())
+            assert curves["PGD-100"][seed][place] == pytest.approx(100 * right)
+            fgsm = hb.evaluate(net, (x, y), threat=context.threat, attacks=["fgsm"], diagnostics=[], quiet=True)
+            assert curves["AutoAttack"][seed][place] == pytest.approx(100 * fgsm.robust_accuracy)
+    row = next(row for row in found.rows if row["training"] == "gairat")
+    assert row["CW-30 with weights, %"] == pytest.approx(sum(seed[1] for seed in curves["CW-30"]) / 2)
+    panel = study.draw(found).axes[1]  # PGD-100
+    assert panel.get_lines()[1].get_xdata().tolist() == [2, 3]
+    mean = [sum(some) / 2 for some in zip(*curves["PGD-100"], strict=True)]
+    assert panel.get_lines()[1].get_ydata().tolist() == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 4, 15, 30, 100, 101, 110, 200])
+def test_a_handful_of_epochs_is_kept_around_the_epochs_with_weights(epochs, tmp_path):
+    context = StudyContext(replace(SMALL, settings={"epochs": epochs}), tmp_path)
+    kept, begin = kept_epochs(context), int(0.75 * epochs)
+    assert kept[-1] == epochs
+    assert kept[0] <= begin < kept[1]
+    assert kept[0] > begin - kept_every(context)
+    assert all(epoch % kept_every(context) == 0 for epoch in kept[:-1])
+    assert len(kept) <= 6  # as --dry-run counts
 
 
 def test_a_dry_run_counts_and_trains_nothing(tmp_path, capsys):

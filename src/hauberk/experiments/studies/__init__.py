@@ -120,10 +120,10 @@ STUDIES = {
         "margins",
     ),
     "reweighting-and-attacks": (
-        "AT, GAIRAT and MAIL-AT under PGD-100, CW and stronger attacks (MAIL, Figure 1c)",
+        "AT, GAIRAT and MAIL-AT under PGD-100, CW and AutoAttack, over the epochs with weights (MAIL, Figure 1c)",
         "Weights made from LPS make a network more robust to PGD, but its accuracy drops under CW, more than with MAIL's, "
         "and under AutoAttack (Wang et al. 2021, Section 2, Figure 1c, and Table 2).",
-        "mail_weights",
+        "reweighting",
     ),
     "fgsm-training": (
         "training with FGSM against training with PGD, over epochs (lecture notes, Wong et al. 2020)",

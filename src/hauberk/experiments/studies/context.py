@@ -186,6 +186,11 @@ class StudyContext:
             self.right.setdefault(name, []).append(torch.cat(right))
         return model
 
+    def kept(self, variant: Variant, epoch: int) -> nn.Module:
+        """Return the network of a variant, which is trained, as it was after an epoch that its ``save_every`` keeps."""
+        one, folder = self.experiment(variant)
+        return one.load(one.folder(folder) / "run" / f"epoch-{epoch}.json", device=pick_device(self.device))
+
     def train_variant(self, variant: Variant) -> bool:
         """Train the network of a variant with the first seed, if it is not in the folder; whether it is finished."""
         one, folder = self.experiment(variant)

@@ -54,14 +54,9 @@ def draw_epochs(
     shown = [name for name in (names or curves) if column in curves[name]]
     for k, name in enumerate(shown):
         seeds = curves[name][column]
-        epochs = range(1, len(seeds[0]) + 1)
-        mean = [sum(values) / len(values) for values in zip(*seeds, strict=True)]
         style = line_style(k)
         marker = style.pop("marker")
-        if len(seeds) > 1:
-            low, high = ([pick(values) for values in zip(*seeds, strict=True)] for pick in (min, max))
-            axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        axes.plot(epochs, mean, **style)
+        mean = draw_mean(axes, range(1, len(seeds[0]) + 1), seeds, **style)
         best = max(range(len(mean)), key=lambda place: mean[place])
         axes.plot([best + 1], [mean[best]], marker=marker, markersize=5, color=style["color"], linestyle="")
         end: dict[str, Any] = {
@@ -80,6 +75,16 @@ def draw_epochs(
         put_legend(axes, columns)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(**{"xlabel": "epoch", "ylabel": f"{column} accuracy, %", **labels})
+
+
+def draw_mean(axes: Axes, epochs: Sequence[int], seeds: Sequence[Sequence[float]], **style: Any) -> list[float]:
+    """Draw the mean of the seeds over epochs, with a band from the lowest to the highest seed, and return it."""
+    mean = [sum(values) / len(values) for values in zip(*seeds, strict=True)]
+    if len(seeds) > 1:
+        low, high = ([pick(values) for values in zip(*seeds, strict=True)] for pick in (min, max))
+        axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.plot(epochs, mean, **style)
+    return mean
 
 
 def last_masks(context: StudyContext, variants: Mapping[str, Variant]) -> dict[str, RobustMasks]:

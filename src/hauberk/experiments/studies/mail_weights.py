@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hauberk.attacks import pgd
-from hauberk.experiments.figures import bar_style, column_figure, error_bars, line_style, put_legend
+from hauberk.experiments.figures import column_figure, line_style, put_legend
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION, STRONG_CAPTION, draw_accuracies, draw_accuracy_points
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves
-from hauberk.experiments.studies.masks import RobustMasks, accuracies, error_of, join_seeds, robust_masks, trained_masks
+from hauberk.experiments.studies.masks import RobustMasks, accuracies, join_seeds, robust_masks, trained_masks
 from hauberk.experiments.studies.result import StudyResult
 from hauberk.experiments.studies.verdict import gain, percent, sentence
 from hauberk.weighting import mail, probabilistic_margin
@@ -110,60 +110,6 @@ def draw_burn_in(result: StudyResult) -> Figure:
     lengths = result.column("burn-in, epochs")
     draw_accuracies(ends, result, lengths, xlabel="burn-in, epochs", xticks=lengths)
     draw_epochs(clean, result.series["epochs"], "clean", columns=2)
-    draw_epochs(robust, result.series["epochs"], "PGD")
-    robust.legend().remove()
-    return figure
-
-
-def reweighting_and_attacks(context: StudyContext) -> StudyResult:
-    """Train AT, GAIRAT and MAIL-AT, and attack them by PGD-100, CW-30 and the stronger attacks."""
-    x, y = context.examples()
-    variants = {name: Variant(name) for name in ("at", "gairat", "mail-at")}
-    seen: dict[str, list[list[Tensor]]] = {name: [] for name in variants}
-    for name, one, model in context.networks(variants):
-        masks = robust_masks(one, model)
-        attacks = {"PGD-100": {"steps": 100, "step_size": "eps/10"}, "CW-30": {"steps": 30, "step_size": "eps/4", "loss": "cw"}}
-        left = [~pgd(model, x, y, one.threat, seed=one.seed, **settings).success for settings in attacks.values()]
-        seen[name].append([masks.clean[0], *(masks.clean[0] & some for some in left), masks.strong[0]])
-    columns = ("clean", "PGD-100", "CW-30", "strong")
-    found = {name: dict(zip(columns, map(torch.stack, zip(*some, strict=True)), strict=True)) for name, some in seen.items()}
-    at, gairat, ours = found.values()
-    lost = {name: gain(one["PGD-100"], one["CW-30"]) for name, one in found.items()}
-    return StudyResult(
-        "; ".join(
-            f"'{name}' has {percent(one['PGD-100']):.1f} % right under PGD-100, {percent(one['CW-30']):.1f} % under CW-30 and "
-            f"{percent(one['strong']):.1f} % under the stronger attacks"
-            for name, one in found.items()
-        ),
-        [
-            sentence("GAIRAT is more robust than AT to PGD-100", gain(gairat["PGD-100"], at["PGD-100"])),
-            sentence("but less to CW-30", gain(at["CW-30"], gairat["CW-30"])),
-            sentence("and less to stronger attacks", gain(at["strong"], gairat["strong"])),
-            sentence("from PGD-100 to CW-30 MAIL-AT loses less than GAIRAT", lost["gairat"] - lost["mail-at"]),
-            sentence("MAIL-AT is more robust than GAIRAT to stronger attacks", gain(ours["strong"], gairat["strong"])),
-        ],
-        [{"training": name, **accuracies({f"{what}, %": mask for what, mask in one.items()})} for name, one in found.items()],
-        {"epochs": epoch_curves(context, variants)},
-        caption="PGD-100: steps of ε/10; CW-30: 30 steps of ε/4 on the logit margin. "
-        f"{ERRORS_CAPTION} {STRONG_CAPTION} {EPOCHS_CAPTION}",
-    )
-
-
-def draw_reweighting_and_attacks(result: StudyResult) -> Figure:
-    """Accuracy of each training under each attack, and clean and PGD accuracy over epochs."""
-    figure, (bars, clean, robust) = column_figure((2.0, 1.6, 1.5))
-    columns = [name for name in result.rows[0] if name.endswith(", %")]
-    width = 0.8 / len(result.rows)
-    for k, row in enumerate(result.rows):
-        places = [place + width * (k - (len(result.rows) - 1) / 2) for place in range(len(columns))]
-        errors = error_bars([row[error_of(name)] for name in columns])
-        values = [row[name] for name in columns]
-        bars.bar(places, values, 0.95 * width, yerr=errors, capsize=2, label=row["training"], **bar_style(k))
-    names = [name.removesuffix(", %") for name in columns]
-    bars.set(xticks=range(len(columns)), xticklabels=names, ylabel="accuracy, %", ylim=(0, 100))
-    bars.grid(False, axis="x")
-    put_legend(bars)
-    draw_epochs(clean, result.series["epochs"], "clean")
     draw_epochs(robust, result.series["epochs"], "PGD")
     robust.legend().remove()
     return figure

@@ -9,9 +9,11 @@ from typing import Literal, NoReturn
 import torch
 from torch import nn
 
+from hauberk.attacks import find_suite
 from hauberk.core.text_table import TextTable
 from hauberk.experiments.cost_estimate import pass_seconds, training_seconds
 from hauberk.experiments.studies.context import StudyContext, Variant
+from hauberk.experiments.studies.reweighting import AUTOATTACKED
 from hauberk.experiments.studies.study import Study
 from hauberk.methods import Method
 from hauberk.training import pick_device
@@ -20,7 +22,9 @@ from hauberk.training import pick_device
 # studies that attack otherwise.
 _PASSES = 20 + 100 + 3 * 100
 _OTHER_PASSES = {"restarts": 900, "path-dependence": 250, "saliency": 1, "transfer": 25, "large-epsilon": 120}
-_OTHER_PASSES |= {"fgsm-training": 45, "memorising": 80, "ablation": 600, "reweighting-and-attacks": 550}
+_OTHER_PASSES |= {"fgsm-training": 45, "memorising": 80, "ablation": 600, "reweighting-and-attacks": 550 + 6 * 130}
+# And over each of the first few: AutoAttack on at most six epochs, forward and backward passes.
+_FEW_PASSES = {"reweighting-and-attacks": 6 * sum(one.attack.cost() for one in find_suite("standard").attacks.values()) / 2}
 
 
 class _Planned(Exception):
@@ -134,7 +138,8 @@ def plan_studies(studies: Iterable[Study], context: StudyContext, jobs: int = 1)
             if one_pass is None:
                 one_pass = pass_seconds(experiment.model_spec(source, method), source, place)
             passes = _OTHER_PASSES.get(study.name, _PASSES)
-            attacks = one_pass * passes * len(context.examples()[1]) * len(folders)
+            n = len(context.examples()[1])
+            attacks = one_pass * (passes * n + _FEW_PASSES.get(study.name, 0) * min(n, AUTOATTACKED)) * len(folders)
             training = seconds.get(kind, 0.0) * len(todo)
             found.append(PlannedNetwork(study.name, name, len(folders), len(todo), training, attacks))
     return StudyPlan(tuple(found), jobs)
