@@ -100,6 +100,51 @@ def test_mma_objective_by_hand():
     assert torch.allclose(terms.regularizer, clean / 3)
 
 
+def test_the_attack_grows_when_the_learning_rate_has_dropped():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x, y = torch.rand(9, 6, dtype=torch.double), torch.arange(9) % 3
+
+    def by_hand(steps, eps):
+        point = x
+        for _ in range(steps):
+            point = point.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(point), y, reduction="sum"), point)
+            point = (point + 0.05 / 4 * grad.sign()).clamp(x - eps, x + eps).clamp(0, 1).detach()
+        return point
+
+    strong = {"preset": "++", "start": "clean"}
+    method = hb.method("rebat", THREAT, **strong).with_schedule(epochs=8, first_drop=4)
+    later = method.inner.later_radius, method.inner.later_steps
+    assert later == (
+        10 / 8,
+        12,
+    )  # --stronger-epsilon 10, --stronger-attack-iters 12
+    for epoch, steps, eps in ((0, 10, 0.05), (3, 10, 0.05), (4, 12, 0.0625), (7, 12, 0.0625)):
+        out = method(model, x, y, epoch=epoch)
+        torch.testing.assert_close(out.x_adv, by_hand(steps, eps), rtol=0, atol=1e-12)
+        assert out.backwards == steps
+    first = hb.method("rebat", THREAT, **strong).with_schedule(epochs=8, first_drop=0)  # a first call is checked for its reach
+    assert float((first(model, x, y, epoch=0).x_adv - x).abs().max()) == pytest.approx(0.0625)
+    plain = hb.method("at", THREAT, later_steps=3, start="clean").with_schedule(epochs=8, first_drop=4)
+    torch.testing.assert_close(plain(model, x, y, epoch=4).x_adv, by_hand(3, 0.05), rtol=0, atol=1e-12)
+    for settings in ({"later_radius": 0.0}, {"later_steps": 0}):
+        with pytest.raises(hb.UserError, match="must be positive"):
+            hb.method("at", THREAT, **settings)
+
+
+def test_a_later_radius_goes_with_radii_of_the_classes():
+    model, (x, y) = tiny_net(seed=3).double().eval(), tiny_batch(12, dtype=torch.float64)
+    seen = {}
+    for later in (None, 1.5):
+        method = hb.method("cfa-at", THREAT, begin=0, later_radius=later, step_size="2*eps").with_schedule(8, first_drop=1)
+        method.objective.means.values = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None]  # robust accuracies
+        x_adv = method(model, x, y, epoch=1).x_adv
+        seen[later] = (x_adv - x).abs().flatten(1).amax(1)
+    assert len(seen[None].unique()) > 1
+    torch.testing.assert_close(seen[1.5], 1.5 * seen[None], rtol=1e-9, atol=0)
+
+
 def test_lm_pgd_beats_pgd_step_for_step_and_counts_its_passes():
     model = tiny_net(seed=4).eval()
     x, _ = tiny_batch(64)

@@ -154,7 +154,7 @@ def method(
             or the import path of a function of your own, ``package.module:build``, called as ``build(threat, **settings)``.
         threat: what the adversary may do; several threat models for methods that train under several.
         preset: ``"paper"``, or ``"official"`` for the authors' public code where it differs; some methods have a further one:
-            ``mart`` has ``"note"``, ``score`` has ``"clipped"``.
+            ``mart`` has ``"note"``, ``score`` has ``"clipped"``, ``rebat`` has ``"++"``.
         seed: of the random starts.
         precision: what the passes run on: "model", the model as it is, under torch's switches as they are; "fp32", for attacks
             in evaluation mode, a copy of it with BatchNorm fused, the same up to rounding, and true float32 in all passes;

@@ -300,7 +300,8 @@ METHODS: dict[str, MethodSpec] = {
     "rebat": MethodSpec(
         ReBAT(), "adversarial training that stays near its moving average after the learning rate drops",
         "Wang et al. 2023, ReBAT; its rate drops by a factor of 1.5 only, which is a setting of the training",
-        _UNIFORM, official={"passes": ("attack", "adversarial", "step", "clean"), "mode": "train", "evaluate_last": True}),
+        _UNIFORM, official={"passes": ("attack", "adversarial", "step", "clean"), "mode": "train", "evaluate_last": True},
+        further={"++": {"later_radius": 1.25, "later_steps": 12}}),  # ReBAT++: ε 10/255 in place of 8/255
     "ard": MethodSpec(
         ARD(), "distillation of a robust teacher at PGD's inputs; needs teacher=",
         "Goldblum et al. 2020, AdversariallyRobustDistillation",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, Attack, AttackResult
 from hauberk.attacks.base import attack_batch
+from hauberk.attacks.step_size import RelativeStep, parse_step_size
 from hauberk.core.arguments import check_callable
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
@@ -24,6 +25,12 @@ class BatchAttack:
         taus: τ of friendly training by the progress of the training: (part of the training up to which, τ), rising.
         evaluate_last: let PGD look at its last point all the same, which moves BatchNorm's statistics in mode "train".
         own_steps: whether a step that is a part of ε is so of each example's own radius, where it has one, or of ε.
+        later_radius: ε times this from the epoch on in which the learning rate first drops, by the same steps; above 1, x'
+            may leave the threat model then. None for ε to the end.
+        later_steps: K of PGD from that epoch on; None for the same to the end.
+
+    Raises:
+        UserError: for a radius or a number of steps that is not positive.
     """
 
     def __init__(
@@ -32,9 +39,15 @@ class BatchAttack:
         taus: tuple[tuple[float, int], ...] = (),
         evaluate_last: bool = False,
         own_steps: bool = True,
+        later_radius: float | None = None,
+        later_steps: int | None = None,
     ):
         self.attack: Attack[Any] = attack
         self.own_steps = own_steps
+        for name, value in (("later_radius", later_radius), ("later_steps", later_steps)):
+            if value is not None and value <= 0:
+                raise UserError(f"{name} must be positive, got {value}")
+        self.later_radius, self.later_steps = later_radius, later_steps
         self.taus: tuple[tuple[float, int], ...] = ()
         self._friendly: list[Attack[Any]] = []
         if isinstance(attack, PGD):
@@ -44,7 +57,7 @@ class BatchAttack:
     @property
     def follows_progress(self) -> bool:
         """Whether it is another attack at another part of the training."""
-        return bool(self.taus)
+        return bool(self.taus) or self.later_radius is not None or self.later_steps is not None
 
     def attack_at(self, progress: float) -> Attack[Any]:
         """Return the attack with the τ of a point of the training, where it has one."""
@@ -53,10 +66,18 @@ class BatchAttack:
 
     def __call__(self, context: StepContext) -> AttackResult:
         """Attack the batch."""
-        attack = self.attack_at(context.progress)
+        attack, threat, later = self.attack_at(context.progress), context.threat, context.epoch >= context.schedule.first_drop
+        if later and self.later_steps is not None and isinstance(attack, PGD):
+            attack = replace(attack, steps=self.later_steps)
         if context.radii is not None and not self.own_steps and isinstance(attack, PGD):
-            attack = attack.with_steps_of(context.threat.eps)
-        return run_in_step(attack, context, context.threat)
+            attack = attack.with_steps_of(threat.eps)
+        if not later or self.later_radius is None:
+            return run_in_step(attack, context, threat)
+        if isinstance(attack, PGD) and isinstance(size := parse_step_size(attack.step_size), RelativeStep):
+            attack = replace(attack, step_size=RelativeStep(size.times, size.over * self.later_radius))
+        found = run_in_step(attack, context, threat.scaled(self.later_radius))
+        context.largest_radius *= self.later_radius  # in which the points are
+        return found
 
 
 def run_in_step(
