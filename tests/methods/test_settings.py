@@ -38,7 +38,7 @@ def test_saying_what_holds_anyway_changes_nothing():
 
 
 def test_every_setting_that_is_listed_is_taken_and_no_other():
-    for name in ("at", "mail-trades+awp", "gairat", "sabr", "mma", "at+adr"):
+    for name in ("at", "mail-trades+awp", "gairat", "sabr", "mma", "uiat", "at+adr"):
         known = method_settings(name)
         for key in known:
             said = ""

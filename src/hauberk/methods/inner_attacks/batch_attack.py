@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hauberk.attacks import PGD, Attack, AttackResult
 from hauberk.attacks.base import attack_batch
 from hauberk.attacks.step_size import RelativeStep, parse_step_size
-from hauberk.core.arguments import check_callable
+from hauberk.core.arguments import check_argument, check_callable
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
 from hauberk.threat import ThreatModel
@@ -44,10 +44,11 @@ class BatchAttack:
     ):
         self.attack: Attack[Any] = attack
         self.own_steps = own_steps
-        for name, value in (("later_radius", later_radius), ("later_steps", later_steps)):
-            if value is not None and value <= 0:
+        self.later_radius: float | None = check_argument("later_radius", later_radius, float | None)
+        self.later_steps: int | None = check_argument("later_steps", later_steps, int | None)
+        for name in ("later_radius", "later_steps"):
+            if (value := getattr(self, name)) is not None and value <= 0:
                 raise UserError(f"{name} must be positive, got {value}")
-        self.later_radius, self.later_steps = later_radius, later_steps
         self.taus: tuple[tuple[float, int], ...] = ()
         self._friendly: list[Attack[Any]] = []
         if isinstance(attack, PGD):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from hauberk.attacks import PGD, AttackResult
+from hauberk.core.arguments import check_argument
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
 from hauberk.methods.inner_attacks.batch_attack import BatchAttack, run_in_step
@@ -27,9 +28,9 @@ class WithInverse(BatchAttack):
 
     def __init__(self, attack: PGD, inverse_radius: float = 1.0, evaluate_last: bool = False):
         super().__init__(attack, evaluate_last=evaluate_last)
-        if not 0 < inverse_radius <= 1:
+        self.inverse_radius: float = check_argument("inverse_radius", inverse_radius, float)
+        if not 0 < self.inverse_radius <= 1:
             raise UserError(f"inverse_radius must be above 0 and at most 1, got {inverse_radius}")
-        self.inverse_radius = inverse_radius
         self._downwards = replace(attack, tau=None, loss=_LIKELIHOOD, return_last=True, evaluate_last=False)
 
     def __call__(self, context: StepContext) -> AttackResult:

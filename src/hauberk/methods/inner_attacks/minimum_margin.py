@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hauberk.attacks import PGD, AttackResult, frozen_model, run_attack
 from hauberk.attacks.base import attack_batch
-from hauberk.core.arguments import shown
+from hauberk.core.arguments import check_argument, shown
 from hauberk.core.device import send
 from hauberk.core.errors import UserError
 from hauberk.core.step_context import StepContext
@@ -39,7 +39,8 @@ class MinimumMargin(nn.Module):
 
     def __init__(self, attack: PGD, bisections: int = 10, d_max: float | str | None = None):
         super().__init__()
-        self.attack, self.bisections, self.d_max = attack, bisections, d_max
+        self.attack, self.bisections = attack, bisections
+        self.d_max: float | str | None = check_argument("d_max", d_max, float | str | None)
         self.fractions = torch.ones(0)  # no buffer, because it grows, and is the same in all processes anyway
 
     def __call__(self, context: StepContext) -> AttackResult:
