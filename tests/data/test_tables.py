@@ -482,8 +482,9 @@ def test_class_weights_count_in_validation_too():
     plan = replace(make_plan(ModelSpec("mlp", (3,), 2), method, config, source), val=source)
     plain = validate(Always(), plan, SINGLE_PROCESS)
     weighed = validate(Always(), replace(plan, class_weights=torch.tensor([0.625, 2.5])), SINGLE_PROCESS)
-    assert plain == {"val_clean_accuracy": 0.8, "val_robust_accuracy": 0.8, "val_predicted_classes": 1}
-    assert weighed == {"val_clean_accuracy": 0.5, "val_robust_accuracy": 0.5, "val_predicted_classes": 1}
+    of_all = {"val_worst_class_robust_accuracy": 0.0, "val_predicted_classes": 1}
+    assert plain == {"val_clean_accuracy": 0.8, "val_robust_accuracy": 0.8, **of_all}
+    assert weighed == {"val_clean_accuracy": 0.5, "val_robust_accuracy": 0.5, **of_all}
     assert "takes all clean held-out examples for the same class" in chance_line(weighed, 2)
     assert chance_line(plain | {"val_predicted_classes": 2}, 2) == ""
 

@@ -230,18 +230,21 @@ RECIPE = {
 }  # fmt: skip
 
 
-def recipe_of_training():
+BY_CLASSES = {"swa_start": 0.0, "fawa": 0.7, "fawa_threshold": 0.0}
+
+
+def recipe_of_training(**more):
     """An average of mixed and augmented batches with extra data, by another optimizer."""
     x, y = data(60)
     extra = x.flip(0) * 0.9, 0.76 * torch.nn.functional.one_hot(y.flip(0), 6) + 0.04
     method = hb.method("trades", hb.Linf("8/255"))
     how = {"batch_size": 15, "val_size": 20, "val_steps": 2, "extra": extra, "extra_share": 0.4, "quiet": True, "threads": 1}
-    run = hb.train(Frozen(), data(), method=method, **how, **RECIPE)
+    run = hb.train(Frozen(), data(), method=method, **how, **RECIPE | more)
     return run.model.state_dict()
 
 
 def steps_of_a_recipe(world, out):
-    found = recipe_of_training()
+    found = {"swa": recipe_of_training(), "fawa": recipe_of_training(**BY_CLASSES)}
     world.is_main and torch.save(found, out / "recipe.pt")
 
 
@@ -267,9 +270,10 @@ def test_two_processes_give_the_weights_of_one(two):
 
 def test_two_processes_augment_mix_and_average_as_one(two):
     done(two, "steps_of_a_recipe")
-    alone = recipe_of_training()
-    for key, value in torch.load(two / "recipe.pt").items():
-        assert (value - alone[key]).abs().max() < 1e-6, key
+    found = torch.load(two / "recipe.pt")
+    for name, alone in (("swa", recipe_of_training()), ("fawa", recipe_of_training(**BY_CLASSES))):
+        for key, value in found[name].items():
+            assert (value - alone[key]).abs().max() < 1e-6, key
 
 
 def test_three_processes_give_the_weights_of_one(tmp_path):

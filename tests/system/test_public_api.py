@@ -123,7 +123,7 @@ TRAINING = {
     "epochs": [1], "batch_size": [4, 6], "lr": [0.1], "momentum": [0.9], "weight_decay": [0.0], "schedule": ["one-cycle",
     "steps", "cosine", "linear", "triangular"], "nesterov": [False, True], "filter_bias_and_bn": [False, True],
     "clip_grad": [0.0, 1.0], "decay_rate": [0.1, (0.5, 0.2)], "pct_start": [-1.0, 0.1], "warmup_epochs": [0.0, 0.5],
-    "ema_warmup": [False], "swa_start": [0.0], "save_every": [0, 1],
+    "ema_warmup": [False], "swa_start": [0.0], "fawa": [0.0], "fawa_threshold": [0.2], "save_every": [0, 1],
     "milestones": [(0.5,), (75.0, 90.0)], "scheduler_interval": ["epoch"], "eps_warmup": [0.0, 0.5], "ema": [0.0, 0.9, -1],
     "augment": ["none"], "class_weights": ["none", "balanced", (1.0, 2.0, 1.0)], "val_size": [0, 2], "val_steps": [1],
     "mixup": [0.0, 1.0], "cutmix": [0.0], "mixup_prob": [1.0, 0.5],

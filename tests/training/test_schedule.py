@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LinearLR, MultiStepLR, OneCycleLR
 
 import hauberk as hb
+from hauberk.training import trainer
 from hauberk.training.config import TrainConfig
 from hauberk.training.schedule import first_drop, lr_factor, make_optimizer, swa_epoch
 from helpers import THREAT, easy_data, settings, stopped_and_resumed, tiny_net
@@ -88,7 +89,10 @@ def test_where_the_equal_average_begins():
         ({"pct_start": 1.0}, "pct_start must be at least 0 and below 1"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov is a form of momentum"),
         ({"clip_grad": -1.0}, "clip_grad must not be negative"),
-        ({"ema": 0.9, "swa_start": 2}, "two averages"),
+        ({"ema": 0.9, "swa_start": 2}, "ema and swa_start are two averages"),
+        ({"fawa": 0.9, "swa_start": 2}, "swa_start and fawa are two averages"),
+        ({"fawa": 1.0}, "fawa must be at least 0 and below 1"),
+        ({"fawa": 0.9, "fawa_threshold": 20.0}, "from 0 to 1"),
         ({"ema_warmup": True}, "set ema, too"),
         ({"swa_start": 31}, "nothing would be averaged"),
         ({"save_every": -1}, "save_every must not be negative"),
@@ -165,6 +169,7 @@ def test_a_gradient_is_scaled_down_to_the_norm_that_is_asked_for(monkeypatch):
 RUNS = {
     "nesterov": {"nesterov": True, "filter_bias_and_bn": True, "schedule": "linear", "warmup_epochs": 1.5},
     "adamw": {"optimizer": "adamw", "lr": 2e-3, "clip_grad": 1.0, "schedule": "triangular", "ema": 0.9, "ema_warmup": True},
+    "fawa": {"fawa": 0.5, "fawa_threshold": 0.0},
     "swa": {"swa_start": 2, "schedule": "steps", "milestones": (2.0, 3.0), "decay_rate": (0.5, 0.2), "save_every": 2},
 }
 
@@ -199,6 +204,34 @@ def test_swa_is_the_equal_average_of_the_ends_of_the_epochs(tmp_path):
                 assert torch.allclose(value, torch.stack([one[key] for one in wanted]).mean(0), atol=1e-7), key
             else:
                 assert torch.equal(value, wanted[-1][key])
+
+
+def test_fawa_takes_in_the_epochs_whose_worst_class_is_robust_enough(tmp_path, monkeypatch):
+    """As CFA's code has it: the first such epoch is copied, the others move the average; before, it is the network itself."""
+    worst, ends, seen = [0.1, 0.2, 0.19, 0.5, 0.3], [], []
+
+    def validated(model, plan, world):
+        if len(seen) % 2 == 0:  # of each epoch the network first, then the average
+            ends.append({key: value.double() for key, value in model.state_dict().items()})
+        seen.append(model)
+        return honest(model, plan, world) | {"val_worst_class_robust_accuracy": worst[(len(seen) - 1) // 2]}
+
+    honest = trainer.validate
+    monkeypatch.setattr(trainer, "validate", validated)
+    given = settings(epochs=5, fawa=0.88, save_every=1)
+    run = hb.train(tiny_net(), easy_data(), threat=THREAT, out=tmp_path / "run", **given)
+    assert len(seen) == 10
+    assert seen[0] is not seen[1]
+    for epoch in range(1, 6):
+        found = hb.load(tmp_path / "run" / f"epoch-{epoch}.json", model=tiny_net()).state_dict()
+        for key in (key for key, value in found.items() if value.is_floating_point()):
+            wanted = ends[min(epoch, 2) - 1][key]
+            for later in (3, 4)[: max(epoch - 3, 0)]:
+                wanted = 0.88 * wanted + 0.12 * ends[later][key]
+            assert torch.allclose(found[key].double(), wanted, atol=1e-6), (epoch, key)
+    assert [row["val_worst_class_robust_accuracy"] for row in run.metrics] == worst
+    with pytest.raises(hb.UserError, match="fawa looks at the classes of held-out examples, and there are none"):
+        hb.train(tiny_net(), easy_data(), threat=THREAT, **settings(fawa=0.88, val_size=0))
 
 
 def test_every_so_many_epochs_are_kept_and_can_be_evaluated(tmp_path, capsys):

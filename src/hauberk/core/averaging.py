@@ -39,6 +39,12 @@ class _Average(nn.Module):
             torch._foreach_copy_([ours for ours, _ in copied], [theirs for _, theirs in copied])
         self._updates += 1
 
+    def follow(self, model: nn.Module) -> None:
+        """Be the network as it is, until the first update."""
+        if not self._updates:
+            self.update(model)
+            self.restart()
+
     def restart(self) -> None:
         """Let the next update copy the network, as the first one does."""
         self._updates = 0

@@ -243,12 +243,12 @@ METHODS: dict[str, MethodSpec] = {
         _KL, inner=WithInverse),
     "cfa-at": MethodSpec(
         CFAAT(), "adversarial training with a radius of each class, from its robust accuracy in the last epoch",
-        "Wei et al. 2023, CFA, without FAWA; x' may leave the threat model",
+        "Wei et al. 2023, CFA; its FAWA is a setting of the training (fawa=0.88); x' may leave the threat model",
         _UNIFORM, official={"mode": "train", "passes": ("attack", "adversarial", "step", "clean")},
         inner=partial(BatchAttack, own_steps=False)),
     "cfa-trades": MethodSpec(
         CFATrades(), "TRADES with a radius and a trade-off of each class, from its robust accuracy in the last epoch",
-        "Wei et al. 2023, CFA, without FAWA; x' may leave the threat model",
+        "Wei et al. 2023, CFA; its FAWA is a setting of the training (fawa=0.88); x' may leave the threat model",
         _KL, inner=partial(BatchAttack, own_steps=False),
         official={"start": "normal-unprojected", "passes": ("attack", "clean", "adversarial", "clean", "step", "clean")}),
     "dafa-at": MethodSpec(

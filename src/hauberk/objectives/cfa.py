@@ -53,8 +53,8 @@ class CFAAT(ClassWiseObjective):
 
     ρ_c is the robust accuracy of the class in the last epoch. A class that is easy gets a radius of up to ``(λ₁ + 1)·ε``,
     beyond the threat model, and a hard one less than ε: training leaves the threat model, evaluation never does. FAWA, the
-    moving average of the weights that takes an epoch in only where the worst class of held-out images is robust enough, needs a
-    look at held-out images in each epoch and is not here.
+    moving average of the weights that takes an epoch in only where the worst class of held-out images is robust enough, is a
+    setting of the training (``fawa`` of ``hb.train``).
 
     Attributes:
         radius_lam: λ₁.

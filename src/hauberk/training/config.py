@@ -63,6 +63,11 @@ class TrainConfig:
     swa_start: float = 0.0
     """First epoch, from 1, or part of the training where below 1, from which on the weights at the ends of epochs are averaged
     equally (SWA); 0 for none. The average is what is validated."""
+    fawa: float = 0.0
+    """Decay of the moving average of the weights at the ends of those epochs in which the network is robust enough on every
+    class of the held-out examples (FAWA of CFA: 0.88); 0 for none. The average is what is validated."""
+    fawa_threshold: float = 0.2
+    """How robust that is: the least robust accuracy of the worst class of held-out examples, a part of 1."""
     augment: str = "auto"
     """Augmentation: none, crop, crop-flip, crop-flip-reflect, flip, crop-shift, cutout, random-erasing, autoaugment,
     randaugment, idbh-weak, idbh-strong, idbh-svhn, or several such as crop-flip+cutout; or package.module:attribute for your
@@ -117,7 +122,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "lr", "val_steps", "save_minutes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("momentum", "ema", "eps_warmup", "extra_share", "pct_start"):
+        for name in ("momentum", "ema", "fawa", "eps_warmup", "extra_share", "pct_start"):
             if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) not in (("ema", -1), ("pct_start", -1)):
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         for name in ("weight_decay", "patience", "threads", "clip_grad", "swa_start", "save_every", "mixup", "cutmix"):
@@ -141,8 +146,11 @@ class TrainConfig:
             raise UserError(f"warmup_epochs must be at least 0 and less than epochs ({self.epochs}), got {self.warmup_epochs}")
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             raise UserError("nesterov is a form of momentum, which is 0; leave out one of them")
-        if self.ema and self.swa_start:
-            raise UserError("ema and swa_start are two averages of the weights; leave out one of them")
+        averages = [name for name in ("ema", "swa_start", "fawa") if getattr(self, name)]
+        if len(averages) > 1:
+            raise UserError(f"{averages[0]} and {averages[1]} are two averages of the weights; leave out one of them")
+        if not 0 <= self.fawa_threshold <= 1:
+            raise UserError(f"fawa_threshold is an accuracy, from 0 to 1, not {self.fawa_threshold}")
         if self.ema_warmup and not self.ema:
             raise UserError("ema_warmup is of the moving average of the weights; set ema, too")
         if self.swa_start >= self.epochs + 1:

@@ -166,6 +166,8 @@ class EpochMetrics:
 def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
     """Measure accuracy, in [0, 1], on the held-out part, clean and under PGD (ε/4, uniform start, cross-entropy, last point).
 
+    Robust accuracy is that of the worst class, too, among those that the held-out part has.
+
     The attack runs in the precision of the training. Both verdicts are the network's own in true float32: they choose the best
     epoch, so they should be what an evaluation of its weights would say. The one at the point found takes the place of the
     attack's own last look. Under several threat models an example must withstand each. Where the method's objective has
@@ -181,6 +183,7 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
     sums = torch.zeros(4, dtype=torch.float64, device=next(model.parameters()).device)
     outputs = torch.arange(plan.spec.classes, device=sums.device)
     named = torch.zeros_like(outputs, dtype=torch.bool)
+    of_classes = torch.zeros(2, len(outputs), dtype=torch.float64, device=sums.device)  # how many there are, how many withstand
     at_once = -(-config.batch_size // world.size)
     for index in world.local_shard(torch.arange(len(plan.val))).split(at_once):
         if not len(index):
@@ -199,10 +202,16 @@ def validate(model: nn.Module, plan: Plan, world: World) -> dict[str, float]:
         each = plan.class_weights
         weight = torch.ones(len(y), device=y.device) if each is None else constant(each, each.dtype, y.device)[y]
         named |= (predicted[:, None] == outputs).any(0)
+        members = (y[:, None] == outputs).double()
+        of_classes += torch.stack([torch.ones_like(right), right & ~broken]).double() @ members
         sums += torch.stack([(weight * those).sum() for those in (right, right & ~broken, proved, torch.ones_like(right))])
-    clean, robust, certified, total, *times = world.sum(torch.cat([sums, named.double()])).tolist()
+    (clean, robust, certified, total), times, there, withstand = (
+        part.tolist() for part in world.sum(torch.cat([sums, named.double(), *of_classes])).split([4, *[len(outputs)] * 3])
+    )
     total = total or 1.0  # all weights may be 0
     found = {"val_clean_accuracy": clean / total, "val_robust_accuracy": robust / total}
+    shares = [right / count for right, count in zip(withstand, there, strict=True) if count]
+    found["val_worst_class_robust_accuracy"] = min(shares, default=0.0)
     found["val_predicted_classes"] = sum(count > 0 for count in times)
     return found if proves is None else found | {"val_certified_accuracy": certified / total}
 

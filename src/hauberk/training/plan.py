@@ -221,6 +221,8 @@ def make_plan(
     _check_soft_labels(plan)
     if config.patience and not len(plan.val):
         raise UserError("patience waits for better results on held-out examples, and there are none: set val_size or val_set")
+    if config.fawa and not len(plan.val):
+        raise UserError("fawa looks at the classes of held-out examples, and there are none: set val_size or val_set")
     smallest = min(plan.own_batch, len(train))
     if processes > 1 and smallest < 2 * processes:
         raise UserError(f"batches of {smallest} examples are too small for {processes} processes; each needs two at least")

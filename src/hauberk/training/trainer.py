@@ -83,15 +83,18 @@ class Trainer:
             model, plan.config, plan.total_steps, plan.make_optimizer, plan.make_scheduler
         )
         config = plan.config
-        self.ema = self.swa = None
+        self.ema = self.swa = self.fawa = None
         if config.ema:
             decay = config.ema if config.ema > 0 else max(0.0, 1 - _AVERAGED / plan.total_steps)
             self.ema = ExponentialMovingAverage(model, decay, config.ema_warmup)
         elif config.swa_start:
             self.swa = StochasticWeightAverage(model)
+        elif config.fawa:
+            self.fawa = ExponentialMovingAverage(model, config.fawa)
         self.callbacks = CallbackList([*logs, *plan.callbacks], self.world)
         self.metrics = EpochMetrics(device, self.world)
-        parts = {"model": model, "optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema, "swa": self.swa}
+        parts = {"model": model, "optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
+        parts |= {"swa": self.swa, "fawa": self.fawa}
         self._stateful: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
         self._throttle = SyncThrottle(self.world, device)
         self._numerics: dict[str, Any] = {}  # what fixes how results are rounded; empty where that is to be measured
@@ -118,7 +121,7 @@ class Trainer:
     @property
     def eval_model(self) -> nn.Module:
         """The network that is validated and exported: the average, if one is kept."""
-        average = self.ema or self.swa
+        average = self.ema or self.swa or self.fawa
         return self.model if average is None else average.module
 
     @property
@@ -245,6 +248,10 @@ class Trainer:
             if self.epoch <= swa_epoch(config):  # until then the network itself
                 self.swa.restart()
             self.swa.update(self.model)
+        if self.fawa is not None:
+            if validate(self.model, plan, self.world)["val_worst_class_robust_accuracy"] >= config.fawa_threshold:
+                self.fawa.update(self.model)
+            self.fawa.follow(self.model)
         if len(plan.val):
             row |= validate(self.eval_model, plan, self.world)
             # While ε still grows, training sees a weaker attack than validation.
