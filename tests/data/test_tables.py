@@ -382,6 +382,7 @@ def test_rows_are_split_by_date(folder):
     (folder / "loans.toml").write_text('date = "day"\n' + DESCRIPTION)
     table, rows = read_table(folder / "loans.toml"), read_frame(folder / "rows.csv")
     assert len(table.test) == 80
+    assert table.test.in_time_order
     late = rows[rows["day"] > "2026-03-21"].sort_values("day", kind="stable")
     np.testing.assert_allclose(table.test.x[:, 0], late["income"], rtol=1e-6)
     early = rows[rows["day"] <= "2026-03-21"].sort_values("day", kind="stable")

@@ -9,6 +9,7 @@ import hauberk as hb
 from hauberk.evaluation import measure_cost
 from hauberk.objectives import ExpectedCost
 from hauberk.objectives.functional import fooled
+from hauberk.report.costs_over_time import costs_over_time
 
 COSTS = [[0, 1, 10], [2, 0, 1], [5, 30, 0]]
 THREAT = hb.Linf([0.25, 0.15])
@@ -93,6 +94,23 @@ def test_an_evaluation_has_the_cost(tmp_path):
     assert (20 * first["cost_attacked"] + 40 * second["cost_attacked"]) / 60 == pytest.approx(ev.cost.mean_attacked)
     with pytest.raises(hb.UserError, match="60 examples, and periods of shape"):
         ev.cost.over(months[1:])
+
+
+def test_costs_of_a_test_set_in_order_of_time_are_shown_for_ten_parts_of_it():
+    test_set = hb.data.as_dataset(tuple(part[:55] for part in points()))
+    how = {"threat": THREAT, "attacks": ["fgsm"], "costs": COSTS, "diagnostics": [], "quiet": True}
+    without = hb.evaluate(Bowl(), test_set, **how).to_dict()
+    assert "over_time" not in without["cost"]
+    assert costs_over_time(without) is None
+    test_set.in_time_order = True
+    found = hb.evaluate(Bowl(), test_set, **how)
+    parts = found.to_dict()["cost"]["over_time"]
+    assert [part["period"] for part in parts] == list(range(1, 11))
+    assert sum(part["n"] for part in parts) == 55
+    assert {part["n"] for part in parts} == {5, 6}
+    assert sum(part["n"] * part["cost_attacked"] for part in parts) / 55 == pytest.approx(found.cost.mean_attacked)
+    assert parts[0]["cost"] == pytest.approx(float(found.cost.by_example[0][:6].mean()))
+    assert len(costs_over_time(found.to_dict()).rows) == 10
 
 
 def test_under_several_threat_models_an_example_costs_what_it_costs_under_the_dearest(monkeypatch):

@@ -85,7 +85,9 @@ def test_published_numbers_stand_beside_those_of_the_same_data_and_threat_model_
     rows = {row[0]: row[1:] for row in shown("cifar10", "Linf(8/255)", "gairat").rows}
     assert rows["gairat, resnet18"] == ["83.22 ± 0.06", "33.35 ± 0.57", "MAIL paper, Tables 2 and 3"]
     assert rows["mail-trades, wrn-32-10"][:2] == ["84.00 ± 0.15", "53.90 ± 0.22"]
-    assert len(rows) == 2 * 4 + 1 == len(shown("cifar10", "Linf(8/255)", "trades").rows) + 2
+    note = "a note on MART: approximate, network and attack not named"
+    assert (rows["trades"], rows["mart"]) == (["87", "46", note], ["86", "49", note])
+    assert len(rows) == 2 * 4 + 3 + 1 == len(shown("cifar10", "Linf(8/255)", "trades").rows) + 2
     x = torch.rand(6, 2)
     found = hb.evaluate(
         torch.nn.Linear(2, 2),
@@ -98,7 +100,11 @@ def test_published_numbers_stand_beside_those_of_the_same_data_and_threat_model_
     for data, there in (("arrays", False), ("cifar10", True)):
         found["provenance"]["data"] = data
         blocks = [block for section in evaluation_page(found, "").sections for block in section.blocks]
-        assert any(getattr(block, "name", "") == "evaluation-published" for block in blocks) == there
+        named = {getattr(block, "name", ""): block for block in blocks}
+        assert ("evaluation-published" in named) == there
+        drawn = [line for line in named["evaluation-attacks"].picture.axes[0].lines if "%" in str(line.get_label())]
+        assert [line.get_xdata()[0] for line in drawn] == ([44.9, 50.6, 64.25] if there else [])
+        assert len({line.get_linestyle() for line in drawn}) == len(drawn)  # told apart in grey
 
 
 def test_three_sentences_with_the_numbers_of_the_evaluation():

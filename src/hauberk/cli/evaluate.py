@@ -155,6 +155,9 @@ def evaluate(arguments: Sequence[str]) -> int:
             say(f"Of the class {one.class_names[-1]!r}{' under ' * bool(name)}{name}: {one.risk}")
         if one.cost:
             say(f"By the cost matrix{' under ' * bool(name)}{name}: {one.cost}")
+            if parts := one.cost.over_time():
+                means = ", ".join(f"{part['cost']:.4g} -> {part['cost_attacked']:.4g}" for part in parts)
+                say(f"In {len(parts)} equal parts in order of time: {means}")
     next_target = options.target if (options.target / "run.json").exists() else out
     say(f"{result}\nWritten to {out / 'evaluation.json'}. Next: {command('report', next_target)}")
     return 0

@@ -21,6 +21,7 @@ from hauberk.threat import ThreatModel
 from hauberk.threat.batch import check_inputs, check_labels
 
 _BATCH_SIZE = 1000
+_PARTS = 10  # of a test set in order of time
 _DEFAULT = (PGD(50, "eps/10", restarts=3),)
 _BY_ANSWERS = (Square(1000),)
 
@@ -34,12 +35,14 @@ class Cost:
         y: labels, (N,).
         predicted: class without an attack, (N,).
         worst: the dearest class that an attack has reached, (N,); ``predicted`` where none was dearer.
+        in_time_order: whether the examples come in the order of time.
     """
 
     costs: Tensor
     y: Tensor
     predicted: Tensor
     worst: Tensor
+    in_time_order: bool = False
 
     @property
     def by_example(self) -> tuple[Tensor, Tensor]:
@@ -87,10 +90,16 @@ class Cost:
             found.append({"period": period.item(), "n": int(some.sum()), **means})
         return found
 
+    def over_time(self) -> list[dict[str, Any]]:
+        """Split the costs as :meth:`over` into ten equal parts, from 1, in order of time; none where there is no such order."""
+        count = len(self.y)
+        return self.over(1 + np.arange(count) * _PARTS // count) if self.in_time_order else []
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain types."""
         clean, attacked = self.confusion()
         means = {"n": len(self.y), "cost": self.mean, "cost_attacked": self.mean_attacked, "costs": self.costs.tolist()}
+        means |= {"over_time": parts} if (parts := self.over_time()) else {}
         return means | {"confusion": clean.tolist(), "confusion_attacked": attacked.tolist()}
 
     def __str__(self) -> str:
@@ -150,7 +159,7 @@ def measure_cost(
             y = check_inputs(x, y, threat)
             parts.append((y.cpu(), *_dearest(view, x, y, threat, matrix.to(y.device), chosen, seed)))
     y, predicted, worst = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Cost(matrix, y, predicted, worst)
+    return Cost(matrix, y, predicted, worst, dataset.in_time_order)
 
 
 def _dearest(

@@ -7,9 +7,10 @@ from typing import Any
 
 from hauberk.core.intervals import wilson_interval
 from hauberk.evaluation.finding import Diagnostic, warning_line, warning_mark, worst_first
-from hauberk.report.figures import against_eps, bars, histograms
+from hauberk.report.costs_over_time import costs_over_time
+from hauberk.report.figures import add_references, against_eps, bars, histograms
 from hauberk.report.html import Alert, Block, Figure, Metric, Page, Section, Table
-from hauberk.report.references import published_beside
+from hauberk.report.references import published_beside, published_lines
 from hauberk.report.summary import cost_table, risk_table, subject_of, summarise
 from hauberk.report.words import class_name, interval_in_words, plain_words, reach_in_words
 
@@ -45,8 +46,8 @@ def evaluation_page(found: dict[str, Any], subject: str, method: str = "") -> Pa
     rows = [[key, _plain(value)] for key, value in origin.items() if key != "attacks" and value not in ({}, [])]
     rows = [["threat model", found["threat"]], *rows]
     sections: dict[str, list[Block]] = {
-        "What errors cost": [table for table in (risk_table(found), cost_table(found)) if table],
-        "Attacks": [*_attacks(found), *filter(None, [published_beside(found, method)])],
+        "What errors cost": [table for table in (risk_table(found), cost_table(found), costs_over_time(found)) if table],
+        "Attacks": [*_attacks(found, method), *filter(None, [published_beside(found, method)])],
         "Robust accuracy against ε": _radii(found),
         "Classes": _classes(found),
         "Margins": _margins(found),
@@ -72,20 +73,25 @@ def _floor(found: dict[str, Any]) -> list[Metric]:
     return [Metric("robust accuracy, at least", f"{100 * proved['accuracy']:.1f} %", "; ".join(notes))]
 
 
-def _attacks(found: dict[str, Any]) -> list[Block]:
+def _attacks(found: dict[str, Any], method: str) -> list[Block]:
     accuracies = {"clean": found["clean_accuracy"], **found["by_attack"], "worst case": found["robust_accuracy"]}
     accuracies |= {"certified": found["certified"]["accuracy"]} if found["certified"] else {}
     order = "each on what the ones before it left" if found["sequential"] else "each alone on all that is right without it"
     known = dict.fromkeys(("autoattack", "worst case"), tuple(found["interval"])) if found["estimate"] else None
     counts = dict.fromkeys(accuracies, found["n"])
     figure = _accuracies("attacks", "Accuracy under each attack", "attack", accuracies, counts, known)
+    caption = f"{figure.caption}, with 95 % intervals. {subject_of(found)}"
+    if published := published_lines(found["provenance"]["data"], found["threat"], method):
+        assert figure.picture is not None  # drawn just now
+        add_references(figure.picture, published)
+        caption += ". Lines: published robust accuracies under AutoAttack, as in the table below"
     outcomes = {"clean": "wrong without an attack", None: "robust", "open": "stands, not in the sample"}
     broken_by = ("open" if example.get("weight") == 0 else example["broken_by"] for example in found["examples"])
     broken = Counter(outcomes.get(attack, attack) for attack in broken_by).most_common()
     picture = bars(dict(broken), xlabel="examples")
     return [
         Table(figure.name, f"{figure.caption} ({order})", figure.header, figure.rows),
-        replace(figure, caption=f"{figure.caption}, with 95 % intervals. {subject_of(found)}", rows=()),
+        replace(figure, caption=caption, rows=()),
         Figure(
             "evaluation-broken", f"What broke how many examples first. {subject_of(found)}", ["", "examples"], broken, picture
         ),

@@ -91,6 +91,18 @@ def bars(
     return picture
 
 
+def add_references(picture: Picture, values: Mapping[str, float]) -> None:
+    """Draw thin lines across a chart at percentages, told apart by their dashes, and name them above; at most four."""
+    (axes,) = picture.axes
+    drawn = [
+        axes.axvline(value, color=INK, linewidth=0.9, linestyle=dashes, label=f"{name}: {value:.2f} %")
+        for (name, value), dashes in zip(values.items(), _DASHES, strict=False)
+    ]
+    width, height = picture.get_size_inches()
+    picture.set_size_inches(width, height + 0.25 * math.ceil(len(drawn) / 2))
+    picture.legend(handles=drawn, loc="outside upper center", ncols=2, frameon=False, fontsize="small")
+
+
 def histograms(series: Mapping[str, Sequence[float]], **labels: Any) -> Picture:
     """Draw histograms on the same axes, the first filled and the others as outlines, with a vertical line at 0."""
     picture, (axes,) = new_figure()

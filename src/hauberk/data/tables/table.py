@@ -168,7 +168,8 @@ def read_table(path: str | Path) -> Table:
             raise UserError(f"{path}: {schema.date}: {error}") from error
         train, test = (frame.iloc[part.numpy()] for part in parts)
         table = make_table(schema, train, test, str(path))
-        return replace(table, train=replace(table.train, in_time_order=True))
+        train_rows, test_rows = (replace(rows, in_time_order=True) for rows in (table.train, table.test))
+        return replace(table, train=train_rows, test=test_rows)
     from sklearn.model_selection import train_test_split
 
     labels = column_of(frame, schema.label)
