@@ -41,7 +41,7 @@ MLP = ModelOptions("mlp")
 SMALL = Experiment("at", 0, model=MLP, subset=SubsetOptions(300, 60), settings={"epochs": 3, "val_size": 30, "lr": 0.05})
 TINY = replace(SMALL, subset=SubsetOptions(160, 40), settings={"epochs": 2, "val_size": 20, "lr": 0.05})
 WITH_CURVES = {"subsets", "ablation", "beta-sensitivity", "weights", "burn-in", "reweighting-and-attacks", "fgsm-training"}
-WITH_CURVES |= {"memorising", "epsilon", "capacity", "examples", "unlabelled"}
+WITH_CURVES |= {"memorising", "epsilon", "capacity", "examples", "unlabelled", "difficulty"}
 WITHOUT_ERRORS = {"path-dependence", "lps-vs-pm", "restarts", "large-epsilon", "saliency", "transfer", "margins"}
 
 

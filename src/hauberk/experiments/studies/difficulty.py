@@ -10,6 +10,7 @@ from hauberk.data import labels
 from hauberk.experiments.figures import INK, bar_style, column_figure, error_bars, plot_points
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION, STRONG_CAPTION
+from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves
 from hauberk.experiments.studies.masks import RobustMasks, accuracies, error_of, join_seeds, robust_masks, trained_masks
 from hauberk.experiments.studies.result import StudyResult
 from hauberk.experiments.studies.verdict import (
@@ -146,17 +147,19 @@ def difficulty(context: StudyContext) -> StudyResult:
             sentence(f"with {100 * NOISE:.0f} % random labels MART is more robust than AT", noise),
         ],
         rows,
+        {"epochs": epoch_curves(context, {name: variants[name] for name in found})},
         caption="Test examples in quarters by the probabilistic margin of a standard network of the same seed, the smallest "
-        "first; "
-        f"noisy: {100 * NOISE:.0f} % of the training labels are random. {ERRORS_CAPTION} {STRONG_CAPTION}",
+        f"first; noisy: {100 * NOISE:.0f} % of the training labels are random, of those held out, too. {ERRORS_CAPTION} "
+        f"{STRONG_CAPTION} {EPOCHS_CAPTION}",
     )
 
 
 def draw_difficulty(result: StudyResult) -> Figure:
-    """Accuracy under the stronger attacks of each training in each quarter."""
-    figure, (points,) = column_figure((3.0,))
+    """Accuracy under the stronger attacks of each training in each quarter, and PGD accuracy over epochs."""
+    figure, (points, curves) = column_figure((3.0, 1.8))
     names = [f"strong, {label}, %" for label in QUARTERS]
     series = {row["training"]: [row[name] for name in names] for row in result.rows}
     errors = {row["training"]: [row[error_of(name)] for name in names] for row in result.rows}
     plot_points(points, QUARTERS, series, errors, xlabel="accuracy under stronger attacks, %", xlim=(-2, 102), spread=0.16)
+    draw_epochs(curves, result.series["epochs"], "PGD")
     return figure
