@@ -112,6 +112,12 @@ torch.distributed.destroy_process_group()
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.stem)
+def test_the_code_of_a_page_fits_without_scrolling(page):
+    lines = [line for language in ("python", "toml") for block in blocks(page, language) for line in block.splitlines()]
+    assert [line for line in lines if len(line) >= 120] == []
+
+
 def commands(text):
     """Every command of Hauberk in a page that can be typed as it stands: in a block, or in a line of text."""
     found = re.findall(r"(?m)^    (.*hauberk [a-z].*)$", text) + re.findall(

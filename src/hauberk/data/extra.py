@@ -49,8 +49,8 @@ def read_extra(path: str | Path, classes: int | None = None) -> IndexedDataset:
     """Read further training examples from an ``.npz`` file, in the format of generated data sets (Rebuffi 2021, Wang 2023).
 
     Args:
-        path: of a file with the arrays ``image``, uint8, (N, H, W, channels), or floating, (N, features); and ``label``, (N,)
-            integers, or (N, C), the probability of each class.
+        path: of a file with the arrays ``image``, uint8, (N, H, W, channels), or floating, (N, ...) as the network takes them;
+            and ``label``, (N,) integers, or (N, C), the probability of each class.
         classes: number of classes, if it is known.
 
     Returns:
