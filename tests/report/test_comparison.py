@@ -1,5 +1,7 @@
 """The first sentences of a report of a comparison, and how its tables are laid out."""
 
+from dataclasses import replace
+
 import pytest
 
 from hauberk.experiments import Comparison
@@ -47,6 +49,17 @@ def test_of_one_seed_the_examples_are_tested_and_it_is_said(pairs, words):
     one = {"at": ([80.0], [41.0]), "trades": ([78.0], [50.0])}
     found = compared(one, discordant={"pgd-20": {"trades": pairs}} if pairs else {})
     assert words in summarise_comparison(found)[1]
+
+
+def test_published_numbers_are_lines_in_the_picture_of_the_last_column_of_the_same_data_and_threat_model_only():
+    found = compared({"at": AT, "trades": TRADES})
+    for threat, there in (("Linf(8/255)", [44.9, 50.6, 64.25]), ("Linf(4/255)", [])):
+        clean, attacked = _pictures(replace(found, data="cifar10", threat=threat), "")
+        axes = attacked.picture.axes[0]
+        assert [line.get_xdata()[0] for line in axes.lines if "%" in str(line.get_label())] == there
+        assert not [line for line in clean.picture.axes[0].lines if "%" in str(line.get_label())]
+        assert clean.picture.axes[0].get_xlim() == axes.get_xlim()
+        assert ("published" in attacked.caption) == bool(there)
 
 
 def test_the_last_epoch_is_spoken_of_where_it_was_evaluated():

@@ -40,6 +40,8 @@ class Comparison:
         n: number of test examples; 0 where it is not known.
         discordant: with one seed, by column, then by method with a baseline, how many test examples only the method has right,
             and how many only its baseline; nothing where this is not known.
+        data: name of the data set; empty where it is not known.
+        threat: the threat model, as it is written, likewise.
     """
 
     about: str
@@ -53,6 +55,8 @@ class Comparison:
     last: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     n: int = 0
     discordant: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
+    data: str = ""
+    threat: str = ""
 
     def mean(self, method: str, column: str) -> float:
         """Mean over the seeds."""
@@ -257,8 +261,9 @@ def collect(experiments: Sequence[Experiment], out: Path, table: str = "") -> Co
         files = {method: found[method, seeds[0]] for method in methods}
         discordant = {column: count_discordant(files, baselines, column) for column in (CLEAN, columns[-1])}
     return Comparison(
-        about, methods, seeds, columns, values, doubts, printed, baselines, last, n=int(first["n"]), discordant=discordant
-    )
+        about, methods, seeds, columns, values, doubts, printed, baselines, last, n=int(first["n"]), discordant=discordant,
+        data=one.data.name, threat=str(one.threat_model),
+    )  # fmt: skip
 
 
 def column_title(column: str) -> str:

@@ -98,9 +98,12 @@ def _compared(read: Mapping[str, Sequence[_Result]], base: str, seeds: Sequence[
     n, suite = int(first["n"]), first["suite"]
     attacked = f"suite {suite}" if suite != "custom" else "own attacks"
     trained = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    about = f"{first['provenance']['data']}, {first['threat']}, {attacked}, {trained}, {n:,} test examples"
+    data, threat = first["provenance"]["data"], first["threat"]
+    about = f"{data}, {threat}, {attacked}, {trained}, {n:,} test examples"
     doubts = {name: list_doubts([result.found for result in some]) for name, some in read.items()}
-    return Comparison(about, tuple(read), seeds, columns, values, doubts, {}, baselines, n=n, discordant=discordant)
+    return Comparison(
+        about, tuple(read), seeds, columns, values, doubts, {}, baselines, n=n, discordant=discordant, data=data, threat=threat
+    )
 
 
 def _read_all(name: str, given: Any) -> list[_Result]:

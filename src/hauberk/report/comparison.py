@@ -5,8 +5,9 @@ from typing import Any
 
 from hauberk.experiments.comparison import Comparison, column_title
 from hauberk.experiments.paired_tests import CLEAN
-from hauberk.report.figures import bars
+from hauberk.report.figures import add_references, bars
 from hauberk.report.html import Alert, Figure, Metric, Page, Section, Table
+from hauberk.report.references import published_lines
 
 _CHANCE = 0.05  # p-values below are called beyond chance
 
@@ -38,18 +39,26 @@ def comparison_page(stored: dict[str, Any]) -> Page:
 
 
 def _pictures(found: Comparison, what: str) -> list[Figure]:
-    """Draw each column, all on the same axis, so that a difference looks as large as it is in every one of them."""
+    """Draw each column, all on the same axis, so that a difference looks as large as it is in every one of them.
+
+    The last one, under the strongest attack, has lines at published numbers where the data and the threat model are theirs.
+    """
     ends = {
         column: {method: _reach(found.mean(method, column), found.deviation(method, column)) for method in found.methods}
         for column in found.columns
     }
-    reached = [end for by_method in ends.values() for pair in by_method.values() for end in pair]
+    published = published_lines(found.data, found.threat) if found.columns[-1] != CLEAN else {}
+    reached = [*published.values(), *(end for by_method in ends.values() for pair in by_method.values() for end in pair)]
     limits = max(0, 10 * floor(min(reached) / 10)), min(100, 10 * ceil(max(reached) / 10))
     pictures = []
     for column in found.columns:
         title, means = column_title(column), {method: found.mean(method, column) for method in found.methods}
         picture = bars(means, list(ends[column].values()), points=True, xlabel=f"{title}, %", xlim=limits)
-        pictures.append(Figure(f"compare-{column}", f"{title}: {what}", picture=picture))
+        caption = f"{title}: {what}"
+        if published and column == found.columns[-1]:
+            add_references(picture, published)
+            caption += ". Lines: published robust accuracies under AutoAttack, on all test images"
+        pictures.append(Figure(f"compare-{column}", caption, picture=picture))
     return pictures
 
 
