@@ -7,39 +7,19 @@ from html import unescape
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
 
 import hauberk as hb
 from hauberk.cli import main
+from hauberk.data import read_table
 from hauberk.evaluation import DIAGNOSTICS
+from hauberk.evaluation.attacked_rows import attack_rows
 from hauberk.evaluation.finding import Diagnostic
 from hauberk.report.evaluation import evaluation_page
 from hauberk.report.references import published_beside
 from hauberk.report.standard import find_standard
 from hauberk.report.summary import compare_with_standard, cost_table, summarise
 from hauberk.report.words import allowed_in_words, plain_words
-from helpers import made_once
-
-pd = pytest.importorskip("pandas")
-SCHEMA = """
-train = "rows.csv"
-label = "late"
-classes = ["no", "<script>yes"]
-eps = 0.5
-costs = [5, 1]
-
-[features.income]
-change = "down"
-[features."<b>debt"]
-[features.months]
-kind = "integer"
-low = 1
-high = 120
-[features.children]
-kind = "integer"
-[features.sex]
-kind = "category"
-change = "none"
-"""
 
 
 def evaluation(**changes):
@@ -197,35 +177,11 @@ def test_standard_beside_robust_pairs_the_examples():
     assert "cannot be believed" in compare_with_standard(evaluation(), doubt, (None, None))[0]
 
 
-@pytest.fixture(scope="module")
-def loans(tmp_path_factory):
-    """A table whose names are hostile, with a standard and a robust run, evaluated."""
-    return made_once(tmp_path_factory, "loans-report", make_loans)
-
-
-def make_loans(folder):
-    torch.set_num_threads(1)
-    draw = np.random.default_rng(0)
-    income, debt = draw.normal(2000, 500, 400), draw.normal(0, 1000, 400)
-    late = debt - income / 2 + 300 * draw.normal(size=400) > -700
-    columns = {"income": income, "<b>debt": debt, "months": draw.integers(1, 121, 400), "children": draw.integers(0, 2, 400)}
-    columns |= {"sex": draw.choice(["f", "m"], 400), "late": np.where(late, "<script>yes", "no")}
-    pd.DataFrame(columns).to_csv(folder / "rows.csv", index=False)
-    (folder / "loans.toml").write_text(SCHEMA)
-    data = ["--data", str(folder / "loans.toml")]
-    for method in ("standard", "at"):
-        where = ["--out", str(folder / "runs" / method), "--epochs", "8", "--lr", "0.01", "--threads", "1", "--quiet"]
-        assert main(["train", *data, "--model", "mlp", "--method", method, *where]) == 0
-        assert main(["evaluate", str(folder / "runs" / method), "--attacks", "pgd-20", "--quiet"]) == 0
-        assert main(["report", str(folder / "runs" / method), "--figures", str(folder / f"figures-{method}")]) == 0
-
-
 def stored(loans, method):
     return json.loads(next((loans / "runs" / method).glob("evaluations/*/evaluation.json")).read_text())
 
 
 def test_an_evaluation_of_a_table_holds_what_errors_cost(loans):
-    from hauberk.data import read_table
     from hauberk.evaluation import measure_risk
 
     table, found = read_table(loans / "loans.toml"), stored(loans, "standard")
@@ -269,7 +225,7 @@ def test_rows_before_and_after_mark_what_changed_and_nothing_else(loans):
     rows = (loans / "figures-standard" / "rows-under-attack.csv").read_text().splitlines()
     cells = {line.split(",")[0]: line.split(",")[1:] for line in rows}
     assert len(cells["true class"]) == 5
-    assert "no → <script>yes" in cells["the network says"] + marked
+    assert "no → <script>yes" in cells["the model says"] + marked
     assert not any("→" in cell for name in ("children", "sex") for cell in cells[name])
     for cell in cells["income"]:  # may fall only
         old, _, new = cell.partition(" → ")
@@ -300,10 +256,47 @@ def test_a_standard_run_is_given_by_its_folder_or_refused(loans, tmp_path, capsy
     assert main(["report", str(robust), "--out", str(tmp_path / "r.html"), "--standard", str(standard)]) == 0
     assert "Standard beside robust" in (tmp_path / "r.html").read_text()
     assert main(["report", str(robust), "--out", str(tmp_path / "r.html"), "--standard", str(tmp_path)]) == 2
-    assert "run.json" in capsys.readouterr().err
-    one = next(robust.glob("evaluations/*/evaluation.json"))
-    assert main(["report", str(one), "--out", str(tmp_path / "r.html"), "--standard", str(standard)]) == 2
-    assert "is none" in capsys.readouterr().err
+    assert "holds no evaluation" in capsys.readouterr().err
+    (tmp_path / "comparison.json").write_text("{}")
+    assert main(["report", str(tmp_path), "--standard", str(standard)]) == 2
+    assert "is neither" in capsys.readouterr().err
+
+
+def test_a_lone_evaluation_of_a_table_shows_its_rows_its_limits_and_the_standard_model_beside_it(loans, tmp_path):
+    table = read_table(loans / "loans.toml")
+    how = {"threat": table.threat, "attacks": ["pgd-20"], "diagnostics": "cheap", "quiet": True}
+    hb.evaluate(hb.load(loans / "runs" / "at"), table.test, out=tmp_path / "ours", **how)
+    found = json.loads((tmp_path / "ours" / "evaluation.json").read_text())["attacked_rows"]
+    assert [column["can_change"] for column in found["columns"] if column["name"] == "sex"] == ["no"]
+    assert len(found["rows"]) == 5
+    for row in found["rows"]:
+        before, after = row["clean"], row["attacked"]
+        assert after["income"] <= before["income"]  # may fall only
+        assert (after["sex"], after["children"]) == (before["sex"], before["children"])
+    command = ["report", str(tmp_path / "ours"), "--figures", str(tmp_path / "figures"), "--standard"]
+    assert main([*command, str(loans / "runs" / "standard")]) == 0
+    text = " ".join(unescape(re.sub("<[^>]+>", " ", (tmp_path / "ours" / "report.html").read_text())).split())
+    for heading in ("Standard beside robust", "What errors cost", "Examples", "by up to", f"--data {loans / 'loans.toml'}"):
+        assert heading in text
+    assert "Beside the standard model (" in text
+    assert text.index("test rows before → after an attack (PGD-50 on the margin") < text.index("Accuracy under each attack")
+    assert {"rows-under-attack.csv", "what-can-change.csv"} <= {path.name for path in (tmp_path / "figures").iterdir()}
+
+
+def test_rows_of_a_forest_are_what_it_says_of_them(loans):
+    table = read_table(loans / "loans.toml")
+    forest = RandomForestClassifier(5, max_depth=4, random_state=0)
+    columns = [name for name, feature in table.schema.features.items() if feature.kind != "category"]
+    rows = table.rows(table.train.x)
+    forest.fit(rows[columns].to_numpy(), table.train.y.numpy())
+    places = [table.train.places(name)[0] for name in columns]
+    model = hb.models.GradientFree(lambda x: forest.predict_proba(x[:, places]), "forest")
+    found = attack_rows(model, table.test, threat=table.threat)
+    assert found.attack == "Square of 200 queries"
+    assert any(row["predicted"] == row["label"] != row["predicted_attacked"] for row in found.rows)
+    for row in found.rows:
+        for said, values in ((row["predicted"], row["clean"]), (row["predicted_attacked"], row["attacked"])):
+            assert forest.predict([[values[name] for name in columns]])[0] == said
 
 
 def test_the_page_prints_and_fits_a_phone(loans):

@@ -260,8 +260,8 @@ class Report:
     figures: Path | None = None
     """Folder for every picture as PNG, SVG and PDF, and every table as Markdown, LaTeX and CSV."""
     standard: Path | None = None
-    """Of a run: the folder of the standard run to show beside it, evaluated by the same suite; by default one of the same data
-    and network in the same folder as the run, if there is one."""
+    """Of a run or an evaluation: the standard model to show beside it, evaluated by the same suite: the folder of a run, or of
+    an evaluation; by default, of a run, one of the same data and network in the same folder, if there is one."""
 
 
 def report(arguments: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """Robustness numbers: evaluation, its results and their intervals, and diagnostics that say whether to believe them."""
 
 from hauberk.core.intervals import wilson_interval
+from hauberk.evaluation.attacked_rows import AttackedRows
 from hauberk.evaluation.cost import Cost, measure_cost
 from hauberk.evaluation.curve import robustness_curve
 from hauberk.evaluation.diagnostics import DIAGNOSTICS, DiagnosticSpec
@@ -14,6 +15,7 @@ from hauberk.evaluation.tabular_risk import Risk, measure_risk
 
 __all__ = [
     "DIAGNOSTICS",
+    "AttackedRows",
     "Cost",
     "Diagnostic",
     "DiagnosticSpec",

@@ -27,6 +27,7 @@ from hauberk.core.random import shuffled_order
 from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
 from hauberk.data.dataset import in_memory
 from hauberk.data.tables.rows import rows_behind
+from hauberk.evaluation.attacked_rows import attack_rows
 from hauberk.evaluation.certified import certify_standing, check_certifiable
 from hauberk.evaluation.cost import measure_cost
 from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run_diagnostics
@@ -256,18 +257,20 @@ def evaluate(
         "machine": machine(first_x.device),
     }  # fmt: skip
     weights = np.ones(count) if sampled is None else sampled.weights
-    rows, risk, cost, tested = rows_behind(source), None, None, Subset(source, torch.arange(count))
+    rows, tested = rows_behind(source), Subset(source, torch.arange(count))
+    risk, cost, shown = None, None, None
     if costs is not None:
         cost = world.on_main_process(lambda: measure_cost(attacked, tested, threat=threat, costs=costs, seed=seed))
     if rows is not None and goal.criterion is fooled:
         risk = world.on_main_process(lambda: risk_of_rows(model, tested, threat=threat, seed=seed))
+        shown = world.on_main_process(lambda: attack_rows(attacked, tested, threat=threat, seed=seed, records=records))
     verdicts = Verdicts(records, chosen, outputs, weights, goal, tested, threat)
     result = Evaluation(
         str(threat), plan["suite"], chosen.sequential,
         **_fractions(records, chosen, weights, goal, outputs), curve=curve,
         diagnostics=found + run_diagnostics(specs, "verdicts", verdicts),
         provenance=provenance, records=records, sampled=sampled, certified=certified,
-        risk=risk, cost=cost, class_names=rows.class_names if rows else (),
+        risk=risk, cost=cost, class_names=rows.class_names if rows else (), attacked_rows=shown,
     )  # fmt: skip
     if folder is not None and world.is_main:
         result.save(folder / "evaluation.json")

@@ -15,6 +15,7 @@ from rich.text import Text
 from hauberk.core.errors import UserError, printable
 from hauberk.core.intervals import Interval, wilson_interval
 from hauberk.core.io import write_result
+from hauberk.evaluation.attacked_rows import AttackedRows
 from hauberk.evaluation.certified import Certified
 from hauberk.evaluation.cost import Cost
 from hauberk.evaluation.estimate import Sampled
@@ -22,7 +23,7 @@ from hauberk.evaluation.finding import Diagnostic, warning_line, warning_mark, w
 from hauberk.evaluation.records import CLEAN, Records
 from hauberk.evaluation.tabular_risk import Risk
 
-FORMAT = "hauberk-evaluation/5"
+FORMAT = "hauberk-evaluation/6"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,7 @@ class Evaluation:
         risk: of rows of a table of two classes, what errors cost with and without an attack; otherwise None.
         cost: by a cost matrix, what mistakes cost, and the highest cost found for each example; None where none was given.
         class_names: of rows of a table, what each class is called; otherwise empty.
+        attacked_rows: of a table, some rows before and after an attack, and how far each column can change; otherwise None.
     """
 
     threat: str
@@ -75,6 +77,7 @@ class Evaluation:
     risk: Risk | None = None
     cost: Cost | None = None
     class_names: tuple[str, ...] = ()
+    attacked_rows: AttackedRows | None = None
 
     @property
     def n(self) -> int:
@@ -170,6 +173,7 @@ class Evaluation:
             "risk": None if self.risk is None else asdict(self.risk),
             "cost": None if self.cost is None else self.cost.to_dict(),
             "class_names": list(self.class_names),
+            "attacked_rows": None if self.attacked_rows is None else asdict(self.attacked_rows),
             "diagnostics": [asdict(d) for d in self.diagnostics],
         }
 

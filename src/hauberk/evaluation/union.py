@@ -70,6 +70,7 @@ def _union_of(results: dict[str, Evaluation], digest: str) -> Evaluation:
         certified=None if first.certified is None else joined([r.certified for r in results.values() if r.certified]),
         results=results,
         risk=None,  # each of the results has its own
+        attacked_rows=None,
         cost=dearest_of(costs) if costs else None,
     )
 

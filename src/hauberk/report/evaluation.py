@@ -11,8 +11,9 @@ from hauberk.report.costs_over_time import costs_over_time
 from hauberk.report.figures import add_references, against_eps, bars, histograms
 from hauberk.report.html import Alert, Block, Figure, Metric, Page, Section, Table
 from hauberk.report.references import published_beside, published_lines
+from hauberk.report.rows import row_blocks
 from hauberk.report.summary import cost_table, risk_table, subject_of, summarise
-from hauberk.report.words import class_name, interval_in_words, plain_words, reach_in_words
+from hauberk.report.words import class_name, data_name, interval_in_words, plain_words, reach_in_words
 
 _FEW = 30  # examples of a class below which its bar says little
 _MANY = 30  # classes above which bars say little
@@ -37,22 +38,24 @@ def evaluation_page(found: dict[str, Any], subject: str, method: str = "") -> Pa
         Metric(label, f"{100 * found['robust_accuracy']:.1f} %{warning_mark(diagnostics)}", "; ".join(filter(None, notes))),
         *_floor(found),
         Metric("clean accuracy", f"{100 * found['clean_accuracy']:.1f} %", clean),
-        Metric("examples", f"{found['n']:,}", f"{origin['data']}, {origin['subset']}"),
+        Metric("examples", f"{found['n']:,}", f"{data_name(origin)}, {origin['subset']}"),
         *([Metric("of the table", *reach.partition("; ")[::2])] if reach else []),
     ]
     alerts = [Alert(d.verdict, plain_words(d), f"{d.name}: {d.measured}. {d.advice}") for d in worst_first(diagnostics)]
     believed = "What was looked for, and found: signs that attacks fail for another reason than robustness"
-    checks = [[d.name, d.verdict, d.measured, d.advice] for d in diagnostics]
+    advised = any(d.advice for d in diagnostics)
+    checks = [[d.name, d.verdict, d.measured, d.advice][: 3 + advised] for d in diagnostics]
     rows = [[key, _plain(value)] for key, value in origin.items() if key != "attacks" and value not in ({}, [])]
     rows = [["threat model", found["threat"]], *rows]
     sections: dict[str, list[Block]] = {
         "What errors cost": [table for table in (risk_table(found), cost_table(found), costs_over_time(found)) if table],
+        "Examples": row_blocks(found["attacked_rows"], found["class_names"]) if found.get("attacked_rows") else [],
         "Attacks": [*_attacks(found, method), *filter(None, [published_beside(found, method)])],
         "Robust accuracy against ε": _radii(found),
         "Classes": _classes(found),
         "Margins": _margins(found),
         "Can it be believed?": [
-            Table("evaluation-diagnostics", believed, ["check", "verdict", "measured", "what to do"], checks)
+            Table("evaluation-diagnostics", believed, ["check", "verdict", "measured", "what to do"][: 3 + advised], checks)
         ],
         "Where the numbers come from": [
             Table("evaluation-provenance", "Seed, budget, versions, machine", ["", ""], rows),

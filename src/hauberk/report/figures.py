@@ -147,7 +147,7 @@ def examples(folder: Path, card: dict[str, Any]) -> tuple[Picture, str]:
         signed=[signed],
         reach=largest,
         titles=[f"{y[k]}: {before[k]} → {after[k]}" for k in shown.tolist()],
-        size=1.2,
+        size=1.25,
     )
     above = "Above each: label, prediction without and with the attack"
     return picture, f"The first test examples that PGD-20 breaks under {threat}, then others. {above}"

@@ -16,8 +16,10 @@ from hauberk.core.text_table import TextTable, plain_text
 from hauberk.experiments.figures import FIGURE_FORMATS, figure_file
 from hauberk.report.figures import as_markup
 
-# A number with what may stand around it: a sign, a deviation, a unit, an interval, a p-value.
-_NUMBER = re.compile(r"[-+×]? ?\d[\d.,]*(e[-+]\d+)?( (±|to) \d[\d.,]*)?( ?%| s| points)?( \(p [^)]*\))?")
+# A number with what may stand around it: a sign, a deviation, a unit, an interval, a p-value, a warning; a date; none.
+_NUMBER = re.compile(
+    r"[-+×]? ?\d[\d.,]*(e[-+]\d+)?( (±|to) (\d[\d.,]*|\?))?( ?%| s| points)?( \((p [^)]*|!|INVALID)\))?|\d{4}-\d\d-\d\d|-"
+)
 
 
 @dataclass(frozen=True)

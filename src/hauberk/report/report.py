@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.ticker import MaxNLocator
 
-from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line
+from hauberk.core.errors import SCHEMA_ERRORS, UserError, in_one_line, shell_quoted
 from hauberk.core.io import read_json
+from hauberk.data import DATASETS, class_overlap, reach_of
 from hauberk.data import Table as DataTable
-from hauberk.data import class_overlap, reach_of
+from hauberk.data.named import TABLE_SUFFIX
 from hauberk.data.tables import Reach
 from hauberk.experiments.studies import STUDIES, StudyResult, find_study
 from hauberk.report.comparison import comparison_page
@@ -20,14 +22,15 @@ from hauberk.report.evaluation import evaluation_page
 from hauberk.report.figures import band, examples, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
 from hauberk.report.reproduce import evaluate_command, reproduction_commands
-from hauberk.report.rows import table_behind, table_blocks
-from hauberk.report.standard import find_standard, training_seconds
+from hauberk.report.results import read_evaluations, result_sections
+from hauberk.report.rows import rows_of_run, table_behind
+from hauberk.report.standard import find_standard, match_given, training_seconds
 from hauberk.report.summary import compare_with_standard
+from hauberk.report.words import data_name
 from hauberk.threat import Threat, read_threat, threats_of
 from hauberk.training.callbacks import read_metrics
 
-_BY_STRENGTH = "plus", "standard", "fast", "papers", "rand", "custom", "scores", "quick"  # suites
-_RANKS = {name: k for k, name in enumerate(_BY_STRENGTH)}
+_FIRST = "What errors cost", "Examples"  # sections of an evaluation that a reader looks for first
 _OVERFIT = 0.03  # loss of robust validation accuracy from the best to the last epoch that is worth a word
 # What the curves of a training show, by the key in its metrics.
 _ACCURACIES = {
@@ -52,8 +55,8 @@ def make_report(target: Path, out: Path | None = None, figures: Path | None = No
         target: its folder, or the JSON file of an evaluation or a study.
         out: the HTML file; by default ``report.html`` beside or in the target.
         figures: folder for every picture as PNG, SVG and PDF and every table as Markdown, LaTeX and CSV; none by default.
-        standard: of a run, the folder of the standard one to show beside it, evaluated alike; by default one of the same data
-            and network beside the run, if there is one.
+        standard: of a run or an evaluation, the standard model to show beside it, evaluated alike: the folder of a run, or of
+            an evaluation; by default, of a run, one of the same data and network beside it, if there is one.
 
     Returns:
         The HTML file.
@@ -78,44 +81,51 @@ def make_report(target: Path, out: Path | None = None, figures: Path | None = No
 def _page(target: Path, standard: Path | None) -> Page:
     if (target / "run.json").exists():
         return _run_page(target, standard)
+    comparison, evaluation = target / "comparison.json", target if target.is_file() else target / "evaluation.json"
+    if not comparison.exists() and evaluation.exists() and "claim" not in (found := read_json(evaluation)):
+        return _lone_page(found, target, standard)
     if standard is not None:
-        raise UserError(f"a standard run stands beside a run, and {target} is none")
-    if (target / "comparison.json").exists():
-        return comparison_page(read_json(target / "comparison.json"))
-    evaluation = target if target.is_file() else target / "evaluation.json"
-    if evaluation.exists() and "claim" not in (found := read_json(evaluation)):
-        page = evaluation_page(found, str(target))
-        return replace(page, sections=[*page.sections, Section("Reproduce", [Code(evaluate_command("MODEL", found))])])
+        raise UserError(f"a standard model stands beside a run or an evaluation, and {target} is neither")
+    if comparison.exists():
+        return comparison_page(read_json(comparison))
     stored = map(read_json, [target] if target.is_file() else sorted(target.glob("*.json")))
     if studies := [StudyResult(**one) for one in stored if "claim" in one]:
         return _study_page(studies)
     raise UserError(f"{target} holds no run, evaluation, comparison or study to report on")
 
 
+def _lone_page(found: dict[str, Any], target: Path, standard: Path | None) -> Page:
+    """Return the report of an evaluation of which no run is known."""
+    page, command = evaluation_page(found, str(target)), evaluate_command("MODEL", found)
+    data = found["provenance"]["data"]
+    command += f" --data {shell_quoted(data)}" if data in DATASETS or data.endswith(TABLE_SUFFIX) else ""
+    summary, first = list(page.summary), list[Section]()
+    if standard is not None:
+        _, other, _ = match_given(standard, [found], str(target))
+        sentence, compared = compare_with_standard(found, other, (None, None), "the standard model")
+        summary.append(sentence)
+        first = [Section("Standard beside robust", [compared])]
+    return replace(page, summary=summary, sections=[*first, *page.sections, Section("Reproduce", [Code(command)])])
+
+
 def _run_page(folder: Path, standard: Path | None) -> Page:
     card, plan = read_json(folder / "best.json"), read_json(folder / "run.json")
     rows = read_metrics(folder / "metrics.jsonl")
-    evaluations = [read_json(path) for path in sorted(folder.glob("evaluations/*/evaluation.json"))]
-    evaluations.sort(key=lambda found: (_RANKS.get(found["suite"], len(_RANKS)), -found["n"]))
+    by_name, table = read_evaluations(folder, card), table_behind(card)
+    evaluations = list(by_name.values())
     threat, data = read_threat(card["threat"]), card["data"]["name"]
-    shown: list[Block] = []
-    table = table_behind(card)
-    try:
-        if table is not None:
-            shown = table_blocks(folder, card, table)
-        else:
-            picture, caption = examples(folder, card)
-            shown = [Figure("examples", caption, picture=picture)]
-    except UserError as error:
-        shown = [f"No examples: {error}"]
-    sections = [Section("Examples", shown), *_training_sections(rows), reproduction_commands(folder, plan, evaluations)]
     reach = None if table is None else reach_of(table.train, threats_of(threat)[0])
     any_classifier = _any_classifier(table, threat)
     metrics = [*_training_metrics(card, rows, reach), *any_classifier]
     alerts = _training_alerts(rows, plan["settings"]["epochs"])
     allowed = str(threat) if reach is None else f"{len(reach.moving)} of {reach.columns} columns can change"
     subject = f"{data}, {card['model']['name']}, {allowed}, one network, seed {plan['method']['seed']} of its training"
-    page = Page(f"{plan['method']['name']} on {data}", subject, metrics, alerts, sections)
+    everything = result_sections(folder, by_name)
+    shown = [] if evaluations and evaluations[0].get("attacked_rows") else [Section("Examples", _examples(folder, card, table))]
+    last = [*_training_sections(rows), reproduction_commands(folder, plan, evaluations)]
+    page = Page(
+        f"{plan['method']['name']} on {data_name({'data': data})}", subject, metrics, alerts, [*everything, *shown, *last]
+    )
     if not evaluations:
         return page
     best, took = evaluation_page(evaluations[0], page.subject, plan["method"]["name"]), training_seconds(folder)
@@ -128,16 +138,24 @@ def _run_page(folder: Path, standard: Path | None) -> Page:
         first = [Section("Standard beside robust", [compared])]
     elif took is not None:
         summary.append(f"Training took {took:,.0f} s; no standard network that was evaluated alike lies beside this one.")
-    order = [section for section in best.sections if section.heading == "What errors cost"]
+    order = [section for section in best.sections if section.heading in _FIRST]
     rest = [section for section in best.sections if section not in order]
     if table is not None:  # what a reader of tables looks for first
-        order, sections = (
-            [*order, *(s for s in sections if s.heading == "Examples")],
-            [s for s in sections if s.heading != "Examples"],
-        )
-    together = [*first, *order, *rest, *sections]
+        order, shown = [*order, *shown], []
+    together = [*first, *order, *everything, *rest, *shown, *last]
     metrics, alerts = [*best.metrics, *any_classifier], [*best.alerts, *alerts]
     return replace(page, metrics=metrics, alerts=alerts, sections=together, summary=summary)
+
+
+def _examples(folder: Path, card: dict[str, Any], table: DataTable | None) -> list[Block]:
+    """Attack examples of a run, of which no evaluation shows any."""
+    try:
+        if table is not None:
+            return rows_of_run(folder, card, table)
+        picture, caption = examples(folder, card)
+    except UserError as error:
+        return [f"No examples: {error}"]
+    return [Figure("examples", caption, picture=picture)]
 
 
 def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], reach: Reach | None) -> list[Metric]:
@@ -208,6 +226,7 @@ def _curve(
     numbers = list(zip(epochs, *series.values(), strict=True))
     draw = band if len(columns) == 3 else lines
     picture = draw(epochs, series, **{"xlabel": "epoch", "ylabel": next(iter(series)), **labels})
+    picture.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return [Figure(name, caption, ["epoch", *series], numbers, picture)]
 
 

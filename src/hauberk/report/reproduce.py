@@ -19,7 +19,7 @@ from hauberk.training.config_file import CONFIG
 from hauberk.training.published import resolve
 
 _OF_THIS_MACHINE = ("device", "save_minutes", "on_divergence")  # change nothing of the result
-_PLAIN_THREAT = re.compile(r"(Linf|L2|L1|L0)\(([^,()]+)\)")  # the usual box, nothing frozen
+PLAIN_THREAT = re.compile(r"(Linf|L2|L1|L0)\(([^,()]+)\)")  # the usual box, nothing frozen
 _SCALED = "If it was given --eps, a factor of the table's own ε, give that again; run.json has ε of each input."
 
 
@@ -80,7 +80,7 @@ def evaluate_command(target: str, found: dict[str, Any]) -> str:
         words = ["--attacks", *attacks, *(["--sequential"] if found["sequential"] else [])]
     else:
         words = ["--suite", found["suite"]]
-    threats = [_PLAIN_THREAT.fullmatch(threat) for threat in found["threat"].split(" and ")]
+    threats = [PLAIN_THREAT.fullmatch(threat) for threat in found["threat"].split(" and ")]
     if plain := [(threat[1], threat[2]) for threat in threats if threat] if all(threats) else []:
         (norm, eps), *further = plain
         words += ["--norm", norm, "--eps", eps, *(["--union", *map(":".join, further)] if further else [])]

@@ -1,22 +1,20 @@
-"""Rows of a table in a report: what an attacker may change, and some rows before and after an attack."""
+"""Rows of a table in a report: some before and after an attack, and what an attacker may change."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hauberk.attacks import pgd
 from hauberk.core.errors import UserError
 from hauberk.core.imports import is_import_path
 from hauberk.data import Table as DataTable
-from hauberk.data import fetch_for, find_dataset
+from hauberk.data import find_dataset
+from hauberk.evaluation.attacked_rows import attack_rows
 from hauberk.report.html import Block, Marked, Table
-from hauberk.threat import ThreatModel, read_threat, threats_of
+from hauberk.report.words import class_name
+from hauberk.threat import read_threat, threats_of
 from hauberk.training import load
-
-_ROWS = 5
-_LOOKED_AT = 500
-_WAYS = {"any": "up or down", "up": "up only", "down": "down only"}
 
 
 def table_behind(card: dict[str, Any]) -> DataTable | None:
@@ -31,58 +29,44 @@ def table_behind(card: dict[str, Any]) -> DataTable | None:
     return named if isinstance(named, DataTable) else None
 
 
-def table_blocks(folder: Path, card: dict[str, Any], table: DataTable) -> list[Block]:
-    """Show rows of the run in ``folder`` before and after an attack, then what can change.
+def rows_of_run(folder: Path, card: dict[str, Any], table: DataTable) -> list[Block]:
+    """Attack rows of the table with the run in ``folder``, of which no evaluation holds any.
 
     Raises:
         UserError: if the network cannot be loaded, or does not fit the table.
     """
-    threat = threats_of(read_threat(card["threat"]))[0]
-    return [_attacked_rows(folder, table, threat), _limits(table, threat)]
+    found = attack_rows(load(folder), table.test, threat=threats_of(read_threat(card["threat"]))[0])
+    assert found is not None  # it is a table
+    return row_blocks(asdict(found), table.test.class_names)
 
 
-def _attacked_rows(folder: Path, table: DataTable, threat: ThreatModel) -> Table:
-    model, test = load(folder), table.test
-    x, y = fetch_for(model, test, torch.arange(min(_LOOKED_AT, len(test))))
-    x_adv = pgd(model, x, y, threat, steps=50, step_size="eps/10", loss="cw").x_adv
-    with torch.no_grad():
-        before, after = model(x).argmax(1).cpu(), model(x_adv).argmax(1).cpu()
-    y = y.cpu()
-    broken = (before == y) & (after != y)
-    wanted = broken & (y == len(table.classes) - 1)
-    order = torch.cat([some.nonzero().squeeze(1) for some in (wanted, broken & ~wanted, ~broken & (before == y))])[:_ROWS]
-    clean, moved = table.rows(x.cpu()[order]), table.rows(x_adv.cpu()[order])
-    names = [str(name) for name in test.class_names]
-    places = order.tolist()
-    rows: list[list[Any]] = [
-        ["true class", *(names[y[k]] for k in places)],
-        ["the network says", *(_cell(names[before[k]], names[after[k]]) for k in places)],
+def row_blocks(found: dict[str, Any], class_names: Sequence[str]) -> list[Block]:
+    """Show rows before and after an attack, then how far each column can change.
+
+    Args:
+        found: "attacked_rows" of the JSON of an evaluation.
+        class_names: what each class is called.
+    """
+    rows, said = found["rows"], partial(class_name, {"class_names": class_names})
+    broken = sum(row["predicted"] == row["label"] != row["predicted_attacked"] for row in rows)
+    lines: list[list[Any]] = [
+        ["true class", *(said(row["label"]) for row in rows)],
+        ["the model says", *(_cell(said(row["predicted"]), said(row["predicted_attacked"])) for row in rows)],
     ]
-    changed = [name for name in clean.columns if (clean[name] != moved[name]).any()]
-    for name in [*changed, *(name for name in clean.columns if name not in changed)]:
-        pairs = zip(clean[name].tolist(), moved[name].tolist(), strict=True)
-        rows.append([name, *(_cell(_text(old), _text(new)) for old, new in pairs)])
-    count = int(broken[order].sum())
+    names = [column["name"] for column in found["columns"]]
+    changed = [name for name in names if any(_text(row["clean"][name]) != _text(row["attacked"][name]) for row in rows)]
+    for name in [*changed, *(name for name in names if name not in changed)]:
+        lines.append([name, *(_cell(_text(row["clean"][name]), _text(row["attacked"][name])) for row in rows)])
     caption = (
-        f"{len(places)} test rows before → after an attack (PGD-50 on the margin), which turns {count} of them; what it "
-        "changed is marked, and columns with a change come first"
+        f"{len(rows)} test rows before → after an attack ({found['attack']}), which turns {broken} of them; what it changed is "
+        "marked, and columns with a change come first"
     )
-    return Table("rows-under-attack", caption, ["", *(f"row {k}" for k in places)], rows)
-
-
-def _limits(table: DataTable, threat: ThreatModel) -> Table:
-    """Say for each column how far it can change, in its own units."""
-    radius = torch.as_tensor(threat.around(table.test.x[:1]).radius).expand(1, len(table.columns))[0].tolist()
-    rows = []
-    for name, feature in table.schema.features.items():
-        eps = max(one for one, column in zip(radius, table.columns, strict=True) if column.feature == name)
-        if feature.kind == "category":
-            can = f"any of {sum(column.feature == name for column in table.columns)} values" if eps > 0.5 else "no"
-        else:
-            can = f"{_WAYS.get(feature.change, '')} by up to {eps:.4g}" if eps > 0 else "no"
-        rows.append([name, feature.kind, can])
-    rows.sort(key=lambda row: row[2] == "no")
-    return Table("what-can-change", "What an attacker may change, in units of the file", ["column", "kind", "can change"], rows)
+    limits = [[column["name"], column["kind"], column["can_change"]] for column in found["columns"]]
+    limits.sort(key=lambda row: row[2].startswith("no"))
+    return [
+        Table("rows-under-attack", caption, ["", *(f"row {row['i']}" for row in rows)], lines),
+        Table("what-can-change", "What an attacker may change, in units of the file", ["column", "kind", "can change"], limits),
+    ]
 
 
 def _cell(old: str, new: str) -> str:

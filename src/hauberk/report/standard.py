@@ -21,33 +21,47 @@ def find_standard(
         folder: of the run.
         plan: its ``run.json``.
         evaluations: its evaluations, the one that counts most first.
-        given: the folder of the standard run; by default one beside ``folder``, of the same data and network.
+        given: what stands for it, as for :func:`match_given`; by default a run beside ``folder``, of the same data and network.
 
     Returns:
         The folder, and the first two evaluations, its and the run's, of the same examples under the same attacks and threat
         model; None where there are none.
 
     Raises:
-        UserError: if the folder that was given has no such evaluation, or holds no run.
+        UserError: if what was given has no such evaluation.
     """
-    if given is None and plan["method"]["name"] == "standard":
+    if given is not None:
+        return match_given(given, evaluations, str(folder))
+    if plan["method"]["name"] == "standard":
         return None
-    places = [given] if given else sorted(path.parent for path in folder.resolve().parent.glob("*/run.json"))
-    for place in places:
+    for place in sorted(path.parent for path in folder.resolve().parent.glob("*/run.json")):
         try:
-            other = read_json(place / "run.json")
-            fits = given is not None or _is_standard_of(other, plan)
-            others = _evaluations(place) if fits else []
+            others = _evaluations(place) if _is_standard_of(read_json(place / "run.json"), plan) else []
         except (UserError, *SCHEMA_ERRORS):
-            if given:
-                raise
             continue  # another's run, damaged or of another version
-        for found in evaluations:
-            if match := next((one for one in others if _same(one, found)), None):
-                return place, match, found
-    if given:
-        raise UserError(f"{given} has no evaluation of the same examples, threat model and suite as {folder}")
+        if match := _first_alike(evaluations, others):
+            return place, *match
     return None
+
+
+def match_given(given: Path, evaluations: Sequence[dict[str, Any]], target: str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Match evaluations with those of the standard model that was named: the folder of a run, or of an evaluation, or its file.
+
+    Returns:
+        As :func:`find_standard`.
+
+    Raises:
+        UserError: if none is of the same examples under the same attacks and threat model as one of ``target``.
+    """
+    if match := _first_alike(evaluations, _evaluations(given)):
+        return given, *match
+    raise UserError(f"{given} has no evaluation of the same examples, threat model and suite as {target}")
+
+
+def _first_alike(
+    evaluations: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    return next(((one, found) for found in evaluations for one in others if _same(one, found)), None)
 
 
 def _is_standard_of(other: dict[str, Any], plan: dict[str, Any]) -> bool:
@@ -56,7 +70,11 @@ def _is_standard_of(other: dict[str, Any], plan: dict[str, Any]) -> bool:
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    return [read_json(path) for path in sorted(folder.glob("evaluations/*/evaluation.json"))]
+    alone = folder if folder.is_file() else folder / "evaluation.json"
+    places = [alone] if alone.exists() else sorted(folder.glob("evaluations/*/evaluation.json"))
+    if not places:
+        raise UserError(f"{folder} holds no evaluation, and no run with one")
+    return [read_json(path) for path in places]
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -6,7 +6,15 @@ import numpy as np
 
 from hauberk.evaluation.finding import Diagnostic, worst_first
 from hauberk.report.html import Table
-from hauberk.report.words import allowed_in_words, class_name, interval_in_words, percent, plain_words, reach_in_words
+from hauberk.report.words import (
+    allowed_in_words,
+    class_name,
+    data_name,
+    interval_in_words,
+    percent,
+    plain_words,
+    reach_in_words,
+)
 
 _STRONG = ("plus", "standard", "fast", "papers", "rand")  # suites that hold AutoAttack
 _FEW = 100  # examples below which intervals are wide
@@ -120,14 +128,18 @@ def risk_table(found: dict[str, Any]) -> Table | None:
 
 
 def compare_with_standard(
-    found: dict[str, Any], standard: dict[str, Any], seconds: tuple[float | None, float | None]
+    found: dict[str, Any],
+    standard: dict[str, Any],
+    seconds: tuple[float | None, float | None],
+    beside: str = "standard training of the same network",
 ) -> tuple[str, Table]:
-    """Say what robust training gains and costs beside standard training of the same network on the same data.
+    """Say what robust training gains and costs beside standard training on the same data.
 
     Args:
-        found: the evaluation of the run.
+        found: the evaluation of the robust model.
         standard: that of the standard one, of the same examples under the same attacks.
         seconds: what training of the two took; None where it is not known.
+        beside: what the standard one is, in words.
     """
     rows = []
     differences = []
@@ -160,7 +172,7 @@ def compare_with_standard(
         )
         took = f"; training took {_seconds(seconds[0])} instead of {_seconds(seconds[1])}"
     sentence = (
-        f"Beside standard training of the same network ({percent(standard['clean_accuracy'])} without an attack, at most "
+        f"Beside {beside} ({percent(standard['clean_accuracy'])} without an attack, at most "
         f"{percent(standard['robust_accuracy'])} under the same attacks), this is {differences[1]} under attack, and "
         f"{differences[0]} without one{took}."
     )
@@ -169,7 +181,7 @@ def compare_with_standard(
     caption = (
         f"The same {found['n']:,} examples under the same attacks; ± two standard errors of the difference, example by example"
     )
-    return sentence, Table("standard-beside-robust", caption, ["", "this network", "standard training", "difference"], rows)
+    return sentence, Table("standard-beside-robust", caption, ["", "this model", "standard", "difference"], rows)
 
 
 def _seconds(seconds: float) -> str:
@@ -193,4 +205,4 @@ def subject_of(found: dict[str, Any]) -> str:
     origin = found["provenance"]
     threat = reach_in_words(found).partition(";")[0] or found["threat"]
     n = f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{found['n']:,}"
-    return f"{origin['data']}, {threat}, {n}, seed {origin['seed']} of the attacks, one network"
+    return f"{data_name(origin)}, {threat}, {n}, seed {origin['seed']} of the attacks, one network"

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from hauberk.data.named import TABLE_SUFFIX
 from hauberk.evaluation.finding import Diagnostic
 
 _BALL = re.compile(r"(Linf|L2|L1|L0)\(([^,()]+)\)")
@@ -80,6 +82,12 @@ def percent(share: float) -> str:
 def interval_in_words(ends: Sequence[float]) -> str:
     """Return the ends of an interval in percent."""
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
+
+
+def data_name(origin: dict[str, Any]) -> str:
+    """Return what data are called in captions, of the "provenance" of a result: of a table its file, without the folder."""
+    name = str(origin["data"])
+    return Path(name).name if name.endswith(TABLE_SUFFIX) else name
 
 
 def class_name(found: dict[str, Any], label: Any) -> str:

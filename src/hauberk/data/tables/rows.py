@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
 
 from hauberk.data.dataset import IndexedDataset, Subset, TensorDataset
 from hauberk.data.statistics import channel_statistics
 from hauberk.data.tables.schema import ColumnSchema, EncodedColumn
-from hauberk.models import ModelSpec
+from hauberk.models import ModelSpec, StraightThroughRound
 
 
 @dataclass(eq=False, repr=False)
@@ -33,6 +36,23 @@ class TableDataset(TensorDataset):
         """Return which inputs a column is."""
         return tuple(k for k, column in enumerate(self.columns) if column.feature == name)
 
+    def nearest(self, x: Tensor) -> Tensor:
+        """Return the nearest valid rows of inputs (N, D): whole integers, one value of each category."""
+        return StraightThroughRound(*_discrete(self))(x.detach())  # type: ignore[no-any-return]
+
+    def values(self, x: Tensor) -> dict[str, list[Any]]:
+        """Return, by column, the values of the nearest valid rows of inputs (N, D); of a category as text."""
+        valid = self.nearest(x.cpu().double())
+        found: dict[str, list[Any]] = {}
+        for name, feature in self.features.items():
+            places = self.places(name)
+            if feature.kind == "category":
+                found[name] = [self.columns[places[k]].value for k in valid[:, places].argmax(1).tolist()]
+            else:
+                numbers = valid[:, places[0]]
+                found[name] = (numbers.long() if feature.kind == "integer" else numbers).tolist()
+        return found
+
 
 def rows_behind(dataset: IndexedDataset) -> TableDataset | None:
     """Return the rows of a table that ``dataset`` is, or is a part of; None for a data set that is no rows of a table."""
@@ -50,7 +70,11 @@ def network_for_rows(name: str, rows: TableDataset, extra: int = 0) -> ModelSpec
     for k, column in enumerate(rows.columns):
         mean[k] = 0.0 if column.value else mean[k]
         std[k] = 1.0 if column.value or std[k] < 1e-6 else std[k]
+    return ModelSpec(name, (len(rows.columns),), len(rows.class_names) + extra, tuple(mean), tuple(std), *_discrete(rows))
+
+
+def _discrete(rows: TableDataset) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Return which inputs are whole numbers, and which those of each category are."""
     kinds = {column: feature.kind for column, feature in rows.features.items()}
     integers = tuple(rows.places(column)[0] for column, kind in kinds.items() if kind == "integer")
-    groups = tuple(rows.places(column) for column, kind in kinds.items() if kind == "category")
-    return ModelSpec(name, (len(rows.columns),), len(rows.class_names) + extra, tuple(mean), tuple(std), integers, groups)
+    return integers, tuple(rows.places(column) for column, kind in kinds.items() if kind == "category")

@@ -131,19 +131,14 @@ class Table:
         """Return the nearest valid rows of inputs (N, D), adversarial ones too, as a DataFrame of the values that were read."""
         from pandas import DataFrame
 
-        spec = self.default_model("")
         if x.ndim != 2 or x.shape[1] != len(self.columns):
             raise UserError(f"rows of this table are inputs (N, {len(self.columns)}), got {shown(x)}")
-        valid = StraightThroughRound(spec.integers, spec.groups)(x.detach().cpu().double())
-        found: dict[str, list[Any]] = {}
+        found = self.train.values(x)
         for name, feature in self.schema.features.items():
-            places = self.train.places(name)
             if feature.kind == "category":
-                values = _as_before([self.columns[place].value for place in places], self.dtypes.get(name))
-                found[name] = [values[k] for k in valid[:, places].argmax(1).tolist()]
-            else:
-                numbers = valid[:, places[0]]
-                found[name] = (numbers.long() if feature.kind == "integer" else numbers).tolist()
+                texts = [self.columns[place].value for place in self.train.places(name)]
+                before = dict(zip(texts, _as_before(texts, self.dtypes.get(name)), strict=True))
+                found[name] = [before[text] for text in found[name]]
         return DataFrame(found)
 
 
