@@ -1,12 +1,15 @@
 """The report: what it says is what was measured, it needs no network, and a browser shows it at any width, light and dark."""
 
+import csv
 import json
+import os
 import re
 import shlex
 import shutil
 from dataclasses import asdict
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from hauberk.report.reproduce import evaluate_command, train_command
 from helpers import few_images, made_once
 
 MLP = ModelOptions("mlp")
+SCREENSHOTS = os.environ.get("HAUBERK_SCREENSHOTS", "")  # a folder to keep pictures of the pages in, to look at
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -41,6 +45,14 @@ def make_reports(folder, digits):
     for suite in ("quick", "papers"):
         where = folder / "run" / "evaluations" / suite
         hb.evaluate(run.model, small, threat=hb.Linf(0.1), suite=suite, out=where, quiet=True)
+    curve = {
+        "attacks": ["fmn-100"],
+        "within": ["pgd-20"],
+        "eps": [0.05, 0.1],
+        "out": folder / "run" / "evaluations" / "curve-1",
+    }
+    hb.robustness_curve(run.model, small, threat=hb.Linf(0.1), quiet=True, **curve)
+    hb.certify(run.model, small, threat=hb.Linf(0.1), out=folder / "run" / "certificates" / "1", quiet=True)
     experiments = [
         Experiment(
             m, s, model=MLP, subset=SubsetOptions(200, 20), evaluation=EvaluationOptions("quick"), settings={"epochs": 1}
@@ -114,6 +126,40 @@ def test_the_headline_is_the_strongest_evaluation(home):
     ):
         assert f">{heading}</h2>" in html
     assert "hauberk train --data digits --model mlp --method mail-at" in html
+
+
+def test_a_report_of_a_run_lists_everything_that_was_measured(home):
+    with (home / "run-figures" / "all-evaluations.csv").open() as file:
+        rows = {row["evaluation"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["papers (in detail below)", "quick", "curve-1", "certificates/1"]
+    stored = {
+        name: json.loads(next((home / "run").glob(f"*/{name}/[!p]*.json")).read_text()) for name in ("quick", "curve-1", "1")
+    }
+    quick, proved = rows["quick"], stored["1"]["certified_accuracy"]
+    assert float(quick["clean, %"]) == pytest.approx(100 * stored["quick"]["clean_accuracy"], abs=0.05)
+    assert quick["at most, %"].split(" ")[0] == f"{100 * stored['quick']['robust_accuracy']:.1f}"
+    assert quick["by"] == "fgsm, pgd-20, cw-30, pgd-100"
+    assert quick["date"] == stored["quick"]["provenance"]["versions"]["date"][:10]
+    assert rows["curve-1"]["at most, %"] == f"{100 * stored['curve-1']['curve'][1]['robust_accuracy']:.1f}"
+    # Certificates are of the same examples, weights and threat model as the evaluations, so that these have a floor.
+    assert {row["at least, %"] for row in rows.values()} == {f"{100 * proved:.1f}", ""}
+    assert rows["papers (in detail below)"]["at least, %"] == f"{100 * proved:.1f}"
+    html = (home / "run" / "report.html").read_text()
+    assert "Robust accuracy at every ε, at most" in html
+    assert f"at least {100 * proved:.1f} %, which is proved" in html
+
+
+def test_the_evaluation_in_detail_is_of_the_best_checkpoint_under_the_threat_model_of_the_training(home, tmp_path):
+    shutil.copytree(home / "run", tmp_path / "run")
+    path = tmp_path / "run" / "evaluations" / "papers" / "evaluation.json"
+    found = json.loads(path.read_text())
+    for key, said in (("model_id", "of other weights"), ("threat_digest", "")):
+        path.write_text(json.dumps({**found, "provenance": {**found["provenance"], key: "another"}}))
+        assert main(["report", str(tmp_path / "run")]) == 0
+        html = (tmp_path / "run" / "report.html").read_text()
+        assert "quick (in detail below)" in html
+        assert "Evaluation, quick" not in html
+        assert ("of other weights" in html) == bool(said)
 
 
 def test_warnings_come_before_numbers(home, tmp_path):
@@ -228,27 +274,42 @@ def test_numbers_that_could_not_be_told_do_not_stop_a_report(home, tmp_path):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("target", ["run", "compare", "study"])
-def test_a_browser_shows_it_at_any_width_light_and_dark(home, target):
+@pytest.mark.parametrize("target", ["run", "compare", "study", "table"])
+def test_a_browser_shows_it_at_any_width_light_and_dark_and_prints_it(home, target, request):
     api = pytest.importorskip("playwright.sync_api")
+    folder = request.getfixturevalue("loans") / "runs" / "at" if target == "table" else home / target
     problems, asked = [], []
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
-        for width, scheme in ((1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")):
-            page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+        for width, scheme in ((1280, "light"), (768, "dark"), (360, "light")):
+            page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme, offline=True)
             page.on("console", lambda message: problems.append(message.text))
             page.on("pageerror", lambda error: problems.append(str(error)))
             page.on("request", lambda request: asked.append(request.url))
-            page.goto((home / target / "report.html").as_uri())
+            page.goto((folder / "report.html").as_uri())
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+            if SCREENSHOTS:
+                page.screenshot(path=Path(SCREENSHOTS) / f"{target}-{width}.png", full_page=True)
             check_colours(page, scheme)
             assert all(box["width"] > 150 for f in page.query_selector_all("figure") if (box := f.bounding_box()))
             check_keyboard(page)
             check_choice(page)
+            if width == 768:  # about that of a sheet
+                check_print(page)
             page.close()
         browser.close()
     assert problems == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+def check_print(page):
+    """Printed, it has some pages, nothing is cut off on the right, and what has to be clicked open on a screen is open."""
+    printed = page.pdf(prefer_css_page_size=True, path=Path(SCREENSHOTS) / f"{page.title()}.pdf" if SCREENSHOTS else None)
+    assert 1 < len(re.findall(rb"/Type\s*/Page\b", printed)) < 30
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "what is printed is cut off"
+    for closed in page.query_selector_all("figure details:not([open]) table")[:2]:
+        assert closed.is_visible()
 
 
 def check_colours(page, scheme):
@@ -266,7 +327,7 @@ def check_keyboard(page):
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
     assert page.url.endswith("#main")
-    for details in page.query_selector_all("details:not(.choose)")[:2]:
+    for details in page.query_selector_all("figure details")[:2]:
         details.query_selector("summary").focus()
         page.keyboard.press("Enter")
         assert details.get_attribute("open") is not None
