@@ -275,3 +275,15 @@ def test_dafa_begins_with_epoch_70_of_the_110_of_its_code():
         for one in (epoch - 1, epoch):
             out = method(model, x, y, epoch=one, rng=ExampleRng(0, torch.arange(40)))
         assert bool((reach(out, x) > 1.01).any()) == begun
+
+
+@pytest.mark.parametrize("name", ["cfa-at", "cfa-trades"])
+def test_cfa_begins_with_epoch_10_of_200_at_half_of_each_share(name):
+    method = hb.method(name, THREAT)
+    assert method.objective.radius_lam == 0.5
+    assert getattr(method.objective, "beta_lam", 0.5) == 0.5  # of the trade-off, which TRADES alone has
+    for epoch, begun in ((9, False), (10, True)):
+        method, model, (x, y) = hb.method(name, THREAT).with_schedule(200), tiny_net(), tiny_batch(40)
+        for one in (epoch - 1, epoch):
+            out = method(model, x, y, epoch=one, rng=ExampleRng(0, torch.arange(40)))
+        assert (len(reach(out, x).mul(100).round().unique()) > 1) == begun

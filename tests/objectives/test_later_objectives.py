@@ -341,6 +341,7 @@ def test_printed_constants():
     assert hb.method("gkl", THREAT, preset="official").objective.prior_temperature == 4.0
     code = hb.method("ikl", THREAT, preset="official")
     assert (code.attack.steps, code.attack.step_size, code.attack.start) == (5, "eps/2", "normal-unprojected")
+    assert (spec("score").objective.beta, spec("score").objective.clip) == (4.0, 0.0)  # with generated data: β 3 to 4
     clipped = hb.method("score", THREAT, preset="clipped")
     assert (clipped.objective.beta, clipped.objective.clip) == (6.0, 0.3)  # --TRADESlambda 6 --clip_loss 0.3
     assert hb.method("score", THREAT, preset="official").attack.mode == "train-frozen"

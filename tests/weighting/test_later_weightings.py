@@ -18,6 +18,7 @@ UNIFORM = {
     "vir": {"scale": 0.0, "bias": 1.0},
     "kl-dro": {"temperature": 1e12},
     "ewat": {"burn_in": 9},
+    "frl": {},  # in the first epoch there are no errors to go by
 }
 LATER = ["ewat", "wmmr", "mlcat", "dom", "vir", "kl-dro"]
 
@@ -243,6 +244,11 @@ def test_weights_of_frl_follow_the_errors_of_the_last_epoch_and_go_on_exactly(ba
             assert torch.equal(one.loss, two.loss)
             assert torch.equal(one.weights, two.weights)
     assert torch.equal(steps(method.with_schedule(epochs=9), tiny_net(), range(3))[-1].loss, whole[2].loss)
+
+
+def test_printed_constants_of_frl():
+    weighting = hb.method("at", THREAT, weighting="frl").weighting
+    assert (weighting.rate, weighting.bound, weighting.limit, weighting.burn_in) == (0.1, 0.1, 0.5, 0)
 
 
 def test_rows_of_vir():
