@@ -26,7 +26,7 @@ from hauberk.training.config import TrainConfig
 from hauberk.training.metrics import EpochMetrics, TrainingDiverged, check_catastrophic_overfitting
 from hauberk.training.plan import hold_out, make_plan
 from hauberk.training.published import BY_DATA, OFFICIAL, SCHEDULE_PRESETS, resolve
-from hauberk.training.schedule import eps_scale, first_drop, lr_factor
+from hauberk.training.schedule import eps_scale, first_drop, lr_factor, swa_epoch
 from helpers import SHAPE, THREAT, OnceNaN, Signalling, TurnsNaN, easy_data, few_images, further, settings, tiny_batch, tiny_net
 
 
@@ -672,7 +672,7 @@ def test_recommended_settings_are_valid():
     assert resolve("cifar10", "resnet18", "mail-at").settings["epochs"] == 100
     assert resolve("cifar10", "resnet18", "mail-at", preset="official").settings["milestones"] == (76.0, 91.0, 101.0)
     for name, _ in OFFICIAL:
-        assert name.removesuffix("+awp") in hb.list_methods()
+        assert name.partition("+")[0] in hb.list_methods()
 
 
 RATES = {  # of an epoch counted from 1, as the scripts compute them
@@ -693,6 +693,22 @@ RATES = {  # of an epoch counted from 1, as the scripts compute them
         (name, "resnet18"): lambda t: 1e-5 if t - 1 >= 100 else 1e-4 if t - 1 >= 90 else 1e-3 if t - 1 >= 75 else 0.01
         for name in ("mail-at", "mail-trades", "mail-mart")
     },
+    ("arow", "resnet18"): lambda t: 0.001 if t - 1 >= 100 else 0.01 if t - 1 >= 60 else 0.1,  # as torch's MultiStepLR counts
+    **{  # timm's, of steps
+        key: lambda t: 0.001 if t - 1 >= 150 else 0.01 if t - 1 >= 100 else 0.1
+        for key in (("at+adr", "resnet18"), ("trades+adr", "resnet18"), ("at+adr+awp", "wrn-34-10"))
+    },
+    ("rebat", "preact-resnet18"): lambda t: 0.1 if t - 1 < 100 else 0.1 / 1.5 if t - 1 < 150 else 0.1 / 1.5**2,
+    ("n-fgsm", "preact-resnet18"): lambda t: 0.2 * np.interp(t - 1, [0, 15, 30], [0, 1, 0]),  # in fact of each step
+    **{
+        (name, "preact-resnet18"): lambda t: 0.1 if (t - 1) / 200 < 0.5 else 0.1 / 10 if (t - 1) / 200 < 0.75 else 0.1 / 100
+        for name in ("cfa-at", "cfa-trades")
+    },
+    **{  # counts from 1
+        (name, "resnet18"): lambda t: 0.001 if t >= 110 - 5 else 0.01 if t >= 110 - 10 else 0.1
+        for name in ("dafa-at", "dafa-trades")
+    },
+    ("frl-rmrw", "preact-resnet18"): lambda t: 1e-5 if t - 1 >= 80 else 1e-4 if t - 1 >= 40 else 1e-3,
 }
 
 
@@ -722,6 +738,14 @@ LENGTHS = {  # epochs and weight decay of the scripts, by hand
     ("gairat", "wrn-32-10"): (120, 2e-4),
     ("fgsm-at", "preact-resnet18"): (15, 5e-4),
     **{(name, "resnet18"): (120, 3.5e-3) for name in ("mail-at", "mail-trades", "mail-mart")},
+    ("arow", "resnet18"): (120, 5e-4),
+    **{(name, "resnet18"): (200, 5e-4) for name in ("at+adr", "trades+adr")},
+    ("at+adr+awp", "wrn-34-10"): (200, 5e-4),
+    ("rebat", "preact-resnet18"): (200, 5e-4),
+    ("n-fgsm", "preact-resnet18"): (30, 5e-4),
+    **{(name, "preact-resnet18"): (200, 5e-4) for name in ("cfa-at", "cfa-trades")},
+    **{(name, "resnet18"): (110, 5e-4) for name in ("dafa-at", "dafa-trades")},
+    ("frl-rmrw", "preact-resnet18"): (120, 5e-4),
 }
 
 
@@ -731,6 +755,32 @@ def test_official_schedules_are_the_scripts_epoch_by_epoch(method, model):
     assert (chosen.epochs, chosen.weight_decay) == LENGTHS[method, model]
     rates = [learning_rate(chosen, epoch, chosen.epochs) for epoch in range(chosen.epochs)]
     assert rates == pytest.approx([RATES[method, model](epoch + 1) for epoch in range(chosen.epochs)])
+
+
+def test_the_official_rate_of_dkl_falls_by_half_a_cosine_while_its_radius_grows():
+    """Once an epoch in its code, at each step here: they are as far apart as a rate is from that of the epoch before."""
+    chosen = resolve("cifar10", "wrn-34-10", "ikl+awp", preset="official").config
+    theirs = [0.2 * 0.5 * (1 + math.cos(math.pi * epoch / 201)) for epoch in range(1, 201)]
+    assert [learning_rate(chosen, epoch, 200) for epoch in range(200)] == pytest.approx(theirs, abs=0.002)
+    assert [eps_scale(chosen.eps_warmup, epoch, 200) for epoch in range(200)] == [epoch / 200 for epoch in range(1, 201)]
+    assert hb.method("gkl+awp", THREAT, preset="official").with_schedule(200).first_full_epoch == 9
+    with pytest.raises(hb.UserError, match="eps_warmup is a part of the training"):
+        TrainConfig(eps_warmup=1.5)
+
+
+def test_official_averages_are_those_of_the_scripts():
+    """ARoW's begins with epoch 51, FAWA takes in what is robust enough, ReBAT's is that of its loss."""
+    found = {key: one.settings for key, one in OFFICIAL.items()}
+    assert swa_epoch(TrainConfig(**found["arow", "resnet18"])) == 50
+    for name, threshold in (("cfa-at", 0.2), ("cfa-trades", 0.24)):
+        of = found[name, "preact-resnet18"]
+        assert (of["fawa"], of["fawa_threshold"], of["augment"]) == (0.88, threshold, "crop-flip-reflect")
+    assert found["rebat", "preact-resnet18"]["ema"] == hb.method("rebat", THREAT).objective.ema_decay == 0.999
+    fast = {key for key, of in found.items() if of.get("nesterov")}
+    assert fast == {
+        *((name, "resnet18") for name in ("at+adr", "trades+adr", "dafa-at", "dafa-trades")),
+        ("at+adr", "wrn"),
+    }
 
 
 @pytest.mark.parametrize(

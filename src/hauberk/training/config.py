@@ -122,7 +122,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "lr", "val_steps", "save_minutes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("momentum", "ema", "fawa", "eps_warmup", "extra_share", "pct_start"):
+        if not 0 <= self.eps_warmup <= 1:
+            raise UserError(f"eps_warmup is a part of the training, from 0 to 1, not {self.eps_warmup}")
+        for name in ("momentum", "ema", "fawa", "extra_share", "pct_start"):
             if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) not in (("ema", -1), ("pct_start", -1)):
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         for name in ("weight_decay", "patience", "threads", "clip_grad", "swa_start", "save_every", "mixup", "cutmix"):

@@ -86,6 +86,59 @@ OFFICIAL: dict[tuple[str, str], Published] = {
         (name, "resnet18"): Published(_steps(120, 0.01, 3.5e-3, 76.0, 91.0, 101.0), "MAIL, train.py: 0-based 75, 90, 100")
         for name in ("mail-at", "mail-trades", "mail-mart")
     },
+    # --swa, whose average the script gives statistics of BatchNorm by a pass over the training data.
+    ("arow", "resnet18"): Published(
+        _steps(120, 0.1, 5e-4, 61.0, 101.0) | {"swa_start": 51.0}, "ARoW, main.py --swa --model resnet18 --lamb 7 --ls 0.2"
+    ),
+    **{
+        key: Published(
+            _steps(200, 0.1, 5e-4, 101.0, 151.0) | ({} if "+awp" in key[0] else {"nesterov": True}),
+            "ADR, config/cifar10; what it calls WA is ema=0.995",
+        )
+        for key in (
+            *((name, "resnet18") for name in ("at+adr", "trades+adr", "at+adr+awp", "trades+adr+awp")),
+            *((name, "wrn") for name in ("at+adr", "at+adr+awp")),
+        )
+    },
+    ("rebat", "preact-resnet18"): Published(
+        _steps(200, 0.1, 5e-4, 101.0, 151.0) | {"decay_rate": 1 / 1.5, "ema": 0.999, "augment": "crop-flip-reflect"},
+        "ReBAT, train_cifar_wa.py --lr-factor 1.5: the average follows from epoch 106 on",
+    ),
+    # The rate falls once an epoch there, and so does ε grow.
+    **{
+        (name, "wrn"): Published(
+            {"epochs": 200, "lr": 0.2, "weight_decay": 5e-4, "schedule": "cosine", "eps_warmup": 1.0},
+            "DKL, train_dkl_cifar10.sh, WRN-34-10, without the average of its weights",
+        )
+        for name in ("ikl+awp", "gkl+awp")
+    },
+    ("n-fgsm", "preact-resnet18"): Published(
+        {"epochs": 30, "lr": 0.2, "weight_decay": 5e-4, "schedule": "triangular"},
+        "N-FGSM, train.py: 30 epochs, cyclic rate from 0 to 0.2 and back",
+    ),
+    **{
+        (name, "preact-resnet18"): Published(
+            _steps(200, 0.1, 5e-4, 101.0, 151.0) | {"augment": "crop-flip-reflect", "fawa": 0.88, "fawa_threshold": threshold},
+            source,
+        )
+        for name, threshold, source in (
+            ("cfa-at", 0.2, "CFA, README: train.py --mode AT --ccm --threshold 0.2"),
+            ("cfa-trades", 0.24, "CFA, train.py --mode TRADES --ccm --ccr"),
+        )
+    },
+    **{
+        (name, "resnet18"): Published(
+            _steps(110, 0.1, 5e-4, 100.0, 105.0) | {"nesterov": True},
+            f"DAFA, train.py --model resnet --loss {loss}: rates of its bag_of_tricks",
+        )
+        for name, loss in (("dafa-at", "pgd"), ("dafa-trades", "trades"))
+    },
+    **{
+        (f"frl-{form}", "preact-resnet18"): Published(
+            _steps(120, 0.001, 5e-4, 41.0, 81.0), f"FRL, frl{form}.py, which begins with a robust network: give init="
+        )
+        for form in ("rw", "rm", "rmrw")
+    },
 }
 
 
