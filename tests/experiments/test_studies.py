@@ -1,6 +1,7 @@
 """Every study at its smallest size: what it says must follow from what it measured."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +19,12 @@ import hauberk as hb
 from hauberk.cli import main
 from hauberk.experiments import Experiment, progress
 from hauberk.experiments.figures import COLUMN, FIGURE_FORMATS, figure_file, new_figure
-from hauberk.experiments.options import ModelOptions, SubsetOptions
+from hauberk.experiments.options import DataOptions, ModelOptions, SubsetOptions
 from hauberk.experiments.studies import STUDIES, StudyContext, StudyResult, Variant, find_study
 from hauberk.experiments.studies.amounts import same_steps, widths
 from hauberk.experiments.studies.epochs import draw_epochs, epoch_curves
 from hauberk.experiments.studies.mail_weights import _effective_parts
-from hauberk.experiments.studies.masks import RobustMasks
+from hauberk.experiments.studies.masks import RobustMasks, strong_losses, strong_words
 from hauberk.experiments.studies.method_variants import MART_LOSSES, split_method
 from hauberk.experiments.studies.misclassified import split_by_correctness
 from hauberk.experiments.studies.plan import plan_studies, planned_variants, planning
@@ -108,6 +110,105 @@ def test_a_study_is_written_down_with_its_picture(name, tmp_path_factory, short_
     assert found.verdict == "cannot be told"
     assert {one["verdict"] for one in found.sentences} == {"cannot be told"}
     assert {one["±"] for one in found.sentences} == {None}
+
+
+TABLE = """
+train = "rows.csv"
+label = "late"
+eps = 0.25
+[features.income]
+[features.debt]
+[features.job]
+kind = "category"
+values = ["clerk", "cook"]
+"""
+NOT_FOR_TABLES = {"saliency", "large-epsilon"}
+
+
+def make_table(folder):
+    """Write 120 rows of two classes, the last one rarer, and return the schema."""
+    draw = random.Random(0)
+    rows = []
+    for _ in range(120):
+        income, debt, job = draw.gauss(3, 1), draw.gauss(0, 1), draw.choice(["clerk", "cook"])
+        rows.append(f"{income:.4f},{debt:.4f},{job},{int(debt - income / 2 + (job == 'cook') > -0.5)}")
+    (folder / "rows.csv").write_text("\n".join(["income,debt,job,late", *rows]) + "\n")
+    (folder / "loans.toml").write_text(TABLE)
+    return str(folder / "loans.toml")
+
+
+@pytest.fixture
+def loans(tmp_path_factory):
+    """A table of two classes, whose networks are shared by all studies."""
+    folder = tmp_path_factory.getbasetemp() / "loans"
+    if not folder.exists():
+        folder.mkdir()
+        make_table(folder)
+    settings = {"epochs": 2, "val_size": 12, "lr": 0.05}
+    data, subset, model = DataOptions(str(folder / "loans.toml")), SubsetOptions(60, 16), ModelOptions("mlp-8")
+    return StudyContext(Experiment("at", 0, data, subset, model=model, settings=settings), folder, threads=1, trials=1)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_of_a_table_of_two_classes_is_made_or_refused_before_anything_is_trained(name, loans, short_attacks):
+    study, told = find_study(name), []
+    if name in NOT_FOR_TABLES:
+        with pytest.raises(hb.UserError, match=f"study {name} needs images"):
+            study.run(replace(loans, say=told.append))
+        assert not told
+        return
+    found = study.run(loans)
+    found.save(loans.out, study.draw)
+    assert (loans.out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    written = (loans.out / f"{name}.md").read_text()
+    assert "nan" not in re.findall(r"[a-z]+", written)
+    assert "DLR" not in written + found.caption
+    assert ("the logit margin to the other class" in written) == any("strong" in key for key in found.rows[0])
+
+
+def test_the_stronger_attacks_of_few_classes_are_those_of_autoattack_there():
+    few, many = "cw-targeted", "dlr-targeted"
+    assert [strong_losses(classes)[1] for classes in (2, 3, 4, 10)] == [few, few, many, many]
+    assert strong_words(3) == "APGD on cross-entropy, then on the logit margin to each other class"
+    assert strong_words(10) == "APGD on cross-entropy, then on targeted DLR towards 3 classes"
+
+
+def test_a_rarest_class_is_there_where_a_third_of_the_classes_is_none(loans, short_attacks, monkeypatch):
+    found = find_study("imbalance").run(loans)
+    assert found.sentences[0]["sentence"] == "MART helps the rarer class more than AT does"
+    assert found.sentences[0]["difference"] is not None
+    first, last = found.series["training"]
+    assert f"the first class has {first} training examples, the last {last}" in found.found
+    assert first > last
+    swapped = Path(loans.base.data.name).with_name("swapped.toml")
+    swapped.write_text(f'classes = ["1", "0"]\n{TABLE}')
+    base = replace(loans.base, data=DataOptions(str(swapped)))
+    monkeypatch.setattr("hauberk.experiments.studies.difficulty.RATIO", 1.0)
+    with pytest.raises(hb.UserError, match="number the classes from the most frequent to the rarest"):
+        find_study("imbalance").run(replace(loans, base=base))
+
+
+def test_the_command_names_what_a_table_is_not_for_and_goes_on(loans, tmp_path, capsys, monkeypatch):
+    kept = {name: STUDIES[name] for name in ("saliency", "lps-vs-pm")}
+    monkeypatch.setattr("hauberk.experiments.studies.STUDIES", kept)
+    words = ["--data", loans.base.data.name, "--model", "mlp-8", "--train-size", "60", "--test-size", "16", "--epochs", "2"]
+    words += ["--val-size", "12", "--threads", "1", "--out", str(tmp_path / "out"), "--trials", "1"]
+    assert main(["study", "saliency", *words]) == 2
+    assert "study saliency needs images" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["study", "--all", "--dry-run", *words]) == 0
+    said = capsys.readouterr()
+    assert "saliency: study saliency needs images" in said.err
+    assert "1 of 1 networks to train" in said.out
+
+    def refuse(self, folder, draw):
+        raise hb.UserError("cannot be written")
+
+    monkeypatch.setattr(StudyResult, "save", refuse)
+    assert main(["study", "--all", *words, "--jobs", "1"]) == 0
+    said = capsys.readouterr()
+    assert "lps-vs-pm: cannot be written" in said.err
+    assert "Left out: saliency, lps-vs-pm" in said.out
 
 
 def with_errors(stored):
@@ -537,13 +638,14 @@ def test_a_study_of_ones_own_is_reported_without_its_picture(tmp_path):
     found = StudyResult(
         "found", [AGREES | {"sentence": "more is better"}], [{"strong, %": 1.5}], {}, "about", "mine", "claim", "agrees"
     )
+    found = replace(found, strong="APGD on cross-entropy")
     found.save(tmp_path, lambda result: new_figure()[0])
     assert main(["report", str(tmp_path / "mine.json")]) == 0
     html = (tmp_path / "report.html").read_text()
     assert "Claim: claim" in html
     assert "more is better" in html
     assert "+1.0 ± 0.1 points" in html
-    assert "strong: right under APGD" in html  # what the word means
+    assert "strong: right under APGD on cross-entropy." in html  # what the word means
     assert "<td>1.5</td>" in html or ">1.5</th>" in html
     assert "<figure" not in html
 

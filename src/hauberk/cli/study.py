@@ -76,13 +76,18 @@ def study(arguments: Sequence[str]) -> int:
         return 0
     from hauberk.experiments.processes import usual_jobs, usual_threads
     from hauberk.experiments.studies.context import silent
-    from hauberk.experiments.studies.plan import plan_studies
+    from hauberk.experiments.studies.plan import fitting, plan_studies
     from hauberk.experiments.studies.side_by_side import train_side_by_side
 
     chosen = [find_study(name) for name in (STUDIES if options.all else [options.name])]
     if options.trials < 1:
         raise UserError("--trials needs a positive number")
     context = _context(options)
+    chosen, refused = fitting(chosen, context)
+    if refused and (not options.all or not chosen):
+        raise UserError(next(iter(refused.values())))
+    for name, why in refused.items():
+        say(f"{name}: {why}", file=sys.stderr)
     jobs = options.jobs or usual_jobs()
     threads = context.threads or usual_threads(jobs)
     if options.dry_run:
@@ -95,15 +100,15 @@ def study(arguments: Sequence[str]) -> int:
     if jobs > 1 and not train_side_by_side(chosen, told, jobs=jobs, threads=threads):
         say("Not finished; the same command goes on")
         return 1
-    failed = [one.name for one in chosen if not _run(one, context, options)]
+    left_out = [*refused, *(one.name for one in chosen if not _run(one, context, options))]
     if options.report:
         from hauberk.report import make_report
 
         say(f"Report: {make_report(context.out)}")
     else:
         say(f"Next: {command('report', context.out)}")
-    if failed:
-        say(f"Left out: {', '.join(failed)}")
+    if left_out:
+        say(f"Left out: {', '.join(left_out)}")
     return 0
 
 
@@ -123,7 +128,7 @@ def _context(options: Study) -> "StudyContext":
 
 
 def _run(chosen: "AnyStudy", context: "StudyContext", options: Study) -> bool:
-    """Run a study, and print and write what it found; whether it fits the data."""
+    """Run a study, and print and write what it found; whether that could be done."""
 
     def tell(text: str) -> None:
         if not options.quiet:
@@ -131,12 +136,12 @@ def _run(chosen: "AnyStudy", context: "StudyContext", options: Study) -> bool:
 
     try:
         found = chosen.run(replace(context, say=tell))
+        found.save(context.out, chosen.draw)
     except UserError as error:
         if not options.all or str(error).startswith("stopped"):
             raise
         say(f"{chosen.name}: {error}", file=sys.stderr)
         return False
-    found.save(context.out, chosen.draw)
     say(found.to_markdown())
     files = [f"{found.study}.json", ".md", ".csv", ".png", ".svg", ".pdf"]
     say(f"In {context.out}: {', '.join([*files, '-examples.csv'] if found.examples else files)}")

@@ -13,7 +13,7 @@ from hauberk.core.errors import UserError
 from hauberk.data import IndexedDataset, pseudo_label
 from hauberk.experiments.figures import column_figure, plot_lines, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
-from hauberk.experiments.studies.drawing import ERRORS_CAPTION, SHORT, STRONG_CAPTION, draw_accuracy_points
+from hauberk.experiments.studies.drawing import ERRORS_CAPTION, SHORT, draw_accuracy_points, strong_caption
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves
 from hauberk.experiments.studies.masks import ACCURACIES, error_of, trained_masks
 from hauberk.experiments.studies.method_variants import with_eps
@@ -50,9 +50,8 @@ def epsilon(context: StudyContext) -> StudyResult:
         said,
         [one.row(**{"ε in training": name}) for name, one in found.items()],
         {"x": list(EPS_FACTORS), "epochs": epoch_curves(context, variants)},
-        caption=f"All attacked with ε itself. {ERRORS_CAPTION} {STRONG_CAPTION} {EPOCHS_CAPTION} Held-out examples are "
-        "attacked with "
-        "the ε of the training.",
+        caption=f"All attacked with ε itself. {ERRORS_CAPTION} {strong_caption(context)} {EPOCHS_CAPTION} Held-out "
+        "examples are attacked with the ε of the training.",
     )
 
 
@@ -168,7 +167,7 @@ def _growth(
             "x": list(values),
             "epochs": epoch_curves(context, {name: variants[name] for name in variants if name.startswith("at")}),
         },
-        caption=f"{ERRORS_CAPTION} {STRONG_CAPTION} {EPOCHS_CAPTION}",
+        caption=f"{ERRORS_CAPTION} {strong_caption(context)} {EPOCHS_CAPTION}",
     )
 
 
@@ -233,7 +232,7 @@ def unlabelled(context: StudyContext) -> StudyResult:
         ],
         [one.row(training=name) for name, one in found.items()],
         {"epochs": epoch_curves(context, variants)},
-        caption=f"All make about as many steps. {ERRORS_CAPTION} {STRONG_CAPTION} {EPOCHS_CAPTION}",
+        caption=f"All make about as many steps. {ERRORS_CAPTION} {strong_caption(context)} {EPOCHS_CAPTION}",
     )
 
 

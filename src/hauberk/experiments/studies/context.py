@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core.errors import UserError
-from hauberk.data import IndexedDataset, fetch_for
+from hauberk.data import IndexedDataset, fetch_for, labels
 from hauberk.experiments.experiment import Experiment
 from hauberk.experiments.progress import Watch
 from hauberk.experiments.runner import train_experiment
@@ -88,9 +88,9 @@ class StudyContext:
         seeds = f"seed {self.seed}" if self.trials == 1 else f"seeds {self.seed} to {last}"
         return f"{base.data.name}, {base.model.name}, {self.threat}, {size}, {self.config.epochs} epochs, {seeds}"
 
-    @property
+    @cached_property
     def threat(self) -> ThreatModel:
-        """What the adversary may do."""
+        """What the adversary may do; of a table, which is read for it once."""
         return self.base.threat_model
 
     @property
@@ -126,6 +126,12 @@ class StudyContext:
                 raise UserError(f"{group} has no option {min(unknown)!r}")
             changed[group] = replace(before, **options)
         return replace(self, base=replace(self.base, **changed))
+
+    @cached_property
+    def classes(self) -> int:
+        """Number of classes."""
+        source = self.base.load_data("train")
+        return source.classes or int(labels(source).max()) + 1
 
     @cached_property
     def train_part(self) -> IndexedDataset:

@@ -6,10 +6,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from hauberk.core.errors import UserError
 from hauberk.data import labels
 from hauberk.experiments.figures import INK, bar_style, column_figure, error_bars, plot_points
 from hauberk.experiments.studies.context import StudyContext, Variant
-from hauberk.experiments.studies.drawing import ERRORS_CAPTION, STRONG_CAPTION
+from hauberk.experiments.studies.drawing import ERRORS_CAPTION, strong_caption
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves
 from hauberk.experiments.studies.masks import RobustMasks, accuracies, error_of, join_seeds, robust_masks, trained_masks
 from hauberk.experiments.studies.result import StudyResult
@@ -32,10 +33,15 @@ RATIO = 10.0  # of the number of examples of the first class to that of the last
 
 def imbalance(context: StudyContext) -> StudyResult:
     """Thin the training set out so that classes become ever rarer, train, and attack each class of the whole test set."""
-    y = context.examples()[1]
-    classes = int(y.max()) + 1
-    rare = y >= classes - classes // 3
+    y, classes = context.examples()[1], context.classes
+    rare, rarest = y >= classes - max(1, classes // 3), "rarest third" if classes >= 3 else "rarer class"
     thin = {"subset": {"imbalance": RATIO}}
+    counts = labels(context.with_parts(thin).train_part).bincount(minlength=classes).tolist()
+    if counts[0] <= counts[-1]:
+        raise UserError(
+            f"study imbalance thins later classes out, and here leaves {counts[0]} examples of the first, {counts[-1]} of the "
+            "last; number the classes from the most frequent to the rarest"
+        )
     variants = {
         name: Variant(
             name.partition(",")[0],
@@ -49,7 +55,6 @@ def imbalance(context: StudyContext) -> StudyResult:
     whole = {name: f"{name}, all examples" for name in ("at", "mart")}
     both = trained_masks(context, variants | {label: Variant(name) for name, label in whole.items()})
     found = {name: both[name] for name in variants}
-    counts = labels(context.with_parts(thin).train_part).bincount(minlength=classes).tolist()
     by_class = {name: [percent(one.strong[:, y == k]) for k in range(classes)] for name, one in found.items()}
     errors = {name: [100 * mean_and_error(one.strong[:, y == k])[1] for k in range(classes)] for name, one in found.items()}
     thin_gain = only(rare, gain(found["mart"].strong, found["at"].strong))
@@ -57,16 +62,17 @@ def imbalance(context: StudyContext) -> StudyResult:
     rows = []
     for name, one in found.items():
         known = [number for number in by_class[name] if isfinite(number)]
-        extra = accuracies({"strong, rarest third, %": only(rare, one.strong)}) | {"strong, worst class, %": min(known)}
+        extra = accuracies({f"strong, {rarest}, %": only(rare, one.strong)}) | {"strong, worst class, %": min(known)}
         rows.append(one.row(training=name, **extra))
     return StudyResult(
-        f"the first class has {RATIO:g} times the examples of the last. In the rarest third, under the stronger attacks, "
+        f"the first class has {counts[0]:,} training examples, the last {counts[-1]:,}. In the {rarest}, under the "
+        "stronger attacks, "
         + ", ".join(
-            f"{name} has {number_text(row['strong, rarest third, %'])} % right" for name, row in zip(found, rows, strict=True)
+            f"{name} has {number_text(row[f'strong, {rarest}, %'])} % right" for name, row in zip(found, rows, strict=True)
         ),
         [
-            sentence("MART helps the rarest third more than AT does", thin_gain),
-            sentence("and by more than where classes are balanced", thin_gain - whole_gain),
+            sentence(f"MART helps the {rarest} more than AT does", thin_gain),
+            sentence("and by more than with all examples", thin_gain - whole_gain),
         ],
         rows,
         {
@@ -78,7 +84,7 @@ def imbalance(context: StudyContext) -> StudyResult:
         about=f"thinned out, {len(y):,} test examples",
         caption="Bars: accuracy of each class under the stronger attacks, with standard errors; outline: that of AT; above: "
         "number "
-        f"of training examples (of test examples in brackets). {STRONG_CAPTION}",
+        f"of training examples (of test examples in brackets). {strong_caption(context)}",
     )
 
 
@@ -150,7 +156,7 @@ def difficulty(context: StudyContext) -> StudyResult:
         {"epochs": epoch_curves(context, {name: variants[name] for name in found})},
         caption="Test examples in quarters by the probabilistic margin of a standard network of the same seed, the smallest "
         f"first; noisy: {100 * NOISE:.0f} % of the training labels are random, of those held out, too. {ERRORS_CAPTION} "
-        f"{STRONG_CAPTION} {EPOCHS_CAPTION}",
+        f"{strong_caption(context)} {EPOCHS_CAPTION}",
     )
 
 

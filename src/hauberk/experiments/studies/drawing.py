@@ -6,12 +6,17 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from hauberk.experiments.figures import bar_style, error_bars, plot_lines, plot_points, put_legend
-from hauberk.experiments.studies.masks import ACCURACIES, error_of
+from hauberk.experiments.studies.context import StudyContext
+from hauberk.experiments.studies.masks import ACCURACIES, error_of, strong_words
 from hauberk.experiments.studies.result import StudyResult
 
 SHORT = {"clean, %": "clean", "PGD-20, %": "PGD-20", "strong, %": "strong"}
 ERRORS_CAPTION = "Error bars: standard errors over seeds and test examples."
-STRONG_CAPTION = "Strong: APGD on cross-entropy, then on targeted DLR towards 3 classes."
+
+
+def strong_caption(context: StudyContext) -> str:
+    """Say below a picture what the stronger attacks are."""
+    return f"Strong: {strong_words(context.classes)}."
 
 
 def draw_accuracies(axes: Axes, result: StudyResult, x: Sequence[Any], **labels: Any) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from hauberk.attacks import pgd
 from hauberk.experiments.figures import column_figure, line_style, put_legend
 from hauberk.experiments.studies.context import StudyContext, Variant
-from hauberk.experiments.studies.drawing import ERRORS_CAPTION, STRONG_CAPTION, draw_accuracies, draw_accuracy_points
+from hauberk.experiments.studies.drawing import ERRORS_CAPTION, draw_accuracies, draw_accuracy_points, strong_caption
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves
 from hauberk.experiments.studies.masks import RobustMasks, accuracies, join_seeds, robust_masks, trained_masks
 from hauberk.experiments.studies.result import StudyResult
@@ -55,7 +55,7 @@ def weights(context: StudyContext) -> StudyResult:
             for name, one in found.items()
         ],
         {"epochs": epoch_curves(context, variants)},
-        caption=f"{ERRORS_CAPTION} {STRONG_CAPTION} {EPOCHS_CAPTION}",
+        caption=f"{ERRORS_CAPTION} {strong_caption(context)} {EPOCHS_CAPTION}",
     )
 
 
@@ -100,7 +100,7 @@ def burn_in(context: StudyContext) -> StudyResult:
         ],
         [one.row(**{"burn-in, epochs": length}) for length, one in zip(lengths, found.values(), strict=True)],
         {"epochs": epoch_curves(context, variants)},
-        caption=f"{ERRORS_CAPTION} {STRONG_CAPTION} {EPOCHS_CAPTION}",
+        caption=f"{ERRORS_CAPTION} {strong_caption(context)} {EPOCHS_CAPTION}",
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from hauberk.attacks import apgd, pgd
 from hauberk.experiments.figures import COLOURS, FAINT, INK, column_figure, put_legend
 from hauberk.experiments.studies.context import StudyContext, Variant
-from hauberk.experiments.studies.masks import accuracies
+from hauberk.experiments.studies.masks import accuracies, strong_losses
 from hauberk.experiments.studies.result import StudyResult
 from hauberk.experiments.studies.verdict import NOTHING, difference_of, number_text, only, percent, sentence
 from hauberk.training.metrics import BOUNDARY
@@ -22,14 +22,14 @@ _LEAST_IN_A_GROUP = 10  # examples of an LPS in each seed, before its spread is 
 
 def lps_vs_pm(context: StudyContext) -> StudyResult:
     """Measure LPS and margins of training examples, and see which of those with the largest LPS stronger attacks break."""
-    x, y = context.examples("train")
+    (x, y), losses = context.examples("train"), strong_losses(context.classes)
     found: dict[str, list[Tensor]] = {name: [] for name in ("lps", "critical", "PM nat", "PM adv")}
     for _, one, model in context.networks({"at": Variant("at")}):
         seen = pgd(model, x, y, context.threat, steps=LPS_STEPS, step_size="eps/4", seed=one.seed)
         with torch.no_grad():
             for name, at in (("PM nat", x), ("PM adv", seen.x_adv)):
                 found[name].append(probabilistic_margin(model(at), y).double())
-        stronger = [apgd(model, x, y, context.threat, loss=loss, seed=one.seed).success for loss in ("ce", "dlr-targeted")]
+        stronger = [apgd(model, x, y, context.threat, loss=loss, seed=one.seed).success for loss in losses]
         found["lps"].append(seen.lps)
         found["critical"].append((seen.lps == LPS_STEPS) & torch.stack(stronger).any(0))
     lps, critical, nat, adv = (torch.stack(some) for some in found.values())
@@ -109,7 +109,7 @@ def draw_lps_vs_pm(result: StudyResult) -> Figure:
 
 def margins(context: StudyContext) -> StudyResult:
     """Place training examples under attack in the plane of two probabilities, and see which of them stronger attacks break."""
-    x, y = context.examples("train")
+    (x, y), losses = context.examples("train"), strong_losses(context.classes)
     found: dict[str, list[Tensor]] = {name: [] for name in ("true", "other", "lps", "critical")}
     named: list[dict[str, Any]] = []
     for _, one, model in context.networks({"at": Variant("at")}):
@@ -118,7 +118,7 @@ def margins(context: StudyContext) -> StudyResult:
             p = model(seen.x_adv).softmax(1).double()
         true = p.gather(1, y[:, None]).squeeze(1)
         other, rival = p.scatter(1, y[:, None], -1.0).max(1)
-        stronger = [apgd(model, x, y, context.threat, loss=loss, seed=one.seed).success for loss in ("ce", "dlr-targeted")]
+        stronger = [apgd(model, x, y, context.threat, loss=loss, seed=one.seed).success for loss in losses]
         critical = torch.stack(stronger).any(0) & ~seen.success
         for name, values in zip(found, (true, other, seen.lps, critical), strict=True):
             found[name].append(values)

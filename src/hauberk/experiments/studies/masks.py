@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.attacks import apgd, pgd
+from hauberk.attacks.base import GOAL
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.verdict import mean_and_error, number_or_none
+from hauberk.objectives.functional import LossLike, loss_for
 
 _BATCH = 250
 ACCURACIES = ("clean, %", "PGD-20, %", "strong, %")  # the columns of :class:`RobustMasks`
@@ -22,7 +24,7 @@ class RobustMasks:
     Attributes:
         clean: without an attack.
         pgd: and under PGD-20 (steps of ε/4).
-        strong: and under APGD on cross-entropy, and on the targeted DLR loss towards the 3 most likely wrong classes: less than
+        strong: and under APGD on the two :func:`strong_losses`, the second towards the 3 most likely wrong classes: less than
             AutoAttack, of which the first is one attack and the second a third of another.
     """
 
@@ -43,6 +45,18 @@ def accuracies(masks: Mapping[str, Tensor]) -> dict[str, Any]:
     return cells
 
 
+def strong_losses(classes: int) -> tuple[LossLike, LossLike]:
+    """Return the losses of the stronger attacks: cross-entropy, and targeted DLR, or what AutoAttack has for fewer classes."""
+    return "ce", loss_for("dlr-targeted", GOAL, classes)[0]
+
+
+def strong_words(classes: int) -> str:
+    """Say what the stronger attacks of :func:`robust_masks` are."""
+    margin = f"the logit margin to {'the other class' if classes == 2 else 'each other class'}"
+    second = "targeted DLR towards 3 classes" if strong_losses(classes)[1] == "dlr-targeted" else margin
+    return f"APGD on cross-entropy, then on {second}"
+
+
 def robust_masks(context: StudyContext, model: nn.Module) -> RobustMasks:
     """Attack the test examples on a network; the masks have one row."""
     x, y = context.examples()
@@ -52,7 +66,7 @@ def robust_masks(context: StudyContext, model: nn.Module) -> RobustMasks:
             clean = model(some_x).argmax(1) == some_y
         left = clean & ~pgd(model, some_x, some_y, context.threat, steps=20, step_size="eps/4", seed=seed).success
         strong = left.clone()
-        for loss in ("ce", "dlr-targeted"):
+        for loss in strong_losses(context.classes):
             places = strong.nonzero().squeeze(1)
             if len(places):
                 found = apgd(model, some_x[places], some_y[places], context.threat, loss=loss, targets=3, seed=seed)

@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from hauberk.attacks import frozen_model, logit_margin, pgd
+from hauberk.core.errors import UserError
 from hauberk.experiments.figures import COLOURS, COLUMN, column_figure, image_grid
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.masks import accuracies
@@ -77,6 +78,13 @@ def draw_transfer(result: StudyResult) -> Figure:
     return figure
 
 
+def _require_images(context: StudyContext, study: str) -> None:
+    """Refuse data that cannot be drawn, and say so before a network is trained."""
+    shape = context.base.load_data("train").input_shape
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UserError(f"study {study} needs images, (1 or 3 channels, height, width), not inputs of shape {shape}")
+
+
 def large_epsilon(context: StudyContext) -> StudyResult:
     """Attack by PGD-40 at multiples of ε, and ask a judge without gradients which class the result looks like.
 
@@ -84,6 +92,7 @@ def large_epsilon(context: StudyContext) -> StudyResult:
     """
     from sklearn.neighbors import KNeighborsClassifier
 
+    _require_images(context, "large-epsilon")
     x, y = context.examples()
     source = context.base.load_data("train")
     train_x, train_y = source.fetch(torch.arange(min(len(source), 10_000)))
@@ -141,6 +150,7 @@ def saliency(context: StudyContext) -> StudyResult:
     Alignment (after Etmann et al. 2019) is ``|⟨x - mean, g⟩| / (‖x - mean‖·‖g‖)``, in [0, 1]; roughness is the mean absolute
     difference of neighbouring pixels of g over its mean absolute value.
     """
+    _require_images(context, "saliency")
     x, y = context.examples()
     images = {"input": x[:PICTURES].cpu().tolist()}
     centred = (x - x.mean(0)).flatten(1)

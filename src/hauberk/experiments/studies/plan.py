@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hauberk.attacks import find_suite
+from hauberk.core.errors import UserError
 from hauberk.core.text_table import TextTable
 from hauberk.experiments.cost_estimate import pass_seconds, training_seconds
 from hauberk.experiments.studies.context import StudyContext, Variant
@@ -152,6 +153,19 @@ def planned_variants(study: Study, imagined: StudyContext) -> Mapping[str, Varia
     except _Planned as planned:
         return planned.variants
     return {}
+
+
+def fitting(studies: Iterable[Study], context: StudyContext) -> tuple[list[Study], dict[str, str]]:
+    """Return the studies that can be made of the data and the network, and by name why others cannot; nothing is trained."""
+    imagined, fit, refused = planning(context), [], {}
+    for study in studies:
+        try:
+            planned_variants(study, imagined)
+        except UserError as error:
+            refused[study.name] = str(error)
+        else:
+            fit.append(study)
+    return fit, refused
 
 
 def needed_first(variant: Variant, imagined: StudyContext) -> Variant | None:

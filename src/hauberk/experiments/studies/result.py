@@ -15,7 +15,6 @@ from hauberk.experiments.figures import FIGURE_FORMATS, figure_file, put_caption
 _WORDS = {
     "±": "±: standard error over seeds and examples.",
     "PGD-20": "PGD-20: right under 20 steps of ε/4.",
-    "strong": "strong: right under APGD on cross-entropy, and on targeted DLR towards 3 classes.",
     "LPS": "LPS: least number of PGD steps that break an example.",
     "stuck": "stuck: not broken, though the other attack breaks it.",
     "PM": "PM: probabilistic margin, nat of x, adv of x'.",
@@ -41,6 +40,7 @@ class StudyResult:
         verdict: "agrees" if all sentences do, "does not agree" if one does not, otherwise "cannot be told".
         caption: what lines and marks of the picture are; it stands below the picture, after ``about``.
         examples: rows about single examples, all with the same keys, where the study names them.
+        strong: what the stronger attacks are; given by :meth:`Study.run`.
     """
 
     found: str
@@ -53,6 +53,7 @@ class StudyResult:
     verdict: str = ""
     caption: str = ""
     examples: list[dict[str, Any]] = field(default_factory=list)
+    strong: str = ""
 
     def column(self, name: str) -> list[Any]:
         """Return a column of the rows."""
@@ -61,7 +62,8 @@ class StudyResult:
     @property
     def table(self) -> TextTable:
         """The rows as a table, with what the words in its headings mean."""
-        notes = [what for word, what in _WORDS.items() if any(word in name for name in self.rows[0])]
+        words = _WORDS | ({"strong": f"strong: right under {self.strong}."} if self.strong else {})
+        notes = [what for word, what in words.items() if any(word in name for name in self.rows[0])]
         return TextTable("", list(self.rows[0]), [list(row.values()) for row in self.rows], notes)
 
     @property

@@ -13,7 +13,7 @@ from hauberk.attacks import pgd
 from hauberk.evaluation import evaluate
 from hauberk.experiments.figures import INK, bar_style, column_figure, error_bars, line_style, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
-from hauberk.experiments.studies.drawing import ERRORS_CAPTION, STRONG_CAPTION
+from hauberk.experiments.studies.drawing import ERRORS_CAPTION, strong_caption
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, draw_mean, epoch_curves
 from hauberk.experiments.studies.masks import accuracies, error_of, robust_masks
 from hauberk.experiments.studies.result import StudyResult
@@ -85,7 +85,7 @@ def reweighting_and_attacks(context: StudyContext) -> StudyResult:
             },
         },
         caption="PGD-100: steps of ε/10; CW-30: 30 steps of ε/4 on the logit margin. Bars: best epoch. "
-        f"{ERRORS_CAPTION} {STRONG_CAPTION} Lines with marks: test examples at kept epochs, of AutoAttack the first "
+        f"{ERRORS_CAPTION} {strong_caption(context)} Lines with marks: test examples at kept epochs, of AutoAttack the first "
         f"{_autoattacked(context)}; mean, and band from the lowest to the highest seed; dotted: from here on examples are "
         f"weighted. PGD, below: {EPOCHS_CAPTION}",
     )

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from hauberk.core.numerics import float32_mode
 from hauberk.evaluation.diagnostics.results import hardly_beats_chance
 from hauberk.experiments.studies.context import StudyContext
+from hauberk.experiments.studies.masks import strong_words
 from hauberk.experiments.studies.result import StudyResult
 from hauberk.experiments.studies.verdict import AGREES, DISAGREES, UNTOLD
 
@@ -48,7 +49,7 @@ class Study:
         with float32_mode("fp32"):
             result = judged(self.experiment(watched), watched)
         about = f"{context}, {result.about or f'{len(watched.examples()[1]):,} test examples'}"
-        return replace(result, about=about, study=self.name, claim=self.claim)
+        return replace(result, about=about, study=self.name, claim=self.claim, strong=strong_words(watched.classes))
 
 
 def judged(result: StudyResult, context: StudyContext) -> StudyResult:
@@ -58,7 +59,7 @@ def judged(result: StudyResult, context: StudyContext) -> StudyResult:
     than naming the most frequent class by two standard errors of the test examples.
     """
     y = context.examples()[1]
-    classes = context.base.load_data("test").classes or int(y.max()) + 1
+    classes = context.classes
     constant = float(y.bincount().max()) / len(y)
     poor: dict[str, float] = {}
     for name, masks in context.right.items():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hauberk.experiments.figures import column_figure, error_bars, line_style, plot_lines, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
-from hauberk.experiments.studies.drawing import ERRORS_CAPTION, SHORT, STRONG_CAPTION
+from hauberk.experiments.studies.drawing import ERRORS_CAPTION, SHORT, strong_caption
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves
 from hauberk.experiments.studies.masks import ACCURACIES, error_of, trained_masks
 from hauberk.experiments.studies.result import StudyResult
@@ -34,7 +34,7 @@ def beta_sensitivity(context: StudyContext) -> StudyResult:
         said,
         [found[name].row(method=one.method, β=one.hyperparameters["beta"]) for name, one in variants.items()],
         {"epochs": epoch_curves(context, variants)},
-        caption=f"{ERRORS_CAPTION} {STRONG_CAPTION} {EPOCHS_CAPTION}",
+        caption=f"{ERRORS_CAPTION} {strong_caption(context)} {EPOCHS_CAPTION}",
     )
 
 
@@ -84,7 +84,8 @@ def trade_off(context: StudyContext) -> StudyResult:
             sentence(f"β {ends[1]:g} in TRADES is more robust than {ends[0]:g}", gain(high.strong, low.strong)),
         ],
         [one.row(method=name) for name, one in found.items()],
-        caption=f"{ERRORS_CAPTION} {STRONG_CAPTION} The line joins TRADES with β {', '.join(f'{beta:g}' for beta in BETAS)}.",
+        caption=f"{ERRORS_CAPTION} {strong_caption(context)} The line joins TRADES with β "
+        f"{', '.join(f'{beta:g}' for beta in BETAS)}.",
     )
 
 
