@@ -3,7 +3,7 @@
     python docs/make_pictures.py
 
 makes bounds.png (two minutes), report.png (needs Chromium and playwright) and those of docs/gallery.md, by the commands
-that stand there (ten minutes); with "bounds", "report" or "gallery" behind it, only these.
+that stand there (half an hour); with "bounds", "report" or "gallery" behind it, only these.
 """
 
 import os

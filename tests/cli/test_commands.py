@@ -177,7 +177,8 @@ def test_train_then_evaluate(workplace, capsys):
     assert main(["evaluate", "runs/digits-mart", "--n", "4", "--curve", "--quiet", "--threads", "1"]) == 0
     assert "At each ε an upper bound" in " ".join(capsys.readouterr().out.split())
     (folder,) = (workplace / "runs/digits-mart/evaluations").glob("curve-*")
-    assert {path.name for path in folder.iterdir()} >= {"curve.json", "curve.svg"}
+    assert {path.name for path in folder.iterdir()} >= {"curve.json", "curve.csv", "curve.png", "curve.svg", "curve.pdf"}
+    assert main(["report", str(folder)]) == 0
     assert main(["train", "--method", "mart", *QUICK]) == 0  # a second run gets its own folder
     assert (workplace / "runs/digits-mart-2/run.json").exists()
     assert main(["train", "--resume", "runs/digits-mart", "--quiet"]) == 0  # already finished

@@ -1,6 +1,7 @@
 """The curve of robust accuracy against ε."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from torch import nn
 import hauberk as hb
 from hauberk.core.io import read_json
 from hauberk.experiments.figures import figure_file
+from hauberk.report.curve import curve_of
 from hauberk.report.figures import robustness_curve as draw
+from hauberk.report.report import make_report
 from helpers import Signalling, linear, sound
 
 QUICK = {"threat": hb.Linf("8/255"), "attacks": [hb.attacks.FMN(30)], "within": ["pgd-20"], "quiet": True}
@@ -113,6 +116,17 @@ def test_what_is_kept_and_shown(tmp_path):
     assert curve.table().row_count == 3
     assert "2/255" in str(curve)
     assert b"<svg" in figure_file(draw(curve), "svg")
+    again = curve_of(saved)
+    assert again.to_dict() == curve.to_dict()
+    assert again.eps_name(0.2) == curve.eps_name(0.2)  # written as it was given
+    figures = tmp_path / "figures"
+    page = make_report(tmp_path, figures=figures).read_text()
+    assert "Robust accuracy at every ε" in page
+    assert {path.suffix for path in figures.iterdir()} == {".png", ".svg", ".pdf", ".md", ".tex", ".csv"}
+    assert len((figures / "curve.csv").read_text().splitlines()) == 1 + 1 + 3  # from 0 on
+    caption = " ".join(re.findall("<!-- (.*?) -->", (figures / "curve.svg").read_text()))
+    assert "Linf(8/255)" in caption
+    assert "seed 0" in caption
     assert curve.robust_accuracy(0) == curve.clean_accuracy
 
 

@@ -180,7 +180,12 @@ def test_pictures_and_tables_come_as_files_for_papers(home):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert imread(folder / f"{name}.png")[..., 3].min() == 1  # dark ink on a ground of its own
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-        assert "<svg" in (folder / f"{name}.svg").read_text()
+        svg = (folder / f"{name}.svg").read_text()
+        assert "<svg" in svg
+        written = " ".join(re.findall("<!-- (.*?) -->", svg))
+        assert "digits, mlp, Linf(0.1), " in written  # the caption
+        assert "seed" in written
+        assert (name not in ("accuracy", "areas")) or "1,294 training examples, 143 held out for validation" in written
     table = home / "compare-figures" / "comparison"
     assert len(table.with_suffix(".csv").read_text().splitlines()) == 3
     assert r"\toprule" in table.with_suffix(".tex").read_text()

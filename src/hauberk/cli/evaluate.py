@@ -68,7 +68,7 @@ class Evaluate(TargetOptions):
     their own."""
     curve: bool = False
     """Measure robust accuracy at every ε instead, from the nearest adversarial examples that minimum-norm attacks find (by
-    --attacks others than the usual ones of the norm); table, curve.json and curve.svg."""
+    --attacks others than the usual ones of the norm); curve.json, its table as curve.csv, and its picture as curve.png."""
     card: Path | None = None
     """File to write a card to, too, in the style of RobustBench."""
     status: bool = False
@@ -179,10 +179,10 @@ def _curve(options: Evaluate, model: Any, test: Any, threat: Any, out: Path) -> 
     """Measure robust accuracy at every ε."""
     from rich.console import Console
 
-    from hauberk.core.io import as_json, write_atomically
+    from hauberk.core.io import as_json
     from hauberk.evaluation import robustness_curve
-    from hauberk.experiments.figures import figure_file
-    from hauberk.report.figures import robustness_curve as draw
+    from hauberk.report.curve import curve_page
+    from hauberk.report.html import write_figures
 
     settings = {name: getattr(options, name) for name in ("n", "batch_size", "seed")}
     try:
@@ -198,12 +198,12 @@ def _curve(options: Evaluate, model: Any, test: Any, threat: Any, out: Path) -> 
     except KeyboardInterrupt:
         say("Stopped; the same command goes on from there", file=sys.stderr)
         return 1
-    write_atomically(out / "curve.svg", figure_file(draw(curve), "svg"))
+    write_figures(curve_page(curve), out)
     if options.json:
         print(as_json(curve.to_dict()))
         return 0
     Console().print(curve.table())
-    say(f"Written to {out / 'curve.json'}, drawn in {out / 'curve.svg'}")
+    say(f"Written to {out / 'curve.json'}, drawn in {out / 'curve.png'}, .svg and .pdf. Next: {command('report', out)}")
     return 0
 
 

@@ -91,8 +91,8 @@ class RobustnessCurve:
             {"eps": eps, "robust_accuracy": self.robust_accuracy(eps), "interval": list(self.interval(eps))} for eps in self.eps
         ]
         return {
-            "format": FORMAT, "bound": "upper", "threat": self.threat, "norm": self.norm, "n": self.n,
-            "clean_accuracy": self.clean_accuracy, "median_distance": self.median_distance, "curve": points,
+            "format": FORMAT, "bound": "upper", "threat": self.threat, "norm": self.norm, "eps_text": self.eps_text,
+            "n": self.n, "clean_accuracy": self.clean_accuracy, "median_distance": self.median_distance, "curve": points,
             "distances": [one if np.isfinite(one) else None for one in self.distances.tolist()], "found_by": self.found_by,
             "provenance": self.provenance,
         }  # fmt: skip

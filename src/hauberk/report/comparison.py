@@ -54,7 +54,7 @@ def _pictures(found: Comparison, what: str) -> list[Figure]:
     for column in found.columns:
         title, means = column_title(column), {method: found.mean(method, column) for method in found.methods}
         picture = bars(means, list(ends[column].values()), points=True, xlabel=f"{title}, %", xlim=limits)
-        caption = f"{title}: {what}"
+        caption = f"{title}: {what}. {found.about}"
         if published and column == found.columns[-1]:
             add_references(picture, published)
             caption += ". Lines: published robust accuracies under AutoAttack, on all test images"

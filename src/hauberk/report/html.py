@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Picture
 from hauberk import __version__
 from hauberk.core.io import make_folder, plain_name, write_atomically, write_together
 from hauberk.core.text_table import TextTable, plain_text
-from hauberk.experiments.figures import FIGURE_FORMATS, figure_file
+from hauberk.experiments.figures import FIGURE_FORMATS, figure_file, put_caption
 from hauberk.report.figures import as_markup
 
 # A number with what may stand around it: a sign, a deviation, a unit, an interval, a p-value, a warning; a date; none.
@@ -112,7 +112,7 @@ def write_page(page: Page, path: Path) -> None:
 
 
 def write_figures(page: Page, folder: Path) -> None:
-    """Write every picture as PNG, SVG and PDF, and every table as Markdown, LaTeX and CSV.
+    """Write every picture as PNG, SVG and PDF, its caption inside, and every table as Markdown, LaTeX and CSV.
 
     Their names may be other people's, such as the columns of a comparison: in the folder they are plain, and each its own.
     Raises UserError if they cannot be written.
@@ -121,6 +121,8 @@ def write_figures(page: Page, folder: Path) -> None:
     for block in (block for section in page.sections for block in section.blocks if isinstance(block, Table)):
         files: dict[str, bytes] = {}
         if isinstance(block, Figure) and block.picture is not None:
+            if not block.picture.get_supxlabel():  # pictures of studies have it
+                put_caption(block.picture, block.caption)
             files = {ending: figure_file(block.picture, ending) for ending in FIGURE_FORMATS}
         if block.rows:
             table = TextTable("", block.header, block.rows)

@@ -18,6 +18,7 @@ from hauberk.data.named import TABLE_SUFFIX
 from hauberk.data.tables import Reach
 from hauberk.experiments.studies import STUDIES, StudyResult, find_study
 from hauberk.report.comparison import comparison_page
+from hauberk.report.curve import curve_of, curve_page
 from hauberk.report.evaluation import evaluation_page
 from hauberk.report.figures import band, examples, lines
 from hauberk.report.html import Alert, Block, Code, Figure, Metric, Page, Section, Table, write_figures, write_page
@@ -49,7 +50,7 @@ _AREAS = {
 
 
 def make_report(target: Path, out: Path | None = None, figures: Path | None = None, standard: Path | None = None) -> Path:
-    """Write a report of a run, an evaluation, a comparison or studies.
+    """Write a report of a run, an evaluation, a robustness curve, a comparison or studies.
 
     Args:
         target: its folder, or the JSON file of an evaluation or a study.
@@ -88,10 +89,12 @@ def _page(target: Path, standard: Path | None) -> Page:
         raise UserError(f"a standard model stands beside a run or an evaluation, and {target} is neither")
     if comparison.exists():
         return comparison_page(read_json(comparison))
+    if (target / "curve.json").exists():
+        return curve_page(curve_of(read_json(target / "curve.json")))
     stored = map(read_json, [target] if target.is_file() else sorted(target.glob("*.json")))
     if studies := [StudyResult(**one) for one in stored if "claim" in one]:
         return _study_page(studies)
-    raise UserError(f"{target} holds no run, evaluation, comparison or study to report on")
+    raise UserError(f"{target} holds no run, evaluation, curve, comparison or study to report on")
 
 
 def _lone_page(found: dict[str, Any], target: Path, standard: Path | None) -> Page:
@@ -119,10 +122,13 @@ def _run_page(folder: Path, standard: Path | None) -> Page:
     metrics = [*_training_metrics(card, rows, reach), *any_classifier]
     alerts = _training_alerts(rows, plan["settings"]["epochs"])
     allowed = str(threat) if reach is None else f"{len(reach.moving)} of {reach.columns} columns can change"
-    subject = f"{data}, {card['model']['name']}, {allowed}, one network, seed {plan['method']['seed']} of its training"
-    everything = result_sections(folder, by_name)
-    shown = [] if evaluations and evaluations[0].get("attacked_rows") else [Section("Examples", _examples(folder, card, table))]
-    last = [*_training_sections(rows), reproduction_commands(folder, plan, evaluations)]
+    what, seed = f"{data}, {card['model']['name']}, {allowed}, one network", f"seed {plan['method']['seed']} of its training"
+    subject = f"{what}, {seed}"
+    everything, shown = result_sections(folder, by_name), list[Section]()
+    if not evaluations or not evaluations[0].get("attacked_rows"):
+        shown = [Section("Examples", _examples(folder, card, table, subject))]
+    counts = f"{card['data']['train']:,} training examples, {card['data']['val']:,} held out for validation"
+    last = [*_training_sections(rows, f"{what}, {counts}, {seed}"), reproduction_commands(folder, plan, evaluations)]
     page = Page(
         f"{plan['method']['name']} on {data_name({'data': data})}", subject, metrics, alerts, [*everything, *shown, *last]
     )
@@ -147,7 +153,7 @@ def _run_page(folder: Path, standard: Path | None) -> Page:
     return replace(page, metrics=metrics, alerts=alerts, sections=together, summary=summary)
 
 
-def _examples(folder: Path, card: dict[str, Any], table: DataTable | None) -> list[Block]:
+def _examples(folder: Path, card: dict[str, Any], table: DataTable | None, subject: str) -> list[Block]:
     """Attack examples of a run, of which no evaluation shows any."""
     try:
         if table is not None:
@@ -155,7 +161,7 @@ def _examples(folder: Path, card: dict[str, Any], table: DataTable | None) -> li
         picture, caption = examples(folder, card)
     except UserError as error:
         return [f"No examples: {error}"]
-    return [Figure("examples", caption, picture=picture)]
+    return [Figure("examples", f"{caption}. {subject}", picture=picture)]
 
 
 def _training_metrics(card: dict[str, Any], rows: list[dict[str, Any]], reach: Reach | None) -> list[Metric]:
@@ -192,7 +198,8 @@ def _training_alerts(rows: list[dict[str, Any]], epochs: int) -> list[Alert]:
     return found
 
 
-def _training_sections(rows: list[dict[str, Any]]) -> list[Section]:
+def _training_sections(rows: list[dict[str, Any]], subject: str) -> list[Section]:
+    """Draw what each epoch showed; ``subject`` ends each caption."""
     margins, weights = ({f"{name}_q{q}": f"{q} %" for q in (10, 50, 90)} for name in ("measure", "weight"))
     areas = "Training examples by their margin under attack (the boundary is 0 to 0.1), and those wrong without"
     made_from = "Distribution of what the weights are made from over epochs"
@@ -211,7 +218,11 @@ def _training_sections(rows: list[dict[str, Any]]) -> list[Section]:
             *_curve(rows, "effective", kish, {"effective_size": "effective size, %"}, 100, ylim=(0, 105)),
         ],
     }
-    return [Section(heading, blocks) for heading, blocks in sections.items() if blocks]
+    return [
+        Section(heading, [replace(one, caption=f"{one.caption}. {subject}") for one in blocks])
+        for heading, blocks in sections.items()
+        if blocks
+    ]
 
 
 def _curve(

@@ -1,18 +1,15 @@
 """Everything that was measured of a run: which evaluation counts most, and all of them, curves and certificates beside it."""
 
 from collections import Counter
-from math import inf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hauberk.core.errors import SCHEMA_ERRORS, UserError
 from hauberk.core.io import read_json
-from hauberk.evaluation import RobustnessCurve
 from hauberk.evaluation.finding import Diagnostic, warning_mark
 from hauberk.models import model_id
-from hauberk.report.figures import lines, robustness_curve
+from hauberk.report.curve import curve_figure, curve_of
+from hauberk.report.figures import lines
 from hauberk.report.html import Block, Figure, Section, Table
 from hauberk.report.reproduce import PLAIN_THREAT
 from hauberk.report.words import data_name, interval_in_words, reach_in_words
@@ -121,20 +118,11 @@ def _evaluation_row(name: str, found: dict[str, Any]) -> list[str]:
 
 def _curve(name: str, found: dict[str, Any]) -> tuple[list[str], Figure]:
     """Return a row and a picture of robust accuracy at every ε."""
-    plain = PLAIN_THREAT.fullmatch(found["threat"])
-    distances = np.array([inf if one is None else one for one in found["distances"]])
-    grid, origin = tuple(point["eps"] for point in found["curve"]), found["provenance"]
-    text = plain[2] if plain else ""
-    curve = RobustnessCurve(found["threat"], found["norm"], text, grid, distances, found["found_by"], origin)
-    points = [
-        [curve.eps_name(eps), _percent(curve.robust_accuracy(eps)), interval_in_words(curve.interval(eps))] for eps in grid
-    ]
-    n = f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{found['n']:,}"
-    caption = f"Robust accuracy at every ε, at most, from the nearest adversarial examples ({name}). {data_name(origin)}, {n}"
-    figure = Figure("robustness-curve", caption, ["ε", "robust, %", "95 % interval"], points, robustness_curve(curve))
-    most = _percent(curve.robust_accuracy(text)) if text else ""
+    curve = curve_of(found)
+    most = _percent(curve.robust_accuracy(curve.eps_text)) if curve.eps_text else ""
     by = f"nearest examples: {', '.join(sorted({one for one in curve.found_by if one and one != 'clean'}))}"
-    return _row(name, found["threat"], by, found, _percent(found["clean_accuracy"]), most, ""), figure
+    row = _row(name, curve.threat, by, found, _percent(curve.clean_accuracy), most, "")
+    return row, curve_figure(curve, f"curve-{name}")
 
 
 def _smoothing(name: str, found: dict[str, Any]) -> tuple[list[str], Figure]:
