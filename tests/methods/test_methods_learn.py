@@ -78,7 +78,10 @@ def test_adversarial_training_learns_digits_by_what_has_a_name(weighting, pertur
 
 @pytest.mark.parametrize(
     "name",
-    ["mma", "free-at", "mail-trades+awp", "fat", "gkl", "uiat", "dafa-trades+awp", "at+adr", "rebat", "saad", "hat+adr+awp"],
+    [
+        *("mma", "free-at", "mail-trades+awp", "fat", "ikl", "gkl", "uiat", "cfa-trades", "dafa-trades+awp", "at+adr", "rebat"),
+        *("saad", "hat+adr+awp", "at with frl"),
+    ],
 )
 def test_what_a_method_remembers_survives_a_stop(name, tmp_path):
     data = easy_data()
@@ -86,15 +89,17 @@ def test_what_a_method_remembers_survives_a_stop(name, tmp_path):
     def go(at, folder, resume=False):
         own = {"rebat": {"ema_start": 1}, "uiat": {"class_share": 0.5}}
         how = {"burn_in": 1} if "mail" in name else own.get(name, {})
-        method = hb.method(name, THREAT, **how, **further(name))
+        how |= {"weighting": "frl", "rate": 0.5, "bound": 0.0} if "frl" in name else {}
+        method = hb.method(name.partition(" with ")[0], THREAT, **how, **further(name))
         changes = settings(epochs=3, val_size=0)
         return hb.train("small-cnn", Signalling(data, at), method=method, out=tmp_path / folder, resume=resume, **changes)
 
     go(0, "whole")
     whole = read_state(tmp_path / "whole" / "state.ckpt")[0]
-    for at in (100, 150, 200):
+    for at in (240, 280, 330):  # of all reads; those before the first step are many
         run = go(at, f"at{at}")
         assert run.interrupted
+        assert (tmp_path / f"at{at}" / "state.ckpt").exists()  # steps have been taken
         go(0, f"at{at}", resume=True)
         state = read_state(tmp_path / f"at{at}" / "state.ckpt")[0]
         assert all(torch.equal(value, state["model"][key]) for key, value in whole["model"].items())

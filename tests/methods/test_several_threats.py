@@ -162,7 +162,8 @@ def test_a_training_validates_under_all_keeps_them_and_goes_on_exactly(name, tmp
         return hb.train("small-cnn", data, method=name, threat=threats, out=tmp_path / folder, resume=resume, **how)
 
     whole = go(0, "whole")
-    assert go(150, "stopped").interrupted
+    assert go(280, "stopped").interrupted
+    assert (tmp_path / "stopped" / "state.ckpt").exists()  # steps have been taken
     resumed = go(0, "stopped", resume=True)
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[key]), key

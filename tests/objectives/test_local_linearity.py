@@ -173,7 +173,8 @@ def test_what_elle_a_remembers_is_saved_and_begins_anew_with_a_training(tmp_path
         return hb.train("small-cnn", data, method=trained, out=tmp_path / folder, resume=resume, **settings(val_size=0))
 
     whole = go(0, "whole")
-    assert go(100, "stopped").interrupted
+    assert go(280, "stopped").interrupted
+    assert (tmp_path / "stopped" / "state.ckpt").exists()  # steps have been taken
     resumed = go(0, "stopped", resume=True)
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[key]), key
