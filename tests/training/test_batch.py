@@ -18,6 +18,7 @@ from hauberk.models import ModelSpec
 from hauberk.report.reproduce import train_command
 from hauberk.training.batch import BatchLoader
 from hauberk.training.config import TrainConfig
+from hauberk.training.dom_da import augment_again
 from hauberk.training.plan import make_plan
 from helpers import THREAT, easy_data, settings, stopped_and_resumed, tiny_net
 
@@ -43,6 +44,98 @@ def loaded(plan, batch, size=1, step=7):
         x[rank::size], y[rank::size] = part.x, part.y.float()
         p[rank::size] = part.targets
     return x, y, p
+
+
+def again_by_index(x, y, model, transforms, clamp, tries, strength):
+    """The public code of DOM-DA, by places of what is still to be changed."""
+
+    def loss(inputs, labels):
+        return nn.functional.cross_entropy(model(inputs), labels, reduction="none")
+
+    left, x = loss(x, y) <= clamp, x.clone()
+    for count in range(1, tries + 1):
+        places = torch.where(left)[0]
+        if not len(places):
+            break
+        changed = transforms[count - 1](x)[places]
+        hard = loss(changed, y[places]) >= clamp
+        if count == tries:
+            x[places] = changed
+        else:
+            x[places] = x[places] * (1 - strength) + changed * strength
+            x[places[hard]] = changed[hard]
+        left[places[hard]] = False
+    return x
+
+
+@pytest.mark.parametrize(("tries", "strength"), [(1, 0.0), (2, 0.0), (3, 0.1), (5, 0.5)])
+def test_examples_are_augmented_again_as_dom_da_does(tries, strength):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.rand(60, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = torch.arange(60) % 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    noises = torch.rand(tries, *x.shape, generator=generator, dtype=torch.float64)
+    transforms = [lambda inputs, noise=noise: (0.4 * inputs + noise).clamp(0, 1) for noise in noises]
+
+    def losses(inputs):
+        return nn.functional.cross_entropy(model(inputs), y, reduction="none")
+
+    clamp = float(losses(x).detach().quantile(0.7))
+    found = augment_again(x, losses, lambda inputs, k: transforms[k](inputs), clamp, tries, strength)
+    with torch.no_grad():
+        wanted = again_by_index(x, y, model, transforms, clamp, tries, strength)
+    assert torch.allclose(found, wanted)
+    kept = (losses(x) > clamp).detach()
+    assert torch.equal(found[kept], x[kept])
+    assert (found[~kept] != x[~kept]).flatten(1).any(1).all()
+
+
+AGAIN = {"augment": "none", "augment_again": "flip+randaugment", "again_threshold": 1.7, "again_share": 0.3}
+
+
+def test_the_second_half_is_augmented_again_the_same_on_any_number_of_processes():
+    plan, batch = plan_of(epochs=2, **AGAIN), torch.arange(12)
+    assert plan.total_steps == 8
+
+    def inputs(step, size=1):
+        x = torch.zeros(12, *plan.spec.input_shape)
+        for rank in range(size):
+            net = tiny_net().train()
+            before = net[1].running_mean.clone()
+            net[1].eval()  # so that an example does not depend on the others
+            x[rank::size] = BatchLoader(plan, torch.device("cpu"), World(rank, size)).load(net, batch, step).x
+            assert torch.equal(net[1].running_mean, before)
+        return x
+
+    plain = plan.train.fetch(batch)[0]
+    assert torch.equal(inputs(2), plain)
+    late = inputs(3)  # half of the 8 steps are done at its end
+    changed = (late != plain).flatten(1).any(1)
+    assert changed.any()
+    assert torch.equal(inputs(3, size=2), late)
+    assert not torch.equal(inputs(4), late)
+
+
+def test_a_run_that_augments_again_goes_on_exactly(tmp_path):
+    def train(data, out, resume=False, **given):
+        return hb.train(tiny_net(dropout=0.2), data, threat=THREAT, out=out, resume=resume, **settings(**given))
+
+    _, _, stopped = stopped_and_resumed(train, easy_data(), tmp_path, (130, 170), **{**AGAIN, "augment": "flip"})
+    assert stopped == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"augment_again": "randaug"}, "augment_again is one of"),
+        ({"augment_again": "flip", "mixup": 1.0}, "augment_again compares with labels"),
+        ({"augment_again": "flip", "again_tries": 0}, "again_tries must be positive"),
+        ({"augment_again": "flip", "again_share": 2.0}, "again_share is a part"),
+    ],
+)
+def test_what_cannot_be_augmented_again_says_so(given, says):
+    with pytest.raises(hb.UserError, match=says):
+        plan_of(**given)
 
 
 MIXED = {"mixup": 0.7, "cutmix": 1.0, "mixup_prob": 0.8, "augment": "crop-flip"}

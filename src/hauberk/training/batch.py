@@ -3,14 +3,19 @@
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hauberk.attacks.model.frozen_model import kept_buffers
 from hauberk.core.device import send
 from hauberk.core.distributed import World
 from hauberk.core.random import ExampleRng
 from hauberk.data import augment, fetch_for, to_device
 from hauberk.data.extra import target_probabilities
+from hauberk.training.dom_da import augment_again
 from hauberk.training.plan import Plan
+
+_AGAIN = -3  # stage of the draws of the first try to augment again; those of the others count down from there
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +58,7 @@ class BatchLoader:
         (Shafahi et al. 2019, Algorithm 1), and only the draws of the step differ.
 
         Args:
-            model: what the inputs are for.
+            model: what the inputs are for, in training mode.
             batch: indices of the whole batch, (B,).
             step: of the whole training, from 0.
         """
@@ -61,13 +66,32 @@ class BatchLoader:
         found = self._augmented(model, self.world.local_shard(batch), number)
         rng = found.rng if number == step else self._draws(found.index, step)  # the same draws are sent once
         if mixing is None:
-            return replace(found, rng=rng)
+            return replace(found, x=self._again(model, found, number) if self._is_late(step) else found.x, rng=rng)
         other = self._augmented(model, self.world.local_shard(batch.roll(1)), number)
         x, share = mixing(found.x, other.x, found.rng)
         assert found.targets is not None
         assert other.targets is not None
         targets = torch.lerp(other.targets, found.targets, share[:, None])
         return replace(found, x=x, y=torch.where(share >= 0.5, found.y, other.y), rng=rng, targets=targets)
+
+    def _is_late(self, step: int) -> bool:
+        """Whether what is learned by heart is augmented again: in the second half, as DOM's code counts."""
+        return self.plan.again is not None and 2 * (step + 1) >= self.plan.total_steps
+
+    def _again(self, model: nn.Module, found: Batch, number: int) -> Tensor:
+        """Augment again what is learned by heart; the statistics of the model stay as they are."""
+        plan, config = self.plan, self.plan.config
+        augmentation = plan.again
+        assert augmentation is not None
+
+        def losses(x: Tensor) -> Tensor:
+            return F.cross_entropy(model(x).float(), found.y, reduction="none")
+
+        def again(x: Tensor, k: int) -> Tensor:
+            return augment(x, augmentation, self._draws(found.index, _AGAIN - number * config.again_tries - k))
+
+        with kept_buffers(model):
+            return augment_again(found.x, losses, again, config.again_threshold, config.again_tries, config.again_share)
 
     def _draws(self, index: Tensor, stage: int) -> ExampleRng:
         return ExampleRng(self.plan.config.seed, send(index, self.device), stage)

@@ -72,6 +72,15 @@ class TrainConfig:
     """Augmentation: none, crop, crop-flip, crop-flip-reflect, flip, crop-shift, cutout, random-erasing, autoaugment,
     randaugment, idbh-weak, idbh-strong, idbh-svhn, or several such as crop-flip+cutout; or package.module:attribute for your
     own. auto is the usual one of a named data set, and none for other data."""
+    augment_again: str = "none"
+    """Augmentation, one of the names of augment, by which examples that are learned by heart are augmented again, in the second
+    half of the training, until their loss is large (DOM-DA; randaugment in its paper)."""
+    again_threshold: float = 1.5
+    """The cross-entropy, in training mode, from which on augment-again leaves an example as it is."""
+    again_tries: int = 2
+    """How often augment-again tries at most; the last try is taken in any case."""
+    again_share: float = 0.0
+    """How far augment-again moves an example to a try that is not the last, and not hard enough: a part of the way."""
     mixup: float = 0.0
     """α of MixUp, which mixes each example and its label with another one of its batch; 0 for none."""
     cutmix: float = 0.0
@@ -119,7 +128,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("epochs", "batch_size", "lr", "val_steps", "save_minutes"):
+        for name in ("epochs", "batch_size", "lr", "val_steps", "save_minutes", "again_tries"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.eps_warmup <= 1:
@@ -127,9 +136,21 @@ class TrainConfig:
         for name in ("momentum", "ema", "fawa", "extra_share", "pct_start"):
             if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) not in (("ema", -1), ("pct_start", -1)):
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "patience", "threads", "clip_grad", "swa_start", "save_every", "mixup", "cutmix"):
+        for name in (
+            "weight_decay",
+            "patience",
+            "threads",
+            "clip_grad",
+            "swa_start",
+            "save_every",
+            "mixup",
+            "cutmix",
+            "again_threshold",
+        ):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.again_share <= 1:
+            raise UserError(f"again_share is a part, from 0 to 1, not {self.again_share}")
         if not 0 < self.mixup_prob <= 1:
             raise UserError(f"mixup_prob must be above 0 and at most 1, got {self.mixup_prob}")
         if self.val_size < -1:

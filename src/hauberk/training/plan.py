@@ -17,7 +17,7 @@ from hauberk.core.errors import UserError, in_one_line, unknown_name
 from hauberk.core.imports import code_digest, import_object, is_foreign, is_import_path, trusted_name
 from hauberk.core.io import json_roundtrip
 from hauberk.data import DATASETS, ConcatDataset, IndexedDataset, Subset, data_digest, find_augmentation, labels
-from hauberk.data.augmentation import Augmentation, Mixing, is_built_in
+from hauberk.data.augmentation import AUGMENTATIONS, Augmentation, Mixing, is_built_in
 from hauberk.data.standard_subset import first_of
 from hauberk.methods import Method
 from hauberk.methods.parts import FROM_PYTHON
@@ -41,6 +41,7 @@ class Plan:
         val: what is validated on, perhaps empty.
         val_held_out: whether that is held out of the training data, not passed in besides them.
         augmentation: applied to each batch before the attack; None for none.
+        again: applied, in the second half, to examples that are learned by heart; None for none.
         mixing: applied to each batch and others of it after that; None for none.
         class_weights: (C,) or None.
         extra: further examples to train on, or None.
@@ -59,6 +60,7 @@ class Plan:
     val: IndexedDataset
     val_held_out: bool
     augmentation: Augmentation | None
+    again: Augmentation | None
     mixing: Mixing | None
     class_weights: Tensor | None
     extra: IndexedDataset | None
@@ -193,12 +195,12 @@ def make_plan(
     named = config.augment
     if named == "auto":
         named = DATASETS[source.name].augmentation if source.name in DATASETS else "none"
-    if named != "none" and is_built_in(named):
-        if len(spec.input_shape) != 3:
-            raise UserError(f"augmentation {named!r} is for images, not inputs of shape {spec.input_shape}")
-        boxes = {(threat.low, threat.high) for threat in threats_of(method.threat)}
-        if _changes_colors(named) and boxes != {(0.0, 1.0)}:
-            raise UserError(f"augmentation {named!r} is for images in [0, 1], not in the box of {method.threat}")
+    if not is_built_in(config.augment_again):
+        raise UserError(
+            f"augment_again is one of {', '.join(AUGMENTATIONS)}, or several joined by '+', not {config.augment_again!r}"
+        )
+    for one in (named, config.augment_again):
+        _check_built_in(one, spec, method)
     own = passed.get("augment", named)
     plan = Plan(
         spec=spec,
@@ -208,6 +210,7 @@ def make_plan(
         val=held_out if val is None else val,
         val_held_out=val is None,
         augmentation=find_augmentation(named if isinstance(own, str) else own),
+        again=find_augmentation(config.augment_again),
         mixing=Mixing(config.mixup, config.cutmix, config.mixup_prob) if config.mixup or config.cutmix else None,
         class_weights=_class_weights(config, train, spec.classes - method.extra_outputs),
         extra=extra,
@@ -229,6 +232,17 @@ def make_plan(
     return plan
 
 
+def _check_built_in(named: str, spec: ModelSpec, method: Method) -> None:
+    """Raise UserError where a built-in augmentation does not fit the inputs."""
+    if named == "none" or not is_built_in(named):
+        return
+    if len(spec.input_shape) != 3:
+        raise UserError(f"augmentation {named!r} is for images, not inputs of shape {spec.input_shape}")
+    boxes = {(threat.low, threat.high) for threat in threats_of(method.threat)}
+    if _changes_colors(named) and boxes != {(0.0, 1.0)}:
+        raise UserError(f"augmentation {named!r} is for images in [0, 1], not in the box of {method.threat}")
+
+
 def _changes_colors(augmentation: str) -> bool:
     """Whether a built-in augmentation takes 0 for black and 1 for white."""
     return any(part.startswith(("idbh", "auto", "rand")) and part != "random-erasing" for part in augmentation.split("+"))
@@ -236,6 +250,10 @@ def _changes_colors(augmentation: str) -> bool:
 
 def _check_soft_labels(plan: Plan) -> None:
     """Raise UserError where the data have, or mixing makes, probabilities that the method or the network does not fit."""
+    if plan.again is not None and plan.soft_labels:
+        raise UserError(
+            "augment_again compares with labels, and mixup, cutmix or the extra data have probabilities; leave it out"
+        )
     if plan.mixing is not None and plan.mixing.cutmix and len(plan.spec.input_shape) != 3:
         raise UserError(f"cutmix is for images, not inputs of shape {plan.spec.input_shape}")
     if plan.soft_labels and not getattr(plan.method.objective, "takes_targets", True):

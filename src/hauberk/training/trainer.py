@@ -198,8 +198,8 @@ class Trainer:
     def _train_step(self, step: nn.Module, batch: Tensor, look: bool) -> None:
         plan, config = self.plan, self.plan.config
         at = self.epoch * plan.steps_per_epoch + self.step
-        part = self._batches.load(self.model, batch, at)
         self.model.train()
+        part = self._batches.load(self.model, batch, at)
         self.optimizer.zero_grad()  # before the passes, so that old gradients do not add to their memory
         scale, sizes = eps_scale(config.eps_warmup, at, plan.total_steps), self.world.shard_sizes(len(batch))
         more = {"index": part.index, "rng": part.rng, "targets": part.targets, "class_weights": plan.class_weights}

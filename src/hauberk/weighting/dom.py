@@ -37,8 +37,8 @@ class Dom(MeasuredWeighting):
     """DOM-RE's weighting, with ``threshold`` as in :func:`hauberk.weighting.dom`.
 
     The loss is cross-entropy at the clean input in training mode, which costs a method without a pass there one more. DOM-DA,
-    which augments such examples again until their loss is large, changes x before the attack and looks at it several times: it
-    is an augmentation that asks the network, no weighting, and not here. In TRADES and the like the weight is on ℓ, not on r.
+    which augments such examples again until their loss is large, changes x before the attack: it is no weighting, but a setting
+    of the training (``augment_again`` of ``hb.train``). In TRADES and the like the weight is on ℓ, not on r.
 
     Attributes:
         burn_in: number of epochs with weights 1, below 1 a part of the training (0.5 in the paper), or "first-drop": until the
