@@ -17,7 +17,7 @@ from hauberk.data.dataset import TensorDataset
 class WindowDataset(TensorDataset):
     """Windows of series, ``x`` (N, T, F), the last step the latest.
 
-    ``y``, ``classes``, ``name``, ``folder`` and ``probabilities`` are as in :class:`TensorDataset`.
+    ``y``, ``classes``, ``name``, ``folder``, ``probabilities`` and ``labelled_by`` are as in :class:`TensorDataset`.
 
     Attributes:
         starts: date of the first step of each window, (N,).

@@ -16,7 +16,7 @@ from hauberk.models import ModelSpec, StraightThroughRound
 class TableDataset(TensorDataset):
     """Rows of a table, ``x`` (N, D) in the units of the file.
 
-    ``y``, ``classes``, ``name``, ``folder`` and ``probabilities`` are as in :class:`TensorDataset`.
+    ``y``, ``classes``, ``name``, ``folder``, ``probabilities`` and ``labelled_by`` are as in :class:`TensorDataset`.
 
     Attributes:
         features: schema of each column that is used, by name.
