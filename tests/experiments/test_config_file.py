@@ -103,6 +103,7 @@ def test_flags_win_and_what_they_replace_goes(workplace, capsys):
         ("optimizer = 'mine:make'", "add --optimizer mine:make if you trust it"),
         ("callbacks = ['mine:one']", "add --callbacks mine:one if you trust it"),
         ("[hyperparameters]\nattack = 'mine:attack'", "add --set attack=mine:attack if you trust it"),
+        ("[hyperparameters]\nteacher = 'mine:net'", "add --set teacher=mine:net if you trust it"),
         ("data = 'python:arrays'", "data was made in Python .arrays.; pass it to hb.read_config as train_set="),
         ("epochs = 1\nepochs = 2", "cannot read the configuration mine.toml"),
         ("\x00", "cannot read the configuration mine.toml"),

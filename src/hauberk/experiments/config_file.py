@@ -32,7 +32,7 @@ _STANDS_FOR = {
     "augmentation": ("augment",),
 }
 _IMPORTED = ("data", "model", "method", "optimizer", "scheduler", "augment", "callbacks")  # keys that may name code
-_FILES = ("extra", "extra_labels", "init", "teacher")  # keys whose values are files or folders
+_FILES = ("extra", "extra_labels", "init")  # keys whose values are files or folders and are never imported
 _IN_WORDS = ("norm", "eps", "union")
 
 
