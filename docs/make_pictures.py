@@ -18,7 +18,7 @@ from PIL import Image
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.experiments.figures import COLOURS, INK, figure_file, new_figure
+from hauberk.core.figures import COLOURS, INK, figure_file, new_figure
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"

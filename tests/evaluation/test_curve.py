@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 import hauberk as hb
+from hauberk.core.figures import figure_file
 from hauberk.core.io import read_json
-from hauberk.experiments.figures import figure_file
 from hauberk.report.curve import curve_of
-from hauberk.report.figures import robustness_curve as draw
 from hauberk.report.report import make_report
 from helpers import Signalling, linear, sound
 
@@ -115,7 +114,9 @@ def test_what_is_kept_and_shown(tmp_path):
     assert curve.robust_accuracy("2/255") == saved["curve"][0]["robust_accuracy"]
     assert curve.table().row_count == 3
     assert "2/255" in str(curve)
-    assert b"<svg" in figure_file(draw(curve), "svg")
+    picture = curve.figure()
+    assert b"<svg" in figure_file(picture, "svg")
+    assert "Linf(8/255)" in picture.get_supxlabel()
     again = curve_of(saved)
     assert again.to_dict() == curve.to_dict()
     assert again.eps_name(0.2) == curve.eps_name(0.2)  # written as it was given

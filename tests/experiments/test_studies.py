@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 import hauberk as hb
 from hauberk.cli import main
+from hauberk.core.figures import COLUMN, FIGURE_FORMATS, figure_file, new_figure
 from hauberk.experiments import Experiment, progress
-from hauberk.experiments.figures import COLUMN, FIGURE_FORMATS, figure_file, new_figure
 from hauberk.experiments.options import DataOptions, ModelOptions, SubsetOptions
 from hauberk.experiments.studies import STUDIES, StudyContext, StudyResult, Variant, find_study
 from hauberk.experiments.studies.amounts import same_steps, widths

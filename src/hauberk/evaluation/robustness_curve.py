@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
@@ -13,6 +13,9 @@ from hauberk.core.errors import printable
 from hauberk.core.intervals import Interval, wilson_interval
 from hauberk.core.io import as_json, write_atomically
 from hauberk.threat import parse_eps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = "hauberk-curve/1"
 
@@ -85,6 +88,21 @@ class RobustnessCurve:
             )
         return shown
 
+    @property
+    def about(self) -> str:
+        """Data, threat model, number of examples and seed: what belongs under the picture."""
+        origin, n = self.provenance, f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{self.n:,}"
+        subset, seed = origin["subset"], f"seed {origin['seed']}"
+        return f"{origin['data']}, threat model {self.threat}, {n} ({subset}), {seed}, one network"
+
+    def figure(self) -> "Figure":
+        """Draw robust accuracy against ε, with its 95 % intervals, from the accuracy without an attack on, and say of what."""
+        from hauberk.core.figures import put_caption
+
+        picture = draw_curve(self)
+        put_caption(picture, f"At each ε an upper bound: a stronger attack may find nearer examples. {self.about}")
+        return picture
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain types: what :meth:`save` writes."""
         points = [
@@ -114,3 +132,19 @@ class RobustnessCurve:
 
     def _robust(self, eps: float | str) -> int:
         return int((self.distances > float(parse_eps(eps)[0])).sum())
+
+
+def draw_curve(curve: RobustnessCurve) -> "Figure":
+    """Draw a curve without a caption: a step for each example, and a band of intervals."""
+    from hauberk.core.figures import new_figure  # a second to import
+
+    grid = (0.0, *curve.eps)
+    picture, (axes,) = new_figure()
+    low, high = (100 * np.array([curve.interval(eps)[end] for eps in grid]) for end in (0, 1))
+    axes.fill_between(grid, low, high, alpha=0.25, linewidth=0, label="95 % interval")
+    steps = np.sort(curve.distances[np.isfinite(curve.distances) & (curve.distances <= grid[-1])])
+    x = np.concatenate([[0.0], steps[steps > 0], grid[-1:]])
+    axes.step(x, [100 * curve.robust_accuracy(float(eps)) for eps in x], where="post", label="robust accuracy, at most")
+    axes.legend(frameon=False)
+    axes.set(xlabel=f"ε in {curve.norm}", ylabel="%", ylim=(0, 100), xlim=(0, grid[-1]))
+    return picture

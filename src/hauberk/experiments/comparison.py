@@ -191,7 +191,7 @@ class Comparison:
         Raises:
             UserError: if one of them cannot be written.
         """
-        from hauberk.experiments.figures import FIGURE_FORMATS, figure_file
+        from hauberk.core.figures import FIGURE_FORMATS, figure_file
 
         table, folder = self.table(), Path(folder)
         files = {"json": json_file(asdict(self)), "md": table.to_markdown().encode(), "tex": table.to_latex().encode()}

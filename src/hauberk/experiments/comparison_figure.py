@@ -6,7 +6,7 @@ from textwrap import fill
 from matplotlib.figure import Figure
 
 from hauberk.core.errors import printable
-from hauberk.experiments.figures import COLOURS, INK, new_figure
+from hauberk.core.figures import COLOURS, INK, new_figure
 
 _MARKERS = "os^"  # told apart in grey, too
 _WIDTH = 62  # characters of the caption in a line

@@ -6,10 +6,9 @@ import numpy as np
 
 from hauberk.core.errors import UserError
 from hauberk.evaluation import RobustnessCurve
-from hauberk.evaluation.robustness_curve import FORMAT
-from hauberk.report.figures import robustness_curve
+from hauberk.evaluation.robustness_curve import FORMAT, draw_curve
 from hauberk.report.html import Figure, Metric, Page, Section
-from hauberk.report.words import data_name, interval_in_words
+from hauberk.report.words import interval_in_words
 
 
 def curve_of(stored: dict[str, Any]) -> RobustnessCurve:
@@ -21,25 +20,18 @@ def curve_of(stored: dict[str, Any]) -> RobustnessCurve:
     return RobustnessCurve(eps=tuple(float(point["eps"]) for point in stored["curve"]), distances=distances, **same)
 
 
-def curve_subject(curve: RobustnessCurve) -> str:
-    """Return what a curve is of."""
-    origin, n = curve.provenance, f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{curve.n:,}"
-    where = f"{data_name(origin)}, threat model {curve.threat}"
-    return f"{where}, {n} ({origin['subset']}), seed {origin['seed']}, one network"
-
-
 def curve_figure(curve: RobustnessCurve, name: str = "curve") -> Figure:
     """Return the picture of a curve with its numbers."""
     caption = (
         "Robust accuracy at every ε, at most: a step for each example, where its nearest adversarial example was found; a "
-        f"stronger attack may find nearer ones. {curve_subject(curve)}"
+        f"stronger attack may find nearer ones. {curve.about}"
     )
     rows = [
         [curve.eps_name(eps), f"{100 * curve.robust_accuracy(eps):.1f}", interval_in_words(curve.interval(eps))]
         for eps in (0.0, *curve.eps)
     ]
     header = [f"ε in {curve.norm}", "robust at most, %", "95 % interval"]
-    return Figure(name, caption, header, rows, robustness_curve(curve))
+    return Figure(name, caption, header, rows, draw_curve(curve))
 
 
 def curve_page(curve: RobustnessCurve) -> Page:
@@ -51,4 +43,4 @@ def curve_page(curve: RobustnessCurve) -> Page:
         Metric("median distance", middle, f"in {curve.norm}, of those right without an attack"),
     ]
     sections = [Section("Robust accuracy against ε", [curve_figure(curve)])]
-    return Page("Robust accuracy at every ε", curve_subject(curve), metrics, [], sections)
+    return Page("Robust accuracy at every ε", curve.about, metrics, [], sections)

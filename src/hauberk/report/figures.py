@@ -16,10 +16,9 @@ from matplotlib.ticker import NullLocator
 
 from hauberk.attacks import pgd
 from hauberk.core.errors import UserError
+from hauberk.core.figures import COLOURS, FAINT, INK, figure_file, image_grid, new_figure, plot_lines
 from hauberk.core.imports import is_import_path
 from hauberk.data import fetch_for, load_data
-from hauberk.evaluation import RobustnessCurve
-from hauberk.experiments.figures import COLOURS, FAINT, INK, figure_file, image_grid, new_figure, plot_lines
 from hauberk.threat import read_threat, threats_of
 from hauberk.training import load
 
@@ -58,20 +57,6 @@ def band(x: Sequence[float], series: Mapping[str, Sequence[float]], **labels: An
     axes.plot(x, middle, label="median")
     axes.legend(frameon=False)
     axes.set(**labels)
-    return picture
-
-
-def robustness_curve(curve: RobustnessCurve) -> Picture:
-    """Draw robust accuracy in percent against ε, with its 95 % intervals, from the accuracy without an attack on."""
-    grid = (0.0, *curve.eps)
-    picture, (axes,) = new_figure()
-    low, high = (100 * np.array([curve.interval(eps)[end] for eps in grid]) for end in (0, 1))
-    axes.fill_between(grid, low, high, alpha=0.25, linewidth=0, label="95 % interval")
-    steps = np.sort(curve.distances[np.isfinite(curve.distances) & (curve.distances <= grid[-1])])
-    x = np.concatenate([[0.0], steps[steps > 0], grid[-1:]])
-    axes.step(x, [100 * curve.robust_accuracy(float(eps)) for eps in x], where="post", label="robust accuracy, at most")
-    axes.legend(frameon=False)
-    axes.set(xlabel=f"ε in {curve.norm}", ylabel="%", ylim=(0, 100), xlim=(0, grid[-1]))
     return picture
 
 

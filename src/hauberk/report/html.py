@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure as Picture
 
 from hauberk import __version__
+from hauberk.core.figures import FIGURE_FORMATS, figure_file, put_caption
 from hauberk.core.io import make_folder, plain_name, write_atomically, write_together
 from hauberk.core.text_table import TextTable, plain_text
-from hauberk.experiments.figures import FIGURE_FORMATS, figure_file, put_caption
 from hauberk.report.figures import as_markup
 
 # A number with what may stand around it: a sign, a deviation, a unit, an interval, a p-value, a warning; a date; none.

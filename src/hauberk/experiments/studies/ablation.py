@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from matplotlib.figure import Figure
 
-from hauberk.experiments.figures import column_figure, plot_lines
+from hauberk.core.figures import column_figure, plot_lines
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION, draw_bars
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves, last_masks

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from hauberk.core.errors import UserError
+from hauberk.core.figures import column_figure, plot_lines, put_legend, same_limits
 from hauberk.data import IndexedDataset, pseudo_label
-from hauberk.experiments.figures import column_figure, plot_lines, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION, SHORT, draw_accuracy_points, strong_caption
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves

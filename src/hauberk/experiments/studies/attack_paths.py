@@ -13,8 +13,8 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 
 from hauberk.attacks import AttackResult, lm_pgd, pgd
+from hauberk.core.figures import COLOURS, FAINT, INK, column_figure, plot_lines, put_legend
 from hauberk.core.random import ExampleRng
-from hauberk.experiments.figures import COLOURS, FAINT, INK, column_figure, plot_lines, put_legend
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.masks import accuracies
 from hauberk.experiments.studies.result import StudyResult

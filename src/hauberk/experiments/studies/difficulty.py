@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hauberk.core.errors import UserError
+from hauberk.core.figures import INK, bar_style, column_figure, error_bars, plot_points
 from hauberk.data import labels
-from hauberk.experiments.figures import INK, bar_style, column_figure, error_bars, plot_points
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION, strong_caption
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from hauberk.experiments.figures import bar_style, error_bars, plot_lines, plot_points, put_legend
+from hauberk.core.figures import bar_style, error_bars, plot_lines, plot_points, put_legend
 from hauberk.experiments.studies.context import StudyContext
 from hauberk.experiments.studies.masks import ACCURACIES, error_of, strong_words
 from hauberk.experiments.studies.result import StudyResult

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from hauberk.experiments.figures import line_style, put_legend
+from hauberk.core.figures import line_style, put_legend
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.masks import RobustMasks, join_seeds, robust_masks
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hauberk.attacks import pgd
-from hauberk.experiments.figures import column_figure, line_style, put_legend
+from hauberk.core.figures import column_figure, line_style, put_legend
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION, draw_accuracies, draw_accuracy_points, strong_caption
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hauberk.attacks import apgd, pgd
-from hauberk.experiments.figures import COLOURS, FAINT, INK, column_figure, put_legend
+from hauberk.core.figures import COLOURS, FAINT, INK, column_figure, put_legend
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.masks import accuracies, strong_losses
 from hauberk.experiments.studies.result import StudyResult

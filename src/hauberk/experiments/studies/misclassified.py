@@ -6,8 +6,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from hauberk.core.figures import INK, bar_style, column_figure, error_bars, put_legend, same_limits
 from hauberk.data import fetch_for
-from hauberk.experiments.figures import INK, bar_style, column_figure, error_bars, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves

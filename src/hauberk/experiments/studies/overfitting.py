@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from hauberk.attacks import fgsm, pgd
-from hauberk.experiments.figures import bar_style, column_figure, error_bars, plot_points, put_legend, same_limits
+from hauberk.core.figures import bar_style, column_figure, error_bars, plot_points, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hauberk.attacks import frozen_model, logit_margin, pgd
 from hauberk.core.errors import UserError
-from hauberk.experiments.figures import COLOURS, COLUMN, column_figure, image_grid
+from hauberk.core.figures import COLOURS, COLUMN, column_figure, image_grid
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.masks import accuracies
 from hauberk.experiments.studies.result import StudyResult

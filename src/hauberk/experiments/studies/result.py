@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from hauberk.core.figures import FIGURE_FORMATS, figure_file, put_caption, small_text
 from hauberk.core.io import json_file, make_folder, write_together
 from hauberk.core.text_table import TextTable
-from hauberk.experiments.figures import FIGURE_FORMATS, figure_file, put_caption, small_text
 
 # What stands below a table with one of these words in a heading.
 _WORDS = {

@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from hauberk.attacks import pgd
+from hauberk.core.figures import INK, bar_style, column_figure, error_bars, line_style, put_legend, same_limits
 from hauberk.evaluation import evaluate
-from hauberk.experiments.figures import INK, bar_style, column_figure, error_bars, line_style, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION, strong_caption
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, draw_mean, epoch_curves

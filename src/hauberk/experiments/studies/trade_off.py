@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
-from hauberk.experiments.figures import column_figure, error_bars, line_style, plot_lines, put_legend, same_limits
+from hauberk.core.figures import column_figure, error_bars, line_style, plot_lines, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION, SHORT, strong_caption
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves
