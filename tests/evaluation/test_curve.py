@@ -114,9 +114,9 @@ def test_what_is_kept_and_shown(tmp_path):
     assert curve.robust_accuracy("2/255") == saved["curve"][0]["robust_accuracy"]
     assert curve.table().row_count == 3
     assert "2/255" in str(curve)
-    picture = curve.figure()
+    picture, n = curve.figure(), "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}20"
     assert b"<svg" in figure_file(picture, "svg")
-    assert "Linf(8/255)" in picture.get_supxlabel()
+    assert f"Linf(8/255), {n} (all), seed 0" in picture.get_supxlabel().replace("\n", " ")
     again = curve_of(saved)
     assert again.to_dict() == curve.to_dict()
     assert again.eps_name(0.2) == curve.eps_name(0.2)  # written as it was given

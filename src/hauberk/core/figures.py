@@ -79,7 +79,8 @@ def column_figure(heights: Sequence[float], sharex: bool = False) -> tuple[Figur
 def put_caption(figure: Figure, text: str) -> None:
     """Write a caption below the plots, in as many lines as it needs; the figure grows by these."""
     width, height = figure.get_size_inches()
-    lines = wrap(printable(text), int(width * _LETTERS))
+    shown = "\N{NO-BREAK SPACE}".join(map(printable, text.split("\N{NO-BREAK SPACE}")))  # which is printable, in a caption
+    lines = wrap(shown, int(width * _LETTERS))
     figure.set_size_inches(width, height + _CAPTION_LINE * len(lines) + 0.05)
     look: dict[str, Any] = {"fontsize": _CAPTION_SIZE, "color": INK, "linespacing": 1.25}
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", parse_math=False, **look)  # a "$" in a name is no formula
