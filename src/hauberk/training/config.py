@@ -10,6 +10,8 @@ OPTIMIZERS = ("sgd", "adamw")
 _OF_SGD = ("momentum", "nesterov")
 _OF_SCHEDULE = ("schedule", "milestones", "decay_rate", "pct_start", "warmup_epochs")
 _MOST_THREADS = 1024
+_POSITIVE = "epochs", "batch_size", "lr", "val_steps", "save_minutes", "again_tries"
+_MAY_BE_0 = "weight_decay", "patience", "threads", "clip_grad", "swa_start", "save_every", "mixup", "cutmix", "again_threshold"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("epochs", "batch_size", "lr", "val_steps", "save_minutes", "again_tries"):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.eps_warmup <= 1:
@@ -136,17 +138,7 @@ class TrainConfig:
         for name in ("momentum", "ema", "fawa", "extra_share", "pct_start"):
             if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) not in (("ema", -1), ("pct_start", -1)):
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in (
-            "weight_decay",
-            "patience",
-            "threads",
-            "clip_grad",
-            "swa_start",
-            "save_every",
-            "mixup",
-            "cutmix",
-            "again_threshold",
-        ):
+        for name in _MAY_BE_0:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.again_share <= 1:
