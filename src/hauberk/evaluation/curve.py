@@ -26,7 +26,7 @@ from hauberk.core.numerics import deterministic_mode, float32_mode
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import ExampleRng, content_ids
 from hauberk.data import IndexedDataset, as_dataset, fetch_for
-from hauberk.evaluation.evaluate import evaluated_digest
+from hauberk.evaluation.identity import evaluated_digest
 from hauberk.evaluation.records import CLEAN, RecordStore
 from hauberk.evaluation.robustness_curve import RobustnessCurve
 from hauberk.evaluation.verify import read_columns, verify_adversarial

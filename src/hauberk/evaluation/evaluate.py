@@ -24,8 +24,7 @@ from hauberk.core.io import machine, read_json, versions
 from hauberk.core.numerics import Precision, deterministic_mode, float32_mode, float32_switches
 from hauberk.core.progress import ProgressBar
 from hauberk.core.random import shuffled_order
-from hauberk.data import IndexedDataset, Subset, as_dataset, data_digest, fetch_for
-from hauberk.data.dataset import in_memory
+from hauberk.data import IndexedDataset, Subset, as_dataset, fetch_for
 from hauberk.data.tables.rows import rows_behind
 from hauberk.evaluation.attacked_rows import attack_rows
 from hauberk.evaluation.certified import certify_standing, check_certifiable
@@ -34,7 +33,8 @@ from hauberk.evaluation.diagnostics import DiagnosticSpec, find_diagnostics, run
 from hauberk.evaluation.diagnostics.gradients import SAMPLE, Sample
 from hauberk.evaluation.diagnostics.results import CleanInputs, Verdicts
 from hauberk.evaluation.finding import worst_first
-from hauberk.evaluation.records import CLEAN, PLAN, Records, RecordStore, difference
+from hauberk.evaluation.identity import FIRST, identity, require_same_plan, stand_in_identity
+from hauberk.evaluation.records import CLEAN, PLAN, Records, RecordStore
 from hauberk.evaluation.result import Evaluation
 from hauberk.evaluation.runner import EvaluationRunner
 from hauberk.evaluation.tabular_risk import risk_of_rows
@@ -42,7 +42,7 @@ from hauberk.evaluation.two_phase import run_two_phases, survivors_of
 from hauberk.evaluation.union import evaluate_union
 from hauberk.fastpath.frozen_copy import make_inference_copy
 from hauberk.fastpath.precision import autotune_precision
-from hauberk.models import model_code, model_id
+from hauberk.models import model_id
 from hauberk.objectives.expected_cost import read_costs
 from hauberk.objectives.functional import AttackLoss, Criterion, evades, fooled, make_goal
 from hauberk.threat import ThreatModel
@@ -52,7 +52,6 @@ from hauberk.threat.union import threat_digest
 EvaluationPrecision: TypeAlias = Literal["model", "fp32", "tf32", "bf16", "auto"]
 
 _TRANSFER = "transfer-pgd-20"
-_FIRST = 16  # examples that are looked at before anything else
 
 
 @checked
@@ -168,7 +167,7 @@ def evaluate(
     source, folder, world = as_dataset(test_set, goal.of_classes), None if out is None else Path(out), get_world()
     count = len(source) if n is None else n
     _check_options(count, len(source), batch_size, to, save_adversarials and folder is None)
-    first_x, first_y = fetch_for(model, source, torch.arange(min(count, _FIRST)))
+    first_x, first_y = fetch_for(model, source, torch.arange(min(count, FIRST)))
     check_inputs(first_x, first_y, threat, source.classes, goal.of_classes)
     classes = None if source.classes is None else source.classes + goal.extra_outputs
     outputs = check_model(model, first_x, first_y, classes, probabilities=True, of_classes=goal.of_classes)
@@ -195,10 +194,10 @@ def evaluate(
         "float32": in_attacks, "threads": torch.get_num_threads(), "device": first_x.device.type, "model_id": model_id(model),
     }  # fmt: skip
     if folder is not None or world.size > 1:  # there are others to compare with
-        plan |= {"threat": threat.to_dict(), **_identity(model, surrogate, source, count), "bpda": _stand_in_identity(bpda)}
+        plan |= {"threat": threat.to_dict(), **identity(model, surrogate, source, count), "bpda": stand_in_identity(bpda)}
         plan["attacks"] = {name: code_digest(preset.attack) for name, preset in chosen.attacks.items()}
     if world.size > 1:
-        _require_same_plan(plan, source, count, world)
+        require_same_plan(plan, source, count, world)
     store = _open_store(folder, plan, world, first_x[0] if save_adversarials else None)
     hidden, order = quiet or not world.is_main, shuffled_order(seed, count)
     certified, sampled = None, None
@@ -303,44 +302,6 @@ def _measured_precision(model: nn.Module, source: IndexedDataset, batch_size: in
     x, _ = fetch_for(model, source, torch.arange(batch_size))
     with deterministic_mode(x.device, algorithms=False):
         return autotune_precision(model, x, "auto", "off").precision
-
-
-def _identity(model: nn.Module, surrogate: nn.Module | None, source: IndexedDataset, count: int) -> dict[str, Any]:
-    """Return what data, models and versions are."""
-    return {
-        "data": source.name,
-        "data_digest": evaluated_digest(source, count),
-        "model_code": model_code(model),
-        "surrogate_id": None if surrogate is None else model_id(surrogate),
-        "surrogate_code": None if surrogate is None else model_code(surrogate),
-        **{name: versions()[name] for name in ("hauberk", "torch", "python")},
-    }
-
-
-def _stand_in_identity(stand_in: StandInLike | None) -> str | None:
-    """Return what the backward pass is of."""
-    if isinstance(stand_in, nn.Module):
-        return f"{model_id(stand_in)} {model_code(stand_in)}"
-    return None if stand_in is None else code_digest(stand_in)
-
-
-def evaluated_digest(source: IndexedDataset, count: int) -> str:
-    """Return the digest of data that the plan of an evaluation of the first ``count`` examples holds.
-
-    Each example is compared again in the clean pass, so data that are not in memory are not read twice for that.
-    """
-    return data_digest(Subset(source, torch.arange(count if in_memory(source) else min(count, _FIRST))))
-
-
-def _require_same_plan(plan: dict[str, Any], source: IndexedDataset, count: int, world: World) -> None:
-    """Refuse, by a UserError in all processes, to evaluate together where they were started differently, or see other data.
-
-    Each process looks at examples of its own, so all of them are compared here, also where they are not in memory.
-    """
-    if not in_memory(source):
-        plan = {**plan, "data_digest": data_digest(Subset(source, torch.arange(count)))}
-    differs = difference(world.on_main_process(lambda: plan), plan, harmless=())
-    world.raise_if_any(f"process {world.rank} is not like the first one: other {differs}" if differs else "")
 
 
 def _open_store(folder: Path | None, plan: dict[str, Any], world: World, point: Tensor | None) -> RecordStore:

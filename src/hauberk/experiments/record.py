@@ -10,7 +10,7 @@ import torch
 from hauberk.core.errors import UserError
 from hauberk.core.io import json_roundtrip, make_folder, read_json, write_json
 from hauberk.data import data_digest
-from hauberk.evaluation.evaluate import evaluated_digest
+from hauberk.evaluation.identity import evaluated_digest
 from hauberk.experiments.experiment import Experiment
 from hauberk.methods import Method
 from hauberk.models import ModelSpec, model_code
