@@ -295,7 +295,7 @@ def test_a_command_to_type_next_is_quoted_for_the_shell(path, typed, tmp_path):
 def test_whatever_is_in_a_name_a_mistake_is_one_line_that_moves_no_cursor(capsys):
     assert main(["report", "two\nlines\x1b[31m\udcff"]) == 2
     assert capsys.readouterr().err == (
-        r"hauberk: two\nlines\x1b[31m\udcff holds no run, evaluation, comparison or study to report on" + "\n"
+        r"hauberk: two\nlines\x1b[31m\udcff holds no run, evaluation, curve, comparison or study to report on" + "\n"
     )
 
 

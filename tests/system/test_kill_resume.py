@@ -140,7 +140,7 @@ def test_every_command_survives_kill_minus_nine_at_any_moment(name, run, tmp_pat
     while kills < KILLS_OF_EACH:
         at = chance.choice([0, chance.randrange(1, 20)])  # at a random moment, or before one of the first file operations
         status = ended(begin(at), 300 if at else chance.uniform(0, longest))
-        if os.WIFSIGNALED(status) or (name == "compare" and at and status):  # whose worker may be the one that is killed
+        if os.WIFSIGNALED(status) or (name in ("compare", "study") and at and status):  # whose worker may be killed
             kills += 1
         else:
             assert status == 0, log.read_text()
