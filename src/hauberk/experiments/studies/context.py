@@ -79,7 +79,7 @@ class StudyContext:
     device: str = "auto"
     threads: int = 0
     trials: int = 3
-    say: Callable[[str], None] = field(default=silent, repr=False, compare=False)
+    say: Callable[[str], None] = field(default_factory=lambda: silent, repr=False, compare=False)
     right: dict[str, list[Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
