@@ -813,6 +813,21 @@ def test_networks_side_by_side_are_those_of_one_after_another(tmp_path):
     assert len(told) == 12
 
 
+def test_networks_made_with_others_are_not_begun_once_these_are_stopped(tmp_path, monkeypatch):
+    rounds = []
+
+    def stopped(work, todo, *, on_end, **settings):  # by an interrupt, after the first has saved
+        rounds.append(list(todo))
+        on_end(rounds[-1][0], "stopped")
+        return False
+
+    monkeypatch.setattr("hauberk.experiments.studies.side_by_side.in_processes", stopped)
+    context = StudyContext(TINY, tmp_path, trials=1)
+    assert not train_side_by_side([find_study("subsets")], context, jobs=2, threads=1)
+    assert [[one.name for one in some] for some in rounds] == [["at"]]
+    assert rounds[0][0].context.threads == 1
+
+
 def test_what_cannot_be_trained_side_by_side_is_said_and_left_to_its_study(tmp_path):
     def refuses(context):
         raise hb.UserError("needs images")

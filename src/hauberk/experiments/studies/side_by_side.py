@@ -36,23 +36,26 @@ def train_side_by_side(studies: Iterable[Study], context: StudyContext, *, jobs:
     Returns:
         Whether all has been tried; otherwise it was stopped, and the same call goes on.
     """
-    rounds = _missing(studies, context)
+    rounds = _missing(studies, replace(context, threads=threads, say=silent))
     count = Count(sum(map(len, rounds)), jobs, context.say)
 
     def told(one: _Network, what: str) -> None:
         count.ended(f"{one.name}, seed {one.context.seed}", what)
 
+    tried = 0
     for todo in rounds:
-        alone = [replace(one, context=replace(one.context, threads=threads)) for one in todo]
-        in_processes(_train, alone, jobs=jobs, device=context.device, on_end=told)
-    return count.tried == count.total
+        in_processes(_train, todo, jobs=jobs, device=context.device, on_end=told)
+        tried += len(todo)
+        if count.tried < tried:  # stopped: what the next ones are made with is not there
+            return False
+    return True
 
 
 def _missing(studies: Iterable[Study], context: StudyContext) -> tuple[list[_Network], list[_Network]]:
     """Return the networks that are not trained: those that need no other, and those that need one of these or a trained one."""
     free: dict[Path, _Network] = {}
     bound: dict[Path, tuple[_Network, Path]] = {}
-    imagined = [(one, planning(one)) for one in replace(context, say=silent).by_seed]
+    imagined = [(one, planning(one)) for one in context.by_seed]
     for study in studies:
         for one, plan in imagined:
             try:
