@@ -48,6 +48,12 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
+def _seeded():
+    """A test that draws weights or inputs draws the same ones alone, in any order and in any process."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _registered_methods(monkeypatch):
     """A method that a test registers is known to that test alone."""
     monkeypatch.setattr(registry, "_BUILDERS", {**registry._BUILDERS})

@@ -184,7 +184,7 @@ def test_smoothadv_is_an_attack_like_others(digits):
         y = model(x.double()).argmax(1)
     attack = hb.attacks.SmoothAdv(steps=5, sigma=0.02, draws=2, start="uniform")
     found = [
-        hb.evaluate(model, (x, y), threat=hb.L2(0.1), attacks=[attack], batch_size=size, diagnostics=[], quiet=True)
+        hb.evaluate(model, (x, y), threat=hb.L2(0.3), attacks=[attack], batch_size=size, diagnostics=[], quiet=True)
         for size in (24, 5)
     ]
     assert found[0].broken_by == found[1].broken_by
