@@ -24,7 +24,7 @@ from scipy.stats import ttest_rel
 
 import hauberk as hb
 from hauberk.cli import main
-from hauberk.core.io import read_json
+from hauberk.core.io import read_json, write_json
 from hauberk.core.text_table import Ranked, TextTable
 from hauberk.experiments import (
     Comparison,
@@ -616,6 +616,16 @@ def test_an_experiment_is_known_by_what_it_does_not_by_how_it_was_asked_for(tmp_
     for other in others:
         with pytest.raises(hb.UserError, match="was made with"):
             bind_folder(tmp_path, other)
+
+
+def test_a_folder_of_a_version_with_other_settings_is_refused_by_their_names(tmp_path):
+    one = Experiment("mart", 0)
+    bind_folder(tmp_path, one)
+    record = read_json(tmp_path / "experiment.json")
+    del record["settings"]["mixup"]
+    write_json(tmp_path / "experiment.json", record)
+    with pytest.raises(hb.UserError, match=r"was made with a version of hauberk with other settings \(mixup\); choose another"):
+        bind_folder(tmp_path, one)
 
 
 @pytest.mark.parametrize("name", PAPER_TABLES)

@@ -478,6 +478,15 @@ def test_resuming_as_something_else_is_refused(tmp_path):
     assert len(again.metrics) == 1
 
 
+def test_a_run_of_a_version_with_other_settings_is_refused_by_their_names(tmp_path):
+    train_tiny(easy_data(), tmp_path / "run", epochs=1)
+    record = read_json(tmp_path / "run/run.json")
+    del record["settings"]["mixup"]
+    write_json(tmp_path / "run/run.json", record)
+    with pytest.raises(hb.UserError, match=r"by a version of hauberk with other settings \(mixup\); use that, or a new folder"):
+        train_tiny(easy_data(), tmp_path / "run", resume=True, epochs=1)
+
+
 def changed_data(what):
     """The same data set but for its last example, or in another order."""
     x, y = easy_data()

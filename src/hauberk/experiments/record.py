@@ -38,6 +38,9 @@ def bind_folder(folder: Path, experiment: Experiment) -> None:
     for key in sorted((now.keys() | there.keys()) - _PLACES):
         before, after = there.get(key), now.get(key)
         if before != after:
+            if key.startswith("settings.") and key not in now.keys() & there.keys():
+                which = f"a version of hauberk with other settings ({key.removeprefix('settings.')})"
+                raise UserError(f"{folder} was made with {which}; choose another folder by --out")
             raise UserError(f"{folder} was made with {key} = {before!r}, not {after!r}; choose another folder by --out")
 
 

@@ -131,6 +131,9 @@ def compare_plans(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             if section == "code":
                 other = "another" if key == "teacher" else "other code of its"
                 raise UserError(f"this run was started with {other} {key}; use a new folder")
+            if section == "settings" and key not in before.keys() & after.keys():
+                other = f"a version of hauberk with other settings ({key})"
+                raise UserError(f"this run was started by {other}; use that, or a new folder")
             advice = f"pass the same {_OBJECTS[key]} again, or " if key in _OBJECTS else ""
             raise UserError(
                 f"this run was started with {section} {key} = {before.get(key)!r}, not {after.get(key)!r}; "
