@@ -22,7 +22,8 @@ import hauberk as hb
 from hauberk.attacks import find_attack, run_attack
 from hauberk.attacks.presets import AttackLike
 from hauberk.data import fetch_for
-from hauberk.evaluation.curve import WITHIN_L0, RobustnessCurve
+from hauberk.evaluation.curve import WITHIN_L0
+from hauberk.evaluation.robustness_curve import RobustnessCurve
 from hauberk.threat import make_threat
 
 OTHER_SEED = 1

@@ -601,6 +601,7 @@ def test_an_experiment_is_known_by_what_it_does_not_by_how_it_was_asked_for(tmp_
     one = Experiment("mart", 0, data=DataOptions("cifar10"), model=ModelOptions("resnet18"))
     same = [
         replace(one, settings={"epochs": 100, "threads": 3}),
+        replace(one, settings={"on_divergence": "rollback"}),  # for the one of many that needs it
         replace(one, data=DataOptions("cifar10", "elsewhere", verify=False), label="another name", surrogate="runs/other"),
     ]
     for other in (one, *same):

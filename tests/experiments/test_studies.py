@@ -36,6 +36,7 @@ from hauberk.experiments.studies.verdict import difference_of, mean_and_error, s
 from hauberk.models import ModelSpec
 from hauberk.training.callbacks import read_metrics
 from hauberk.training.config import TrainConfig
+from hauberk.training.metrics import TrainingDiverged
 from hauberk.training.plan import hold_out
 from helpers import tiny_batch, tiny_net
 
@@ -69,6 +70,20 @@ def short_attacks(monkeypatch):
     monkeypatch.setattr("hauberk.experiments.studies.reweighting.evaluate", partial(hb.evaluate, attacks=("fgsm",)))
     for name, value in {"MANY": 6, "STARTS": 2, "START_STEPS": 3, "PATH_STEPS": 6}.items():
         monkeypatch.setattr(f"hauberk.experiments.studies.attack_paths.{name}", value)
+
+
+def test_a_network_that_collapses_is_looked_at_unless_it_is_to_stop(monkeypatch, tmp_path):
+    """A claim is about what a training comes to; one of many networks does not end the study."""
+
+    def collapsed(*seen):
+        raise TrainingDiverged("robust accuracy fell")
+
+    monkeypatch.setattr("hauberk.training.trainer.check_catastrophic_overfitting", collapsed)
+    stopping = replace(TINY, settings={**TINY.settings, "on_divergence": "stop"})
+    with pytest.raises(hb.UserError, match="robust accuracy fell"):
+        StudyContext(stopping, tmp_path, trials=1).trained("standard")
+    StudyContext(TINY, tmp_path, trials=1).trained("standard")  # goes on with that one
+    assert len(read_metrics(next(tmp_path.rglob("metrics.jsonl")))) == 2
 
 
 @pytest.mark.parametrize("name", STUDIES)

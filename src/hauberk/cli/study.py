@@ -11,7 +11,15 @@ import tyro
 
 from hauberk.cli.options import command, common_parts, parse, program, say, usual_folder
 from hauberk.core.errors import UserError
-from hauberk.experiments.options import DataOptions, ModelOptions, SubsetOptions, ThreatOptions, TrainSettings, as_options
+from hauberk.experiments.options import (
+    STUDY_SETTINGS,
+    DataOptions,
+    ModelOptions,
+    SubsetOptions,
+    ThreatOptions,
+    TrainSettings,
+    as_options,
+)
 from hauberk.training.published import resolve
 
 if TYPE_CHECKING:
@@ -61,7 +69,7 @@ def study(arguments: Sequence[str]) -> int:
     """Run the command."""
 
     def with_published(options: Study) -> Study:
-        found = resolve(options.data.name, options.model.name, settings=options.settings)
+        found = resolve(options.data.name, options.model.name, settings={**STUDY_SETTINGS, **options.settings})
         return replace(options, settings=as_options(found.config))
 
     options = parse(Study, "study", arguments, with_published)

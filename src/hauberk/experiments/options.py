@@ -10,11 +10,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_type_hints
 
 from tyro.conf import Suppress, arg
 
 from hauberk.training.config import TrainConfig
+
+# Training settings of a study's networks unless others are given: a claim is about what a training comes to, a collapse, too.
+STUDY_SETTINGS: Mapping[str, Any] = MappingProxyType({"on_divergence": "ignore"})
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ T = TypeVar("T")
 Differences: TypeAlias = Iterator[tuple[str, Any, Any]]
 RECORD = "experiment.json"
 _ANOTHER_THREAT = "another threat model"
-_PLACES = {"data.data_dir", "data.verify", "surrogate", "label", "last"}  # may differ: they change no number
+# These change no number, or, as on_divergence, only those of a training that would have ended without one.
+_MAY_DIFFER = {"data.data_dir", "data.verify", "surrogate", "label", "last", "settings.on_divergence"}
 
 
 def bind_folder(folder: Path, experiment: Experiment) -> None:
@@ -35,7 +36,7 @@ def bind_folder(folder: Path, experiment: Experiment) -> None:
         write_json(path, record)
         return
     now, there = _flat(json_roundtrip(record)), _flat(read_json(path))
-    for key in sorted((now.keys() | there.keys()) - _PLACES):
+    for key in sorted((now.keys() | there.keys()) - _MAY_DIFFER):
         before, after = there.get(key), now.get(key)
         if before != after:
             if key.startswith("settings.") and key not in now.keys() & there.keys():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hauberk.core.errors import UserError
 from hauberk.data import IndexedDataset, fetch_for, labels
 from hauberk.experiments.experiment import Experiment
+from hauberk.experiments.options import STUDY_SETTINGS
 from hauberk.experiments.progress import Watch
 from hauberk.experiments.runner import train_experiment
 from hauberk.methods import Method
@@ -156,7 +157,7 @@ class StudyContext:
         """Return the training of a network with the first seed, and the folder that it is kept in with others of its kind."""
         base = self.with_parts(variant.parts).base
         subset = replace(base.subset, test_size=0)  # trained on the same for any number of test examples
-        settings = {**base.settings, **variant.settings}
+        settings = {**STUDY_SETTINGS, **base.settings, **variant.settings}
         one = replace(base, method=variant.method, hyperparameters=variant.hyperparameters, settings=settings, subset=subset)
         return one, self.out / "networks" / variant.kind
 

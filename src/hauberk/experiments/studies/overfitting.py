@@ -23,13 +23,12 @@ _ATTACKS = ("clean", "FGSM", "PGD-20", "PGD-20, best epoch")
 def fgsm_training(context: StudyContext) -> StudyResult:
     """Train with FGSM and with PGD, and attack both by both, at the last epoch and at the best."""
     one_step = {"steps": 1, "step_size": "eps", "start": "clean"}
-    go_on = {"on_divergence": "ignore"}
     variants: dict[str, Variant] = {}
     for factor in FGSM_FACTORS:
         label = "" if factor == 1 else f" at {factor:g} ε"
-        variants[f"PGD, {factor:g} ε"] = Variant(f"at{label}", {}, go_on, with_eps("at", factor), decides=factor == 1)
+        variants[f"PGD, {factor:g} ε"] = Variant(f"at{label}", custom=with_eps("at", factor), decides=factor == 1)
         variants[f"FGSM, {factor:g} ε"] = Variant(
-            f"fgsm{label}", {}, go_on, with_eps("at", factor, **one_step), decides=factor == 1
+            f"fgsm{label}", custom=with_eps("at", factor, **one_step), decides=factor == 1
         )
     x, y = context.examples()
     seen: dict[str, list[list[Tensor]]] = {name: [] for name in variants}
