@@ -182,6 +182,16 @@ def test_a_study_of_a_table_of_two_classes_is_made_or_refused_untrained(name, lo
     assert ("the logit margin to the other class" in written) == any("strong" in key for key in found.rows[0])
 
 
+def test_margins_say_which_rows_of_a_table_the_examples_are(loans, short_attacks):
+    found = find_study("margins").run(loans)
+    train = hb.data.read_table(loans.base.data.name).train
+    x, y = train.fetch(torch.arange(16))
+    assert [row["label"] for row in found.examples] == [("late = 0", "late = 1")[k] for k in y.tolist()]
+    assert all({row["label"], row["nearest other class"]} == {"late = 0", "late = 1"} for row in found.examples)
+    for name, values in train.values(x).items():
+        assert [row[f"row.{name}"] for row in found.examples] == values
+
+
 def test_the_stronger_attacks_of_few_classes_are_those_of_autoattack_there():
     few, many = "cw-targeted", "dlr-targeted"
     assert [strong_losses(classes)[1] for classes in (2, 3, 4, 10)] == [few, few, many, many]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hauberk.attacks import apgd, pgd
 from hauberk.core.figures import COLOURS, FAINT, INK, column_figure, put_legend
+from hauberk.data.tables.rows import rows_behind
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.masks import accuracies, strong_losses
 from hauberk.experiments.studies.result import StudyResult
@@ -124,13 +125,8 @@ def margins(context: StudyContext) -> StudyResult:
             found[name].append(values)
         if one.seed == context.seed:
             weights = mail(true - other, slope=SLOPE, bias=BIAS)
-            named = [
-                {"example": k, "label": label, "nearest other class": near, "p of the label": p_y, "largest other p": p_j,
-                 "PM adv": p_y - p_j, "area": area_of(p_y - p_j), "LPS": steps, "weight": weight, "critical": missed}
-                for k, (label, near, p_y, p_j, steps, weight, missed) in enumerate(
-                    zip(*(one.tolist() for one in (y, rival, true, other, seen.lps, weights, critical)), strict=True)
-                )
-            ]  # fmt: skip
+            columns = (y, rival, true, other, seen.lps, weights, critical)
+            named = _name_examples(context, x, *(column.tolist() for column in columns))
     true, other, lps, critical = (torch.stack(some) for some in found.values())
     margin = true - other
     inside = {"safe": margin >= BOUNDARY, "boundary": (margin >= 0) & (margin < BOUNDARY), "wrong": margin < 0}
@@ -167,6 +163,19 @@ def margins(context: StudyContext) -> StudyResult:
         "0 to that; wrong: below 0 (the papers draw no line; this one is ours). margins-examples.csv names them all.",
         examples=named,
     )
+
+
+def _name_examples(context: StudyContext, x: Tensor, *found: list[Any]) -> list[dict[str, Any]]:
+    """Return what was found of each training example, by name of a column; of rows of a table with their classes and values."""
+    table = rows_behind(context.base.load_data("train"))
+    classes = range(context.classes) if table is None else table.class_names
+    values = {} if table is None else {f"row.{name}": column for name, column in table.values(x).items()}
+    return [
+        {"example": k, "label": classes[label], "nearest other class": classes[near], "p of the label": p_y,
+         "largest other p": p_j, "PM adv": p_y - p_j, "area": area_of(p_y - p_j), "LPS": steps, "weight": weight,
+         "critical": missed, **{name: column[k] for name, column in values.items()}}
+        for k, (label, near, p_y, p_j, steps, weight, missed) in enumerate(zip(*found, strict=True))
+    ]  # fmt: skip
 
 
 def area_of(margin: float) -> str:
