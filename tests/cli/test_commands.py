@@ -21,7 +21,6 @@ from hauberk.experiments.options import DataOptions, SubsetOptions
 from hauberk.experiments.studies import StudyContext, Variant
 from hauberk.experiments.studies.method_variants import with_loss
 from hauberk.models import ModelSpec
-from hauberk.training import export_model
 from helpers import end_with_parent, few_images
 
 QUICK = ["--epochs", "1", "--val-steps", "2", "--threads", "1", "--quiet"]
@@ -463,8 +462,17 @@ def test_an_exported_state_dict_keeps_its_normalisation_on_the_command_line(mode
     found = evaluated(["run", *again], capsys)
     assert evaluated(["run", *own], capsys) == found  # the network that is named again is built as it was
     net = ModelSpec.from_dict(json.loads((workplace / "run/best.json").read_text())["model"]).build()
-    written = export_model("run", "net.pth", model=net)
+    assert main(["export", "run", "net.pth", *again]) == 0
+    written = Path("net.pth")
     assert evaluated([str(written), *own, "--data", "digits"], capsys) == found
+    if again:  # nothing is imported that is not named
+        capsys.readouterr()
+        assert main(["export", "run", "other.pth"]) == 2
+        assert f"--model {model} (of a surrogate, --surrogate-model)" in capsys.readouterr().err
+        named = ["--surrogate-model", model]
+        transfer = ["evaluate", "run", *again, "--n", "9", "--attacks", "transfer-pgd-20", "--diagnostics", "cheap", "--quiet"]
+        assert main([*transfer, "--surrogate", "run"]) == main([*transfer, *named]) == 2
+        assert main([*transfer, "--surrogate", "run", *named]) == 0
     x = torch.rand(3, 1, 8, 8)
     assert torch.equal(hb.load(written, model=net)(x), hb.load("run", model=net)(x))
     if model != "normnets:normalised":

@@ -61,7 +61,7 @@ def test_a_card_cannot_import_by_itself(tmp_path, monkeypatch):
     (tmp_path / "spy.py").write_text("from pathlib import Path\nPath('imported').touch()\ndef net(): pass\n")
     monkeypatch.chdir(tmp_path)
     export(tmp_path, "spy:net", ModelSpec("small-cnn", (3, 8, 8), 5).build())
-    with pytest.raises(hb.UserError, match="allow_code=True if you trust it"):
+    with pytest.raises(hb.UserError, match="if you trust it, pass model=, or allow_code=True"):
         hb.load(tmp_path)
     assert not (tmp_path / "imported").exists()
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hauberk.cli.options import command, parse, say
-from hauberk.cli.target import TargetOptions, find_target, load_target
+from hauberk.cli.target import TargetOptions, build_named, find_target, load_target
 from hauberk.core.errors import UserError
 from hauberk.experiments.options import EvaluationOptions, digest
 
@@ -35,6 +35,8 @@ class Evaluate(TargetOptions):
     evaluation: EvaluationOptions = EvaluationOptions()
     surrogate: Path | None = None
     """Another run or exported model, to craft transfer attacks on."""
+    surrogate_model: str = ""
+    """The package.module:factory to build the surrogate with, where its card cannot (this imports your module)."""
     bpda: str = ""
     """A package.module:function, or module, that stands in for the model in the backward pass of attacks (BPDA)."""
     to: float = 1.0
@@ -96,8 +98,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     from hauberk.evaluation import evaluate as evaluate_model
     from hauberk.experiments.experiment import further_threats
     from hauberk.threat import only_threat, threats_of
-    from hauberk.training import load, pick_device
+    from hauberk.training import pick_device
 
+    if options.surrogate_model and not options.surrogate:
+        raise UserError("--surrogate-model builds the network of --surrogate, which is not given")
     if options.curve and (unused := _unused_by_a_curve(options)):
         raise UserError(f"--curve does not use {', '.join(unused)}; leave {'them' if unused[1:] else 'it'} out")
     costs = cost_matrix(options.costs) if options.costs else None
@@ -118,7 +122,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         model = load_target(options, target, device)
         if options.curve:
             return _curve(options, model, test, only_threat(threat, "a curve is"), out)
-        surrogate = None if options.surrogate is None else load(options.surrogate, device=device)
+        surrogate = None if options.surrogate is None else _load_surrogate(options.surrogate, options.surrogate_model, device)
         try:
             result = evaluate_model(
                 model,
@@ -213,6 +217,12 @@ def cost_matrix(rows: Sequence[str]) -> list[list[float]]:
         return [[float(cost) for cost in row.split(",")] for row in rows]
     except ValueError as error:
         raise UserError(f"--costs takes a row of numbers for each class, such as 0,1 5,0, not {' '.join(rows)}") from error
+
+
+def _load_surrogate(path: Path, factory: str, device: Any) -> Any:
+    from hauberk.training import load
+
+    return load(path, model=build_named(path, "best", factory), device=device)
 
 
 def _folder(options: Evaluate) -> Path:

@@ -287,14 +287,18 @@ class Export:
     """The file to write; its ending names the format."""
     which: Literal["best", "last"] = "best"
     """Checkpoint of a run to take: the best one by validation, or the last."""
+    model: str = ""
+    """The package.module:factory to build a model with that its card cannot build (this imports your module)."""
 
 
 def export(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(Export, "export", arguments)
+    from hauberk.cli.target import build_named
     from hauberk.training.export import FORMATS, export_model
 
-    written = export_model(options.target, options.out, which=options.which)
+    model = build_named(options.target, options.which, options.model)
+    written = export_model(options.target, options.out, model=model, which=options.which)
     say(f"Written to {written} ({FORMATS[written.suffix]}); inputs are in the units of the data, outputs are logits")
     say("Next: " + _THEN[written.suffix].format(file=str(written), command=command("evaluate", written)))
     return 0

@@ -122,13 +122,21 @@ def load_target(options: TargetOptions, target: Target, device: Any) -> "nn.Modu
     if is_import_path(str(options.target)):
         whole = default_model(str(options.target), target.test)
         return ModelSpec(whole.name, whole.input_shape, whole.classes).build().to(device).eval()
-    if not options.model:
-        return load(options.target, which=options.which, device=device)
-    if target.card:
-        spec = replace(ModelSpec.from_dict(target.card.get("model", {})), name=options.model)
+    if not options.model or target.card:
+        model = build_named(options.target, options.which, options.model)
     else:
-        spec = _as_exported(default_model(options.model, target.test), options)
-    return load(options.target, model=spec.build(), which=options.which, device=device)
+        model = _as_exported(default_model(options.model, target.test), options).build()
+    return load(options.target, model=model, which=options.which, device=device)
+
+
+def build_named(path: Path, which: str, factory: str) -> "nn.Module | None":
+    """Build the network of a run or an exported model by the user's ``factory``; None, for the card to do it, without one."""
+    from hauberk.models import ModelSpec
+    from hauberk.training import read_card
+
+    if not factory:
+        return None
+    return replace(ModelSpec.from_dict(read_card(path, which)[0].get("model", {})), name=factory).build()
 
 
 def _as_exported(whole: "ModelSpec", options: TargetOptions) -> "ModelSpec":

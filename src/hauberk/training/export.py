@@ -91,7 +91,8 @@ def load(
             raise UserError(f"{path} does not say which network it belongs to; pass model=")
         spec = ModelSpec.from_dict(card.get("model", {}))
         if spec.imports and not allow_code:
-            raise UserError(f"this card would import {spec.name!r}; pass model=, or allow_code=True if you trust it")
+            again = f"on the command line, --model {spec.name} (of a surrogate, --surrogate-model)"
+            raise UserError(f"this card would import {spec.name!r}; if you trust it, pass model=, or allow_code=True; {again}")
         with torch.random.fork_rng(devices=[]):
             model = spec.build()
     tensors, own = read_weights(weights, card.get("weights_digest"), which), model.state_dict()
