@@ -636,6 +636,21 @@ def test_a_folder_that_exists_is_not_touched(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_training_that_saved_nothing_is_begun_anew_in_its_folder(tmp_path):
+    how = {"threat": THREAT, "out": tmp_path / "run", **settings(epochs=1)}
+    with pytest.raises(hb.UserError, match="Try a lower lr"):
+        hb.train(TurnsNaN(after=0), easy_data(), **how)
+    anew = hb.train(tiny_net(), easy_data(), **{**how, "lr": 0.01})
+    assert len(anew.metrics) == 1
+    assert read_json(tmp_path / "run/run.json")["settings"]["lr"] == 0.01
+    with pytest.raises(hb.UserError, match="exists; go on with it"):  # something was, this time
+        hb.train(tiny_net(), easy_data(), **how)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.toml").write_text("epochs = 3\n")
+    with pytest.raises(hb.UserError, match="exists; go on with it"):
+        hb.train(tiny_net(), easy_data(), **{**how, "out": tmp_path / "mine"})
+
+
 def test_known_class_counts_are_compared():
     with pytest.raises(hb.UserError, match="4 outputs, but the data has 5 classes"):
         hb.train(tiny_net(classes=4), TensorDataset(easy_data()[0], easy_data()[1] % 4, 5), threat=THREAT, **settings(epochs=1))

@@ -16,7 +16,7 @@ from hauberk.training.config import OPTIMIZERS
 
 RUN_FORMAT = "hauberk-run/2"
 _RECORD, _STATE = "run.json", "state.ckpt"
-_BEFORE = (LOCKFILE, f"{_RECORD}.part", "tensorboard")  # what names begin with where a run was killed before it had a record
+_BEFORE = (LOCKFILE, _RECORD, "tensorboard")  # what names begin with where a run ended before anything was saved of it
 _SECTIONS = ("model", "method", "threat", "data", "settings", "code")
 _MAY_DIFFER = (
     "device",
@@ -33,7 +33,10 @@ _OBJECTS = {"optimizer": "optimizer=", "scheduler": "scheduler=", "augment": "au
 
 
 def open_folder(out: str | Path | None, resume: bool) -> Path | None:
-    """Make the folder of a new run, or find that of one to resume. Raises UserError if that is not possible."""
+    """Make the folder of a new run, or find that of one to resume. Raises UserError if that is not possible.
+
+    A folder in which nothing was saved, as of a training whose first loss was not finite, is that of a new run.
+    """
     if out is None:
         if resume:
             raise UserError("resume=True needs out=, the folder of the run")
@@ -43,13 +46,19 @@ def open_folder(out: str | Path | None, resume: bool) -> Path | None:
         read_record(folder)
         return folder
     try:
-        if folder.exists() and (not folder.is_dir() or any(not entry.name.startswith(_BEFORE) for entry in folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and _holds_nothing([entry.name for entry in folder.iterdir()])):
             again = f"--resume {shell_quoted(folder)} (resume=True)"
             raise UserError(f"{folder} exists; go on with it by {again}, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
     return folder
+
+
+def _holds_nothing(names: list[str]) -> bool:
+    """Whether files of these names are at most what a run leaves that was killed or refused before anything was saved."""
+    own = ("config.toml",) if _RECORD in names else ()  # where no run began, it is somebody's own
+    return all(name.startswith(_BEFORE + own) for name in names)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} does not exist")
     if not path.is_file():
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        killed = names and all(name.startswith(_BEFORE) for name in names)
+        killed = names and _holds_nothing(names)
         again = "; it was killed before anything was saved: begin it again, without --resume" if killed else ""
         raise UserError(f"{folder} holds no run to resume{again}")
     stored = read_json(path)
