@@ -223,23 +223,27 @@ class TrainingDiverged(Exception):
 def check_catastrophic_overfitting(row: dict[str, Any], best: dict[str, Any], held_out: int, classes: int) -> None:
     """Raise TrainingDiverged for catastrophic overfitting (Wong et al. 2020): the training attack fails, and others succeed.
 
-    That is taken to have happened when robust accuracy on held-out examples is under half of the best so far, by more than
-    four standard errors, while robust accuracy in training has reached that best one. A training that merely stumbles, at a
-    high learning rate, loses both, and is left to recover; and one that was no better than chance has nothing to lose.
+    That is taken to have happened when, of the held-out examples that the network has right, the part that withstands the
+    attack is under half of that in the best epoch so far, by more than four standard errors, while robust accuracy in training
+    has reached the held-out one of that epoch. A training that merely stumbles, at a high learning rate, loses clean accuracy
+    with it, and is left to recover; and one that was no better than chance has nothing to lose.
 
     ``row`` has the metrics of this epoch, ``best`` those of the best one before, or nothing; ``held_out`` is the number of
     examples that validation looks at.
     """
-    now, then = row.get("val_robust_accuracy"), best.get("val_robust_accuracy")
-    seen = row.get("train_robust_accuracy")
-    if now is None or then is None or seen is None:
+    seen, then = row.get("train_robust_accuracy"), best.get("val_robust_accuracy")
+    if seen is None or then is None or "val_robust_accuracy" not in row:
         return
-    if then <= 1 / classes + 4 * sqrt((1 - 1 / classes) / classes / held_out):
+    now, right, right_then = (row["val_robust_accuracy"], row["val_clean_accuracy"], best["val_clean_accuracy"])
+    if then <= 1 / classes + 4 * sqrt((1 - 1 / classes) / classes / held_out) or not right:
         return
-    if now < then / 2 and then - now > 4 * sqrt(then * (1 - then) / held_out) and seen >= then:
+    withstood, before = now / right, then / right_then
+    error = sqrt(before * (1 - before) / (held_out * min(right, right_then)))
+    if withstood < before / 2 and before - withstood > 4 * error and seen >= then:
         raise TrainingDiverged(
             f"robust accuracy on held-out examples fell from {100 * then:.1f} % to {100 * now:.1f} % in epoch {row['epoch']}, "
-            f"while {100 * seen:.1f} % withstand the training attack: catastrophic overfitting, usual where it has one step"
+            f"while {100 * seen:.1f} % withstand the training attack and {100 * right:.1f} % are right without one: "
+            "catastrophic overfitting, usual where it has one step"
         )
 
 
