@@ -113,17 +113,19 @@ def draw_path_dependence(result: StudyResult) -> Figure:
     cloud.plot([0, PATH_STEPS], [0, PATH_STEPS], color=FAINT, zorder=0)
     if pairs:
         x, y = zip(*pairs, strict=True)
-        sizes = [8 * count for count in pairs.values()]
+        each = min(8.0, 800 / max(pairs.values()))  # the largest circle stays inside the axes
+        sizes = [each * count for count in pairs.values()]
         cloud.scatter(x, y, s=sizes, facecolor="none", edgecolor=COLOURS[0], linewidths=0.8)
-        for place, count in pairs.most_common(3):
-            cloud.annotate(f"{count}", place, ha="center", va="center", fontsize=6)
+        for place, count in pairs.items():
+            if each * count > 60:  # room for its number
+                cloud.annotate(f"{count}", place, ha="center", va="center", fontsize=6)
     ticks = [0, 1, 2, 5, 10, 20, PATH_STEPS]  # most examples need few steps
     cloud.set(xlabel="LPS by PGD", ylabel="LPS by LM-PGD")
     for axis, scale in ((cloud.xaxis, cloud.set_xscale), (cloud.yaxis, cloud.set_yscale)):
-        scale("symlog", linthresh=1)
-        axis.set_ticks(ticks, [*map(str, ticks[:-1]), "not broken"])
+        scale("symlog", linthresh=1, linscale=0.3)
+        axis.set_ticks(ticks, [*map(str, ticks[:-1]), "not\nbroken"])
         axis.set_minor_locator(NullLocator())
-    cloud.margins(0.12)
+    cloud.margins(0.15)
     return figure
 
 
