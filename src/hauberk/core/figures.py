@@ -106,6 +106,11 @@ def same_limits(plots: Sequence[Axes]) -> None:
         axes.set_ylim(low, high)
 
 
+def from_zero(axes: Axes) -> None:
+    """Begin the y axis at 0, with room above the highest mark however little the values differ."""
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+
+
 def put_legend(axes: Axes, columns: int = 3) -> None:
     """Put the legend above the plot, where it hides nothing."""
     axes.legend(

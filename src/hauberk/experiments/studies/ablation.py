@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from matplotlib.figure import Figure
 
-from hauberk.core.figures import column_figure, plot_lines
+from hauberk.core.figures import column_figure, from_zero, plot_lines
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION, draw_bars
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves, last_masks
@@ -84,8 +84,9 @@ def draw_ablation(result: StudyResult) -> Figure:
     names = ["MART" if row["loss"] == "whole" else row["loss"] for row in rows]
     draw_bars(bars, names, [row["PGD-20, %"] for row in rows], [row["PGD-20 ±"] for row in rows], xlabel="PGD-20 accuracy, %")
     shares = [100 * share for share in result.series["share"]]
-    labels = {"xlabel": "training examples regularised, %", "ylabel": "PGD-20, %", "xticks": shares, "ylim": (0, None)}
+    labels = {"xlabel": "training examples regularised, %", "ylabel": "PGD-20, %", "xticks": shares}
     plot_lines(line, shares, {"PGD-20": result.series["robust"]}, {"PGD-20": result.series["robust ±"]}, **labels)
+    from_zero(line)
     curves = {"MART" if name == "whole" else name: one for name, one in result.series["epochs"].items()}
     shown = ["MART", *(name for name in LATE if name != "whole")]
     draw_epochs(clean, curves, "clean", shown, columns=2)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from hauberk.core.errors import UserError
-from hauberk.core.figures import column_figure, plot_lines, put_legend, same_limits
+from hauberk.core.figures import column_figure, from_zero, plot_lines, put_legend, same_limits
 from hauberk.data import IndexedDataset, pseudo_label
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION, SHORT, draw_accuracy_points, strong_caption
@@ -192,7 +192,7 @@ def _draw_growth(axes: Axes, rows: Sequence[dict[str, Any]], x: Sequence[float],
     series = {SHORT[name]: [row[name] for row in rows] for name in ACCURACIES}
     errors = {SHORT[name]: [row[error_of(name)] for row in rows] for name in ACCURACIES}
     plot_lines(axes, x, series, errors, xlabel=xlabel, ylabel="accuracy, %")
-    axes.set_ylim(0, None)
+    from_zero(axes)
     put_legend(axes)
 
 

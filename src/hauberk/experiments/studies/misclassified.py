@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from hauberk.core.figures import INK, bar_style, column_figure, error_bars, put_legend, same_limits
+from hauberk.core.figures import INK, bar_style, column_figure, error_bars, from_zero, put_legend, same_limits
 from hauberk.data import fetch_for
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION
@@ -81,7 +81,8 @@ def draw_subsets(result: StudyResult) -> Figure:
         errors = error_bars([row["PGD-20 ±"] for row in shown])
         bars.bar(places, [row["PGD-20, %"] for row in shown], 0.36, yerr=errors, capsize=2, label=part, **bar_style(k))
     bars.axhline(rows["at"]["PGD-20, %"], color=INK, linestyle="--", label="AT")
-    bars.set(xticks=range(len(TREATMENTS)), xticklabels=TREATMENTS, ylabel="PGD-20 accuracy, %", ylim=(0, None))
+    bars.set(xticks=range(len(TREATMENTS)), xticklabels=TREATMENTS, ylabel="PGD-20 accuracy, %")
+    from_zero(bars)
     bars.grid(False, axis="x")
     put_legend(bars)
     for axes, kind in zip(plots, TREATMENTS, strict=True):

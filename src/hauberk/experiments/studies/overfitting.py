@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from hauberk.attacks import fgsm, pgd
-from hauberk.core.figures import bar_style, column_figure, error_bars, plot_points, put_legend, same_limits
+from hauberk.core.figures import bar_style, column_figure, error_bars, from_zero, plot_points, put_legend, same_limits
 from hauberk.experiments.studies.context import StudyContext, Variant
 from hauberk.experiments.studies.drawing import ERRORS_CAPTION
 from hauberk.experiments.studies.epochs import EPOCHS_CAPTION, draw_epochs, epoch_curves
@@ -78,7 +78,7 @@ def draw_fgsm_training(result: StudyResult) -> Figure:
     put_legend(points, 2)
     for axes, factor in zip(plots, FGSM_FACTORS, strict=True):
         draw_epochs(axes, result.series["epochs"], "PGD", [f"{kind}, {factor:g} ε" for kind in ("PGD", "FGSM")])
-        axes.set_ylim(0, None)
+        from_zero(axes)
     same_limits(plots)
     return figure
 
