@@ -25,11 +25,10 @@ def fgsm_training(context: StudyContext) -> StudyResult:
     one_step = {"steps": 1, "step_size": "eps", "start": "clean"}
     variants: dict[str, Variant] = {}
     for factor in FGSM_FACTORS:
-        label = "" if factor == 1 else f" at {factor:g} ε"
-        variants[f"PGD, {factor:g} ε"] = Variant(f"at{label}", custom=with_eps("at", factor), decides=factor == 1)
-        variants[f"FGSM, {factor:g} ε"] = Variant(
-            f"fgsm{label}", custom=with_eps("at", factor, **one_step), decides=factor == 1
-        )
+        label, usual = ("", True) if factor == 1 else (f" at {factor:g} ε", False)
+        pgd_trained = Variant("at") if usual else Variant(f"at{label}", custom=with_eps("at", factor), decides=False)
+        variants[f"PGD, {factor:g} ε"] = pgd_trained
+        variants[f"FGSM, {factor:g} ε"] = Variant(f"fgsm{label}", custom=with_eps("at", factor, **one_step), decides=usual)
     x, y = context.examples()
     seen: dict[str, list[list[Tensor]]] = {name: [] for name in variants}
     for name, one, best in context.networks(variants):
