@@ -17,6 +17,8 @@ from hauberk.experiments.studies.verdict import gain, percent, sentence
 from hauberk.weighting import mail, probabilistic_margin
 
 SLOPES_AND_BIASES = [(2.0, -0.5), (5.0, -0.5), (10.0, -0.5), (20.0, -0.5), (10.0, -1.0), (10.0, 0.0), (10.0, 0.5)]
+# A better epoch before the weights were on, as the mark may show one, is another method's network, and is not kept.
+_KEPT_CAPTION = "The first accuracies: best epoch with weights."
 
 
 def weights(context: StudyContext) -> StudyResult:
@@ -55,7 +57,7 @@ def weights(context: StudyContext) -> StudyResult:
             for name, one in found.items()
         ],
         {"epochs": epoch_curves(context, variants)},
-        caption=f"{ERRORS_CAPTION} {strong_caption(context)} {EPOCHS_CAPTION}",
+        caption=f"{ERRORS_CAPTION} {strong_caption(context)} {EPOCHS_CAPTION} {_KEPT_CAPTION}",
     )
 
 
@@ -100,7 +102,7 @@ def burn_in(context: StudyContext) -> StudyResult:
         ],
         [one.row(**{"burn-in, epochs": length}) for length, one in zip(lengths, found.values(), strict=True)],
         {"epochs": epoch_curves(context, variants)},
-        caption=f"{ERRORS_CAPTION} {strong_caption(context)} {EPOCHS_CAPTION}",
+        caption=f"{ERRORS_CAPTION} {strong_caption(context)} {EPOCHS_CAPTION} {_KEPT_CAPTION}",
     )
 
 

@@ -84,7 +84,7 @@ def reweighting_and_attacks(context: StudyContext) -> StudyResult:
                 for name, one in curves.items()
             },
         },
-        caption="PGD-100: steps of ε/10; CW-30: 30 steps of ε/4 on the logit margin. Bars: best epoch. "
+        caption="PGD-100: steps of ε/10; CW-30: 30 steps of ε/4 on the logit margin. Bars: best epoch with weights. "
         f"{ERRORS_CAPTION} {strong_caption(context)} Lines with marks: test examples at kept epochs, of AutoAttack the first "
         f"{_autoattacked(context)}; mean, and band from the lowest to the highest seed; dotted: from here on examples are "
         f"weighted. PGD, below: {EPOCHS_CAPTION}",
