@@ -708,6 +708,17 @@ def test_label_noise_changes_training_labels_only_and_as_many_as_it_says():
         replace(SMALL, subset=SubsetOptions(label_noise=1.5))
 
 
+def test_label_noise_is_as_frequent_among_held_out_examples_as_among_others():
+    """It was not: the same generator chose both, so that every held-out label was random, and chose the best epoch."""
+    part, changed = replace(SMALL, subset=SubsetOptions(1000, 60, label_noise=0.2)), []
+    for seed in range(5):
+        noisy = replace(part, seed=seed).load_data("train")
+        clean = replace(SMALL, seed=seed, subset=SubsetOptions(1000, 60)).load_data("train")
+        held_out = hold_out(clean, TrainConfig(seed=seed, val_size=200))[1].indices
+        changed.append(noisy.fetch(held_out)[1] != clean.fetch(held_out)[1])
+    assert 0.14 < float(torch.cat(changed).double().mean()) < 0.22  # 0.2 of them are drawn, a tenth of these as they were
+
+
 def test_variants_change_options_of_the_experiment_and_nothing_else(tmp_path):
     context = StudyContext(SMALL, tmp_path)
     variant = Variant("at", settings={"epochs": 4}, parts={"subset": {"train_size": 100}, "model": {"name": "mlp-16"}})

@@ -120,7 +120,7 @@ def test_normalisation_is_a_layer_of_the_model():
 
 
 def test_your_own_by_module_and_factory(tmp_path, monkeypatch):
-    (tmp_path / "mynets.py").write_text(
+    (tmp_path / "factories.py").write_text(
         "from torch import nn\n"
         "def net(classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))\n"
         "def number(): return 7\n"
@@ -130,15 +130,15 @@ def test_your_own_by_module_and_factory(tmp_path, monkeypatch):
     )
     (tmp_path / "mistyped.py").write_text("def net(:\n")
     monkeypatch.chdir(tmp_path)
-    assert ModelSpec("mynets:net", (3, 4, 4), 6).build()(torch.rand(2, 3, 4, 4)).shape == (2, 6)
+    assert ModelSpec("factories:net", (3, 4, 4), 6).build()(torch.rand(2, 3, 4, 4)).shape == (2, 6)
     with pytest.raises(hb.UserError, match="returned a int"):
-        ModelSpec("mynets:number", (3, 4, 4), 6).build()
-    for name, says in (("mynets:other", "missing 1 required"), ("mynets:leaves", "fails with SystemExit")):
+        ModelSpec("factories:number", (3, 4, 4), 6).build()
+    for name, says in (("factories:other", "missing 1 required"), ("factories:leaves", "fails with SystemExit")):
         with pytest.raises(hb.UserError, match=f"{says}.*takes input_shape and classes"):
             ModelSpec(name, (3, 4, 4), 6).build()
     with pytest.raises(hb.UserError, match=r"Forgets.__init__ must begin with super\(\)"):
-        hb.train("mynets:Forgets", (torch.rand(6, 4), torch.arange(6) % 3), threat=hb.Linf(0.1), epochs=1, quiet=True)
-    for name in ("mynets:missing", "nowhere:net", ":net", "mistyped:net", "../x:net"):
+        hb.train("factories:Forgets", (torch.rand(6, 4), torch.arange(6) % 3), threat=hb.Linf(0.1), epochs=1, quiet=True)
+    for name in ("factories:missing", "nowhere:net", ":net", "mistyped:net", "../x:net"):
         with pytest.raises(hb.UserError, match="cannot load model"):
             ModelSpec(name, (3, 4, 4), 6).build()
 
