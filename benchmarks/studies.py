@@ -2,7 +2,7 @@
 
     python benchmarks/studies.py
 
-On digits 246 trainings took about two hours of a CPU core, their attacks half an hour.
+On digits 252 trainings took about two hours of a CPU core, their attacks three quarters of an hour.
 Studies whose results are in --out are not run again; networks are kept there, too.
 """
 
