@@ -160,7 +160,7 @@ def run_on_slurm(
     try:
         from submitit import AutoExecutor
     except ImportError as error:
-        raise UserError("a Slurm cluster needs submitit; pip install 'hauberk[slurm]'") from error
+        raise UserError("a Slurm cluster needs submitit; pip install submitit") from error
     executor = AutoExecutor(out / "slurm", cluster=cluster)
     executor.update_parameters(**settings)
     todo = _unfinished(experiments, out, threads)

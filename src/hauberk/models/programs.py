@@ -34,7 +34,7 @@ def onnx_program(net: nn.Module, x: Tensor) -> bytes:
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError("ONNX needs onnx and onnxscript; pip install 'hauberk[onnx]'") from error
+        raise UserError("ONNX needs onnx and onnxscript; pip install onnx onnxscript onnxruntime") from error
     if sum(value.nbytes for value in net.state_dict().values()) > _LARGEST_ONNX:
         raise UserError("one ONNX file holds at most 2 GB, and this network is larger; export it to .pt2")
     program = _program(net, x)

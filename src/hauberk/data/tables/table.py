@@ -300,11 +300,11 @@ def read_frame(path: str | Path) -> "DataFrame":
     try:
         import pandas as pd
     except ImportError as error:
-        raise UserError("tables need pandas; pip install 'hauberk[tables]'") from error
+        raise UserError("tables need pandas; pip install pandas pyarrow") from error
     path = Path(path)
     try:
         return pd.read_parquet(path) if path.suffix in (".parquet", ".pq") else pd.read_csv(path)
     except ImportError as error:
-        raise UserError("Parquet files need pyarrow; pip install 'hauberk[tables]'") from error
+        raise UserError("Parquet files need pyarrow; pip install pyarrow") from error
     except Exception as error:  # pandas and pyarrow raise dozens of kinds
         raise UserError(f"cannot read the table {path}: {in_one_line(error)}") from error
