@@ -13,6 +13,7 @@ from hauberk.core.errors import UserError, in_one_line, shell_quoted
 from hauberk.core.io import as_json, previous, read_json, read_state, versions, write_json, write_state
 from hauberk.core.lock import LOCKFILE
 from hauberk.training.config import OPTIMIZERS
+from hauberk.training.config_file import CONFIG
 
 RUN_FORMAT = "hauberk-run/2"
 _RECORD, _STATE = "run.json", "state.ckpt"
@@ -57,7 +58,7 @@ def open_folder(out: str | Path | None, resume: bool) -> Path | None:
 
 def _holds_nothing(names: list[str]) -> bool:
     """Whether files of these names are at most what a run leaves that was killed or refused before anything was saved."""
-    own = ("config.toml",) if _RECORD in names else ()  # where no run began, it is somebody's own
+    own = (CONFIG,) if _RECORD in names else ()  # where no run began, it is somebody's own
     return all(name.startswith(_BEFORE + own) for name in names)
 
 

@@ -234,7 +234,7 @@ def check_catastrophic_overfitting(row: dict[str, Any], best: dict[str, Any], he
     seen, then = row.get("train_robust_accuracy"), best.get("val_robust_accuracy")
     if seen is None or then is None or "val_robust_accuracy" not in row:
         return
-    now, right, right_then = (row["val_robust_accuracy"], row["val_clean_accuracy"], best["val_clean_accuracy"])
+    now, right, right_then = row["val_robust_accuracy"], row["val_clean_accuracy"], best["val_clean_accuracy"]
     if then <= 1 / classes + 4 * sqrt((1 - 1 / classes) / classes / held_out) or not right:
         return
     withstood, before = now / right, then / right_then
